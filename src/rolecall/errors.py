@@ -1,0 +1,102 @@
+"""The error tree: each name says what the caller can do about it."""
+
+from __future__ import annotations
+
+
+class RolecallError(Exception):
+    """Root of every error this package raises on purpose; its text is fit for a person."""
+
+
+class ConfigError(RolecallError):
+    """Raised when a setting or the application directory is wrong; names it, its value and what is allowed."""
+
+
+class MissingExtra(ConfigError):
+    """Raised when an optional library is needed and absent; names the extra to install."""
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs an extra: pip install 'rolecall[{extra}]'")
+
+
+class DecodeError(RolecallError):
+    """Raised when bytes from the bus are no envelope; ``raw`` holds them."""
+
+    def __init__(self, reason: str, raw: bytes = b"") -> None:
+        super().__init__(reason)
+        self.raw = raw
+
+
+class NewerVersion(DecodeError):
+    """Raised when an envelope was written by a later version of this package."""
+
+
+class EnvelopeTooLarge(RolecallError):
+    """Raised when an envelope or its text exceeds its limit; nothing was written."""
+
+
+class UnknownRole(RolecallError):
+    """Raised when a route names a role that this deployment does not configure."""
+
+
+class ServerUnavailable(RolecallError):
+    """Raised when the Redis or Valkey server cannot be reached or is too old."""
+
+
+class NothingRunning(RolecallError):
+    """Raised when no worker is there to answer."""
+
+
+class LeaseLost(RolecallError):
+    """Raised inside a handler whose envelope now belongs to another instance or was cancelled."""
+
+
+class Retry(RolecallError):
+    """Raised by a handler: hand this envelope to an instance again, not before ``after`` seconds."""
+
+    def __init__(self, after: float = 1.0, reason: str = "the agent asked for another try") -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class Reject(RolecallError):
+    """Raised by a handler: give this turn up; ``reason`` is shown to the user."""
+
+
+class TurnTimeout(RolecallError):
+    """Raised when a handler used more time than its limit."""
+
+
+class ModelError(RolecallError):
+    """Root of what a language model's provider can do to us."""
+
+
+class RateLimited(ModelError):
+    """Raised when the provider asks to wait; ``retry_after`` is seconds, None when it did not say."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ModelUnavailable(ModelError):
+    """Raised when the provider cannot be reached or answers with a server error."""
+
+
+class ModelTimeout(ModelUnavailable):
+    """Raised when the provider stays silent longer than allowed."""
+
+
+class Truncated(ModelError):
+    """Raised when a stream ended without its finish marker; ``text`` is what had come."""
+
+    def __init__(self, message: str, text: str = "") -> None:
+        super().__init__(message)
+        self.text = text
+
+
+class ModelRefused(ModelError):
+    """Raised when the provider refuses this request for good: bad request, context too long, content."""
+
+
+class ModelUnauthorised(ModelRefused):
+    """Raised when the provider refuses the key."""

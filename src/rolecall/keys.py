@@ -1,0 +1,104 @@
+"""Every key name, nowhere else. A shard's keys share the hash tag ``{bus:N}``."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+GROUP = "g"
+BANDS = ("h", "n", "l")
+"""High, normal, low: one stream of a role for each."""
+
+GLOBAL = "{bus:0}"
+META = f"{GLOBAL}:meta"
+SCALE = f"{GLOBAL}:scale"
+WORKERS = f"{GLOBAL}:w"
+CONTROL = f"{GLOBAL}:control"
+
+
+def shard_of(conversation: str, shards: int) -> int:
+    """The shard a conversation lives in: crc32 of its UTF-8 id, modulo the shard count."""
+    return crc32(conversation.encode()) % shards
+
+
+def band(priority: int) -> str:
+    """``h`` for 67 and above, ``l`` for 33 and below, else ``n``."""
+    return "h" if priority >= 67 else "l" if priority <= 33 else "n"
+
+
+def worker(process: str) -> str:
+    """Hash of one process's registry entry."""
+    return f"{GLOBAL}:w:{process}"
+
+
+def lease(name: str) -> str:
+    """String: the token of whoever holds the named lease."""
+    return f"{GLOBAL}:lease:{name}"
+
+
+class ShardKeys:
+    """The key names of shard ``number``."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.prefix = f"{{bus:{number}}}"
+        self.log = f"{self.prefix}:l"
+        self.dead = f"{self.prefix}:d"
+        self.deferred = f"{self.prefix}:z"
+        self.active = f"{self.prefix}:a"
+        self.principals = f"{self.prefix}:u"
+
+    def conversation(self, conversation: str) -> str:
+        """Hash ``seq cseq cur done at session last title ctl``."""
+        return f"{self.prefix}:c:{conversation}"
+
+    def mailbox(self, conversation: str) -> str:
+        """List of the ids of waiting turns."""
+        return f"{self.prefix}:m:{conversation}"
+
+    def journal(self, conversation: str) -> str:
+        """Hash of every unfinished turn: ``<turn>:<field>``."""
+        return f"{self.prefix}:j:{conversation}"
+
+    def history(self, conversation: str) -> str:
+        """List of remembered messages as JSON, oldest first."""
+        return f"{self.prefix}:h:{conversation}"
+
+    def preferences(self, conversation: str) -> str:
+        """Hash of a conversation's preferences."""
+        return f"{self.prefix}:p:{conversation}"
+
+    def events(self, conversation: str) -> str:
+        """Stream of turn events, also the name of its wake-up channel's subject."""
+        return f"{self.prefix}:e:{conversation}"
+
+    def channel(self, conversation: str) -> str:
+        """Pub/sub channel that wakes the followers of a conversation."""
+        return f"{self.prefix}:ev:{conversation}"
+
+    def result(self, conversation: str, turn: str) -> str:
+        """String: the final event of a finished turn as JSON."""
+        return f"{self.prefix}:t:{conversation}:{turn}"
+
+    def idempotency(self, conversation: str, idem: str) -> str:
+        """String ``turn|digest`` for a message already admitted."""
+        return f"{self.prefix}:k:{conversation}:{idem}"
+
+    def outbox(self, front: str) -> str:
+        """Stream of what the named front end still has to deliver."""
+        return f"{self.prefix}:o:{front}"
+
+    def statistics(self, day: str) -> str:
+        """Hash of counters of one UTC day, ``YYYYMMDD``."""
+        return f"{self.prefix}:s:{day}"
+
+    def stream(self, role: str, band: str) -> str:
+        """Work stream of a role, one band."""
+        return f"{self.prefix}:r:{role}:{band}"
+
+    def direct(self, role: str, process: str) -> str:
+        """Work stream of a role for one process."""
+        return f"{self.prefix}:r:{role}:@{process}"
+
+    def alive(self, process: str) -> str:
+        """String with a TTL: this process renewed its leases in this shard lately."""
+        return f"{self.prefix}:up:{process}"
