@@ -1,0 +1,203 @@
+"""Following a turn: the truth is the conversation's event stream, pub/sub only says when to look."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from rolecall import keys
+from rolecall.bus import Bus
+
+logger = logging.getLogger(__name__)
+LOOK_AGAIN_SECONDS = 5.0
+PAGE = 500
+FINAL = ("final", "error", "cancelled")
+
+Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a turn. ``id`` rises strictly and resumes a follow; ``text`` is a delta's piece at
+    ``position`` characters, or the whole answer of a final event; ``started`` makes earlier deltas void."""
+
+    kind: Kind
+    id: str
+    turn: str
+    text: str = ""
+    position: int = 0
+    place: int = 0
+    role: str = ""
+    instance: str = ""
+    attempt: int = 0
+    payload: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> bool:
+        """Whether the turn is over with this."""
+        return self.kind in FINAL
+
+
+class Wakeups:
+    """A process's one pub/sub connection: wakes who follows a conversation, and hears the control broadcasts."""
+
+    def __init__(self, pubsub: PubSub, control: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._pubsub = pubsub
+        self._control = control
+        self._listeners: dict[str, set[asyncio.Event]] = {}
+        self._confirmed: dict[str, asyncio.Event] = {}
+        # redis-py's PubSub opens a second connection when two tasks subscribe before it has one.
+        self._subscribing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Listen until cancelled. After a lost connection everyone is woken to look for what was missed."""
+        await self._subscribe_first()
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=30)
+                if message is not None:
+                    self._heard(message)
+            except (RedisError, OSError) as error:
+                logger.info("wake-ups: the server is away: %s", error)
+                await asyncio.sleep(0.2)
+                self._wake_everyone()
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        with suppress(RedisError, OSError):
+            await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[asyncio.Event]:
+        """An event that is set whenever ``channel`` speaks; on entry the subscription is confirmed, or the server
+        is away and the follower's own looking must do."""
+        woken = asyncio.Event()
+        first = channel not in self._listeners
+        self._listeners.setdefault(channel, set()).add(woken)
+        try:
+            if first:
+                self._confirmed[channel] = asyncio.Event()
+                with suppress(RedisError, OSError):
+                    async with self._subscribing:
+                        await self._pubsub.subscribe(channel)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                    await self._confirmed[channel].wait()
+            yield woken
+        finally:
+            self._listeners[channel].discard(woken)
+            if not self._listeners[channel]:
+                del self._listeners[channel], self._confirmed[channel]
+                with suppress(RedisError, OSError):
+                    async with self._subscribing:
+                        await self._pubsub.unsubscribe(channel)
+
+    async def _subscribe_first(self) -> None:
+        while True:
+            try:
+                async with self._subscribing:
+                    return await self._pubsub.subscribe(keys.CONTROL)
+            except (RedisError, OSError):
+                await asyncio.sleep(0.2)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        channel = message["channel"].decode()
+        if message["type"] == "subscribe" and channel in self._confirmed:
+            self._confirmed[channel].set()
+        elif message["type"] == "message" and channel == keys.CONTROL:
+            self._control_heard(message["data"])
+        for woken in self._listeners.get(channel, ()):
+            woken.set()
+
+    def _control_heard(self, data: bytes) -> None:
+        with suppress(msgspec.DecodeError):
+            order = msgspec.json.decode(data)
+            if self._control is not None and isinstance(order, dict):
+                self._control(order)
+
+    def _wake_everyone(self) -> None:
+        for listeners in self._listeners.values():
+            for woken in listeners:
+                woken.set()
+
+
+async def follow(
+    bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after: str = "0-0"
+) -> AsyncIterator[Event]:
+    """The events of ``turn`` after the event id ``after``, until its final one, which comes exactly once.
+
+    Joins what is stored with what happens, without gap or double. A turn whose result is not kept any more ends in
+    an error event. While the server is away it waits.
+    """
+    shard = bus.shard(conversation)
+    async with wakeups.listen(shard.channel(conversation)) as woken:
+        last = after
+        while True:
+            woken.clear()
+            try:
+                async for event in _stored(bus, shard.events(conversation), turn, last):
+                    last = event.id
+                    if event.turn == turn:
+                        yield event
+                        if event.last:
+                            return
+                if ended := await _ended(bus, conversation, turn):
+                    yield ended
+                    return
+            except (RedisError, OSError) as error:
+                logger.info("following %s: the server is away: %s", conversation, error)
+            await _doze(woken)
+
+
+async def _stored(bus: Bus, stream: str, turn: str, last: str) -> AsyncIterator[Event]:
+    while True:
+        page = await bus.server.call("XRANGE", stream, f"({last}", "+", "COUNT", PAGE)
+        for raw_id, flat in page:
+            last = raw_id.decode()
+            yield _event(last, dict(zip(flat[::2], flat[1::2], strict=True)))
+        if len(page) < PAGE:
+            return
+
+
+async def _ended(bus: Bus, conversation: str, turn: str) -> Event | None:
+    """The final event from the turn's result: the event stream may have been trimmed or have expired."""
+    snapshot = await bus.snapshot(conversation, turn)
+    if snapshot.state == "finished" and snapshot.final is not None:
+        final = snapshot.final
+        return Event(final["kind"], snapshot.last, turn, final.get("text", ""), payload=final)
+    if snapshot.state in ("gone", "unknown"):
+        text = "The result is not kept any more." if snapshot.state == "gone" else "There is no such turn."
+        return Event("error", snapshot.last, turn, text, payload={"kind": "error", "text": text, "reason": "gone"})
+    return None
+
+
+async def _doze(woken: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+            await woken.wait()
+
+
+def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:
+    kind: Any = fields[b"k"].decode()
+    text = fields.get(b"x", b"").decode("utf-8", "replace")
+    payload = msgspec.json.decode(text) if kind in FINAL else {}
+    return Event(
+        kind,
+        event_id,
+        fields[b"t"].decode(),
+        payload.get("text", "") if payload else text,
+        position=int(fields.get(b"p", 0)),
+        place=int(fields.get(b"n", 0)) if kind in ("queued", "accepted") else 0,
+        role=fields.get(b"r", b"").decode(),
+        instance=fields.get(b"w", b"").decode(),
+        attempt=int(fields.get(b"n", 0)) if kind == "started" else 0,
+        payload=payload,
+    )

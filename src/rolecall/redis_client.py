@@ -1,0 +1,366 @@
+"""A process's connections to its server: one pipelined for commands, one per blocking reader, one for pub/sub.
+
+Connecting, authentication, TLS and parsing are redis-py's; what is ours is that commands issued in the same tick of
+the event loop leave in one write and never wait for each other's answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
+
+import hiredis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry as RetryPolicy
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from rolecall.errors import ServerUnavailable
+from rolecall.scripts import all_scripts, script
+
+BLOCK_MS = 2000
+TRANSIENT = (RedisConnectionError, RedisTimeoutError, OSError)
+RECOVERING = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "BUSY ",
+    "UNBLOCKED",
+)
+MINIMUM_VERSION = (7, 0)
+
+Arg = str | bytes | int | float
+Connection = Any
+"""redis-py's asyncio connection, which it leaves untyped."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether repeating an idempotent script later may help: a lost connection, or a server on its way back."""
+    return isinstance(error, TRANSIENT) or (
+        isinstance(error, ResponseError) and str(error).startswith(RECOVERING)
+    )
+
+
+class Server(Protocol):
+    """What the bus needs of a server: raw commands in bytes mode and scripts by name."""
+
+    def send(self, *args: Arg) -> asyncio.Future[Any]:
+        """Send one command now; commands reach the server in the order of these calls. The future holds the raw
+        reply or one of redis-py's errors."""
+        ...
+
+    async def call(self, *args: Arg) -> Any:
+        """The raw reply of one command. Raises redis-py's errors."""
+        ...
+
+    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """The raw reply of the named script. Repeats it while the server is unreachable, up to a patience;
+        then raises ServerUnavailable. Scripts are idempotent by their guards, so a repeat is safe."""
+        ...
+
+
+class Reader(Protocol):
+    """A connection of its own for reads that block."""
+
+    async def read(self, *args: Arg) -> Any:
+        """The raw reply of a blocking command, or None. Never cancel it: call ``wake``."""
+        ...
+
+    async def wake(self) -> None:
+        """Let a read in progress return None now; without one, do nothing."""
+        ...
+
+
+class RedisServer:
+    """The connections of one process to a Redis or Valkey server at ``url``."""
+
+    def __init__(
+        self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0, patience: float = 30.0
+    ) -> None:
+        self.url = url
+        self.patience = patience
+        self._options: dict[str, Any] = {
+            "decode_responses": False,
+            "protocol": 2,
+            "retry": RetryPolicy(NoBackoff(), 0),
+            "socket_connect_timeout": 2,
+            "client_name": name,
+        }
+        self._pool = ConnectionPool.from_url(url, socket_timeout=None, **self._options)
+        self._wire = _Wire(self._pool, socket_timeout)
+        self._readers: list[BlockingReader] = []
+        self._client: Redis | None = None
+
+    def send(self, *args: Arg) -> asyncio.Future[Any]:
+        """See Server.send."""
+        return self._wire.send(args)
+
+    async def call(self, *args: Arg) -> Any:
+        """See Server.call."""
+        return await self._wire.send(args)
+
+    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """See Server.run."""
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                return await self._evaluate(name, keys, args)
+            except (RedisError, OSError) as error:
+                if not is_transient(error):
+                    raise
+                if time.monotonic() > give_up:
+                    raise ServerUnavailable(f"the server did not answer for {self.patience:g} s") from error
+                await asyncio.sleep(random.uniform(0.05, 0.5))
+
+    def reader(self) -> BlockingReader:
+        """A new connection for blocking reads, closed with this server."""
+        options = {**self._options, "socket_timeout": BLOCK_MS / 1000 + 2}
+        reader = BlockingReader(_new_connection(ConnectionPool.from_url(self.url, **options)), self)
+        self._readers.append(reader)
+        return reader
+
+    def pubsub(self) -> PubSub:
+        """A pub/sub connection; the caller closes it."""
+        if self._client is None:
+            self._client = Redis(
+                connection_pool=ConnectionPool.from_url(self.url, socket_timeout=5, **self._options)
+            )
+        return self._client.pubsub(ignore_subscribe_messages=False)
+
+    async def check(self) -> str:
+        """The server's name and version. Raises ServerUnavailable when it is away or too old."""
+        try:
+            info = _parse_info(await self.call("INFO", "server"))
+        except (RedisError, OSError) as error:
+            raise ServerUnavailable(f"no server answers at {self.address}: {error}") from error
+        version = info.get("redis_version", "0")
+        found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
+        if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
+            raise ServerUnavailable(
+                f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is the least"
+            )
+        return found
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without user and password."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    @property
+    def connections(self) -> int:
+        """Connections this object has open."""
+        return (
+            int(self._wire.connected)
+            + sum(reader.connected for reader in self._readers)
+            + (self._client is not None)
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        for reader in self._readers:
+            await reader.aclose()
+        await self._wire.aclose()
+        if self._client is not None:
+            await self._client.connection_pool.disconnect()
+            await self._client.aclose()
+
+    async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        chosen = script(name)
+        try:
+            return await self.call("EVALSHA", chosen.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self.call("EVAL", chosen.body, len(keys), *keys, *args)
+
+
+class _Wire:
+    """One connection, written and read by two tasks; answers are matched to commands by their order."""
+
+    def __init__(self, pool: ConnectionPool, timeout: float) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._connection: Connection = None
+        self._outgoing: list[bytes] = []
+        self._queued: list[asyncio.Future[Any]] = []
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._something = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._answered = 0.0
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    def send(self, args: Sequence[Arg]) -> asyncio.Future[Any]:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._serve(), name="rolecall wire")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._outgoing.append(_packed(args))
+        self._queued.append(future)
+        self._something.set()
+        return future
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._fail(RedisConnectionError("the connection was closed"))
+
+    async def _serve(self) -> None:
+        """Write and read until the connection fails; everything unanswered fails with it; then from the start."""
+        while True:
+            await self._something.wait()
+            try:
+                connection = await self._connect()
+                self._answered = time.monotonic()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._write(connection), name="rolecall wire writer")
+                    group.create_task(self._read(connection), name="rolecall wire reader")
+                    group.create_task(self._watch(), name="rolecall wire watch")
+            except* (RedisError, OSError) as failures:
+                self._fail(_first(failures))
+            finally:
+                await self._disconnect()
+
+    async def _connect(self) -> Connection:
+        connection = _new_connection(self._pool)
+        await connection.connect()
+        self._connection = connection
+        for known in all_scripts():
+            await connection.send_command("SCRIPT", "LOAD", known.body)
+            await connection.read_response()
+        return connection
+
+    async def _write(self, connection: Connection) -> None:
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            batch, self._outgoing = self._outgoing, []
+            if not self._waiting:
+                self._answered = time.monotonic()
+            self._waiting.extend(self._queued)
+            self._queued.clear()
+            await connection.send_packed_command(b"".join(batch), check_health=False)
+
+    async def _read(self, connection: Connection) -> None:
+        while True:
+            error: ResponseError | None = None
+            try:
+                reply = await connection.read_response(timeout=math.inf)
+            except ResponseError as refused:
+                error = refused
+            self._answered = time.monotonic()
+            future = self._waiting.popleft()
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(reply)
+            else:
+                future.set_exception(error)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._timeout / 4)
+            if self._waiting and time.monotonic() - self._answered > self._timeout:
+                raise RedisTimeoutError(f"no answer within {self._timeout:g} s")
+
+    def _fail(self, error: BaseException) -> None:
+        pending = [*self._waiting, *self._queued]
+        self._waiting.clear()
+        self._queued.clear()
+        self._outgoing.clear()
+        self._something.clear()
+        for future in pending:
+            if not future.done():
+                future.set_exception(
+                    RedisConnectionError(str(error)) if isinstance(error, OSError) else error
+                )
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+
+
+class BlockingReader:
+    """One connection for reads that block up to two seconds."""
+
+    def __init__(self, connection: Connection, server: RedisServer) -> None:
+        self._connection = connection
+        self._server = server
+        self._id = 0
+        self._reading = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open."""
+        return bool(self._connection.is_connected)
+
+    async def read(self, *args: Arg) -> Any:
+        """See Reader.read. Raises redis-py's errors; the next read connects again."""
+        try:
+            if not self._connection.is_connected:
+                await self._connection.connect()
+                await self._connection.send_command("CLIENT", "ID")
+                self._id = int(await self._connection.read_response())
+            self._reading = True
+            await self._connection.send_packed_command(_packed(args))
+            return await self._connection.read_response()
+        finally:
+            self._reading = False
+
+    async def wake(self) -> None:
+        """See Reader.wake."""
+        if self._reading and self._id:
+            with suppress(RedisError, OSError):
+                await self._server.call("CLIENT", "UNBLOCK", self._id)
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        with suppress(RedisError, OSError):
+            await self._connection.disconnect(nowait=True)
+
+
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[RedisServer]:
+    """A RedisServer that is checked at the start and closed at the end."""
+    server = RedisServer(url, **options)
+    try:
+        await server.check()
+        yield server
+    finally:
+        await server.aclose()
+
+
+def _new_connection(pool: ConnectionPool) -> Connection:
+    return pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis-py
+
+
+def _packed(args: Sequence[Arg]) -> bytes:
+    return hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact tuple type
+
+
+def _parse_info(raw: bytes) -> dict[str, str]:
+    lines = raw.decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
