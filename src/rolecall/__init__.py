@@ -1,0 +1,28 @@
+"""Rolecall: a Redis Streams message bus for multi-agent LLM assistants."""
+
+from rolecall.agent import Agent, Context, RoleInfo
+from rolecall.commands import COMMANDS, Command, parse_command
+from rolecall.config import Config, Role
+from rolecall.envelope import Envelope
+from rolecall.errors import ModelError, Reject, Retry, RolecallError
+from rolecall.models.model import Answer, Message
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "COMMANDS",
+    "Agent",
+    "Answer",
+    "Command",
+    "Config",
+    "Context",
+    "Envelope",
+    "Message",
+    "ModelError",
+    "Reject",
+    "Retry",
+    "Role",
+    "RoleInfo",
+    "RolecallError",
+    "parse_command",
+]

@@ -1,0 +1,229 @@
+"""One instance: it handles one envelope at a time and settles it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from rolecall.agent import Agent, Context, RoleInfo
+from rolecall.bus import Bus
+from rolecall.delivery import Delivery, Records, quoted
+from rolecall.deltas import DeltaStream
+from rolecall.envelope import Envelope, short_turn_id
+from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
+from rolecall.memory import Mark, Memory, remembered
+from rolecall.models.model import Model
+from rolecall.policies import Rules, wrapped
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the instances of a role share: the bus, the deployment's roles and models, and the rules."""
+
+    bus: Bus
+    rules: Rules
+    roles: Mapping[str, RoleInfo]
+    models: Mapping[str, Model]
+    model: Model | None = None
+    statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+
+
+@dataclass
+class Instance:
+    """One slot of a role. ``handle`` never raises for what an agent, an envelope or a model did."""
+
+    id: str
+    role: str
+    agent: Agent
+    around: Surroundings
+    delivery: Delivery | None = None
+    since: float = 0.0
+    handled: int = 0
+    errors: int = 0
+    busy_seconds: float = 0.0
+    retiring: bool = False
+    lost: str = ""
+    _task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._handler = wrapped(self.agent.handle, self.around.rules)
+
+    def assign(self, agent: Agent, around: Surroundings) -> None:
+        """Handle the next envelope with ``agent``; one in work ends with the old one."""
+        self.agent, self.around = agent, around
+        self._handler = wrapped(agent.handle, around.rules)
+
+    @property
+    def free(self) -> bool:
+        """Whether it may take an envelope."""
+        return self.delivery is None and not self.retiring
+
+    def occupy(self, delivery: Delivery) -> None:
+        """Take ``delivery``; ``handle`` follows."""
+        self.delivery, self.since, self.lost = delivery, time.monotonic(), ""
+
+    def let_go(self, why: str) -> None:
+        """Cancel the handler: the envelope is another's by now, or its time is over."""
+        if self._task is not None and not self.lost:
+            self.lost = why
+            self._task.cancel()
+
+    async def handle(self) -> None:
+        """Handle what it occupies, settle it, and be free again."""
+        assert self.delivery is not None
+        self._task = asyncio.current_task()
+        records = Records(self.id)
+        try:
+            await self._handle(self.delivery, records)
+        except asyncio.CancelledError:
+            if not self.lost:
+                raise
+            await self._after_loss(self.delivery, records)
+        except (RedisError, OSError, ServerUnavailable) as error:
+            logger.warning("%s could not settle %s: %s", self.id, _where(self.delivery), error)
+        finally:
+            self.busy_seconds += time.monotonic() - self.since
+            self.handled += 1
+            self.delivery = self._task = None
+
+    async def _handle(self, delivery: Delivery, records: Records) -> None:
+        envelope = delivery.envelope
+        if envelope is None:
+            return await self._refuse(delivery, records)
+        if delivery.count > self.around.bus.settings.retries:
+            reason = f"it was taken {delivery.count - 1} times and each time its worker ended before an answer"
+            return await self._bury(delivery, reason, records)
+        self._begin(delivery)
+        ctx, deltas = self._context(delivery, envelope, records)
+        try:
+            result = await self._handler(envelope, ctx)
+        except Retry as again:
+            await self._defer(delivery, envelope, again, records)
+        except (Reject, TurnTimeout) as refusal:
+            await self._bury(delivery, str(refusal), records)
+        except Exception as error:  # the boundary: whatever an agent raises becomes an outcome
+            logger.exception("%s failed at %s", self.id, _where(delivery))
+            await self._bury(delivery, f"{self.role} failed: {type(error).__name__}: {error}", records)
+        else:
+            await self._settle(delivery, result, ctx, records)
+        finally:
+            deltas.close()
+
+    def _begin(self, delivery: Delivery) -> None:
+        def answered(future: asyncio.Future[Any]) -> None:
+            if future.cancelled() or future.exception() is not None or self.delivery is not delivery:
+                return
+            verdict, age = future.result()
+            if verdict != b"OK":
+                self.let_go(verdict.decode())
+            elif age > self.around.bus.settings.turn_seconds * 1000:
+                self.let_go("LATE")
+
+        self.around.bus.start_soon(delivery, self.id).add_done_callback(answered)
+
+    def _context(self, delivery: Delivery, envelope: Envelope, records: Records) -> tuple[Context, DeltaStream]:
+        bus, around = self.around.bus, self.around
+        memory = Memory(
+            bus.server, bus.shards[delivery.shard], delivery.conversation, bus.settings.assistant_history_limit
+        )
+        deltas = DeltaStream(bus, delivery, lambda: self.let_go("FENCED"))
+        wanted = envelope.payload.get("model")
+        chosen = around.models.get(wanted) if isinstance(wanted, str) and around.model else None
+        return Context(
+            instance=self.id,
+            memory=memory,
+            roles=around.roles,
+            models=around.models,
+            records=records,
+            chosen=chosen or around.model,
+            publish=deltas.publish,
+            statistics=around.statistics,
+        ), deltas
+
+    async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
+        bus, changes = self.around.bus, ctx.memory.changes
+        if not result.answered:
+            records.add("SENT", f"to role stream {result.role}")
+            self._judge(delivery, await bus.hop(delivery, result, records, changes))
+            return
+        asked, payload = delivery.envelope, result.payload
+        history: list[bytes] = []
+        if asked is not None and payload.pop("remember", not delivery.control):
+            history = remembered(asked.text, result.text, delivery.turn)
+        records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
+        verdict = await bus.complete(
+            delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten
+        )
+        self._judge(delivery, verdict)
+
+    async def _defer(self, delivery: Delivery, envelope: Envelope, again: Retry, records: Records) -> None:
+        later = msgspec.structs.replace(envelope, attempt=envelope.attempt + 1)
+        if later.attempt >= self.around.rules.attempts:
+            return await self._bury(delivery, f"{later.attempt} tries did not help: {again}", records)
+        records.add("RETRY" if again.after < 5 else "DEFERRED", f"in {again.after:.1f} s: {again}")
+        verdict = await self.around.bus.defer(delivery, again.after, later, str(again), records)
+        if verdict == "CONTROL":
+            return await self._bury(delivery, str(again), records)
+        self._judge(delivery, verdict)
+
+    async def _bury(self, delivery: Delivery, reason: str, records: Records, mark: Mark = "error") -> None:
+        self.errors += 1
+        turn = short_turn_id(delivery.conversation, delivery.turn)
+        apology = f"Sorry, this did not work: {reason}. (turn {turn})"
+        records.add("DEAD_LETTER", reason)
+        text = delivery.envelope.text if delivery.envelope else ""
+        history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
+        logger.warning("%s gave up %s: %s", self.id, _where(delivery), reason)
+        self._judge(delivery, await self.around.bus.bury(delivery, reason, apology, records, history))
+
+    async def _refuse(self, delivery: Delivery, records: Records) -> None:
+        """What cannot be read: later if a newer version wrote it, buried if a turn waits for it, else set aside."""
+        bus = self.around.bus
+        if delivery.usable and (delivery.control or await bus.owns_turn(delivery)):
+            await self._bury(delivery, f"its envelope could not be read: {delivery.problem}", records)
+            return
+        self.errors += 1
+        logger.warning("%s set an entry of %s aside: %s", self.id, delivery.stream, delivery.problem)
+        await bus.quarantine(delivery)
+
+    async def _after_loss(self, delivery: Delivery, records: Records) -> None:
+        if self.lost == "LATE":
+            return await self._bury(delivery, "it took too long", records)
+        logger.info("%s let go of %s: %s", self.id, _where(delivery), self.lost)
+        if self.lost != "DRAIN":
+            await self._tell_fenced(delivery)
+
+    def _judge(self, delivery: Delivery, verdict: str) -> None:
+        if verdict != "OK":
+            logger.info("%s was late with %s: %s", self.id, _where(delivery), verdict)
+            self.lost = verdict
+
+    async def _tell_fenced(self, delivery: Delivery) -> None:
+        records = Records(self.id)
+        records.add("FENCED", f"its work on hop {delivery.hop} is void")
+        shard = self.around.bus.shards[delivery.shard]
+        await self.around.bus.note(shard, delivery.conversation, delivery.turn, records)
+
+
+def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
+    parts = [f"reply {len(payload['text'])} chars"]
+    if payload.get("tokens_out"):
+        parts.append(f"{payload['tokens_out']} tokens")
+    if payload.get("model"):
+        parts.append(str(payload["model"]))
+    if model_seconds:
+        parts.append(f"model {model_seconds:.3f} s")
+    return f"{', '.join(parts)}: {quoted(payload['text'])}"
+
+
+def _where(delivery: Delivery) -> str:
+    return f"{delivery.conversation}/{delivery.turn} hop {delivery.hop}"

@@ -1,0 +1,73 @@
+"""What is remembered of a conversation: its history and its preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from rolecall.keys import ShardKeys
+from rolecall.models.model import Message
+from rolecall.redis_client import Server
+
+Mark = Literal["", "error", "stopped"]
+
+
+class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of a history as stored; ``mark`` tells that its turn failed or was stopped."""
+
+    role: Literal["user", "assistant"]
+    text: str
+    turn: str = ""
+    mark: Mark = ""
+
+
+_decoder = msgspec.json.Decoder(Remembered)
+
+
+def remembered(text: str, answer: str, turn: str, mark: Mark = "") -> list[bytes]:
+    """A turn as its history entries: the user's words, then the answer unless it is empty."""
+    entries = [Remembered("user", text, turn, mark)]
+    if answer:
+        entries.append(Remembered("assistant", answer, turn, mark))
+    return [msgspec.json.encode(entry) for entry in entries]
+
+
+@dataclass
+class Memory:
+    """One conversation's memory as a handler sees it. Changes travel with the handler's settling step: a handling
+    that is repeated changes nothing twice."""
+
+    server: Server
+    keys: ShardKeys
+    conversation: str
+    limit: int = 20
+    changes: dict[str, str] = field(default_factory=dict)
+    forgotten: bool = False
+
+    async def entries(self) -> list[Remembered]:
+        """The remembered messages, oldest first, at most ``limit``, with their marks."""
+        if self.limit == 0:
+            return []
+        raw: Sequence[bytes] = await self.server.call("LRANGE", self.keys.history(self.conversation), -self.limit, -1)
+        return [_decoder.decode(entry) for entry in raw]
+
+    async def history(self) -> list[Message]:
+        """The remembered messages as a model may see them: turns that failed are left out."""
+        return [Message(entry.role, entry.text) for entry in await self.entries() if entry.mark != "error"]
+
+    async def preferences(self) -> dict[str, str]:
+        """The conversation's preferences, those set in this handling included."""
+        flat: Sequence[bytes] = await self.server.call("HGETALL", self.keys.preferences(self.conversation))
+        stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        return {name: value for name, value in {**stored, **self.changes}.items() if value}
+
+    def prefer(self, **changes: str) -> None:
+        """Change preferences when this handling settles; an empty value removes one."""
+        self.changes.update(changes)
+
+    def forget(self) -> None:
+        """Forget the history when this handling completes its turn."""
+        self.forgotten = True

@@ -1,0 +1,147 @@
+"""Who is alive: the processes, their instances and figures, as any process can read them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from rolecall import keys
+from rolecall.bus import Bus
+
+
+class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One instance: what it does, and what it has done since its process started."""
+
+    id: str
+    role: str
+    busy: bool = False
+    conversation: str = ""
+    turn: str = ""
+    seconds: float = 0.0
+    handled: int = 0
+    errors: int = 0
+    busy_seconds: float = 0.0
+
+
+class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One process as it registered itself; ``uptime`` in seconds, ``connections`` those to the server."""
+
+    process: str
+    kind: str = "worker"
+    uptime: float = 0.0
+    instances: tuple[InstanceState, ...] = ()
+    connections: int = 0
+    max_connections: int = 0
+    scribe: bool = False
+    version: str = ""
+
+
+async def register(bus: Bus, state: ProcessState) -> None:
+    """Say that this process lives, for three heartbeats from now."""
+    await bus.server.run(
+        "register",
+        (keys.WORKERS, keys.worker(state.process)),
+        (state.process, msgspec.json.encode(state), _lifetime(bus)),
+    )
+
+
+async def unregister(bus: Bus) -> None:
+    """Say that this process leaves."""
+    await bus.server.run("register", (keys.WORKERS, keys.worker(bus.process)), (bus.process, "", _lifetime(bus)))
+
+
+async def processes(bus: Bus) -> list[ProcessState]:
+    """The live processes, oldest sign of life first."""
+    names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]
+    found = [await bus.server.call("GET", keys.worker(name)) for name in names]
+    return [msgspec.json.decode(raw, type=ProcessState) for raw in found if raw]
+
+
+async def instances_of(bus: Bus, role: str) -> int:
+    """How many live instances ``role`` has over all processes."""
+    return sum(instance.role == role for state in await processes(bus) for instance in state.instances)
+
+
+async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
+    """Entries per role that wait or are being handled, over all shards and bands."""
+    depths = dict.fromkeys(roles, 0)
+    for shard in bus.shards:
+        for role in roles:
+            for band in keys.BANDS:
+                depths[role] += await bus.server.call("XLEN", shard.stream(role, band))
+    return depths
+
+
+async def statistics(bus: Bus, roles: Sequence[str]) -> dict[str, Any]:
+    """The figures behind ``rolecall stats``: instances, queues, turns of today (UTC), tokens, users, connections."""
+    alive = await processes(bus)
+    counters = await _counters(bus)
+    turns = counters.get("turns", 0)
+    users: set[str] = set()
+    in_flight = 0
+    for shard in bus.shards:
+        users |= {name.decode() for name in await bus.server.call("HKEYS", shard.principals)}
+        in_flight += await bus.busy(shard)
+    return {
+        "instances": _by_role(alive, roles),
+        "queues": await queue_depths(bus, roles),
+        "turns": {
+            "today": turns,
+            "errors": counters.get("error", 0),
+            "cancelled": counters.get("cancelled", 0),
+            "in_flight": in_flight,
+            "average_ms": round(counters.get("ms", 0) / turns) if turns else 0,
+        },
+        "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
+        "users_now": len(users),
+        "users": _by_user(counters),
+        "connections": {
+            state.process: {"open": state.connections, "allowed": state.max_connections} for state in alive
+        },
+        "dead_letters": sum([await bus.server.call("XLEN", shard.dead) for shard in bus.shards]),
+        "deferred": sum([await bus.server.call("ZCARD", shard.deferred) for shard in bus.shards]),
+    }
+
+
+def _by_role(alive: Sequence[ProcessState], roles: Sequence[str]) -> dict[str, dict[str, float]]:
+    figures = {role: {"instances": 0, "busy": 0, "handled": 0, "errors": 0, "utilisation": 0.0} for role in roles}
+    seconds = dict.fromkeys(roles, 0.0)
+    for state in alive:
+        for instance in state.instances:
+            row = figures.setdefault(instance.role, {"instances": 0, "busy": 0, "handled": 0, "errors": 0})
+            row["instances"] += 1
+            row["busy"] += instance.busy
+            row["handled"] += instance.handled
+            row["errors"] += instance.errors
+            row["utilisation"] = row.get("utilisation", 0.0) + instance.busy_seconds
+            seconds[instance.role] = seconds.get(instance.role, 0.0) + state.uptime
+    for role, row in figures.items():
+        row["utilisation"] = round(row["utilisation"] / seconds[role], 3) if seconds.get(role) else 0.0
+    return figures
+
+
+def _by_user(counters: dict[str, int]) -> dict[str, dict[str, int]]:
+    users: dict[str, dict[str, int]] = {}
+    for name, value in counters.items():
+        if name.startswith("u:"):
+            user, _, counter = name[2:].rpartition(":")
+            users.setdefault(user, {})[counter] = value
+    for row in users.values():
+        row["average_ms"] = round(row.get("ms", 0) / row["turns"]) if row.get("turns") else 0
+    return users
+
+
+async def _counters(bus: Bus) -> dict[str, int]:
+    day, total = time.strftime("%Y%m%d", time.gmtime()), dict[str, int]()
+    for shard in bus.shards:
+        flat = await bus.server.call("HGETALL", shard.statistics(day))
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            total[name.decode()] = total.get(name.decode(), 0) + int(value)
+    return total
+
+
+def _lifetime(bus: Bus) -> int:
+    return round(bus.settings.heartbeat_seconds * 3000)

@@ -1,0 +1,248 @@
+"""A deployment at work in this process: instances as counted, scaled, reloaded, drained; upkeep and registry beside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from rolecall import __version__, keys, registry, upkeep
+from rolecall.bus import Bus
+from rolecall.config import Application, Role
+from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.follow import Wakeups
+from rolecall.instance import Instance
+from rolecall.models.fallback import Fallback
+from rolecall.models.model import Model
+from rolecall.models.registry import open_model
+from rolecall.redis_client import RedisServer
+from rolecall.registry import InstanceState, ProcessState
+from rolecall.roster import Roster
+from rolecall.worker import Worker
+
+logger = logging.getLogger(__name__)
+PROMOTE_SECONDS = 1.0
+SWEEP_SECONDS = 60.0
+AWAY = (RedisError, OSError, ServerUnavailable)
+
+
+def process_name() -> str:
+    """``<host>:<pid>~<six hex digits>``: unique per start, so that a predecessor with the same pid is fenced."""
+    return f"{socket.gethostname()}:{os.getpid()}~{secrets.token_hex(3)}"
+
+
+class Models:
+    """The models of a deployment, each opened once; ``problems`` says why some could not be."""
+
+    def __init__(self, application: Application) -> None:
+        self.by_name: dict[str, Model] = {}
+        self.problems: dict[str, str] = {}
+        for name in dict.fromkeys(name for role in application.roles for name in role.models):
+            try:
+                self.by_name[name] = open_model(name, application.settings, application.state_dir)
+            except ConfigError as error:
+                self.problems[name] = str(error)
+
+    def of(self, role: Role) -> Model | None:
+        """The model of ``role``: what could be opened of its models, in fallback order. Raises ConfigError when it
+        names some and none could be."""
+        usable = [self.by_name[name] for name in role.models if name in self.by_name]
+        if role.models and not usable:
+            raise ConfigError(f"role {role.name} has no usable model: {self.problems[role.models[0]]}")
+        if not usable:
+            return None
+        return usable[0] if len(usable) == 1 else Fallback(usable)
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        for model in self.by_name.values():
+            await model.aclose()
+
+
+class Runtime:
+    """Runs ``roles`` (all of the application's by default) on ``server`` until ``stop``."""
+
+    def __init__(
+        self, application: Application, server: RedisServer, process: str, *, roles: Iterable[str] | None = None
+    ) -> None:
+        self.application = application
+        self.bus = Bus(server, application.settings, process)
+        self.models = Models(application)
+        self.roster = Roster(self.bus, self.models.of, self.models.by_name, self._statistics)
+        self.worker = Worker(self.bus, self.roster, server.reader)
+        self.wakeups = Wakeups(server.pubsub(), self._on_control)
+        self.scribe = False
+        self._server = server
+        self._only = frozenset(roles) if roles is not None else None
+        self._started = time.monotonic()
+        self._ready = asyncio.Event()
+        self._orders: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Work until ``stop`` is called. Raises ConfigError before anything starts when the deployment is wrong."""
+        await self._prepare()
+        async with asyncio.TaskGroup() as group:
+            around = [
+                group.create_task(self.wakeups.run(), name="rolecall wake-ups"),
+                group.create_task(self._register(), name="rolecall registry"),
+                group.create_task(self._promote(), name="rolecall promote"),
+                group.create_task(self._sweep(), name="rolecall sweep"),
+            ]
+            self._ready.set()
+            await self.worker.run()
+            for task in around:
+                task.cancel()
+        await self.wakeups.aclose()
+        await self.models.aclose()
+
+    async def ready(self) -> None:
+        """Wait until it works."""
+        await self._ready.wait()
+
+    async def stop(self) -> None:
+        """Drain: finish what runs, hand the rest over, leave the registry."""
+        await self.worker.drain()
+        try:
+            await registry.unregister(self.bus)
+        except AWAY:
+            logger.info("the registry could not be told: the server is away")
+
+    def deploy(self, application: Application) -> None:
+        """Run ``application``'s agents from the next envelope on (its settings stay those of the start)."""
+        self.application = application
+        roles = [role for role in application.roles if self._only is None or role.name in self._only]
+        self.roster.deploy(roles, application.roles)
+        for role in roles:
+            self.roster.set_count(role.name, self.configured(role))
+
+    def configured(self, role: Role) -> int:
+        """The count config and environment give ``role``; "auto" is what the local model servers can answer."""
+        if role.instances != "auto":
+            return role.instances
+        return self.application.settings.local_slots if any(m.endswith("@local") for m in role.models) else 1
+
+    async def _prepare(self) -> None:
+        unknown = (self._only or frozenset()) - {role.name for role in self.application.roles}
+        if unknown:
+            known = ", ".join(role.name for role in self.application.roles)
+            raise ConfigError(f"role {sorted(unknown)[0]!r} is not in config.py; there are {known}")
+        await self.bus.prepare()
+        self.deploy(self.application)
+        for shard in self.bus.shards:
+            await self.bus.ensure_groups(shard, self.roster.instances)
+        await self._apply_scale()
+        for name, group in self.roster.instances.items():
+            logger.info("role %s: %d instances", name, len(group))
+            for instance in group:
+                logger.info("instance %s waits", instance.id)
+
+    async def _statistics(self) -> Mapping[str, Any]:
+        return await registry.statistics(self.bus, [role.name for role in self.application.roles])
+
+    # ── orders from outside ─────────────────────────────────────────────────────────────────────
+
+    def _on_control(self, order: dict[str, Any]) -> None:
+        if "scale" in order:
+            self._order(self._apply_scale())
+        if isinstance(order.get("ended"), str):
+            self._order(self.worker.check_leases(order["ended"]))
+
+    def _order(self, work: Any) -> None:
+        task = asyncio.create_task(_quietly(work), name="rolecall order")
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _apply_scale(self) -> None:
+        counts = await live_counts(self.bus, self.application.roles, self.configured)
+        for name, group in self.roster.instances.items():
+            wanted = counts.get(name, self.configured(self.roster.roles[name]))
+            if wanted != sum(not instance.retiring for instance in group):
+                logger.info("role %s: %d instances, scaled live", name, wanted)
+                self.roster.set_count(name, wanted)
+                self.worker.freed_up()
+
+    # ── beside the work ─────────────────────────────────────────────────────────────────────────
+
+    async def _register(self) -> None:
+        while True:
+            await _quietly(registry.register(self.bus, self._state()))
+            await asyncio.sleep(self.application.settings.heartbeat_seconds)
+            await _quietly(self._apply_scale())
+
+    async def _promote(self) -> None:
+        offset = await upkeep.server_ms(self.bus) - time.monotonic() * 1000
+        while True:
+            for shard in self.bus.shards:
+                await _quietly(upkeep.promote_due(self.bus, shard, time.monotonic() * 1000 + offset))
+            await asyncio.sleep(PROMOTE_SECONDS)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await _quietly(self._sweep_once())
+
+    async def _sweep_once(self) -> None:
+        now = await upkeep.server_ms(self.bus)
+        for shard in self.bus.shards:
+            await upkeep.audit(self.bus, shard, now)
+        await upkeep.sweep(self.bus, [role.name for role in self.application.roles])
+
+    def _state(self) -> ProcessState:
+        return ProcessState(
+            process=self.bus.process,
+            uptime=round(time.monotonic() - self._started, 1),
+            instances=tuple(_instance_state(instance) for instance in self.roster.everyone()),
+            connections=self._server.connections,
+            max_connections=self.application.settings.redis_max_connections,
+            scribe=self.scribe,
+            version=__version__,
+        )
+
+
+async def live_counts(bus: Bus, roles: Iterable[Role], configured: Any) -> dict[str, int]:
+    """Counts set by ``rolecall scale``, by role; one set against another configured count is ignored."""
+    flat = await bus.server.call("HGETALL", keys.SCALE)
+    stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    counts = {}
+    for role in roles:
+        wanted, _, replaced = stored.get(role.name, "").partition("|")
+        if wanted and replaced == str(configured(role)):
+            counts[role.name] = int(wanted)
+    return counts
+
+
+async def scale(bus: Bus, role: Role, configured: int, count: int) -> None:
+    """Set ``role`` to ``count`` instances in every process, now and after a restart, until config changes."""
+    await bus.server.call("HSET", keys.SCALE, role.name, f"{count}|{configured}")
+    await bus.server.call("PUBLISH", keys.CONTROL, b'{"scale":true}')
+
+
+def _instance_state(instance: Instance) -> InstanceState:
+    delivery = instance.delivery
+    running = time.monotonic() - instance.since if delivery else 0.0
+    return InstanceState(
+        id=instance.id,
+        role=instance.role,
+        busy=delivery is not None,
+        conversation=delivery.conversation if delivery else "",
+        turn=delivery.turn if delivery else "",
+        seconds=round(running, 1),
+        handled=instance.handled,
+        errors=instance.errors,
+        busy_seconds=round(instance.busy_seconds + running, 1),
+    )
+
+
+async def _quietly(work: Any) -> None:
+    """Await ``work``; a server that is away is for the next time."""
+    try:
+        await work
+    except AWAY as error:
+        logger.info("the server is away: %s", error)
