@@ -55,14 +55,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """True for what ``reply`` made: nothing is left to route."""
         return self.role == ""
 
-    def via(self, *roles: str) -> Envelope:
-        """Route to ``roles`` in order, in place of whatever route was left. ``role@process`` is one process."""
+    def via(self, *roles: str, **changes: Any) -> Envelope:
+        """Route to ``roles`` in order, in place of whatever route was left, with ``changes`` merged into the payload.
+
+        ``role@process`` is one process. Raises UnknownRole for what can be no role's name.
+        """
         if not roles:
             raise UnknownRole("via() needs at least one role")
         for role in roles:
             if not DESTINATION.fullmatch(role):
                 raise UnknownRole(f"{role!r} is no role name: a-z 0-9 _ - are allowed, up to 40 characters")
-        return self._next(role=roles[0], route=roles[1:])
+        return self._next(role=roles[0], route=roles[1:], payload={**self.payload, **changes})
 
     def forward(self, **changes: Any) -> Envelope:
         """Pass on to the next role of the route, with ``changes`` merged into the payload."""

@@ -56,6 +56,8 @@ class Wakeups:
         self._confirmed: dict[str, asyncio.Event] = {}
         # redis-py's PubSub opens a second connection when two tasks subscribe before it has one.
         self._subscribing = asyncio.Lock()
+        self.listening = asyncio.Event()
+        """Set once control broadcasts are heard."""
 
     async def run(self) -> None:
         """Listen until cancelled. After a lost connection everyone is woken to look for what was missed."""
@@ -110,6 +112,8 @@ class Wakeups:
 
     def _heard(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
+        if channel == keys.CONTROL:
+            self.listening.set()
         if message["type"] == "subscribe" and channel in self._confirmed:
             self._confirmed[channel].set()
         elif message["type"] == "message" and channel == keys.CONTROL:
@@ -139,7 +143,7 @@ async def follow(
     """
     shard = bus.shard(conversation)
     async with wakeups.listen(shard.channel(conversation)) as woken:
-        last = after
+        last, ended, look = after, None, True
         while True:
             woken.clear()
             try:
@@ -149,12 +153,16 @@ async def follow(
                         yield event
                         if event.last:
                             return
-                if ended := await _ended(bus, conversation, turn):
+                if ended:
                     yield ended
                     return
+                # What came between reading the stream and asking for the result is read first: once more round.
+                ended = await _ended(bus, conversation, turn) if look else None
+                if ended:
+                    continue
             except (RedisError, OSError) as error:
                 logger.info("following %s: the server is away: %s", conversation, error)
-            await _doze(woken)
+            look = not await _woken(woken)
 
 
 async def _stored(bus: Bus, stream: str, turn: str, last: str) -> AsyncIterator[Event]:
@@ -179,10 +187,13 @@ async def _ended(bus: Bus, conversation: str, turn: str) -> Event | None:
     return None
 
 
-async def _doze(woken: asyncio.Event) -> None:
-    with suppress(TimeoutError):
+async def _woken(woken: asyncio.Event) -> bool:
+    """Wait for a wake-up; False when none came and it is time to look all the same."""
+    try:
         async with asyncio.timeout(LOOK_AGAIN_SECONDS):
-            await woken.wait()
+            return await woken.wait()
+    except TimeoutError:
+        return False
 
 
 def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:

@@ -95,6 +95,7 @@ class Runtime:
                 group.create_task(self._promote(), name="rolecall promote"),
                 group.create_task(self._sweep(), name="rolecall sweep"),
             ]
+            await self.wakeups.listening.wait()
             self._ready.set()
             await self.worker.run()
             for task in around:
@@ -121,6 +122,15 @@ class Runtime:
         self.roster.deploy(roles, application.roles)
         for role in roles:
             self.roster.set_count(role.name, self.configured(role))
+
+    async def redeploy(self, application: Application) -> None:
+        """``deploy`` while running: new roles get their consumer groups first, live counts stay in force."""
+        new = {role.name for role in application.roles} - set(self.roster.instances)
+        for shard in self.bus.shards:
+            await self.bus.ensure_groups(shard, new)
+        self.deploy(application)
+        await self._apply_scale()
+        self.worker.freed_up()
 
     def configured(self, role: Role) -> int:
         """The count config and environment give ``role``; "auto" is what the local model servers can answer."""

@@ -1,0 +1,57 @@
+# Rolecall: `make run` talks to it, `make test` proves it. GNU make 3.81 and bash 3.2 suffice.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHONS := python3.14 python3.13 python3.12 python3.11
+
+.PHONY: run test check format proof chaos bench clean
+
+run: $(VENV)/all
+	@$(BIN)/rolecall up --foreground
+
+test: $(VENV)/dev
+	@$(BIN)/pytest
+
+check: $(VENV)/dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/dev
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+chaos: $(VENV)/dev
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+bench: $(VENV)/dev
+	@$(BIN)/python -m bench $(ARGS)
+
+proof: $(VENV)/dev
+	@$(BIN)/pytest -m "" --proof && $(MAKE) chaos ARGS="--conversations 300 --seeds 5"
+
+# The virtual environment, made with the newest Python that has venv and pip.
+$(VENV)/made:
+	@for name in $(PYTHONS) python3; do \
+	  found=$$(command -v $$name) || continue; \
+	  "$$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue; \
+	  if "$$found" -c 'import ensurepip, venv' 2>/dev/null; then chosen=$$found; break; fi; \
+	  lacking=$$name; \
+	done; \
+	if [ -n "$$chosen" ]; then rm -rf $(VENV) && "$$chosen" -m venv $(VENV) && touch $@; \
+	elif [ -n "$$lacking" ]; then \
+	  echo "$$lacking has no venv or pip; this helps:  sudo apt install $$lacking-venv"; exit 1; \
+	else \
+	  echo "Python 3.11 or newer is needed; one of these helps:  sudo apt install python3 python3-venv   |   brew install python@3.13"; \
+	  exit 1; \
+	fi
+
+$(VENV)/all: $(VENV)/made pyproject.toml
+	@echo "setting up, about 20 seconds the first time …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' && touch $@
+
+$(VENV)/dev: $(VENV)/made pyproject.toml
+	@echo "setting up for tests …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' && touch $@ $(VENV)/all
+
+$(VENV): $(VENV)/all
+
+clean:
+	rm -rf $(VENV) .rolecall .pytest_cache .mypy_cache .ruff_cache .hypothesis

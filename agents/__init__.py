@@ -1,0 +1,1 @@
+"""This application's agents: one role each."""

@@ -1,0 +1,81 @@
+"""Decides which role answers a turn. The table at the end is the whole of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rolecall import COMMANDS, Agent, Context, Envelope, RoleInfo, parse_command
+
+ANSWERING = "samplellm"
+Decision = tuple[str, str]  # the role to ask, and the text it gets
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the rules look at; ``word`` and ``rest`` are those of ``/word rest``."""
+
+    text: str
+    word: str
+    rest: str
+    payload: Mapping[str, Any]
+    preferences: Mapping[str, str]
+    roles: Mapping[str, RoleInfo]
+
+
+class ManagerAgent(Agent):
+    """Decides who answers."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        """Route by the first rule that decides, through ``lang`` to the answering role."""
+        text, preferences = envelope.text.strip(), await ctx.memory.preferences()
+        roles = {name: info for name, info in ctx.roles.items() if name != self.role}
+        asked = Asked(text, *(parse_command(text) or ("", "")), envelope.payload, preferences, roles)
+        role, text = next(filter(None, (rule(asked) for rule in RULES)))
+        if role not in roles:
+            hint = " /role auto takes your choice back." if role == preferences.get("role") else ""
+            known = ", ".join(sorted(roles))
+            return envelope.reply(f"There is no role {role!r} here; there are {known}.{hint}", remember=False)
+        route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
+        model = envelope.payload.get("model") or preferences.get("model")
+        # The route begins here, so that forward() can change the payload on the way to its first role.
+        return envelope.via(self.role, *route).forward(text=text, **({"model": model} if model else {}))
+
+
+def command(asked: Asked) -> Decision | None:
+    return ("command", asked.text) if any(asked.word == known.name for known in COMMANDS) else None
+
+
+def matched_prefix(asked: Asked) -> Decision | None:
+    for role in asked.roles.values():
+        start, rest = asked.text[: len(role.match or "")], asked.text[len(role.match or "") :]
+        if role.match and start.lower() == role.match.lower() and not rest[:1].strip():
+            return role.name, rest.strip()
+    return None
+
+
+def role_named_once(asked: Asked) -> Decision | None:
+    return (asked.word, asked.rest) if asked.rest and asked.word in asked.roles else None
+
+
+def unknown_command(asked: Asked) -> Decision | None:
+    return ("command", asked.text) if asked.word.replace("_", "").replace("-", "").isalnum() else None
+
+
+def role_asked_for(asked: Asked) -> Decision | None:
+    role = asked.payload.get("role") or asked.preferences.get("role")
+    return (str(role), asked.text) if role else None
+
+
+def picture(asked: Asked) -> Decision | None:
+    return ("vision", asked.text) if asked.payload.get("images") and "vision" in asked.roles else None
+
+
+RULES: tuple[Callable[[Asked], Decision | None], ...] = (
+    command,          # /help, /lang de, …                           command
+    matched_prefix,   # Role(WeatherAgent, match="/weather")         that role, without the prefix
+    role_named_once,  # /samplellm What is …                         that role, without its name
+    unknown_command,  # /anything                                    command, which tells what there is
+    role_asked_for,   # payload["role"], else what /role was told    that role
+    picture,          # payload["images"]                            vision, where there is one
+    lambda asked: (ANSWERING, asked.text),
+)  # fmt: skip

@@ -1,0 +1,21 @@
+"""Puts a question into the language that the answer is wanted in."""
+
+from agents.languages import LANGUAGES
+from rolecall import Agent, Context, Envelope
+
+PROMPT = "Translate the user's text into {language}. Reply with the translation only."
+
+
+class TranslationAgent(Agent):
+    """Translates a question into the preferred language."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        """Adds ``translated``; the user's own words stay in ``text``, as they belong into the history."""
+        code = envelope.payload.get("answer_lang") or (await ctx.memory.preferences()).get("lang", "en")
+        system = PROMPT.format(language=LANGUAGES.get(code, code))
+        answer = await ctx.ask(ctx.model, (), envelope.text, system=system)
+        translated = answer.text.strip()
+        if not envelope.route:
+            return envelope.reply(translated or envelope.text)
+        ctx.log(f"translated into {code}" if translated else f"the model gave no translation into {code}")
+        return envelope.forward(translated=translated) if translated else envelope.forward()

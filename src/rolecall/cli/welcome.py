@@ -1,0 +1,72 @@
+"""The one calm screen that `rolecall up` shows, and the local models' way to being ready."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import nullcontext
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from rolecall import __version__
+from rolecall.errors import ModelError, RolecallError
+from rolecall.models.registry import warm
+from rolecall.runtime import Runtime
+from rolecall.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
+    """Print what is up, where, and what is missing."""
+    application, settings = session.application, session.application.settings
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column()
+    where = f"bundled, appendfsync {settings.appendfsync}" if session.embedded else session.server.address
+    rows.add_row("server", f"{session.found}, {where}")
+    counts = [f"{name} {len(group)}" for name, group in runtime.roster.instances.items()]
+    rows.add_row("roles", " · ".join(counts))
+    rows.add_row("models", ", ".join(runtime.models.by_name) or "none: set GEN_MODEL or models=(…) in config.py")
+    for name, problem in runtime.models.problems.items():
+        rows.add_row("", f"[yellow]{name} is left out: {problem}[/yellow]")
+    rows.add_row("transcripts", str(application.log_dir / "conversations"))
+    if settings.telegram_bot_token is None:
+        rows.add_row("telegram", "not set up: no TELEGRAM_BOT_TOKEN")
+    rows.add_row("talk", 'rolecall chat · rolecall ask "Hello" · rolecall logs · rolecall top')
+    console.print(f"[bold]Rolecall {__version__}[/bold] is up in {application.directory}", highlight=False)
+    console.print(rows, highlight=False)
+
+
+async def prepare_models(console: Console | None, runtime: Runtime) -> None:
+    """Fetch and load the local models: with a progress bar on ``console``, or said in the log."""
+    for name, model in runtime.models.by_name.items():
+        if not hasattr(model, "warm"):
+            continue
+        began = time.monotonic()
+        bar = _bar(console) if console is not None else None
+        with bar if bar is not None else nullcontext():
+            task = bar.add_task(f"{name}: loading", total=None) if bar is not None else None
+
+            def progress(done: int, total: int | None, bar: Progress | None = bar, task: object = task) -> None:
+                if bar is not None:
+                    bar.update(task, description=f"{name}: fetching, once", completed=done, total=total)  # type: ignore[arg-type]
+
+            try:
+                await warm(model, progress)
+            except (ModelError, RolecallError) as error:
+                logger.error("%s is not ready: %s", name, error)
+                continue
+        text = f"{name} is ready after {time.monotonic() - began:.1f} s"
+        if console is not None:
+            console.print(f"[dim]{text}[/dim]", highlight=False)
+        else:
+            logger.info("%s", text)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
+    )

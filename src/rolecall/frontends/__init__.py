@@ -1,0 +1,1 @@
+"""Where users are: the ways in and the ways out."""

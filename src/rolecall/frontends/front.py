@@ -1,0 +1,123 @@
+"""What all front ends share: a text comes in and becomes a turn, a command or a clear refusal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rolecall import registry
+from rolecall.blocks import FIRST_ROLE
+from rolecall.bus import Bus
+from rolecall.commands import find_command
+from rolecall.delivery import Records
+from rolecall.envelope import Envelope, short_turn_id
+from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError
+from rolecall.follow import Event, Wakeups, follow
+
+REFUSALS = {
+    "FULL": "I am still busy with your earlier messages; this one was not taken. Try again when one is answered.",
+    "BUSY": "There is too much to do at the moment; your message was not taken. Try again in a minute.",
+    "CONFLICT": "This was sent before with another text; it was not taken.",
+}
+
+
+@dataclass(frozen=True)
+class Received:
+    """What became of a text: a turn to follow (``turn``), or an answer at once (``reply``; ``refused`` when nothing
+    was taken). ``place`` counts from 1 while the turn waits behind others of its conversation."""
+
+    conversation: str
+    turn: str = ""
+    reply: str = ""
+    refused: bool = False
+    outcome: str = ""
+    place: int = 0
+
+    @property
+    def short_id(self) -> str:
+        """The turn as ``rolecall logs`` opens it."""
+        return short_turn_id(self.conversation, self.turn)
+
+
+@dataclass
+class Front:
+    """One front end process at the bus. ``name`` is the kind, such as ``terminal``."""
+
+    bus: Bus
+    wakeups: Wakeups
+    name: str
+    outbox: bool = False
+
+    @property
+    def instance(self) -> str:
+        """How transcripts show this front end."""
+        return f"{self.name}:{self.bus.process.partition('~')[0]}:0"
+
+    async def check_running(self) -> None:
+        """Raise NothingRunning when no worker is there to answer."""
+        if not await registry.instances_of(self.bus, FIRST_ROLE):
+            raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
+
+    async def receive(
+        self,
+        conversation: str,
+        text: str,
+        *,
+        payload: Mapping[str, Any] | None = None,
+        idempotency: str | None = None,
+        principal: str = "",
+        title: str = "",
+        priority: int | None = None,
+    ) -> Received:
+        """Take ``text`` of ``conversation``. Commands of the front lane are carried out here; nothing waits for a
+        model. Raises ServerUnavailable; whatever the text itself is, is answered."""
+        command = find_command(text)
+        if command is not None and command.lane == "front":
+            return await self._carry_out(conversation, command.name)
+        priority = self.bus.settings.default_priority if priority is None else priority
+        content = {**(payload or {}), "text": text}
+        try:
+            envelope = Envelope(conversation=conversation, payload=content, reply_to=self.name, priority=priority)
+            admission = await self.bus.admit(
+                envelope,
+                idempotency=idempotency,
+                principal=principal or conversation,
+                instance=self.instance,
+                title=title,
+                outbox=self.outbox,
+                control=command is not None and command.lane == "control",
+            )
+        except EnvelopeTooLarge as error:
+            return Received(conversation, reply=f"{str(error).capitalize()}; this was not taken.", refused=True)
+        except RolecallError as error:
+            if type(error) is not RolecallError:
+                raise
+            return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
+        if not admission.accepted:
+            return Received(
+                conversation, reply=REFUSALS[admission.outcome], refused=True, outcome=admission.outcome
+            )
+        return Received(conversation, admission.turn, outcome=admission.outcome, place=admission.place)
+
+    def follow(self, received: Received, after: str = "0-0") -> AsyncIterator[Event]:
+        """The events of a received turn, the final one last."""
+        return follow(self.bus, self.wakeups, received.conversation, received.turn, after)
+
+    async def stop(self, conversation: str) -> int:
+        """End what runs and waits in ``conversation``; returns how many turns."""
+        return await self.bus.stop(conversation, instance=self.instance)
+
+    async def delivered(self, received: Received) -> None:
+        """Note in the transcript that the user has the answer."""
+        records = Records(self.instance)
+        records.add("DELIVERED", "")
+        shard = self.bus.shard(received.conversation)
+        await self.bus.note(shard, received.conversation, received.turn, records)
+
+    async def _carry_out(self, conversation: str, name: str) -> Received:
+        if name == "stop":
+            ended = await self.stop(conversation)
+            return Received(conversation, reply="Stopped." if ended else "There is nothing to stop.")
+        await self.bus.stop(conversation, instance=self.instance, forget=True)
+        return Received(conversation, reply="Forgotten: we begin anew.")

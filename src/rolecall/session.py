@@ -1,0 +1,119 @@
+"""An application's connection to its server: the configured one, or the Valkey that comes with the package."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from redis.exceptions import RedisError
+
+from rolecall.bus import Bus
+from rolecall.config import Application, runtime_directory
+from rolecall.embedded import EmbeddedServer
+from rolecall.errors import ConfigError, NothingRunning, ServerUnavailable
+from rolecall.redis_client import RedisServer
+from rolecall.settings import Settings
+
+logger = logging.getLogger(__name__)
+WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's use of an application's server. ``embedded`` is None for a server of one's own; ``found`` names
+    the server and its version."""
+
+    application: Application
+    server: RedisServer
+    bus: Bus
+    found: str
+    embedded: EmbeddedServer | None
+
+
+@asynccontextmanager
+async def open_session(application: Application, process: str, *, start: bool) -> AsyncIterator[Session]:
+    """Connect to the application's server; ``start`` starts the bundled one where none runs.
+
+    Raises NothingRunning when the bundled one does not run and may not be started, ServerUnavailable when a server
+    cannot be reached or is too old, ConfigError when the bus there was made with other settings.
+    """
+    settings = application.settings
+    async with _address(application, start) as (url, embedded):
+        server = RedisServer(url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout)
+        try:
+            found = await server.check()
+            bus = Bus(server, settings, process)
+            await bus.prepare()
+            async with _kept_alive(server, embedded):
+                yield Session(application, server, bus, found, embedded)
+        finally:
+            await server.aclose()
+
+
+def configured_url(settings: Settings) -> str | None:
+    """The address of REDIS_URL or REDIS_HOST; None means the bundled server."""
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ConfigError("REDIS_URL=(secret): redis://, rediss:// or unix:// is allowed")
+        return url
+    if settings.redis_host is None:
+        return None
+    user = quote(settings.redis_username or "")
+    password = quote(settings.redis_password.get_secret_value()) if settings.redis_password else ""
+    login = f"{user}:{password}@" if user or password else ""
+    return f"redis://{login}{settings.redis_host}:{settings.redis_port}/{settings.redis_db}"
+
+
+@asynccontextmanager
+async def _address(application: Application, start: bool) -> AsyncIterator[tuple[str, EmbeddedServer | None]]:
+    url = configured_url(application.settings)
+    if url is not None:
+        yield url, None
+        return
+    embedded = await _embedded(application, start, runtime_directory())
+    try:
+        yield embedded.url, embedded
+    finally:
+        with suppress(ServerUnavailable):
+            await embedded.leave()
+
+
+async def _embedded(application: Application, start: bool, runtime_dir: Path | None) -> EmbeddedServer:
+    if start:
+        fsync = application.settings.appendfsync
+        return await EmbeddedServer.join(application.state_dir, appendfsync=fsync, runtime_dir=runtime_dir)
+    found = await EmbeddedServer.find(application.state_dir, runtime_dir=runtime_dir)
+    if found is None:
+        raise NothingRunning(f"nothing is running in {application.directory}: start it with `make run` or `rolecall up`")
+    return found
+
+
+@asynccontextmanager
+async def _kept_alive(server: RedisServer, embedded: EmbeddedServer | None) -> AsyncIterator[None]:
+    """Start the bundled server again should it die under its users."""
+    task = asyncio.create_task(_watch(server, embedded), name="rolecall server watch") if embedded else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        if server.connected:
+            continue
+        try:
+            if await embedded.revive():
+                logger.warning("the bundled server had died and was started again")
+            await server.call("PING")
+        except (ServerUnavailable, ConfigError, RedisError, OSError) as error:
+            logger.warning("the bundled server is away: %s", error)

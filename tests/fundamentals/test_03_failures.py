@@ -1,0 +1,128 @@
+"""Failures: every turn has one answer, also when it could not be answered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rolecall import Agent, Context, Envelope, Reject, Retry, Role
+from rolecall.envelope import short_turn_id
+from rolecall.errors import ModelRefused, RateLimited
+from tests.deployment import Deployment, deployed
+
+
+class ManagerAgent(Agent):
+    """Does what the message says."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        match envelope.text:
+            case "raise":
+                raise ZeroDivisionError("division by zero")
+            case "reject":
+                raise Reject("I do not talk about that")
+            case "nowhere":
+                return envelope.via("nobody")
+            case "loop":
+                return envelope.via("manager")
+            case "ping-pong":
+                return envelope.via("other")
+            case "hang":
+                await asyncio.sleep(60)
+            case "refused":
+                raise ModelRefused("the context is too long")
+            case "large":
+                return envelope.via("other", more="x" * 300_000)
+            case "none":
+                return None  # type: ignore[return-value]  # the mistake under test
+        return envelope.reply("fine")
+
+
+class OtherAgent(Agent):
+    """Sends everything back."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.via("manager")
+
+
+ROLES = (Role(ManagerAgent), Role(OtherAgent))
+
+
+async def dead_letters(app: Deployment) -> int:
+    return int(await app.session.server.call("XLEN", app.session.bus.shards[0].dead))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise", "manager failed: ZeroDivisionError: division by zero"),
+        ("reject", "I do not talk about that"),
+        ("nowhere", "there is no role 'nobody'; there are manager, other"),
+        ("loop", "manager sent the turn to itself"),
+        ("ping-pong", "it went through more than 16 roles"),
+        ("hang", "manager took more than 0.5 s"),
+        ("refused", "the model refused: the context is too long"),
+        ("large", "262,144 are allowed"),
+        ("none", "manager returned NoneType, not an envelope"),
+    ],
+)
+async def test_what_cannot_be_answered_gets_one_apology_that_says_why(tmp_path: Path, text: str, reason: str) -> None:
+    async with deployed(tmp_path, ROLES, assistant_timeout=0.5) as app:
+        received = await app.say("terminal:ann", text)
+        final = await app.answer(received)
+
+        assert final.kind == "error"
+        assert reason in final.text
+        assert short_turn_id("terminal:ann", received.turn) in final.text
+        assert await dead_letters(app) == 1
+        assert (await app.ask("terminal:ann", "next")).text == "fine"
+
+
+async def test_a_retry_comes_back_later_and_holds_no_instance_meanwhile(tmp_path: Path) -> None:
+    attempts: list[int] = []
+
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            if envelope.text != "patience":
+                return envelope.reply("at once")
+            attempts.append(envelope.attempt)
+            if len(attempts) < 3:
+                raise Retry(after=0.3)
+            return envelope.reply("at last")
+
+    async with deployed(tmp_path, (Role(ManagerAgent),)) as app:
+        slow = await app.say("terminal:ann", "patience")
+        assert (await app.ask("terminal:bob", "hello")).text == "at once"
+        assert (await app.answer(slow)).text == "at last"
+
+    assert attempts == [0, 1, 2]
+
+
+async def test_a_model_that_asks_to_wait_is_waited_for(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            asked.append(envelope.attempt)
+            if len(asked) == 1:
+                raise RateLimited("slow down", retry_after=0.2)
+            return envelope.reply("done")
+
+    async with deployed(tmp_path, (Role(ManagerAgent),)) as app:
+        assert (await app.ask("terminal:ann", "hello")).text == "done"
+
+    assert asked == [0, 1]
+
+
+async def test_garbage_in_a_role_stream_becomes_a_dead_letter_and_harms_nobody(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        stream = app.session.bus.shards[0].stream("manager", "n")
+        for fields in (("x", "y"), ("c", "terminal:ann", "t", "1", "h", "0", "e", b"\xff{"), ("c", b"\xff", "t", "1")):
+            await app.session.server.call("XADD", stream, "*", *fields)
+
+        assert (await app.ask("terminal:ann", "hello")).text == "fine"
+        async with asyncio.timeout(10):
+            while await dead_letters(app) < 3:
+                await asyncio.sleep(0.01)
+        assert not await app.session.server.call("XLEN", stream)
