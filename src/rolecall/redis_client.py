@@ -160,6 +160,11 @@ class RedisServer:
         return f"{scheme}://{rest.rpartition('@')[2]}"
 
     @property
+    def connected(self) -> bool:
+        """Whether the command connection is open; it is opened by the first command."""
+        return self._wire.connected
+
+    @property
     def connections(self) -> int:
         """Connections this object has open."""
         return (
@@ -303,7 +308,8 @@ class BlockingReader:
         self._connection = connection
         self._server = server
         self._id = 0
-        self._reading = False
+        self._reads = 0
+        self._reading = 0
 
     @property
     def connected(self) -> bool:
@@ -312,22 +318,26 @@ class BlockingReader:
 
     async def read(self, *args: Arg) -> Any:
         """See Reader.read. Raises redis-py's errors; the next read connects again."""
+        self._reads += 1
+        self._reading = self._reads
         try:
             if not self._connection.is_connected:
                 await self._connection.connect()
                 await self._connection.send_command("CLIENT", "ID")
                 self._id = int(await self._connection.read_response())
-            self._reading = True
             await self._connection.send_packed_command(_packed(args))
             return await self._connection.read_response()
         finally:
-            self._reading = False
+            self._reading = 0
 
     async def wake(self) -> None:
-        """See Reader.wake."""
-        if self._reading and self._id:
-            with suppress(RedisError, OSError):
-                await self._server.call("CLIENT", "UNBLOCK", self._id)
+        """See Reader.wake. Asks again while the read has not reached the server yet, for it would then block."""
+        read = self._reading
+        with suppress(RedisError, OSError):
+            while read and self._reading == read:
+                if self._id and await self._server.call("CLIENT", "UNBLOCK", self._id):
+                    return
+                await asyncio.sleep(0.001)
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
