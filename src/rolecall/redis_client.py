@@ -361,7 +361,8 @@ def _new_connection(pool: ConnectionPool) -> Connection:
 
 
 def _packed(args: Sequence[Arg]) -> bytes:
-    return hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact tuple type
+    packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact type
+    return packed
 
 
 def _parse_info(raw: bytes) -> dict[str, str]:

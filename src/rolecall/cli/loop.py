@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -15,12 +15,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False) -> int | None:
     """Run ``work`` on uvloop where it is installed. ``foreground``: see own_foreground."""
-    try:
-        from uvloop import new_event_loop as factory
-    except ImportError:
-        factory = asyncio.new_event_loop
-    with own_foreground() if foreground else suppress(), asyncio.Runner(loop_factory=factory) as runner:
+    with own_foreground() if foreground else nullcontext(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop
+    return new_event_loop
 
 
 @contextmanager

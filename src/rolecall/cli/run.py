@@ -34,10 +34,13 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     quiet = interactive and "LOG_LEVEL" not in application.sources
     log_to_stderr(application.settings.model_copy(update={"log_level": "WARNING"}) if quiet else application.settings)
     console = Console()
-    async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
-        async with _running(session, None, dev=dev, scribe=True) as runtime:
-            show_welcome(console, session, runtime)
-            await _until_stopped(session, runtime, console, wanted, interactive)
+    async with (
+        stop_requested() as wanted,
+        open_session(application, process_name(), start=True) as session,
+        _running(session, None, dev=dev, scribe=True) as runtime,
+    ):
+        show_welcome(console, session, runtime)
+        await _until_stopped(session, runtime, console, wanted, interactive)
     return 0
 
 
@@ -47,18 +50,23 @@ async def worker(app_dir: Path | None, *, roles: Sequence[str] | None, dev: bool
     log_to_stderr(application.settings)
     scribe = roles is None or SCRIBE in roles
     chosen = None if roles is None else [role for role in roles if role != SCRIBE]
-    async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
-        async with _running(session, chosen, dev=dev, scribe=scribe) as runtime:
-            warming = asyncio.create_task(prepare_models(None, runtime), name="rolecall warm models")
-            await wanted.wait()
-            warming.cancel()
+    async with (
+        stop_requested() as wanted,
+        open_session(application, process_name(), start=True) as session,
+        _running(session, chosen, dev=dev, scribe=scribe) as runtime,
+    ):
+        warming = asyncio.create_task(prepare_models(None, runtime), name="rolecall warm models")
+        await wanted.wait()
+        warming.cancel()
     return 0
 
 
 async def _until_stopped(
     session: Session, runtime: Runtime, console: Console, wanted: asyncio.Event, interactive: bool
 ) -> None:
-    warming = asyncio.create_task(prepare_models(console if interactive else None, runtime), name="rolecall warm models")
+    warming = asyncio.create_task(
+        prepare_models(console if interactive else None, runtime), name="rolecall warm models"
+    )
     stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
     if interactive:
         await asyncio.wait([warming, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from rolecall import __version__
-from rolecall.errors import ModelError, RolecallError
+from rolecall.errors import RolecallError
+from rolecall.models.model import Model
 from rolecall.models.registry import warm
 from rolecall.runtime import Runtime
 from rolecall.session import Session
@@ -43,30 +43,33 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
 async def prepare_models(console: Console | None, runtime: Runtime) -> None:
     """Fetch and load the local models: with a progress bar on ``console``, or said in the log."""
     for name, model in runtime.models.by_name.items():
-        if not hasattr(model, "warm"):
-            continue
-        began = time.monotonic()
-        bar = _bar(console) if console is not None else None
-        with bar if bar is not None else nullcontext():
-            task = bar.add_task(f"{name}: loading", total=None) if bar is not None else None
+        if hasattr(model, "warm"):
+            await _prepare(console, name, model)
 
-            def progress(done: int, total: int | None, bar: Progress | None = bar, task: object = task) -> None:
-                if bar is not None:
-                    bar.update(task, description=f"{name}: fetching, once", completed=done, total=total)  # type: ignore[arg-type]
 
-            try:
-                await warm(model, progress)
-            except (ModelError, RolecallError) as error:
-                logger.error("%s is not ready: %s", name, error)
-                continue
-        text = f"{name} is ready after {time.monotonic() - began:.1f} s"
-        if console is not None:
-            console.print(f"[dim]{text}[/dim]", highlight=False)
+async def _prepare(console: Console | None, name: str, model: Model) -> None:
+    began = time.monotonic()
+    try:
+        if console is None:
+            await warm(model)
         else:
-            logger.info("%s", text)
+            await _warm_with_bar(console, name, model)
+    except RolecallError as error:
+        logger.error("%s is not ready: %s", name, error)
+        return
+    text = f"{name} is ready after {time.monotonic() - began:.1f} s"
+    if console is None:
+        logger.info("%s", text)
+    else:
+        console.print(f"[dim]{text}[/dim]", highlight=False)
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
-    )
+async def _warm_with_bar(console: Console, name: str, model: Model) -> None:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"{name}: loading", total=None)
+
+        def progress(done: int, total: int | None) -> None:
+            bar.update(task, description=f"{name}: fetching, once", completed=done, total=total)
+
+        await warm(model, progress)
