@@ -1,0 +1,243 @@
+"""A conversation's log: the record, the line it is on paper, where its file lies, and how it is read again.
+
+``<log_dir>/conversations/<conversation>/<YYYY.MM.DD>/<HH:MM:SS>.log`` holds one session, one record a line::
+
+    [2026-11-21 22:30:15.123] [  0.000s] [terminal:m4:12345:0] RECEIVED: telegram:42/17 "Hello"  ~17 1795246462181-0
+
+The tail names the turn and the entry of the log stream; viewers hide it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from rolecall.errors import RolecallError
+
+ROUTINE = frozenset({"RECEIVED", "SENT", "STARTED", "PROCESSING_COMPLETE", "DELIVERED", "NOTE"})
+TROUBLE = frozenset({"RETRY", "DEFERRED", "TAKEN_OVER", "FENCED", "CANCELLED", "ERROR", "DEAD_LETTER"})
+WORDS = ROUTINE | TROUBLE
+FAILURES = frozenset({"ERROR", "DEAD_LETTER"})
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MS = 253_402_000_000_000
+"""Late in the year 9999; a later time is written as this one."""
+HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+SHORT_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+PLAIN = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
+ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
+LINE = re.compile(
+    r"\[(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3})\] \[ *(?P<seconds>\d+)\.(?P<millis>\d{3})s\] "
+    r"\[(?P<instance>[^\[\]]*)\] (?P<word>[A-Z_]+): (?P<text>.*)  ~(?P<turn>[^ ]+) (?P<id>\d+-\d+)",
+    re.ASCII,
+)
+SESSION_FILE = re.compile(r"(\d\d:\d\d:\d\d)(?:\.(\d+))?\.log", re.ASCII)
+SHORT_TURN = re.compile(r"([0-9a-f]{6})-(c?\d+)")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened: ``ms`` by the server's clock, ``since`` ms after the turn was received, ``id`` of its entry."""
+
+    ms: int
+    since: int
+    turn: str
+    instance: str
+    word: str
+    text: str
+    id: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Rises from record to record of a conversation."""
+        return entry_order(self.id)
+
+
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """A stream entry id as numbers, for comparing."""
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)
+
+
+# ── the line ────────────────────────────────────────────────────────────────────────────────────
+
+
+def escape(text: str) -> str:
+    """``text`` without control, format and separator characters and lone surrogates; ``unescape`` undoes it."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(SHORT_ESCAPES.get(char) or _escaped(char) for char in text)
+
+
+def unescape(text: str) -> str:
+    """What ``escape`` was given."""
+    return ESCAPE.sub(_unescaped, text) if "\\" in text else text
+
+
+def format_line(record: Record, tz: tzinfo | None = None) -> str:
+    """The line of ``record`` in the time zone ``tz``, else the system's, without a newline."""
+    at = (EPOCH + timedelta(milliseconds=min(max(record.ms, 0), LAST_MS))).astimezone(tz)
+    since = f"{record.since // 1000}.{record.since % 1000:03d}".rjust(7)
+    instance = escape(record.instance).replace("[", "\\x5b").replace("]", "\\x5d")
+    text = escape(record.text).replace("  ~", "  \\x7e")
+    turn = "\\x2d" if record.turn == "-" else escape(record.turn).replace(" ", "\\x20") or "-"
+    stamp = at.replace(tzinfo=None).isoformat(" ", "milliseconds")
+    return f"[{stamp}] [{since}s] [{instance}] {record.word}: {text}  ~{turn} {record.id}"
+
+
+def parse_line(line: str, tz: tzinfo | None = None) -> Record | None:
+    """The record of a line that ``format_line`` made with the same ``tz``; None for any other line."""
+    found = LINE.fullmatch(line)
+    if found is None:
+        return None
+    with suppress(ValueError, OverflowError):  # right in form, yet no date or no character
+        return Record(
+            ms=_ms(found["at"], tz, entry_order(found["id"])[0]),
+            since=int(found["seconds"]) * 1000 + int(found["millis"]),
+            turn="" if found["turn"] == "-" else unescape(found["turn"]),
+            instance=unescape(found["instance"]),
+            word=found["word"],
+            text=unescape(found["text"]),
+            id=found["id"],
+        )
+    return None
+
+
+def visible(line: str) -> str:
+    """A line of a file as people see it: without its tail, and with nothing in it that steers a terminal."""
+    shown = line[: line.rindex("  ~")] if LINE.fullmatch(line) else line
+    return shown if shown.isprintable() else "".join(_escaped(char) for char in shown)
+
+
+def _escaped(char: str) -> str:
+    if unicodedata.category(char) not in HIDDEN_CATEGORIES:
+        return char
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    code = found[1] or found[2] or found[3]
+    return chr(int(code, 16)) if code else PLAIN.get(found[4], found[0])
+
+
+def _ms(at: str, tz: tzinfo | None, near: int) -> int:
+    """Of the two moments that share a local time when clocks go back, the one closer to ``near``."""
+    local = datetime.fromisoformat(at)
+    moments = (local.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1))
+    return min(((m - EPOCH) // timedelta(milliseconds=1) for m in moments), key=lambda ms: abs(ms - near))
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def conversation_dir(conversation: str) -> str:
+    """A file name for ``conversation``: harmless on every system, and no other conversation's whatever its case."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "_", conversation)[:60]
+    return f"{readable}-{_digest(conversation)[:12]}"
+
+
+def short_turn_id(conversation: str, turn: str) -> str:
+    """What an apology shows and ``rolecall logs`` opens, such as ``3f09ab-17``."""
+    return f"{_digest(conversation)[:6]}-{turn}"
+
+
+def session_file(conversation: str, session: int, tz: tzinfo | None = None, generation: int = 0) -> PurePosixPath:
+    """Path within ``conversations`` of the session begun at ``session`` ms; ``generation`` counts wiped servers."""
+    at = (EPOCH + timedelta(milliseconds=min(max(session, 0), LAST_MS))).astimezone(tz)
+    name = f"{at:%H:%M:%S}.{generation}.log" if generation else f"{at:%H:%M:%S}.log"
+    return PurePosixPath(conversation_dir(conversation), f"{at.year:04d}.{at:%m.%d}", name)
+
+
+def _digest(conversation: str) -> str:
+    return hashlib.sha256(conversation.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def directories(log_dir: Path) -> list[Path]:
+    """The directory of every conversation, links left out."""
+    root = log_dir / "conversations"
+    return sorted(path for path in root.glob("*-*") if path.is_dir() and not path.is_symlink())
+
+
+def session_files(directory: Path) -> list[Path]:
+    """The files of one conversation, oldest first, links left out."""
+    found = []
+    for path in directory.glob("????.??.??/*.log"):
+        name = SESSION_FILE.fullmatch(path.name)
+        if name and path.is_file() and not path.is_symlink():
+            found.append((path.parent.name, name[1], int(name[2] or 0), path))
+    return [path for *_, path in sorted(found)]
+
+
+def find(log_dir: Path, which: str) -> tuple[Path, str]:
+    """The directory that ``which`` means, and a turn or "". ``which``: a conversation, its directory, a short turn id.
+
+    Raises RolecallError when there is none, or when a short turn id fits several conversations.
+    """
+    short = SHORT_TURN.fullmatch(which)
+    if short:
+        fitting = [path for path in directories(log_dir) if path.name[-12:].startswith(short[1])]
+        if len(fitting) > 1:
+            names = ", ".join(path.name for path in fitting)
+            raise RolecallError(f"{which} may be a turn of several conversations, name one of them: {names}")
+        if fitting:
+            return fitting[0], short[2]
+    for path in directories(log_dir):
+        if path.name in (conversation_dir(which), which):
+            return path, ""
+    raise RolecallError(
+        f"no transcript of {escape(which)!r} in {log_dir / 'conversations'}; `rolecall logs` lists what is there"
+    )
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The whole lines of a file, newlines removed; a last one still being written is left out."""
+    with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield line[:-1]
+
+
+def records(log_dir: Path, which: str, tz: tzinfo | None = None) -> list[Record]:
+    """Every record of a conversation, or of one turn by its short id; see ``find`` for ``which`` and its errors."""
+    directory, turn = find(log_dir, which)
+    return [record for record in read_records(directory, tz) if not turn or record.turn == turn]
+
+
+def read_records(directory: Path, tz: tzinfo | None = None) -> Iterator[Record]:
+    """The records of one conversation's directory, oldest file first; lines of others' making are left out."""
+    for path in session_files(directory):
+        for line in read_lines(path):
+            record = parse_line(line, tz)
+            if record is not None:
+                yield record
+
+
+def identity(directory: Path, first: Record) -> tuple[str, str]:
+    """Conversation and title as a first record names them; the id is proven by the directory's name, else that name.
+
+    A title is "" when none is named.
+    """
+    for conversation, title in _claims(first):
+        if conversation_dir(conversation) == directory.name:
+            return conversation, "" if title == "-" else title
+    return directory.name, ""
+
+
+def _claims(record: Record) -> Iterator[tuple[str, str]]:
+    """What a first record may mean. An id may hold the very words that end it, hence every reading."""
+    text, mark = record.text, f"/{record.turn} "
+    if record.word == "NOTE" and text.startswith("session of "):
+        text, mark = text.removeprefix("session of "), " title "
+    at = text.find(mark)
+    while at >= 0:
+        yield text[:at], text[at + len(mark) :] if mark == " title " else ""
+        at = text.find(mark, at + 1)

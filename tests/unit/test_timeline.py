@@ -1,0 +1,96 @@
+"""A turn's records as bars."""
+
+from __future__ import annotations
+
+from rolecall.timeline import HANDLING, MODEL, WAIT, Hop, bar, bars, timelines
+from rolecall.transcript import Record
+
+
+def record(since: int, instance: str, word: str, text: str = "", turn: str = "17") -> Record:
+    ms = 1_795_300_000_000 + since
+    return Record(ms=ms, since=since, turn=turn, instance=instance, word=word, text=text, id=f"{ms}-0")
+
+
+MANAGER, SAMPLE, OTHER = "manager:m4:1:1", "samplellm:m4:1:2", "samplellm:m5:9:1"
+ANSWERED = [
+    record(0, "terminal:m4:1:0", "RECEIVED", 'telegram:42/17 "Hello"'),
+    record(10, MANAGER, "STARTED", "hop 0"),
+    record(12, MANAGER, "SENT", "to role stream samplellm"),
+    record(1012, SAMPLE, "STARTED", "hop 1"),
+    record(4012, SAMPLE, "PROCESSING_COMPLETE", "reply 212 chars, 48 tokens, smollm2@local, model 2.000 s"),
+    record(4100, "terminal:m4:1:0", "DELIVERED"),
+]
+
+
+def test_each_hop_has_its_wait_its_handling_and_its_model_time() -> None:
+    (turn,) = timelines(ANSWERED)
+    assert (turn.turn, turn.said, turn.state, turn.total) == ("17", '"Hello"', "delivered", 4100)
+    manager, sample = turn.hops
+    assert (manager.role, manager.wait, manager.handling, manager.model) == ("manager", 10, 2, 0)
+    assert (sample.role, sample.wait, sample.handling, sample.model) == ("samplellm", 1000, 3000, 2000)
+    assert sample.number == 1
+
+
+def test_a_bar_shows_waiting_handling_and_model_in_proportion() -> None:
+    hop = Hop(1, SAMPLE, queued=1000, started=2000, ended=5000, model=2000)
+    assert bar(hop, 10_000, 10) == " " + WAIT + HANDLING + MODEL * 2 + " " * 5
+
+
+def test_a_hop_too_short_for_a_column_is_still_seen() -> None:
+    hop = Hop(0, MANAGER, queued=9999, started=9999, ended=10_000)
+    assert bar(hop, 10_000, 10) == " " * 9 + HANDLING
+    assert bar(Hop(0, MANAGER, 0, 0, 0), 0, 10) == HANDLING + " " * 9
+
+
+def test_all_bars_of_a_turn_are_of_one_width_and_say_their_times() -> None:
+    head, manager, sample = bars(timelines(ANSWERED)[0], 40)
+    assert head == 'turn 17  "Hello"  delivered, 4.100 s'
+    assert manager.index("waited") == sample.index("waited")
+    assert sample.endswith("waited 1.000 s, handled 3.000 s, model 2.000 s")
+
+
+def test_a_hop_taken_over_ends_there_and_another_instance_goes_on() -> None:
+    (turn,) = timelines(
+        [
+            record(0, "http:m4:1:0", "RECEIVED", 'http:1/17 "x"'),
+            record(5, SAMPLE, "STARTED", "hop 0"),
+            record(15_005, OTHER, "TAKEN_OVER", "hop 0 attempt 2 from m4:1"),
+            record(16_005, OTHER, "PROCESSING_COMPLETE", "reply 1 chars"),
+        ]
+    )
+    lost, won = turn.hops
+    assert (lost.word, lost.handling) == ("TAKEN_OVER", 15_000)
+    assert (won.number, won.instance, won.wait, won.handling) == (0, OTHER, 0, 1000)
+    assert "taken over" in bars(turn)[1]
+
+
+def test_retries_and_deferrals_show_the_time_between_as_waiting() -> None:
+    (turn,) = timelines(
+        [
+            record(0, "http:m4:1:0", "RECEIVED", 'http:1/17 "x"'),
+            record(0, SAMPLE, "STARTED", "hop 0"),
+            record(100, SAMPLE, "DEFERRED", "in 5.0 s: no provider answers"),
+            record(5100, SAMPLE, "STARTED", "hop 0"),
+            record(5200, SAMPLE, "DEAD_LETTER", "three deliveries"),
+        ]
+    )
+    assert [hop.wait for hop in turn.hops] == [0, 5000]
+    assert turn.state == "given up"
+
+
+def test_turns_are_told_apart_and_one_that_runs_says_so() -> None:
+    waiting = [
+        record(0, "http:m4:1:0", "RECEIVED", 'http:1/18 "y"', "18"),
+        record(0, "http:m4:1:0", "NOTE", "waits, place 1", "18"),
+    ]
+    first, second = timelines([*ANSWERED[:4], *waiting, *ANSWERED[4:]])
+    assert (first.turn, second.turn) == ("17", "18")
+    assert (second.state, second.hops) == ("running", [])
+    assert timelines([record(0, "", "NOTE", "session of x title -", "")]) == []
+
+
+def test_words_and_texts_it_does_not_know_are_no_trouble() -> None:
+    (turn,) = timelines(
+        [record(0, "", "SENT", "?"), record(1, "", "STARTED", "again"), record(2, "", "NOTE", "model s")]
+    )
+    assert [(hop.number, hop.ended) for hop in turn.hops] == [(0, 2)]
