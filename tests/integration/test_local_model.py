@@ -24,7 +24,7 @@ from rolecall.models.weights import default_cache, ensure_weights
 from rolecall.settings import Settings
 
 SETTINGS = Settings(local_slots=2, local_threads=1, local_context=512)
-SYSTEM = Message("system", "You are a helpful AI assistant. Answer the question in one or two short sentences.")
+SYSTEM = Message("system", "You are a helpful assistant. Answer briefly and correctly.")
 LONG = Request((Message("user", "Write a long story about a dog."),), max_tokens=400)
 Processes = list[asyncio.subprocess.Process]
 Start = Callable[[int], Awaitable[Processes]]
@@ -184,7 +184,7 @@ async def test_an_engine_whose_starter_is_killed_while_it_loads_is_adopted(
     users: Start, model: LocalModel, tmp_path: Path
 ) -> None:
     (starter,) = await users(1)
-    await until(lambda: bool(engines(tmp_path)), 20)
+    await until(lambda: is_loading(tmp_path), 20)
     starter.kill()
     loading = engines(tmp_path)
     await model.warm()
@@ -220,6 +220,11 @@ def record_of(state_dir: Path) -> dict[str, str]:
     record = json.loads((state_dir / "models" / "smollm2" / "server.json").read_text())
     assert isinstance(record, dict)
     return record
+
+
+def is_loading(state_dir: Path) -> bool:
+    log = state_dir / "models" / "smollm2" / "engine.log"
+    return log.exists() and "loading model" in log.read_text()
 
 
 def engine_pid(state_dir: Path) -> int:

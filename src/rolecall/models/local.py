@@ -22,13 +22,17 @@ from rolecall.settings import Settings
 
 @dataclass(frozen=True)
 class Manner:
-    """What a request gets that does not say: small models ramble without a limit and stray when warm."""
+    """What a request gets that does not say: small models ramble without a limit and stray when warm.
+
+    Asked for the capital of France, smollm2 missed it up to once in four at a temperature of 0.2, once in 200 at
+    0.1, and never in 600 at 0.
+    """
 
     max_tokens: int
     temperature: float | None = None
 
 
-MANNERS = {"smollm2": Manner(max_tokens=256, temperature=0.2)}
+MANNERS = {"smollm2": Manner(max_tokens=256, temperature=0)}
 OWN_FILE = Manner(max_tokens=1024)
 
 
