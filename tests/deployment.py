@@ -84,5 +84,3 @@ async def deployed(
             if writing is not None:
                 await writer.stop()
                 await writing
-
-

@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 
 from rolecall.delivery import Records
 from rolecall.envelope import Envelope
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, Truncated
 from rolecall.memory import Memory
 from rolecall.models.model import Answer, Delta, Done, Message, Model, Request, Spoke, Usage
+
+INTERRUPTED = " … [the model broke off here]"
 
 
 class Agent:
@@ -78,7 +80,8 @@ class Context:
     ) -> Answer:
         """Ask ``model`` for the answer to ``text`` after ``history``, emitting deltas; returns the whole answer.
 
-        ``options`` are those of Request. Raises ModelError.
+        ``options`` are those of Request. An answer that breaks off after it began is returned as far as it came,
+        with a visible mark and ``finish="interrupted"``: nothing the user saw is repeated. Raises ModelError.
         """
         return await self._converse(model, history, text, system, options, show=True)
 
@@ -119,6 +122,12 @@ class Context:
                     finish = event.reason
                 elif isinstance(event, Spoke):
                     spoke = event.model
+        except Truncated as broken:
+            if not pieces:
+                raise
+            self.log(f"{spoke} broke off: {broken}")
+            pieces.append(INTERRUPTED)
+            finish = "interrupted"
         finally:
             self.model_seconds += time.monotonic() - began
         return Answer("".join(pieces), spoke, usage.tokens_in, usage.tokens_out, finish)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Retry, Role
 from rolecall.envelope import short_turn_id
-from rolecall.errors import ModelRefused, RateLimited
+from rolecall.errors import ModelRefused, RateLimited, Truncated
+from rolecall.models import Delta, ModelEvent, Request
 from tests.deployment import Deployment, deployed
 
 
@@ -126,3 +128,25 @@ async def test_garbage_in_a_role_stream_becomes_a_dead_letter_and_harms_nobody(t
             while await dead_letters(app) < 3:
                 await asyncio.sleep(0.01)
         assert not await app.session.server.call("XLEN", stream)
+
+
+async def test_an_answer_that_breaks_off_is_kept_and_marked(tmp_path: Path) -> None:
+    class BreakingModel:
+        name = "breaking@test"
+
+        async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+            yield Delta("The capital of")
+            raise Truncated("the connection was lost", "The capital of")
+
+        async def aclose(self) -> None: ...
+
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            return envelope.reply(await ctx.stream(BreakingModel(), [], envelope.text))
+
+    async with deployed(tmp_path, (Role(ManagerAgent),)) as app:
+        final = await app.ask("terminal:ann", "What is the capital of France?")
+
+    assert final.kind == "final"
+    assert final.text == "The capital of … [the model broke off here]"
+    assert final.payload["finish"] == "interrupted"
