@@ -20,7 +20,7 @@ class CommandAgent(Agent):
             return envelope.via("stats")
         if word in ANSWERS:
             return envelope.reply(await ANSWERS[word](argument, ctx), remember=False)
-        hint = f"Put your question behind it: /{word} TEXT." if word in ctx.roles else "/help tells what I can do."
+        hint = f"Put your question behind it: /{word} TEXT." if word in ctx.roles else "/help lists them."
         return envelope.reply(f"There is no command /{word}. {hint}", remember=False)
 
 

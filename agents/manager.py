@@ -1,17 +1,15 @@
 """Decides which role answers a turn. The table at the end is the whole of it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rolecall import COMMANDS, Agent, Context, Envelope, RoleInfo, parse_command
 
 ANSWERING = "samplellm"
-Decision = tuple[str, str]  # the role to ask, and the text it gets
+Decision = tuple[str, str]  # a role, and the text it gets
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What the rules look at; ``word`` and ``rest`` are those of ``/word rest``."""
 
     text: str
@@ -32,13 +30,13 @@ class ManagerAgent(Agent):
         asked = Asked(text, *(parse_command(text) or ("", "")), envelope.payload, preferences, roles)
         role, text = next(filter(None, (rule(asked) for rule in RULES)))
         if role not in roles:
+            known = f"There is no role {role!r} here; there are {', '.join(sorted(roles))}."
             hint = " /role auto takes your choice back." if role == preferences.get("role") else ""
-            known = ", ".join(sorted(roles))
-            return envelope.reply(f"There is no role {role!r} here; there are {known}.{hint}", remember=False)
+            return envelope.reply(known + hint, remember=False)
         route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
-        model = envelope.payload.get("model") or preferences.get("model")
+        model = envelope.payload.get("model") or preferences.get("model", "")
         # The route begins here, so that forward() can change the payload on the way to its first role.
-        return envelope.via(self.role, *route).forward(text=text, **({"model": model} if model else {}))
+        return envelope.via(self.role, *route).forward(text=text, model=model)
 
 
 def command(asked: Asked) -> Decision | None:
@@ -47,8 +45,8 @@ def command(asked: Asked) -> Decision | None:
 
 def matched_prefix(asked: Asked) -> Decision | None:
     for role in asked.roles.values():
-        start, rest = asked.text[: len(role.match or "")], asked.text[len(role.match or "") :]
-        if role.match and start.lower() == role.match.lower() and not rest[:1].strip():
+        rest = asked.text[len(role.match or "") :]
+        if role.match and asked.text.lower().startswith(role.match.lower()) and not rest[:1].strip():
             return role.name, rest.strip()
     return None
 

@@ -3,9 +3,9 @@
 from agents.languages import LANGUAGES
 from rolecall import Agent, Context, Envelope
 
-PERSONA = "You are a helpful AI assistant. Answer the question in one or two short sentences."
+PERSONA = "You are a helpful AI assistant. Answer clearly and briefly."
 NO_PICTURES = "I cannot look at pictures here. Tell me in words what it is about."
-NO_ANSWER = "The model had nothing to say to that. Ask again in other words, or choose another one with /model."
+NO_ANSWER = "The model had nothing to say to that. Ask in other words, or choose another with /model."
 
 
 class SampleLLMAgent(Agent):

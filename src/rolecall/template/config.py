@@ -1,0 +1,32 @@
+"""This deployment: which agents run, how many instances of each, on which models.
+
+It runs as it is, without a key: ``smollm2@local`` is a small model on this machine. For a better one put
+``OPENAI_API_KEY=…`` into ``.env`` and name it first; the others are asked, in order, when it cannot answer::
+
+    MODELS = ("gpt-5-mini@openai", "smollm2@local")
+
+``.env.example`` lists every setting, and ``rolecall check`` shows each value in force and where it came from.
+"""
+
+from agents.command import CommandAgent
+from agents.dice import DiceAgent
+from agents.lang import LangAgent
+from agents.manager import ManagerAgent
+from agents.samplellm import SampleLLMAgent
+from agents.stats import StatsAgent
+from agents.translation import TranslationAgent
+from rolecall import Config, Role
+
+MODELS = ("smollm2@local",)
+
+config = Config(
+    roles=(
+        Role(ManagerAgent),
+        Role(CommandAgent),
+        Role(LangAgent),
+        Role(TranslationAgent, models=MODELS),
+        Role(SampleLLMAgent, instances=2, models=MODELS),
+        Role(StatsAgent),
+        Role(DiceAgent, instances=3, match="/roll"),
+    ),
+)

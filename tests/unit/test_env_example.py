@@ -1,0 +1,81 @@
+"""``.env.example`` names every setting, with what it means and its default, and nothing else.
+
+After a change of the settings:  python -m tests.unit.test_env_example > .env.example
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import wrap
+from typing import get_args
+
+from dotenv import dotenv_values
+from pydantic.fields import FieldInfo
+
+from config import config
+from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, ServerSettings, Settings
+
+FILE = Path(__file__).parents[2] / ".env.example"
+HEAD = "Copy this to .env, and take the # off the lines that you change. The environment has precedence over .env."
+SECTIONS = (
+    ("The server", ServerSettings),
+    ("Models", ModelSettings),
+    ("Ways in and out", FrontendSettings),
+    ("Clocks and limits of the bus", BusSettings),
+)
+INSTANCES = (
+    "instances of a role in each worker process, <ROLE>_INSTANCES: 0 to 1024, or auto for what its models can take"
+)
+
+
+def rendered() -> str:
+    lines = [*comment(HEAD)]
+    for title, settings in SECTIONS:
+        lines += ["", f"# --- {title} ---", ""]
+        for name, field in settings.model_fields.items():
+            lines += [*comment(described(field)), f"#{name.upper()}={shown(field.default)}"]
+    lines += ["", "# --- Instances ---", "", *comment(INSTANCES)]
+    lines += [f"#{role.name.upper()}_INSTANCES={role.instances}" for role in config.roles]
+    return "\n".join(lines) + "\n"
+
+
+def described(field: FieldInfo) -> str:
+    limits = {
+        name: getattr(item, name) for item in field.metadata for name in ("gt", "ge", "le") if hasattr(item, name)
+    }
+    words = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
+    least = f"{limits['ge']} to" if "ge" in limits else "more than 0, up to"
+    allowed = f": {least} {limits['le']}" if "le" in limits else f": {' or '.join(words)}" if words else ""
+    return f"{field.description}{allowed}"
+
+
+def shown(default: object) -> str:
+    return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def comment(text: str) -> list[str]:
+    return [f"# {line}" for line in wrap(text, 108)]
+
+
+def test_it_is_up_to_date() -> None:
+    assert FILE.read_text() == rendered(), "python -m tests.unit.test_env_example > .env.example"
+
+
+def test_its_sections_leave_no_setting_out() -> None:
+    assert {name for _, section in SECTIONS for name in section.model_fields} == set(Settings.model_fields)
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_with_every_line_in_force_it_is_the_defaults(tmp_path: Path) -> None:
+    lines = [line.removeprefix("#") if "=" in line and line[1:2] != " " else line for line in rendered().split("\n")]
+    (tmp_path / ".env").write_text("\n".join(lines))
+    given = {name.lower(): value for name, value in dotenv_values(tmp_path / ".env").items() if value}
+    own = {name: value for name, value in given.items() if name in Settings.model_fields}
+    assert Settings.model_validate(own) == Settings()
+
+
+if __name__ == "__main__":
+    print(rendered(), end="")
