@@ -35,8 +35,7 @@ class ManagerAgent(Agent):
             return envelope.reply(known + hint, remember=False)
         route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
         model = envelope.payload.get("model") or preferences.get("model", "")
-        # The route begins here, so that forward() can change the payload on the way to its first role.
-        return envelope.via(self.role, *route).forward(text=text, model=model)
+        return envelope.via(*route, text=text, model=model)
 
 
 def command(asked: Asked) -> Decision | None:

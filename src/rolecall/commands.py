@@ -37,8 +37,8 @@ def parse_command(text: str) -> tuple[str, str] | None:
     """``("lang", "de")`` of ``/lang de``; the bot's name in ``/lang@bot`` is dropped; None for other text."""
     if not text.startswith("/") or len(text) < 2 or not text[1].isalnum():
         return None
-    word, _, rest = text[1:].partition(" ")
-    return word.partition("@")[0].lower(), rest.strip()
+    word, *rest = text[1:].split(maxsplit=1)
+    return word.partition("@")[0].lower(), "".join(rest).strip()
 
 
 def find_command(text: str) -> Command | None:
