@@ -1,4 +1,4 @@
-"""The KEYS and ARGV that the turn scripts share: scripts/lib/guard.lua and scripts/lib/finish.lua say which is which."""
+"""The KEYS and ARGV that the turn scripts share; scripts/lib/guard.lua and lib/finish.lua say which is which."""
 
 from __future__ import annotations
 
@@ -42,13 +42,18 @@ def finish_block(
 
 def final_event(kind: str, payload: dict[str, Any]) -> bytes:
     """The JSON of a turn's final event."""
-    return msgspec.json.encode({"kind": kind, **payload})
+    return msgspec.json.encode({**payload, "kind": kind})
 
 
 def pairs(changes: dict[str, str] | None) -> list[Arg]:
     """A count, then names and values."""
     flat = [item for pair in (changes or {}).items() for item in pair]
     return [len(flat) // 2, *flat]
+
+
+def whole(value: object) -> int:
+    """``value`` if the counters of a script can take it, else 0: an agent may have put anything there."""
+    return int(value) if isinstance(value, int) and 0 < value < 2**40 else 0
 
 
 def milliseconds(seconds: float) -> int:

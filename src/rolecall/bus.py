@@ -6,11 +6,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from rolecall import keys
 from rolecall.blocks import (
@@ -21,11 +20,16 @@ from rolecall.blocks import (
     milliseconds,
     pairs,
     utc_offset_ms,
+    whole,
 )
-from rolecall.delivery import Delivery, Records, quoted, read_entry
+from rolecall.delivery import Delivery, Records, next_band, quoted, read_entry
 from rolecall.envelope import Envelope, check_conversation, encode
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, RolecallError
 from rolecall.keys import ShardKeys
+from rolecall.outcomes import Admission as Admission
+from rolecall.outcomes import Demand as Demand
+from rolecall.outcomes import Snapshot as Snapshot
+from rolecall.outcomes import Verdict as Verdict
 from rolecall.redis_client import Arg, Server
 from rolecall.scripts import script
 from rolecall.settings import Settings
@@ -33,43 +37,8 @@ from rolecall.settings import Settings
 SCHEMA = 1
 
 CONTROL_ROLE = "command"
-
-Outcome = Literal["RUN", "WAIT", "DUP", "CONFLICT", "FULL", "BUSY"]
-Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """What became of a message: RUN and WAIT are accepted, DUP was accepted before as ``turn``; CONFLICT is the
-    same idempotency key with another body; FULL and BUSY wrote nothing. ``place`` counts from 1 in the mailbox."""
-
-    outcome: Outcome
-    turn: str
-    place: int
-
-    @property
-    def accepted(self) -> bool:
-        """Whether there is a turn to wait for."""
-        return self.outcome in ("RUN", "WAIT", "DUP")
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Where a turn stands; ``final`` is its final event once finished, ``last`` the newest event id."""
-
-    state: Literal["finished", "running", "waiting", "gone", "unknown"]
-    place: int
-    final: dict[str, Any] | None
-    last: str
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a process would take for one role: free slots, and whether one may be on its last delivery."""
-
-    role: str
-    free: int
-    last_ok: bool = True
+MOVED_TRIES = 50
+"""How often a turn that moves on (a hop, a deferral, a release) is looked for again."""
 
 
 class Bus:
@@ -98,9 +67,7 @@ class Bus:
                 "or empty the server to change it"
             )
         if int(schema) != SCHEMA:
-            raise ConfigError(
-                f"this bus has key schema {int(schema)}, this version of rolecall speaks {SCHEMA}"
-            )
+            raise ConfigError(f"this bus has key schema {int(schema)}, this version of rolecall speaks {SCHEMA}")
 
     # ── the way in ──────────────────────────────────────────────────────────────────────────────
 
@@ -125,23 +92,24 @@ class Bus:
         raw, shard = encode(envelope), self.shard(conversation)
         digest = hashlib.sha256(msgspec.json.encode((envelope.payload, envelope.priority))).hexdigest()[:16]
         role = CONTROL_ROLE if control else FIRST_ROLE
-        reply = await self.server.run(
-            "admit",
-            (
-                shard.conversation(conversation), shard.mailbox(conversation), shard.journal(conversation),
-                shard.idempotency(conversation, idempotency or envelope.id), shard.active,
-                shard.events(conversation), shard.log, shard.principals,
-                *(shard.stream(role, band) for band in keys.BANDS),
-            ),
-            (
-                conversation, shard.channel(conversation), digest, raw, keys.band(envelope.priority), principal,
-                envelope.reply_to if outbox else "", s.mailbox_limit, s.in_flight_limit, s.user_limit,
-                s.user_soft_limit, "control" if control else "ordered", milliseconds(s.idempotency_seconds),
-                milliseconds(s.session_idle_hours * 3600), utc_offset_ms(), instance, title, quoted(envelope.text[:8000]),
-                milliseconds(s.conversation_days * 86_400),
-            ),
+        names = (
+            shard.conversation(conversation), shard.mailbox(conversation), shard.journal(conversation),
+            shard.idempotency(conversation, idempotency or envelope.id), shard.active,
+            shard.events(conversation), shard.log, shard.principals,
+            *(shard.stream(role, band) for band in keys.BANDS),
         )  # fmt: skip
-        return Admission(reply[0].decode(), reply[1].decode(), reply[2])
+        arguments = (
+            conversation, shard.channel(conversation), digest, raw, keys.band(envelope.priority), principal,
+            envelope.reply_to if outbox else "", s.mailbox_limit, s.in_flight_limit, s.user_limit,
+            s.user_soft_limit, "control" if control else "ordered", milliseconds(s.idempotency_seconds),
+            milliseconds(s.session_idle_hours * 3600), utc_offset_ms(), instance, title, quoted(envelope.text[:8000]),
+            milliseconds(s.conversation_days * 86_400),
+        )  # fmt: skip
+        try:
+            outcome, turn, place = await self.server.run("admit", names, arguments)
+        except OutOfMemoryError:  # refused at its first write
+            return Admission("BUSY", "", 0)
+        return Admission(outcome.decode(), turn.decode(), place)
 
     # ── taking work ─────────────────────────────────────────────────────────────────────────────
 
@@ -166,9 +134,7 @@ class Bus:
             arguments += (demand.free, int(demand.last_ok), len(own))
         taken = await self.server.run("take", [stream for _, stream in streams], arguments)
         return [
-            read_entry(
-                shard.number, streams[k - 1][1], streams[k - 1][0], (entry_id, fields), count, previous
-            )
+            read_entry(shard.number, streams[k - 1][1], streams[k - 1][0], (entry_id, fields), count, previous)
             for k, entry_id, count, previous, fields in taken
         ]
 
@@ -197,7 +163,15 @@ class Bus:
     def start_soon(self, delivery: Delivery, instance: str) -> asyncio.Future[Any]:
         """``start`` sent now, in order before whatever is sent later; the future holds its raw reply."""
         names, arguments = self._start(delivery, instance)
-        return self.server.send("EVALSHA", script("start").sha, len(names), *names, *arguments)
+        chosen, rest = script("start"), (len(names), *names, *arguments)
+
+        def unknown(future: asyncio.Future[Any]) -> None:
+            if not future.cancelled() and isinstance(future.exception(), NoScriptError):
+                self.server.send("EVAL", chosen.body, *rest).add_done_callback(_heard)
+
+        sent = self.server.send("EVALSHA", chosen.sha, *rest)
+        sent.add_done_callback(unknown)
+        return sent
 
     async def emit(self, delivery: Delivery, position: int, text: str) -> Verdict:
         """Publish a piece of the answer in the making; ``position`` is its offset in characters."""
@@ -237,7 +211,7 @@ class Bus:
         """Send the turn on to ``envelope.role``; ``role@process`` falls to the role when that process is gone."""
         shard = self.shards[delivery.shard]
         role, _, process = envelope.role.partition("@")
-        fallback = shard.stream(role, keys.band(envelope.priority))
+        fallback = shard.stream(role, next_band(delivery, envelope))
         stream = shard.direct(role, process) if process else fallback
         names, arguments = self._guarded(delivery, encode(envelope), envelope.hops, role)
         names += [stream, shard.alive(process) if process else stream, fallback]
@@ -257,7 +231,7 @@ class Bus:
         """End the turn with the answer in ``envelope``: result, history, log, outbox, and the next turn released."""
         payload = envelope.payload
         names, arguments = self._finishing(delivery, envelope.reply_to, final_event("final", payload))
-        arguments += [payload.get("tokens_in", 0), payload.get("tokens_out", 0), int(forget)]
+        arguments += [whole(payload.get("tokens_in")), whole(payload.get("tokens_out")), int(forget)]
         arguments += [len(history), *history, *pairs(preferences), *records.arguments()]
         return _verdict(await self.server.run("complete", names, arguments))
 
@@ -267,9 +241,7 @@ class Bus:
         """Give the turn up: a dead letter with ``reason``, one ``apology`` to the user, the next turn released."""
         shard = self.shards[delivery.shard]
         outbox = await self._outbox(shard, delivery.conversation, delivery.turn)
-        names, arguments = self._finishing(
-            delivery, outbox, final_event("error", {"text": apology, "reason": reason})
-        )
+        names, arguments = self._finishing(delivery, outbox, final_event("error", {"text": apology, "reason": reason}))
         names.append(shard.dead)
         arguments += [reason, delivery.count, delivery.raw, delivery.hop]
         arguments += [len(history), *history, *records.arguments()]
@@ -282,8 +254,11 @@ class Bus:
         return _verdict(await self.server.run("quarantine", names, arguments))
 
     async def owns_turn(self, delivery: Delivery) -> bool:
-        """Whether the conversation's running turn is held by just this entry."""
+        """Whether a turn is held by just this entry: the conversation's running one, or an open control turn."""
         shard = self.shards[delivery.shard]
+        if delivery.control:
+            journal = shard.journal(delivery.conversation)
+            return bool(await self.server.call("HEXISTS", journal, f"{delivery.turn}:e"))
         current, at = await self.server.call("HMGET", shard.conversation(delivery.conversation), "cur", "at")
         return bool(current == delivery.turn.encode() and at == f"{delivery.stream}|{delivery.id}".encode())
 
@@ -292,10 +267,8 @@ class Bus:
     ) -> Verdict:
         """Put the turn to sleep; no slot and no lease is held. CONTROL for a control turn: nothing is written."""
         shard = self.shards[delivery.shard]
-        names, arguments = self._guarded(
-            delivery, milliseconds(seconds), encode(envelope), delivery.hop, reason
-        )
-        names += [shard.deferred, shard.stream(delivery.role, keys.band(envelope.priority))]
+        names, arguments = self._guarded(delivery, milliseconds(seconds), encode(envelope), delivery.hop, reason)
+        names += [shard.deferred, shard.stream(delivery.role, next_band(delivery, envelope))]
         arguments += records.arguments()
         return _verdict(await self.server.run("defer", names, arguments))
 
@@ -320,13 +293,13 @@ class Bus:
             *history,
             *records.arguments(),
         ]
-        for _ in range(5):
-            names, arguments, _running = await self._ending(shard, conversation, turn, turn)
+        for _ in range(MOVED_TRIES):
+            names, arguments = await self._ending(shard, conversation, turn)
             verdict = await self.server.run("cancel", names, [*arguments, *tail])
             if verdict != b"MOVED":
                 await self._broadcast_end(conversation)
                 return bool(verdict == b"OK")
-        return False
+        raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
 
     async def stop(
         self, conversation: str, *, instance: str = "front", forget: bool = False, text: str = "Stopped.",
@@ -336,17 +309,16 @@ class Bus:
         session begins. Returns how many were ended."""
         shard = self.shard(conversation)
         final = final_event("cancelled", {"text": text})
-        while True:
-            waiting = [
-                t.decode() for t in await self.server.call("LRANGE", shard.mailbox(conversation), 0, -1)
-            ]
-            names, arguments, _running = await self._ending(shard, conversation, "", (waiting or [""])[0])
+        for _ in range(MOVED_TRIES):
+            waiting = [t.decode() for t in await self.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
+            names, arguments = await self._ending(shard, conversation, "", waiting)
             names += [shard.result(conversation, turn) for turn in waiting]
             arguments += [final, instance, int(forget), len(waiting), *waiting]
             ended = await self.server.run("stop", names, [*arguments, len(history), *history])
             if ended >= 0:
                 await self._broadcast_end(conversation)
                 return int(ended)
+        raise RolecallError(f"{conversation} moved on {MOVED_TRIES} times while it was to be stopped")
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────
 
@@ -355,10 +327,11 @@ class Bus:
         shard = self.shard(conversation)
         names = (
             shard.conversation(conversation), shard.mailbox(conversation), shard.events(conversation),
-            shard.result(conversation, turn),
+            shard.result(conversation, turn), shard.journal(conversation),
         )  # fmt: skip
-        state, place, final, last = await self.server.run("snapshot", names, (turn,))
-        return Snapshot(state.decode(), place, msgspec.json.decode(final) if final else None, last.decode())
+        state, place, final, last, final_id = await self.server.run("snapshot", names, (turn,))
+        ended = msgspec.json.decode(final) if final else None
+        return Snapshot(state.decode(), place, ended, last.decode(), final_id.decode())
 
     # ── building blocks ─────────────────────────────────────────────────────────────────────────
 
@@ -370,9 +343,7 @@ class Bus:
         return names, [*own, *arguments]
 
     def _start(self, delivery: Delivery, instance: str) -> tuple[list[Arg], list[Arg]]:
-        return self._guarded(
-            delivery, instance, delivery.count, delivery.hop, delivery.previous, delivery.role
-        )
+        return self._guarded(delivery, instance, delivery.count, delivery.hop, delivery.previous, delivery.role)
 
     def _finishing(self, delivery: Delivery, outbox: str, final: bytes) -> tuple[list[Arg], list[Arg]]:
         shard = self.shards[delivery.shard]
@@ -381,22 +352,24 @@ class Bus:
         return names + more[0], [*arguments, *more[1], final]
 
     async def _ending(
-        self, shard: ShardKeys, conversation: str, turn: str, outbox_of: str
-    ) -> tuple[list[Arg], list[Arg], str]:
-        """The blocks for ending ``turn`` (the running one when empty) from outside, and the running turn."""
+        self, shard: ShardKeys, conversation: str, turn: str, waiting: Sequence[str] = ()
+    ) -> tuple[list[Arg], list[Arg]]:
+        """The blocks for ending ``turn`` (the running one when empty) and ``waiting`` from outside."""
         current, at = await self.server.call("HMGET", shard.conversation(conversation), "cur", "at")
-        running = (current or b"").decode()
+        turn = turn or (current or b"").decode()
         stream, _, entry_id = (at or b"").decode().rpartition("|")
-        outbox = await self._outbox(shard, conversation, outbox_of or running)
+        outbox = await self._outbox(shard, conversation, turn, *waiting)
         names, arguments = guard_block(
-            shard, self.process, stream or shard.deferred, entry_id or "z", conversation, turn or running
+            shard, self.process, stream or shard.deferred, entry_id or "z", conversation, turn
         )
-        more = finish_block(shard, self.settings, conversation, turn or running, outbox)
-        return names + more[0], arguments + more[1], running
+        more = finish_block(shard, self.settings, conversation, turn, outbox)
+        return names + more[0], arguments + more[1]
 
-    async def _outbox(self, shard: ShardKeys, conversation: str, turn: str) -> str:
-        front = await self.server.call("HGET", shard.journal(conversation), f"{turn}:o")
-        return (front or b"").decode()
+    async def _outbox(self, shard: ShardKeys, conversation: str, *turns: str) -> str:
+        """The one front end whose outbox the answers to ``turns`` go to, empty for none."""
+        fields = [f"{turn}:o" for turn in turns]
+        fronts = await self.server.call("HMGET", shard.journal(conversation), *fields)
+        return next((front.decode() for front in fronts if front), "")
 
     async def _broadcast_end(self, conversation: str) -> None:
         await self.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
@@ -409,6 +382,12 @@ async def create_group(server: Server, stream: str) -> None:
     except ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):
             raise
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Nobody waits for this one; its failure was heard of."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _verdict(reply: bytes) -> Verdict:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall import keys
 from rolecall.envelope import Envelope, decode
 from rolecall.errors import DecodeError, NewerVersion
 
@@ -57,9 +58,7 @@ class Records:
 
     def add(self, word: str, text: str) -> None:
         """Record ``word`` with ``text`` as of now."""
-        text = (
-            text if len(text) <= MAX_RECORD_CHARS else f"{text[:MAX_RECORD_CHARS]}… [{len(text)} characters]"
-        )
+        text = text if len(text) <= MAX_RECORD_CHARS else f"{text[:MAX_RECORD_CHARS]}… [{len(text)} characters]"
         if len(self.entries) >= MAX_RECORDS or self.size + len(text) * 4 > MAX_RECORD_BYTES * 4:
             self.left_out += 1
             return
@@ -78,9 +77,7 @@ class Records:
         return result
 
 
-def read_entry(
-    shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b""
-) -> Delivery:
+def read_entry(shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"") -> Delivery:
     """The delivery made of a raw stream entry ``[id, [field, value, …]]``. Never raises for what is inside."""
     raw_id, flat = entry
     fields = dict(zip(flat[::2], flat[1::2], strict=False))
@@ -90,9 +87,7 @@ def read_entry(
         conversation, turn, hop = fields[b"c"].decode(), fields[b"t"].decode(), int(fields[b"h"])
     except (KeyError, ValueError):
         shown = msgspec.json.encode({_text(k): _text(v) for k, v in fields.items()})
-        return Delivery(
-            *common, "", "", 0, shown, None, "the entry names no conversation and turn", usable=False
-        )
+        return Delivery(*common, "", "", 0, shown, None, "the entry names no conversation and turn", usable=False)
     try:
         envelope = decode(raw, turn=turn, hops=hop, parts=fields.get(b"x", b""))
     except DecodeError as error:
@@ -102,6 +97,16 @@ def read_entry(
         problem = "the envelope names another conversation than its entry"
         return Delivery(*common, conversation, turn, hop, raw, None, problem)
     return Delivery(*common, conversation, turn, hop, raw, envelope)
+
+
+def next_band(delivery: Delivery, envelope: Envelope) -> str:
+    """The band of ``envelope``'s priority, as far down as the soft limit of its user had put the turn."""
+    bands, came = keys.BANDS, delivery.stream.rpartition(":")[2]
+    wanted = bands.index(keys.band(envelope.priority))
+    if delivery.envelope is None or came not in bands:
+        return bands[wanted]
+    down = bands.index(came) - bands.index(keys.band(delivery.envelope.priority))
+    return bands[min(len(bands) - 1, wanted + max(0, down))]
 
 
 def quoted(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from redis.exceptions import RedisError
 
 from rolecall import keys
 from rolecall.bus import Bus
+from rolecall.errors import RolecallError, ServerUnavailable
+from rolecall.redis_client import is_transient
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 5.0
 PAGE = 500
 FINAL = ("final", "error", "cancelled")
+EVENT_ID = re.compile(r"\d{1,19}(-\d{1,19})?", re.ASCII)
 
 Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled"]
 
@@ -133,17 +137,18 @@ class Wakeups:
                 woken.set()
 
 
-async def follow(
-    bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after: str = "0-0"
-) -> AsyncIterator[Event]:
+async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after: str = "0-0") -> AsyncIterator[Event]:
     """The events of ``turn`` after the event id ``after``, until its final one, which comes exactly once.
 
-    Joins what is stored with what happens, without gap or double. A turn whose result is not kept any more ends in
-    an error event. While the server is away it waits.
+    Joins what is stored with what happens, without gap or double: after the id of the final event there is nothing
+    more. A turn whose result is not kept any more ends in an error event. While the server is away it waits. Raises
+    RolecallError when ``after`` is no event id.
     """
+    if not EVENT_ID.fullmatch(after):
+        raise RolecallError(f"{after[:60]!r} is no event id: one reads like 1795246462181-0")
     shard = bus.shard(conversation)
     async with wakeups.listen(shard.channel(conversation)) as woken:
-        last, ended, look = after, None, True
+        last, look = after, True
         while True:
             woken.clear()
             try:
@@ -153,16 +158,16 @@ async def follow(
                         yield event
                         if event.last:
                             return
-                if ended:
-                    yield ended
+                if look and (ending := await _ending(bus, conversation, turn, last)) is not None:
+                    for event in ending:
+                        yield event
                     return
-                # What came between reading the stream and asking for the result is read first: once more round.
-                ended = await _ended(bus, conversation, turn) if look else None
-                if ended:
-                    continue
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, ServerUnavailable) as error:
+                if isinstance(error, RedisError) and not is_transient(error):
+                    raise
                 logger.info("following %s: the server is away: %s", conversation, error)
-            look = not await _woken(woken)
+            # Woken, the events tell; what has no event any more is looked for now and then.
+            look = not await _doze(woken)
 
 
 async def _stored(bus: Bus, stream: str, turn: str, last: str) -> AsyncIterator[Event]:
@@ -175,25 +180,34 @@ async def _stored(bus: Bus, stream: str, turn: str, last: str) -> AsyncIterator[
             return
 
 
-async def _ended(bus: Bus, conversation: str, turn: str) -> Event | None:
-    """The final event from the turn's result: the event stream may have been trimmed or have expired."""
+async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Event] | None:
+    """What is left to tell of a turn that is over, from its result: the event stream may have been trimmed or have
+    expired. None while it goes on, nothing when its final event is not after ``last``."""
     snapshot = await bus.snapshot(conversation, turn)
     if snapshot.state == "finished" and snapshot.final is not None:
         final = snapshot.final
-        return Event(final["kind"], snapshot.last, turn, final.get("text", ""), payload=final)
+        told = _order(snapshot.final_id) <= _order(last)
+        event = Event(final["kind"], snapshot.final_id, turn, final.get("text", ""), payload=final)
+        return [] if told else [event]
     if snapshot.state in ("gone", "unknown"):
         text = "The result is not kept any more." if snapshot.state == "gone" else "There is no such turn."
-        return Event("error", snapshot.last, turn, text, payload={"kind": "error", "text": text, "reason": "gone"})
+        payload = {"kind": "error", "text": text, "reason": snapshot.state}
+        return [Event("error", max(last, snapshot.last, key=_order), turn, text, payload=payload)]
     return None
 
 
-async def _woken(woken: asyncio.Event) -> bool:
-    """Wait for a wake-up; False when none came and it is time to look all the same."""
-    try:
+async def _doze(woken: asyncio.Event) -> bool:
+    """Whether it was woken before it was time to look again."""
+    with suppress(TimeoutError):
         async with asyncio.timeout(LOOK_AGAIN_SECONDS):
-            return await woken.wait()
-    except TimeoutError:
-        return False
+            await woken.wait()
+            return True
+    return False
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:

@@ -80,8 +80,9 @@ class ShardKeys:
         return f"{self.prefix}:t:{conversation}:{turn}"
 
     def idempotency(self, conversation: str, idem: str) -> str:
-        """String ``turn|digest`` for a message already admitted."""
-        return f"{self.prefix}:k:{conversation}:{idem}"
+        """String ``turn|digest`` for a message already admitted. Both names may hold colons, so what parts them is a
+        character that no conversation may have."""
+        return f"{self.prefix}:k:{conversation}\x1f{idem}"
 
     def outbox(self, front: str) -> str:
         """Stream of what the named front end still has to deliver."""

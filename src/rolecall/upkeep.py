@@ -42,8 +42,8 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
         conversation = member.decode()
         if "\x1f" in conversation:
             continue
-        if now_ms - float(since) > bus.settings.turn_seconds * 1000:
-            await _expire(bus, shard, conversation)
+        if _overdue(bus, now_ms, float(since)):
+            await _expire(bus, shard, conversation, now_ms)
         else:
             repaired += await audit_one(bus, shard, conversation) == "REPAIRED"
     return repaired
@@ -67,15 +67,19 @@ async def rescue_direct(bus: Bus, shard: ShardKeys, roles: Iterable[str], gone: 
     """Move what was addressed to the process ``gone`` to the streams of its roles; returns how many entries."""
     moved = 0
     for role in roles:
-        stream, destination = shard.direct(role, gone), shard.stream(role, "n")
-        for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
-            fields = dict(zip(flat[::2], flat[1::2], strict=False))
-            conversation = shard.conversation(fields.get(b"c", b"").decode("utf-8", "replace"))
-            names = (stream, destination, conversation, shard.alive(gone))
-            moved += await bus.server.run("fallback", names, (entry_id, fields.get(b"t", b""))) == b"OK"
-        if not await bus.server.call("XLEN", stream):
-            await bus.server.call("DEL", stream)
+        page = PAGE
+        while page == PAGE:
+            page = await _rescue_page(bus, shard, role, gone)
+            moved += page
     return moved
+
+
+async def retire(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) -> bool:
+    """Tidy up in ``shard`` after the process ``gone``; True when nothing of it is left."""
+    await rescue_direct(bus, shard, roles, gone)
+    own = [shard.direct(role, gone) for role in roles]
+    shared = [shard.stream(role, band) for role in roles for band in keys.BANDS]
+    return bool(await bus.server.run("retire", [shard.alive(gone), *own, *shared], (gone, len(own))) == 0)
 
 
 async def sweep(bus: Bus, roles: Sequence[str]) -> int:
@@ -86,14 +90,17 @@ async def sweep(bus: Bus, roles: Sequence[str]) -> int:
         process = raw.decode()
         if await bus.server.call("EXISTS", keys.worker(process)):
             continue
-        for shard in bus.shards:
-            await rescue_direct(bus, shard, roles, process)
-            streams = [shard.stream(role, band) for role in roles for band in keys.BANDS]
-            left = await bus.server.run("retire", streams, (process,))
-        if not left:
+        if all([await retire(bus, shard, roles, process) for shard in bus.shards]):
             await bus.server.call("ZREM", keys.WORKERS, process)
             gone += 1
     return gone
+
+
+async def depart(bus: Bus, roles: Sequence[str]) -> None:
+    """Leave for good: from now on nothing is addressed to this process, and what was moves to its role at once."""
+    for shard in bus.shards:
+        await bus.server.call("DEL", shard.alive(bus.process))
+        await retire(bus, shard, roles, bus.process)
 
 
 async def server_ms(bus: Bus) -> float:
@@ -102,9 +109,25 @@ async def server_ms(bus: Bus) -> float:
     return int(seconds) * 1000 + int(micros) / 1000
 
 
-async def _expire(bus: Bus, shard: ShardKeys, conversation: str) -> None:
+async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
+    stream, destination, moved = shard.direct(role, gone), shard.stream(role, "n"), 0
+    for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
+        fields = dict(zip(flat[::2], flat[1::2], strict=False))
+        conversation = shard.conversation(fields.get(b"c", b"").decode("utf-8", "replace"))
+        names = (stream, destination, conversation, shard.alive(gone))
+        moved += await bus.server.run("fallback", names, (entry_id, fields.get(b"t", b""))) == b"OK"
+    return moved
+
+
+async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) -> None:
     current = await bus.server.call("HGET", shard.conversation(conversation), "cur")
-    if current:
+    # Asked for after `cur`: the turn seen there is as old as this says, or another one has begun since.
+    since = await bus.server.call("ZSCORE", shard.active, conversation)
+    if current and since and _overdue(bus, now_ms, float(since)):
         turn = current.decode()
         text = f"Sorry, this took too long and was given up. (turn {short_turn_id(conversation, turn)})"
         await bus.cancel(conversation, turn, instance="upkeep", kind="error", text=text, reason="in flight too long")
+
+
+def _overdue(bus: Bus, now_ms: float, since: float) -> bool:
+    return now_ms - since > bus.settings.turn_seconds * 1000

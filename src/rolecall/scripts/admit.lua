@@ -38,7 +38,9 @@ if unfinished >= tonumber(ARGV[11]) then BAND = BAND == 'h' and 'n' or 'l' end
 local turn = CONTROL and 'c' .. redis.call('HINCRBY', CONV, 'cseq', 1) or tostring(redis.call('HINCRBY', CONV, 'seq', 1))
 redis.call('HSET', CONV, 'session', session, 'last', NOW)
 if ARGV[17] ~= '' then redis.call('HSET', CONV, 'title', ARGV[17]) end
-redis.call('PEXPIRE', CONV, ARGV[19])
+-- What runs is not forgotten, however long it takes: the time to live is set anew when the conversation rests.
+if not CONTROL then redis.call('PERSIST', CONV)
+elseif not state[1] then redis.call('PEXPIRE', CONV, ARGV[19]) end
 redis.call('SET', IDEM, turn .. '|' .. ARGV[3], 'PX', ARGV[13])
 redis.call('HSET', JOURNAL, turn .. ':e', ARGV[4], turn .. ':b', BAND, turn .. ':u', USER, turn .. ':o', ARGV[7],
   turn .. ':r', NOW)

@@ -11,7 +11,7 @@ if (state[2] or '') ~= ARGV[2] then return 'MOVED' end
 if state[2] == 'z' then
   if redis.call('ZSCORE', KEYS[4], ARGV[1]) then return 'OK' end
 elseif state[2] then
-  local id = string.match(state[2], '|(.*)$')
+  local id = string.match(state[2], '|([^|]*)$')
   if #redis.call('XRANGE', KEYS[5], id, id) == 1 then return 'OK' end
 end
 local job = redis.call('HMGET', KEYS[2], state[1] .. ':e', state[1] .. ':x', state[1] .. ':b')

@@ -7,5 +7,7 @@ if ARGV[2] == '0' then
   redis.call('DEL', KEYS[1])
   return 0
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+-- Kept without SET, which a server at its memory limit would refuse.
+if holder then redis.call('PEXPIRE', KEYS[1], ARGV[2])
+else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return 1

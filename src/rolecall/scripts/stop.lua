@@ -1,7 +1,7 @@
 -- End the running turn and every waiting one of a conversation, oldest first; on request forget its history.
 -- KEYS lib/guard with 1 as in cancel · lib/finish, 18… results of the waiting turns, in mailbox order
 -- ARGV lib/guard with 4 = the running turn or '' · lib/finish, 9 final event as JSON · 10 instance
---      · 11 '1' forgets the history and begins a new session · 12 n, then n waiting turns in mailbox order, then history
+--      · 11 '1' forgets the history and lets the next message begin a new session · 12 n, then n waiting turns in mailbox order, then history
 -- Returns the number of turns ended, or -1 when the conversation moved on meanwhile (read it again).
 -- include: guard finish
 local n = tonumber(ARGV[12])
@@ -26,7 +26,7 @@ for i = 1, n do
 end
 if ARGV[11] == '1' then
   redis.call('DEL', HISTORY)
-  redis.call('HDEL', CONV, 'session')
+  redis.call('HDEL', CONV, 'last')
 end
 if TURN ~= '' then release() end
 return n + (TURN ~= '' and 1 or 0)

@@ -17,12 +17,19 @@ local function leave(user)
   end
 end
 
+-- An idle conversation is kept for its time, and no part of it longer than another.
+local function rest()
+  for _, key in ipairs({ CONV, HISTORY, PREFS }) do redis.call('PEXPIRE', key, KEEP) end
+  redis.call('EXPIRE', EVENTS, 600)
+end
+
 -- Write the turn's one answer wherever it is waited for, and forget its journal.
+-- The result holds the id of the final event in front.
 local function finish(turn, result, kind, final)
   local job = redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r')
   local user = job[1] or ''
-  redis.call('SET', result, final, 'PX', KEEP_RESULT)
-  event(turn, kind, 'x', final)
+  local id = event(turn, kind, 'x', final)
+  redis.call('SET', result, id .. ' ' .. final, 'PX', KEEP_RESULT)
   if job[2] and job[2] ~= '' then redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', turn, 'e', final) end
   count(user, 'turns', 1)
   count(user, 'ms', math.max(0, NOW - (job[3] or NOW)))
@@ -33,6 +40,7 @@ local function finish(turn, result, kind, final)
   if string.sub(turn, 1, 1) == 'c' then
     redis.call('HINCRBY', CONV, 'ctl', -1)
     redis.call('ZREM', ACTIVE, NAME .. '\31' .. turn)
+    if not state[1] then rest() end
   else
     redis.call('HSET', CONV, 'done', turn)
   end
@@ -55,8 +63,7 @@ local function release()
   end
   redis.call('HDEL', CONV, 'cur', 'at')
   redis.call('ZREM', ACTIVE, NAME)
-  for _, key in ipairs({ CONV, HISTORY, PREFS }) do redis.call('PEXPIRE', key, KEEP) end
-  redis.call('EXPIRE', EVENTS, 600)
+  rest()
 end
 
 -- ARGV from `i`: n, then n remembered messages. Returns the index behind them.

@@ -21,7 +21,11 @@ end
 -- OK · FENCED: the entry is another's · STALE: the turn is over or elsewhere; the entry is dropped, nothing else.
 local function guard()
   if not own() then return 'FENCED' end
-  if CONTROL or (state[1] == TURN and state[2] == SRC .. '|' .. ID) then return 'OK' end
+  if CONTROL then
+    if redis.call('HEXISTS', JOURNAL, TURN .. ':e') == 1 then return 'OK' end
+  elseif state[1] == TURN and state[2] == SRC .. '|' .. ID then
+    return 'OK'
+  end
   drop()
   return 'STALE'
 end
@@ -34,6 +38,7 @@ local function event(turn, kind, ...)
   local id = redis.call('XADD', EVENTS, 'MAXLEN', '~', 4000, '*', 't', turn, 'k', kind, ...)
   redis.call('EXPIRE', EVENTS, 3600)
   redis.call('PUBLISH', CHANNEL, id)
+  return id
 end
 
 local function record(turn, ago, instance, word, text)

@@ -1,0 +1,45 @@
+"""What goes into the bus's verbs and what they answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Outcome = Literal["RUN", "WAIT", "DUP", "CONFLICT", "FULL", "BUSY"]
+Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What became of a message: RUN and WAIT are accepted, DUP was accepted before as ``turn``; CONFLICT is the
+    same idempotency key with another body; FULL and BUSY wrote nothing. ``place`` counts from 1 in the mailbox."""
+
+    outcome: Outcome
+    turn: str
+    place: int
+
+    @property
+    def accepted(self) -> bool:
+        """Whether there is a turn to wait for."""
+        return self.outcome in ("RUN", "WAIT", "DUP")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a turn stands; ``final`` is its final event once finished and ``final_id`` its id, ``last`` the newest
+    event id of the conversation."""
+
+    state: Literal["finished", "running", "waiting", "gone", "unknown"]
+    place: int
+    final: dict[str, Any] | None
+    last: str
+    final_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a process would take for one role: free slots, and whether one may be on its last delivery."""
+
+    role: str
+    free: int
+    last_ok: bool = True

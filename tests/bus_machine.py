@@ -1,0 +1,443 @@
+"""Random walks over the bus: each step is one verb of some process, right or wrong, early or late; after each the
+whole shard has to be what the model says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from rolecall import keys
+from rolecall.bus import Bus, Demand
+from rolecall.delivery import Delivery, Records
+from rolecall.envelope import Envelope, encode
+from rolecall.redis_client import RedisServer, Server
+from rolecall.settings import Settings
+from rolecall.upkeep import audit_one, promote, rescue_direct
+from tests.bus_model import DUMP, SHARD, Conversation, Model, Shown, Turn, check
+
+Any_ = TypeVar("Any_")
+SETTINGS = Settings(
+    mailbox_limit=2,
+    in_flight_limit=3,
+    user_limit=6,
+    user_soft_limit=3,
+    lease_seconds=60,
+    heartbeat_seconds=5,
+    retries=2,
+)
+PROCESSES = ("host:1~aaaaaa", "host:2~bbbbbb")
+NAMES = ("a", "a:1", "b", "c")
+ROLES = ("manager", "echo", "command")
+DESTINATIONS = ("manager", "echo", *(f"echo@{process}" for process in PROCESSES * 2))
+
+name, process = st.sampled_from(NAMES), st.integers(0, 1)
+which = st.integers(0, 11)
+"""Which of several. Of deliveries: three in four times one that its process still holds, else any seen so far."""
+
+
+def records() -> Records:
+    made = Records("r:host:1:0")
+    made.add("NOTE", "x")
+    return made
+
+
+class BusMachine(RuleBasedStateMachine):
+    """``server`` and ``loop`` are set on a subclass by ``machine_on``."""
+
+    server: ClassVar[RedisServer]
+    spoken_to: ClassVar[Server]
+    loop: ClassVar[asyncio.AbstractEventLoop]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now(self.server.call("FLUSHALL"))
+        self.buses = [Bus(self.spoken_to, SETTINGS, process) for process in PROCESSES]
+        self.model = Model()
+        self.seen: list[Delivery] = []
+        self.shown = Shown({})
+        self.nothing_happens = False
+
+    def now(self, work: Coroutine[Any, Any, Any_]) -> Any_:
+        return self.loop.run_until_complete(work)
+
+    def check(self) -> None:
+        shown = Shown.of(self.now(self.server.call("EVAL", DUMP, 0)))
+        check(self.model, shown)
+        if self.nothing_happens:
+            before, after = self.shown.values(), shown.values()
+            written = {key for key in before | after if before.get(key) != after.get(key)}
+            assert not written, f"something was written: {written}"
+        self.shown, self.nothing_happens = shown, False
+
+    # ── the way in ──────────────────────────────────────────────────────────────────────────────
+
+    @rule(
+        name=name, key=st.integers(0, 9), text=st.sampled_from("xxxy"), user=st.sampled_from(("", "u", "u", "v")),
+        priority=st.sampled_from((10, 50, 50, 90)), outbox=st.booleans(), control=st.sampled_from((0, 0, 0, 1)),
+    )  # fmt: skip
+    def admit(self, name: str, key: int, text: str, user: str, priority: int, outbox: bool, control: int) -> None:
+        conversation = self.model.conversations.get(name, Conversation(name))
+        # Three in ten repeat a key; the others are new.
+        idem = str(key) if key < 3 else f"new{len(conversation.turns)}"
+        envelope = Envelope(conversation=name, payload={"text": text}, priority=priority, reply_to="front")
+        got = self.now(
+            self.buses[0].admit(envelope, idempotency=idem, principal=user, outbox=outbox, control=bool(control))
+        )
+        expected = self._admission(conversation, idem, (text, priority), user, bool(control))
+        assert got.outcome == expected
+        if expected not in ("RUN", "WAIT"):
+            self.nothing_happens = True
+        else:
+            self._accept(conversation, idem, (text, priority), user, outbox, got.turn)
+            assert got.place == (len(conversation.waiting) if expected == "WAIT" else 0)
+        self.check()
+
+    def _admission(self, conversation: Conversation, idem: str, body: tuple[str, int], user: str, control: bool) -> str:
+        if idem in conversation.ids:
+            return "DUP" if conversation.ids[idem][1] == body else "CONFLICT"
+        if control:
+            return "FULL" if len(conversation.open_control()) >= 4 else "RUN"
+        if user and self.model.unfinished_of(user) >= SETTINGS.user_limit:
+            return "FULL"
+        if conversation.running:
+            return "FULL" if len(conversation.waiting) >= SETTINGS.mailbox_limit else "WAIT"
+        return "BUSY" if len(self.model.active()) >= SETTINGS.in_flight_limit else "RUN"
+
+    def _accept(
+        self, conversation: Conversation, idem: str, body: tuple[str, int], user: str, outbox: bool, turn_id: str
+    ) -> None:
+        control = turn_id.startswith("c")
+        conversation.given[control] += 1
+        assert turn_id == f"{'c' * control}{conversation.given[control]}"
+        band = keys.band(body[1])
+        if user and self.model.unfinished_of(user) >= SETTINGS.user_soft_limit:
+            band = "n" if band == "h" else "l"
+        turn = Turn(conversation.name, turn_id, band, body[1], user, outbox)
+        self.model.conversations[conversation.name] = conversation
+        conversation.turns.append(turn)
+        conversation.ids[idem] = (turn_id, body)
+        if control:
+            turn.put(SHARD.stream("command", "h"), 0)
+        elif conversation.running:
+            turn.where = "waiting"
+            conversation.waiting.append(turn)
+        else:
+            conversation.running = turn
+            turn.put(SHARD.stream("manager", band), 0)
+
+    # ── taking ──────────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: self.to_take())
+    @rule(
+        process=process,
+        free=st.integers(1, 4),
+        last_ok=st.booleans(),
+        start=st.integers(0, 2),
+        claim=st.sampled_from((0, 1, 1)),
+    )
+    def take(self, process: int, free: int, last_ok: bool, start: int, claim: int) -> None:
+        bus = self.buses[process]
+        demands = [Demand(role, free, last_ok) for role in ROLES]
+        expected = [found for demand in demands for found in self._due_to(bus, demand, start, bool(claim))]
+        taken = self.now(bus.take(SHARD, demands, start, bool(claim)))
+        assert [(d.stream, d.id, d.count, d.previous) for d in taken] == expected
+        for delivery in taken:
+            self._taken(bus, delivery)
+        self.seen = [*reversed(taken), *self.seen]
+        self.check()
+
+    def to_take(self) -> bool:
+        waits = any(t.where == "entry" and (t.expired or not t.holder) for t in self.model.turns())
+        return waits or "" in self.model.forged.values()
+
+    def _due_to(self, bus: Bus, demand: Demand, start: int, claim: bool) -> list[tuple[str, str, int, str]]:
+        found: list[tuple[str, str, int, str]] = []
+        free, last = demand.free, demand.last_ok
+        for stream in bus.streams(SHARD, demand.role, start) if claim else ():
+            for entry, (holder, count) in self.shown.pending(stream).items():
+                turn = self._turn_at(stream, entry)
+                if turn and turn.expired and free and (last or count + 1 != SETTINGS.retries):
+                    found.append((stream, entry, count + 1, holder))
+                    free, last = free - 1, last and count + 1 != SETTINGS.retries
+        for stream in bus.streams(SHARD, demand.role, start):
+            held = self.shown.pending(stream)
+            new = [entry for entry, _ in self.shown.entries(stream) if entry not in held][:free]
+            found += [(stream, entry, 1, "") for entry in new]
+            free -= len(new)
+        return found
+
+    def _taken(self, bus: Bus, delivery: Delivery) -> None:
+        if (delivery.stream, delivery.id) in self.model.forged:
+            self.model.forged[delivery.stream, delivery.id] = bus.process
+            return
+        turn = self._turn_at(delivery.stream, delivery.id)
+        assert turn is not None
+        assert (delivery.conversation, delivery.turn, delivery.hop) == (turn.conversation, turn.id, turn.hop)
+        turn.holder, turn.count, turn.expired = bus.process, delivery.count, False
+
+    def _turn_at(self, stream: str, entry: str) -> Turn | None:
+        return next(
+            (t for t in self.model.turns() if t.where == "entry" and (t.stream, t.entry) == (stream, entry)), None
+        )
+
+    # ── what a holder does, or one that was a holder ────────────────────────────────────────────
+
+    def _settle(
+        self, which: int, verb: Callable[[Bus, Delivery], Coroutine[Any, Any, str]]
+    ) -> tuple[Delivery, Turn] | None:
+        """Let a process settle a delivery; checks the verdict, and returns whose turn it was if that was right."""
+        delivery, bus = self._pick(which)
+        turn, forged = self._turn_at(delivery.stream, delivery.id), (delivery.stream, delivery.id)
+        verdict = self.now(verb(bus, delivery))
+        if turn is not None and turn.holder == bus.process:
+            assert verdict == "OK"
+            return delivery, turn
+        if self.model.forged.get(forged) == bus.process:
+            assert verdict == "STALE"
+            del self.model.forged[forged]
+            return None
+        assert verdict == "FENCED"
+        self.nothing_happens = True
+        return None
+
+    def held(self) -> list[Delivery]:
+        return [delivery for delivery in self.seen if self._held_by(delivery)]
+
+    def _pick(self, which: int) -> tuple[Delivery, Bus]:
+        held = self.held()
+        if held and which < 9:
+            delivery = held[which % len(held)]
+            return delivery, self.buses[PROCESSES.index(self._held_by(delivery))]
+        return self.seen[which % len(self.seen)], self.buses[which % 2]
+
+    @precondition(lambda self: self.held())
+    @rule(which=which)
+    def start(self, which: int) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            return (await bus.start(delivery, "i"))[0]
+
+        self._settle(which, verb)
+        self.check()
+
+    @precondition(lambda self: self.held())
+    @rule(which=which)
+    def emit(self, which: int) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            return await bus.emit(delivery, 0, "x")
+
+        self._settle(which, verb)
+        self.check()
+
+    @precondition(lambda self: self.held())
+    @rule(which=which, to=st.sampled_from(DESTINATIONS), prefers=st.sampled_from(("", "de")))
+    def hop(self, which: int, to: str, prefers: str) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            assert delivery.envelope is not None
+            return await bus.hop(delivery, delivery.envelope.via(to), records(), {"lang": prefers})
+
+        if settled := self._settle(which, verb):
+            delivery, turn = settled
+            self._prefer(turn, prefers)
+            role, _, addressed = to.partition("@")
+            direct = addressed in self.model.alive
+            stream = SHARD.direct(role, addressed) if direct else SHARD.stream(role, self._band(delivery, turn))
+            turn.put(stream, delivery.hop + 1)
+        self.check()
+
+    def _band(self, delivery: Delivery, turn: Turn) -> str:
+        """The band that its user's limit gave it goes with it, as long as it travels in bands."""
+        if turn.control or delivery.stream[-2:] not in (":h", ":n", ":l"):
+            return keys.band(turn.priority)
+        asked, given = keys.BANDS.index(keys.band(turn.priority)), keys.BANDS.index(delivery.stream[-1])
+        return keys.BANDS[max(asked, given)]
+
+    def _prefer(self, turn: Turn, language: str) -> None:
+        preferences = self.model.conversations[turn.conversation].preferences
+        preferences.pop("lang", None)
+        preferences.update({"lang": language} if language else {})
+
+    @precondition(lambda self: self.held())
+    @rule(which=which, forget=st.sampled_from((0, 0, 1)), prefers=st.sampled_from(("", "de")))
+    def complete(self, which: int, forget: int, prefers: str) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            assert delivery.envelope is not None
+            answer, changes = delivery.envelope.reply("y", tokens_in=1), {"lang": prefers}
+            return await bus.complete(
+                delivery, answer, records(), history=[b"h"], preferences=changes, forget=bool(forget)
+            )
+
+        if settled := self._settle(which, verb):
+            _, turn = settled
+            conversation = self.model.conversations[turn.conversation]
+            conversation.history = 0 if forget else min(conversation.history + 1, SETTINGS.assistant_history_limit)
+            self._prefer(turn, prefers)
+            self.model.end(turn, "final")
+        self.check()
+
+    @precondition(lambda self: self.held())
+    @rule(which=which)
+    def bury(self, which: int) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            return await bus.bury(delivery, "why", "sorry", records())
+
+        if settled := self._settle(which, verb):
+            self.model.dead += 1
+            self.model.end(settled[1], "error")
+        self.check()
+
+    @precondition(lambda self: self.held())
+    @rule(which=which, seconds=st.sampled_from((0, 1000)))
+    def defer(self, which: int, seconds: int) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            assert delivery.envelope is not None
+            return await bus.defer(delivery, seconds, delivery.envelope, "busy", records())
+
+        delivery, bus = self._pick(which)
+        if delivery.control:
+            assert self.now(verb(bus, delivery)) == "CONTROL"
+            self.nothing_happens = True
+        elif settled := self._settle(which, verb):
+            delivery, turn = settled
+            turn.where, turn.holder, turn.due = "deferred", "", seconds == 0
+            turn.wake = (SHARD.stream(delivery.role, self._band(delivery, turn)), delivery.hop)
+        self.check()
+
+    @precondition(lambda self: self.held())
+    @rule(which=which)
+    def hand_back(self, which: int) -> None:
+        delivery, bus = self._pick(which)
+        turn, forged = self._turn_at(delivery.stream, delivery.id), (delivery.stream, delivery.id)
+        verdict = self.now(bus.hand_back(delivery))
+        if self.model.forged.get(forged) == bus.process:
+            del self.model.forged[forged]
+            self.model.forged[delivery.stream, self._newest(delivery.stream)] = ""
+        elif turn is None or turn.holder != bus.process:
+            assert verdict == "FENCED"
+            self.nothing_happens = True
+        elif turn.count == 1:
+            turn.put(turn.stream, turn.hop)
+        else:
+            turn.count, turn.expired = turn.count - 1, True
+        self.check()
+
+    def _newest(self, stream: str) -> str:
+        found: str = self.now(self.server.call("XREVRANGE", stream, "+", "-", "COUNT", 1))[0][0].decode()
+        return found
+
+    @precondition(lambda self: self.held() or (self.model.conversations and not self.model.alive))
+    @rule(process=process)
+    def renew(self, process: int) -> None:
+        bus = self.buses[process]
+        held = list({(d.stream, d.id): d for d in self.seen[:20]}.values())
+        lost = self.now(bus.renew(SHARD, held))
+        self.model.alive.add(bus.process)
+        kept = [d for d in held if self._held_by(d) == bus.process]
+        assert lost == [d for d in held if d not in kept]
+        for delivery in kept:
+            if turn := self._turn_at(delivery.stream, delivery.id):
+                turn.expired = False
+        self.check()
+
+    def _held_by(self, delivery: Delivery) -> str:
+        turn = self._turn_at(delivery.stream, delivery.id)
+        return turn.holder if turn else self.model.forged.get((delivery.stream, delivery.id), "")
+
+    # ── what befalls ────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: any(turn.holder for turn in self.model.turns()))
+    @rule(process=process)
+    def the_leases_of_a_process_run_out(self, process: int) -> None:
+        for turn in [turn for turn in self.model.turns() if turn.holder == PROCESSES[process]]:
+            lease = (turn.stream, keys.GROUP, turn.holder, 0, turn.entry, "IDLE", 10_000_000, "JUSTID")
+            self.now(self.server.call("XCLAIM", *lease))
+            turn.expired = True
+        self.check()
+
+    @precondition(lambda self: len(self.model.alive) == 2 or any("@" in turn.stream for turn in self.model.turns()))
+    @rule(process=process, silent=st.sampled_from((1, 1, 0)))
+    def a_process_is_cleared_up_after(self, process: int, silent: int) -> None:
+        gone, addressed = PROCESSES[process], SHARD.direct("echo", PROCESSES[process])
+        if silent:
+            self.now(self.server.call("DEL", SHARD.alive(gone)))
+            self.model.alive.discard(gone)
+        found = [turn for turn in self.model.turns() if turn.where == "entry" and turn.stream == addressed]
+        moved = [] if gone in self.model.alive else found
+        assert self.now(rescue_direct(self.buses[0], SHARD, ROLES, gone)) == len(moved)
+        for turn in moved:
+            turn.put(SHARD.stream("echo", "n"), turn.hop)
+        self.check()
+
+    @precondition(lambda self: any(c.running for c in self.model.conversations.values()))
+    @rule(name=name, role=st.sampled_from(ROLES))
+    def a_second_entry_of_a_turn_appears(self, name: str, role: str) -> None:
+        conversation = self.model.conversations.get(name)
+        if conversation is None or conversation.running is None:
+            return
+        envelope = encode(Envelope(conversation=name, payload={"text": "forged"}))
+        fields = ("c", name, "t", conversation.running.id, "h", 0, "e", envelope)
+        stream = SHARD.stream(role, "h")
+        entry = self.now(self.server.call("XADD", stream, "*", *fields)).decode()
+        self.model.forged[stream, entry] = ""
+        self.check()
+
+    # ── from outside ────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: len(self.model.active()) > 1)
+    @rule(which=which, name=name, kind=st.sampled_from(("cancelled", "error")))
+    def cancel(self, which: int, name: str, kind: str) -> None:
+        conversation = self.model.conversations.get(name)
+        if conversation is None:
+            return
+        turn = conversation.turns[-1 - which % len(conversation.turns)]
+        ended = self.now(self.buses[0].cancel(name, turn.id, kind=kind))
+        assert ended == (turn.where != "done" and not turn.control)
+        if ended:
+            self.model.end(turn, kind)
+        else:
+            self.nothing_happens = True
+        self.check()
+
+    @precondition(lambda self: len(self.model.active()) > 1)
+    @rule(name=name, forget=st.booleans())
+    def stop(self, name: str, forget: bool) -> None:
+        conversation = self.model.conversations.get(name)
+        if conversation is None:
+            return
+        running, waiting = conversation.running, conversation.waiting
+        assert self.now(self.buses[0].stop(name, forget=forget)) == bool(running) + len(waiting)
+        conversation.running, conversation.waiting = None, []
+        for turn in [*([running] if running else ()), *waiting]:
+            self.model.finish(turn, "cancelled")
+        conversation.history = 0 if forget else conversation.history
+        self.check()
+
+    @precondition(lambda self: any(turn.where == "deferred" for turn in self.model.turns()))
+    @rule(which=which, early=st.booleans())
+    def promote(self, which: int, early: bool) -> None:
+        deferred = [turn for turn in self.model.turns() if turn.where == "deferred"]
+        turn = deferred[which % len(deferred)]
+        verdict = self.now(promote(self.buses[1], SHARD, turn.conversation, early=early))
+        assert verdict == ("OK" if early or turn.due else "EARLY")
+        if verdict == "OK":
+            turn.put(*turn.wake)
+        self.check()
+
+    @precondition(lambda self: self.held() or any(turn.where == "deferred" for turn in self.model.turns()))
+    @rule(name=name)
+    def look_for_trouble(self, name: str) -> None:
+        conversation = self.model.conversations.get(name)
+        busy = conversation is not None and conversation.running is not None
+        assert self.now(audit_one(self.buses[1], SHARD, name)) == ("OK" if busy else "IDLE")
+        if not busy:
+            assert self.now(promote(self.buses[1], SHARD, name)) == "GONE"
+            self.nothing_happens = True
+        self.check()
+
+
+def machine_on(loop: asyncio.AbstractEventLoop, server: RedisServer, spoken_to: Server) -> type[BusMachine]:
+    """The machine whose processes speak to ``spoken_to``, which is ``server`` or something in front of it."""
+    return type("OnServer", (BusMachine,), {"loop": loop, "server": server, "spoken_to": spoken_to})

@@ -1,0 +1,83 @@
+"""Single steps on the bus, for tests that need one thing to happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rolecall import keys
+from rolecall.bus import Bus, Demand
+from rolecall.delivery import Delivery, Records
+from rolecall.envelope import Envelope
+from rolecall.outcomes import Admission
+
+
+async def ask(bus: Bus, conversation: str = "a", text: str = "hi", **options: Any) -> Admission:
+    """Admit a message; options of Envelope and of ``admit`` alike."""
+    kept = {name: options.pop(name) for name in ("priority", "reply_to") if name in options}
+    return await bus.admit(Envelope(conversation=conversation, payload={"text": text}, **kept), **options)
+
+
+async def take(bus: Bus, role: str = "manager", free: int = 1, **options: Any) -> list[Delivery]:
+    """What one TAKE in the first shard brings for one role."""
+    last_ok = options.pop("last_ok", True)
+    return await bus.take(bus.shards[0], [Demand(role, free, last_ok)], **options)
+
+
+async def take_one(bus: Bus, role: str = "manager", **options: Any) -> Delivery:
+    (delivery,) = await take(bus, role, **options)
+    return delivery
+
+
+async def send(bus: Bus, delivery: Delivery, *roles: str) -> str:
+    """Send the turn on."""
+    assert delivery.envelope is not None
+    return await bus.hop(delivery, delivery.envelope.via(*roles), Records("test"))
+
+
+async def answer(bus: Bus, delivery: Delivery, text: str = "hello", **extra: Any) -> str:
+    """Complete the turn."""
+    assert delivery.envelope is not None
+    options = {name: extra.pop(name) for name in ("history", "preferences", "forget") if name in extra}
+    return await bus.complete(delivery, delivery.envelope.reply(text, **extra), Records("test"), **options)
+
+
+async def defer(bus: Bus, delivery: Delivery, seconds: float = 1000) -> str:
+    """Put the turn to sleep."""
+    assert delivery.envelope is not None
+    return await bus.defer(delivery, seconds, delivery.envelope, "busy", Records("test"))
+
+
+async def bury(bus: Bus, delivery: Delivery) -> str:
+    return await bus.bury(delivery, "why", "sorry", Records("test"))
+
+
+async def expire(bus: Bus, *deliveries: Delivery) -> None:
+    """Let leases run out, as if their holder had been silent for long."""
+    for delivery in deliveries:
+        held = await bus.server.call("XPENDING", delivery.stream, keys.GROUP, delivery.id, delivery.id, 1)
+        lease = (delivery.stream, keys.GROUP, held[0][1], 0, delivery.id, "IDLE", 10_000_000, "JUSTID")
+        await bus.server.call("XCLAIM", *lease)
+
+
+async def hash_of(bus: Bus, key: str) -> dict[str, str]:
+    flat = await bus.server.call("HGETALL", key)
+    return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+async def entries(bus: Bus, stream: str) -> list[dict[str, str]]:
+    """The entries of a stream as the fields they have."""
+    found = await bus.server.call("XRANGE", stream, "-", "+")
+    return [
+        {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)} for _, flat in found
+    ]
+
+
+async def names(bus: Bus) -> set[str]:
+    """Every key on the server."""
+    return {key.decode() for key in await bus.server.call("KEYS", "*")}
+
+
+async def finals(bus: Bus, conversation: str = "a") -> list[tuple[str, str]]:
+    """The final events of a conversation: turn and kind, in order."""
+    events = await entries(bus, bus.shard(conversation).events(conversation))
+    return [(e["t"], e["k"]) for e in events if e["k"] in ("final", "error", "cancelled")]

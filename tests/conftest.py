@@ -1,0 +1,52 @@
+"""What tests share: one real server for the session, emptied before each test, and a bus on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from rolecall.bus import Bus
+from rolecall.redis_client import RedisServer
+from rolecall.settings import Settings
+from tests.valkey import ValkeyProcess
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """The address of the session's server. It holds what earlier tests left: use ``server`` for an empty one."""
+    with tempfile.TemporaryDirectory(prefix="rolecall") as directory:
+        process = ValkeyProcess(Path(directory))
+        process.start()
+        yield process.url
+        process.kill()
+
+
+@pytest.fixture
+async def server(server_url: str) -> AsyncIterator[RedisServer]:
+    """A connection to the session's server, which is empty and without a memory limit."""
+    server = RedisServer(server_url)
+    await server.call("CONFIG", "SET", "maxmemory", 0)
+    await server.call("FLUSHALL")
+    yield server
+    await server.aclose()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """The settings as they come. A test that needs others defines its own fixture of this name."""
+    return Settings()
+
+
+@pytest.fixture
+def bus(server: RedisServer, settings: Settings) -> Bus:
+    """The bus as the process ``host:1~aaaaaa`` sees it."""
+    return Bus(server, settings, "host:1~aaaaaa")
+
+
+@pytest.fixture
+def other(server: RedisServer, settings: Settings) -> Bus:
+    """The bus as another process sees it."""
+    return Bus(server, settings, "host:2~bbbbbb")

@@ -1,0 +1,99 @@
+"""Every verb of the bus in any order by any process, right or wrong: the promises of the design hold after each step.
+
+The negative controls show that the checks would notice: each breaks one line of one script, and has to be caught.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from rolecall.redis_client import Arg, RedisServer
+from rolecall.scripts import script
+from tests.bus_machine import machine_on
+
+WALK = settings(
+    max_examples=500,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=False,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+)
+SHORT = settings(WALK, max_examples=150, phases=(Phase.generate,))
+
+
+class Broken:
+    """A server on which one script has a line replaced."""
+
+    def __init__(self, server: RedisServer, name: str, line: str, by: str) -> None:
+        self._server = server
+        self._name = name
+        assert script(name).body.count(line.encode()) == 1, f"{name} has no such line"
+        self._body = script(name).body.replace(line.encode(), by.encode())
+
+    def send(self, *args: Arg) -> asyncio.Future[Any]:
+        return self._server.send(*args)
+
+    async def call(self, *args: Arg) -> Any:
+        return await self._server.call(*args)
+
+    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        if name == self._name:
+            return await self._server.call("EVAL", self._body, len(keys), *keys, *args)
+        return await self._server.run(name, keys, args)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def walked(loop: asyncio.AbstractEventLoop, server_url: str) -> Iterator[RedisServer]:
+    server = RedisServer(server_url)
+    yield server
+    loop.run_until_complete(server.aclose())
+
+
+def test_the_bus_keeps_its_promises_in_whatever_order(loop: asyncio.AbstractEventLoop, walked: RedisServer) -> None:
+    run_state_machine_as_test(machine_on(loop, walked, walked), settings=WALK)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "by"),
+    [
+        ("complete", "if not own() then return 'FENCED' end", ""),
+        ("hop", "if not own() then return 'FENCED' end", ""),
+        ("complete", "if not CONTROL then release() end", ""),
+        ("complete", "\ndrop()\n", "\n"),
+        ("bury", "  leave(user)\n", ""),
+        ("hop", "moved(stream .. '|' .. id)", ""),
+        ("defer", "moved('z')", ""),
+        ("handback", "if row.err or #row == 0 then return 'FENCED' end", ""),
+        ("handback", "  redis.call('HSET', KEYS[2], 'at', KEYS[1] .. '|' .. id)\n", ""),
+        ("promote", "redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
+        ("cancel", "  redis.pcall('XACK', SRC, 'g', ID)\n  redis.call('XDEL', SRC, ID)\n", ""),
+        ("stop", "    redis.call('XDEL', SRC, ID)\n", ""),
+        ("admit", "  if waiting >= tonumber(ARGV[8])", "  if waiting > tonumber(ARGV[8])"),
+        ("fallback", "if redis.call('EXISTS', KEYS[4]) == 1 then return 'ALIVE' end\n", ""),
+        ("take", "(deliveries ~= RETRIES or last)", "true"),
+        ("take", "'COUNT', free,", "'COUNT', 4,"),
+    ],
+)
+def test_a_broken_script_is_noticed(
+    loop: asyncio.AbstractEventLoop, walked: RedisServer, name: str, line: str, by: str
+) -> None:
+    broken = Broken(walked, name, line, by)
+    with pytest.raises(BaseException) as caught:  # an assertion, or an error that follows from the broken state
+        run_state_machine_as_test(machine_on(loop, walked, broken), settings=SHORT)
+    assert not isinstance(caught.value, KeyboardInterrupt)
