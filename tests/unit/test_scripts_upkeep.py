@@ -1,0 +1,220 @@
+"""AUDIT, FALLBACK, RETIRE, REGISTER, LEASE, NOTE: what keeps a bus tidy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from rolecall import keys, registry
+from rolecall.bus import Bus
+from rolecall.delivery import Records
+from rolecall.redis_client import Arg, RedisServer, Server
+from rolecall.registry import ProcessState
+from rolecall.settings import Settings
+from rolecall.upkeep import audit, audit_one, depart, promote, rescue_direct, server_ms, sweep
+from tests.bus_steps import answer, ask, defer, entries, expire, finals, names, send, take, take_one
+
+ROLES = ("manager", "echo")
+
+
+class Meanwhile:
+    """A server where something else happens just after a command."""
+
+    def __init__(self, server: Server, command: str, what: Callable[[], Awaitable[object]]) -> None:
+        self._server = server
+        self._command = command
+        self._what = what
+
+    def send(self, *args: Arg) -> asyncio.Future[Any]:
+        return self._server.send(*args)
+
+    async def call(self, *args: Arg) -> Any:
+        reply = await self._server.call(*args)
+        if args[0] == self._command:
+            await self._what()
+        return reply
+
+    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        return await self._server.run(name, keys, args)
+
+
+async def live(bus: Bus) -> None:
+    """Register a process and give its sign of life, as a worker does."""
+    await registry.register(bus, ProcessState(bus.process))
+    for shard in bus.shards:
+        await bus.renew(shard, [])
+
+
+async def die(bus: Bus, gone: Bus) -> None:
+    """Let the signs of life of a process run out."""
+    await bus.server.call("DEL", keys.worker(gone.process))
+    for shard in bus.shards:
+        await bus.server.call("DEL", shard.alive(gone.process))
+
+
+async def test_an_audit_of_a_sound_shard_finds_nothing(bus: Bus) -> None:
+    for conversation in "abc":
+        await ask(bus, conversation)
+    await defer(bus, await take_one(bus))
+    await take_one(bus)
+    await ask(bus, "a", control=True)
+    assert await audit(bus, bus.shards[0], await server_ms(bus)) == 0
+    assert await audit_one(bus, bus.shards[0], "nobody") == "IDLE"
+
+
+@pytest.mark.parametrize("where", ["stream", "deferred"])
+async def test_an_entry_lost_from_outside_is_written_again(bus: Bus, where: str) -> None:
+    await ask(bus, text="hi")
+    held = await take_one(bus)
+    if where == "deferred":
+        await defer(bus, held)
+        await bus.server.call("DEL", bus.shards[0].deferred)
+    else:
+        await bus.server.call("DEL", held.stream)
+    assert await audit(bus, bus.shards[0], await server_ms(bus)) == 1
+    assert await audit(bus, bus.shards[0], await server_ms(bus)) == 0
+    again = await take_one(bus)
+    assert again.envelope is not None
+    assert (again.turn, again.envelope.text) == ("1", "hi")
+    assert await answer(bus, again) == "OK"
+
+
+async def test_a_turn_in_flight_too_long_ends_with_an_error_and_the_next_runs(bus: Bus) -> None:
+    await ask(bus)
+    await ask(bus)
+    held = await take_one(bus)
+    await audit(bus, bus.shards[0], await server_ms(bus) + 3_601_000)
+    assert await finals(bus) == [("1", "error")]
+    assert await answer(bus, held) == "FENCED"
+    assert (await take_one(bus)).turn == "2"
+
+
+async def test_a_turn_that_began_while_an_older_one_was_looked_at_is_not_ended(bus: Bus) -> None:
+    await ask(bus)
+    await ask(bus)
+    held, shard, now = await take_one(bus), bus.shards[0], await server_ms(bus)
+    await bus.server.call("ZADD", shard.active, now - 3_700_000, "a")
+    watcher = Bus(Meanwhile(bus.server, "ZRANGE", lambda: answer(bus, held)), bus.settings, "watcher")
+    await audit(watcher, shard, now)
+    assert await finals(bus) == [("1", "final")]
+    assert (await bus.snapshot("a", "2")).state == "running"
+
+
+async def test_what_was_addressed_to_a_process_moves_only_when_that_is_gone(bus: Bus, other: Bus) -> None:
+    await live(other)
+    await ask(bus)
+    await send(bus, await take_one(bus), f"echo@{other.process}")
+    assert await rescue_direct(bus, bus.shards[0], ROLES, other.process) == 0
+    await die(bus, other)
+    assert await rescue_direct(bus, bus.shards[0], ROLES, other.process) == 1
+    assert await answer(bus, await take_one(bus, "echo")) == "OK"
+
+
+async def test_a_sweep_moves_all_that_was_addressed_to_the_dead_and_removes_every_trace(server: RedisServer) -> None:
+    settings = Settings(in_flight_limit=1000)
+    bus, other = Bus(server, settings, "host:1~aaaaaa"), Bus(server, settings, "host:2~bbbbbb")
+    await live(other)
+    for number in range(250):
+        await ask(bus, str(number))
+    for held in await take(bus, free=250):
+        await send(bus, held, f"echo@{other.process}")
+    await take(other, "echo", free=3)
+    await die(bus, other)
+    assert await sweep(bus, ROLES) == 1
+    assert len(await take(bus, "echo", free=300)) == 250
+    assert await sweep(bus, ROLES) == 0
+    assert not [key for key in await names(bus) if other.process in key]
+
+
+async def test_a_sweep_leaves_the_consumers_that_hold_entries_until_those_are_taken_over(server: RedisServer) -> None:
+    settings = Settings(shards=2)
+    bus, other = Bus(server, settings, "host:1~aaaaaa"), Bus(server, settings, "host:2~bbbbbb")
+    await live(other)
+    conversation = next(name for name in "abcdef" if bus.shard(name).number == 0)
+    await ask(bus, conversation)
+    held = await take_one(other)
+    await die(bus, other)
+    assert await sweep(bus, ROLES) == 0
+    assert other.process.encode() in await server.call("ZRANGE", keys.WORKERS, 0, -1)
+    await expire(other, held)
+    assert (await take_one(bus, claim=True)).id == held.id
+    assert await sweep(bus, ROLES) == 1
+    assert await consumers(bus, held.stream) == {bus.process}
+
+
+async def test_a_process_that_leaves_is_forgotten_like_one_that_died(bus: Bus, other: Bus) -> None:
+    await live(other)
+    await take(other)
+    await registry.unregister(other)
+    assert await registry.processes(bus) == []
+    await bus.server.call("DEL", bus.shards[0].alive(other.process))
+    assert await sweep(bus, ROLES) == 1
+    assert await consumers(bus, bus.shards[0].stream("manager", "n")) == set()
+
+
+async def test_what_was_addressed_to_a_process_that_departs_is_done_by_others_at_once(bus: Bus, other: Bus) -> None:
+    await live(other)
+    await ask(bus)
+    await send(bus, await take_one(bus), f"echo@{other.process}")
+    await depart(other, ROLES)
+    assert (await take_one(bus, "echo")).turn == "1"
+    assert not [key for key in await names(bus) if "@" in key and other.process in key]
+
+
+async def test_a_sweep_leaves_the_living_alone(bus: Bus, other: Bus) -> None:
+    await live(other)
+    await take(other)
+    assert await sweep(bus, ROLES) == 0
+    assert await consumers(bus, bus.shards[0].stream("manager", "n")) == {other.process}
+
+
+async def consumers(bus: Bus, stream: str) -> set[str]:
+    return {row[1].decode() for row in await bus.server.call("XINFO", "CONSUMERS", stream, keys.GROUP)}
+
+
+async def test_a_named_lease_has_one_holder_until_given_up(bus: Bus) -> None:
+    async def hold(token: str, ms: int) -> object:
+        return await bus.server.run("lease", [keys.lease("scribe")], [token, ms])
+
+    assert await hold("x", 60_000) == 1
+    assert await hold("y", 60_000) == 0
+    assert await hold("y", 0) == 0
+    assert await hold("x", 90_000) == 1
+    assert await bus.server.call("PTTL", keys.lease("scribe")) > 60_000
+    await bus.server.call("CONFIG", "SET", "maxmemory", 1)
+    assert await hold("x", 99_000) == 1
+    await bus.server.call("CONFIG", "SET", "maxmemory", 0)
+    assert await hold("x", 0) == 0
+    assert await hold("y", 60_000) == 1
+
+
+async def test_a_note_is_written_to_the_session_of_its_turn(bus: Bus) -> None:
+    await ask(bus)
+    await answer(bus, await take_one(bus))
+    await bus.stop("a", forget=True)
+    records = Records("telegram:h:1:0")
+    records.add("DELIVERED", "to the chat")
+    await bus.note(bus.shards[0], "a", "1", records)
+    log = await entries(bus, bus.shards[0].log)
+    assert (log[-1]["w"], log[-1]["i"]) == ("DELIVERED", "telegram:h:1:0")
+    assert len({e["s"] for e in log}) == 1
+
+
+async def test_nothing_but_what_expires_grows_with_finished_turns(bus: Bus) -> None:
+    sizes = []
+    for _ in range(2):
+        for number in range(20):
+            await ask(bus, principal="u", idempotency=str(number))
+            held = await take_one(bus)
+            await defer(bus, held, 0)
+            await promote(bus, bus.shards[0], "a")
+            await answer(bus, await take_one(bus), history=[b"x" * 9] * 2)
+            await bus.server.call("DEL", bus.shards[0].idempotency("a", str(number)))
+        await bus.server.call("DEL", bus.shards[0].log, bus.shards[0].events("a"))
+        await bus.server.call("DEL", *[key for key in await names(bus) if ":t:a:" in key])
+        sizes.append({key: await bus.server.call("MEMORY", "USAGE", key) for key in sorted(await names(bus))})
+    assert sizes[0].keys() == sizes[1].keys()
+    assert all(after <= before + 64 for before, after in zip(sizes[0].values(), sizes[1].values(), strict=True)), sizes
