@@ -112,6 +112,7 @@ class Runtime:
         await self.worker.drain()
         try:
             await registry.unregister(self.bus)
+            await upkeep.depart(self.bus, list(self.roster.roles))
         except AWAY:
             logger.info("the registry could not be told: the server is away")
 
@@ -187,10 +188,16 @@ class Runtime:
             await _quietly(self._apply_scale())
 
     async def _promote(self) -> None:
-        offset = await upkeep.server_ms(self.bus) - time.monotonic() * 1000
         while True:
+            await _quietly(self._promote_for(SWEEP_SECONDS))
+            await asyncio.sleep(PROMOTE_SECONDS)
+
+    async def _promote_for(self, seconds: float) -> None:
+        """Wake what is due, with one reading of the server's clock for as long."""
+        began, clock = time.monotonic(), await upkeep.server_ms(self.bus)
+        while (passed := time.monotonic() - began) < seconds:
             for shard in self.bus.shards:
-                await _quietly(upkeep.promote_due(self.bus, shard, time.monotonic() * 1000 + offset))
+                await upkeep.promote_due(self.bus, shard, clock + passed * 1000)
             await asyncio.sleep(PROMOTE_SECONDS)
 
     async def _sweep(self) -> None:
