@@ -13,11 +13,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Console
 
+from rolecall.cli import talk
 from rolecall.cli.loop import stop_requested
 from rolecall.cli.process_log import log_to_stderr
 from rolecall.cli.welcome import prepare_models, show_welcome
 from rolecall.config import Application, load
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, MissingExtra
 from rolecall.reload import reload_on_change
 from rolecall.runtime import Runtime, process_name
 from rolecall.scribe import Scribe
@@ -71,12 +72,12 @@ async def _until_stopped(
     if interactive:
         await asyncio.wait([warming, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not wanted.is_set():
-            from rolecall.frontends.terminal import chat as chat_here
-
-            talking = asyncio.create_task(chat_here(session.bus, runtime.wakeups), name="rolecall chat")
-            await asyncio.wait([talking, stopping], return_when=asyncio.FIRST_COMPLETED)
-            talking.cancel()
-            await asyncio.wait([talking])
+            talking = asyncio.create_task(talk.prompt(session, runtime.wakeups), name="rolecall chat")
+            try:
+                await talk.until_stopped(talking, wanted)
+            except MissingExtra as error:
+                console.print(f"{error}\nall else is at work; Ctrl-C ends it", markup=False, highlight=False)
+                await stopping
     else:
         await stopping
     warming.cancel()

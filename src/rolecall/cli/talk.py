@@ -1,0 +1,256 @@
+"""`rolecall chat` and `rolecall ask`: talking to what runs, for people and for scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import secrets
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from redis.exceptions import RedisError
+
+from rolecall.cli.loop import stop_requested
+from rolecall.cli.process_log import log_to_stderr
+from rolecall.config import Application, load
+from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.follow import Event, Wakeups
+from rolecall.frontends.front import Front, Received
+from rolecall.frontends.terminal_text import Shown, plain
+from rolecall.runtime import process_name
+from rolecall.session import Session, open_session
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `rolecall ask` was asked to ask; ``timeout`` in seconds, None for as long as it takes."""
+
+    text: str
+    conversation: str = ""
+    role: str = ""
+    model: str = ""
+    priority: int | None = None
+    timeout: float | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What `rolecall ask --json` prints. ``kind`` is final, error, cancelled or refused."""
+
+    conversation: str
+    turn: str
+    short_id: str
+    kind: str
+    text: str
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+
+    def print(self, as_json: bool, shown: Shown) -> int:
+        """Answers and JSON on stdout, what went wrong on stderr; returns the exit status."""
+        if as_json:
+            print(msgspec.json.encode(self).decode())
+        if self.kind == "final":
+            if not as_json:
+                _print_rest(self.text, shown)
+            return 0
+        if shown.text:
+            print()
+        turn = f" (turn {self.short_id})" if self.turn and self.short_id not in self.text else ""
+        print(f"rolecall: {plain(self.text)}{turn}", file=sys.stderr)
+        return 1
+
+
+async def ask(app_dir: Path | None, question: Question, *, as_json: bool) -> int:
+    """Ask, print the answer, return the exit status. Ctrl-C and the timeout stop the turn.
+
+    Raises NothingRunning, ServerUnavailable, and ConfigError for a role or model that is not configured.
+    """
+    application = load(app_dir)
+    _check(question, application)
+    streaming = sys.stdout.isatty() and not as_json
+    async with stop_requested() as wanted, _at_the_bus(application) as (_session, front):
+        shown = Shown()
+        asking = asyncio.create_task(_ask(front, question, shown, streaming), name="rolecall ask")
+        outcome = await until_stopped(asking, wanted)
+        if outcome is None:
+            print("rolecall: stopped", file=sys.stderr)
+            return 130
+        return outcome.print(as_json, shown)
+
+
+async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
+    """Chat at the prompt; without a terminal answer each line of stdin on stdout. Returns the exit status."""
+    application = load(app_dir)
+    conversation = conversation or f"terminal:{name or login_name()}"
+    async with stop_requested() as wanted, _at_the_bus(application) as (session, front):
+        interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        work = prompt(session, front.wakeups, conversation) if interactive else _answer_lines(front, conversation)
+        return await until_stopped(asyncio.create_task(work, name="rolecall chat"), wanted) or 0
+
+
+async def prompt(session: Session, wakeups: Wakeups, conversation: str = "") -> int:
+    """The chat prompt on ``session``, with its roles as completions and its file of earlier lines, until the user
+    leaves; returns the exit status. Raises MissingExtra without prompt_toolkit."""
+    from rolecall.frontends.terminal import chat as chat_here
+
+    application = session.application
+    words = [
+        (f"/{role.name}", "ask this role once: put the text behind it") for role in application.roles if role.models
+    ]
+    words += [(role.match, f"ask {role.name}") for role in application.roles if role.match]
+    conversation = conversation or f"terminal:{login_name()}"
+    history = application.state_dir / "chat_history"
+    await chat_here(session.bus, wakeups, conversation=conversation, words=words, history=history)
+    return 0
+
+
+async def until_stopped(talking: asyncio.Task[T], wanted: asyncio.Event) -> T | None:
+    """The result of ``talking``; None when a stop was ``wanted`` and ended it. Raises what it raised."""
+    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
+    await asyncio.wait([talking, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    await _end(talking)
+    return None if talking.cancelled() else talking.result()
+
+
+def text_of(argument: str) -> str:
+    """``argument``, or all of stdin for ``-``. Raises ConfigError when there is nothing in it."""
+    text = sys.stdin.buffer.read().decode("utf-8", "replace") if argument == "-" else argument
+    if not text.strip():
+        raise ConfigError("TEXT: there is nothing to ask, the text is empty")
+    return text
+
+
+def login_name() -> str:
+    """Who is logged in, or ``me`` where the system does not know."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "me"
+
+
+@asynccontextmanager
+async def _at_the_bus(application: Application) -> AsyncIterator[tuple[Session, Front]]:
+    """A front end beside what runs. Raises NothingRunning or ServerUnavailable when nothing does."""
+    quiet = application.settings.model_copy(update={"log_level": "WARNING"})
+    log_to_stderr(application.settings if "LOG_LEVEL" in application.sources else quiet)
+    async with open_session(application, process_name(), start=False) as session:
+        wakeups = Wakeups(session.server.pubsub())
+        listening = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
+        try:
+            front = Front(session.bus, wakeups, "terminal")
+            await front.check_running()
+            yield session, front
+        except RedisError as error:
+            raise ServerUnavailable(f"the server went away: {error}") from error
+        finally:
+            await _end(listening)
+            await wakeups.aclose()
+
+
+async def _end(task: asyncio.Task[T]) -> None:
+    """Cancel ``task`` until it has ended: on Python 3.11 wait_for, which redis-py sends with, may swallow it once."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
+
+
+def _check(question: Question, application: Application) -> None:
+    if question.role and application.role(question.role) is None:
+        known = ", ".join(role.name for role in application.roles)
+        raise ConfigError(f"--role {question.role}: there is no such role; there are {known}")
+    models = {model for role in application.roles for model in role.models}
+    if question.model and question.model not in models:
+        known = ", ".join(sorted(models)) or "none"
+        raise ConfigError(f"--model {question.model}: no role is configured with it; there are {known}")
+
+
+async def _ask(front: Front, question: Question, shown: Shown, streaming: bool) -> Outcome:
+    began = time.monotonic()
+    payload = {name: value for name in ("role", "model") if (value := getattr(question, name))}
+    conversation = question.conversation or f"terminal:ask-{secrets.token_hex(4)}"
+    received = await front.receive(conversation, question.text, payload=payload, priority=question.priority)
+    if not received.turn:
+        return Outcome(conversation, "", "", "refused" if received.refused else "final", received.reply)
+    event = await _final_event(front, received, question.timeout, shown if streaming else None)
+    if event.kind != "cancelled":
+        await front.delivered(received)
+    return Outcome(
+        conversation,
+        received.turn,
+        received.short_id,
+        event.kind,
+        event.text,
+        str(event.payload.get("model") or ""),
+        event.payload.get("tokens_in", 0),
+        event.payload.get("tokens_out", 0),
+        round(time.monotonic() - began, 3),
+    )
+
+
+async def _final_event(front: Front, received: Received, seconds: float | None, shown: Shown | None) -> Event:
+    """The turn's end. When time is up, or nobody waits any more, the turn is stopped."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await _followed(front, received, shown)
+    except TimeoutError:
+        reason = f"no answer within {seconds:g} s, so it was stopped"
+        await front.bus.cancel(received.conversation, received.turn, instance=front.instance, reason=reason)
+        return Event("cancelled", "", received.turn, reason)
+    except asyncio.CancelledError:
+        await asyncio.shield(front.bus.cancel(received.conversation, received.turn, instance=front.instance))
+        raise
+
+
+async def _followed(front: Front, received: Received, shown: Shown | None) -> Event:
+    """The final event; deltas go to stdout as they come when ``shown`` keeps count of them."""
+    async for event in front.follow(received):
+        if event.last:
+            return event
+        if shown is not None and event.kind == "delta":
+            print(plain(shown.piece(event)), end="", flush=True)
+        elif shown is not None and event.kind == "started" and shown.begin_again():
+            print("\n… begun again", flush=True)
+    raise ServerUnavailable("the answer was lost from sight")
+
+
+def _print_rest(text: str, shown: Shown) -> None:
+    if not shown.text:
+        return print(plain(text) if sys.stdout.isatty() else text)
+    rest = shown.rest(text)
+    print(plain(rest) if rest is not None else f"\n… the answer is, in full:\n{plain(text)}")
+
+
+async def _answer_lines(front: Front, conversation: str) -> int:
+    """Answer each line of stdin on stdout, in order; returns the exit status, 1 when one went wrong."""
+    status, lines = 0, _stdin_lines()
+    while (line := await lines.get()) is not None:
+        if line.strip():
+            outcome = await _ask(front, Question(line.strip(), conversation), Shown(), False)
+            status = max(status, outcome.print(False, Shown()))
+            sys.stdout.flush()
+    return status
+
+
+def _stdin_lines() -> asyncio.Queue[str | None]:
+    """The lines of stdin as they come, None at its end. A thread of its own reads them, for no loop can wait for a
+    file, and nothing waits for the thread at the end."""
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+
+    def read() -> None:
+        for raw in sys.stdin.buffer:
+            loop.call_soon_threadsafe(lines.put_nowait, raw.decode("utf-8", "replace"))
+        loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    threading.Thread(target=read, name="rolecall stdin", daemon=True).start()
+    return lines
