@@ -106,10 +106,10 @@ class Bus:
             milliseconds(s.conversation_days * 86_400),
         )  # fmt: skip
         try:
-            outcome, turn, place = await self.server.run("admit", names, arguments)
+            outcome, turn, place, at = await self.server.run("admit", names, arguments)
         except OutOfMemoryError:  # refused at its first write
             return Admission("BUSY", "", 0)
-        return Admission(outcome.decode(), turn.decode(), place)
+        return Admission(outcome.decode(), turn.decode(), place, at)
 
     # ── taking work ─────────────────────────────────────────────────────────────────────────────
 
@@ -272,10 +272,11 @@ class Bus:
         arguments += records.arguments()
         return _verdict(await self.server.run("defer", names, arguments))
 
-    async def note(self, shard: ShardKeys, conversation: str, turn: str, records: Records) -> None:
-        """Write log records of a turn outside its settling, say from a front end that delivered it."""
+    async def note(self, shard: ShardKeys, conversation: str, turn: str, records: Records, begun: int = 0) -> None:
+        """Write log records of a turn outside its settling, say from a front end that delivered it; ``begun`` is
+        the server's ms at which the turn was received, where known."""
         names, arguments = guard_block(shard, self.process, shard.deferred, "", conversation, turn)
-        await self.server.run("note", names, [*arguments, *records.arguments()])
+        await self.server.run("note", names, [*arguments, begun, *records.arguments()])
 
     # ── ending from outside ─────────────────────────────────────────────────────────────────────
 

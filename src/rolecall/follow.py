@@ -115,6 +115,8 @@ class Wakeups:
                 await asyncio.sleep(0.2)
 
     def _heard(self, message: dict[str, Any]) -> None:
+        if message["type"] == "pong":
+            return
         channel = message["channel"].decode()
         if channel == keys.CONTROL:
             self.listening.set()

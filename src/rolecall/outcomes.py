@@ -12,11 +12,13 @@ Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
 @dataclass(frozen=True, slots=True)
 class Admission:
     """What became of a message: RUN and WAIT are accepted, DUP was accepted before as ``turn``; CONFLICT is the
-    same idempotency key with another body; FULL and BUSY wrote nothing. ``place`` counts from 1 in the mailbox."""
+    same idempotency key with another body; FULL and BUSY wrote nothing. ``place`` counts from 1 in the mailbox,
+    ``at`` is the server's clock in ms."""
 
     outcome: Outcome
     turn: str
     place: int
+    at: int = 0
 
     @property
     def accepted(self) -> bool:

@@ -48,9 +48,7 @@ Connection = Any
 
 def is_transient(error: BaseException) -> bool:
     """Whether repeating an idempotent script later may help: a lost connection, or a server on its way back."""
-    return isinstance(error, TRANSIENT) or (
-        isinstance(error, ResponseError) and str(error).startswith(RECOVERING)
-    )
+    return isinstance(error, TRANSIENT) or (isinstance(error, ResponseError) and str(error).startswith(RECOVERING))
 
 
 class Server(Protocol):
@@ -134,9 +132,10 @@ class RedisServer:
     def pubsub(self) -> PubSub:
         """A pub/sub connection; the caller closes it."""
         if self._client is None:
-            self._client = Redis(
-                connection_pool=ConnectionPool.from_url(self.url, socket_timeout=5, **self._options)
-            )
+            # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 can swallow a cancellation.
+            # For a connection that hangs followers make up, who look by themselves as well.
+            pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
+            self._client = Redis(connection_pool=pool)
         return self._client.pubsub(ignore_subscribe_messages=False)
 
     async def check(self) -> str:
@@ -148,9 +147,7 @@ class RedisServer:
         version = info.get("redis_version", "0")
         found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
-            raise ServerUnavailable(
-                f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is the least"
-            )
+            raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is the least")
         return found
 
     @property
@@ -168,9 +165,7 @@ class RedisServer:
     def connections(self) -> int:
         """Connections this object has open."""
         return (
-            int(self._wire.connected)
-            + sum(reader.connected for reader in self._readers)
-            + (self._client is not None)
+            int(self._wire.connected) + sum(reader.connected for reader in self._readers) + (self._client is not None)
         )
 
     async def aclose(self) -> None:
@@ -290,9 +285,7 @@ class _Wire:
         self._something.clear()
         for future in pending:
             if not future.done():
-                future.set_exception(
-                    RedisConnectionError(str(error)) if isinstance(error, OSError) else error
-                )
+                future.set_exception(RedisConnectionError(str(error)) if isinstance(error, OSError) else error)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -25,7 +25,8 @@ REFUSALS = {
 @dataclass(frozen=True)
 class Received:
     """What became of a text: a turn to follow (``turn``), or an answer at once (``reply``; ``refused`` when nothing
-    was taken). ``place`` counts from 1 while the turn waits behind others of its conversation."""
+    was taken). ``place`` counts from 1 while the turn waits behind others of its conversation; ``at`` is when it was
+    received, in ms of the server's clock."""
 
     conversation: str
     turn: str = ""
@@ -33,6 +34,7 @@ class Received:
     refused: bool = False
     outcome: str = ""
     place: int = 0
+    at: int = 0
 
     @property
     def short_id(self) -> str:
@@ -89,16 +91,14 @@ class Front:
                 control=command is not None and command.lane == "control",
             )
         except EnvelopeTooLarge as error:
-            return Received(conversation, reply=f"{str(error).capitalize()}; this was not taken.", refused=True)
+            return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
         except RolecallError as error:
             if type(error) is not RolecallError:
                 raise
             return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
         if not admission.accepted:
-            return Received(
-                conversation, reply=REFUSALS[admission.outcome], refused=True, outcome=admission.outcome
-            )
-        return Received(conversation, admission.turn, outcome=admission.outcome, place=admission.place)
+            return Received(conversation, reply=REFUSALS[admission.outcome], refused=True, outcome=admission.outcome)
+        return Received(conversation, admission.turn, outcome=admission.outcome, place=admission.place, at=admission.at)
 
     def follow(self, received: Received, after: str = "0-0") -> AsyncIterator[Event]:
         """The events of a received turn, the final one last."""
@@ -113,7 +113,7 @@ class Front:
         records = Records(self.instance)
         records.add("DELIVERED", "")
         shard = self.bus.shard(received.conversation)
-        await self.bus.note(shard, received.conversation, received.turn, records)
+        await self.bus.note(shard, received.conversation, received.turn, records, received.at)
 
     async def _carry_out(self, conversation: str, name: str) -> Received:
         if name == "stop":

@@ -41,17 +41,18 @@ local function event(turn, kind, ...)
   return id
 end
 
-local function record(turn, ago, instance, word, text)
+local function record(turn, ago, instance, word, text, begun)
   local ms = NOW - tonumber(ago)
-  local received = tonumber(redis.call('HGET', JOURNAL, turn .. ':r') or ms)
+  local received = tonumber(redis.call('HGET', JOURNAL, turn .. ':r') or begun or ms)
   redis.call('XADD', LOG, 'MAXLEN', '~', 200000, '*', 'c', NAME, 's', state[3] or NOW, 't', turn,
     'ms', ms, 'd', math.max(0, ms - received), 'i', instance, 'w', word, 'x', text)
 end
 
 -- ARGV from `i`: n, then n × (ms ago, instance, word, text). Returns the index behind them.
-local function records(i)
+-- `begun` is when the turn was received, for one whose journal may be gone.
+local function records(i, begun)
   local last = i + tonumber(ARGV[i]) * 4
-  for r = i + 1, last, 4 do record(TURN, ARGV[r], ARGV[r + 1], ARGV[r + 2], ARGV[r + 3]) end
+  for r = i + 1, last, 4 do record(TURN, ARGV[r], ARGV[r + 1], ARGV[r + 2], ARGV[r + 3], begun) end
   return last + 1
 end
 
