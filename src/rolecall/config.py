@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import re
@@ -9,10 +10,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.agent import Agent
@@ -42,6 +45,11 @@ class Role:
         """The role's name: the class's ``role``, else its name less ``Agent`` in lower case."""
         return self.agent.role
 
+    @property
+    def variable(self) -> str:
+        """What the environment calls its count, such as SAMPLELLM_INSTANCES."""
+        return f"{self.name}_INSTANCES".upper().replace("-", "_")
+
 
 class Config(Settings):
     """This deployment as one typed value: its roles, and any setting it wants other than the default."""
@@ -69,7 +77,7 @@ class _Environment(Settings, BaseSettings):
 @dataclass(frozen=True)
 class Application:
     """An application directory as loaded: its roles with counts and models resolved, its settings, and where
-    each value that is not a default came from (``sources``, by environment name)."""
+    each value that is not a default came from: ``sources``, by environment name, and ``<role> models``."""
 
     directory: Path
     roles: tuple[Role, ...]
@@ -79,6 +87,13 @@ class Application:
     def role(self, name: str) -> Role | None:
         """The role of that name, if this deployment has it."""
         return next((role for role in self.roles if role.name == name), None)
+
+    def count(self, role: Role) -> int:
+        """The instances that config and environment give ``role``; "auto" is what its local model server can answer
+        at once."""
+        if role.instances != "auto":
+            return role.instances
+        return self.settings.local_slots if any(name.endswith("@local") for name in role.models) else 1
 
     @property
     def state_dir(self) -> Path:
@@ -96,6 +111,12 @@ def application_directory(given: str | os.PathLike[str] | None = None) -> Path:
     return Path(given or os.environ.get("ROLECALL_APP") or ".").resolve()
 
 
+def runtime_directory() -> Path | None:
+    """The user's private directory for sockets (XDG_RUNTIME_DIR), where the system has one."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(given) if given and Path(given).is_dir() else None
+
+
 def load(given: str | os.PathLike[str] | None = None) -> Application:
     """Load the application in ``given`` (see application_directory). Raises ConfigError with what to do."""
     directory = application_directory(given)
@@ -104,18 +125,16 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     settings = read_settings(directory, config)
     roles = tuple(_resolve(role, environ, settings) for role in config.roles)
     _check_roles(roles, settings)
-    return Application(directory, roles, settings, _sources(directory, config, roles))
+    return Application(directory, roles, settings, _sources(directory, config))
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:
     """The settings in force in ``directory``: environment over ``.env`` over ``config`` over the defaults."""
     own = config.model_dump(exclude={"roles"}, exclude_unset=True) if config else {}
     try:
-        return _Environment(_env_file=directory / ".env", **own)  # type: ignore[call-arg]  # pydantic-settings' own
+        return _Environment(_env_file=directory / ".env", **own)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{directory / '.env'} is not UTF-8 text") from None
+        raise ConfigError(_explain(error, _origins(directory, config))) from None
 
 
 def _import_config(directory: Path) -> Config:
@@ -129,9 +148,9 @@ def _import_config(directory: Path) -> Config:
         module = importlib.import_module("config")
     except ValidationError as error:
         raise ConfigError(f"{directory / 'config.py'}: {_explain(error)}") from None
-    except (ImportError, SyntaxError, TypeError, NameError, AttributeError) as error:
+    except Exception as error:  # the boundary: config.py and what it imports are the user's own code
         _check_origin(directory)
-        raise ConfigError(f"{directory / 'config.py'} cannot be loaded: {error}") from error
+        raise ConfigError(f"{directory / 'config.py'} cannot be loaded: {type(error).__name__}: {error}") from error
     _check_origin(directory)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
@@ -157,13 +176,23 @@ def _check_origin(directory: Path) -> None:
 
 
 def _dotenv(directory: Path) -> dict[str, str]:
-    return {name.upper(): value for name, value in dotenv_values(directory / ".env").items() if value}
+    try:
+        found = dotenv_values(directory / ".env")
+    except OSError as error:
+        raise ConfigError(f"{directory / '.env'} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{directory / '.env'} is not UTF-8 text") from None
+    return {name.upper(): value for name, value in found.items() if value}
 
 
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
-    instances = _instances(f"{role.name}_INSTANCES".upper().replace("-", "_"), role.instances, environ)
+    if not (isinstance(role.agent, type) and issubclass(role.agent, Agent)):
+        raise ConfigError(f"config.py: Role({role.agent!r}): a class made from Agent is allowed")
+    instances = _instances(role.variable, role.instances, environ)
     general = tuple(part.strip() for part in (settings.gen_model or "").split(",") if part.strip())
-    models = tuple(_model(name, role.name) for name in role.models or general)
+    where = f"config.py, role {role.name}: model " if role.models else "GEN_MODEL="
+    own = (role.models,) if isinstance(role.models, str) else role.models
+    models = tuple(_model(name, where) for name in own or general)
     return Role(role.agent, instances, models, role.match)
 
 
@@ -180,9 +209,9 @@ def _instances(variable: str, configured: Instances, environ: Mapping[str, str])
     return count
 
 
-def _model(name: str, role: str) -> str:
+def _model(name: str, where: str) -> str:
     if not MODEL_NAME.fullmatch(name):
-        raise ConfigError(f"model {name!r} of role {role}: name@provider is allowed, such as smollm2@local")
+        raise ConfigError(f"{where}{name}: name@provider is allowed, such as smollm2@local")
     model, _, provider = name.rpartition("@")
     return f"{model}@{PROVIDER_ALIASES.get(provider, provider)}"
 
@@ -198,27 +227,59 @@ def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:
         raise ConfigError("no role 'manager': every turn begins there, so config.py needs Role(ManagerAgent)")
     total = sum(role.instances for role in roles if role.instances != "auto")
     if total > settings.total_instances:
-        raise ConfigError(
-            f"{total} instances are configured; TOTAL_INSTANCES={settings.total_instances} are allowed"
-        )
+        raise ConfigError(f"{total} instances are configured; TOTAL_INSTANCES={settings.total_instances} are allowed")
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyType({})) -> str:
+    """One line for a person: the first thing wrong, its value unless that may be a secret, and what is allowed."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]).upper()
-    if not name:
-        return str(first["msg"]).removeprefix("Value error, ")
-    field = Settings.model_fields.get(name.lower())
-    secret = field is not None and "SecretStr" in str(field.annotation)
-    value = "(secret)" if secret else repr(first.get("input"))
-    return f"{name}={value}: {first['msg'].lower()}"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    if name == "roles":
+        return f"roles: {message.lower()}"
+    field = Settings.model_fields.get(name)
+    if field is None:
+        close = difflib.get_close_matches(name, Settings.model_fields, 1)
+        return f"{name}: there is no such setting{f'; did you mean {close[0]}?' if close else ''}"
+    value = "(secret)" if SecretStr in _types(field) else first.get("input")
+    origin = origins.get(name.upper())
+    return f"{name.upper()}={value}{f' from {origin}' if origin else ''}: {_allowed(field)} is allowed"
 
 
-def _sources(directory: Path, config: Config, roles: tuple[Role, ...]) -> dict[str, str]:
-    names = [name.upper() for name in Settings.model_fields]
-    names += [f"{role.name}_INSTANCES".upper().replace("-", "_") for role in roles]
-    dotenv, own = _dotenv(directory), {name.upper() for name in config.model_fields_set}
-    environ = {name.upper() for name, value in os.environ.items() if value}
-    sources = {name: "config.py" for name in names if name in own}
-    sources |= {name: ".env" for name in names if name in dotenv}
-    return sources | {name: "environment" for name in names if name in environ}
+def _allowed(field: FieldInfo) -> str:
+    choices = [choice for kind in _types(field) if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices:
+        return " or ".join(choices)
+    words = ("gt", "ge", "le")
+    limits = {word: getattr(rule, word) for rule in field.metadata for word in words if hasattr(rule, word)}
+    kind = "a whole number" if int in _types(field) else "a number" if float in _types(field) else "a text"
+    if "gt" in limits:
+        return f"{kind} over {limits['gt']} and up to {limits['le']}"
+    return f"{kind} from {limits['ge']} to {limits['le']}" if "ge" in limits else kind
+
+
+def _types(field: FieldInfo) -> tuple[Any, ...]:
+    kind = field.annotation
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _origins(directory: Path, config: Config | None) -> dict[str, str]:
+    """Where each name that is not left to its default is set; the strongest wins."""
+    own = config.model_fields_set - {"roles"} if config else ()
+    environ = [name.upper() for name, value in os.environ.items() if value]
+    return {
+        **{name.upper(): "config.py" for name in own},
+        **dict.fromkeys(_dotenv(directory), ".env"),
+        **dict.fromkeys(environ, "environment"),
+    }
+
+
+def _sources(directory: Path, config: Config) -> dict[str, str]:
+    origins = _origins(directory, config)
+    names = [name.upper() for name in Settings.model_fields] + [role.variable for role in config.roles]
+    sources = {name: origins[name] for name in names if name in origins}
+    general = f"GEN_MODEL, {sources['GEN_MODEL']}" if "GEN_MODEL" in sources else ""
+    models = {f"{role.name} models": "config.py" if role.models else general for role in config.roles}
+    return {**sources, **models}

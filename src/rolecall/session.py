@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from redis.exceptions import RedisError
 
@@ -43,6 +43,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
     cannot be reached or is too old, ConfigError when the bus there was made with other settings.
     """
     settings = application.settings
+    _check_connections(settings)
     async with _address(application, start) as (url, embedded):
         server = RedisServer(url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout)
         try:
@@ -59,15 +60,40 @@ def configured_url(settings: Settings) -> str | None:
     """The address of REDIS_URL or REDIS_HOST; None means the bundled server."""
     if settings.redis_url is not None:
         url = settings.redis_url.get_secret_value()
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ConfigError("REDIS_URL=(secret): redis://, rediss:// or unix:// is allowed")
+        _check_url(url)
         return url
     if settings.redis_host is None:
         return None
-    user = quote(settings.redis_username or "")
-    password = quote(settings.redis_password.get_secret_value()) if settings.redis_password else ""
+    user = quote(settings.redis_username or "", safe="")
+    password = quote(settings.redis_password.get_secret_value(), safe="") if settings.redis_password else ""
     login = f"{user}:{password}@" if user or password else ""
-    return f"redis://{login}{settings.redis_host}:{settings.redis_port}/{settings.redis_db}"
+    host = f"[{settings.redis_host}]" if ":" in settings.redis_host else settings.redis_host
+    return f"redis://{login}{host}:{settings.redis_port}/{settings.redis_db}"
+
+
+def connections_needed(settings: Settings) -> int:
+    """The most connections to the server that one process has: for commands, for pub/sub, for the scribe, one that
+    blocks per shard, and one for each front end that delivers from an outbox."""
+    return 3 + settings.shards + (settings.telegram_bot_token is not None)
+
+
+def _check_connections(settings: Settings) -> None:
+    if (need := connections_needed(settings)) > settings.redis_max_connections:
+        raise ConfigError(
+            f"REDIS_MAX_CONNECTIONS={settings.redis_max_connections}: {need} or more is allowed with "
+            f"SHARDS={settings.shards}, for one process has up to {need}"
+        )
+
+
+def _check_url(url: str) -> None:
+    allowed = "redis://user:password@host:6379/0, rediss://… or unix:///path is allowed"
+    try:
+        parts = urlsplit(url)
+        wrong = parts.scheme not in ("redis", "rediss", "unix") or parts.port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise ConfigError(f"REDIS_URL=(secret): {allowed}")
 
 
 @asynccontextmanager
@@ -90,7 +116,9 @@ async def _embedded(application: Application, start: bool, runtime_dir: Path | N
         return await EmbeddedServer.join(application.state_dir, appendfsync=fsync, runtime_dir=runtime_dir)
     found = await EmbeddedServer.find(application.state_dir, runtime_dir=runtime_dir)
     if found is None:
-        raise NothingRunning(f"nothing is running in {application.directory}: start it with `make run` or `rolecall up`")
+        raise NothingRunning(
+            f"nothing is running in {application.directory}: start it with `make run` or `rolecall up`"
+        )
     return found
 
 

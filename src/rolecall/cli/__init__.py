@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 
 from rolecall.errors import ConfigError, RolecallError
 
@@ -11,15 +12,26 @@ def main() -> None:
     """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure."""
     from rolecall.cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bars and other people's letters, on a terminal that has none
     try:
         app()
-    except ConfigError as error:
-        _end(str(error), 2)
-    except RolecallError as error:
-        _end(str(error), 1)
+    except (RolecallError, BaseExceptionGroup) as error:
+        cause = _first(error)
+        if not isinstance(cause, RolecallError):
+            raise
+        _end(str(cause), 2 if isinstance(cause, ConfigError) else 1)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong, out of the groups that tasks wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _end(message: str, status: int) -> None:

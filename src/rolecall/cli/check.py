@@ -1,0 +1,103 @@
+"""`rolecall check`: what is in force and from where; whether it works; what to do where it does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import SecretStr
+from rich.console import Console
+from rich.text import Text
+
+from rolecall import __version__
+from rolecall.cli.check_application import look_at_application
+from rolecall.cli.check_deployment import look_at_deployment
+from rolecall.cli.check_models import look_at_models
+from rolecall.cli.check_server import look_at_server
+from rolecall.cli.columns import columns, print_lines, print_table
+from rolecall.cli.finding import Finding
+from rolecall.cli.process_log import HIDDEN
+from rolecall.cli.scale import source_of_count
+from rolecall.cli.visit import load_quietly
+from rolecall.config import Application
+from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, ServerSettings
+
+STYLES = {"passed": "green", "failed": "bold red", "not set up": "dim"}
+GROUPS = (ServerSettings, BusSettings, ModelSettings, FrontendSettings)
+LOGIN = re.compile(r"(//)[^/@\s]*@")
+
+
+async def check(app_dir: Path | None, console: Console) -> int:
+    """Print it all; exit status 1 if something failed. Nothing that was not there stays behind: the bundled server,
+    where none runs, is started for as long as this takes."""
+    application = load_quietly(app_dir)
+    server = await look_at_server(application)
+    print_lines(console, [f"Rolecall {__version__}, application {application.directory}"], style="bold")
+    _show_settings(application, console)
+    _show_roles(application, server.live, console)
+    sections = (
+        ("Server", server.findings),
+        ("Models", await look_at_models(application)),
+        ("Application", look_at_application(application)),
+        ("Deployment checklist", look_at_deployment(application, server)),
+    )
+    for title, findings in sections:
+        _show_findings(title, findings, _secrets(application), console)
+    failed = sum(finding.state == "failed" for _, findings in sections for finding in findings)
+    verdict = f"{failed} of these failed; what to do stands below each" if failed else "Nothing failed."
+    print_lines(console, ["", verdict], style="bold")
+    return 1 if failed else 0
+
+
+def _show_settings(application: Application, console: Console) -> None:
+    print_lines(console, ["", "Settings in force"], style="bold")
+    rows = []
+    for name in (name for group in GROUPS for name in group.model_fields):
+        variable = name.upper()
+        value = _shown(getattr(application.settings, name))
+        rows.append((variable, value, application.sources.get(variable, "default")))
+    print_table(console, ("setting", "value", "from"), rows)
+
+
+def _show_roles(application: Application, live: Mapping[str, int], console: Console) -> None:
+    print_lines(console, ["", "Roles"], style="bold")
+    rows = []
+    for role in application.roles:
+        count = live.get(role.name, application.count(role))
+        source = source_of_count(application, role, role.name in live)
+        origin = application.sources.get(f"{role.name} models", "")
+        models = f"{', '.join(role.models)} ({origin})" if role.models else "none"
+        rows.append((role.name, count, source, models, role.match or ""))
+    print_table(console, ("role", "instances", "from", "models", "match"), rows, right=(1,))
+
+
+def _show_findings(title: str, findings: Sequence[Finding], secrets: Sequence[str], console: Console) -> None:
+    print_lines(console, ["", title], style="bold")
+    lines = columns((finding.state, finding.name, finding.text) for finding in findings)
+    indent = " " * (len(lines[0]) - len(findings[0].text)) if findings else ""
+    for line, finding in zip(lines, findings, strict=True):
+        shown = Text(_redacted(line, secrets))
+        shown.stylize(STYLES[finding.state], 0, len(finding.state))
+        console.print(shown, soft_wrap=True)
+        if finding.remedy:
+            print_lines(console, [f"{indent}→ {_redacted(finding.remedy, secrets)}"])
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, SecretStr):
+        return "(set, secret)" if value.get_secret_value() else "-"
+    return LOGIN.sub(rf"\1{HIDDEN}@", f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _secrets(application: Application) -> list[str]:
+    values: Iterable[object] = (getattr(application.settings, name) for name in type(application.settings).model_fields)
+    return [value.get_secret_value() for value in values if isinstance(value, SecretStr) and value.get_secret_value()]
+
+
+def _redacted(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return text

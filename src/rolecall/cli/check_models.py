@@ -1,0 +1,62 @@
+"""Whether each configured model answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rolecall.cli.finding import Finding, judged
+from rolecall.config import Application
+from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, RateLimited
+from rolecall.models.registry import open_model, probe
+from rolecall.models.weights import CATALOGUE, default_cache
+
+
+async def look_at_models(application: Application) -> list[Finding]:
+    """One finding per model, each asked for one word; and the roles that have none to ask."""
+    names = list(dict.fromkeys(name for role in application.roles for name in role.models))
+    found = list(await asyncio.gather(*(_look_at(application, name) for name in names)))
+    if not names:
+        remedy = "name one in config.py, models=('smollm2@local',), or set GEN_MODEL"
+        found.append(Finding("not set up", "models", "no role has one", remedy))
+    return found
+
+
+async def _look_at(application: Application, name: str) -> Finding:
+    if (size := _still_to_fetch(name)) is not None:
+        text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
+        return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
+    try:
+        model = open_model(name, application.settings, application.state_dir)
+    except ConfigError as error:
+        return Finding("failed", name, str(error), _without(application, name))
+    try:
+        return judged(name, True, (await probe(model)).removeprefix(f"{name}: "), "")
+    except ModelError as error:
+        return Finding("failed", name, str(error) or type(error).__name__, _remedy(error, application, name))
+    finally:
+        await model.aclose()
+
+
+def _still_to_fetch(name: str) -> int | None:
+    """Bytes of a local model's weights that are not here yet. Asking it would fetch them."""
+    model, _, provider = name.rpartition("@")
+    if provider != "local" or model not in CATALOGUE:
+        return None
+    weights = CATALOGUE[model]
+    return None if (default_cache() / weights.file).exists() else weights.package_size
+
+
+def _remedy(error: ModelError, application: Application, name: str) -> str:
+    if isinstance(error, ModelUnauthorised):
+        return f"put a valid key for @{name.rpartition('@')[2]} into the environment or .env"
+    if isinstance(error, RateLimited):
+        return "wait, or raise the limits of your account there"
+    return _without(application, name)
+
+
+def _without(application: Application, name: str) -> str:
+    """What becomes of the roles that would use it."""
+    alone = [role.name for role in application.roles if role.models == (name,)]
+    if alone:
+        return f"role {alone[0]} has no other model: put this right, or give it one in config.py or GEN_MODEL"
+    return "put this right, or take it out of config.py; until then the next model in order answers"

@@ -1,0 +1,38 @@
+"""Rows of text in columns, as calm and as easy to cut apart as `ls -l`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+GAP = "  "
+
+
+def columns(rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> list[str]:
+    """The rows as lines; the columns numbered in ``right`` are flush right, the last one is never padded."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    return [GAP.join(_padded(row, widths, right)).rstrip() for row in cells]
+
+
+def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Each line as it is: no markup, no wrapping, nothing coloured by guess."""
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def print_table(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+) -> None:
+    """``rows`` under a dim ``head``."""
+    first, *rest = columns([head, *rows], right=right)
+    print_lines(console, [first], style="dim")
+    print_lines(console, rest)
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> list[str]:
+    pads = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+    return [pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(row, pads, strict=True))]

@@ -1,0 +1,126 @@
+"""`rolecall top`: who does what, live."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rolecall import registry
+from rolecall.cli.loop import stop_requested
+from rolecall.cli.stats import role_rows, summary
+from rolecall.cli.visit import ask_for_reports, visiting
+from rolecall.registry import InstanceState, ProcessState
+from rolecall.session import Session
+from rolecall.transcript import visible
+
+REFRESH_SECONDS = 1.0
+OTHER_LINES = 14
+"""What the screen needs beside the rows of roles, processes and instances."""
+
+
+async def top(app_dir: Path | None, console: Console) -> int:
+    """Refresh every second until q or Ctrl-C; without a terminal, print once."""
+    async with stop_requested() as wanted, visiting(app_dir) as session:
+        if not console.is_terminal:
+            console.print(*await _look(session, None))
+            return 0
+        with _q_sets(wanted), Live(console=console, screen=True, auto_refresh=False) as live:
+            while not wanted.is_set():
+                await _refresh(session, live, console.height)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wanted.wait(), REFRESH_SECONDS)
+    return 0
+
+
+def screen(alive: Sequence[ProcessState], figures: Mapping[str, Any], height: int | None) -> list[RenderableType]:
+    """What is shown of the processes and of registry.statistics, in ``height`` lines if given."""
+    instances = [instance for state in alive for instance in state.instances]
+    rows = [*summary(figures), ""]
+    room = None if height is None else max(3, height - OTHER_LINES - len(figures["instances"]) - len(alive))
+    return [Text("\n".join(rows)), _roles(figures), Text(""), _instances(instances, room), Text(""), _processes(alive)]
+
+
+async def _refresh(session: Session, live: Live, height: int) -> None:
+    try:
+        live.update(Group(*await _look(session, height)), refresh=True)
+    except (RedisError, OSError) as error:
+        live.update(Text(f"The server is away: {error}"), refresh=True)
+
+
+async def _look(session: Session, height: int | None) -> list[RenderableType]:
+    await ask_for_reports(session.bus)
+    roles = [role.name for role in session.application.roles]
+    figures = await registry.statistics(session.bus, roles)
+    return screen(await registry.processes(session.bus), figures, height)
+
+
+def _roles(figures: Mapping[str, Any]) -> Table:
+    table = _table("role", "instances", "busy", "used", "queue", "handled", "errors", numbers=range(1, 7))
+    for row in role_rows(figures):
+        table.add_row(*map(str, row))
+    return table
+
+
+def _instances(instances: Sequence[InstanceState], room: int | None) -> Table:
+    """The busy ones first, the longest first; as many as there is room for."""
+    table = _table("instance", "does", "for", "handled", "errors", numbers=(2, 3, 4))
+    ordered = sorted(instances, key=lambda instance: (not instance.busy, -instance.seconds, instance.id))
+    for instance in ordered[:room]:
+        does = Text(visible(f"{instance.conversation}/{instance.turn}") if instance.busy else "waits")
+        does.stylize("bold green" if instance.busy else "dim")
+        lasting = f"{instance.seconds:.1f} s" if instance.busy else ""
+        table.add_row(Text(instance.id), does, lasting, str(instance.handled), str(instance.errors))
+    if room is not None and len(ordered) > room:
+        table.add_row(Text(f"and {len(ordered) - room} more", style="dim"))
+    return table
+
+
+def _processes(alive: Sequence[ProcessState]) -> Table:
+    table = _table("process", "kind", "up", "instances", "connections", "", numbers=(2, 3, 4))
+    for state in alive:
+        pool = f"{state.connections}/{state.max_connections}"
+        scribe = "scribe" if state.scribe else ""
+        table.add_row(Text(state.process), state.kind, f"{state.uptime:.0f} s", str(len(state.instances)), pool, scribe)
+    if not alive:
+        table.add_row(Text("none: start one with `rolecall up`", style="yellow"))
+    return table
+
+
+def _table(*names: str, numbers: Sequence[int]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number in numbers else "left", no_wrap=True)
+    return table
+
+
+@contextmanager
+def _q_sets(wanted: asyncio.Event) -> Iterator[None]:
+    """Let the key q set ``wanted``, where there is a keyboard and a terminal that can be asked for single keys."""
+    try:
+        import termios
+        import tty
+
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+    except (ImportError, OSError, ValueError, termios.error):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, lambda: wanted.set() if b"q" in os.read(descriptor, 64).lower() else None)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

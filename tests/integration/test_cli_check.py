@@ -1,0 +1,101 @@
+"""`rolecall check` without a running deployment, and on one that has problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.applications import AGENTS, CONFIG, make_application, run_rolecall
+from tests.valkey import ValkeyProcess
+
+
+def rows(shown: str) -> dict[str, list[str]]:
+    """The rows of all tables by their first word, in their cells."""
+    return {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
+
+
+def test_a_good_application_passes_and_every_value_has_its_source(tmp_path: Path) -> None:
+    directory = make_application(tmp_path, dotenv="SCAN_SECONDS=2\nOPENAI_API_KEY=sk-verysecret\n")
+    done = run_rolecall("check", "--app", directory, environment={"LEASE_SECONDS": "20", "SAMPLELLM_INSTANCES": "3"})
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.splitlines()[-1] == "Nothing failed."
+    shown = rows(done.stdout)
+    assert shown["LEASE_SECONDS"] == ["LEASE_SECONDS", "20", "environment"]
+    assert shown["SCAN_SECONDS"] == ["SCAN_SECONDS", "2", ".env"]
+    assert shown["APPENDFSYNC"] == ["APPENDFSYNC", "everysec", "config.py"]
+    assert shown["RETRIES"] == ["RETRIES", "3", "default"]
+    assert shown["OPENAI_API_KEY"] == ["OPENAI_API_KEY", "(set,", "secret)", ".env"]
+    assert shown["samplellm"] == ["samplellm", "3", "environment", "echo@test", "(config.py)"]
+    assert "sk-verysecret" not in done.stdout
+    for line in ("bundled", "fsync takes", "echo@test  first word after", "one process needs up to 4", "11.8 GB"):
+        assert line in done.stdout
+
+
+def test_check_leaves_no_server_behind(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    assert "started for this check alone" in run_rolecall("check", "--app", directory).stdout
+    assert "nothing is running" in run_rolecall("stats", "--app", directory).stderr
+
+
+def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
+    config = CONFIG.replace("(Role(ManagerAgent),", '(Role(ManagerAgent, match="/x"), Role(TwinAgent, match="/X"),')
+    config = config.replace("ManagerAgent, S", "ManagerAgent, TwinAgent, S").replace("echo@test", "x@nowhere")
+    agents = f'{AGENTS}\n\nclass TwinAgent(Agent):\n    """Never asked."""\n'
+    directory = make_application(tmp_path, config=config, agents=agents, dotenv="OPENAI_API_KEY=sk-verysecret\n")
+    (directory / ".env").chmod(0o644)
+    (directory / "log").touch()
+    done = run_rolecall("check", "--app", directory, environment={"TZ": "Mars/Base", "SHARDS": "100"})
+    assert (done.stderr, done.returncode) == ("", 1)
+    for said in (
+        "x@nowhere  model 'x@nowhere': name@provider is allowed",
+        "role samplellm has no other model",
+        "match='/X' is another role's too",
+        f"chmod 600 {directory}/.env",
+        "TZ=Mars/Base: no such time zone",
+        "set REDIS_MAX_CONNECTIONS=103 or more",
+        "log directory",
+    ):
+        assert said in done.stdout
+    assert "sk-verysecret" not in done.stdout
+
+
+def test_a_server_that_is_away_is_a_finding_without_its_password(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    done = run_rolecall("check", "--app", directory, environment={"REDIS_URL": "redis://user:hunter2@127.0.0.1:1/0"})
+    assert (done.stderr, done.returncode) == ("", 1)
+    assert "no server answers at redis://127.0.0.1:1/0" in done.stdout
+    assert "hunter2" not in done.stdout
+
+
+def test_a_server_of_one_s_own_is_judged_and_nothing_is_written_to_it(tmp_path: Path) -> None:
+    server = ValkeyProcess(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    server.start()
+    try:
+        directory = make_application(tmp_path / "app")
+        done = run_rolecall("check", "--app", directory, environment={"REDIS_URL": server.url})
+        assert done.returncode == 1
+        assert "maxmemory-policy allkeys-lru" in done.stdout
+        assert "no append-only file: a restart loses accepted turns" in done.stdout
+        assert "maxmemory is 0.1 GB" in done.stdout
+        assert (
+            "none there yet" in run_rolecall("check", "--app", directory, environment={"REDIS_URL": server.url}).stdout
+        )
+    finally:
+        server.kill()
+
+
+def test_every_verb_refuses_a_bad_value_in_one_line_with_status_two(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    for verb in (("check",), ("up",), ("worker",), ("stats",), ("top",), ("scale",), ("logs",), ("dead", "list")):
+        done = run_rolecall(*verb, "--app", directory, environment={"LEASE_SECONDS": "abc"})
+        assert (done.stdout, done.returncode) == ("", 2), verb
+        assert done.stderr == (
+            "rolecall: LEASE_SECONDS=abc from environment: a number over 0 and up to 86400 is allowed\n"
+        )
+
+
+def test_a_problem_inside_the_running_parts_is_one_line_too(tmp_path: Path) -> None:
+    directory = make_application(tmp_path, config=CONFIG.replace("echo@test", "x@nowhere"))
+    done = run_rolecall("up", "--no-chat", "--app", directory)
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(":")[0]) == (2, "rolecall")
+    assert "role samplellm has no usable model" in done.stderr
+    assert "Traceback" not in done.stderr

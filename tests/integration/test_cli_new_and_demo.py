@@ -1,0 +1,90 @@
+"""`rolecall new` and `rolecall demo`: what a stranger tries first."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.applications import run_rolecall, running
+
+VERDICT = re.compile(r"wall (\d+\.\d\d) s, ideal (\d+\.\d\d) s: (CONCURRENT|SEQUENTIAL)")
+
+
+def demo(*arguments: str, cwd: Path) -> tuple[list[str], float, float, str]:
+    """The lines of a demo that must do well, and its figures."""
+    done = run_rolecall("demo", *arguments, cwd=cwd, environment={"TMPDIR": str(cwd)})
+    assert (done.stderr, done.returncode) == ("", 0)
+    lines = done.stdout.splitlines()
+    found = VERDICT.fullmatch(lines[-1])
+    assert found, lines[-1]
+    # The directory of this user's sockets is shared by all deployments, and stays, empty.
+    left = [path for path in cwd.rglob("*") if not (path.is_dir() and path.name == f"rolecall-{os.getuid()}")]
+    assert left == [], "it left something behind"
+    return lines, float(found[1]), float(found[2]), found[3]
+
+
+@pytest.fixture
+def cwd() -> Iterator[Path]:
+    """An empty directory with a short path, for the sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="rc") as directory:
+        yield Path(directory)
+
+
+def test_as_many_instances_as_users_answer_all_at_once(cwd: Path) -> None:
+    lines, wall, ideal, verdict = demo("--users", "6", "--delay", "0.8", cwd=cwd)
+    assert verdict == "CONCURRENT"
+    assert ideal == 0.8
+    assert wall < 0.8 + 0.5
+    assert sum("█" in line and line.startswith("user ") for line in lines) == 6
+    assert len(set(re.findall(r"samplellm:\S+", "\n".join(lines)))) == 6
+
+
+def test_fewer_instances_take_turns_close_to_the_ideal(cwd: Path) -> None:
+    _, wall, ideal, verdict = demo("--users", "6", "--delay", "0.5", "--instances", "2", cwd=cwd)
+    assert (verdict, ideal) == ("CONCURRENT", 1.5)
+    assert wall < 1.5 + 0.5
+
+
+def test_one_instance_is_sequential(cwd: Path) -> None:
+    _, wall, ideal, verdict = demo("--users", "3", "--delay", "0.2", "--instances", "1", cwd=cwd)
+    assert (verdict, ideal) == ("SEQUENTIAL", 0.6)
+    assert wall >= 0.6
+
+
+def test_one_user_s_messages_are_answered_one_after_the_other(cwd: Path) -> None:
+    lines, _, ideal, verdict = demo("--users", "1", "--messages", "10", "--delay", "0.05", cwd=cwd)
+    assert (verdict, ideal) == ("SEQUENTIAL", 0.5)
+    assert [line.split("  ")[0] for line in lines[1:11]] == [f"user 1, {n}" for n in range(1, 11)]
+
+
+def test_a_new_application_checks_and_runs_as_it_is(tmp_path: Path) -> None:
+    directory = tmp_path / "mine"
+    done = run_rolecall("new", directory)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.splitlines()[-3:] == [f"  cd {directory}", "  rolecall check", "  rolecall up"]
+    assert not list(directory.rglob("__pycache__")) and not list(directory.glob(".*_cache"))
+    environment = {"GEN_MODEL": "echo@test", "HOME": str(tmp_path)}  # no weights in this home: none are asked for
+    checked = run_rolecall("check", "--app", directory, environment=environment)
+    assert checked.returncode == 0, checked.stdout
+    with running(directory, environment=environment):
+        assert "manager" in run_rolecall("scale", "--app", directory).stdout
+
+
+def test_new_touches_nothing_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    done = run_rolecall("new", tmp_path / "mine")
+    assert done.stderr == (
+        f"rolecall: {tmp_path}/mine is not empty; a directory that is empty or not there yet is allowed\n"
+    )
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert re.fullmatch(r"rolecall \d+\.\d+\.\d+\n", run_rolecall("--version", cwd=tmp_path).stdout)

@@ -1,0 +1,194 @@
+"""The operators' verbs at a running deployment: scale, dead, stats, top, logs, check."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.applications import make_application, run_rolecall, running
+from tests.integration.rolecall_process import ROLECALL, Terminal
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = make_application(tmp_path_factory.mktemp("app"))
+    with running(directory):
+        yield directory
+
+
+def at(app: Path, *arguments: str) -> CompletedProcess[str]:
+    return run_rolecall(*arguments, environment={"ROLECALL_APP": str(app)})
+
+
+def buried(app: Path, conversation: str) -> str:
+    """The id of a dead letter just made in ``conversation``."""
+    at(app, "ask", "bury me", "--conversation", conversation)
+    listed = [json.loads(line) for line in at(app, "dead", "list", "--json").stdout.splitlines()]
+    return str(next(letter["id"] for letter in listed if letter["conversation"] == conversation))
+
+
+# ── scale ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_scale_takes_effect_within_two_seconds_and_stays_listed_as_live(app: Path) -> None:
+    began = time.monotonic()
+    done = at(app, "scale", "samplellm=4")
+    assert (done.stdout, done.stderr, done.returncode) == ("samplellm  2 → 4\n", "", 0)
+    assert time.monotonic() - began < 4  # of it 2 s for the effect, the rest for a Python to start
+    listed = at(app, "scale").stdout.splitlines()
+    assert listed[0].split() == ["role", "wanted", "running", "processes", "from"]
+    assert listed[1].split() == ["manager", "1", "1", "1", "config.py"]
+    assert listed[2].split(maxsplit=4) == ["samplellm", "4", "4", "1", "live, by rolecall scale; config.py says 2"]
+    assert at(app, "scale", "manager=2", "samplellm=2").stdout == "manager    1 → 2\nsamplellm  4 → 2\n"
+    assert at(app, "scale", "manager=1").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("samplellm=many", "samplellm=many: a whole number from 0 to 1024 is allowed"),
+        ("samplellm=-1", "samplellm=-1: a whole number from 0 to 1024 is allowed"),
+        ("samplellm=1025", "samplellm=1025: a whole number from 0 to 1024 is allowed"),
+        ("samplellm", "'samplellm': role=count is allowed, the role being one of manager, samplellm"),
+        ("nobody=2", "'nobody=2': role=count is allowed, the role being one of manager, samplellm"),
+        ("samplellm=256", "that would be 257 instances in one process; TOTAL_INSTANCES=256 are allowed"),
+    ],
+)
+def test_a_wrong_scale_order_changes_nothing_and_says_what_is_allowed(app: Path, order: str, said: str) -> None:
+    done = at(app, "scale", order)
+    assert (done.stdout, done.stderr, done.returncode) == ("", f"rolecall: {said}\n", 2)
+
+
+# ── dead letters ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_dead_letter_is_listed_shown_and_replayed_as_the_next_turn(app: Path) -> None:
+    letter_id = buried(app, "terminal:again")
+    row = next(line for line in at(app, "dead", "list").stdout.splitlines() if line.startswith(letter_id))
+    assert row.split()[3:] == ["terminal:again", "samplellm", "1", "it", "was", "asked", "for"]
+    shown = json.loads(at(app, "dead", "show", letter_id, "--json").stdout)
+    assert (shown["reason"], shown["turn"], shown["envelope"]["payload"]["text"]) == (
+        "it was asked for",
+        "1",
+        "bury me",
+    )
+    assert "it was asked for" in at(app, "dead", "show", letter_id).stdout
+    done = at(app, "dead", "replay", letter_id)
+    assert done.stdout.startswith(f"{letter_id}  runs as turn 2 of terminal:again (")
+    assert done.returncode == 0
+    assert at(app, "dead", "show", letter_id).returncode == 1
+
+
+def test_dropped_letters_are_gone(app: Path) -> None:
+    letter_id = buried(app, "terminal:dropped")
+    assert at(app, "dead", "drop", letter_id).stdout == f"{letter_id}  dropped\n"
+    assert "terminal:dropped" not in at(app, "dead", "list").stdout
+    assert at(app, "dead", "drop", "--all").returncode == 0
+    assert at(app, "dead", "list").stdout == "There are no dead letters.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("show", "1-1"), 1, "there is no dead letter 1-1; `rolecall dead list` shows those there are"),
+        (("show", "x"), 2, "'x' is no id of a dead letter: as `rolecall dead list` shows them is allowed"),
+        (("replay",), 2, "name the dead letters by their ids, or all of them with --all"),
+        (("drop", "1-1", "--all"), 2, "name the dead letters by their ids, or all of them with --all"),
+    ],
+)
+def test_a_wrong_call_about_dead_letters_is_one_line(
+    app: Path, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    done = at(app, "dead", *arguments)
+    assert (done.stderr, done.returncode) == (f"rolecall: {said}\n", status)
+
+
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_stats_tell_turns_users_roles_and_connections(app: Path) -> None:
+    at(app, "ask", "Hello", "--conversation", "terminal:counted")
+    figures = json.loads(at(app, "stats", "--json").stdout)
+    assert figures["turns"]["today"] >= 1
+    assert figures["tokens"]["out"] >= 2
+    assert figures["users"]["terminal:counted"]["turns"] == 1
+    assert figures["queues"] == {"manager": 0, "samplellm": 0}
+    assert 0 <= figures["instances"]["samplellm"]["utilisation"] <= 1
+    assert all(pool["open"] <= pool["allowed"] for pool in figures["connections"].values())
+    for_people = at(app, "stats").stdout
+    assert "users at once" in for_people
+    assert "terminal:counted" in for_people
+
+
+def test_top_without_a_terminal_prints_once(app: Path) -> None:
+    done = at(app, "top")
+    assert done.returncode == 0
+    assert "turns in flight" in done.stdout
+    assert done.stdout.count("waits") == 3
+
+
+def test_top_in_a_terminal_goes_on_until_q(app: Path) -> None:
+    terminal = Terminal(app, ROLECALL, "top")
+    try:
+        terminal.wait_for("turns in flight", "samplellm:", "turns in flight", "samplellm:")
+        terminal.send("q")
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+
+
+def test_ctrl_c_leaves_top_without_a_word_of_complaint(app: Path) -> None:
+    terminal = Terminal(app, ROLECALL, "top")
+    try:
+        terminal.wait_for("turns in flight")
+        terminal.send("\x03")
+        assert terminal.end() == 0
+        assert "Traceback" not in terminal.screen.text
+    finally:
+        terminal.close()
+
+
+# ── logs ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_logs_list_print_and_draw_a_conversation(app: Path) -> None:
+    at(app, "ask", "What is logged?", "--conversation", "terminal:logged")
+    give_up = time.monotonic() + 10
+    while "DELIVERED" not in at(app, "logs", "terminal:logged").stdout:
+        assert time.monotonic() < give_up, "the transcript did not come"
+    assert "terminal:logged" in at(app, "logs", "--user", "logged").stdout
+    assert "terminal:logged" not in at(app, "logs", "--user", "logged", "--errors").stdout
+    records = [json.loads(line) for line in at(app, "logs", "terminal:logged", "--json").stdout.splitlines()]
+    assert [record["word"] for record in records][-1] == "DELIVERED"
+    assert "What is logged?" in at(app, "logs", "terminal:logged", "--grep", "RECEIVED").stdout
+    assert "samplellm:" in at(app, "logs", "terminal:logged", "--timeline").stdout
+
+
+def test_logs_refuse_what_makes_no_sense_in_one_line(app: Path) -> None:
+    for arguments, status in ((("--follow",), 2), (("--since", "soon"), 2), (("--grep", "("), 2), (("nobody",), 1)):
+        done = at(app, "logs", *arguments)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (status, 1, ""), done.stderr
+
+
+def test_check_shows_the_live_count_and_the_processes(app: Path) -> None:
+    at(app, "scale", "samplellm=3")
+    done = at(app, "check")
+    assert done.returncode == 0, done.stdout
+    assert "live, by rolecall scale; config.py says 2" in done.stdout
+    assert "1 running: " in done.stdout
+    at(app, "scale", "samplellm=2")
+
+
+def test_a_shell_beside_a_stopped_deployment_is_told_how_to_start_it(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    for verb in (("scale",), ("stats",), ("top",), ("dead", "list")):
+        done = at(directory, *verb)
+        assert (done.stdout, done.returncode) == ("", 1)
+        assert done.stderr == (
+            f"rolecall: nothing is running in {directory}: start it with `make run` or `rolecall up`\n"
+        )

@@ -1,0 +1,224 @@
+"""Settings and roles: what is in force, where it came from, and how what is wrong is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rolecall.config import Application, application_directory, load
+from rolecall.errors import ConfigError
+from rolecall.session import configured_url, connections_needed, open_session
+from rolecall.settings import Settings
+from tests.applications import AGENTS, CONFIG, clean_environment, make_application, own_modules
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [*(name.upper() for name in Settings.model_fields), "SAMPLELLM_INSTANCES", "ROLECALL_APP"]:
+        monkeypatch.delenv(name, raising=False)
+    with own_modules():
+        yield
+
+
+def application(directory: Path, dotenv: str = "", **changes: str) -> Application:
+    """What is loaded from an application with ``changes`` to its config.py."""
+    config = CONFIG
+    for old, new in changes.items():
+        config = config.replace(old, new)
+    return load(make_application(directory, config=config, dotenv=dotenv))
+
+
+def refusal(directory: Path, dotenv: str = "", **changes: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        application(directory, dotenv, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ── precedence and sources ──────────────────────────────────────────────────────────────────────
+
+
+def test_the_environment_is_over_dotenv_over_config_over_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEASE_SECONDS", "30")
+    loaded = application(tmp_path, "LEASE_SECONDS=20\nSCAN_SECONDS=2\nHEARTBEAT_SECONDS=1\n")
+    settings = loaded.settings
+    assert (settings.lease_seconds, settings.scan_seconds, settings.heartbeat_seconds) == (30, 2, 1)
+    assert (settings.appendfsync, settings.retries) == ("everysec", 3)
+    assert loaded.sources["LEASE_SECONDS"] == "environment"
+    assert loaded.sources["SCAN_SECONDS"] == loaded.sources["HEARTBEAT_SECONDS"] == ".env"
+    assert loaded.sources["APPENDFSYNC"] == "config.py"
+    assert "RETRIES" not in loaded.sources
+
+
+def test_an_empty_variable_and_an_unknown_one_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRIES", "")
+    loaded = application(tmp_path, "SCAN_SECONDS=\nSOMETHING_ELSE=1\n")
+    assert (loaded.settings.retries, loaded.settings.scan_seconds) == (3, 3)
+
+
+def test_a_count_comes_from_the_environment_over_dotenv_over_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [role.instances for role in application(tmp_path).roles] == [1, 2]
+    assert [role.instances for role in application(tmp_path, "SAMPLELLM_INSTANCES=5\n").roles] == [1, 5]
+    monkeypatch.setenv("SAMPLELLM_INSTANCES", "7")
+    loaded = load(tmp_path)
+    assert [role.instances for role in loaded.roles] == [1, 7]
+    assert loaded.sources["SAMPLELLM_INSTANCES"] == "environment"
+
+
+def test_auto_is_what_the_local_server_answers_at_once_and_one_for_models_elsewhere(tmp_path: Path) -> None:
+    loaded = application(tmp_path, "LOCAL_SLOTS=3\nSAMPLELLM_INSTANCES=auto\n")
+    assert [loaded.count(role) for role in loaded.roles] == [1, 1]
+    local = application(tmp_path, "LOCAL_SLOTS=3\nSAMPLELLM_INSTANCES=auto\n", **{"echo@test": "smollm2@local"})
+    with own_modules():
+        local = load(tmp_path)
+    assert [local.count(role) for role in local.roles] == [1, 3]
+
+
+def test_gen_model_is_for_the_roles_that_name_none_and_google_is_gemini(tmp_path: Path) -> None:
+    loaded = application(tmp_path, "GEN_MODEL=a@google, b@openai\n")
+    assert [role.models for role in loaded.roles] == [("a@gemini", "b@openai"), ("echo@test",)]
+    assert loaded.sources["manager models"] == "GEN_MODEL, .env"
+    assert loaded.sources["samplellm models"] == "config.py"
+
+
+def test_the_directory_is_the_one_given_else_rolecall_app_else_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert application_directory() == tmp_path
+    monkeypatch.setenv("ROLECALL_APP", "other")
+    assert application_directory() == tmp_path / "other"
+    assert application_directory("third") == tmp_path / "third"
+
+
+# ── what is wrong ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("LEASE_SECONDS=abc", "LEASE_SECONDS=abc from .env: a number over 0 and up to 86400 is allowed"),
+        ("LEASE_SECONDS=0", "LEASE_SECONDS=0 from .env: a number over 0 and up to 86400 is allowed"),
+        ("RETRIES=2.5", "RETRIES=2.5 from .env: a whole number from 1 to 100 is allowed"),
+        ("REDIS_PORT=70000", "REDIS_PORT=70000 from .env: a whole number from 1 to 65535 is allowed"),
+        ("LOCAL_THREADS=0", "LOCAL_THREADS=0 from .env: a whole number from 1 to 1024 is allowed"),
+        ("APPENDFSYNC=never", "APPENDFSYNC=never from .env: always or everysec is allowed"),
+        ("ENVIRONMENT=test", "ENVIRONMENT=test from .env: production or development is allowed"),
+        ("SAMPLELLM_INSTANCES=-1", "SAMPLELLM_INSTANCES=-1: a whole number from 0 to 1024 or auto is allowed"),
+        ("SAMPLELLM_INSTANCES=two", "SAMPLELLM_INSTANCES=two: a whole number from 0 to 1024 or auto is allowed"),
+        ("TOTAL_INSTANCES=2", "3 instances are configured; TOTAL_INSTANCES=2 are allowed"),
+        ("GEN_MODEL=gpt", "GEN_MODEL=gpt: name@provider is allowed, such as smollm2@local"),
+        ("LEASE_SECONDS=0.9", "HEARTBEAT_SECONDS=0.5 must be at most half of LEASE_SECONDS=0.9"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(tmp_path: Path, line: str, said: str) -> None:
+    assert refusal(tmp_path, line + "\n") == said
+
+
+def test_a_bad_value_in_config_names_the_file(tmp_path: Path) -> None:
+    said = refusal(tmp_path, **{"heartbeat_seconds=0.5": "retries='many'"})
+    assert said == f"{tmp_path}/config.py: RETRIES=many: a whole number from 1 to 100 is allowed"
+
+
+def test_a_misspelt_setting_is_named_without_its_value(tmp_path: Path) -> None:
+    said = refusal(tmp_path, **{"heartbeat_seconds=0.5": "openai_apikey='sk-secret'"})
+    assert said.endswith("openai_apikey: there is no such setting; did you mean openai_api_key?")
+    assert "sk-secret" not in said
+
+
+def test_a_secret_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
+    said = refusal(tmp_path, **{"heartbeat_seconds=0.5": "openai_api_key=b'sk-\\xff'"})
+    assert "OPENAI_API_KEY=(secret)" in said
+    assert "sk-" not in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("Role(ManagerAgent), ", "*(), ", "no role 'manager'"),
+        ("Role(ManagerAgent), ", "Role(ManagerAgent), Role(ManagerAgent), ", "'manager' is configured twice"),
+        ("Role(ManagerAgent), ", "Role('manager'), ", "Role('manager'): a class made from Agent is allowed"),
+        ("Role(ManagerAgent), ", "ManagerAgent, ", "config.py: roles:"),
+        ("config = ", "konfig = ", "must define `config = Config(roles=(…))`"),
+        ("config = ", "config = 1 / 0 or ", "cannot be loaded: ZeroDivisionError"),
+        ("agents.all", "agents.nothing", "cannot be loaded: ModuleNotFoundError: No module named 'agents.nothing'"),
+        ("echo@test", "echo", "config.py, role samplellm: model echo: name@provider is allowed"),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_says_what_it_needs(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert said in refusal(tmp_path, **{old: new})
+
+
+def test_a_role_may_name_its_only_model_without_a_tuple(tmp_path: Path) -> None:
+    assert application(tmp_path, **{'("echo@test",)': '"echo@test"'}).roles[1].models == ("echo@test",)
+
+
+def test_a_role_name_that_no_stream_can_have_is_refused(tmp_path: Path) -> None:
+    agents = AGENTS.replace("class ManagerAgent(Agent):", 'class ManagerAgent(Agent):\n    role = "Man Ager"')
+    with pytest.raises(ConfigError, match="role 'Man Ager': a-z 0-9 _ - are allowed"):
+        load(make_application(tmp_path, agents=agents))
+
+
+def test_a_directory_without_config_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.py in .*--app DIR.*rolecall new DIR"):
+        load(tmp_path)
+
+
+def test_a_dotenv_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    make_application(tmp_path)
+    (tmp_path / ".env").write_bytes(b"RETRIES=\xff\xfe")
+    with pytest.raises(ConfigError, match=r"\.env is not UTF-8 text"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config", "agents"])
+def test_another_package_of_the_same_name_is_noticed(tmp_path: Path, name: str) -> None:
+    other = tmp_path / "other"
+    (other / name).mkdir(parents=True)
+    (other / name / "__init__.py").touch()
+    directory = make_application(tmp_path / "app")
+    script = "import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])\n"
+    script += "from rolecall.config import load; load(sys.argv[3])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(other), name, str(directory)],
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert f"'{name}' was imported from {other}/{name}/__init__.py, not from {directory}" in said
+
+
+# ── the server's address and connections ────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("url", ["http://user:hunter2@host", "redis://:hunter2@host:port", "hunter2"])
+def test_an_address_of_another_kind_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"REDIS_URL=\(secret\): redis://") as caught:
+        configured_url(Settings(redis_url=url))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_host_port_user_and_password_make_an_address_whatever_they_contain() -> None:
+    settings = Settings(redis_host="::1", redis_port=7000, redis_username="a/b", redis_password="p@ss:/#", redis_db=2)
+    assert configured_url(settings) == "redis://a%2Fb:p%40ss%3A%2F%23@[::1]:7000/2"
+    assert configured_url(Settings()) is None
+
+
+async def test_a_ceiling_of_connections_below_what_a_process_needs_is_refused_at_start(tmp_path: Path) -> None:
+    settings = Settings(shards=16, redis_max_connections=18)
+    assert connections_needed(settings) == 19
+    refused = Application(tmp_path, (), settings, {})
+    with pytest.raises(ConfigError, match="REDIS_MAX_CONNECTIONS=18: 19 or more is allowed with SHARDS=16"):
+        async with open_session(refused, "host:1~aaaaaa", start=True):
+            pass
+    assert not refused.state_dir.exists()
