@@ -134,10 +134,8 @@ class Runtime:
         self.worker.freed_up()
 
     def configured(self, role: Role) -> int:
-        """The count config and environment give ``role``; "auto" is what the local model servers can answer."""
-        if role.instances != "auto":
-            return role.instances
-        return self.application.settings.local_slots if any(m.endswith("@local") for m in role.models) else 1
+        """The count config and environment give ``role``."""
+        return self.application.count(role)
 
     async def _prepare(self) -> None:
         unknown = (self._only or frozenset()) - {role.name for role in self.application.roles}
@@ -160,8 +158,8 @@ class Runtime:
     # ── orders from outside ─────────────────────────────────────────────────────────────────────
 
     def _on_control(self, order: dict[str, Any]) -> None:
-        if "scale" in order:
-            self._order(self._apply_scale())
+        if "scale" in order or "report" in order:
+            self._order(self._report())
         if isinstance(order.get("ended"), str):
             self._order(self.worker.check_leases(order["ended"]))
 
@@ -169,6 +167,10 @@ class Runtime:
         task = asyncio.create_task(_quietly(work), name="rolecall order")
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
+
+    async def _report(self) -> None:
+        await self._apply_scale()
+        await registry.register(self.bus, self._state())
 
     async def _apply_scale(self) -> None:
         counts = await live_counts(self.bus, self.application.roles, self.configured)
