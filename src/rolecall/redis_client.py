@@ -132,7 +132,7 @@ class RedisServer:
     def pubsub(self) -> PubSub:
         """A pub/sub connection; the caller closes it."""
         if self._client is None:
-            # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 can swallow a cancellation.
+            # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancel.
             # For a connection that hangs followers make up, who look by themselves as well.
             pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
             self._client = Redis(connection_pool=pool)

@@ -12,45 +12,31 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 class ServerSettings(BaseModel):
     """The Redis or Valkey server behind the bus; without ``redis_url`` and ``redis_host`` the bundled Valkey."""
 
-    redis_url: SecretStr | None = Field(
-        None, description="redis://, rediss:// or unix:// address of the server"
-    )
+    redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix:// address of the server")
     redis_host: str | None = Field(None, description="host of the server, instead of REDIS_URL")
     redis_port: int = Field(6379, ge=1, le=65_535, description="port that goes with REDIS_HOST")
     redis_db: int = Field(0, ge=0, le=1_000_000, description="database that goes with REDIS_HOST")
     redis_username: str | None = Field(None, description="user that goes with REDIS_HOST")
     redis_password: SecretStr | None = Field(None, description="password that goes with REDIS_HOST")
-    redis_max_connections: int = Field(
-        64, ge=4, le=100_000, description="ceiling of this process's connections"
-    )
+    redis_max_connections: int = Field(64, ge=4, le=100_000, description="ceiling of this process's connections")
     redis_socket_timeout: Seconds = Field(5, description="seconds a command may wait for its answer")
-    appendfsync: Literal["always", "everysec"] = Field(
-        "always", description="durability of the bundled Valkey"
-    )
-    shards: int = Field(
-        1, ge=1, le=256, description="independent lanes of the bus; fixed once the bus is used"
-    )
+    appendfsync: Literal["always", "everysec"] = Field("always", description="durability of the bundled Valkey")
+    shards: int = Field(1, ge=1, le=256, description="independent lanes of the bus; fixed once the bus is used")
 
 
 class BusSettings(BaseModel):
     """Clocks and limits of the bus and its workers."""
 
-    lease_seconds: Seconds = Field(
-        15, description="hold on an envelope without a heartbeat before others take over"
-    )
+    lease_seconds: Seconds = Field(15, description="hold on an envelope without a heartbeat before others take over")
     heartbeat_seconds: Seconds = Field(4, description="seconds between renewals of the leases held")
     scan_seconds: Seconds = Field(3, description="seconds between looks for envelopes whose holder is gone")
     retries: int = Field(3, ge=1, le=100, description="deliveries of one envelope before it is a dead letter")
     default_priority: int = Field(50, ge=0, le=100, description="priority of a message that names none")
-    total_instances: int = Field(
-        256, ge=1, le=10_000, description="ceiling of instances in one worker process"
-    )
+    total_instances: int = Field(256, ge=1, le=10_000, description="ceiling of instances in one worker process")
     mailbox_limit: int = Field(8, ge=1, le=10_000, description="waiting turns per conversation before FULL")
     in_flight_limit: int = Field(5000, ge=1, le=1_000_000, description="running turns per shard before BUSY")
     user_limit: int = Field(32, ge=1, le=100_000, description="unfinished turns of one user before FULL")
-    user_soft_limit: int = Field(
-        4, ge=1, le=100_000, description="unfinished turns of one user before a lower band"
-    )
+    user_soft_limit: int = Field(4, ge=1, le=100_000, description="unfinished turns of one user before a lower band")
     handling_seconds: Seconds = Field(900, description="seconds a single handling may hold its lease")
     turn_seconds: Seconds = Field(3600, description="seconds a turn may be in flight")
     hop_limit: int = Field(16, ge=1, le=100, description="hops of one turn before it is given up")
@@ -58,20 +44,14 @@ class BusSettings(BaseModel):
     conversation_days: float = Field(30, gt=0, le=3650, description="days an idle conversation is remembered")
     result_seconds: Seconds = Field(3600, description="seconds the result of a turn can be asked for")
     idempotency_seconds: Seconds = Field(86_400, description="seconds a repeated message is recognised")
-    session_idle_hours: float = Field(
-        6, gt=0, le=8760, description="idle hours after which a new log file begins"
-    )
+    session_idle_hours: float = Field(6, gt=0, le=8760, description="idle hours after which a new log file begins")
 
 
 class ModelSettings(BaseModel):
     """Keys, addresses and limits of the language models."""
 
-    gen_model: str | None = Field(
-        None, description="model of every role that names none: name@provider, by comma"
-    )
-    openai_api_key: SecretStr | None = Field(
-        None, description="key of the OpenAI API, or of a compatible server"
-    )
+    gen_model: str | None = Field(None, description="model of every role that names none: name@provider, by comma")
+    openai_api_key: SecretStr | None = Field(None, description="key of the OpenAI API, or of a compatible server")
     openai_base_url: str | None = Field(None, description="address of any OpenAI-compatible server")
     google_api_key: SecretStr | None = Field(None, description="key of the Gemini API")
     gemini_api_key: SecretStr | None = Field(None, description="key of the Gemini API, under its other name")
@@ -80,46 +60,28 @@ class ModelSettings(BaseModel):
     ollama_port: int = Field(11_434, ge=1, le=65_535, description="port that goes with OLLAMA_HOST")
     proxy: str = Field("SYSTEM", description="SYSTEM, NO or host:port for calls to providers")
     assistant_timeout: Seconds = Field(120, description="seconds a handler may take")
-    assistant_history_limit: int = Field(
-        20, ge=0, le=1000, description="remembered messages shown to a model"
-    )
+    assistant_history_limit: int = Field(20, ge=0, le=1000, description="remembered messages shown to a model")
     connect_seconds: Seconds = Field(5, description="seconds to connect to a provider")
     first_token_seconds: Seconds = Field(60, description="seconds a provider may take to its first token")
     idle_token_seconds: Seconds = Field(30, description="seconds a provider may stay silent between tokens")
-    echo_delay: float = Field(
-        0, ge=0, le=3600, description="seconds echo@test takes for an answer (tests, demos)"
-    )
-    echo_deltas: int = Field(
-        1, ge=1, le=10_000, description="pieces of an answer of echo@test (tests, demos)"
-    )
+    echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes for an answer (tests, demos)")
+    echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test (tests, demos)")
     local_slots: int = Field(4, ge=1, le=64, description="requests a local model server answers at once")
     local_context: int = Field(2048, ge=256, le=131_072, description="tokens of context of each slot")
-    local_threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of a local model; all cores if unset"
-    )
+    local_threads: int | None = Field(None, ge=1, le=1024, description="threads of a local model; all cores if unset")
 
 
 class FrontendSettings(BaseModel):
     """What the ways in and out need, and what this process is."""
 
-    telegram_bot_token: SecretStr | None = Field(
-        None, description="token of the Telegram bot, from @BotFather"
-    )
-    telegram_invite_code: SecretStr | None = Field(
-        None, description="code that lets a stranger in on Telegram"
-    )
+    telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")
+    telegram_invite_code: SecretStr | None = Field(None, description="code that lets a stranger in on Telegram")
     server_workers: int = Field(4, ge=1, le=256, description="processes of the HTTP server")
     tools_server_workers: int = Field(1, ge=1, le=256, description="processes of the tools server")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="least level on stderr"
-    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level on stderr")
     log_dir: str = Field("log", description="directory of the transcripts, within the application directory")
-    environment: Literal["production", "development"] = Field(
-        "production", description="development reloads agents"
-    )
-    tz: str | None = Field(
-        None, description="time zone of the transcripts, such as Europe/Berlin; else the system's"
-    )
+    environment: Literal["production", "development"] = Field("production", description="development reloads agents")
+    tz: str | None = Field(None, description="time zone of the transcripts, such as Europe/Berlin; else the system's")
 
     @field_validator("log_level", "environment", mode="before")
     @classmethod

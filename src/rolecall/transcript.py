@@ -142,11 +142,6 @@ def conversation_dir(conversation: str) -> str:
     return f"{readable}-{_digest(conversation)[:12]}"
 
 
-def short_turn_id(conversation: str, turn: str) -> str:
-    """What an apology shows and ``rolecall logs`` opens, such as ``3f09ab-17``."""
-    return f"{_digest(conversation)[:6]}-{turn}"
-
-
 def session_file(conversation: str, session: int, tz: tzinfo | None = None, generation: int = 0) -> PurePosixPath:
     """Path within ``conversations`` of the session begun at ``session`` ms; ``generation`` counts wiped servers."""
     at = (EPOCH + timedelta(milliseconds=min(max(session, 0), LAST_MS))).astimezone(tz)

@@ -1,7 +1,5 @@
 """The bundled server: one per directory, shared by processes, ended by the last, through every kill."""
 
-# ruff: noqa: ASYNC220, ASYNC240 - nobody else waits for a test's event loop
-
 from __future__ import annotations
 
 import asyncio

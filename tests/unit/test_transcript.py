@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolecall.cli.logs import Filters, conversations, make_filters, since
+from rolecall.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.transcript import (
     EPOCH,
@@ -28,7 +29,6 @@ from rolecall.transcript import (
     records,
     session_file,
     session_files,
-    short_turn_id,
     unescape,
     visible,
 )
