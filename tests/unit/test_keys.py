@@ -1,0 +1,73 @@
+"""Key names: one shard, one tag, and no two things with one name."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolecall import keys
+from rolecall.keys import ShardKeys
+
+names = st.text(alphabet="ab:1@|{}é", min_size=1, max_size=6)
+turns = st.integers(1, 20).map(str) | st.integers(1, 20).map(lambda number: f"c{number}")
+
+
+@given(names, st.integers(1, 256))
+def test_a_conversation_lives_in_one_shard(conversation: str, shards: int) -> None:
+    assert keys.shard_of(conversation, shards) == crc32(conversation.encode()) % shards
+
+
+def test_conversations_spread_evenly_over_shards() -> None:
+    counts = [0] * 16
+    for number in range(16_000):
+        counts[keys.shard_of(f"telegram:{number}", 16)] += 1
+    assert min(counts) > 850
+
+
+@pytest.mark.parametrize(
+    ("priority", "band"), [(100, "h"), (67, "h"), (66, "n"), (50, "n"), (34, "n"), (33, "l"), (0, "l")]
+)
+def test_a_priority_falls_in_a_band(priority: int, band: str) -> None:
+    assert keys.band(priority) == band
+
+
+@given(names, names, turns, names)
+def test_every_key_of_a_shard_carries_its_tag(conversation: str, other: str, turn: str, role: str) -> None:
+    for key in all_keys(ShardKeys(7), conversation, other, turn, role):
+        assert key.startswith("{bus:7}:")
+
+
+def all_keys(shard: ShardKeys, conversation: str, other: str, turn: str, role: str) -> list[str]:
+    own = (shard.conversation, shard.mailbox, shard.journal, shard.history, shard.preferences, shard.events)
+    return [
+        *(name(conversation) for name in own), shard.channel(conversation), shard.result(conversation, turn),
+        shard.idempotency(conversation, other), shard.outbox(other), shard.statistics("20260101"),
+        *(shard.stream(role, band) for band in keys.BANDS), shard.direct(role, other), shard.alive(other),
+        shard.log, shard.dead, shard.deferred, shard.active, shard.principals,
+    ]  # fmt: skip
+
+
+@given(names, names, names, names)
+def test_two_messages_never_share_their_idempotency_key(a: str, b: str, c: str, d: str) -> None:
+    shard = ShardKeys(0)
+    assert (shard.idempotency(a, b) == shard.idempotency(c, d)) == ((a, b) == (c, d))
+
+
+@given(names, turns, names, turns)
+def test_two_turns_never_share_their_result(a: str, b: str, c: str, d: str) -> None:
+    shard = ShardKeys(0)
+    assert (shard.result(a, b) == shard.result(c, d)) == ((a, b) == (c, d))
+
+
+@given(names, names, turns)
+def test_things_of_different_kinds_never_share_a_name(conversation: str, other: str, turn: str) -> None:
+    found = all_keys(ShardKeys(0), conversation, other, turn, "echo")
+    assert len(found) == len(set(found))
+
+
+def test_what_belongs_to_no_shard_lives_in_the_first() -> None:
+    for key in (keys.META, keys.SCALE, keys.WORKERS, keys.CONTROL, keys.worker("p"), keys.lease("x")):
+        assert key.startswith("{bus:0}:")

@@ -1,0 +1,82 @@
+"""What is remembered of a conversation, in a server in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rolecall.keys import ShardKeys
+from rolecall.memory import Mark, Memory, Remembered, remembered
+from rolecall.models.model import Message
+from rolecall.testing import FakeServer
+
+SHARD = ShardKeys(0)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeServer]:
+    server = FakeServer()
+    yield server
+    await server.aclose()
+
+
+async def keep(fake: FakeServer, *turns: tuple[str, str, Mark]) -> None:
+    for number, (text, answer, mark) in enumerate(turns):
+        await fake.call("RPUSH", SHARD.history("a"), *remembered(text, answer, str(number), mark))
+
+
+async def test_nothing_is_remembered_of_a_new_conversation(fake: FakeServer) -> None:
+    memory = Memory(fake, SHARD, "a")
+    assert (await memory.history(), await memory.preferences()) == ([], {})
+
+
+async def test_a_history_is_what_was_said_oldest_first(fake: FakeServer) -> None:
+    await keep(fake, ("hi", "hello", ""), ("é\n", "日本", ""))
+    assert await Memory(fake, SHARD, "a").history() == [
+        Message("user", "hi"), Message("assistant", "hello"), Message("user", "é\n"), Message("assistant", "日本"),
+    ]  # fmt: skip
+
+
+async def test_a_model_sees_no_turn_that_failed_but_one_that_was_stopped(fake: FakeServer) -> None:
+    await keep(fake, ("bad", "", "error"), ("long", "so far", "stopped"))
+    memory = Memory(fake, SHARD, "a")
+    assert [message.text for message in await memory.history()] == ["long", "so far"]
+    assert [(e.text, e.mark) for e in await memory.entries()] == [
+        ("bad", "error"), ("long", "stopped"), ("so far", "stopped"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limit", "texts"), [(0, []), (1, ["a2"]), (3, ["a1", "q2", "a2"]), (99, ["q1", "a1", "q2", "a2"])]
+)
+async def test_no_more_is_shown_than_the_limit(fake: FakeServer, limit: int, texts: list[str]) -> None:
+    await keep(fake, ("q1", "a1", ""), ("q2", "a2", ""))
+    assert [message.text for message in await Memory(fake, SHARD, "a", limit).history()] == texts
+
+
+async def test_conversations_do_not_read_each_other(fake: FakeServer) -> None:
+    await keep(fake, ("secret", "", ""))
+    assert await Memory(fake, SHARD, "a:1").history() == []
+
+
+async def test_a_preference_is_seen_at_once_and_kept_only_when_the_handling_settles(fake: FakeServer) -> None:
+    await fake.call("HSET", SHARD.preferences("a"), "lang", "en", "model", "m@test")
+    memory = Memory(fake, SHARD, "a")
+    memory.prefer(lang="de", model="")
+    assert await memory.preferences() == {"lang": "de"}
+    assert await Memory(fake, SHARD, "a").preferences() == {"lang": "en", "model": "m@test"}
+    assert memory.changes == {"lang": "de", "model": ""}
+
+
+async def test_forgetting_is_noted_and_done_when_the_turn_completes(fake: FakeServer) -> None:
+    await keep(fake, ("hi", "hello", ""))
+    memory = Memory(fake, SHARD, "a")
+    memory.forget()
+    assert memory.forgotten
+    assert len(await memory.history()) == 2
+
+
+def test_an_answer_that_is_empty_is_not_remembered() -> None:
+    assert remembered("hi", "", "1") == [b'{"role":"user","text":"hi","turn":"1"}']
+    assert Remembered("user", "hi").mark == ""

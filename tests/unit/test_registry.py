@@ -1,0 +1,86 @@
+"""Who is alive, and the figures behind the statistics, in a server in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rolecall import keys
+from rolecall.bus import Bus
+from rolecall.registry import (
+    InstanceState,
+    ProcessState,
+    instances_of,
+    processes,
+    queue_depths,
+    register,
+    statistics,
+    unregister,
+)
+from rolecall.settings import Settings
+from rolecall.testing import FakeServer
+from tests.bus_steps import answer, ask, bury, defer, take_one
+
+ROLES = ("manager", "echo")
+
+
+@pytest.fixture
+async def bus() -> AsyncIterator[Bus]:
+    server = FakeServer()
+    yield Bus(server, Settings(), "host:1~aaaaaa")
+    await server.aclose()
+
+
+def state(process: str, *instances: InstanceState, uptime: float = 10.0) -> ProcessState:
+    return ProcessState(process, uptime=uptime, instances=instances, connections=3, max_connections=64)
+
+
+async def test_a_process_that_registers_is_seen_with_its_instances(bus: Bus) -> None:
+    mine = state(bus.process, InstanceState("echo:host:1:0", "echo", busy=True, conversation="a", turn="1"))
+    await register(bus, mine)
+    assert await processes(bus) == [mine]
+    assert (await instances_of(bus, "echo"), await instances_of(bus, "manager")) == (1, 0)
+
+
+async def test_a_process_that_leaves_or_falls_silent_is_not_seen(bus: Bus) -> None:
+    await register(bus, state("silent"))
+    await register(bus, state(bus.process))
+    assert 0 < await bus.server.call("PTTL", keys.worker("silent")) <= 12_000
+    await bus.server.call("DEL", keys.worker("silent"))
+    assert [found.process for found in await processes(bus)] == [bus.process]
+    await unregister(bus)
+    assert await processes(bus) == []
+
+
+async def test_queues_count_all_bands_and_what_is_being_handled(bus: Bus) -> None:
+    for conversation, priority in (("a", 10), ("b", 50), ("c", 90)):
+        await ask(bus, conversation, priority=priority)
+    await take_one(bus)
+    assert await queue_depths(bus, ROLES) == {"manager": 3, "echo": 0}
+
+
+async def test_the_statistics_of_a_day(bus: Bus) -> None:
+    for conversation in "abcde":
+        await ask(bus, conversation, principal="u" if conversation < "c" else "v:w")
+    await answer(bus, await take_one(bus), tokens_in=10, tokens_out=5)
+    await bury(bus, await take_one(bus))
+    await bus.cancel("c", "1")
+    await defer(bus, await take_one(bus))
+    await register(bus, state(bus.process, InstanceState("echo:host:1:0", "echo", handled=4, busy_seconds=2.5)))
+    figures = await statistics(bus, ROLES)
+    turns = figures["turns"]
+    assert (turns["today"], turns["errors"], turns["cancelled"], turns["in_flight"]) == (3, 1, 1, 2)
+    assert figures["tokens"] == {"in": 10, "out": 5}
+    assert (figures["dead_letters"], figures["deferred"], figures["users_now"]) == (1, 1, 1)
+    assert figures["users"]["u"]["turns"] == 2
+    assert figures["users"]["v:w"]["cancelled"] == 1
+    assert figures["instances"]["echo"]["utilisation"] == 0.25
+    assert figures["instances"]["manager"]["instances"] == 0
+    assert figures["connections"] == {bus.process: {"open": 3, "allowed": 64}}
+
+
+async def test_an_idle_system_has_figures_too(bus: Bus) -> None:
+    figures = await statistics(bus, ROLES)
+    assert figures["turns"]["average_ms"] == 0
+    assert figures["queues"] == {"manager": 0, "echo": 0}
