@@ -67,9 +67,8 @@ async def hash_of(bus: Bus, key: str) -> dict[str, str]:
 async def entries(bus: Bus, stream: str) -> list[dict[str, str]]:
     """The entries of a stream as the fields they have."""
     found = await bus.server.call("XRANGE", stream, "-", "+")
-    return [
-        {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)} for _, flat in found
-    ]
+    decoded = ([part.decode("utf-8", "replace") for part in flat] for _, flat in found)
+    return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in decoded]
 
 
 async def names(bus: Bus) -> set[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
+from redis.exceptions import RedisError
 
 from rolecall.redis_client import Arg, RedisServer
 from rolecall.scripts import script
@@ -27,7 +28,7 @@ WALK = settings(
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
-SHORT = settings(WALK, max_examples=150, phases=(Phase.generate,))
+SHORT = settings(WALK, max_examples=500, phases=(Phase.generate,))
 
 
 class Broken:
@@ -94,6 +95,5 @@ def test_a_broken_script_is_noticed(
     loop: asyncio.AbstractEventLoop, walked: RedisServer, name: str, line: str, by: str
 ) -> None:
     broken = Broken(walked, name, line, by)
-    with pytest.raises(BaseException) as caught:  # an assertion, or an error that follows from the broken state
+    with pytest.raises((AssertionError, RedisError)):
         run_state_machine_as_test(machine_on(loop, walked, broken), settings=SHORT)
-    assert not isinstance(caught.value, KeyboardInterrupt)
