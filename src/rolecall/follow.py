@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from rolecall import keys
 from rolecall.bus import Bus
 from rolecall.errors import RolecallError, ServerUnavailable
 from rolecall.redis_client import is_transient
+from rolecall.subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 5.0
@@ -53,19 +53,18 @@ class Event:
 class Wakeups:
     """A process's one pub/sub connection: wakes who follows a conversation, and hears the control broadcasts."""
 
-    def __init__(self, pubsub: PubSub, control: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(self, pubsub: Subscriber, control: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._pubsub = pubsub
         self._control = control
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
-        # redis-py's PubSub opens a second connection when two tasks subscribe before it has one.
-        self._subscribing = asyncio.Lock()
         self.listening = asyncio.Event()
         """Set once control broadcasts are heard."""
 
     async def run(self) -> None:
-        """Listen until cancelled. After a lost connection everyone is woken to look for what was missed."""
-        await self._subscribe_first()
+        """Listen until cancelled. After a lost connection everyone is woken to look for what was missed: now, and when
+        their subscription is confirmed anew."""
+        await self._pubsub.subscribe(keys.CONTROL)
         while True:
             try:
                 message = await self._pubsub.get_message(timeout=30)
@@ -78,8 +77,7 @@ class Wakeups:
 
     async def aclose(self) -> None:
         """Close the connection."""
-        with suppress(RedisError, OSError):
-            await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # untyped in redis-py
+        await self._pubsub.aclose()
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[asyncio.Event]:
@@ -91,9 +89,7 @@ class Wakeups:
         try:
             if first:
                 self._confirmed[channel] = asyncio.Event()
-                with suppress(RedisError, OSError):
-                    async with self._subscribing:
-                        await self._pubsub.subscribe(channel)
+                await self._pubsub.subscribe(channel)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_AGAIN_SECONDS):
                     await self._confirmed[channel].wait()
@@ -102,21 +98,9 @@ class Wakeups:
             self._listeners[channel].discard(woken)
             if not self._listeners[channel]:
                 del self._listeners[channel], self._confirmed[channel]
-                with suppress(RedisError, OSError):
-                    async with self._subscribing:
-                        await self._pubsub.unsubscribe(channel)
-
-    async def _subscribe_first(self) -> None:
-        while True:
-            try:
-                async with self._subscribing:
-                    return await self._pubsub.subscribe(keys.CONTROL)
-            except (RedisError, OSError):
-                await asyncio.sleep(0.2)
+                await self._pubsub.unsubscribe(channel)
 
     def _heard(self, message: dict[str, Any]) -> None:
-        if message["type"] == "pong":
-            return
         channel = message["channel"].decode()
         if channel == keys.CONTROL:
             self.listening.set()

@@ -114,6 +114,7 @@ class Instance:
             logger.exception("%s failed at %s", self.id, _where(delivery))
             await self._bury(delivery, f"{self.role} failed: {type(error).__name__}: {error}", records)
         else:
+            deltas.close()  # a piece that came behind the settling step would be told that the entry is gone
             await self._settle(delivery, result, ctx, records)
         finally:
             deltas.close()

@@ -16,8 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import hiredis
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.client import PubSub
+from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -26,6 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerUnavailable
 from rolecall.scripts import all_scripts, script
+from rolecall.subscriber import Subscriber
 
 BLOCK_MS = 2000
 TRANSIENT = (RedisConnectionError, RedisTimeoutError, OSError)
@@ -99,7 +99,7 @@ class RedisServer:
         self._pool = ConnectionPool.from_url(url, socket_timeout=None, **self._options)
         self._wire = _Wire(self._pool, socket_timeout)
         self._readers: list[BlockingReader] = []
-        self._client: Redis | None = None
+        self._subscribers: list[Subscriber] = []
 
     def send(self, *args: Arg) -> asyncio.Future[Any]:
         """See Server.send."""
@@ -129,14 +129,13 @@ class RedisServer:
         self._readers.append(reader)
         return reader
 
-    def pubsub(self) -> PubSub:
-        """A pub/sub connection; the caller closes it."""
-        if self._client is None:
-            # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancel.
-            # For a connection that hangs followers make up, who look by themselves as well.
-            pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
-            self._client = Redis(connection_pool=pool)
-        return self._client.pubsub(ignore_subscribe_messages=False)
+    def pubsub(self) -> Subscriber:
+        """A new connection for publish/subscribe, closed with this server."""
+        # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancel.
+        # For a connection that hangs followers make up, who look by themselves as well.
+        pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
+        self._subscribers.append(Subscriber(_new_connection(pool)))
+        return self._subscribers[-1]
 
     async def check(self) -> str:
         """The server's name and version. Raises ServerUnavailable when it is away or too old."""
@@ -164,18 +163,15 @@ class RedisServer:
     @property
     def connections(self) -> int:
         """Connections this object has open."""
-        return (
-            int(self._wire.connected) + sum(reader.connected for reader in self._readers) + (self._client is not None)
-        )
+        return sum(part.connected for part in self._parts())
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
-        for reader in self._readers:
-            await reader.aclose()
-        await self._wire.aclose()
-        if self._client is not None:
-            await self._client.connection_pool.disconnect()
-            await self._client.aclose()
+        for part in self._parts():
+            await part.aclose()
+
+    def _parts(self) -> list[_Wire | BlockingReader | Subscriber]:
+        return [*self._readers, *self._subscribers, self._wire]
 
     async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         chosen = script(name)

@@ -47,8 +47,8 @@ class Roster:
             instance.retiring = False
         group[:] = [i for n, i in enumerate(group) if n < count or i.delivery is not None]
         around = self._surroundings(self.roles[role])
-        for number in range(len(group), count):
-            group.append(Instance(self._id(role, number), role, self.roles[role].agent(), around))
+        for _ in range(len(group), count):
+            group.append(Instance(self._id(role, group), role, self.roles[role].agent(), around))
 
     def free(self, role: str) -> int:
         """How many instances of ``role`` may take an envelope now."""
@@ -56,7 +56,7 @@ class Roster:
 
     def pick(self, role: str) -> Instance | None:
         """A free instance of ``role``; of several, the one that has handled least."""
-        candidates = [instance for instance in self.instances.get(role, ()) if instance.free]
+        candidates = [i for i in self.instances.get(role, ()) if i.delivery is None and not i.retiring]
         return min(candidates, key=lambda instance: instance.handled, default=None)
 
     def everyone(self) -> list[Instance]:
@@ -67,9 +67,14 @@ class Roster:
         """What there is room for; at most one entry on its last delivery per role at a time."""
         retries, wanted = self.bus.settings.retries, []
         for role, group in self.instances.items():
-            if free := sum(instance.free for instance in group):
-                last = any(i.delivery is not None and i.delivery.count >= retries for i in group)
-                wanted.append(Demand(role, free, not last))
+            free, last_ok = 0, True
+            for instance in group:  # asked for at every step of the reader, hence in one pass
+                if instance.delivery is None:
+                    free += not instance.retiring
+                elif instance.delivery.count >= retries:
+                    last_ok = False
+            if free:
+                wanted.append(Demand(role, free, last_ok))
         return wanted
 
     def _surroundings(self, role: Role) -> Surroundings:
@@ -77,8 +82,10 @@ class Roster:
         rules = Rules(role.name, frozenset(self.known), settings.hop_limit, settings.assistant_timeout)
         return Surroundings(self.bus, rules, self.known, self.models, self.model_of(role), self.statistics)
 
-    def _id(self, role: str, number: int) -> str:
-        return f"{role}:{self.bus.process.partition('~')[0]}:{number}"
+    def _id(self, role: str, group: list[Instance]) -> str:
+        """The id with the least number that none in ``group`` has."""
+        stem, used = f"{role}:{self.bus.process.partition('~')[0]}", {instance.id for instance in group}
+        return next(name for number in range(len(group) + 1) if (name := f"{stem}:{number}") not in used)
 
 
 def _info(role: Role) -> RoleInfo:

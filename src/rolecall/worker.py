@@ -31,10 +31,12 @@ class Worker:
         self.roster = roster
         self._intakes = [Intake(self, shard, reader()) for shard in bus.shards]
         self._handling: set[asyncio.Task[None]] = set()
-        self.claims_from = time.monotonic() + 2 * bus.settings.heartbeat_seconds
+        self._late = 2 * bus.settings.heartbeat_seconds
+        self._renewed = time.monotonic()
+        self.claims_from = self._renewed + self._late
         self.draining = False
         self.taking = asyncio.Lock()
-        self.room = asyncio.Event()
+        self._drained = asyncio.Event()
 
     async def run(self) -> None:
         """Work until ``drain`` ends it."""
@@ -42,15 +44,20 @@ class Worker:
             for intake in self._intakes:
                 group.create_task(intake.run(), name=f"rolecall intake {intake.shard.number}")
             heart = group.create_task(self._beat(), name="rolecall heartbeat")
-            await self._drained()
+            await self._drained.wait()  # until then what still runs keeps its leases
             heart.cancel()
 
     async def drain(self) -> None:
         """Take nothing new, let running handlers end within ``drain_seconds``, hand the rest back at once."""
         self.draining = True
-        self.room.set()
-        for intake in self._intakes:
-            await intake.reader.wake()
+        try:
+            for intake in self._intakes:
+                await intake.stop()
+            await self._empty()
+        finally:
+            self._drained.set()
+
+    async def _empty(self) -> None:
         if self._handling:
             await asyncio.wait(self._handling, timeout=self.bus.settings.drain_seconds)
         left = [(i, i.delivery) for i in self.roster.everyone() if i.delivery is not None]
@@ -59,19 +66,22 @@ class Worker:
         if self._handling:
             await asyncio.wait(self._handling, timeout=5)
         for _, delivery in left:
-            await self.bus.hand_back(delivery)
+            await self._hand_back(delivery)
 
     def may_claim(self) -> bool:
         """False for a while after start and after the server or this process was away: leases that seem to have
         run out then may only not have been renewed yet."""
-        return time.monotonic() >= self.claims_from
+        now = time.monotonic()
+        return now >= self.claims_from and now - self._renewed <= self._late
 
     async def dispatch(self, deliveries: Iterable[Delivery]) -> None:
         """Give each delivery to a free instance, or hand it back."""
         for delivery in deliveries:
+            if delivery.previous == self.bus.process and self._holds(delivery):
+                continue  # this process was held up past its lease and has just taken its own entry: that renewed it
             instance = None if self.draining else self.roster.pick(delivery.role)
             if instance is None:
-                await self.bus.hand_back(delivery)
+                await self._hand_back(delivery)
                 continue
             instance.occupy(delivery)
             task = asyncio.create_task(instance.handle(), name=instance.id)
@@ -80,7 +90,6 @@ class Worker:
 
     def freed_up(self) -> None:
         """Tell the readers that there is room which they may not know of."""
-        self.room.set()
         for intake in self._intakes:
             intake.nudge()
 
@@ -104,25 +113,31 @@ class Worker:
                 instance.let_go("FENCED")
 
     async def _beat(self) -> None:
-        beat = self.bus.settings.heartbeat_seconds
-        last = time.monotonic()
         while True:
             try:
                 await self.check_leases()
+                self._note_renewal()
             except (RedisError, OSError, ServerUnavailable) as error:
                 logger.warning("leases could not be renewed: %s", error)
-            now = time.monotonic()
-            if now - last > 2 * beat:
-                logger.warning("no heartbeat for %.1f s; nothing is taken over for a while", now - last)
-                self.claims_from = now + 2 * beat
-            last = now
-            await asyncio.sleep(beat)
+            await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
-    async def _drained(self) -> None:
-        while not self.draining:
-            self.room.clear()
-            if not self.draining:
-                await self.room.wait()
+    def _note_renewal(self) -> None:
+        now, before = time.monotonic(), self._renewed
+        self._renewed = now
+        if now - before > self._late:
+            logger.warning("no heartbeat for %.1f s; nothing is taken over for a while", now - before)
+            self.claims_from = now + self._late
+
+    def _holds(self, delivery: Delivery) -> bool:
+        limit = time.monotonic() - self.bus.settings.handling_seconds
+        held = [(i.delivery.stream, i.delivery.id) for i in self.roster.everyone() if i.delivery and i.since > limit]
+        return (delivery.stream, delivery.id) in held
+
+    async def _hand_back(self, delivery: Delivery) -> None:
+        try:
+            await self.bus.hand_back(delivery)
+        except (RedisError, OSError, ServerUnavailable) as error:
+            logger.warning("an entry of %s waits for its lease to run out: %s", delivery.conversation, error)
 
     def _freed(self, task: asyncio.Task[None]) -> None:
         self._handling.discard(task)
@@ -146,7 +161,8 @@ class Intake:
         self._next_claim = 0.0
         # Whether a TAKE may find something: after one that did, after the bell, and when room appeared.
         self._look = True
-        self._claiming = False
+        # Roles whose expired leases are to be looked for as soon as there is room for one.
+        self._owed: set[str] = set()
 
     async def run(self) -> None:
         """Take and dispatch until the worker drains. A server that is away is waited for."""
@@ -156,12 +172,16 @@ class Intake:
                 await self._round()
                 pause = 0.05
             except (RedisError, OSError, ServerUnavailable) as error:
-                if isinstance(error, ResponseError) and str(error).startswith("NOGROUP"):
-                    await self._recreate()
+                if isinstance(error, ResponseError) and str(error).startswith("NOGROUP") and await self._recreated():
                     continue
                 logger.warning("shard %d: the server is away: %s", self.shard.number, error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 1.0)
+
+    async def stop(self) -> None:
+        """Let ``run`` see that the worker drains, wherever it waits."""
+        self._room.set()
+        await self.reader.wake()
 
     def nudge(self) -> None:
         """There may be room for a role that the read in progress does not listen for."""
@@ -177,23 +197,29 @@ class Intake:
         if not demands:
             self._room.clear()
             await self._room.wait()
-        elif self._look | await self._claim_due():
+        elif await self._claim_due(demands) or self._look:
             await self._take()
         else:
             await self._listen(demands)
 
     async def _take(self) -> None:
         async with self.worker.taking:
-            claim, self._claiming = self._claiming, False
-            taken = await self._bus.take(self.shard, self._demands(), self._first_band(), claim)
+            # Those just given work go first: what they send on at once is then taken in the same round trip.
+            await asyncio.sleep(0)
+            demands = self._demands()
+            claim = self._owes(demands)
+            taken = await self._bus.take(self.shard, demands, self._first_band(), claim)
             self._look = bool(taken)
+            if claim:  # where something was taken over there may be more than there was room for
+                found = {delivery.role for delivery in taken if delivery.previous}
+                self._owed -= {demand.role for demand in demands} - found
             await self.worker.dispatch(taken)
 
     async def _listen(self, demands: list[Demand]) -> None:
         roles = [demand.role for demand in demands]
         streams = [(role, stream) for role in roles for stream in self._bus.streams(self.shard, role)]
         due = max(self._next_claim, self.worker.claims_from) - time.monotonic()
-        wait = max(10, min(BLOCK_MS, round(due * 1000)))
+        wait = max(10 if self.worker.may_claim() else 100, min(BLOCK_MS, round(due * 1000)))
         self._listening = frozenset(roles)
         try:
             reply = await self.reader.read(
@@ -208,13 +234,16 @@ class Intake:
             rung = [read_entry(self.shard.number, stream.decode(), role_of[stream], entry) for entry in entries]
             await self.worker.dispatch(rung)
 
-    async def _claim_due(self) -> bool:
+    async def _claim_due(self, demands: list[Demand]) -> bool:
         """Whether to look for expired leases now; not while nothing at all is in flight in the shard."""
         now = time.monotonic()
         if now >= self._next_claim and self.worker.may_claim():
             self._next_claim = now + self._bus.settings.scan_seconds * random.uniform(0.7, 0.95)
-            self._claiming = await self._bus.busy(self.shard) > 0
-        return self._claiming
+            self._owed = set(self.worker.roster.instances) if await self._bus.busy(self.shard) else set()
+        return self._owes(demands)
+
+    def _owes(self, demands: list[Demand]) -> bool:
+        return any(demand.role in self._owed for demand in demands)
 
     def _first_band(self) -> int:
         """High first; one take in four begins with normal, one in eight with low, so that none starves."""
@@ -224,6 +253,10 @@ class Intake:
     def _demands(self) -> list[Demand]:
         return self.worker.roster.demands()
 
-    async def _recreate(self) -> None:
+    async def _recreated(self) -> bool:
         logger.warning("shard %d: consumer groups were gone and are made anew", self.shard.number)
-        await self._bus.ensure_groups(self.shard, self.worker.roster.instances)
+        try:
+            await self._bus.ensure_groups(self.shard, self.worker.roster.instances)
+        except (RedisError, OSError):
+            return False
+        return True

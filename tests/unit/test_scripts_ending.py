@@ -163,12 +163,13 @@ async def test_stop_with_forget_clears_the_history_but_not_what_the_user_prefers
 async def test_an_end_is_broadcast_to_whoever_handles_the_turn(bus: Bus, server: RedisServer) -> None:
     pubsub = server.pubsub()
     await pubsub.subscribe(keys.CONTROL)
-    assert (await pubsub.get_message(timeout=5))["type"] == "subscribe"
+    confirmed = await pubsub.get_message(timeout=5)
+    assert confirmed and confirmed["type"] == "subscribe"
     await ask(bus)
     await bus.cancel("a", "1")
     heard = await pubsub.get_message(timeout=5)
-    assert msgspec.json.decode(heard["data"]) == {"ended": "a"}
-    await pubsub.aclose()  # type: ignore[no-untyped-call]
+    assert heard and msgspec.json.decode(heard["data"]) == {"ended": "a"}
+    await pubsub.aclose()
 
 
 async def test_a_snapshot_tells_where_a_turn_stands(bus: Bus) -> None:

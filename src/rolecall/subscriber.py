@@ -1,0 +1,67 @@
+"""A process's one connection for publish/subscribe, which comes back with its channels after the server was away."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisError
+
+
+class Subscriber:
+    """Hears what is published on ``channels``. One task calls ``get_message``, and it alone opens the connection;
+    any other may subscribe meanwhile. (redis-py's own opens two when tasks meet a lost connection at once, and then
+    listens to the wrong one.)"""
+
+    def __init__(self, connection: Any) -> None:
+        self.channels: dict[str, None] = {}
+        self._connection = connection
+        self._up = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open and usable."""
+        return self._up and bool(self._connection.is_connected)
+
+    async def subscribe(self, channel: str) -> None:
+        """Hear ``channel`` from now on; while there is no connection, from the next one on."""
+        self.channels[channel] = None
+        await self._send("SUBSCRIBE", channel)
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Hear ``channel`` no more."""
+        self.channels.pop(channel, None)
+        await self._send("UNSUBSCRIBE", channel)
+
+    async def get_message(self, timeout: float) -> dict[str, Any] | None:
+        """The next ``type``, ``channel`` and ``data``, or None after ``timeout`` seconds: what is published, and the
+        confirmation of each subscription, also after a reconnection. Raises redis-py's errors and OSError; the next
+        call connects again."""
+        try:
+            if not self.connected:
+                await self._connect()
+            reply = await self._connection.read_response(timeout=timeout, disconnect_on_error=False)
+        except (RedisError, OSError, asyncio.CancelledError):
+            await self.aclose()
+            raise
+        return None if reply is None else {"type": reply[0].decode(), "channel": reply[1], "data": reply[-1]}
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        self._up = False
+        with suppress(RedisError, OSError):
+            await self._connection.disconnect(nowait=True)
+
+    async def _connect(self) -> None:
+        await self.aclose()
+        await self._connection.connect()
+        self._up = True  # and at once, before anyone else can send: all channels
+        if self.channels:
+            await self._send("SUBSCRIBE", *self.channels)
+
+    async def _send(self, *command: str) -> None:
+        """Send if there is a connection. One that breaks here is noticed and opened anew by ``get_message``."""
+        if self.connected:
+            with suppress(RedisError, OSError):
+                await self._connection.send_command(*command, check_health=False)

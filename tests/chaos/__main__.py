@@ -1,0 +1,89 @@
+"""``python -m tests.chaos``: chaos runs and, with ``--controls``, runs of a bus broken on purpose. Exit status 1 when
+anything was lost, doubled, out of order, overlapping, stuck, wrong or torn, or when a control was not caught."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from tests.chaos.checker import FAULTS, Findings
+from tests.chaos.run import Plan, run
+from tests.chaos.worker import CONTROLS
+
+FACTS = ("turns", "seconds", "kills", "freezes", "restarts", "taken over", "fenced", "apologies", "unclean")
+CONTROL_RUNS = 5
+
+
+def main() -> int:
+    """The exit status."""
+    options = _options()
+    plan = Plan(options.conversations, options.turns, options.seed, interval=options.interval)
+    _print_row("run", {name: name for name in (*FACTS, *FAULTS)})
+    failed = False
+    if not options.only_controls:
+        for seed in range(options.seed, options.seed + options.seeds):
+            findings = _kept(replace(plan, seed=seed), f"seed {seed}", options.keep)
+            failed |= findings.total > 0 or findings.facts["unclean"] > 0
+    if options.controls or options.only_controls:
+        failed |= not all([_caught(plan, control, options.keep) for control in CONTROLS])
+    return int(failed)
+
+
+def control_plan(plan: Plan, control: str, seed: int) -> Plan:
+    """A run that hurts where the control is weak: sleepers without a fence, deaths between answer and release."""
+    freezes = 1.0 if control == "no-fence" else 0.0
+    size = min(plan.conversations, 60)
+    return replace(
+        plan, conversations=size, control=control, seed=seed, freezes=freezes, everyone=False, spread=5.0,
+        patience=45.0, interval=0.7,
+    )  # fmt: skip
+
+
+def _caught(plan: Plan, control: str, keep: bool) -> bool:
+    for attempt in range(1, CONTROL_RUNS + 1):
+        findings = _kept(control_plan(plan, control, attempt), f"{control} {attempt}", keep)
+        if findings.total:
+            return True
+    print(f"{control}: {CONTROL_RUNS} runs, and the checker saw nothing")
+    return False
+
+
+def _kept(plan: Plan, name: str, keep: bool) -> Findings:
+    """The findings of a run; its directory stays with ``keep`` and when a sound bus failed."""
+    directory = Path(tempfile.mkdtemp(prefix="chaos"))
+    findings = run(plan, directory)
+    _print_row(name, {**findings.facts, **findings.faults})
+    if findings.total and plan.control == "none":
+        print("\n".join(f"    {example}" for example in findings.examples))
+        keep = True
+    if keep:
+        print(f"    its books are in {directory}")
+    else:
+        shutil.rmtree(directory)
+    return findings
+
+
+def _print_row(name: str, values: dict[str, object]) -> None:
+    cells = [f"{values.get(column, 0)!s:>{max(len(column), 5)}}" for column in (*FACTS, *FAULTS)]
+    print(f"{name:14}", *cells, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--conversations", type=int, default=300)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=1, help="how many runs")
+    parser.add_argument("--seed", type=int, default=1, help="the first one's")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between strikes")
+    parser.add_argument("--controls", action="store_true", help="also run the bus broken on purpose")
+    parser.add_argument("--only-controls", action="store_true", help="run nothing else")
+    parser.add_argument("--keep", action="store_true", help="keep the books of every run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

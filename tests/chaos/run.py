@@ -1,0 +1,139 @@
+"""One chaos run: the cast at work, a strike a second, the server restarted twice, then silence and the books."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis import Redis
+
+from tests.chaos.application import ANSWERING, CLOCKS, RETRIES, write_application
+from tests.chaos.cast import Cast, ChaosServer, Player, environment
+from tests.chaos.checker import Books, Findings, check
+from tests.chaos.producer import FRONT
+
+MANAGERS, WORKERS = 2, 4
+RESTARTS = ((1 / 3, False), (2 / 3, True))
+"""When the server ends, by the share of turns answered, and whether gently."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made of. ``control`` breaks the bus; ``quiet`` spares everyone."""
+
+    conversations: int = 300
+    turns: int = 5
+    seed: int = 1
+    control: str = "none"
+    interval: float = 1.0
+    freezes: float = 0.3
+    spread: float = 10.0
+    patience: float = 180.0
+    producers: int = 2
+    everyone: bool = True
+
+    @property
+    def total(self) -> int:
+        """Turns in all."""
+        return self.conversations * self.turns
+
+
+def run(plan: Plan, directory: Path) -> Findings:
+    """Play ``plan`` in the empty ``directory``, whose path is short, and check the books. Takes as long as it takes
+    to answer everything, at most ``patience`` seconds and the end."""
+    write_application(directory / "app")
+    (directory / "data").mkdir()
+    (directory / "books").mkdir()
+    server = ChaosServer(directory / "data")
+    cast = Cast([*_workers(plan, directory, server), *_producers(plan, directory, server)], random.Random(plan.seed))
+    began = time.monotonic()
+    server.start()
+    try:
+        cast.start()
+        restarts = _play(plan, cast, server, directory)
+        seconds = time.monotonic() - began
+        unclean = _silence(cast, server)
+        _collect(server, directory)
+    finally:
+        cast.kill()
+        server.kill()
+    findings = check(Books(directory, plan.conversations, plan.turns, ANSWERING))
+    findings.facts |= {"seconds": round(seconds), **cast.struck, "restarts": restarts, "unclean": unclean}
+    return findings
+
+
+def _play(plan: Plan, cast: Cast, server: ChaosServer, directory: Path) -> int:
+    """Strike until all is answered or patience ends; returns how often the server was restarted."""
+    ahead, give_up = list(RESTARTS), time.monotonic() + plan.patience
+    next_strike = time.monotonic() + 2 * plan.interval
+    victims = [player for player in cast.players if plan.everyone or player.name.startswith(ANSWERING)]
+    struck = Cast(victims, cast.dice, plan.freezes, cast.struck)
+    while time.monotonic() < give_up and not all(player.done for player in cast.players if player.finite):
+        time.sleep(0.05)
+        cast.revive()
+        if time.monotonic() > next_strike:
+            next_strike += plan.interval
+            struck.strike()
+        if ahead and _answered(directory) > ahead[0][0] * plan.total:
+            server.restart(gently=ahead.pop(0)[1])
+    return len(RESTARTS) - len(ahead)
+
+
+def _silence(cast: Cast, server: ChaosServer) -> int:
+    """Let zombies wake and try what they had in mind, then end everyone; returns how many ended badly."""
+    cast.thaw()
+    cast.revive()
+    time.sleep(2.5)  # longer than any handler takes: nothing else tells that a zombie has tried
+    unclean, scribes = 0, []
+    for player in cast.players:
+        if player.name == "scribe":
+            scribes.append(player)
+        elif not player.finite:
+            unclean += not player.ended_well()
+    with _connected(server) as client:
+        give_up = time.monotonic() + 20
+        while client.xlen("{bus:0}:l") and time.monotonic() < give_up:
+            time.sleep(0.05)
+    return unclean + sum(not player.ended_well() for player in scribes)
+
+
+def _collect(server: ChaosServer, directory: Path) -> None:
+    """Write down what the front end's outbox holds: every answer the bus ever gave, in its order."""
+    with _connected(server) as client, (directory / "books" / "outbox.jsonl").open("w") as book:
+        for entry_id, fields in client.xrange(f"{{bus:0}}:o:{FRONT}"):
+            line = {"id": entry_id, "conversation": fields["c"], "turn": fields["t"], **json.loads(fields["e"])}
+            book.write(json.dumps(line) + "\n")
+
+
+def _workers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Player]:
+    roles = ["manager"] * MANAGERS + [ANSWERING] * WORKERS + ["scribe"]
+    numbers = [*range(MANAGERS), *range(WORKERS), 0]
+    for role, number in zip(roles, numbers, strict=True):
+        control = "none" if role == "scribe" else plan.control
+        argv = ["tests.chaos.worker", control, "worker", "--app", str(directory / "app"), "--role", role]
+        name = role if role == "scribe" else f"{role}{number}"
+        yield Player(name, argv, environment(server.url, CLOCKS | RETRIES), directory / f"{name}.log")
+
+
+def _producers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Player]:
+    share = -(-plan.conversations // plan.producers)
+    for number in range(plan.producers):
+        first, beyond = number * share, min((number + 1) * share, plan.conversations)
+        book = directory / "books" / f"producer{number}.jsonl"
+        argv = ["tests.chaos.producer", str(directory / "app"), str(book)]
+        argv += [str(first), str(beyond), str(plan.turns), str(plan.spread)]
+        log = directory / f"producer{number}.log"
+        yield Player(f"producer{number}", argv, environment(server.url, CLOCKS | RETRIES), log, finite=True)
+
+
+def _answered(directory: Path) -> int:
+    books = (directory / "books").glob("producer*.jsonl")
+    return sum(book.read_bytes().count(b'"what": "answered"') for book in books)
+
+
+def _connected(server: ChaosServer) -> Redis:
+    return Redis(unix_socket_path=str(server.socket), decode_responses=True)
