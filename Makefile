@@ -10,7 +10,7 @@ run: $(VENV)/all
 	@$(BIN)/rolecall up --foreground
 
 test: $(VENV)/dev
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 3
 
 check: $(VENV)/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -263,12 +263,15 @@ class Bus:
         return bool(current == delivery.turn.encode() and at == f"{delivery.stream}|{delivery.id}".encode())
 
     async def defer(
-        self, delivery: Delivery, seconds: float, envelope: Envelope, reason: str, records: Records
+        self, delivery: Delivery, seconds: float, envelope: Envelope | None, reason: str, records: Records
     ) -> Verdict:
-        """Put the turn to sleep; no slot and no lease is held. CONTROL for a control turn: nothing is written."""
+        """Put the turn to sleep; no slot and no lease is held. Without ``envelope`` what was delivered comes back as it
+        is. CONTROL for a control turn: nothing is written."""
         shard = self.shards[delivery.shard]
-        names, arguments = self._guarded(delivery, milliseconds(seconds), encode(envelope), delivery.hop, reason)
-        names += [shard.deferred, shard.stream(delivery.role, next_band(delivery, envelope))]
+        raw = delivery.raw if envelope is None else encode(envelope)
+        band = "n" if envelope is None else next_band(delivery, envelope)
+        names, arguments = self._guarded(delivery, milliseconds(seconds), raw, delivery.hop, reason)
+        names += [shard.deferred, shard.stream(delivery.role, band)]
         arguments += records.arguments()
         return _verdict(await self.server.run("defer", names, arguments))
 

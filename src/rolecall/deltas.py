@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
+from redis.exceptions import RedisError
+
 from rolecall.bus import Bus
 from rolecall.delivery import Delivery
+from rolecall.errors import ServerUnavailable
 
+logger = logging.getLogger(__name__)
 INTERVAL = 0.05
 SLOW_INTERVAL = 0.25
 SLOW_AFTER = 10.0
@@ -51,7 +56,16 @@ class DeltaStream:
             position, text = self._position, "".join(self._pieces)
             self._pieces.clear()
             self._sent = time.monotonic()
-            if text and await self._bus.emit(self._delivery, position, text) != "OK":
+            if not await self._emit(position, text):
                 self._lost()
                 return
             self._position = position + len(text)
+
+    async def _emit(self, position: int, text: str) -> bool:
+        """False when the envelope is not this instance's any more. A piece that cannot be sent is left out: followers
+        see the gap and have the whole answer at the end."""
+        try:
+            return not text or await self._bus.emit(self._delivery, position, text) == "OK"
+        except (RedisError, OSError, ServerUnavailable) as error:
+            logger.debug("a piece of an answer was left out: %s", error)
+            return True

@@ -108,6 +108,8 @@ def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> 
         raise DecodeError(f"{len(raw):,} bytes; {MAX_BYTES:,} are allowed", raw)
     try:
         envelope = _decoder.decode(raw)
+        if envelope.v > VERSION:
+            raise NewerVersion(f"written by version {envelope.v}, this one reads {VERSION}", raw)
         check_conversation(envelope.conversation)
         if len(raw) > MAX_DEPTH and _depth(envelope.payload) > MAX_DEPTH:
             raise DecodeError(f"nested deeper than {MAX_DEPTH}", raw)

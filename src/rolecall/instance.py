@@ -189,8 +189,12 @@ class Instance:
     async def _refuse(self, delivery: Delivery, records: Records) -> None:
         """What cannot be read: later if a newer version wrote it, buried if a turn waits for it, else set aside."""
         bus = self.around.bus
-        if delivery.usable and (delivery.control or await bus.owns_turn(delivery)):
-            await self._bury(delivery, f"its envelope could not be read: {delivery.problem}", records)
+        if delivery.usable and await bus.owns_turn(delivery):
+            if delivery.newer and not delivery.control:
+                # A worker of that version may be there by then; if none ever is, the turn's time ends it.
+                self._judge(delivery, await bus.defer(delivery, 1, None, delivery.problem, records))
+            else:
+                await self._bury(delivery, f"its envelope could not be read: {delivery.problem}", records)
             return
         self.errors += 1
         logger.warning("%s set an entry of %s aside: %s", self.id, delivery.stream, delivery.problem)

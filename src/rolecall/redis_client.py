@@ -194,6 +194,7 @@ class _Wire:
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._answered = 0.0
+        self._closed = False
 
     @property
     def connected(self) -> bool:
@@ -209,6 +210,7 @@ class _Wire:
         return future
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -217,7 +219,8 @@ class _Wire:
 
     async def _serve(self) -> None:
         """Write and read until the connection fails; everything unanswered fails with it; then from the start."""
-        while True:
+        # On Python 3.11 a TaskGroup that fails as it is cancelled forgets the cancellation: hence the flag.
+        while not self._closed:
             await self._something.wait()
             try:
                 connection = await self._connect()
