@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from rolecall import keys
 from rolecall.bus import Bus, Demand
 from rolecall.delivery import Delivery, Records
+from rolecall.ending import cancel_turn, stop_conversation
 from rolecall.envelope import Envelope, encode
 from rolecall.redis_client import RedisServer, Server
 from rolecall.settings import Settings
@@ -393,7 +394,7 @@ class BusMachine(RuleBasedStateMachine):
         if conversation is None:
             return
         turn = conversation.turns[-1 - which % len(conversation.turns)]
-        ended = self.now(self.buses[0].cancel(name, turn.id, kind=kind))
+        ended = self.now(cancel_turn(self.buses[0], name, turn.id, kind=kind))
         assert ended == (turn.where != "done" and not turn.control)
         if ended:
             self.model.end(turn, kind)
@@ -408,7 +409,7 @@ class BusMachine(RuleBasedStateMachine):
         if conversation is None:
             return
         running, waiting = conversation.running, conversation.waiting
-        assert self.now(self.buses[0].stop(name, forget=forget)) == bool(running) + len(waiting)
+        assert self.now(stop_conversation(self.buses[0], name, forget=forget)) == bool(running) + len(waiting)
         conversation.running, conversation.waiting = None, []
         for turn in [*([running] if running else ()), *waiting]:
             self.model.finish(turn, "cancelled")

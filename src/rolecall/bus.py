@@ -24,7 +24,7 @@ from rolecall.blocks import (
 )
 from rolecall.delivery import Delivery, Records, next_band, quoted, read_entry
 from rolecall.envelope import Envelope, check_conversation, encode
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.errors import ConfigError
 from rolecall.keys import ShardKeys
 from rolecall.outcomes import Admission as Admission
 from rolecall.outcomes import Demand as Demand
@@ -37,8 +37,6 @@ from rolecall.settings import Settings
 SCHEMA = 1
 
 CONTROL_ROLE = "command"
-MOVED_TRIES = 50
-"""How often a turn that moves on (a hop, a deferral, a release) is looked for again."""
 
 
 class Bus:
@@ -240,7 +238,7 @@ class Bus:
     ) -> Verdict:
         """Give the turn up: a dead letter with ``reason``, one ``apology`` to the user, the next turn released."""
         shard = self.shards[delivery.shard]
-        outbox = await self._outbox(shard, delivery.conversation, delivery.turn)
+        outbox = await self.outbox_of(shard, delivery.conversation, delivery.turn)
         names, arguments = self._finishing(delivery, outbox, final_event("error", {"text": apology, "reason": reason}))
         names.append(shard.dead)
         arguments += [reason, delivery.count, delivery.raw, delivery.hop]
@@ -281,49 +279,6 @@ class Bus:
         names, arguments = guard_block(shard, self.process, shard.deferred, "", conversation, turn)
         await self.server.run("note", names, [*arguments, begun, *records.arguments()])
 
-    # ── ending from outside ─────────────────────────────────────────────────────────────────────
-
-    async def cancel(
-        self, conversation: str, turn: str, *, instance: str = "front", kind: str = "cancelled", text: str = "Stopped.",
-        reason: str = "by the user", history: Sequence[bytes] = (),
-    ) -> bool:  # fmt: skip
-        """End one turn now, wherever its entry is; False when it had ended already (its answer stands)."""
-        shard, records = self.shard(conversation), Records(instance)
-        records.add("CANCELLED" if kind == "cancelled" else "ERROR", reason)
-        tail = [
-            final_event(kind, {"text": text, "reason": reason}),
-            kind,
-            len(history),
-            *history,
-            *records.arguments(),
-        ]
-        for _ in range(MOVED_TRIES):
-            names, arguments = await self._ending(shard, conversation, turn)
-            verdict = await self.server.run("cancel", names, [*arguments, *tail])
-            if verdict != b"MOVED":
-                await self._broadcast_end(conversation)
-                return bool(verdict == b"OK")
-        raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
-
-    async def stop(
-        self, conversation: str, *, instance: str = "front", forget: bool = False, text: str = "Stopped.",
-        history: Sequence[bytes] = (),
-    ) -> int:  # fmt: skip
-        """End the running turn and every waiting one, one reply each; with ``forget`` also the history, and a new
-        session begins. Returns how many were ended."""
-        shard = self.shard(conversation)
-        final = final_event("cancelled", {"text": text})
-        for _ in range(MOVED_TRIES):
-            waiting = [t.decode() for t in await self.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
-            names, arguments = await self._ending(shard, conversation, "", waiting)
-            names += [shard.result(conversation, turn) for turn in waiting]
-            arguments += [final, instance, int(forget), len(waiting), *waiting]
-            ended = await self.server.run("stop", names, [*arguments, len(history), *history])
-            if ended >= 0:
-                await self._broadcast_end(conversation)
-                return int(ended)
-        raise RolecallError(f"{conversation} moved on {MOVED_TRIES} times while it was to be stopped")
-
     # ── looking ─────────────────────────────────────────────────────────────────────────────────
 
     async def snapshot(self, conversation: str, turn: str) -> Snapshot:
@@ -355,28 +310,11 @@ class Bus:
         more = finish_block(shard, self.settings, delivery.conversation, delivery.turn, outbox)
         return names + more[0], [*arguments, *more[1], final]
 
-    async def _ending(
-        self, shard: ShardKeys, conversation: str, turn: str, waiting: Sequence[str] = ()
-    ) -> tuple[list[Arg], list[Arg]]:
-        """The blocks for ending ``turn`` (the running one when empty) and ``waiting`` from outside."""
-        current, at = await self.server.call("HMGET", shard.conversation(conversation), "cur", "at")
-        turn = turn or (current or b"").decode()
-        stream, _, entry_id = (at or b"").decode().rpartition("|")
-        outbox = await self._outbox(shard, conversation, turn, *waiting)
-        names, arguments = guard_block(
-            shard, self.process, stream or shard.deferred, entry_id or "z", conversation, turn
-        )
-        more = finish_block(shard, self.settings, conversation, turn, outbox)
-        return names + more[0], arguments + more[1]
-
-    async def _outbox(self, shard: ShardKeys, conversation: str, *turns: str) -> str:
+    async def outbox_of(self, shard: ShardKeys, conversation: str, *turns: str) -> str:
         """The one front end whose outbox the answers to ``turns`` go to, empty for none."""
         fields = [f"{turn}:o" for turn in turns]
         fronts = await self.server.call("HMGET", shard.journal(conversation), *fields)
         return next((front.decode() for front in fronts if front), "")
-
-    async def _broadcast_end(self, conversation: str) -> None:
-        await self.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
 
 
 async def create_group(server: Server, stream: str) -> None:

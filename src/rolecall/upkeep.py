@@ -9,6 +9,7 @@ from typing import Any
 from rolecall import keys
 from rolecall.blocks import FIRST_ROLE
 from rolecall.bus import Bus
+from rolecall.ending import cancel_turn
 from rolecall.envelope import short_turn_id
 from rolecall.keys import ShardKeys
 
@@ -126,7 +127,8 @@ async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) 
     if current and since and _overdue(bus, now_ms, float(since)):
         turn = current.decode()
         text = f"Sorry, this took too long and was given up. (turn {short_turn_id(conversation, turn)})"
-        await bus.cancel(conversation, turn, instance="upkeep", kind="error", text=text, reason="in flight too long")
+        why = "in flight too long"
+        await cancel_turn(bus, conversation, turn, instance="upkeep", kind="error", text=text, reason=why)
 
 
 def _overdue(bus: Bus, now_ms: float, since: float) -> bool:

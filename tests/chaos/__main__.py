@@ -46,7 +46,7 @@ def control_plan(plan: Plan, control: str, seed: int) -> Plan:
 def _caught(plan: Plan, control: str, keep: bool) -> bool:
     for attempt in range(1, CONTROL_RUNS + 1):
         findings = _kept(control_plan(plan, control, attempt), f"{control} {attempt}", keep)
-        if findings.total:
+        if findings.caught:
             return True
     print(f"{control}: {CONTROL_RUNS} runs, and the checker saw nothing")
     return False

@@ -55,6 +55,11 @@ class Findings:
             self.examples.append(f"{kind}: {what}")
 
     @property
+    def caught(self) -> int:
+        """Faults that only a bus can make: what is merely late does not count."""
+        return self.faults["doubled"] + self.faults["disordered"] + self.faults["overlapping"]
+
+    @property
     def total(self) -> int:
         """Faults of all kinds."""
         return self.faults.total()

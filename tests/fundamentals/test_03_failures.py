@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Retry, Role
+from rolecall.ending import cancel_turn
 from rolecall.envelope import short_turn_id
 from rolecall.errors import ModelRefused, RateLimited, Truncated
 from rolecall.models import Delta, ModelEvent, Request
@@ -175,4 +176,4 @@ async def test_an_envelope_of_a_newer_version_waits_for_a_worker_that_can_read_i
                 await asyncio.sleep(0.01)
 
         assert not await dead_letters(app)
-        assert await bus.cancel("terminal:ann", received.turn)
+        assert await cancel_turn(bus, "terminal:ann", received.turn)

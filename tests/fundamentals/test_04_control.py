@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.ending import cancel_turn
 from rolecall.registry import processes
 from rolecall.runtime import scale
 from tests.deployment import deployed
@@ -56,7 +57,7 @@ async def test_a_stopped_handler_is_cancelled_and_its_instance_free_again(tmp_pa
         async for event in app.front.follow(long):
             if event.kind == "started":
                 break
-        assert await app.session.bus.cancel("terminal:ann", long.turn)
+        assert await cancel_turn(app.session.bus, "terminal:ann", long.turn)
 
         assert (await app.ask("terminal:bob", "hello")).text.startswith("hello by")
 

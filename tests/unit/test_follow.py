@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.bus import Bus
+from rolecall.ending import cancel_turn
 from rolecall.errors import RolecallError
 from rolecall.follow import Event, Wakeups, follow
 from rolecall.redis_client import RedisServer
@@ -174,7 +175,7 @@ async def test_a_follower_sees_deferral_take_over_and_cancellation(bus: Bus, oth
     await other.start(held, "two")
     await send(other, held, "echo")
     await defer(bus, await take_one(bus, "echo"))
-    await bus.cancel("a", "1", text="half")
+    await cancel_turn(bus, "a", "1", text="half")
     events = await follower.done()
     assert [e.kind for e in events] == ["accepted", "started", "delta", "started", "queued", "cancelled"]
     assert [e.attempt for e in events if e.kind == "started"] == [1, 2]

@@ -8,6 +8,7 @@ import pytest
 
 from rolecall import keys
 from rolecall.bus import Bus
+from rolecall.ending import cancel_turn
 from rolecall.registry import (
     InstanceState,
     ProcessState,
@@ -65,7 +66,7 @@ async def test_the_statistics_of_a_day(bus: Bus) -> None:
         await ask(bus, conversation, principal="u" if conversation < "c" else "v:w")
     await answer(bus, await take_one(bus), tokens_in=10, tokens_out=5)
     await bury(bus, await take_one(bus))
-    await bus.cancel("c", "1")
+    await cancel_turn(bus, "c", "1")
     await defer(bus, await take_one(bus))
     await register(bus, state(bus.process, InstanceState("echo:host:1:0", "echo", handled=4, busy_seconds=2.5)))
     figures = await statistics(bus, ROLES)

@@ -10,6 +10,7 @@ import pytest
 
 from rolecall import keys
 from rolecall.bus import Bus
+from rolecall.ending import cancel_turn, stop_conversation
 from rolecall.redis_client import RedisServer
 from tests.bus_steps import answer, ask, defer, entries, expire, finals, send, take, take_one
 
@@ -54,8 +55,8 @@ async def test_a_turn_is_cancelled_wherever_it_is_and_the_next_one_runs(bus: Bus
     await ask(bus, outbox=True, reply_to="front")
     await ask(bus, text="next")
     await place(bus, other)
-    assert await other.cancel("a", "1", text="partial")
-    assert not await bus.cancel("a", "1")
+    assert await cancel_turn(other, "a", "1", text="partial")
+    assert not await cancel_turn(bus, "a", "1")
     assert await finals(bus) == [("1", "cancelled")]
     assert [e["t"] for e in await entries(bus, bus.shards[0].outbox("front"))] == ["1"]
     assert (await take_one(bus)).turn == "2"
@@ -69,8 +70,8 @@ async def test_stop_ends_what_runs_and_all_that_waits_oldest_first(bus: Bus, oth
     for _ in range(3):
         await ask(bus, principal="u")
     await place(bus, other)
-    assert await bus.stop("a") == 3
-    assert await bus.stop("a") == 0
+    assert await stop_conversation(bus, "a") == 3
+    assert await stop_conversation(bus, "a") == 0
     assert await finals(bus) == [("1", "cancelled"), ("2", "cancelled"), ("3", "cancelled")]
     assert await bus.busy(bus.shards[0]) == 0
     assert await bus.server.call("EXISTS", bus.shards[0].principals, bus.shards[0].journal("a")) == 0
@@ -81,7 +82,7 @@ async def test_a_waiting_turn_is_cancelled_without_touching_the_running_one(bus:
     for _ in range(3):
         await ask(bus)
     held = await take_one(bus)
-    assert await bus.cancel("a", "2")
+    assert await cancel_turn(bus, "a", "2")
     assert await answer(bus, held) == "OK"
     assert (await take_one(bus)).turn == "3"
     assert await finals(bus) == [("2", "cancelled"), ("1", "final")]
@@ -90,7 +91,7 @@ async def test_a_waiting_turn_is_cancelled_without_touching_the_running_one(bus:
 async def test_the_holder_of_a_cancelled_turn_is_fenced(bus: Bus) -> None:
     await ask(bus)
     held = await take_one(bus)
-    await bus.cancel("a", "1")
+    await cancel_turn(bus, "a", "1")
     assert await answer(bus, held) == "FENCED"
     assert await bus.renew(bus.shards[0], [held]) == [held]
 
@@ -98,16 +99,16 @@ async def test_the_holder_of_a_cancelled_turn_is_fenced(bus: Bus) -> None:
 async def test_an_answer_that_stands_is_not_cancelled(bus: Bus) -> None:
     await ask(bus)
     await answer(bus, await take_one(bus))
-    assert not await bus.cancel("a", "1")
-    assert not await bus.cancel("a", "7")
-    assert not await bus.cancel("nobody", "1")
+    assert not await cancel_turn(bus, "a", "1")
+    assert not await cancel_turn(bus, "a", "7")
+    assert not await cancel_turn(bus, "nobody", "1")
     assert await finals(bus) == [("1", "final")]
 
 
 async def test_of_many_cancels_and_one_answer_at_once_one_wins(bus: Bus, other: Bus) -> None:
     await ask(bus)
     held = await take_one(bus)
-    *cancels, verdict = await asyncio.gather(*(other.cancel("a", "1") for _ in range(5)), answer(bus, held))
+    *cancels, verdict = await asyncio.gather(*(cancel_turn(other, "a", "1") for _ in range(5)), answer(bus, held))
     assert [*cancels, verdict == "OK"].count(True) == 1
     assert len(await finals(bus)) == 1
 
@@ -126,7 +127,7 @@ async def test_a_turn_that_keeps_moving_is_cancelled_all_the_same(bus: Bus, othe
                 return
             held = got[0]
 
-    ended, _ = await asyncio.gather(other.cancel("a", "1"), travel())
+    ended, _ = await asyncio.gather(cancel_turn(other, "a", "1"), travel())
     assert ended
     assert await finals(bus) == [("1", "cancelled")]
 
@@ -135,7 +136,7 @@ async def test_stop_puts_each_answer_where_its_turn_came_from(bus: Bus) -> None:
     await ask(bus)
     await ask(bus, outbox=True, reply_to="front")
     await ask(bus)
-    assert await bus.stop("a") == 3
+    assert await stop_conversation(bus, "a") == 3
     assert [e["t"] for e in await entries(bus, bus.shards[0].outbox("front"))] == ["2"]
     assert not await bus.server.call("EXISTS", bus.shards[0].outbox("-"))
 
@@ -144,7 +145,7 @@ async def test_stop_leaves_other_conversations_and_the_control_lane_alone(bus: B
     await ask(bus)
     await ask(bus, "b")
     await ask(bus, control=True)
-    assert await bus.stop("a") == 1
+    assert await stop_conversation(bus, "a") == 1
     assert (await take_one(bus)).conversation == "b"
     assert await answer(bus, await take_one(bus, "command")) == "OK"
 
@@ -152,7 +153,7 @@ async def test_stop_leaves_other_conversations_and_the_control_lane_alone(bus: B
 async def test_stop_with_forget_clears_the_history_but_not_what_the_user_prefers(bus: Bus) -> None:
     await ask(bus)
     await answer(bus, await take_one(bus), history=[b"x"], preferences={"lang": "de"})
-    assert await bus.stop("a", forget=True) == 0
+    assert await stop_conversation(bus, "a", forget=True) == 0
     shard = bus.shards[0]
     assert await bus.server.call("EXISTS", shard.history("a")) == 0
     assert await bus.server.call("HGET", shard.preferences("a"), "lang") == b"de"
@@ -166,7 +167,7 @@ async def test_an_end_is_broadcast_to_whoever_handles_the_turn(bus: Bus, server:
     confirmed = await pubsub.get_message(timeout=5)
     assert confirmed and confirmed["type"] == "subscribe"
     await ask(bus)
-    await bus.cancel("a", "1")
+    await cancel_turn(bus, "a", "1")
     heard = await pubsub.get_message(timeout=5)
     assert heard and msgspec.json.decode(heard["data"]) == {"ended": "a"}
     await pubsub.aclose()

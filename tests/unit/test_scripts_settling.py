@@ -9,6 +9,7 @@ from redis.exceptions import ResponseError
 
 from rolecall.bus import Bus
 from rolecall.delivery import Records
+from rolecall.ending import cancel_turn
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
 from rolecall.upkeep import promote, promote_due, server_ms
@@ -234,7 +235,7 @@ async def test_at_the_memory_limit_every_accepted_turn_still_finishes(bus: Bus, 
         assert await promote(bus, bus.shards[0], late[0].conversation, early=True) == "OK"
         late[0] = await take_one(bus, "echo")
         assert await bury(bus, late[1]) == "OK"
-        assert await bus.cancel(late[2].conversation, late[2].turn)
+        assert await cancel_turn(bus, late[2].conversation, late[2].turn)
         assert [await answer(bus, d, history=[b"x"]) for d in (late[0], *late[3:])] == ["OK"] * 6
     assert await bus.busy(bus.shards[0]) == 0
     assert len(await entries(bus, bus.shards[0].outbox("front"))) == 8

@@ -11,6 +11,7 @@ import pytest
 from rolecall import keys, registry
 from rolecall.bus import Bus
 from rolecall.delivery import Records
+from rolecall.ending import stop_conversation
 from rolecall.redis_client import Arg, RedisServer, Server
 from rolecall.registry import ProcessState
 from rolecall.settings import Settings
@@ -194,7 +195,7 @@ async def test_a_named_lease_has_one_holder_until_given_up(bus: Bus) -> None:
 async def test_a_note_is_written_to_the_session_of_its_turn(bus: Bus) -> None:
     await ask(bus)
     await answer(bus, await take_one(bus))
-    await bus.stop("a", forget=True)
+    await stop_conversation(bus, "a", forget=True)
     records = Records("telegram:h:1:0")
     records.add("DELIVERED", "to the chat")
     await bus.note(bus.shards[0], "a", "1", records)

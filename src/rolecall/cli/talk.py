@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from rolecall.cli.loop import stop_requested
 from rolecall.cli.process_log import log_to_stderr
 from rolecall.config import Application, load
+from rolecall.ending import cancel_turn
 from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.follow import Event, Wakeups
 from rolecall.frontends.front import Front, Received
@@ -205,10 +206,10 @@ async def _final_event(front: Front, received: Received, seconds: float | None, 
             return await _followed(front, received, shown)
     except TimeoutError:
         reason = f"no answer within {seconds:g} s, so it was stopped"
-        await front.bus.cancel(received.conversation, received.turn, instance=front.instance, reason=reason)
+        await cancel_turn(front.bus, received.conversation, received.turn, instance=front.instance, reason=reason)
         return Event("cancelled", "", received.turn, reason)
     except asyncio.CancelledError:
-        await asyncio.shield(front.bus.cancel(received.conversation, received.turn, instance=front.instance))
+        await asyncio.shield(cancel_turn(front.bus, received.conversation, received.turn, instance=front.instance))
         raise
 
 

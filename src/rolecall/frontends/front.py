@@ -11,6 +11,7 @@ from rolecall.blocks import FIRST_ROLE
 from rolecall.bus import Bus
 from rolecall.commands import find_command
 from rolecall.delivery import Records
+from rolecall.ending import stop_conversation
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError
 from rolecall.follow import Event, Wakeups, follow
@@ -106,7 +107,7 @@ class Front:
 
     async def stop(self, conversation: str) -> int:
         """End what runs and waits in ``conversation``; returns how many turns."""
-        return await self.bus.stop(conversation, instance=self.instance)
+        return await stop_conversation(self.bus, conversation, instance=self.instance)
 
     async def delivered(self, received: Received) -> None:
         """Note in the transcript that the user has the answer."""
@@ -119,5 +120,5 @@ class Front:
         if name == "stop":
             ended = await self.stop(conversation)
             return Received(conversation, reply="Stopped." if ended else "There is nothing to stop.")
-        await self.bus.stop(conversation, instance=self.instance, forget=True)
+        await stop_conversation(self.bus, conversation, instance=self.instance, forget=True)
         return Received(conversation, reply="Forgotten: we begin anew.")

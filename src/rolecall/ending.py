@@ -1,0 +1,71 @@
+"""Ending turns from outside: at once, wherever their one entry is; whoever holds it is fenced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from rolecall import keys
+from rolecall.blocks import final_event, finish_block, guard_block
+from rolecall.bus import Bus
+from rolecall.delivery import Records
+from rolecall.errors import RolecallError
+from rolecall.redis_client import Arg
+
+MOVED_TRIES = 50
+"""How often a turn that moves on (a hop, a deferral, a release) is looked for again."""
+
+
+async def cancel_turn(
+    bus: Bus, conversation: str, turn: str, *, instance: str = "front", kind: str = "cancelled",
+    text: str = "Stopped.", reason: str = "by the user", history: Sequence[bytes] = (),
+) -> bool:  # fmt: skip
+    """End one turn now; False when it had ended already (its answer stands). ``kind`` is cancelled or error."""
+    records = Records(instance)
+    records.add("CANCELLED" if kind == "cancelled" else "ERROR", reason)
+    final = final_event(kind, {"text": text, "reason": reason})
+    tail = [final, kind, len(history), *history, *records.arguments()]
+    for _ in range(MOVED_TRIES):
+        names, arguments = await _blocks(bus, conversation, turn)
+        verdict = await bus.server.run("cancel", names, [*arguments, *tail])
+        if verdict != b"MOVED":
+            await _broadcast(bus, conversation)
+            return bool(verdict == b"OK")
+    raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
+
+
+async def stop_conversation(
+    bus: Bus, conversation: str, *, instance: str = "front", forget: bool = False, text: str = "Stopped.",
+    history: Sequence[bytes] = (),
+) -> int:  # fmt: skip
+    """End the running turn and every waiting one in one step, one reply each; with ``forget`` also the history, and
+    the next message begins a new session. Returns how many were ended."""
+    shard, final = bus.shard(conversation), final_event("cancelled", {"text": text})
+    for _ in range(MOVED_TRIES):
+        waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
+        names, arguments = await _blocks(bus, conversation, "", waiting)
+        names += [shard.result(conversation, turn) for turn in waiting]
+        arguments += [final, instance, int(forget), len(waiting), *waiting]
+        ended = await bus.server.run("stop", names, [*arguments, len(history), *history])
+        if ended >= 0:
+            await _broadcast(bus, conversation)
+            return int(ended)
+    raise RolecallError(f"{conversation} moved on {MOVED_TRIES} times while it was to be stopped")
+
+
+async def _blocks(bus: Bus, conversation: str, turn: str, waiting: Sequence[str] = ()) -> tuple[list[Arg], list[Arg]]:
+    """The blocks for ending ``turn`` (the running one when empty) and ``waiting``."""
+    shard = bus.shard(conversation)
+    current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
+    turn = turn or (current or b"").decode()
+    stream, _, entry_id = (at or b"").decode().rpartition("|")
+    outbox = await bus.outbox_of(shard, conversation, turn, *waiting)
+    names, arguments = guard_block(shard, bus.process, stream or shard.deferred, entry_id or "z", conversation, turn)
+    more = finish_block(shard, bus.settings, conversation, turn, outbox)
+    return names + more[0], arguments + more[1]
+
+
+async def _broadcast(bus: Bus, conversation: str) -> None:
+    """Let the old holder know now; without this it would at its next heartbeat."""
+    await bus.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
