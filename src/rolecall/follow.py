@@ -138,9 +138,9 @@ async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after
         while True:
             woken.clear()
             try:
-                async for event in _stored(bus, shard.events(conversation), turn, last):
-                    last = event.id
-                    if event.turn == turn:
+                async for last, fields in _stored(bus, shard.events(conversation), last):
+                    if fields[b"t"] == turn.encode():
+                        event = _event(last, fields)
                         yield event
                         if event.last:
                             return
@@ -156,12 +156,13 @@ async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after
             look = not await _doze(woken)
 
 
-async def _stored(bus: Bus, stream: str, turn: str, last: str) -> AsyncIterator[Event]:
+async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:
+    """The entries behind ``last``, of all turns."""
     while True:
         page = await bus.server.call("XRANGE", stream, f"({last}", "+", "COUNT", PAGE)
         for raw_id, flat in page:
             last = raw_id.decode()
-            yield _event(last, dict(zip(flat[::2], flat[1::2], strict=True)))
+            yield last, dict(zip(flat[::2], flat[1::2], strict=True))
         if len(page) < PAGE:
             return
 

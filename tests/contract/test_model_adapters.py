@@ -157,7 +157,7 @@ async def test_a_status_becomes_an_error_that_hides_the_key(
     [
         ({"Retry_After": "7"}, 7),
         ({"Retry_After_Ms": "250"}, 0.25),
-        ({"Retry_After": formatdate(time() + 30, usegmt=True)}, 30),
+        ({"Retry_After": "a date"}, 30),
         ({"Retry_After": "soon"}, None),
         ({}, None),
     ],
@@ -165,7 +165,8 @@ async def test_a_status_becomes_an_error_that_hides_the_key(
 async def test_a_rate_limit_carries_the_wait_asked_for(
     model: Model, vendor: Vendor, headers: dict[str, str], seconds: float | None
 ) -> None:
-    vendor.script = refusing(429, **headers)
+    in_thirty_seconds = formatdate(time() + 30, usegmt=True)
+    vendor.script = refusing(429, **{k: v.replace("a date", in_thirty_seconds) for k, v in headers.items()})
     with pytest.raises(RateLimited) as caught:
         await answer(model)
     assert caught.value.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=5))
