@@ -24,8 +24,10 @@ chaos: $(VENV)/dev
 bench: $(VENV)/dev
 	@$(BIN)/python -m bench $(ARGS)
 
+# The full-length forms of what `make test` runs short.
 proof: $(VENV)/dev
-	@$(BIN)/pytest -m "" --proof && $(MAKE) chaos ARGS="--conversations 300 --seeds 5"
+	@ROLECALL_SCRIBE_KILLS=200 $(BIN)/pytest tests/integration/test_scribe.py -k killed
+	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 
 # The virtual environment, made with the newest Python that has venv and pip.
 $(VENV)/made:
