@@ -138,9 +138,10 @@ async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after
         while True:
             woken.clear()
             try:
-                async for last, fields in _stored(bus, shard.events(conversation), last):
+                async for event_id, fields in _stored(bus, shard.events(conversation), last):
+                    last = event_id
                     if fields[b"t"] == turn.encode():
-                        event = _event(last, fields)
+                        event, look = _event(last, fields), False  # it is there: its final event will be, too
                         yield event
                         if event.last:
                             return

@@ -1,0 +1,56 @@
+"""The deployments that are measured, made in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rolecall import Agent, Context, Envelope
+from rolecall.config import Application, Role
+from rolecall.settings import Settings
+
+HOPS = 40
+"""Deliveries of one turn of the plain run: so many that its beginning and its end do not count."""
+FILLER = "x" * 800
+"""Makes an envelope about 1 kB of JSON."""
+
+
+class ManagerAgent(Agent):
+    """Where every turn begins: sends it on along the role its payload names, or answers at once."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if "to" not in envelope.payload:
+            return envelope.reply("done")
+        return envelope.via(envelope.payload["to"])
+
+
+class PingAgent(Agent):
+    """One end of the plain run."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("done") if envelope.hops >= HOPS else envelope.via("pong")
+
+
+class PongAgent(Agent):
+    """The other end of the plain run."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("done") if envelope.hops >= HOPS else envelope.via("ping")
+
+
+class SampleLLMAgent(Agent):
+    """Answers with its model, as the assistant's agent of this name does."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        history = await ctx.memory.history()
+        return envelope.reply(await ctx.stream(ctx.model, history, envelope.text))
+
+
+def application(roles: Iterable[Role], shards: int = 1) -> Application:
+    """A deployment of ``roles``."""
+    return Application(Path.cwd(), tuple(roles), settings(shards), {})
+
+
+def settings(shards: int = 1) -> Settings:
+    """The settings as they come, but for the hops of the plain run."""
+    return Settings(shards=shards, hop_limit=100)

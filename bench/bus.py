@@ -1,0 +1,130 @@
+"""The bus, measured through a whole runtime in this process, as ``rolecall up`` runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.app import FILLER, HOPS, ManagerAgent, PingAgent, PongAgent, SampleLLMAgent, application, settings
+from bench.raw import worker_process
+from rolecall import Agent, Context, Envelope
+from rolecall.bus import Bus
+from rolecall.config import Role
+from rolecall.follow import Wakeups
+from rolecall.frontends.front import Front
+from rolecall.redis_client import RedisServer
+from rolecall.runtime import Runtime, process_name
+from rolecall.scribe import Scribe
+
+INSTANCES = 32
+PLAIN = (Role(ManagerAgent, INSTANCES), Role(PingAgent, INSTANCES), Role(PongAgent, INSTANCES))
+FULL = (Role(ManagerAgent, INSTANCES), Role(SampleLLMAgent, INSTANCES, ("echo@test",)))
+
+
+async def plain_messages(url: str, conversations: int) -> float:
+    """Deliveries per second from role to role: each is written, taken, announced, handled and settled, with its
+    transcript records and its event, under a lease."""
+    async with running(url, PLAIN) as runtime:
+        took = await _all_answered(runtime, conversations, "ping")
+    return conversations * (HOPS + 1) / took
+
+
+async def full_turns(url: str, conversations: int) -> float:
+    """Turns per second from admission to answer over manager and samplellm, with history, events and records."""
+    async with running(url, FULL) as runtime:
+        return conversations / await _all_answered(runtime, conversations, "samplellm")
+
+
+async def two_hops(url: str, times: int) -> list[float]:
+    """Milliseconds from a user's message to its answer at a front end in this process, over two roles in a worker
+    process, one at a time; sorted."""
+    async with _connection(url) as server, worker_process("bus", url):
+        wakeups = Wakeups(server.pubsub())
+        listening = asyncio.create_task(wakeups.run(), name="bench wake-ups")
+        front = Front(Bus(server, settings(), process_name()), wakeups, "bench")
+        took = [await _one_turn(front, f"bench:{number % 50}") for number in range(times)]
+        listening.cancel()
+        await asyncio.wait([listening])
+    return sorted(took)
+
+
+async def _one_turn(front: Front, conversation: str) -> float:
+    began = time.perf_counter()
+    received = await front.receive(conversation, FILLER, payload={"to": "samplellm"})
+    async for event in front.follow(received):
+        if event.last:
+            took = (time.perf_counter() - began) * 1000
+    return took
+
+
+async def at_rest(url: str, log_dir: Path, shards: int, seconds: float) -> tuple[float, int]:
+    """Commands per second and connections of one process that runs 10 roles × 5 instances and the scribe, with
+    nothing to do."""
+    roles = [Role(ManagerAgent, 5), *(Role(_agent(number), 5) for number in range(9))]
+    async with running(url, roles, shards) as runtime, _connection(url) as observer, _writing(url, log_dir, shards):
+        await asyncio.sleep(seconds / 4)
+        before = await _commands(observer)
+        await asyncio.sleep(seconds)
+        rate = (await _commands(observer) - before) / seconds
+        listed: bytes = await observer.call("CLIENT", "LIST")
+        assert runtime.worker is not None
+        return rate, listed.count(b"\n") - 1
+
+
+async def _all_answered(runtime: Runtime, conversations: int, to: str) -> float:
+    began, active = time.perf_counter(), runtime.bus.shards[0].active
+    envelopes = [
+        Envelope(conversation=f"bench:{number}", payload={"text": FILLER, "to": to}) for number in range(conversations)
+    ]
+    await asyncio.gather(*(runtime.bus.admit(envelope) for envelope in envelopes))
+    while await runtime.bus.server.call("ZCARD", active):
+        await asyncio.sleep(0.002)
+    return time.perf_counter() - began
+
+
+@asynccontextmanager
+async def running(url: str, roles: Iterable[Role], shards: int = 1) -> AsyncIterator[Runtime]:
+    """``roles`` at work in this process on an emptied server."""
+    async with _connection(url) as server:
+        await server.call("FLUSHALL")
+        runtime = Runtime(application(roles, shards), server, process_name())
+        working = asyncio.create_task(runtime.run(), name="bench runtime")
+        await runtime.ready()
+        yield runtime
+        await runtime.stop()
+        await working
+
+
+@asynccontextmanager
+async def _writing(url: str, log_dir: Path, shards: int) -> AsyncIterator[None]:
+    async with _connection(url) as server:
+        scribe = Scribe(server, shards, log_dir, process="bench")
+        writing = asyncio.create_task(scribe.run(), name="bench scribe")
+        yield
+        await scribe.stop()
+        await writing
+
+
+@asynccontextmanager
+async def _connection(url: str) -> AsyncIterator[RedisServer]:
+    server = RedisServer(url)
+    try:
+        yield server
+    finally:
+        await server.aclose()
+
+
+def _agent(number: int) -> type[Agent]:
+    async def handle(self: Agent, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("done")
+
+    return type(f"Role{number}Agent", (Agent,), {"handle": handle})
+
+
+async def _commands(server: RedisServer) -> int:
+    stats: bytes = await server.call("INFO", "commandstats")
+    counts = [line for line in stats.decode().splitlines() if line.startswith("cmdstat_")]
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in counts if "_info:" not in line)

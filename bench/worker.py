@@ -1,0 +1,36 @@
+"""The other process of the latency runs: ``python -m bench.worker bus|raw ADDRESS``, until its input closes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from itertools import pairwise
+
+from bench.bus import FULL, running
+from bench.loop import on_fastest_loop
+from bench.raw import CHAIN, pass_on
+
+
+async def serve_bus(url: str) -> None:
+    """Work until the parent goes."""
+    async with running(url, FULL):
+        await _until_parent_goes()
+
+
+async def serve_raw(url: str) -> None:
+    """Pass messages on along the chain until the parent goes."""
+    links = [asyncio.create_task(pass_on(url, *pair), name="bench link") for pair in pairwise(CHAIN)]
+    await _until_parent_goes()
+    for link in links:
+        link.cancel()
+    await asyncio.wait(links)
+
+
+async def _until_parent_goes() -> None:
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    what, address = sys.argv[1:]
+    on_fastest_loop(serve_raw(address) if what == "raw" else serve_bus(address))
