@@ -104,10 +104,10 @@ class Bus:
             milliseconds(s.conversation_days * 86_400),
         )  # fmt: skip
         try:
-            outcome, turn, place, at = await self.server.run("admit", names, arguments)
+            outcome, turn, place, at, event = await self.server.run("admit", names, arguments)
         except OutOfMemoryError:  # refused at its first write
             return Admission("BUSY", "", 0)
-        return Admission(outcome.decode(), turn.decode(), place, at)
+        return Admission(outcome.decode(), turn.decode(), place, at, event.decode())
 
     # ── taking work ─────────────────────────────────────────────────────────────────────────────
 

@@ -21,9 +21,12 @@ from rolecall.subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 5.0
+UNHURRIED_SECONDS = 0.02
+"""How long the news that an instance began may wait for company: often the answer is right behind."""
+LINGERING = 256
 PAGE = 500
 FINAL = ("final", "error", "cancelled")
-EVENT_ID = re.compile(r"\d{1,19}(-\d{1,19})?", re.ASCII)
+EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 
 Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled"]
 
@@ -58,6 +61,7 @@ class Wakeups:
         self._control = control
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
+        self._lingering: dict[str, None] = {}
         self.listening = asyncio.Event()
         """Set once control broadcasts are heard."""
 
@@ -84,21 +88,32 @@ class Wakeups:
         """An event that is set whenever ``channel`` speaks; on entry the subscription is confirmed, or the server
         is away and the follower's own looking must do."""
         woken = asyncio.Event()
-        first = channel not in self._listeners
         self._listeners.setdefault(channel, set()).add(woken)
         try:
-            if first:
-                self._confirmed[channel] = asyncio.Event()
-                await self._pubsub.subscribe(channel)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
-                    await self._confirmed[channel].wait()
+            await self._subscribed(channel)
             yield woken
         finally:
             self._listeners[channel].discard(woken)
             if not self._listeners[channel]:
-                del self._listeners[channel], self._confirmed[channel]
-                await self._pubsub.unsubscribe(channel)
+                del self._listeners[channel]
+                await self._linger(channel)
+
+    async def _subscribed(self, channel: str) -> None:
+        self._lingering.pop(channel, None)
+        if channel not in self._confirmed:
+            self._confirmed[channel] = asyncio.Event()
+            await self._pubsub.subscribe(channel)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                await self._confirmed[channel].wait()
+
+    async def _linger(self, channel: str) -> None:
+        """A conversation's next turn often follows soon: its channel is kept until many others came after it."""
+        self._lingering[channel] = None
+        if len(self._lingering) > LINGERING:
+            oldest = next(iter(self._lingering))
+            del self._lingering[oldest], self._confirmed[oldest]
+            await self._pubsub.unsubscribe(oldest)
 
     def _heard(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
@@ -109,7 +124,10 @@ class Wakeups:
         elif message["type"] == "message" and channel == keys.CONTROL:
             self._control_heard(message["data"])
         for woken in self._listeners.get(channel, ()):
-            woken.set()
+            if message["data"] == b"started":
+                asyncio.get_running_loop().call_later(UNHURRIED_SECONDS, woken.set)
+            else:
+                woken.set()
 
     def _control_heard(self, data: bytes) -> None:
         with suppress(msgspec.DecodeError):

@@ -13,12 +13,21 @@ Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
 class Admission:
     """What became of a message: RUN and WAIT are accepted, DUP was accepted before as ``turn``; CONFLICT is the
     same idempotency key with another body; FULL and BUSY wrote nothing. ``place`` counts from 1 in the mailbox,
-    ``at`` is the server's clock in ms."""
+    ``at`` is the server's clock in ms, ``event`` the id of the turn's first event where this call made it."""
 
     outcome: Outcome
     turn: str
     place: int
     at: int = 0
+    event: str = ""
+
+    @property
+    def before(self) -> str:
+        """The event id to follow the turn after: nothing of it comes before."""
+        if not self.event:
+            return "0-0"
+        ms, _, number = self.event.partition("-")
+        return f"{ms}-{int(number) - 1}" if number != "0" else f"{int(ms) - 1}-{2**64 - 1}"
 
     @property
     def accepted(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from rolecall.bus import Bus
 from rolecall.ending import cancel_turn
 from rolecall.errors import RolecallError
-from rolecall.follow import Event, Wakeups, follow
+from rolecall.follow import LINGERING, Event, Wakeups, follow
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, defer, expire, send, take_one
@@ -210,15 +210,15 @@ async def test_a_follower_lives_through_a_restart_of_the_server() -> None:
             process.kill()
 
 
-async def test_following_ends_its_subscription(bus: Bus, server: RedisServer, wakeups: Wakeups) -> None:
-    await ask(bus)
-    await answer(bus, await take_one(bus))
-    await kinds(bus, wakeups)
+async def test_a_subscription_is_kept_for_the_next_turn_until_many_others_came_after(
+    server: RedisServer, wakeups: Wakeups
+) -> None:
+    for number in range(LINGERING + 1):
+        async with wakeups.listen(f"channel {number}"):
+            pass
 
-    async def listeners() -> int:
-        return int((await server.call("PUBSUB", "NUMSUB", bus.shards[0].channel("a")))[1])
+    async def the_oldest_alone_is_given_up() -> bool:
+        counts = await server.call("PUBSUB", "NUMSUB", "channel 0", "channel 1", f"channel {LINGERING}")
+        return [int(count) for count in counts[1::2]] == [0, 1, 1]
 
-    async def nobody_listens() -> bool:
-        return await listeners() == 0
-
-    await wait_until(nobody_listens)
+    await wait_until(the_oldest_alone_is_given_up)

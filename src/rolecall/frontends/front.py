@@ -27,7 +27,7 @@ REFUSALS = {
 class Received:
     """What became of a text: a turn to follow (``turn``), or an answer at once (``reply``; ``refused`` when nothing
     was taken). ``place`` counts from 1 while the turn waits behind others of its conversation; ``at`` is when it was
-    received, in ms of the server's clock."""
+    received, in ms of the server's clock, ``before`` the event id that all its events come after."""
 
     conversation: str
     turn: str = ""
@@ -36,6 +36,7 @@ class Received:
     outcome: str = ""
     place: int = 0
     at: int = 0
+    before: str = "0-0"
 
     @property
     def short_id(self) -> str:
@@ -99,11 +100,18 @@ class Front:
             return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
         if not admission.accepted:
             return Received(conversation, reply=REFUSALS[admission.outcome], refused=True, outcome=admission.outcome)
-        return Received(conversation, admission.turn, outcome=admission.outcome, place=admission.place, at=admission.at)
+        return Received(
+            conversation,
+            admission.turn,
+            outcome=admission.outcome,
+            place=admission.place,
+            at=admission.at,
+            before=admission.before,
+        )
 
-    def follow(self, received: Received, after: str = "0-0") -> AsyncIterator[Event]:
-        """The events of a received turn, the final one last."""
-        return follow(self.bus, self.wakeups, received.conversation, received.turn, after)
+    def follow(self, received: Received, after: str = "") -> AsyncIterator[Event]:
+        """The events of a received turn, or those after the event id ``after``; the final one last."""
+        return follow(self.bus, self.wakeups, received.conversation, received.turn, after or received.before)
 
     async def stop(self, conversation: str) -> int:
         """End what runs and waits in ``conversation``; returns how many turns."""

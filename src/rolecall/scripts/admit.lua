@@ -5,7 +5,7 @@
 --      8 mailbox limit · 9 in-flight limit · 10 user limit · 11 user soft limit · 12 lane ordered|control
 --      13 ms a repeat is known · 14 idle ms to a new session · 15 ms east of UTC · 16 front end's instance
 --      17 title · 18 text for the log · 19 ms the conversation is kept
--- Returns {RUN|WAIT|DUP|CONFLICT|FULL|BUSY, turn, place, server ms}. A repeat of the same key and body is DUP: nothing changes.
+-- Returns {RUN|WAIT|DUP|CONFLICT|FULL|BUSY, turn, place, server ms, id of the turn's first event or ''}. A repeat of the same key and body is DUP: nothing changes.
 local CONV, MAILBOX, JOURNAL, IDEM, ACTIVE, EVENTS, LOG = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local NAME, BAND, USER, CONTROL = ARGV[1], ARGV[5], ARGV[6], ARGV[12] == 'control'
 local clock = redis.call('TIME')
@@ -14,19 +14,19 @@ local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local known = redis.call('GET', IDEM)
 if known then
   local turn, digest = string.match(known, '^(.-)|(.*)$')
-  return { digest == ARGV[3] and 'DUP' or 'CONFLICT', turn, 0, NOW }
+  return { digest == ARGV[3] and 'DUP' or 'CONFLICT', turn, 0, NOW, '' }
 end
 local state = redis.call('HMGET', CONV, 'cur', 'session', 'last', 'ctl', 'title')
 local waiting = redis.call('LLEN', MAILBOX)
 local unfinished = USER ~= '' and tonumber(redis.call('HGET', KEYS[8], USER) or 0) or 0
 if CONTROL then
-  if tonumber(state[4] or 0) >= 4 then return { 'FULL', '', 4, NOW } end
+  if tonumber(state[4] or 0) >= 4 then return { 'FULL', '', 4, NOW, '' } end
 elseif unfinished >= tonumber(ARGV[10]) then
-  return { 'FULL', '', unfinished, NOW }
+  return { 'FULL', '', unfinished, NOW, '' }
 elseif state[1] then
-  if waiting >= tonumber(ARGV[8]) then return { 'FULL', '', waiting, NOW } end
+  if waiting >= tonumber(ARGV[8]) then return { 'FULL', '', waiting, NOW, '' } end
 elseif redis.call('ZCARD', ACTIVE) >= tonumber(ARGV[9]) then
-  return { 'BUSY', '', 0, NOW }
+  return { 'BUSY', '', 0, NOW, '' }
 end
 
 local function day(ms) return math.floor((ms + tonumber(ARGV[15])) / 86400000) end
@@ -70,5 +70,5 @@ end
 local id = redis.call('XADD', EVENTS, 'MAXLEN', '~', 4000, '*', 't', turn, 'k',
   outcome == 'RUN' and 'accepted' or 'queued', 'n', place)
 redis.call('EXPIRE', EVENTS, 3600)
-redis.call('PUBLISH', ARGV[2], id)
-return { outcome, turn, place, NOW }
+redis.call('PUBLISH', ARGV[2], 'accepted')
+return { outcome, turn, place, NOW, id }

@@ -37,7 +37,7 @@ end
 local function event(turn, kind, ...)
   local id = redis.call('XADD', EVENTS, 'MAXLEN', '~', 4000, '*', 't', turn, 'k', kind, ...)
   redis.call('EXPIRE', EVENTS, 3600)
-  redis.call('PUBLISH', CHANNEL, id)
+  redis.call('PUBLISH', CHANNEL, kind)
   return id
 end
 
