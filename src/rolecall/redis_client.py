@@ -1,21 +1,17 @@
 """A process's connections to its server: one pipelined for commands, one per blocking reader, one for pub/sub.
 
-Connecting, authentication, TLS and parsing are redis-py's; what is ours is that commands issued in the same tick of
-the event loop leave in one write and never wait for each other's answers.
+Connecting, authentication, TLS and parsing are redis-py's; the pipelined connection is in wire.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
-import hiredis
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
@@ -24,8 +20,10 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerUnavailable
-from rolecall.scripts import all_scripts, script
+from rolecall.scripts import script
 from rolecall.subscriber import Subscriber
+from rolecall.wire import Arg as Arg
+from rolecall.wire import Connection, Wire, new_connection, packed
 
 BLOCK_MS = 2000
 TRANSIENT = (RedisConnectionError, RedisTimeoutError, OSError)
@@ -40,10 +38,6 @@ RECOVERING = (
     "UNBLOCKED",
 )
 MINIMUM_VERSION = (7, 0)
-
-Arg = str | bytes | int | float
-Connection = Any
-"""redis-py's asyncio connection, which it leaves untyped."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -97,7 +91,7 @@ class RedisServer:
             "client_name": name,
         }
         self._pool = ConnectionPool.from_url(url, socket_timeout=None, **self._options)
-        self._wire = _Wire(self._pool, socket_timeout)
+        self._wire = Wire(self._pool, socket_timeout)
         self._readers: list[BlockingReader] = []
         self._subscribers: list[Subscriber] = []
 
@@ -125,7 +119,7 @@ class RedisServer:
     def reader(self) -> BlockingReader:
         """A new connection for blocking reads, closed with this server."""
         options = {**self._options, "socket_timeout": BLOCK_MS / 1000 + 2}
-        reader = BlockingReader(_new_connection(ConnectionPool.from_url(self.url, **options)), self)
+        reader = BlockingReader(new_connection(ConnectionPool.from_url(self.url, **options)), self)
         self._readers.append(reader)
         return reader
 
@@ -134,7 +128,7 @@ class RedisServer:
         # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancel.
         # For a connection that hangs followers make up, who look by themselves as well.
         pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
-        self._subscribers.append(Subscriber(_new_connection(pool)))
+        self._subscribers.append(Subscriber(new_connection(pool)))
         return self._subscribers[-1]
 
     async def check(self) -> str:
@@ -170,7 +164,7 @@ class RedisServer:
         for part in self._parts():
             await part.aclose()
 
-    def _parts(self) -> list[_Wire | BlockingReader | Subscriber]:
+    def _parts(self) -> list[Wire | BlockingReader | Subscriber]:
         return [*self._readers, *self._subscribers, self._wire]
 
     async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
@@ -179,118 +173,6 @@ class RedisServer:
             return await self.call("EVALSHA", chosen.sha, len(keys), *keys, *args)
         except NoScriptError:
             return await self.call("EVAL", chosen.body, len(keys), *keys, *args)
-
-
-class _Wire:
-    """One connection, written and read by two tasks; answers are matched to commands by their order."""
-
-    def __init__(self, pool: ConnectionPool, timeout: float) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._connection: Connection = None
-        self._outgoing: list[bytes] = []
-        self._queued: list[asyncio.Future[Any]] = []
-        self._waiting: deque[asyncio.Future[Any]] = deque()
-        self._something = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._answered = 0.0
-        self._closed = False
-
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None
-
-    def send(self, args: Sequence[Arg]) -> asyncio.Future[Any]:
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._serve(), name="rolecall wire")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._outgoing.append(_packed(args))
-        self._queued.append(future)
-        self._something.set()
-        return future
-
-    async def aclose(self) -> None:
-        self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        self._fail(RedisConnectionError("the connection was closed"))
-
-    async def _serve(self) -> None:
-        """Write and read until the connection fails; everything unanswered fails with it; then from the start."""
-        # On Python 3.11 a TaskGroup that fails as it is cancelled forgets the cancellation: hence the flag.
-        while not self._closed:
-            await self._something.wait()
-            try:
-                connection = await self._connect()
-                self._answered = time.monotonic()
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._write(connection), name="rolecall wire writer")
-                    group.create_task(self._read(connection), name="rolecall wire reader")
-                    group.create_task(self._watch(), name="rolecall wire watch")
-            except* (RedisError, OSError) as failures:
-                self._fail(_first(failures))
-            finally:
-                await self._disconnect()
-
-    async def _connect(self) -> Connection:
-        connection = _new_connection(self._pool)
-        await connection.connect()
-        self._connection = connection
-        for known in all_scripts():
-            await connection.send_command("SCRIPT", "LOAD", known.body)
-            await connection.read_response()
-        return connection
-
-    async def _write(self, connection: Connection) -> None:
-        while True:
-            await self._something.wait()
-            self._something.clear()
-            batch, self._outgoing = self._outgoing, []
-            if not self._waiting:
-                self._answered = time.monotonic()
-            self._waiting.extend(self._queued)
-            self._queued.clear()
-            await connection.send_packed_command(b"".join(batch), check_health=False)
-
-    async def _read(self, connection: Connection) -> None:
-        while True:
-            error: ResponseError | None = None
-            try:
-                reply = await connection.read_response(timeout=math.inf)
-            except ResponseError as refused:
-                error = refused
-            self._answered = time.monotonic()
-            future = self._waiting.popleft()
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(reply)
-            else:
-                future.set_exception(error)
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._timeout / 4)
-            if self._waiting and time.monotonic() - self._answered > self._timeout:
-                raise RedisTimeoutError(f"no answer within {self._timeout:g} s")
-
-    def _fail(self, error: BaseException) -> None:
-        pending = [*self._waiting, *self._queued]
-        self._waiting.clear()
-        self._queued.clear()
-        self._outgoing.clear()
-        self._something.clear()
-        for future in pending:
-            if not future.done():
-                future.set_exception(RedisConnectionError(str(error)) if isinstance(error, OSError) else error)
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
 
 
 class BlockingReader:
@@ -317,7 +199,7 @@ class BlockingReader:
                 await self._connection.connect()
                 await self._connection.send_command("CLIENT", "ID")
                 self._id = int(await self._connection.read_response())
-            await self._connection.send_packed_command(_packed(args))
+            await self._connection.send_packed_command(packed(args))
             return await self._connection.read_response()
         finally:
             self._reading = 0
@@ -348,22 +230,6 @@ async def connected(url: str, **options: Any) -> AsyncIterator[RedisServer]:
         await server.aclose()
 
 
-def _new_connection(pool: ConnectionPool) -> Connection:
-    return pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis-py
-
-
-def _packed(args: Sequence[Arg]) -> bytes:
-    packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact type
-    return packed
-
-
 def _parse_info(raw: bytes) -> dict[str, str]:
     lines = raw.decode("utf-8", "replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
