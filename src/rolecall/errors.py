@@ -46,10 +46,6 @@ class NothingRunning(RolecallError):
     """Raised when no worker is there to answer."""
 
 
-class LeaseLost(RolecallError):
-    """Raised inside a handler whose envelope now belongs to another instance or was cancelled."""
-
-
 class Retry(RolecallError):
     """Raised by a handler: hand this envelope to an instance again, not before ``after`` seconds."""
 
