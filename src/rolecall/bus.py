@@ -256,8 +256,8 @@ class Bus:
         shard = self.shards[delivery.shard]
         if delivery.control:
             journal = shard.journal(delivery.conversation)
-            return bool(await self.server.call("HEXISTS", journal, f"{delivery.turn}:e"))
-        current, at = await self.server.call("HMGET", shard.conversation(delivery.conversation), "cur", "at")
+            return bool(await self.server.fetch("HEXISTS", journal, f"{delivery.turn}:e"))
+        current, at = await self.server.fetch("HMGET", shard.conversation(delivery.conversation), "cur", "at")
         return bool(current == delivery.turn.encode() and at == f"{delivery.stream}|{delivery.id}".encode())
 
     async def defer(
@@ -313,7 +313,7 @@ class Bus:
     async def outbox_of(self, shard: ShardKeys, conversation: str, *turns: str) -> str:
         """The one front end whose outbox the answers to ``turns`` go to, empty for none."""
         fields = [f"{turn}:o" for turn in turns]
-        fronts = await self.server.call("HMGET", shard.journal(conversation), *fields)
+        fronts = await self.server.fetch("HMGET", shard.journal(conversation), *fields)
         return next((front.decode() for front in fronts if front), "")
 
 

@@ -89,7 +89,7 @@ class Instance:
                 raise
             await self._after_loss(self.delivery, records)
         except (RedisError, OSError, ServerUnavailable) as error:
-            logger.warning("%s could not settle %s: %s", self.id, _where(self.delivery), error)
+            logger.warning("%s leaves %s to its lease: %s", self.id, _where(self.delivery), error)
         finally:
             self.busy_seconds += time.monotonic() - self.since
             self.handled += 1
@@ -110,6 +110,8 @@ class Instance:
             await self._defer(delivery, envelope, again, records)
         except (Reject, TurnTimeout) as refusal:
             await self._bury(delivery, str(refusal), records)
+        except ServerUnavailable:  # no outcome of the handler's: its lease runs out, and another handling follows
+            raise
         except Exception as error:  # the boundary: whatever an agent raises becomes an outcome
             logger.exception("%s failed at %s", self.id, _where(delivery))
             await self._bury(delivery, f"{self.role} failed: {type(error).__name__}: {error}", records)

@@ -51,7 +51,7 @@ class Memory:
         """The remembered messages, oldest first, at most ``limit``, with their marks."""
         if self.limit == 0:
             return []
-        raw: Sequence[bytes] = await self.server.call("LRANGE", self.keys.history(self.conversation), -self.limit, -1)
+        raw: Sequence[bytes] = await self.server.fetch("LRANGE", self.keys.history(self.conversation), -self.limit, -1)
         return [_decoder.decode(entry) for entry in raw]
 
     async def history(self) -> list[Message]:
@@ -60,7 +60,7 @@ class Memory:
 
     async def preferences(self) -> dict[str, str]:
         """The conversation's preferences, those set in this handling included."""
-        flat: Sequence[bytes] = await self.server.call("HGETALL", self.keys.preferences(self.conversation))
+        flat: Sequence[bytes] = await self.server.fetch("HGETALL", self.keys.preferences(self.conversation))
         stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
         return {name: value for name, value in {**stored, **self.changes}.items() if value}
 

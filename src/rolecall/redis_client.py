@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
@@ -57,6 +57,10 @@ class Server(Protocol):
         """The raw reply of one command. Raises redis-py's errors."""
         ...
 
+    async def fetch(self, *args: Arg) -> Any:
+        """The raw reply of one command that changes nothing, repeated as ``run`` repeats a script."""
+        ...
+
     async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         """The raw reply of the named script. Repeats it while the server is unreachable, up to a patience;
         then raises ServerUnavailable. Scripts are idempotent by their guards, so a repeat is safe."""
@@ -103,18 +107,13 @@ class RedisServer:
         """See Server.call."""
         return await self._wire.send(args)
 
+    async def fetch(self, *args: Arg) -> Any:
+        """See Server.fetch."""
+        return await self._patiently(lambda: self.call(*args))
+
     async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         """See Server.run."""
-        give_up = time.monotonic() + self.patience
-        while True:
-            try:
-                return await self._evaluate(name, keys, args)
-            except (RedisError, OSError) as error:
-                if not is_transient(error):
-                    raise
-                if time.monotonic() > give_up:
-                    raise ServerUnavailable(f"the server did not answer for {self.patience:g} s") from error
-                await asyncio.sleep(random.uniform(0.05, 0.5))
+        return await self._patiently(lambda: self._evaluate(name, keys, args))
 
     def reader(self) -> BlockingReader:
         """A new connection for blocking reads, closed with this server."""
@@ -166,6 +165,18 @@ class RedisServer:
 
     def _parts(self) -> list[Wire | BlockingReader | Subscriber]:
         return [*self._readers, *self._subscribers, self._wire]
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                return await ask()
+            except (RedisError, OSError) as error:
+                if not is_transient(error):
+                    raise
+                if time.monotonic() > give_up:
+                    raise ServerUnavailable(f"the server did not answer for {self.patience:g} s") from error
+                await asyncio.sleep(random.uniform(0.05, 0.5))
 
     async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         chosen = script(name)

@@ -153,7 +153,10 @@ class Runtime:
                 logger.info("instance %s waits", instance.id)
 
     async def _statistics(self) -> Mapping[str, Any]:
-        return await registry.statistics(self.bus, [role.name for role in self.application.roles])
+        try:
+            return await registry.statistics(self.bus, [role.name for role in self.application.roles])
+        except AWAY as error:
+            raise ServerUnavailable(f"the figures are not to be had: {error}") from error
 
     # ── orders from outside ─────────────────────────────────────────────────────────────────────
 

@@ -74,6 +74,10 @@ class FakeServer:
             args = ("EVAL", next(s.body for s in all_scripts() if s.sha == args[1]), *args[2:])
         return await self._client.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
+    async def fetch(self, *args: Arg) -> Any:
+        """See Server.fetch."""
+        return await self.call(*args)
+
     async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         """See Server.run."""
         return await self.call("EVAL", script(name).body, len(keys), *keys, *args)

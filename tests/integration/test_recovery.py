@@ -59,6 +59,10 @@ class WorkerAgent(Agent):
             time.sleep(float(seconds))
         elif what == "sleep":
             await asyncio.sleep(float(seconds))
+        elif what == "recall":
+            await asyncio.sleep(float(seconds))
+            await ctx.memory.history()
+            await ctx.memory.preferences()
         elif what == "die":
             await asyncio.sleep(float(seconds))
             os._exit(1)
@@ -274,6 +278,18 @@ async def test_a_server_away_for_longer_than_the_lease_makes_nothing_run_twice(s
         stage.send(signal.SIGCONT)
     assert [(await stage.answer(turn)).kind for turn in received] == ["final"] * 6
     assert [len(stage.begun(f"a:{number}")) for number in range(6)] == [1] * 6
+
+
+async def test_a_handler_that_looks_something_up_while_the_server_is_away_waits_for_it(stage: Stage) -> None:
+    await stage.start(1)
+    received = await stage.say("a:1", "recall 0.4")
+    await stage.begins("a:1")
+    stage.server.kill()
+    await asyncio.sleep(0.8)  # the handler asks in this time: that is what is tested
+    stage.server.start()
+    answer = await stage.answer(received)
+    assert (answer.kind, answer.text) == ("final", "done recall 0.4")
+    assert len(stage.begun("a:1")) == 1
 
 
 async def test_a_worker_blocked_for_three_leases_doubles_no_reply(stage: Stage) -> None:
