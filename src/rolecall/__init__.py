@@ -2,7 +2,7 @@
 
 from rolecall.agent import Agent, Context, RoleInfo
 from rolecall.commands import COMMANDS, Command, parse_command
-from rolecall.config import Config, Role
+from rolecall.config import Config, Role, Terms
 from rolecall.envelope import Envelope
 from rolecall.errors import ModelError, Reject, Retry, RolecallError
 from rolecall.models.model import Answer, Message
@@ -24,5 +24,6 @@ __all__ = [
     "Role",
     "RoleInfo",
     "RolecallError",
+    "Terms",
     "parse_command",
 ]

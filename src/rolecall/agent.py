@@ -11,7 +11,7 @@ from rolecall.delivery import Records
 from rolecall.envelope import Envelope
 from rolecall.errors import ConfigError, Truncated
 from rolecall.memory import Memory
-from rolecall.models.model import Answer, Delta, Done, Message, Model, Request, Spoke, Usage
+from rolecall.models.model import Answer, Caller, Delta, Done, Message, Model, Request, Spoke, Usage
 
 INTERRUPTED = " … [the model broke off here]"
 
@@ -63,6 +63,7 @@ class Context:
     chosen: Model | None = None
     publish: Callable[[int, str], Awaitable[None]] = _nowhere
     statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    caller: Caller | None = None
     model_seconds: float = 0.0
     position: int = field(default=0)
 
@@ -108,8 +109,9 @@ class Context:
         self, model: Model, history: Sequence[Message], text: str, system: str, options: dict[str, Any], show: bool
     ) -> Answer:
         opening = (Message("system", system),) if system else ()
-        request = Request(messages=(*opening, *history, Message("user", text)), **options)
-        began, pieces, spoke, usage, finish = time.monotonic(), list[str](), model.name, Usage(0, 0), "stop"
+        request = Request(messages=(*opening, *history, Message("user", text)), caller=self.caller, **options)
+        began, pieces, usage, finish = time.monotonic(), list[str](), Usage(0, 0), "stop"
+        spoke = Spoke(model.name)
         try:
             async for event in model.stream(request):
                 if isinstance(event, Delta):
@@ -121,13 +123,15 @@ class Context:
                 elif isinstance(event, Done):
                     finish = event.reason
                 elif isinstance(event, Spoke):
-                    spoke = event.model
+                    spoke = event
         except Truncated as broken:
             if not pieces:
                 raise
-            self.log(f"{spoke} broke off: {broken}")
+            self.log(f"{spoke.model} broke off: {broken}")
             pieces.append(INTERRUPTED)
             finish = "interrupted"
         finally:
             self.model_seconds += time.monotonic() - began
-        return Answer("".join(pieces), spoke, usage.tokens_in, usage.tokens_out, finish)
+        if spoke.why:
+            self.log(f"{spoke.model} answers: {spoke.why}")
+        return Answer("".join(pieces), spoke.model, usage.tokens_in, usage.tokens_out, finish, spoke.why)

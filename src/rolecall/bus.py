@@ -87,6 +87,8 @@ class Bus:
         ``control`` runs beside the conversation's order, at most 4 at once. Raises EnvelopeTooLarge.
         """
         conversation, s = check_conversation(envelope.conversation), self.settings
+        if principal:
+            envelope = msgspec.structs.replace(envelope, meta={**envelope.meta, "user": principal})
         raw, shard = encode(envelope), self.shard(conversation)
         digest = hashlib.sha256(msgspec.json.encode((envelope.payload, envelope.priority))).hexdigest()[:16]
         role = CONTROL_ROLE if control else FIRST_ROLE

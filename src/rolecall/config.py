@@ -8,13 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from dotenv import dotenv_values
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -27,6 +27,8 @@ Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
+OWN = frozenset({"roles", "terms"})
+"""What Config has and Settings has not."""
 PROVIDER_ALIASES = {"google": "gemini"}
 
 
@@ -51,10 +53,24 @@ class Role:
         return f"{self.name}_INSTANCES".upper().replace("-", "_")
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a model is used, over all processes: requests and tokens per minute, calls at once, and its price
+    per million tokens read and written, in whatever money the deployment counts. None is no limit."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrent: int | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+
 class Config(Settings):
-    """This deployment as one typed value: its roles, and any setting it wants other than the default."""
+    """This deployment as one typed value: its roles, the terms of its models by name, and any setting it wants other
+    than the default."""
 
     roles: tuple[Role, ...]
+    terms: dict[str, Terms] = Field(default_factory=dict)
 
 
 class _Environment(Settings, BaseSettings):
@@ -77,12 +93,14 @@ class _Environment(Settings, BaseSettings):
 @dataclass(frozen=True)
 class Application:
     """An application directory as loaded: its roles with counts and models resolved, its settings, and where
-    each value that is not a default came from: ``sources``, by environment name, and ``<role> models``."""
+    each value that is not a default came from: ``sources``, by environment name, and ``<role> models``. ``terms`` are
+    those of its models, by full name."""
 
     directory: Path
     roles: tuple[Role, ...]
     settings: Settings
     sources: Mapping[str, str]
+    terms: Mapping[str, Terms] = field(default_factory=dict)
 
     def role(self, name: str) -> Role | None:
         """The role of that name, if this deployment has it."""
@@ -125,12 +143,12 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     settings = read_settings(directory, config)
     roles = tuple(_resolve(role, environ, settings) for role in config.roles)
     _check_roles(roles, settings)
-    return Application(directory, roles, settings, _sources(directory, config))
+    return Application(directory, roles, settings, _sources(directory, config), _terms(config.terms))
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:
     """The settings in force in ``directory``: environment over ``.env`` over ``config`` over the defaults."""
-    own = config.model_dump(exclude={"roles"}, exclude_unset=True) if config else {}
+    own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
     try:
         return _Environment(_env_file=directory / ".env", **own)
     except ValidationError as error:
@@ -216,6 +234,15 @@ def _model(name: str, where: str) -> str:
     return f"{model}@{PROVIDER_ALIASES.get(provider, provider)}"
 
 
+def _terms(given: Mapping[str, Terms]) -> dict[str, Terms]:
+    for name, terms in given.items():
+        for limit, value in asdict(terms).items():
+            least = 0 if limit.startswith("price") else 1
+            if value is not None and value < least:
+                raise ConfigError(f"config.py, terms of {name}: {limit}={value}: {least} or more is allowed")
+    return {_model(name, "config.py, terms of "): terms for name, terms in given.items()}
+
+
 def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:
     names = [role.name for role in roles]
     for name in names:
@@ -267,7 +294,7 @@ def _types(field: FieldInfo) -> tuple[Any, ...]:
 
 def _origins(directory: Path, config: Config | None) -> dict[str, str]:
     """Where each name that is not left to its default is set; the strongest wins."""
-    own = config.model_fields_set - {"roles"} if config else ()
+    own = config.model_fields_set - OWN if config else ()
     environ = [name.upper() for name, value in os.environ.items() if value]
     return {
         **{name.upper(): "config.py" for name in own},

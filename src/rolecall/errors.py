@@ -90,8 +90,39 @@ class Truncated(ModelError):
         self.text = text
 
 
+class NotNow(ModelError):
+    """Raised before the model was asked: it is known to be away, or its quota is used up. ``after`` is seconds to the
+    next try, which costs the turn none of its tries; ``model`` is whose return to wait for, empty for a mere time."""
+
+    def __init__(self, message: str, after: float, model: str = "") -> None:
+        super().__init__(message)
+        self.after = after
+        self.model = model
+
+
+class OverBudget(ModelError):
+    """Raised when the tokens or the money that a user or the deployment may spend in a day are spent; its text is the
+    answer to the user."""
+
+
 class ModelRefused(ModelError):
     """Raised when the provider refuses this request for good: bad request, context too long, content."""
+
+
+class ContextTooLong(ModelRefused):
+    """Raised when the conversation does not fit the model's context."""
+
+
+class ContentRefused(ModelRefused):
+    """Raised when the provider's content filter stopped the question or the answer."""
+
+
+class NoSuchModel(ModelRefused):
+    """Raised when the provider does not know the model, or not for this key."""
+
+
+class BadStructure(ModelRefused):
+    """Raised when a model twice gave no JSON of the form that was asked for."""
 
 
 class ModelUnauthorised(ModelRefused):

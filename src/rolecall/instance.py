@@ -19,7 +19,7 @@ from rolecall.deltas import DeltaStream
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
 from rolecall.memory import Mark, Memory, remembered
-from rolecall.models.model import Model
+from rolecall.models.model import Caller, Model
 from rolecall.policies import Rules, wrapped
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,7 @@ class Instance:
             chosen=chosen or around.model,
             publish=deltas.publish,
             statistics=around.statistics,
+            caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
         ), deltas
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:

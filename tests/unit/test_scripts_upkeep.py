@@ -38,6 +38,9 @@ class Meanwhile:
             await self._what()
         return reply
 
+    async def fetch(self, *args: Arg) -> Any:
+        return await self.call(*args)
+
     async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         return await self._server.run(name, keys, args)
 

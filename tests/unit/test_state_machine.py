@@ -46,6 +46,9 @@ class Broken:
     async def call(self, *args: Arg) -> Any:
         return await self._server.call(*args)
 
+    async def fetch(self, *args: Arg) -> Any:
+        return await self.call(*args)
+
     async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         if name == self._name:
             return await self._server.call("EVAL", self._body, len(keys), *keys, *args)

@@ -1,5 +1,31 @@
 """Language models behind one streaming protocol."""
 
-from rolecall.models.model import Answer, Delta, Done, Message, Model, ModelEvent, Request, Spoke, Usage
+from rolecall.models.model import (
+    Answer,
+    Caller,
+    Delta,
+    Done,
+    Message,
+    Model,
+    ModelEvent,
+    Request,
+    Spoke,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
 
-__all__ = ["Answer", "Delta", "Done", "Message", "Model", "ModelEvent", "Request", "Spoke", "Usage"]
+__all__ = [
+    "Answer",
+    "Caller",
+    "Delta",
+    "Done",
+    "Message",
+    "Model",
+    "ModelEvent",
+    "Request",
+    "Spoke",
+    "ToolCall",
+    "ToolSpec",
+    "Usage",
+]

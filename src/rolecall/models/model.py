@@ -3,26 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One utterance of a conversation as a model sees it; ``images`` are whole encoded files."""
+class ToolCall(msgspec.Struct, frozen=True):
+    """A model's wish to have a tool run; ``arguments`` is JSON as the model wrote it, checked by nobody yet.
 
-    role: Literal["system", "user", "assistant"]
+    As an event it comes whole, once per call, after the text and before Usage. ``id`` is the provider's, or made up
+    by the adapter where the provider gives none. ``signature`` is what some providers want back with the call.
+    """
+
+    id: str
+    name: str
+    arguments: str
+    signature: str = ""
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    """A tool as a model sees it; ``parameters`` is the JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One utterance of a conversation as a model sees it; ``images`` are whole encoded files.
+
+    An assistant's message may hold ``calls``; each is answered by a message of the role ``tool`` whose ``call`` is
+    the id of the call and whose ``text`` is the result.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     text: str
     images: tuple[bytes, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
+    call: str = ""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """On whose behalf a model is asked: bookings are made for the turn, budgets are the user's."""
+
+    conversation: str
+    turn: str
+    user: str = ""
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What to answer: the messages, oldest first, and limits; ``timeout`` in seconds for the whole answer."""
+    """What to answer: the messages, oldest first, and limits; ``timeout`` in seconds for the whole answer.
+
+    ``tools`` may be called, with ``must_call`` one has to be. ``schema``, a JSON schema, asks for an answer that is
+    JSON of that form; the adapter passes it on, whoever asks checks the answer.
+    """
 
     messages: tuple[Message, ...]
     max_tokens: int | None = None
     temperature: float | None = None
     timeout: float | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    must_call: bool = False
+    schema: dict[str, Any] | None = None
+    caller: Caller | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -41,26 +84,30 @@ class Usage(msgspec.Struct, frozen=True):
 class Done(msgspec.Struct, frozen=True):
     """The provider's own finish marker; the last event of every whole answer."""
 
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tool_calls"]
 
 
 class Spoke(msgspec.Struct, frozen=True):
-    """Which model answers (``name@provider``); comes first, and only from a model made of several."""
+    """Which model answers (``name@provider``); comes first, and only from a model made of several. ``why`` is empty
+    for the first choice, else what kept those before it from answering."""
 
     model: str
+    why: str = ""
 
 
-ModelEvent = Spoke | Delta | Usage | Done
+ModelEvent = Spoke | Delta | ToolCall | Usage | Done
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A whole answer: its text, the model that spoke (``name@provider``) and what it cost."""
+    """A whole answer: its text, the model that spoke (``name@provider``), what it cost, and, where it was not the
+    first choice, ``why``."""
 
     text: str
     model: str
     tokens_in: int = 0
     tokens_out: int = 0
     finish: str = "stop"
+    why: str = ""
 
 
 class Model(Protocol):
