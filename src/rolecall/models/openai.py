@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
-import ipaddress
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rolecall.errors import ConfigError, MissingExtra, ModelRefused, ModelUnavailable
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, Usage
 from rolecall.models.openai_errors import translated
 from rolecall.models.reading import Patience, Source, read
+from rolecall.models.transport import address, client_options, image_type, proxy_of
 from rolecall.settings import Settings
 
 if TYPE_CHECKING:
-    import httpx2
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletionChunk
 
 OPENAI_URL = "https://api.openai.com/v1"
-IMAGE_TYPES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
 @dataclass(frozen=True)
@@ -37,15 +34,6 @@ class Endpoint:
     connect: float = 5
     first_token: float | None = 60
     idle_token: float | None = 30
-
-    @property
-    def loopback(self) -> bool:
-        """True for a server on this machine: reached without proxy and without reusing connections."""
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
 
 
 class OpenAIModel:
@@ -70,10 +58,10 @@ class OpenAIModel:
                 "or set OPENAI_BASE_URL to a server of your own"
             )
         endpoint = Endpoint(
-            url=_address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
+            url=address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
             # The SDK wants one, and servers of one's own often ask for none.
             key=secret or "none",
-            proxy=_proxy(settings.proxy),
+            proxy=proxy_of(settings.proxy),
             connect=settings.connect_seconds,
             first_token=settings.first_token_seconds,
             idle_token=settings.idle_token_seconds,
@@ -141,9 +129,10 @@ class OpenAIModel:
         import httpx2
         from openai import AsyncOpenAI
 
+        options = client_options(self._endpoint.url, self._endpoint.proxy, httpx2.Limits)
         wait = httpx2.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
         try:
-            http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **self._connection(httpx2.Limits))
+            http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **options)
         except (ImportError, ValueError) as error:
             raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
         return AsyncOpenAI(
@@ -154,36 +143,6 @@ class OpenAIModel:
             http_client=http,
         )
 
-    def _connection(self, limits: type[httpx2.Limits]) -> dict[str, Any]:
-        if self._endpoint.loopback:
-            # Reused loopback connections fail now and then with "Server disconnected"; new ones cost nothing.
-            return {"trust_env": False, "limits": limits(max_connections=None, max_keepalive_connections=0)}
-        pool = {"limits": limits(max_connections=None, max_keepalive_connections=20)}
-        if self._endpoint.proxy in ("SYSTEM", "NO"):
-            return {**pool, "trust_env": self._endpoint.proxy == "SYSTEM"}
-        return {**pool, "proxy": self._endpoint.proxy}
-
-
-def _address(variable: str, url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{variable}={url}: an address such as http://127.0.0.1:8080/v1 is allowed")
-    return url.rstrip("/")
-
-
-def _proxy(setting: str) -> str:
-    if setting.upper() in ("SYSTEM", "NO"):
-        return setting.upper()
-    url = setting if "://" in setting else f"http://{setting}"
-    try:
-        parts = urlsplit(url)
-        known = parts.hostname and parts.port
-    except ValueError:
-        known = None
-    if not known:
-        raise ConfigError("PROXY: SYSTEM, NO or host:port is allowed")
-    return url
-
 
 def _message(message: Message) -> dict[str, Any]:
     if not message.images:
@@ -193,8 +152,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _data_url(image: bytes) -> str:
-    kind = next((kind for start, kind in IMAGE_TYPES if image.startswith(start)), "jpeg")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return f"data:{image_type(image)};base64,{base64.b64encode(image).decode()}"
 
 
 def _usage(chunk: ChatCompletionChunk) -> Usage | None:

@@ -1,0 +1,146 @@
+"""Addresses, proxies and what an image is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import ModuleType
+
+import httpx
+import httpx2
+import pytest
+
+from rolecall.errors import ConfigError
+from rolecall.models.transport import address, client_options, image_type, is_loopback, proxy_of
+
+ELSEWHERE = "http://models.example/v1"
+
+
+class Proxy:
+    """A forward proxy that answers every request itself, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.where = ""
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.where = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(" ".join(head.decode().split(" ")[:2]))
+        refused = b"HTTP/1.1 502 X" if head.startswith(b"CONNECT") else b"HTTP/1.1 200 X"
+        writer.write(refused + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
+def http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert isinstance(request.param, ModuleType)
+    return request.param
+
+
+async def get(http: ModuleType, url: str, proxy: str) -> str:
+    async with http.AsyncClient(timeout=2, **client_options(url, proxy, http.Limits)) as client:
+        answer = await client.get(url)
+        return str(answer.text)
+
+
+async def test_a_proxy_that_is_named_is_used(http: ModuleType, proxy: Proxy) -> None:
+    assert await get(http, ELSEWHERE, proxy_of(proxy.where)) == "OK"
+    assert proxy.asked == [f"GET {ELSEWHERE}"]
+
+
+async def test_a_proxy_carries_encrypted_calls_by_a_tunnel(http: ModuleType, proxy: Proxy) -> None:
+    with pytest.raises(http.ProxyError):
+        await get(http, "https://models.example/v1", proxy_of(proxy.where))
+    assert proxy.asked == ["CONNECT models.example:443"]
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_system_takes_the_proxy_of_the_environment(
+    http: ModuleType, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, f"http://{proxy.where}")
+    assert await get(http, ELSEWHERE, proxy_of("system")) == "OK"
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+async def test_no_goes_past_the_proxy_of_the_environment(
+    http: ModuleType, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, f"http://{proxy.where}")
+    with pytest.raises(http.ConnectError):
+        await get(http, ELSEWHERE.replace("models.example", "models.invalid"), proxy_of("no"))
+    assert not proxy.asked
+
+
+@pytest.mark.parametrize("setting", ["SYSTEM", "127.0.0.1:9"])
+async def test_a_server_on_this_machine_is_reached_past_every_proxy(
+    http: ModuleType, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert await get(http, f"http://{proxy.where}/v1", proxy_of(setting)) == "OK"
+    assert proxy.asked == ["GET /v1"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "means"),
+    [
+        ("system", "SYSTEM"),
+        ("No", "NO"),
+        ("proxy.example:3128", "http://proxy.example:3128"),
+        ("https://u:p@proxy.example:1", "https://u:p@proxy.example:1"),
+    ],
+)
+def test_a_proxy_is_the_system_s_none_or_a_host_and_port(setting: str, means: str) -> None:
+    assert proxy_of(setting) == means
+
+
+@pytest.mark.parametrize("setting", ["", "nonsense", "host:port", "user:hunter2@host", "host:70000"])
+def test_a_bad_proxy_is_refused_without_showing_it(setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"^PROXY: SYSTEM, NO or host:port is allowed$"):
+        proxy_of(setting)
+
+
+def test_an_address_loses_the_slash_at_its_end() -> None:
+    assert address("X_URL", "http://127.0.0.1:8080/v1/") == "http://127.0.0.1:8080/v1"
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://host", "http://", "http://host:port", "http://[::1"])
+def test_a_bad_address_is_refused_with_its_name(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"X_URL=.*http://127"):
+        address("X_URL", url)
+
+
+def test_a_password_in_a_bad_address_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        address("X_URL", "htp://user:hunter2@host")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_this_machine_is_known() -> None:
+    assert [is_loopback(f"http://{host}/") for host in ("localhost", "127.9.9.9", "[::1]")] == [True] * 3
+    assert not [host for host in ("example.com", "10.0.0.1", "localhost.example") if is_loopback(f"http://{host}/")]
+
+
+def test_an_image_is_known_by_its_first_bytes() -> None:
+    starts = (b"\x89PNG..", b"\xff\xd8\xff..", b"GIF89a", b"RIFF....WEBP", b"?")
+    assert [image_type(start).removeprefix("image/") for start in starts] == ["png", "jpeg", "gif", "webp", "jpeg"]
