@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import ModuleType
 
+import certifi
 import httpx
 import httpx2
 import pytest
@@ -50,7 +52,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
 def http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     assert isinstance(request.param, ModuleType)
@@ -99,6 +101,26 @@ async def test_a_server_on_this_machine_is_reached_past_every_proxy(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     assert await get(http, f"http://{proxy.where}/v1", proxy_of(setting)) == "OK"
     assert proxy.asked == ["GET /v1"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", ELSEWHERE])
+async def test_a_proxy_of_the_environment_that_cannot_be_used_is_no_hindrance_without_it(
+    http: ModuleType, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks9://127.0.0.1:9")
+    async with http.AsyncClient(**client_options(url, "NO", http.Limits)):
+        pass
+
+
+def test_certificates_that_the_environment_names_count_without_a_proxy_too(
+    http: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = tmp_path / "own.pem"
+    named.write_bytes(Path(certifi.where()).read_bytes())
+    url = "https://models.example/v1"
+    assert "verify" not in client_options(url, "NO", http.Limits)
+    monkeypatch.setenv("SSL_CERT_FILE", str(named))
+    assert client_options(url, "NO", http.Limits)["verify"].cert_store_stats()["x509_ca"] > 0
 
 
 @pytest.mark.parametrize(

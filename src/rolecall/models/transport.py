@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,11 +59,11 @@ def client_options(url: str, proxy: str, limits: Callable[..., Any]) -> dict[str
     """
     if is_loopback(url):
         # Reused loopback connections fail now and then with "Server disconnected"; new ones cost nothing.
-        return {"mounts": _no_proxy(), "limits": limits(max_connections=None, max_keepalive_connections=0)}
+        return {**_direct(url), "limits": limits(max_connections=None, max_keepalive_connections=0)}
     pool = {"limits": limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)}
     if proxy == "SYSTEM":
         return pool
-    return {**pool, "mounts": _no_proxy()} if proxy == "NO" else {**pool, "proxy": proxy}
+    return {**pool, **_direct(url)} if proxy == "NO" else {**pool, "proxy": proxy}
 
 
 def image_type(image: bytes) -> str:
@@ -70,6 +71,9 @@ def image_type(image: bytes) -> str:
     return "image/" + next((kind for start, kind in IMAGE_TYPES if image.startswith(start)), "jpeg")
 
 
-def _no_proxy() -> dict[str, None]:
-    """Goes past the proxies that the environment names; trust_env=False would pass over its certificates too."""
-    return dict.fromkeys(("http://", "https://", "all://"))
+def _direct(url: str) -> dict[str, Any]:
+    """Past the proxies that the environment names, but not past its certificates (SSL_CERT_FILE)."""
+    paths = ssl.get_default_verify_paths()
+    if urlsplit(url).scheme == "http" or paths.cafile in (None, paths.openssl_cafile):
+        return {"trust_env": False}
+    return {"trust_env": False, "verify": ssl.create_default_context(cafile=paths.cafile)}
