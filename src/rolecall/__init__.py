@@ -2,10 +2,11 @@
 
 from rolecall.agent import Agent, Context, RoleInfo
 from rolecall.commands import COMMANDS, Command, parse_command
-from rolecall.config import Config, Role, Terms
+from rolecall.config import Config, Role
 from rolecall.envelope import Envelope
 from rolecall.errors import ModelError, Reject, Retry, RolecallError
 from rolecall.models.model import Answer, Message
+from rolecall.settings import Terms
 
 __version__ = "0.1.0"
 

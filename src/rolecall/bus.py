@@ -160,9 +160,12 @@ class Bus:
         verdict, age = await self.server.run("start", *self._start(delivery, instance))
         return verdict.decode(), age / 1000
 
-    def start_soon(self, delivery: Delivery, instance: str) -> asyncio.Future[Any]:
-        """``start`` sent now, in order before whatever is sent later; the future holds its raw reply."""
+    def start_soon(self, delivery: Delivery, instance: str, *, quiet: bool = False) -> asyncio.Future[Any]:
+        """``start`` sent now, in order before whatever is sent later; the future holds its raw reply. ``quiet`` asks
+        for the verdict alone: neither event nor record."""
         names, arguments = self._start(delivery, instance)
+        if quiet:
+            arguments.append("quiet")
         chosen, rest = script("start"), (len(names), *names, *arguments)
 
         def unknown(future: asyncio.Future[Any]) -> None:
@@ -265,8 +268,8 @@ class Bus:
     async def defer(
         self, delivery: Delivery, seconds: float, envelope: Envelope | None, reason: str, records: Records
     ) -> Verdict:
-        """Put the turn to sleep; no slot and no lease is held. Without ``envelope`` what was delivered comes back as it
-        is. CONTROL for a control turn: nothing is written."""
+        """Put the turn to sleep; no slot and no lease is held. ``reason`` is shown to who follows, unless it is empty.
+        Without ``envelope`` what was delivered comes back as it is. CONTROL for a control turn: nothing is written."""
         shard = self.shards[delivery.shard]
         raw = delivery.raw if envelope is None else encode(envelope)
         band = "n" if envelope is None else next_band(delivery, envelope)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -21,7 +22,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rolecall.agent import Agent
 from rolecall.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
-from rolecall.settings import Settings
+from rolecall.prompts import PLACE, Prompts, load_prompts
+from rolecall.settings import Settings, Terms
 
 Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024
@@ -51,18 +53,6 @@ class Role:
     def variable(self) -> str:
         """What the environment calls its count, such as SAMPLELLM_INSTANCES."""
         return f"{self.name}_INSTANCES".upper().replace("-", "_")
-
-
-@dataclass(frozen=True)
-class Terms:
-    """On what terms a model is used, over all processes: requests and tokens per minute, calls at once, and its price
-    per million tokens read and written, in whatever money the deployment counts. None is no limit."""
-
-    rpm: int | None = None
-    tpm: int | None = None
-    concurrent: int | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
 
 
 class Config(Settings):
@@ -112,6 +102,11 @@ class Application:
         if role.instances != "auto":
             return role.instances
         return self.settings.local_slots if any(name.endswith("@local") for name in role.models) else 1
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """What lies in agents/prompts, read and checked when first asked for. Raises ConfigError, see Prompts."""
+        return load_prompts(self.directory / PLACE)
 
     @property
     def state_dir(self) -> Path:

@@ -47,11 +47,24 @@ class NothingRunning(RolecallError):
 
 
 class Retry(RolecallError):
-    """Raised by a handler: hand this envelope to an instance again, not before ``after`` seconds."""
+    """Raised by a handler: hand this envelope to an instance again, not before ``after`` seconds.
 
-    def __init__(self, after: float = 1.0, reason: str = "the agent asked for another try") -> None:
+    With ``models`` it waits for one of them instead and comes back when that one does, at the latest then; such a
+    waiting, and any that is ``free``, is none of the turn's tries.
+    """
+
+    def __init__(
+        self,
+        after: float = 1.0,
+        reason: str = "the agent asked for another try",
+        *,
+        free: bool = False,
+        models: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(reason)
         self.after = after
+        self.free = free or bool(models)
+        self.models = models
 
 
 class Reject(RolecallError):
@@ -60,6 +73,11 @@ class Reject(RolecallError):
 
 class TurnTimeout(RolecallError):
     """Raised when a handler used more time than its limit."""
+
+
+class ToolError(RolecallError):
+    """Raised by a tool that cannot do what it was asked, and when a tool server is away; its text is told to the model,
+    or to the user where no model asked."""
 
 
 class ModelError(RolecallError):
@@ -92,12 +110,12 @@ class Truncated(ModelError):
 
 class NotNow(ModelError):
     """Raised before the model was asked: it is known to be away, or its quota is used up. ``after`` is seconds to the
-    next try, which costs the turn none of its tries; ``model`` is whose return to wait for, empty for a mere time."""
+    next try, which costs the turn none of its tries; ``models`` are those whose return ends the waiting earlier."""
 
-    def __init__(self, message: str, after: float, model: str = "") -> None:
+    def __init__(self, message: str, after: float, models: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.after = after
-        self.model = model
+        self.models = models
 
 
 class OverBudget(ModelError):

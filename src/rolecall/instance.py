@@ -21,8 +21,11 @@ from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
 from rolecall.memory import Mark, Memory, remembered
 from rolecall.models.model import Caller, Model
 from rolecall.policies import Rules, wrapped
+from rolecall.prompts import Prompts
 
 logger = logging.getLogger(__name__)
+WAITED = "waited"
+"""In the meta of an envelope whose turn slept for what is no try: what follows of that is not told again."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class Surroundings:
     models: Mapping[str, Model]
     model: Model | None = None
     statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    prompts: Prompts = field(default_factory=Prompts)
+    waits: Callable[[str, str], Awaitable[None]] | None = None
+    """Told, of a turn that sleeps until a model is back, the model and the conversation."""
+    prompts: Prompts = field(default_factory=Prompts)
 
 
 @dataclass
@@ -131,7 +138,8 @@ class Instance:
             elif age > self.around.bus.settings.turn_seconds * 1000:
                 self.let_go("LATE")
 
-        self.around.bus.start_soon(delivery, self.id).add_done_callback(answered)
+        quiet = _has_waited(delivery) and delivery.count == 1
+        self.around.bus.start_soon(delivery, self.id, quiet=quiet).add_done_callback(answered)
 
     def _context(self, delivery: Delivery, envelope: Envelope, records: Records) -> tuple[Context, DeltaStream]:
         bus, around = self.around.bus, self.around
@@ -150,6 +158,7 @@ class Instance:
             chosen=chosen or around.model,
             publish=deltas.publish,
             statistics=around.statistics,
+            prompts=around.prompts,
             caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
         ), deltas
 
@@ -170,6 +179,8 @@ class Instance:
         self._judge(delivery, verdict)
 
     async def _defer(self, delivery: Delivery, envelope: Envelope, again: Retry, records: Records) -> None:
+        if again.free:
+            return await self._sleep(delivery, envelope, again, records)
         later = msgspec.structs.replace(envelope, attempt=envelope.attempt + 1)
         if later.attempt >= self.around.rules.attempts:
             return await self._bury(delivery, f"{later.attempt} tries did not help: {again}", records)
@@ -178,6 +189,22 @@ class Instance:
         if verdict == "CONTROL":
             return await self._bury(delivery, str(again), records)
         self._judge(delivery, verdict)
+
+    async def _sleep(self, delivery: Delivery, envelope: Envelope, again: Retry, records: Records) -> None:
+        """Wait for what is no try. The user and the transcript hear of it once, however often it is looked for."""
+        reason, waited = str(again), _has_waited(delivery)
+        if waited:
+            records, reason = Records(self.id), ""
+        else:
+            records.add("DEFERRED", f"until it is back: {again}" if again.models else f"{again.after:.1f} s: {again}")
+        later = msgspec.structs.replace(envelope, meta={**envelope.meta, WAITED: True})
+        verdict = await self.around.bus.defer(delivery, again.after, later, reason, records)
+        if verdict == "CONTROL":
+            return await self._bury(delivery, str(again), records)
+        self._judge(delivery, verdict)
+        if verdict == "OK" and self.around.waits is not None:
+            for model in again.models:
+                await self.around.waits(model, delivery.conversation)
 
     async def _bury(self, delivery: Delivery, reason: str, records: Records, mark: Mark = "error") -> None:
         self.errors += 1
@@ -231,6 +258,10 @@ def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
     if model_seconds:
         parts.append(f"model {model_seconds:.3f} s")
     return f"{', '.join(parts)}: {quoted(payload['text'])}"
+
+
+def _has_waited(delivery: Delivery) -> bool:
+    return delivery.envelope is not None and WAITED in delivery.envelope.meta
 
 
 def _where(delivery: Delivery) -> str:

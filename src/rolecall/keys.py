@@ -30,6 +30,17 @@ def worker(process: str) -> str:
     return f"{GLOBAL}:w:{process}"
 
 
+def model(name: str, part: str) -> str:
+    """What all processes know of the model ``name@provider``: hash ``state``, hash ``use`` of its quota, hash
+    ``booked``, sorted sets ``busy`` and ``waiting``."""
+    return f"{GLOBAL}:model:{name}:{part}"
+
+
+def spent(day: str) -> str:
+    """Hash of tokens and money spent on models in one UTC day, ``YYYYMMDD``."""
+    return f"{GLOBAL}:spent:{day}"
+
+
 def lease(name: str) -> str:
     """String: the token of whoever holds the named lease."""
     return f"{GLOBAL}:lease:{name}"

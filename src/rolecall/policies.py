@@ -15,6 +15,9 @@ from rolecall.errors import (
     ModelError,
     ModelRefused,
     ModelUnauthorised,
+    NoSuchModel,
+    NotNow,
+    OverBudget,
     RateLimited,
     Reject,
     Retry,
@@ -65,6 +68,12 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
     async def backed_off(envelope: Envelope, ctx: Context) -> Envelope:
         try:
             return await handler(envelope, ctx)
+        except OverBudget as error:
+            return envelope.reply(str(error), remember=False)
+        except NotNow as error:
+            raise Retry(max(0.1, error.after), str(error), free=True, models=error.models) from error
+        except NoSuchModel as error:
+            raise Reject(str(error)) from error
         except ModelUnauthorised as error:
             raise Reject(f"the model's provider refused the key: {error}") from error
         except ModelRefused as error:

@@ -12,6 +12,7 @@ from rolecall.config import Role
 from rolecall.instance import Instance, Surroundings
 from rolecall.models.model import Model
 from rolecall.policies import Rules
+from rolecall.prompts import Prompts
 
 Statistics = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -24,6 +25,8 @@ class Roster:
     model_of: Callable[[Role], Model | None] = lambda role: None
     models: Mapping[str, Model] = field(default_factory=dict)
     statistics: Statistics | None = None
+    waits: Callable[[str, str], Awaitable[None]] | None = None
+    prompts: Prompts = field(default_factory=Prompts)
     roles: dict[str, Role] = field(default_factory=dict)
     known: dict[str, RoleInfo] = field(default_factory=dict)
     instances: dict[str, list[Instance]] = field(default_factory=dict)
@@ -80,7 +83,9 @@ class Roster:
     def _surroundings(self, role: Role) -> Surroundings:
         settings = self.bus.settings
         rules = Rules(role.name, frozenset(self.known), settings.hop_limit, settings.assistant_timeout)
-        return Surroundings(self.bus, rules, self.known, self.models, self.model_of(role), self.statistics)
+        return Surroundings(
+            self.bus, rules, self.known, self.models, self.model_of(role), self.statistics, self.waits, prompts=self.prompts
+        )
 
     def _id(self, role: str, group: list[Instance]) -> str:
         """The id with the least number that none in ``group`` has."""

@@ -20,15 +20,20 @@ from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.follow import Wakeups
 from rolecall.instance import Instance
 from rolecall.models.fallback import Fallback
+from rolecall.models.gate import Gate, Wake
+from rolecall.models.guarded import Guarded
 from rolecall.models.model import Model
 from rolecall.models.registry import open_model
-from rolecall.redis_client import RedisServer
+from rolecall.redis_client import RedisServer, Server
 from rolecall.registry import InstanceState, ProcessState
 from rolecall.roster import Roster
+from rolecall.settings import Terms
 from rolecall.worker import Worker
 
 logger = logging.getLogger(__name__)
 PROMOTE_SECONDS = 1.0
+UNGUARDED = "@test"
+"""Models that cannot be away; with terms they are guarded like any."""
 SWEEP_SECONDS = 60.0
 AWAY = (RedisError, OSError, ServerUnavailable)
 
@@ -39,14 +44,15 @@ def process_name() -> str:
 
 
 class Models:
-    """The models of a deployment, each opened once; ``problems`` says why some could not be."""
+    """The models of a deployment, each opened once, behind its gate; ``problems`` says why some could not be opened."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, server: Server, wake: Wake) -> None:
         self.by_name: dict[str, Model] = {}
         self.problems: dict[str, str] = {}
+        self._gates: dict[str, Gate] = {}
         for name in dict.fromkeys(name for role in application.roles for name in role.models):
             try:
-                self.by_name[name] = open_model(name, application.settings, application.state_dir)
+                self.by_name[name] = self._opened(name, application, server, wake)
             except ConfigError as error:
                 self.problems[name] = str(error)
 
@@ -60,10 +66,22 @@ class Models:
             return None
         return usable[0] if len(usable) == 1 else Fallback(usable)
 
+    async def waits(self, model: str, conversation: str) -> None:
+        """A turn of ``conversation`` sleeps now until ``model`` is back."""
+        if model in self._gates:
+            await self._gates[model].waits(conversation)
+
     async def aclose(self) -> None:
         """Close them all."""
         for model in self.by_name.values():
             await model.aclose()
+
+    def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
+        model, terms = open_model(name, application.settings, application.state_dir), application.terms.get(name)
+        if terms is None and name.endswith(UNGUARDED):
+            return model
+        self._gates[name] = Gate(server, name, terms or Terms(), application.settings, wake)
+        return Guarded(model, self._gates[name])
 
 
 class Runtime:
@@ -74,8 +92,8 @@ class Runtime:
     ) -> None:
         self.application = application
         self.bus = Bus(server, application.settings, process)
-        self.models = Models(application)
-        self.roster = Roster(self.bus, self.models.of, self.models.by_name, self._statistics)
+        self.models = Models(application, server, self._wake)
+        self.roster = Roster(self.bus, self.models.of, self.models.by_name, self._statistics, self.models.waits)
         self.worker = Worker(self.bus, self.roster, server.reader)
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
@@ -117,7 +135,9 @@ class Runtime:
             logger.info("the registry could not be told: the server is away")
 
     def deploy(self, application: Application) -> None:
-        """Run ``application``'s agents from the next envelope on (its settings stay those of the start)."""
+        """Run ``application``'s agents from the next envelope on (its settings stay those of the start).
+        Raises ConfigError, and changes nothing, when a prompt of it is wrong."""
+        self.roster.prompts = application.prompts  # first: it raises for a prompt that is wrong
         self.application = application
         roles = [role for role in application.roles if self._only is None or role.name in self._only]
         self.roster.deploy(roles, application.roles)
@@ -151,6 +171,9 @@ class Runtime:
             logger.info("role %s: %d instances", name, len(group))
             for instance in group:
                 logger.info("instance %s waits", instance.id)
+
+    async def _wake(self, conversation: str) -> None:
+        await upkeep.promote(self.bus, self.bus.shard(conversation), conversation, early=True)
 
     async def _statistics(self) -> Mapping[str, Any]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -55,15 +56,26 @@ class ModelSettings(BaseModel):
     openai_base_url: str | None = Field(None, description="address of any OpenAI-compatible server")
     google_api_key: SecretStr | None = Field(None, description="key of the Gemini API")
     gemini_api_key: SecretStr | None = Field(None, description="key of the Gemini API, under its other name")
+    gemini_base_url: str | None = Field(None, description="address of a server that speaks the Gemini API")
     ollama_url: str | None = Field(None, description="address of an Ollama server")
     ollama_host: str | None = Field(None, description="host of an Ollama server, instead of OLLAMA_URL")
     ollama_port: int = Field(11_434, ge=1, le=65_535, description="port that goes with OLLAMA_HOST")
+    ollama_api_key: SecretStr | None = Field(None, description="key of an Ollama server that wants one")
     proxy: str = Field("SYSTEM", description="SYSTEM, NO or host:port for calls to providers")
     assistant_timeout: Seconds = Field(120, description="seconds a handler may take")
     assistant_history_limit: int = Field(20, ge=0, le=1000, description="remembered messages shown to a model")
     connect_seconds: Seconds = Field(5, description="seconds to connect to a provider")
     first_token_seconds: Seconds = Field(60, description="seconds a provider may take to its first token")
     idle_token_seconds: Seconds = Field(30, description="seconds a provider may stay silent between tokens")
+    breaker_failures: int = Field(5, ge=1, le=1000, description="failures in a row before a model is taken to be away")
+    probe_seconds: Seconds = Field(1, description="longest pause between two looks whether a model is back")
+    quota_minute_seconds: Seconds = Field(60, description="length of the minute of rpm and tpm (tests scale it)")
+    user_tokens_per_day: int | None = Field(None, ge=1, description="model tokens one user may use in a day (UTC)")
+    tokens_per_day: int | None = Field(None, ge=1, description="model tokens all may use in a day (UTC)")
+    user_cost_per_day: float | None = Field(
+        None, gt=0, description="money one user may cost in a day, by the price table"
+    )
+    cost_per_day: float | None = Field(None, gt=0, description="money all may cost in a day, by the price table")
     echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes for an answer (tests, demos)")
     echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test (tests, demos)")
     local_slots: int = Field(4, ge=1, le=64, description="requests a local model server answers at once")
@@ -116,3 +128,15 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
         if self.ollama_url or not self.ollama_host:
             return self.ollama_url
         return f"http://{self.ollama_host}:{self.ollama_port}"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a model is used, over all processes: requests and tokens per minute, calls at once, and its price
+    per million tokens read and written, in whatever money the deployment counts. None is no limit."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrent: int | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0

@@ -59,7 +59,7 @@ async def test_the_first_model_speaks_and_is_named() -> None:
 )
 async def test_the_next_model_speaks_when_one_fails_before_its_first_word(error: ModelError) -> None:
     events = await heard(Fallback([Failing(error), EchoModel("b@test")]))
-    assert events[:2] == [Spoke("b@test"), Delta("echo: Hello")]
+    assert events[:2] == [Spoke("b@test", "x"), Delta("echo: Hello")]
 
 
 async def test_nothing_is_repeated_after_the_first_word() -> None:

@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from rolecall.errors import ModelError, ModelRefused, ModelUnauthorised, ModelUnavailable, RateLimited
+from rolecall.errors import (
+    ModelError,
+    ModelRefused,
+    ModelUnauthorised,
+    ModelUnavailable,
+    NoSuchModel,
+    NotNow,
+    OverBudget,
+    RateLimited,
+)
+from rolecall.models.guarded import Guarded
 from rolecall.models.model import Model, ModelEvent, Request, Spoke
 from rolecall.models.reading import closing
 
@@ -16,7 +26,7 @@ class Fallback:
     """``models`` tried in order until one begins to answer; after its first event nothing is repeated.
 
     A request that a model refuses for what it is goes to no other: it would only be refused again, or be
-    answered by whom it was not meant for.
+    answered by whom it was not meant for. A model that may not be asked now is passed over at once.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
@@ -24,10 +34,11 @@ class Fallback:
         self.name = ", ".join(model.name for model in self.models)
 
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
-        """See Model.stream; first Spoke, with the name of the model that answers.
+        """See Model.stream; first Spoke, with the name of the model that answers and why not one before it.
 
-        When none can, raises RateLimited if waiting is all they ask for, ModelUnavailable if at least one may
-        recover, ModelUnauthorised if none will. ``request.timeout`` is for all of them together.
+        When none can, raises NotNow if one will in a while, RateLimited if waiting is all they ask for,
+        ModelUnavailable if at least one may recover, ModelUnauthorised if none will. ``request.timeout`` is for all
+        of them together.
         """
         clock = asyncio.get_running_loop().time
         begun = clock()
@@ -35,23 +46,42 @@ class Fallback:
         for model in self.models:
             spoke = False
             try:
-                async with closing(model.stream(_remaining(request, clock() - begun))) as events:
+                async with closing(self._asked(model, _remaining(request, clock() - begun))) as events:
                     async for event in events:
                         if not spoke:
                             spoke = True
-                            yield Spoke(model.name)
+                            yield Spoke(model.name, "; ".join(str(failure) for failure in failures))
                         yield event
                 return
             except ModelError as error:
                 if spoke or _refused_for_good(error):
                     raise
                 failures.append(error)
-        raise _all_failed(failures)
+        raise await self._later(failures, request) or _all_failed(failures)
 
     async def aclose(self) -> None:
         """Close every model."""
         for model in self.models:
             await model.aclose()
+
+    def _asked(self, model: Model, request: Request) -> AsyncIterator[ModelEvent]:
+        """Only a model that is the only one has its place in the quota booked at once: another may answer now."""
+        if isinstance(model, Guarded):
+            return model.attempt(request, book=len(self.models) == 1)
+        return model.stream(request)
+
+    async def _later(self, failures: Sequence[ModelError], request: Request) -> NotNow | None:
+        """What to wait for, if for anything: the model that may be asked first, with a place in its quota booked."""
+        waits = [(w.after, n, w) for n, w in enumerate(failures) if isinstance(w, NotNow)]
+        if not waits:
+            return None
+        after, number, wait = min(waits)
+        chosen = self.models[number]
+        if not wait.models and len(self.models) > 1 and isinstance(chosen, Guarded):
+            booked = await chosen.book(request)
+            after = booked.after if booked else 0.1
+        names = tuple(name for _, _, wait in waits for name in wait.models)
+        return NotNow("; ".join(str(failure) for failure in failures), after, names)
 
 
 def _remaining(request: Request, gone: float) -> Request:
@@ -61,8 +91,10 @@ def _remaining(request: Request, gone: float) -> Request:
 
 
 def _refused_for_good(error: ModelError) -> bool:
-    """The request's own fault; a refused key is the deployment's, and another model has another key."""
-    return isinstance(error, ModelRefused) and not isinstance(error, ModelUnauthorised)
+    """The request's own fault; a refused key or name is the deployment's, and another model has others."""
+    if isinstance(error, OverBudget):
+        return True
+    return isinstance(error, ModelRefused) and not isinstance(error, ModelUnauthorised | NoSuchModel)
 
 
 def _all_failed(failures: list[ModelError]) -> ModelError:
@@ -71,6 +103,6 @@ def _all_failed(failures: list[ModelError]) -> ModelError:
     if len(limited) == len(failures):
         waits = [error.retry_after for error in limited if error.retry_after is not None]
         return RateLimited(said, min(waits, default=None))
-    if all(isinstance(error, ModelUnauthorised) for error in failures):
-        return ModelUnauthorised(said)
+    if all(isinstance(error, ModelRefused) for error in failures):
+        return failures[0] if len(failures) == 1 else ModelUnauthorised(said)
     return ModelUnavailable(said)

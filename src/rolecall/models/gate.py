@@ -1,0 +1,206 @@
+"""The gate in front of a model, one for all processes: breaker, quota, places and what is spent.
+
+The breaker opens after some failures in a row; then one call at a time asks whether the model is back, until one is
+answered. The quota is a minute in sixty slices, kept exactly in every minute that ends with a call; who finds it used
+up books a place in a later slice. Everything is decided in one script per step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis.exceptions import RedisError
+
+from rolecall import keys
+from rolecall.errors import NotNow, OverBudget, ServerUnavailable
+from rolecall.models.model import Caller, Request, Usage
+from rolecall.redis_client import Arg, Server
+from rolecall.settings import Settings, Terms
+
+logger = logging.getLogger(__name__)
+LEASE_SECONDS = 15.0
+ANSWER_TOKENS = 400
+"""Expected of an answer whose length is not limited, before experience with the model corrects it."""
+MICRO = 1_000_000
+
+Outcome = Literal["ANSWERING", "OK", "FAILED", "LIMITED", "NOTHING"]
+Wake = Callable[[str], Coroutine[Any, Any, None]]
+"""Has the sleeping turn of a conversation run now."""
+
+
+@dataclass
+class Call:
+    """One call of a model that was let in. ``slice`` and ``reserved`` tell what it holds of the quota."""
+
+    id: str
+    caller: Caller
+    slice: int
+    reserved: int
+    expected: int
+    probe: bool
+    began: float
+    usage: Usage | None = None
+    holding: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a failure led to: whether the model is taken to be away now, and seconds to the next look."""
+
+    away: bool
+    after: float
+
+
+class Gate:
+    """Lets calls of the model ``name`` in, on its ``terms``. ``wake`` is called for those that slept until now."""
+
+    def __init__(self, server: Server, name: str, terms: Terms, settings: Settings, wake: Wake) -> None:
+        self.name = name
+        self.terms = terms
+        self._server = server
+        self._settings = settings
+        self._wake = wake
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def enter(self, request: Request, *, book: bool) -> Call:
+        """Be let in. Raises NotNow, with ``book`` after booking a place in the quota, and OverBudget."""
+        caller = request.caller or Caller("", "")
+        call_id = secrets.token_hex(8)
+        reply = await self._server.run("model_enter", self._keys(), self._entering(call_id, caller, request, book))
+        word = reply[0].decode()
+        if word == "OVER":
+            raise OverBudget(_over(reply[1] == b"user"))
+        if word != "GO":
+            raise self._not_now(word, reply[1] / 1000, reply[2].decode())
+        call = Call(
+            call_id, caller, int(reply[1]), int(reply[2]), expected_tokens(request), bool(reply[3]), time.monotonic()
+        )
+        call.holding = asyncio.create_task(self._hold(call_id), name=f"hold {self.name}")
+        return call
+
+    def answering(self, call: Call) -> None:
+        """The first word has come: a probe that gets this far ends the model's absence."""
+        if call.probe:
+            self._later(self._tell(call, "ANSWERING"))
+
+    async def left(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
+        """The call is over. Counts what it used, and wakes those for whom there is room now."""
+        self._let_go(call)
+        return await self._tell(call, outcome, why, retry_after)
+
+    def abandoned(self, call: Call) -> None:
+        """The call is over for reasons of ours; for where nothing can be awaited."""
+        self._let_go(call)
+        self._later(self._tell(call, "NOTHING"))
+
+    async def waits(self, conversation: str) -> None:
+        """The turn of ``conversation`` sleeps now until this model is back; wakes it if it is back by now."""
+        if await self._server.run("model_wait", self._keys(), self._arguments("", conversation)):
+            await self._wake(conversation)
+
+    async def aclose(self) -> None:
+        """Wait for what is still to be told."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _entering(self, call: str, caller: Caller, request: Request, book: bool) -> list[Arg]:
+        terms, s, user = self.terms, self._settings, f"u:{caller.user}"
+        return self._arguments(
+            call, f"{caller.conversation}/{caller.turn}", expected_tokens(request), terms.rpm or 0, terms.tpm or 0,
+            round(s.quota_minute_seconds * 1000), round(LEASE_SECONDS * 1000), int(book),
+            f"{user}:tokens", s.user_tokens_per_day if s.user_tokens_per_day and caller.user else 0,
+            s.tokens_per_day or 0,
+            f"{user}:cost", round((s.user_cost_per_day or 0) * MICRO) if caller.user else 0,
+            round((s.cost_per_day or 0) * MICRO),
+        )  # fmt: skip
+
+    def _not_now(self, word: str, after: float, why: str) -> NotNow:
+        if word == "AWAY":
+            return NotNow(f"{self.name} is away: {why}", after, (self.name,))
+        if word == "FULL":
+            return NotNow(f"{self.name} has {self.terms.concurrent} calls at once, which is its limit", after,
+                          (self.name,))  # fmt: skip
+        if why == "quota":
+            return NotNow(f"the quota of {self.name} is used up for {after:.1f} s", after)
+        return NotNow(f"{self.name} asks to wait: {why}", after)
+
+    async def _tell(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
+        counts = [] if outcome == "ANSWERING" else self._counts(call, outcome)
+        used = call.usage.tokens_in + call.usage.tokens_out if call.usage and outcome != "ANSWERING" else -1
+        away, after, *names = await self._server.run(
+            "model_leave", self._keys(), self._arguments(
+                call.id, outcome, call.slice, call.reserved, used,
+                -1 if retry_after is None else round(retry_after * 1000), self._settings.breaker_failures,
+                why[:300], round(self._settings.probe_seconds * 1000), call.expected, len(counts) // 2, *counts,
+            )
+        )  # fmt: skip
+        for name in names:
+            self._later(self._wake(name.decode()))
+        return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05))
+
+    def _counts(self, call: Call, outcome: Outcome) -> list[Arg]:
+        """Counters of the day, in turn with what they grow by."""
+        usage = call.usage or Usage(0, 0)
+        tokens = usage.tokens_in + usage.tokens_out
+        cost = round(usage.tokens_in * self.terms.price_in + usage.tokens_out * self.terms.price_out)
+        grown = {
+            "tokens": tokens, "cost": cost, f"u:{call.caller.user}:tokens": tokens, f"u:{call.caller.user}:cost": cost,
+            f"m:{self.name}:in": usage.tokens_in, f"m:{self.name}:out": usage.tokens_out, f"m:{self.name}:cost": cost,
+            f"m:{self.name}:calls": 1, f"m:{self.name}:ms": round((time.monotonic() - call.began) * 1000),
+            f"m:{self.name}:failed": int(outcome in ("FAILED", "LIMITED")),
+        }  # fmt: skip
+        flat: list[Arg] = []
+        for field, by in grown.items():
+            if by and not field.startswith("u::"):
+                flat += [field, by]
+        return flat
+
+    def _let_go(self, call: Call) -> None:
+        if call.holding is not None:
+            call.holding.cancel()
+
+    async def _hold(self, call: str) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            try:
+                await self._server.run("model_hold", [keys.model(self.name, "busy")], [call, LEASE_SECONDS * 1000])
+            except (RedisError, OSError, ServerUnavailable) as error:
+                logger.debug("a call of %s could not be held: %s", self.name, error)
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(_quietly(work), name=f"gate {self.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _keys(self) -> list[Arg]:
+        parts = ("state", "use", "booked", "busy", "waiting")
+        return [*(keys.model(self.name, part) for part in parts), keys.spent(time.strftime("%Y%m%d", time.gmtime()))]
+
+    def _arguments(self, call: str, *more: Arg) -> list[Arg]:
+        return [call, self.terms.concurrent or 0, *more]
+
+
+def expected_tokens(request: Request) -> int:
+    """A rough guess of what ``request`` will use, question and answer; the gate learns how far it is off."""
+    characters = sum(len(message.text) + 16 for message in request.messages)
+    images = sum(len(message.images) for message in request.messages)
+    return characters // 4 + 800 * images + (request.max_tokens or ANSWER_TOKENS)
+
+
+def _over(user: bool) -> str:
+    whose = "You have used up what you may use of the models" if user else "What may be spent on models is used up"
+    return f"{whose} for today; it begins anew at midnight UTC."
+
+
+async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await work
+    except (RedisError, OSError, ServerUnavailable) as error:
+        logger.info("the server is away: %s", error)

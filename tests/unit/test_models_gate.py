@@ -1,0 +1,328 @@
+"""The gate in front of a model: breaker, quota, places and budgets, decided in scripts on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from rolecall import keys
+from rolecall.errors import (
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnavailable,
+    NotNow,
+    OverBudget,
+    RateLimited,
+)
+from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
+from rolecall.models.fallback import Fallback
+from rolecall.models.gate import Gate
+from rolecall.models.guarded import Guarded
+from rolecall.redis_client import RedisServer
+from rolecall.settings import Settings, Terms
+from tests.waiting import wait_until
+
+SETTINGS = Settings(breaker_failures=2, probe_seconds=0.5, quota_minute_seconds=6)
+HELLO = Request((Message("user", "Hello"),), caller=Caller("a:1", "1", "ann"))
+
+
+class Provider:
+    """A model that answers or fails as it is told, and counts how often it is asked."""
+
+    def __init__(self, name: str = "m@test", tokens: tuple[int, int] = (10, 20)) -> None:
+        self.name = name
+        self.error: ModelError | None = None
+        self.tokens = tokens
+        self.asked = 0
+        self.most = 0
+        self.now = 0
+        self.going = asyncio.Event()
+        self.going.set()
+
+    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+        self.asked += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.going.wait()
+            if self.error:
+                raise self.error
+            yield Delta("yes")
+            yield Usage(*self.tokens)
+            yield Done("stop")
+        finally:
+            self.now -= 1
+
+    async def aclose(self) -> None: ...
+
+
+class Stage:
+    """One provider behind gates of several processes, and who was woken."""
+
+    def __init__(self, server: RedisServer, terms: Terms, settings: Settings, processes: int = 1) -> None:
+        self.provider = Provider()
+        self.woken: list[str] = []
+        self.gates = [Gate(server, "m@test", terms, settings, self._wake) for _ in range(processes)]
+        self.models = [Guarded(self.provider, gate) for gate in self.gates]
+        self.server = server
+
+    async def _wake(self, conversation: str) -> None:
+        self.woken.append(conversation)
+
+    async def ask(self, conversation: str = "a:1", process: int = 0) -> list[ModelEvent]:
+        request = msgspec.structs.replace(HELLO, caller=Caller(conversation, "1", conversation))
+        return [event async for event in self.models[process].stream(request)]
+
+    async def refused(self, conversation: str = "a:1", process: int = 0) -> NotNow:
+        with pytest.raises(NotNow) as found:
+            await self.ask(conversation, process)
+        return found.value
+
+    async def fail(self, error: ModelError, times: int = 1) -> None:
+        self.provider.error = error
+        for _ in range(times):
+            with pytest.raises(ModelError):
+                await self.ask()
+
+
+def stage(server: RedisServer, processes: int = 1, **terms: float) -> Stage:
+    return Stage(server, Terms(**terms), SETTINGS, processes)  # type: ignore[arg-type]  # ints as the fields want
+
+
+async def test_failures_in_a_row_open_the_breaker_for_every_process(server: RedisServer) -> None:
+    on = stage(server, processes=2)
+    await on.fail(ModelTimeout("too slow"), 2)
+    asked = on.provider.asked
+
+    away = await on.refused(process=1)
+
+    assert (away.models, on.provider.asked) == (("m@test",), asked)
+    assert "m@test is away: too slow" in str(away)
+
+
+async def test_a_failure_that_may_pass_is_tried_again_at_once_before_anybody_hears_of_it(server: RedisServer) -> None:
+    on = Stage(server, Terms(), Settings(breaker_failures=100))
+    on.provider.error = ModelUnavailable("no")
+    with pytest.raises(ModelUnavailable):
+        await on.ask()
+    assert on.provider.asked == 3
+
+
+async def test_a_success_between_failures_keeps_the_breaker_closed(server: RedisServer) -> None:
+    on = stage(server)
+    for _ in range(4):
+        await on.fail(ModelTimeout("slow"))
+        on.provider.error = None
+        await on.ask()
+    assert on.provider.asked == 8
+
+
+async def test_what_the_provider_refuses_says_that_it_is_there(server: RedisServer) -> None:
+    on = stage(server)
+    await on.fail(ModelTimeout("slow"))
+    await on.fail(ModelRefused("nonsense"), 5)
+    await on.fail(ModelTimeout("slow"))
+    assert on.provider.asked == 7
+
+
+async def test_while_it_is_away_one_call_at_a_time_asks_whether_it_is_back(server: RedisServer) -> None:
+    on = stage(server, processes=4)
+    await on.fail(ModelTimeout("slow"), 2)
+    on.provider.going.clear()
+    asked, on.provider.most = on.provider.asked, 0
+
+    async def insist(process: int) -> None:
+        try:
+            await on.ask(f"a:{process}", process)
+        except NotNow as later:
+            await asyncio.sleep(min(later.after, 0.05))
+
+    async def all_insist() -> bool:
+        await asyncio.wait([asyncio.create_task(insist(n % 4)) for n in range(8)], timeout=0.1)
+        return on.provider.now == 1
+
+    await wait_until(all_insist, what="a probe")
+    for _ in range(5):
+        await all_insist()
+    assert (on.provider.asked, on.provider.most) == (asked + 1, 1)
+    on.provider.error = None
+    on.provider.going.set()
+    await wait_until(lambda: on.provider.now == 0)
+
+
+async def test_those_who_wait_look_one_after_the_other(server: RedisServer) -> None:
+    on = stage(server)
+    await on.fail(ModelTimeout("slow"), 2)
+    waits = [(await on.refused(f"a:{n}")).after for n in range(5)]
+    assert all(0.4 < later - earlier < 0.6 for earlier, later in itertools.pairwise(waits))
+
+
+async def test_the_first_word_of_a_probe_ends_the_absence_and_wakes_who_sleeps(server: RedisServer) -> None:
+    on = stage(server)
+    await on.fail(ModelTimeout("slow"), 2)
+    for number in range(5):
+        await on.gates[0].waits(f"a:{number}")
+    assert on.woken == []
+
+    on.provider.error = None
+
+    async def asked() -> bool:
+        try:
+            return bool(await on.ask())
+        except NotNow:
+            return False
+
+    await wait_until(asked, what="the breaker to let one through")
+    await wait_until(lambda: len(on.woken) == 5, what="all to be woken")
+    assert on.woken == [f"a:{number}" for number in range(5)]
+
+
+async def test_who_goes_to_sleep_when_it_is_back_already_is_woken_at_once(server: RedisServer) -> None:
+    on = stage(server)
+    await on.gates[0].waits("a:1")
+    assert on.woken == ["a:1"]
+
+
+async def test_a_provider_that_asks_to_wait_is_left_alone_by_all_for_so_long(server: RedisServer) -> None:
+    on = stage(server, processes=2)
+    on.provider.error = RateLimited("slow down", 0.6)
+    first = await on.refused()
+    second = await on.refused(process=1)
+    assert on.provider.asked == 1
+    assert 0.4 < first.after < 0.8 and 0.4 < second.after < 0.8
+    assert "asks to wait: slow down" in str(second)
+    on.provider.error = None
+    await asyncio.sleep(second.after)  # the wait that was asked for
+    assert await on.ask()
+
+
+async def test_a_limit_without_a_time_is_waited_for_longer_each_time(server: RedisServer) -> None:
+    on = stage(server)
+    on.provider.error = RateLimited("slow down")
+    first = await on.refused()
+    await asyncio.sleep(first.after)  # as long as it said
+    assert (await on.refused()).after > 1.5 * first.after
+
+
+async def test_no_more_calls_at_once_than_the_terms_allow_and_a_free_place_wakes_one(server: RedisServer) -> None:
+    on = stage(server, processes=3, concurrent=2)
+    on.provider.going.clear()
+    running = [asyncio.create_task(on.ask(f"a:{n}", n)) for n in range(2)]
+    await wait_until(lambda: on.provider.now == 2)
+
+    full = await on.refused("a:2", process=2)
+    assert (full.models, on.provider.most) == (("m@test",), 2)
+    await on.gates[2].waits("a:2")
+    assert on.woken == []
+
+    on.provider.going.set()
+    await asyncio.gather(*running)
+    await wait_until(lambda: on.woken == ["a:2"], what="the one that waits to be woken")
+
+
+async def test_a_call_of_a_dead_process_does_not_hold_its_place_for_ever(server: RedisServer) -> None:
+    on = stage(server, concurrent=1)
+    await server.call("ZADD", keys.model("m@test", "busy"), 1, "dead")  # its time ran out in 1970
+    assert await on.ask()
+
+
+async def test_a_cancelled_call_frees_its_place(server: RedisServer) -> None:
+    on = stage(server, concurrent=1)
+    on.provider.going.clear()
+    call = asyncio.create_task(on.ask())
+    await wait_until(lambda: on.provider.now == 1)
+    call.cancel()
+    await asyncio.wait([call])
+    on.provider.going.set()
+
+    async def asked() -> bool:
+        try:
+            return bool(await on.ask("a:2"))
+        except NotNow:
+            return False
+
+    await wait_until(asked, what="the place to be free")
+
+
+async def test_requests_per_minute_are_those_of_all_processes_and_a_booked_place_is_kept(server: RedisServer) -> None:
+    on = stage(server, processes=2, rpm=4)
+    for number in range(4):
+        await on.ask(f"a:{number}", number % 2)
+
+    waits = [await on.refused(f"b:{number}", number % 2) for number in range(4)]
+    again = await on.refused("b:0")
+
+    assert on.provider.asked == 4
+    assert not waits[0].models and "quota" in str(waits[0])
+    assert again.after <= waits[0].after  # it has its place, and does not queue up anew
+    await asyncio.sleep(again.after)  # the minute, scaled to six seconds
+    assert await on.ask("b:0")
+
+
+async def test_tokens_per_minute_are_kept_within_five_percent_by_four_processes(server: RedisServer) -> None:
+    settings = Settings(quota_minute_seconds=3)
+    on = Stage(server, Terms(tpm=10_000), settings, processes=4)
+    on.provider.tokens = (120, 80)
+    used: list[tuple[float, int]] = []
+    until = time.monotonic() + 7.5
+
+    async def talk(number: int) -> None:
+        while time.monotonic() < until:
+            try:
+                await on.ask(f"a:{number}", number % 4)
+                used.append((time.monotonic(), 200))
+            except NotNow as later:
+                await asyncio.sleep(min(later.after, max(0.0, until - time.monotonic())))
+
+    await asyncio.gather(*(talk(number) for number in range(16)))
+    windows = [sum(n for at, n in used if end - 3 < at <= end) for end, _ in used]
+    whole = [total for (end, _), total in zip(used, windows, strict=True) if end - used[0][0] > 3.2]
+    assert max(windows) <= 10_500
+    assert max(whole) >= 9_500
+
+
+async def test_a_fallback_speaks_while_the_first_may_not_be_asked_and_says_why(server: RedisServer) -> None:
+    on = stage(server)
+    other = Provider("other@test")
+    both = Fallback([on.models[0], other])
+    await on.fail(ModelTimeout("slow"), 2)
+
+    events = [event async for event in both.stream(HELLO)]
+
+    assert isinstance(events[0], Spoke) and events[0].model == "other@test"
+    assert events[0].why == "m@test is away: slow"
+
+
+async def test_what_the_fallback_answers_takes_no_place_in_the_quota_of_the_first(server: RedisServer) -> None:
+    on = stage(server, rpm=1)
+    both = Fallback([on.models[0], Provider("other@test")])
+    for _ in range(5):
+        assert [event async for event in both.stream(HELLO)]
+    assert await server.call("EXISTS", keys.model("m@test", "booked")) == 0
+
+
+async def test_a_user_who_has_spent_his_tokens_of_the_day_is_told_so_and_others_go_on(server: RedisServer) -> None:
+    on = Stage(server, Terms(), Settings(user_tokens_per_day=50))
+    await on.ask("ann")
+    await on.ask("ann")
+    with pytest.raises(OverBudget, match=r"used up what you may use .* midnight UTC"):
+        await on.ask("ann")
+    assert await on.ask("bob")
+
+
+async def test_money_is_counted_by_the_price_table_and_bounded(server: RedisServer) -> None:
+    on = Stage(server, Terms(price_in=1.0, price_out=10.0), Settings(cost_per_day=0.0003))
+    await on.ask("ann")  # 10 tokens at 1, 20 at 10 per million
+    await on.ask("bob")
+    with pytest.raises(OverBudget, match=r"What may be spent on models is used up"):
+        await on.ask("eve")
+    day = time.strftime("%Y%m%d", time.gmtime())
+    assert await server.call("HGET", keys.spent(day), "cost") == b"420"
+    assert await server.call("HGET", keys.spent(day), "u:ann:cost") == b"210"
+    assert await server.call("HGET", keys.spent(day), "m:m@test:calls") == b"2"
