@@ -124,10 +124,14 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
 
     @property
     def ollama_address(self) -> str | None:
-        """OLLAMA_URL, or the address made of OLLAMA_HOST and OLLAMA_PORT."""
+        """OLLAMA_URL, or the address made of OLLAMA_HOST and OLLAMA_PORT; OLLAMA_HOST may be a whole one, as Ollama
+        itself takes it."""
         if self.ollama_url or not self.ollama_host:
             return self.ollama_url
-        return f"http://{self.ollama_host}:{self.ollama_port}"
+        if "://" in self.ollama_host:
+            return self.ollama_host
+        port = "" if ":" in self.ollama_host else f":{self.ollama_port}"
+        return f"http://{self.ollama_host}{port}"
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ HERE = Path()
     ("name", "said"),
     [
         ("gpt-5-mini@openai", "OPENAI_API_KEY"),
-        ("x@nowhere", "@openai, @local, @test"),
+        ("gemini-3-flash@gemini", "GEMINI_API_KEY or GOOGLE_API_KEY"),
+        ("x@nowhere", "@openai, @gemini, @ollama, @local, @test"),
         ("no-provider", "name@provider"),
         ("@test", "name@provider"),
-        ("gemini-3-flash@gemini", "not in this version yet"),
-        ("qwen3@ollama", "not in this version yet"),
         ("unknown@local", "smollm2@local"),
         ("/no/such/file.gguf@local", "the file being there"),
     ],

@@ -31,10 +31,11 @@ class Provider:
 
 PROVIDERS = {
     "openai": Provider("rolecall.models.openai", "OpenAIModel", "openai"),
+    "gemini": Provider("rolecall.models.gemini", "GeminiModel", "gemini"),
+    "ollama": Provider("rolecall.models.ollama", "OllamaModel", "ollama"),
     "local": Provider("rolecall.models.local", "LocalModel", "local"),
     "test": Provider("rolecall.models.echo", "EchoModel", None),
 }
-LATER = ("gemini", "google", "ollama")
 
 
 def open_model(name: str, settings: Settings, state_dir: Path) -> Model:
@@ -44,8 +45,6 @@ def open_model(name: str, settings: Settings, state_dir: Path) -> Model:
     application keeps what is not for people.
     """
     model, _, provider = name.rpartition("@")
-    if provider in LATER:
-        raise ConfigError(f"model {name!r}: @{provider} is not in this version yet; allowed: {_known()}")
     if not model or provider not in PROVIDERS:
         raise ConfigError(f"model {name!r}: name@provider is allowed, the provider being one of {_known()}")
     where = PROVIDERS[provider]

@@ -1,0 +1,112 @@
+"""What a provider's refusal means in this package's own errors, whoever the provider is."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rolecall.errors import (
+    ContextTooLong,
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnauthorised,
+    ModelUnavailable,
+    NoSuchModel,
+    RateLimited,
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """How ``where`` answered the model ``model``; ``words`` are the provider's own, made safe to show.
+
+    ``status`` is HTTP's, 0 for an error within a stream that names none. ``retry_after`` is in seconds.
+    """
+
+    model: str
+    where: str
+    status: int
+    words: str
+    retry_after: float | None = None
+
+    def error(self) -> ModelError:
+        """What the status alone means."""
+        if self.status in (401, 403):
+            return self.unauthorised()
+        if self.status == 402:
+            return self.no_credit()
+        if self.status == 404:
+            return NoSuchModel(f"{self.model}: {self.where} has no such model for this key; check the name")
+        if self.status in (408, 504):
+            return ModelTimeout(f"{self.model}: {self.where} gave up waiting ({self.status})")
+        if self.status == 429:
+            return RateLimited(f"{self.model}: {self.where} asks to wait: {self.words}", self.retry_after)
+        if self.status in (400, 413, 415, 422):
+            return ModelRefused(f"{self.model}: {self.where} refuses this request ({self.status}): {self.words}")
+        return ModelUnavailable(
+            f"{self.model}: {self.where} failed ({self.status or 'within the answer'}): {self.words}"
+        )
+
+    def unauthorised(self) -> ModelUnauthorised:
+        """Without the provider's words, for some quote the key."""
+        return ModelUnauthorised(
+            f"{self.model}: {self.where} refuses the key ({self.status}); check the key set for it"
+        )
+
+    def no_credit(self) -> ModelUnauthorised:
+        """Waiting does not help."""
+        return ModelUnauthorised(f"{self.model}: the account at {self.where} has no credit left")
+
+    def too_long(self) -> ContextTooLong:
+        """The conversation does not fit."""
+        return ContextTooLong(f"{self.model}: the conversation is too long for this model: {self.words}")
+
+
+def unreachable(model: str, where: str, error: BaseException) -> ModelUnavailable:
+    """The connection broke or never was."""
+    return ModelUnavailable(f"{model}: no connection to {where}: {innermost(error)}")
+
+
+def not_accepted(model: str, where: str) -> ModelTimeout:
+    """The connection was not accepted within the time for it, the only one that HTTP clients measure here."""
+    return ModelTimeout(f"{model}: {where} does not accept the connection in time")
+
+
+def not_the_protocol(model: str, where: str, protocol: str, error: BaseException) -> ModelUnavailable:
+    """What came is not what the SDK understands; its text may hold whole answers, so only its kind is told."""
+    return ModelUnavailable(f"{model}: {where} does not speak the {protocol} protocol: {type(error).__name__}")
+
+
+def host_of(url: str) -> str:
+    """Who is meant by ``url``, for messages: it holds no password."""
+    return urlsplit(url).hostname or url
+
+
+def safe_words(message: object, key: str) -> str:
+    """A provider's words on one line, short and without ``key``."""
+    said = str(message or "without a word")
+    return " ".join((said.replace(key, "(key)") if key else said).split())[:300]
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, of either form of the header and of OpenAI's own in milliseconds."""
+    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[header]) * unit)
+        except (KeyError, ValueError):
+            continue
+    moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else None
+
+
+def innermost(error: BaseException) -> str:
+    """The innermost reason that says something: an SDK's own text is often just "Connection error."."""
+    said = str(error)
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+        said = str(error) or said
+    return said or type(error).__name__
