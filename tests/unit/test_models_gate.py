@@ -265,28 +265,6 @@ async def test_requests_per_minute_are_those_of_all_processes_and_a_booked_place
     assert await on.ask("b:0")
 
 
-async def test_tokens_per_minute_are_kept_within_five_percent_by_four_processes(server: RedisServer) -> None:
-    settings = Settings(quota_minute_seconds=3)
-    on = Stage(server, Terms(tpm=10_000), settings, processes=4)
-    on.provider.tokens = (120, 80)
-    used: list[tuple[float, int]] = []
-    until = time.monotonic() + 7.5
-
-    async def talk(number: int) -> None:
-        while time.monotonic() < until:
-            try:
-                await on.ask(f"a:{number}", number % 4)
-                used.append((time.monotonic(), 200))
-            except NotNow as later:
-                await asyncio.sleep(min(later.after, max(0.0, until - time.monotonic())))
-
-    await asyncio.gather(*(talk(number) for number in range(16)))
-    windows = [sum(n for at, n in used if end - 3 < at <= end) for end, _ in used]
-    whole = [total for (end, _), total in zip(used, windows, strict=True) if end - used[0][0] > 3.2]
-    assert max(windows) <= 10_500
-    assert max(whole) >= 9_500
-
-
 async def test_a_fallback_speaks_while_the_first_may_not_be_asked_and_says_why(server: RedisServer) -> None:
     on = stage(server)
     other = Provider("other@test")
