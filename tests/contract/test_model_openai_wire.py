@@ -1,35 +1,98 @@
-"""What the openai adapter puts on the wire."""
+"""What the openai adapter puts on the wire of chat completions, and what it takes from it."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from rolecall.models import Message, Request
-from rolecall.models.openai import OpenAIModel
+from rolecall.errors import (
+    ContentRefused,
+    ContextTooLong,
+    ModelError,
+    ModelRefused,
+    ModelUnauthorised,
+    NoSuchModel,
+    Truncated,
+)
+from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.openai import Endpoint, OpenAIModel, list_models
+from rolecall.models.openai_chat import chat_body
+from rolecall.models.openai_names import chats
 from rolecall.settings import Settings
-from tests.contract.model_vendor import Connection, OpenAIWire, Vendor
+from tests.contract.model_lists import answering_get, openai_list
+from tests.contract.model_vendor import Connection, OpenAIWire, Script, Vendor
+
+HELLO = Request((Message("user", "Hi"),))
+WEATHER = ToolSpec("weather", "The weather at a place.", {"type": "object", "properties": {"at": {"type": "string"}}})
+ASKING = Request((Message("user", "Is it raining?"),), tools=(WEATHER,))
+IMAGE = Request((Message("user", "What is it?", (b"\x89PNG...",)),))
 
 
 @pytest.fixture
 async def vendor() -> AsyncIterator[Vendor]:
     vendor = Vendor(OpenAIWire())
-    vendor.script = _hello
+    vendor.script = saying({"content": "Hi"}, finish="stop")
     await vendor.start()
     yield vendor
     await vendor.stop()
 
 
-async def asked(vendor: Vendor, request: Request, **settings: Any) -> Connection:
-    given = Settings(openai_base_url=f"{vendor.url}/v1/", **settings)
-    model = OpenAIModel.open("org/model:8b", given, Path())
-    async for _ in model.stream(request):
-        pass
-    await model.aclose()
+def saying(*deltas: dict[str, Any], finish: str | None = None) -> Script:
+    """A script that sends ``deltas`` and, unless it is None, ``finish``."""
+    choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    if finish:
+        choices.append({"index": 0, "delta": {}, "finish_reason": finish})
+
+    async def script(connection: Connection) -> None:
+        await connection.begin()
+        for choice in choices:
+            chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+            await connection.say(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        if finish:
+            await connection.say(connection.wire.usage(7, 2), connection.wire.end())
+        await connection.close()
+
+    return script
+
+
+def refusing(status: int, message: str, **error: Any) -> Script:
+    async def script(connection: Connection) -> None:
+        body = {"error": {"message": message, "type": "invalid_request_error", "code": None, **error}}
+        await connection.refuse(status, json.dumps(body).encode())
+
+    return script
+
+
+async def answered(vendor: Vendor, request: Request, name: str = "org/model:8b", **settings: Any) -> list[ModelEvent]:
+    given = Settings(**{"openai_base_url": f"{vendor.url}/v1/", **settings})
+    model = OpenAIModel.open(name, given, Path())
+    try:
+        return [event async for event in model.stream(request)]
+    finally:
+        await model.aclose()
+
+
+async def asked(vendor: Vendor, request: Request, name: str = "org/model:8b", **settings: Any) -> Connection:
+    await answered(vendor, request, name, **settings)
     return vendor.connections[-1]
+
+
+def call(
+    index: int | None = 0, id: str | None = None, name: str | None = None, arguments: Any = None
+) -> dict[str, Any]:
+    """A delta with a piece of a tool call, in which what is None is left out."""
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    known = {"index": index, "id": id}
+    return {"tool_calls": [{**{k: v for k, v in known.items() if v is not None}, "function": function}]}
+
+
+# ── what is asked ───────────────────────────────────────────────────────────────────────────────
 
 
 async def test_the_request_names_model_messages_and_limits(vendor: Vendor) -> None:
@@ -47,25 +110,247 @@ async def test_the_request_names_model_messages_and_limits(vendor: Vendor) -> No
 
 
 async def test_what_the_request_leaves_open_is_left_to_the_server(vendor: Vendor) -> None:
-    connection = await asked(vendor, Request((Message("user", "Hi"),)))
-    assert "max_tokens" not in connection.body
-    assert "temperature" not in connection.body
+    connection = await asked(vendor, HELLO)
+    assert set(connection.body) == {"model", "messages", "stream", "stream_options"}
 
 
 async def test_images_travel_as_data_urls(vendor: Vendor) -> None:
-    connection = await asked(vendor, Request((Message("user", "What is it?", (b"\x89PNG...",)),)))
+    connection = await asked(vendor, IMAGE)
     text, image = connection.body["messages"][0]["content"]
     assert text == {"type": "text", "text": "What is it?"}
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
 
 
+@pytest.mark.parametrize("name", ["o1", "o3-mini", "o4-mini-2025-04-16", "gpt-5", "openai/gpt-5-mini", "gpt-6.2-sol"])
+async def test_a_reasoning_model_is_asked_in_its_own_way(vendor: Vendor, name: str) -> None:
+    request = Request((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9, temperature=0.5)
+    body = (await asked(vendor, request, name)).body
+    assert [message["role"] for message in body["messages"]] == ["developer", "user"]
+    assert body["max_completion_tokens"] == 9
+    assert not {"max_tokens", "temperature"} & set(body)
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "gpt-5-chat-latest", "gpt-oss:20b", "olmo2", "org/model"])
+async def test_a_model_that_does_not_reason_keeps_its_temperature(vendor: Vendor, name: str) -> None:
+    body = (await asked(vendor, Request(HELLO.messages, temperature=0.5), name)).body
+    assert body["temperature"] == 0.5
+
+
+def test_openai_s_own_server_gets_the_newer_name_of_the_limit() -> None:
+    limited = Request(HELLO.messages, max_tokens=9)
+    assert Endpoint("https://api.openai.com/v1", "k").official
+    assert Endpoint("https://eu.api.openai.com/v1", "k").official
+    assert not Endpoint("https://api.openai.com.example/v1", "k").official
+    assert chat_body("gpt-4o", limited, official=True)["max_completion_tokens"] == 9
+
+
+async def test_tools_and_an_obligation_to_call_one_are_offered(vendor: Vendor) -> None:
+    body = (await asked(vendor, Request(ASKING.messages, tools=(WEATHER,), must_call=True))).body
+    function = {"name": "weather", "description": "The weather at a place.", "parameters": WEATHER.parameters}
+    assert body["tools"] == [{"type": "function", "function": function}]
+    assert body["tool_choice"] == "required"
+    assert "tool_choice" not in (await asked(vendor, ASKING)).body
+
+
+async def test_calls_and_their_results_go_back_as_messages(vendor: Vendor) -> None:
+    calls = (ToolCall("call_1", "weather", '{"at": "Bonn"}'), ToolCall("call_2", "weather", "{}"))
+    messages = (
+        Message("user", "Is it raining?"),
+        Message("assistant", "", calls=calls),
+        Message("tool", "It rains.", call="call_1"),
+        Message("tool", "No.", call="call_2"),
+    )
+    sent = (await asked(vendor, Request(messages, tools=(WEATHER,)))).body["messages"]
+    assert sent[1]["content"] is None
+    assert sent[1]["tool_calls"][0] == {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"at": "Bonn"}'},
+    }
+    assert sent[2:] == [
+        {"role": "tool", "content": "It rains.", "tool_call_id": "call_1"},
+        {"role": "tool", "content": "No.", "tool_call_id": "call_2"},
+    ]
+
+
+async def test_a_schema_is_passed_on(vendor: Vendor) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}}
+    body = (await asked(vendor, Request(HELLO.messages, schema=schema))).body
+    assert body["response_format"] == {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
 async def test_a_server_on_this_machine_is_reached_past_any_proxy(vendor: Vendor) -> None:
-    connection = await asked(vendor, Request((Message("user", "Hi"),)), proxy="127.0.0.1:9")
+    connection = await asked(vendor, HELLO, proxy="127.0.0.1:9")
     assert connection.body["messages"]
 
 
-async def _hello(connection: Connection) -> None:
-    wire = connection.wire
-    await connection.begin()
-    await connection.say(wire.delta("Hi"), wire.finish("stop"), wire.end())
-    await connection.close()
+async def test_a_server_elsewhere_is_reached_by_the_proxy_that_is_named(vendor: Vendor) -> None:
+    connection = await asked(
+        vendor, HELLO, openai_base_url="http://models.example/v1", proxy=vendor.url.removeprefix("http://")
+    )
+    assert connection.headers["host"] == "models.example"
+
+
+# ── what comes back ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_call_comes_whole_after_the_text(vendor: Vendor) -> None:
+    vendor.script = saying(
+        {"role": "assistant", "content": "Let me see."},
+        call(id="call_1", name="weather", arguments=""),
+        call(arguments='{"at": '),
+        call(arguments='"Bonn"}'),
+        finish="tool_calls",
+    )
+    assert await answered(vendor, ASKING) == [
+        Delta("Let me see."),
+        ToolCall("call_1", "weather", '{"at": "Bonn"}'),
+        Usage(7, 2),
+        Done("tool_calls"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        (
+            call(0, "a", "weather", '{"at":'),
+            call(1, "b", "weather", '{"at":2'),
+            call(0, arguments="1}"),
+            call(1, arguments="}"),
+        ),
+        (call(0, "a", "weather", '{"at":1}'), call(0, "b", "weather", '{"at":2}')),
+        (call(None, "a", "weather", '{"at":1}'), call(None, "b", "weather", '{"at":2}')),
+        (
+            call(0, "a", "weather", '{"at":'),
+            call(0, "a", "weather", "1}"),
+            call(1, "b", "weather", '{"at":'),
+            call(1, "b", "weather", "2}"),
+        ),
+        ({"tool_calls": [*call(0, "a", "weather", {"at": 1})["tool_calls"]]}, call(1, "b", "weather", {"at": 2})),
+    ],
+    ids=["interleaved", "every index 0", "no index", "id and name repeated", "arguments as objects"],
+)
+async def test_calls_are_told_apart_however_a_server_writes_them(
+    vendor: Vendor, deltas: tuple[dict[str, Any], ...]
+) -> None:
+    vendor.script = saying(*deltas, finish="tool_calls")
+    calls = [ToolCall("a", "weather", '{"at":1}'), ToolCall("b", "weather", '{"at":2}')]
+    assert await answered(vendor, ASKING) == [*calls, Usage(7, 2), Done("tool_calls")]
+
+
+async def test_a_call_without_id_or_arguments_gets_some(vendor: Vendor) -> None:
+    vendor.script = saying(call(name="weather"), finish="stop")
+    made, _, done = await answered(vendor, ASKING)
+    assert isinstance(made, ToolCall)
+    assert (made.id[:5], made.name, made.arguments) == ("call_", "weather", "{}")
+    assert done == Done("tool_calls"), "some servers end a call with stop"
+
+
+async def test_a_call_cut_off_amid_its_arguments_is_truncated(vendor: Vendor) -> None:
+    vendor.script = saying({"content": "Let me see."}, call(id="a", name="weather", arguments='{"at": "Bo'))
+    with pytest.raises(Truncated) as caught:
+        await answered(vendor, ASKING)
+    assert caught.value.text == "Let me see."
+
+
+async def test_a_call_that_reaches_the_limit_of_tokens_does_not_come(vendor: Vendor) -> None:
+    vendor.script = saying(call(id="a", name="weather", arguments='{"at": "Bo'), finish="length")
+    assert await answered(vendor, ASKING) == [Usage(7, 2), Done("length")]
+
+
+async def test_what_a_model_thinks_aloud_is_not_shown(vendor: Vendor) -> None:
+    vendor.script = saying({"reasoning_content": "The user says hi."}, {"content": "Hi"}, finish="stop")
+    assert await answered(vendor, HELLO) == [Delta("Hi"), Usage(7, 2), Done("stop")]
+
+
+async def test_thinking_is_a_sign_of_life(vendor: Vendor) -> None:
+    async def thinking(connection: Connection) -> None:
+        await connection.begin()
+        for _ in range(8):
+            choice = {"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}
+            await connection.say(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+            await asyncio.sleep(0.1)
+        await connection.say(connection.wire.delta("Hi"), connection.wire.finish("stop"), connection.wire.end())
+        await connection.close()
+
+    vendor.script = thinking
+    assert await answered(vendor, HELLO, first_token_seconds=0.5) == [Delta("Hi"), Done("stop")]
+
+
+async def test_a_refusal_in_the_model_s_own_words_is_one(vendor: Vendor) -> None:
+    vendor.script = saying({"refusal": "I cannot "}, {"refusal": "do that."}, finish="stop")
+    with pytest.raises(ContentRefused, match=r"the model refuses: I cannot do that\."):
+        await answered(vendor, HELLO)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "error", "expected"),
+    [
+        (404, "The model does not exist", {"code": "model_not_found"}, NoSuchModel),
+        (403, "Project has no access to model", {"code": "model_not_found"}, NoSuchModel),
+        (400, "too long", {"code": "context_length_exceeded"}, ContextTooLong),
+        (400, "request (9 tokens) exceeds", {"code": 400, "type": "exceed_context_size_error"}, ContextTooLong),
+        (400, "This model's maximum context length is 8 tokens", {"type": "BadRequestError"}, ContextTooLong),
+        (400, "Filtered by policy", {"code": "content_filter"}, ContentRefused),
+        (400, "Your prompt was flagged", {"code": "invalid_prompt"}, ContentRefused),
+        (400, "No", {"code": "content_policy_violation"}, ContentRefused),
+        (429, "No credit", {"type": "insufficient_quota"}, ModelUnauthorised),
+        (402, "Insufficient Balance", {}, ModelUnauthorised),
+        (400, "Unsupported value: temperature", {}, ModelRefused),
+    ],
+)
+async def test_a_refusal_is_told_by_its_kind(
+    vendor: Vendor, status: int, message: str, error: dict[str, Any], expected: type[ModelError]
+) -> None:
+    vendor.script = refusing(status, message, **error)
+    with pytest.raises(ModelError) as caught:
+        await answered(vendor, HELLO)
+    assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "Invalid content type. image_url is only supported by certain models."),
+        (500, "image input is not supported - hint: you may need to provide the mmproj"),
+        (400, "org/model:8b is not a multimodal model"),
+        (404, "No endpoints found that support image input"),
+    ],
+)
+async def test_an_image_that_the_model_cannot_see_is_a_refusal(vendor: Vendor, status: int, message: str) -> None:
+    vendor.script = refusing(status, message)
+    with pytest.raises(ModelRefused, match="takes no images, or not these") as caught:
+        await answered(vendor, IMAGE)
+    assert type(caught.value) is ModelRefused
+
+
+async def test_a_model_that_needs_the_responses_api_says_how_it_is_named(vendor: Vendor) -> None:
+    vendor.script = refusing(404, "This model is only supported in v1/responses and not in v1/chat/completions.")
+    with pytest.raises(NoSuchModel, match="name it responses:new-model@openai"):
+        await answered(vendor, HELLO, "new-model")
+
+
+# ── what there is ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_models_of_a_server_are_listed() -> None:
+    with answering_get(openai_list("org/b:8b", "a-embedding")) as url:
+        found = await list_models(Settings(openai_base_url=f"{url}/v1"))
+    assert found == ["a-embedding@openai", "org/b:8b@openai"]
+
+
+def test_of_openai_s_own_models_those_that_chat_are_listed() -> None:
+    offered = ("gpt-5-mini", "o3-pro", "gpt-4o", "gpt-6-sol", "text-embedding-3-small", "whisper-1", "gpt-4o-mini-tts",
+               "gpt-image-1", "gpt-realtime", "gpt-4o-audio-preview", "omni-moderation-latest", "sora-2", "davinci-002",
+               "gpt-3.5-turbo-instruct", "dall-e-3")  # fmt: skip
+    assert [name for name in offered if chats(name)] == ["gpt-5-mini", "o3-pro", "gpt-4o", "gpt-6-sol"]
+
+
+async def test_a_list_that_is_refused_is_an_error_without_the_key() -> None:
+    refusal = {"/v1/models": {"error": {"message": "Incorrect API key provided: sk-verysecret"}}}
+    with answering_get(refusal, status=401) as url:
+        settings = Settings(openai_base_url=f"{url}/v1", openai_api_key=SecretStr("sk-verysecret"))
+        with pytest.raises(ModelUnauthorised, match=r"^openai: 127\.0\.0\.1 refuses the key") as caught:
+            await list_models(settings)
+    assert "sk-verysecret" not in str(caught.value)

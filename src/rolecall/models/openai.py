@@ -1,27 +1,31 @@
-"""OpenAI's chat completions, and every server that speaks them."""
+"""OpenAI's models, and those of every server that speaks its protocols."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import importlib.util
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from rolecall.errors import ConfigError, MissingExtra, ModelRefused, ModelUnavailable
-from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, Usage
+from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelTimeout, ModelUnavailable
+from rolecall.models.model import ModelEvent, Request
+from rolecall.models.openai_chat import chat_body, chat_events
 from rolecall.models.openai_errors import translated
+from rolecall.models.openai_names import RESPONSES, chats, needs_responses, wire_name
+from rolecall.models.openai_responses import responses_body, responses_events
 from rolecall.models.reading import Patience, Source, read
-from rolecall.models.transport import address, client_options, image_type, proxy_of
+from rolecall.models.transport import address, client_options, proxy_of
 from rolecall.settings import Settings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletionChunk
 
 OPENAI_URL = "https://api.openai.com/v1"
+LIST_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -35,38 +39,34 @@ class Endpoint:
     first_token: float | None = 60
     idle_token: float | None = 30
 
+    @property
+    def official(self) -> bool:
+        """True for OpenAI's own servers, those of its regions included."""
+        return f".{urlsplit(self.url).hostname}".endswith(".api.openai.com")
+
 
 class OpenAIModel:
-    """A model behind an OpenAI-compatible server. SDK and connections come with the first question."""
+    """A model behind a server that speaks OpenAI's protocols. SDK and connections come with the first question.
 
-    def __init__(self, name: str, endpoint: Endpoint) -> None:
+    Asked by chat completions, unless ``responses``: then by the Responses API.
+    """
+
+    def __init__(self, name: str, endpoint: Endpoint, responses: bool = False) -> None:
         self.name = name
+        self.responses = responses
         self._endpoint = endpoint
         self._sdk: AsyncOpenAI | None = None
         self._making = asyncio.Lock()
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> OpenAIModel:
-        """``model`` as the settings reach it. Raises ConfigError for a missing key, extra or bad address."""
+        """``model`` as the settings reach it; with ``responses:`` before its name by the Responses API, which OpenAI's
+        own server is also asked by where a model has no other. Raises ConfigError for a missing key, extra or bad
+        address."""
         name = f"{model}@openai"
-        if importlib.util.find_spec("openai") is None:
-            raise MissingExtra("openai", name)
-        secret = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
-        if not secret and not settings.openai_base_url:
-            raise ConfigError(
-                f"{name} needs OPENAI_API_KEY: set it in the environment or in .env, "
-                "or set OPENAI_BASE_URL to a server of your own"
-            )
-        endpoint = Endpoint(
-            url=address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
-            # The SDK wants one, and servers of one's own often ask for none.
-            key=secret or "none",
-            proxy=proxy_of(settings.proxy),
-            connect=settings.connect_seconds,
-            first_token=settings.first_token_seconds,
-            idle_token=settings.idle_token_seconds,
-        )
-        return cls(name, endpoint)
+        endpoint = _endpoint(name, settings)
+        responses = model.startswith(RESPONSES) or (endpoint.official and needs_responses(model))
+        return cls(name, endpoint, responses)
 
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream."""
@@ -85,84 +85,84 @@ class OpenAIModel:
             await sdk.close()
 
     async def _events(self, sdk: AsyncOpenAI, request: Request) -> Source:
-        from openai import OpenAIError
-
-        usage: Usage | None = None
-        finish: str | None = None
         try:
-            async with await sdk.chat.completions.create(**self._body(request)) as chunks:
-                async for chunk in chunks:
-                    usage = _usage(chunk) or usage
-                    text, reason = _choice(chunk)
-                    finish = reason or finish
-                    yield Delta(text) if text else None
-        # ValueError: no JSON; TypeError, AttributeError: JSON of another shape, which the SDK lets through
-        # unchecked; RuntimeError: closed by aclose meanwhile.
-        except (OpenAIError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise translated(error, self.name, self._endpoint.url, self._endpoint.key) from None
-        if finish == "content_filter":
-            raise ModelRefused(f"{self.name}: the provider's content filter stopped this answer")
-        if usage:
-            yield usage
-        if finish:
-            yield Done("length" if finish == "length" else "stop")
+            async with aclosing(self._asked(sdk, request)) as events:
+                async for event in events:
+                    yield event
+        except ModelError:
+            raise
+        except _failures() as error:
+            images = any(message.images for message in request.messages)
+            raise translated(error, self.name, self._endpoint.url, self._endpoint.key, images) from None
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        limit = "max_completion_tokens" if self._endpoint.url == OPENAI_URL else "max_tokens"
-        given = {limit: request.max_tokens, "temperature": request.temperature}
-        return {
-            "model": self.name.rpartition("@")[0],
-            "messages": [_message(message) for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **{name: value for name, value in given.items() if value is not None},
-        }
+    def _asked(self, sdk: AsyncOpenAI, request: Request) -> Source:
+        model = wire_name(self.name.rpartition("@")[0])
+        if self.responses:
+            return responses_events(sdk, self.name, responses_body(model, request))
+        return chat_events(sdk, self.name, chat_body(model, request, self._endpoint.official))
 
     async def _ready(self) -> AsyncOpenAI:
         async with self._making:
             if self._sdk is None:
                 # In a thread: importing the SDK takes most of a second, in which heartbeats must go on.
-                self._sdk = await asyncio.to_thread(self._make)
+                self._sdk = await asyncio.to_thread(_connected, self.name, self._endpoint)
             return self._sdk
 
-    def _make(self) -> AsyncOpenAI:
-        import httpx2
-        from openai import AsyncOpenAI
 
-        options = client_options(self._endpoint.url, self._endpoint.proxy, httpx2.Limits)
-        wait = httpx2.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
-        try:
-            http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **options)
-        except (ImportError, ValueError) as error:
-            raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
-        return AsyncOpenAI(
-            api_key=self._endpoint.key,
-            base_url=self._endpoint.url,
-            max_retries=0,
-            timeout=wait,
-            http_client=http,
+async def list_models(settings: Settings) -> list[str]:
+    """``name@openai`` of all the server offers, sorted; of OpenAI's own only what answers in text.
+
+    Raises ConfigError as open does, and ModelError.
+    """
+    endpoint = _endpoint("openai", settings)
+    sdk = await asyncio.to_thread(_connected, "openai", endpoint)
+    try:
+        async with asyncio.timeout(LIST_SECONDS), sdk:
+            names = [model.id async for model in sdk.models.list()]
+    except TimeoutError:
+        raise ModelTimeout(f"openai: no list of models within {LIST_SECONDS} s") from None
+    except _failures() as error:
+        raise translated(error, "openai", endpoint.url, endpoint.key) from None
+    return sorted(f"{name}@openai" for name in names if chats(name) or not endpoint.official)
+
+
+def _endpoint(name: str, settings: Settings) -> Endpoint:
+    """The server of ``settings``; ``name`` is what needs it, for messages."""
+    if importlib.util.find_spec("openai") is None:
+        raise MissingExtra("openai", name)
+    secret = settings.openai_api_key.get_secret_value().strip() if settings.openai_api_key else ""
+    if not secret and not settings.openai_base_url:
+        raise ConfigError(
+            f"{name} needs OPENAI_API_KEY: set it in the environment or in .env, "
+            "or set OPENAI_BASE_URL to a server of your own"
         )
+    return Endpoint(
+        url=address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
+        # The SDK wants one, and servers of one's own often ask for none.
+        key=secret or "none",
+        proxy=proxy_of(settings.proxy),
+        connect=settings.connect_seconds,
+        first_token=settings.first_token_seconds,
+        idle_token=settings.idle_token_seconds,
+    )
 
 
-def _message(message: Message) -> dict[str, Any]:
-    if not message.images:
-        return {"role": message.role, "content": message.text}
-    images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in message.images]
-    return {"role": message.role, "content": [{"type": "text", "text": message.text}, *images]}
+def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
+    import httpx2
+    from openai import AsyncOpenAI
+
+    options = client_options(endpoint.url, endpoint.proxy, httpx2.Limits)
+    wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
+    try:
+        http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **options)
+    except (ImportError, ValueError) as error:
+        raise ModelUnavailable(f"{name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
+    return AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=wait, http_client=http)
 
 
-def _data_url(image: bytes) -> str:
-    return f"data:{image_type(image)};base64,{base64.b64encode(image).decode()}"
+def _failures() -> tuple[type[Exception], ...]:
+    """What the SDK raises. ValueError: no JSON; TypeError, AttributeError: JSON of another shape, which it lets
+    through unchecked; RuntimeError: closed by aclose meanwhile."""
+    from openai import OpenAIError
 
-
-def _usage(chunk: ChatCompletionChunk) -> Usage | None:
-    usage = chunk.usage
-    return Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None
-
-
-def _choice(chunk: ChatCompletionChunk) -> tuple[str, str | None]:
-    """The text and the finish reason in ``chunk``; a chunk with usage alone has no choice."""
-    if not chunk.choices:
-        return "", None
-    choice = chunk.choices[0]
-    return (choice.delta.content if choice.delta else None) or "", choice.finish_reason
+    return OpenAIError, ValueError, TypeError, AttributeError, RuntimeError

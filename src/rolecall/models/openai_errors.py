@@ -2,62 +2,82 @@
 
 from __future__ import annotations
 
-import email.utils
-import time
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from rolecall.errors import (
-    ModelError,
-    ModelRefused,
-    ModelTimeout,
-    ModelUnauthorised,
-    ModelUnavailable,
-    RateLimited,
+from rolecall.errors import ContentRefused, ModelError, ModelRefused, ModelUnavailable, NoSuchModel, RateLimited
+from rolecall.models.openai_names import RESPONSES
+from rolecall.models.refusal import (
+    Refusal,
+    host_of,
+    not_accepted,
+    not_the_protocol,
+    retry_after,
+    safe_words,
+    unreachable,
 )
 
 if TYPE_CHECKING:
     from openai import APIError
 
-NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
-TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
+NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
+FILTERED = {"content_filter", "invalid_prompt"}
+UNKNOWN = {"model_not_found", "model_not_available"}
+
+SAYS_TOO_LONG = re.compile(r"(maximum|max|available) context|context (length|size|window)|prompt is too long", re.I)
+SAYS_NO_IMAGES = re.compile(r"image|vision|multi-?modal|mmproj", re.I)
 
 
-def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
-    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``."""
+def translated(error: Exception, name: str, url: str, key: str, images: bool = False) -> ModelError:
+    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``. ``images``: some were sent."""
     import openai
 
-    where = urlsplit(url).hostname
+    where = host_of(url)
     if isinstance(error, openai.APITimeoutError):
-        return ModelTimeout(f"{name}: {where} does not accept the connection in time")
+        return not_accepted(name, where)
     if isinstance(error, openai.APIConnectionError):
-        return ModelUnavailable(f"{name}: no connection to {where}: {_root(error)}")
+        return unreachable(name, where, error)
     if isinstance(error, openai.APIError):
-        return _answered(error, name, str(where), _words(error.message, key))
+        kinds = {str(kind) for kind in (error.code, error.type) if kind}
+        said = Refusal(name, where, _status(error), safe_words(_words(error), key), retry_after(_headers(error)))
+        return _by_kind(said, kinds) or _by_words(said, images) or said.error()
     if isinstance(error, RuntimeError):
         return ModelUnavailable(f"{name}: {error}")
-    return ModelUnavailable(f"{name}: {where} does not speak the OpenAI protocol: {type(error).__name__}")
+    return not_the_protocol(name, where, "OpenAI", error)
 
 
-def _answered(error: APIError, name: str, where: str, words: str) -> ModelError:
-    status, kinds = _status(error), (error.code, error.type)
-    if any(kind in NO_CREDIT for kind in kinds):
-        return ModelUnauthorised(f"{name}: the account at {where} has no credit left")
-    if any(kind in TOO_LONG for kind in kinds):
-        return ModelRefused(f"{name}: the conversation is too long for this model: {words}")
-    if status in (401, 403):
-        # Without the provider's words, for some quote the key.
-        return ModelUnauthorised(f"{name}: {where} refuses the key ({status}); check the key set for it")
-    if status == 404:
-        return ModelUnauthorised(f"{name}: {where} has no such model for this key; check the name")
-    if status == 408:
-        return ModelTimeout(f"{name}: {where} gave up waiting (408)")
-    if status == 429 or "rate_limit_exceeded" in kinds:
-        return RateLimited(f"{name}: {where} asks to wait: {words}", _retry_after(_headers(error)))
-    if status in (400, 413, 415, 422):
-        return ModelRefused(f"{name}: {where} refuses this request ({status}): {words}")
-    return ModelUnavailable(f"{name}: {where} failed ({status or 'within the answer'}): {words}")
+def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
+    """What the code within the answer says; it stands where the status is missing, and says more than it."""
+    if kinds & NO_CREDIT:
+        return said.no_credit()
+    if kinds & TOO_LONG:
+        return said.too_long()
+    if kinds & FILTERED or any("policy" in kind for kind in kinds):
+        return ContentRefused(f"{said.model}: the provider's content filter stopped this question: {said.words}")
+    if kinds & UNKNOWN:
+        return _unknown(said)
+    if "rate_limit_exceeded" in kinds:
+        return RateLimited(f"{said.model}: {said.where} asks to wait: {said.words}", said.retry_after)
+    if not said.status and any(kind.startswith("invalid_") or "image" in kind for kind in kinds):
+        return ModelRefused(f"{said.model}: {said.where} refuses this request: {said.words}")
+    return None
+
+
+def _by_words(said: Refusal, images: bool) -> ModelError | None:
+    """Servers other than OpenAI's tell these apart by their words only, and not all by 400."""
+    if images and said.status in (400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
+        return ModelRefused(f"{said.model}: takes no images, or not these: {said.words}")
+    if said.status in (400, 413) and SAYS_TOO_LONG.search(said.words):
+        return said.too_long()
+    return _unknown(said) if said.status == 404 else None
+
+
+def _unknown(said: Refusal) -> NoSuchModel:
+    if "v1/responses" in said.words:
+        return NoSuchModel(f"{said.model}: needs the Responses API: name it {RESPONSES}{said.model}")
+    return NoSuchModel(f"{said.model}: {said.where} has no such model for this key; check the name: {said.words}")
 
 
 def _status(error: APIError) -> int:
@@ -66,30 +86,12 @@ def _status(error: APIError) -> int:
     return int(status) if status.isdecimal() else 0
 
 
+def _words(error: APIError) -> str:
+    """The server's own, where it sent any: the SDK's hold the whole body."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return said if isinstance(said, str) and said else error.message
+
+
 def _headers(error: APIError) -> Mapping[str, str]:
     response = getattr(error, "response", None)
     return response.headers if response is not None else {}
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, of either form of the header and of OpenAI's own in milliseconds."""
-    for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[header]) * unit)
-        except (KeyError, ValueError):
-            continue
-    moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else None
-
-
-def _words(message: str, key: str) -> str:
-    return " ".join(message.replace(key, "(key)").split())[:300]
-
-
-def _root(error: BaseException) -> str:
-    """The innermost reason that says something: the SDK's own text is always "Connection error."."""
-    said = str(error)
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-        said = str(error) or said
-    return said
