@@ -12,6 +12,7 @@ from rolecall.envelope import Envelope
 from rolecall.errors import ConfigError, Truncated
 from rolecall.memory import Memory
 from rolecall.models.model import Answer, Caller, Delta, Done, Message, Model, Request, Spoke, Usage
+from rolecall.prompts import Prompts
 
 INTERRUPTED = " … [the model broke off here]"
 
@@ -64,6 +65,7 @@ class Context:
     publish: Callable[[int, str], Awaitable[None]] = _nowhere
     statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     caller: Caller | None = None
+    prompts: Prompts = field(default_factory=Prompts)
     model_seconds: float = 0.0
     position: int = field(default=0)
 
@@ -75,6 +77,12 @@ class Context:
                 "this role has no model: give it models=('smollm2@local',) in config.py, or set GEN_MODEL"
             )
         return self.chosen
+
+    def prompt(self, name: str, /, **variables: object) -> str:
+        """The text of ``agents/prompts/<name>.md`` with exactly the variables it declares, without white space around
+        it. Raises ConfigError, which refuses the turn, when there is none of that name or a variable is missing or
+        not declared."""
+        return self.prompts.render(name, variables)
 
     async def stream(
         self, model: Model, history: Sequence[Message], text: str, *, system: str = "", **options: Any

@@ -38,7 +38,6 @@ class Surroundings:
     models: Mapping[str, Model]
     model: Model | None = None
     statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
-    prompts: Prompts = field(default_factory=Prompts)
     waits: Callable[[str, str], Awaitable[None]] | None = None
     """Told, of a turn that sleeps until a model is back, the model and the conversation."""
     prompts: Prompts = field(default_factory=Prompts)

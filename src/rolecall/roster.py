@@ -84,7 +84,14 @@ class Roster:
         settings = self.bus.settings
         rules = Rules(role.name, frozenset(self.known), settings.hop_limit, settings.assistant_timeout)
         return Surroundings(
-            self.bus, rules, self.known, self.models, self.model_of(role), self.statistics, self.waits, prompts=self.prompts
+            self.bus,
+            rules,
+            self.known,
+            self.models,
+            self.model_of(role),
+            self.statistics,
+            self.waits,
+            prompts=self.prompts,
         )
 
     def _id(self, role: str, group: list[Instance]) -> str:
