@@ -23,7 +23,7 @@ def report(figures: Mapping[str, Any]) -> str:
         f"Time per turn: {turns.get('average_ms', 0) / 1000:.1f} s on average",
         f"Tokens: {tokens.get('in', 0)} read, {tokens.get('out', 0)} written",
     ]
-    return "\n".join([*lines, *role_lines(figures)])
+    return "\n".join([*lines, *role_lines(figures), *model_lines(figures)])
 
 
 def role_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -36,4 +36,18 @@ def role_lines(figures: Mapping[str, Any]) -> list[str]:
             f"{role}: {of.get('busy', 0)} of {of.get('instances', 0)} busy, {queues.get(role, 0)} waiting, "
             f"{of.get('handled', 0)} handled, {of.get('errors', 0)} failed"
         )
+    return lines
+
+
+def model_lines(figures: Mapping[str, Any]) -> list[str]:
+    """A line per model that was asked today or cannot be asked now."""
+    lines = []
+    for name, of in (figures.get("models") or {}).items():
+        state = of.get("state", "ready")
+        if of.get("calls") or state != "ready":
+            cost = f", cost {of['cost']:.4f}" if of.get("cost") else ""
+            lines.append(
+                f"{name}: {of.get('calls', 0)} calls, {of.get('failed', 0)} failed, "
+                f"{of.get('in', 0) + of.get('out', 0)} tokens{cost}, {state}"
+            )
     return lines

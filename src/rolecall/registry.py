@@ -10,6 +10,7 @@ import msgspec
 
 from rolecall import keys
 from rolecall.bus import Bus
+from rolecall.models.figures import model_figures
 
 
 class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,8 +76,9 @@ async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
     return depths
 
 
-async def statistics(bus: Bus, roles: Sequence[str]) -> dict[str, Any]:
-    """The figures behind ``rolecall stats``: instances, queues, turns of today (UTC), tokens, users, connections."""
+async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
+    """The figures behind ``rolecall stats``: instances, queues, turns of today (UTC), tokens, users, connections, and
+    those of models.figures."""
     alive = await processes(bus)
     counters = await _counters(bus)
     turns = counters.get("turns", 0)
@@ -103,6 +105,7 @@ async def statistics(bus: Bus, roles: Sequence[str]) -> dict[str, Any]:
         },
         "dead_letters": sum([await bus.server.call("XLEN", shard.dead) for shard in bus.shards]),
         "deferred": sum([await bus.server.call("ZCARD", shard.deferred) for shard in bus.shards]),
+        **await model_figures(bus.server, models),
     }
 
 

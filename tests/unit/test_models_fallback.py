@@ -17,7 +17,7 @@ from rolecall.errors import (
 )
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, Spoke
 from rolecall.models.echo import EchoModel
-from rolecall.models.fallback import Fallback
+from rolecall.models.fallback import Fallback, preferring
 
 HELLO = Request((Message("user", "Hello"),))
 
@@ -112,3 +112,9 @@ async def test_closing_closes_every_model() -> None:
     models = [Failing(ModelUnavailable("x")), Failing(ModelUnavailable("y"))]
     await Fallback(models).aclose()
     assert all(model.closed for model in models)
+
+
+async def test_a_model_that_was_chosen_is_asked_first_and_the_usual_ones_when_it_cannot() -> None:
+    usual = Fallback([EchoModel("a@test"), EchoModel("b@test")])
+    assert (await heard(preferring(EchoModel("b@test"), usual)))[0] == Spoke("b@test")
+    assert (await heard(preferring(Failing(ModelUnavailable("no")), usual)))[0] == Spoke("a@test", "no")

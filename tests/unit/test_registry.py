@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from agents.stats import report
 from rolecall import keys
 from rolecall.bus import Bus
 from rolecall.ending import cancel_turn
+from rolecall.models import Caller, Message, Request, Usage
+from rolecall.models.gate import Gate
 from rolecall.registry import (
     InstanceState,
     ProcessState,
@@ -19,7 +22,7 @@ from rolecall.registry import (
     statistics,
     unregister,
 )
-from rolecall.settings import Settings
+from rolecall.settings import Settings, Terms
 from rolecall.testing import FakeServer
 from tests.bus_steps import answer, ask, bury, defer, take_one
 
@@ -85,3 +88,24 @@ async def test_an_idle_system_has_figures_too(bus: Bus) -> None:
     figures = await statistics(bus, ROLES)
     assert figures["turns"]["average_ms"] == 0
     assert figures["queues"] == {"manager": 0, "echo": 0}
+
+
+async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_may_be_asked(bus: Bus) -> None:
+    async def nobody(conversation: str) -> None: ...
+
+    settings = Settings(breaker_failures=1)
+    gate = Gate(bus.server, "m@test", Terms(price_in=1.0, price_out=2.0), settings, nobody)
+    request = Request((Message("user", "Hello"),), caller=Caller("a:1", "1", "ann"))
+    call = await gate.enter(request, book=True)
+    call.usage = Usage(100, 50)
+    await gate.left(call, "OK")
+    await gate.left(await gate.enter(request, book=True), "FAILED", "no connection")
+
+    figures = await statistics(bus, ROLES, ["m@test", "other@test"])
+
+    model = figures["models"]["m@test"]
+    assert (model["calls"], model["failed"], model["in"], model["out"]) == (2, 1, 100, 50)
+    assert (figures["cost"], figures["spenders"]) == (0.0002, {"ann": {"tokens": 150, "cost": 0.0002}})
+    assert model["state"] == "away: no connection"
+    assert figures["models"]["other@test"]["state"] == "ready"
+    assert "m@test: 2 calls, 1 failed, 150 tokens, cost 0.0002, away: no connection" in report(figures)

@@ -61,7 +61,7 @@ async def _refresh(session: Session, live: Live, height: int) -> None:
 async def _look(session: Session, height: int | None) -> list[RenderableType]:
     await ask_for_reports(session.bus)
     roles = [role.name for role in session.application.roles]
-    figures = await registry.statistics(session.bus, roles)
+    figures = await registry.statistics(session.bus, roles, session.application.model_names)
     return screen(await registry.processes(session.bus), figures, height)
 
 

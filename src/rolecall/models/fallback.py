@@ -84,6 +84,12 @@ class Fallback:
         return NotNow("; ".join(str(failure) for failure in failures), after, names)
 
 
+def preferring(chosen: Model, usual: Model) -> Model:
+    """``chosen`` first, and the others of ``usual`` should it not be to be had."""
+    others = usual.models if isinstance(usual, Fallback) else (usual,)
+    return Fallback([chosen, *(model for model in others if model.name != chosen.name)])
+
+
 def _remaining(request: Request, gone: float) -> Request:
     if request.timeout is None:
         return request
