@@ -4,9 +4,11 @@ from rolecall.agent import Agent, Context, RoleInfo
 from rolecall.commands import COMMANDS, Command, parse_command
 from rolecall.config import Config, Role
 from rolecall.envelope import Envelope
-from rolecall.errors import ModelError, Reject, Retry, RolecallError
+from rolecall.errors import ModelError, Reject, Retry, RolecallError, ToolError
+from rolecall.mcp_client import ToolServer
 from rolecall.models.model import Answer, Message
 from rolecall.settings import Terms
+from rolecall.tools import Tool
 
 __version__ = "0.1.0"
 
@@ -26,5 +28,8 @@ __all__ = [
     "RoleInfo",
     "RolecallError",
     "Terms",
+    "Tool",
+    "ToolError",
+    "ToolServer",
     "parse_command",
 ]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import msgspec
+
+from rolecall.asking import Asking, Show, unseen
 from rolecall.delivery import Records
 from rolecall.envelope import Envelope
-from rolecall.errors import ConfigError, Truncated
+from rolecall.errors import ConfigError
 from rolecall.memory import Memory
-from rolecall.models.model import Answer, Caller, Delta, Done, Message, Model, Request, Spoke, Usage
+from rolecall.models.model import Answer, Caller, Message, Model, Request
 from rolecall.prompts import Prompts
+from rolecall.structured import Form, extracted
+from rolecall.tools import Offer, Tool, Toolbox, ToolLimits
 
-INTERRUPTED = " … [the model broke off here]"
+T = TypeVar("T")
 
 
 class Agent:
@@ -66,6 +70,8 @@ class Context:
     statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     caller: Caller | None = None
     prompts: Prompts = field(default_factory=Prompts)
+    tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
+    tool_limits: ToolLimits = field(default_factory=ToolLimits)
     model_seconds: float = 0.0
     position: int = field(default=0)
 
@@ -85,20 +91,62 @@ class Context:
         return self.prompts.render(name, variables)
 
     async def stream(
-        self, model: Model, history: Sequence[Message], text: str, *, system: str = "", **options: Any
+        self,
+        model: Model,
+        history: Sequence[Message],
+        text: str,
+        *,
+        system: str = "",
+        tools: Sequence[Offer] = (),
+        **options: Any,
     ) -> Answer:
         """Ask ``model`` for the answer to ``text`` after ``history``, emitting deltas; returns the whole answer.
 
-        ``options`` are those of Request. An answer that breaks off after it began is returned as far as it came,
-        with a visible mark and ``finish="interrupted"``: nothing the user saw is repeated. Raises ModelError.
+        ``tools`` are typed functions with a docstring, or what ``tools`` gives: the model may call them before it
+        answers, and a call that fails is told to it. ``options`` are those of Request. An answer that breaks off
+        after it began is returned as far as it came, with a visible mark and ``finish="interrupted"``: nothing the
+        user saw is repeated. Raises ModelError, and ConfigError for a tool that cannot be one.
         """
-        return await self._converse(model, history, text, system, options, show=True)
+        return await self._answer(model, _request(history, text, system, options), self.emit, tools)
 
     async def ask(
-        self, model: Model, history: Sequence[Message], text: str, *, system: str = "", **options: Any
+        self,
+        model: Model,
+        history: Sequence[Message],
+        text: str,
+        *,
+        system: str = "",
+        tools: Sequence[Offer] = (),
+        **options: Any,
     ) -> Answer:
         """As ``stream``, but the user sees none of it: for questions between agents and models."""
-        return await self._converse(model, history, text, system, options, show=False)
+        return await self._answer(model, _request(history, text, system, options), unseen, tools)
+
+    async def extract(
+        self,
+        kind: type[T],
+        model: Model,
+        history: Sequence[Message],
+        text: str,
+        *,
+        system: str = "",
+        **options: Any,
+    ) -> T:
+        """Ask ``model`` for data: the answer to ``text`` as a ``kind``, any type that pydantic checks.
+
+        The user sees none of it. An answer of another form is sent back once. Raises BadStructure, ModelError, and
+        ConfigError for a type that has no JSON schema.
+        """
+        form = Form.of(kind)
+        request = _request(history, text, f"{system}\n\n{form.instruction}".strip(), options)
+        return await extracted(form, request, lambda asked: self._answer(model, asked, unseen), self.log)
+
+    async def tools(self, server: str) -> Sequence[Tool]:
+        """The tools of one of the ``tool_servers`` in config.py. Raises ToolError when it is away, ConfigError when
+        there is none of that name."""
+        if self.tool_source is None:
+            raise ConfigError("no tool server is configured: Config(tool_servers={…}) in config.py names them")
+        return await self.tool_source(server)
 
     async def emit(self, text: str) -> None:
         """Show the user ``text`` as the next piece of the answer in the making."""
@@ -113,33 +161,15 @@ class Context:
         """Figures of the running system, as ``rolecall stats --json`` prints them."""
         return await self.statistics() if self.statistics else {}
 
-    async def _converse(
-        self, model: Model, history: Sequence[Message], text: str, system: str, options: dict[str, Any], show: bool
-    ) -> Answer:
-        opening = (Message("system", system),) if system else ()
-        request = Request(messages=(*opening, *history, Message("user", text)), caller=self.caller, **options)
-        began, pieces, usage, finish = time.monotonic(), list[str](), Usage(0, 0), "stop"
-        spoke = Spoke(model.name)
+    async def _answer(self, model: Model, request: Request, show: Show, tools: Sequence[Offer] = ()) -> Answer:
+        asking = Asking(model, self.log, show)
         try:
-            async for event in model.stream(request):
-                if isinstance(event, Delta):
-                    pieces.append(event.text)
-                    if show:
-                        await self.emit(event.text)
-                elif isinstance(event, Usage):
-                    usage = event
-                elif isinstance(event, Done):
-                    finish = event.reason
-                elif isinstance(event, Spoke):
-                    spoke = event
-        except Truncated as broken:
-            if not pieces:
-                raise
-            self.log(f"{spoke.model} broke off: {broken}")
-            pieces.append(INTERRUPTED)
-            finish = "interrupted"
+            request = msgspec.structs.replace(request, caller=self.caller)
+            return await asking.answer(request, Toolbox(tools, self.tool_limits))
         finally:
-            self.model_seconds += time.monotonic() - began
-        if spoke.why:
-            self.log(f"{spoke.model} answers: {spoke.why}")
-        return Answer("".join(pieces), spoke.model, usage.tokens_in, usage.tokens_out, finish, spoke.why)
+            self.model_seconds += asking.seconds
+
+
+def _request(history: Sequence[Message], text: str, system: str, options: dict[str, Any]) -> Request:
+    opening = (Message("system", system),) if system else ()
+    return Request(messages=(*opening, *history, Message("user", text)), **options)

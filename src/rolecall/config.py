@@ -22,14 +22,16 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rolecall.agent import Agent
 from rolecall.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
+from rolecall.mcp_client import ToolServer
 from rolecall.prompts import PLACE, Prompts, load_prompts
 from rolecall.settings import Settings, Terms
+from rolecall.tools import Toolbox, ToolLimits
 
 Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
-OWN = frozenset({"roles", "terms"})
+OWN = frozenset({"roles", "terms", "tools", "tool_servers"})
 """What Config has and Settings has not."""
 PROVIDER_ALIASES = {"google": "gemini"}
 
@@ -56,11 +58,13 @@ class Role:
 
 
 class Config(Settings):
-    """This deployment as one typed value: its roles, the terms of its models by name, and any setting it wants other
-    than the default."""
+    """This deployment as one typed value: its roles, the terms of its models by name, the ``tools`` it offers to others
+    (typed functions), the tool servers its agents use by name, and any setting it wants other than the default."""
 
     roles: tuple[Role, ...]
     terms: dict[str, Terms] = Field(default_factory=dict)
+    tools: tuple[Any, ...] = ()
+    tool_servers: dict[str, ToolServer] = Field(default_factory=dict)
 
 
 class _Environment(Settings, BaseSettings):
@@ -91,6 +95,8 @@ class Application:
     settings: Settings
     sources: Mapping[str, str]
     terms: Mapping[str, Terms] = field(default_factory=dict)
+    tools: Toolbox = field(default_factory=Toolbox)
+    tool_servers: Mapping[str, ToolServer] = field(default_factory=dict)
 
     def role(self, name: str) -> Role | None:
         """The role of that name, if this deployment has it."""
@@ -138,7 +144,9 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     settings = read_settings(directory, config)
     roles = tuple(_resolve(role, environ, settings) for role in config.roles)
     _check_roles(roles, settings)
-    return Application(directory, roles, settings, _sources(directory, config), _terms(config.terms))
+    servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
+    tools = Toolbox(config.tools, ToolLimits.of(settings))
+    return Application(directory, roles, settings, _sources(directory, config), _terms(config.terms), tools, servers)
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:

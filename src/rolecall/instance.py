@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from rolecall.models.model import Caller, Model
 from rolecall.policies import Rules, wrapped
 from rolecall.prompts import Prompts
 
+from rolecall.tools import Tool, ToolLimits
 logger = logging.getLogger(__name__)
 WAITED = "waited"
 """In the meta of an envelope whose turn slept for what is no try: what follows of that is not told again."""
@@ -42,6 +43,7 @@ class Surroundings:
     """Told, of a turn that sleeps until a model is back, the model and the conversation."""
     prompts: Prompts = field(default_factory=Prompts)
 
+    tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
 
 @dataclass
 class Instance:
@@ -159,6 +161,8 @@ class Instance:
             statistics=around.statistics,
             prompts=around.prompts,
             caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
+            tool_source=around.tool_source,
+            tool_limits=ToolLimits.of(bus.settings),
         ), deltas
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:

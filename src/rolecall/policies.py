@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rolecall.agent import Context
 from rolecall.envelope import Envelope, encode
 from rolecall.errors import (
+    BadStructure,
     ConfigError,
     EnvelopeTooLarge,
     ModelError,
@@ -22,6 +23,7 @@ from rolecall.errors import (
     Reject,
     Retry,
     RolecallError,
+    ToolError,
     TurnTimeout,
     UnknownRole,
 )
@@ -72,7 +74,7 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
             return envelope.reply(str(error), remember=False)
         except NotNow as error:
             raise Retry(max(0.1, error.after), str(error), free=True, models=error.models) from error
-        except NoSuchModel as error:
+        except (BadStructure, NoSuchModel, ToolError) as error:
             raise Reject(str(error)) from error
         except ModelUnauthorised as error:
             raise Reject(f"the model's provider refused the key: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from rolecall.instance import Instance, Surroundings
 from rolecall.models.model import Model
 from rolecall.policies import Rules
 from rolecall.prompts import Prompts
+from rolecall.tools import Tool
 
 Statistics = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -27,6 +28,7 @@ class Roster:
     statistics: Statistics | None = None
     waits: Callable[[str, str], Awaitable[None]] | None = None
     prompts: Prompts = field(default_factory=Prompts)
+    tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
     roles: dict[str, Role] = field(default_factory=dict)
     known: dict[str, RoleInfo] = field(default_factory=dict)
     instances: dict[str, list[Instance]] = field(default_factory=dict)
@@ -92,6 +94,7 @@ class Roster:
             self.statistics,
             self.waits,
             prompts=self.prompts,
+            tool_source=self.tool_source,
         )
 
     def _id(self, role: str, group: list[Instance]) -> str:

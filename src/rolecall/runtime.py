@@ -19,6 +19,7 @@ from rolecall.config import Application, Role
 from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.follow import Wakeups
 from rolecall.instance import Instance
+from rolecall.mcp_client import Place, ToolServers
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Wake
 from rolecall.models.guarded import Guarded
@@ -94,6 +95,9 @@ class Runtime:
         self.bus = Bus(server, application.settings, process)
         self.models = Models(application, server, self._wake)
         self.roster = Roster(self.bus, self.models.of, self.models.by_name, self._statistics, self.models.waits)
+        place = Place(application.directory, application.state_dir, application.settings.proxy)
+        self.tool_servers = ToolServers(application.tool_servers, place)
+        self.roster.tool_source = self.tool_servers.tools
         self.worker = Worker(self.bus, self.roster, server.reader)
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
@@ -120,6 +124,7 @@ class Runtime:
                 task.cancel()
         await self.wakeups.aclose()
         await self.models.aclose()
+        await self.tool_servers.aclose()
 
     async def ready(self) -> None:
         """Wait until it works."""

@@ -7,9 +7,12 @@ thing: admission, routing, settling, history, preferences.
 from __future__ import annotations
 
 import asyncio
+import secrets
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,11 +22,13 @@ from rolecall.config import Config, Role
 from rolecall.envelope import Envelope
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.memory import Memory, Remembered
-from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, Usage
+from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
+from rolecall.prompts import PLACE, Prompts, load_prompts
 from rolecall.redis_client import Arg
 from rolecall.roster import Roster
 from rolecall.scripts import all_scripts, script
 from rolecall.settings import Settings
+from rolecall.tools import Offer, Tool, Toolbox
 from rolecall.upkeep import promote
 
 MAX_STEPS = 200
@@ -31,9 +36,12 @@ MAX_STEPS = 200
 
 class FakeModel:
     """A model that answers with ``answers`` in turn, the last one again and again; ``requests`` holds what it was
-    asked. An answer that is an exception is raised."""
+    asked. An answer that is an exception is raised; one that is a ``tool_call``, or a tuple of such and of texts, calls
+    tools."""
 
-    def __init__(self, *answers: str | Exception, name: str = "fake@test") -> None:
+    def __init__(
+        self, *answers: str | Exception | ToolCall | tuple[str | ToolCall, ...], name: str = "fake@test"
+    ) -> None:
         self.name = name
         self.answers = answers or ("fake answer",)
         self.requests: list[Request] = []
@@ -44,13 +52,23 @@ class FakeModel:
         self.requests.append(request)
         if isinstance(answer, Exception):
             raise answer
-        for number, word in enumerate(answer.split(" ")):
+        parts = answer if isinstance(answer, tuple) else (answer,)
+        text = "".join(part for part in parts if isinstance(part, str))
+        calls = [part for part in parts if isinstance(part, ToolCall)]
+        for number, word in enumerate(text.split(" ") if text else ()):
             yield Delta(word if number == 0 else f" {word}")
-        yield Usage(sum(len(message.text.split()) for message in request.messages), len(answer.split()))
-        yield Done("stop")
+        for call in calls:
+            yield call
+        yield Usage(sum(len(message.text.split()) for message in request.messages), len(text.split()))
+        yield Done("tool_calls" if calls else "stop")
 
     async def aclose(self) -> None:
         """Nothing to close."""
+
+
+def tool_call(name: str, /, **arguments: Any) -> ToolCall:
+    """What a FakeModel answers to have the tool ``name`` run with ``arguments``."""
+    return ToolCall(f"call_{secrets.token_hex(4)}", name, msgspec.json.encode(arguments).decode())
 
 
 class FakeServer:
@@ -109,12 +127,16 @@ async def run_turn(
     history: Sequence[tuple[str, str]] = (),
     payload: Mapping[str, Any] | None = None,
     control: bool = False,
+    prompts: Prompts | None = None,
+    tools: Mapping[str, Sequence[Offer]] | None = None,
 ) -> Turn:
     """Send ``text`` through ``roles`` until it is answered.
 
     Every role that has models gets ``model`` (a FakeModel by default). ``preferences`` and ``history`` (pairs of
-    "user" or "assistant" and a text) are what the conversation remembers beforehand; ``payload`` joins the text's.
-    Raises RolecallError when no role answers within 200 steps.
+    "user" or "assistant" and a text) are what the conversation remembers beforehand; ``payload`` joins the text's;
+    ``tools`` are functions in place of the tool servers, by the server's name.
+    ``prompts`` stand in for the application's own, which are those in agents/prompts beside or above the roles'
+    modules. Raises RolecallError when no role answers within 200 steps.
     """
     roles = tuple(roles.roles if isinstance(roles, Config) else roles)
     server = FakeServer()
@@ -124,19 +146,39 @@ async def run_turn(
         await _remember(bus, conversation, preferences or {}, history)
         envelope = Envelope(conversation=conversation, payload={**(payload or {}), "text": text})
         turn = (await bus.admit(envelope, control=control, instance="test:test:1:0")).turn
-        trace = await _until_answered(bus, roles, model or FakeModel(), conversation, turn)
+        roster = _roster(bus, roles, model or FakeModel(), tools or {}, prompts)
+        trace = await _until_answered(bus, roster, conversation, turn)
         return await _outcome(bus, conversation, turn, trace)
     finally:
         await server.aclose()
 
 
-async def _until_answered(
-    bus: Bus, roles: Sequence[Role], model: Model, conversation: str, turn: str
-) -> tuple[str, ...]:
-    roster = Roster(bus, lambda role: model, {model.name: model})
+def _roster(
+    bus: Bus,
+    roles: Sequence[Role],
+    model: Model,
+    tools: Mapping[str, Sequence[Offer]],
+    prompts: Prompts | None,
+) -> Roster:
+    async def tools_of(server: str) -> Sequence[Tool]:
+        return tuple(Toolbox(tools.get(server, ())).tools.values())
+
+    roster = Roster(bus, lambda role: model, {model.name: model}, tool_source=tools_of)
+    roster.prompts = prompts or _prompts_above(roles)
     roster.deploy(roles, roles)
     for role in roles:
         roster.set_count(role.name, 1)
+    return roster
+
+
+def _prompts_above(roles: Sequence[Role]) -> Prompts:
+    """Those in the first agents/prompts of a directory above the module of one of the roles."""
+    files = [getattr(sys.modules.get(role.agent.__module__), "__file__", None) for role in roles]
+    places = [parent / PLACE for file in files if file for parent in Path(file).absolute().parents]
+    return load_prompts(next((place for place in places if place.is_dir()), Path(PLACE)))
+
+
+async def _until_answered(bus: Bus, roster: Roster, conversation: str, turn: str) -> tuple[str, ...]:
     trace: list[str] = []
     for _step in range(MAX_STEPS):
         if (await bus.snapshot(conversation, turn)).final is not None:

@@ -1,0 +1,284 @@
+"""What a model may call: typed functions, and the tools of tool servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import logging
+import re
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pydantic_core
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from rolecall.errors import ConfigError, ToolError
+from rolecall.models.model import Message, ToolCall, ToolSpec
+from rolecall.settings import Settings
+
+logger = logging.getLogger(__name__)
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+"""What every provider takes as the name of a tool."""
+MAX_CALLS = 16
+"""Calls of one answer that are run; a model that wants more at once has lost its way."""
+NOTED = 300
+
+
+@dataclass(frozen=True)
+class ToolLimits:
+    """What tools may use in an answer: rounds of calls, seconds of a call, characters of a result."""
+
+    rounds: int = 8
+    seconds: float = 30
+    chars: int = 8000
+
+    @classmethod
+    def of(cls, settings: Settings) -> ToolLimits:
+        """Those of a deployment."""
+        return cls(settings.tool_rounds, settings.tool_seconds, settings.tool_chars)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Something a model may call. ``run`` takes the arguments as the model wrote them; what it raises as ToolError is
+    told to the model, and so is any other failure of it."""
+
+    spec: ToolSpec
+    run: Callable[[str], Awaitable[object]] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """How the model calls it."""
+        return self.spec.name
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *, name: str = "", description: str = "") -> Tool:
+        """A tool made of ``function``: its docstring tells the model what it is for, its types what it takes.
+
+        One that is no coroutine function runs in a thread. Raises ConfigError for what a model could not call.
+        """
+        name = name or getattr(function, "__name__", type(function).__name__)
+        description = description or inspect.getdoc(function) or ""
+        _check_function(name, function, description)
+        taken = _arguments_of(name, function)
+
+        async def run(arguments: str) -> object:
+            given = _validated(taken, arguments)
+            if inspect.iscoroutinefunction(function):
+                return await function(**given)
+            value = await _in_thread(name, functools.partial(function, **given))
+            return await value if inspect.isawaitable(value) else value
+
+        return cls(ToolSpec(name, description, _schema_of(name, taken)), run)
+
+
+Offer = Tool | Callable[..., Any] | Iterable[Tool | Callable[..., Any]]
+"""What one may offer to a model: a tool, a function, or several of these."""
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What became of a call: the text for the model, and how long it took."""
+
+    text: str
+    failed: bool
+    seconds: float
+
+
+class Toolbox:
+    """The tools of one answer, by name. Raises ConfigError for two of one name, and for what is none."""
+
+    def __init__(self, offers: Iterable[Offer] = (), limits: ToolLimits | None = None) -> None:
+        self.limits = limits or ToolLimits()
+        self.tools: dict[str, Tool] = {}
+        for tool in _flat(offers):
+            if tool.name in self.tools:
+                raise ConfigError(f"the tool {tool.name} is offered twice: a model knows tools by their names alone")
+            self.tools[tool.name] = tool
+
+    @property
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """The tools as a model sees them."""
+        return tuple(tool.spec for tool in self.tools.values())
+
+    async def answer(self, calls: Iterable[ToolCall], log: Callable[[str], None]) -> list[Message]:
+        """The results of ``calls``, in their order, as messages for the model. All run at once; each is logged."""
+
+        async def answered(call: ToolCall, number: int) -> Message:
+            result = TOO_MANY if number >= MAX_CALLS else await self.run(call.name, call.arguments)
+            log(_note(call, result))
+            return Message("tool", result.text, call=call.id)
+
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(answered(call, n), name=f"tool {call.name}") for n, call in enumerate(calls)]
+        return [task.result() for task in running]
+
+    async def run(self, name: str, arguments: str) -> ToolResult:
+        """Call one tool. A failure of any kind is a result that says so."""
+        began = time.monotonic()
+        try:
+            text, failed = await self._text(name, arguments), False
+        except ToolError as error:
+            text, failed = _cut(f"error: {error}", self.limits.chars), True
+        return ToolResult(text, failed, time.monotonic() - began)
+
+    async def _text(self, name: str, arguments: str) -> str:
+        tool = self.tools.get(name)
+        if tool is None:
+            raise ToolError(f"there is no tool {name!r}; there are {', '.join(self.tools)}")
+        try:
+            async with asyncio.timeout(self.limits.seconds) as limit:
+                return _cut(_as_text(await tool.run(arguments)), self.limits.chars)
+        except ToolError:
+            raise
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise ToolError(f"{name} was cancelled") from None
+        except (Exception, SystemExit) as error:  # the boundary: a tool is anybody's code
+            if limit.expired():
+                raise ToolError(f"{name} took more than {self.limits.seconds:g} s and was given up") from None
+            logger.warning("tool %s failed", name, exc_info=True)
+            raise ToolError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+TOO_MANY = ToolResult(f"error: not run, {MAX_CALLS} calls at once are the most", True, 0.0)
+
+
+def _flat(offers: Iterable[Offer]) -> Iterator[Tool]:
+    for offer in offers:
+        if isinstance(offer, Tool):
+            yield offer
+        elif callable(offer):
+            yield Tool.of(offer)
+        elif isinstance(offer, Iterable) and not isinstance(offer, str):
+            yield from _flat(offer)
+        else:
+            raise ConfigError(f"{offer!r} is no tool: a typed function with a docstring, or a Tool, is allowed")
+
+
+def _check_function(name: str, function: Callable[..., Any], description: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"tool {name!r}: letters, digits, _ and - are allowed in its name, up to 64 characters")
+    if not description:
+        raise ConfigError(f"tool {name} has no docstring: the model reads there what it is for")
+    for parameter in _parameters(function):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ConfigError(f"tool {name}: {parameter} cannot be named by a model; plain arguments are allowed")
+        if parameter.annotation is parameter.empty:
+            raise ConfigError(f"tool {name}: the argument {parameter.name} has no type")
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a model may give; not what a partial has settled."""
+    settled = function.keywords if isinstance(function, functools.partial) else {}
+    return [each for name, each in inspect.signature(function).parameters.items() if name not in settled]
+
+
+def _arguments_of(name: str, function: Callable[..., Any]) -> TypeAdapter[dict[str, Any]]:
+    """Checks what ``function`` takes, and returns it by name."""
+
+    def given(**arguments: Any) -> dict[str, Any]:
+        return arguments
+
+    parameters = _parameters(function)
+    given.__module__ = getattr(function.func if isinstance(function, functools.partial) else function, "__module__", "")
+    given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    given.__dict__["__signature__"] = inspect.Signature(parameters)
+    try:
+        return TypeAdapter[dict[str, Any]](cast(Any, given))
+    except (PydanticUserError, NameError, TypeError) as error:
+        raise ConfigError(f"tool {name}: its types cannot be used: {_first_line(error)}") from error
+
+
+def _schema_of(name: str, taken: TypeAdapter[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return taken.json_schema()
+    except PydanticUserError as error:
+        raise ConfigError(f"tool {name}: its arguments cannot be told to a model: {_first_line(error)}") from error
+
+
+def _validated(taken: TypeAdapter[dict[str, Any]], arguments: str) -> dict[str, Any]:
+    arguments = _clean(arguments).strip() or "{}"
+    try:
+        if not isinstance(pydantic_core.from_json(arguments), dict):
+            raise ToolError("the arguments are no JSON object")
+        return taken.validate_json(arguments)
+    except ValidationError as error:
+        raise ToolError(f"wrong arguments: {told(error)}") from None
+    except ValueError as error:
+        raise ToolError(f"the arguments are no JSON: {error}") from None
+
+
+def told(error: ValidationError) -> str:
+    """What is wrong, for a model: where and what is allowed, without addresses of documentation."""
+    parts = []
+    for found in error.errors(include_url=False, include_context=False)[:5]:
+        where = ".".join(str(part) for part in found["loc"])
+        parts.append(f"{where}: {found['msg']}" if where else found["msg"])
+    return "; ".join(parts)
+
+
+async def _in_thread(name: str, work: Callable[[], object]) -> object:
+    """What ``work`` returns. Its thread is its own: one that hangs takes none from others, and no end of a process
+    waits for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[tuple[object, BaseException | None]] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(value: object, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result((value, error))
+
+    def run() -> None:
+        outcome: tuple[object, BaseException | None]
+        try:
+            outcome = context.run(work), None
+        except BaseException as error:  # the boundary: it is raised where it is waited for
+            outcome = None, error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver, *outcome)
+
+    threading.Thread(target=run, name=f"rolecall tool {name}", daemon=True).start()
+    value, error = await done
+    if error is not None:
+        raise error
+    return value
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "done"
+    if isinstance(value, Iterator):
+        raise ToolError(f"it returned a {type(value).__name__}, not a value")
+    try:
+        return pydantic_core.to_json(value, inf_nan_mode="constants").decode()
+    except ValueError:
+        raise ToolError(f"it returned a {type(value).__name__}, which is no JSON") from None
+
+
+def _cut(text: str, chars: int) -> str:
+    text = _clean(text)
+    return text if len(text) <= chars else f"{text[:chars]} … [cut: {len(text)} characters in all]"
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which no provider can be sent."""
+    return text.encode(errors="replace").decode()
+
+
+def _note(call: ToolCall, result: ToolResult) -> str:
+    asked, said = _cut(call.arguments.strip(), NOTED), _cut(result.text, NOTED)
+    return f"tool {call.name}({asked}) → {said} ({result.seconds:.2f} s)"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
