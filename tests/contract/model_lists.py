@@ -11,12 +11,19 @@ from typing import Any
 
 
 @contextmanager
-def answering_get(answers: dict[str, Any], status: int = 200) -> Iterator[str]:
-    """The address of a server that answers GET on each path in ``answers`` with its value as JSON and ``status``, and
+def answering(answers: dict[str, Any], status: int = 200) -> Iterator[str]:
+    """The address of a server that answers on each path in ``answers`` with its value as JSON and ``status``, and with
     404 on others."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer()
+
+        def _answer(self) -> None:
             path = self.path.partition("?")[0]
             body = json.dumps(answers.get(path, {"error": {"message": "no such path"}})).encode()
             self.send_response(status if path in answers else 404)

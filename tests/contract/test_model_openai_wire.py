@@ -25,8 +25,9 @@ from rolecall.models.openai import Endpoint, OpenAIModel, list_models
 from rolecall.models.openai_chat import chat_body
 from rolecall.models.openai_names import chats
 from rolecall.settings import Settings
-from tests.contract.model_lists import answering_get, openai_list
-from tests.contract.model_vendor import Connection, OpenAIWire, Script, Vendor
+from tests.contract.model_lists import answering, openai_list
+from tests.contract.model_vendor import Connection, Script, Vendor
+from tests.contract.model_wires import OpenAIWire
 
 HELLO = Request((Message("user", "Hi"),))
 WEATHER = ToolSpec("weather", "The weather at a place.", {"type": "object", "properties": {"at": {"type": "string"}}})
@@ -46,8 +47,6 @@ async def vendor() -> AsyncIterator[Vendor]:
 def saying(*deltas: dict[str, Any], finish: str | None = None) -> Script:
     """A script that sends ``deltas`` and, unless it is None, ``finish``."""
     choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
-    if finish:
-        choices.append({"index": 0, "delta": {}, "finish_reason": finish})
 
     async def script(connection: Connection) -> None:
         await connection.begin()
@@ -55,7 +54,7 @@ def saying(*deltas: dict[str, Any], finish: str | None = None) -> Script:
             chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
             await connection.say(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         if finish:
-            await connection.say(connection.wire.usage(7, 2), connection.wire.end())
+            await connection.say(connection.wire.end(finish, (7, 2)))
         await connection.close()
 
     return script
@@ -64,7 +63,7 @@ def saying(*deltas: dict[str, Any], finish: str | None = None) -> Script:
 def refusing(status: int, message: str, **error: Any) -> Script:
     async def script(connection: Connection) -> None:
         body = {"error": {"message": message, "type": "invalid_request_error", "code": None, **error}}
-        await connection.refuse(status, json.dumps(body).encode())
+        await connection.answer(status, json.dumps(body).encode())
 
     return script
 
@@ -271,11 +270,11 @@ async def test_thinking_is_a_sign_of_life(vendor: Vendor) -> None:
             choice = {"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}
             await connection.say(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
             await asyncio.sleep(0.1)
-        await connection.say(connection.wire.delta("Hi"), connection.wire.finish("stop"), connection.wire.end())
+        await connection.say(connection.wire.delta("Hi"), connection.wire.end("stop", (7, 2)))
         await connection.close()
 
     vendor.script = thinking
-    assert await answered(vendor, HELLO, first_token_seconds=0.5) == [Delta("Hi"), Done("stop")]
+    assert await answered(vendor, HELLO, first_token_seconds=0.5) == [Delta("Hi"), Usage(7, 2), Done("stop")]
 
 
 async def test_a_refusal_in_the_model_s_own_words_is_one(vendor: Vendor) -> None:
@@ -335,7 +334,7 @@ async def test_a_model_that_needs_the_responses_api_says_how_it_is_named(vendor:
 
 
 async def test_the_models_of_a_server_are_listed() -> None:
-    with answering_get(openai_list("org/b:8b", "a-embedding")) as url:
+    with answering(openai_list("org/b:8b", "a-embedding")) as url:
         found = await list_models(Settings(openai_base_url=f"{url}/v1"))
     assert found == ["a-embedding@openai", "org/b:8b@openai"]
 
@@ -349,7 +348,7 @@ def test_of_openai_s_own_models_those_that_chat_are_listed() -> None:
 
 async def test_a_list_that_is_refused_is_an_error_without_the_key() -> None:
     refusal = {"/v1/models": {"error": {"message": "Incorrect API key provided: sk-verysecret"}}}
-    with answering_get(refusal, status=401) as url:
+    with answering(refusal, status=401) as url:
         settings = Settings(openai_base_url=f"{url}/v1", openai_api_key=SecretStr("sk-verysecret"))
         with pytest.raises(ModelUnauthorised, match=r"^openai: 127\.0\.0\.1 refuses the key") as caught:
             await list_models(settings)

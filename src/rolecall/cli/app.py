@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 dead = typer.Typer(help="Envelopes given up on.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(dead, name="dead")
+models = typer.Typer(help="Language models.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models, name="models")
 
 App = Annotated[
     Path | None, typer.Option("--app", metavar="DIR", help="application directory; else ROLECALL_APP, else here")
@@ -198,6 +200,16 @@ def dead_drop(ids: LetterIds = None, everything: Everything = False, app_dir: Ap
     _run(verb.drop_letters(app_dir, ids or (), everything, _console()))
 
 
+@models.command("list")
+def models_list(
+    provider: Annotated[str, typer.Argument(metavar="[PROVIDER]", show_default=False)] = "", app_dir: App = None
+) -> None:
+    """List the models there are to name in config: of each provider that is set up, or of one."""
+    from rolecall.cli import models as verb
+
+    _run(verb.list_models(app_dir, provider, _console(), _console(stderr=True)))
+
+
 def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> None:
     """Run a verb's coroutine on the fastest loop there is; its value is the exit status."""
     from rolecall.cli.loop import run_loop
@@ -205,10 +217,10 @@ def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> Non
     raise typer.Exit(run_loop(work, foreground=foreground) or 0)
 
 
-def _console() -> Console:
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console()
+    return Console(stderr=stderr)
 
 
 def _version(wanted: bool) -> None:

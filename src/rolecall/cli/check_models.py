@@ -6,7 +6,7 @@ import asyncio
 
 from rolecall.cli.finding import Finding, judged
 from rolecall.config import Application
-from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, RateLimited
+from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, NoSuchModel, RateLimited
 from rolecall.models.registry import open_model, probe
 from rolecall.models.weights import CATALOGUE, default_cache
 
@@ -22,7 +22,7 @@ async def look_at_models(application: Application) -> list[Finding]:
 
 
 async def _look_at(application: Application, name: str) -> Finding:
-    if (size := _still_to_fetch(name)) is not None:
+    if (size := still_to_fetch(name)) is not None:
         text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
         return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
     try:
@@ -37,7 +37,7 @@ async def _look_at(application: Application, name: str) -> Finding:
         await model.aclose()
 
 
-def _still_to_fetch(name: str) -> int | None:
+def still_to_fetch(name: str) -> int | None:
     """Bytes of a local model's weights that are not here yet. Asking it would fetch them."""
     model, _, provider = name.rpartition("@")
     if provider != "local" or model not in CATALOGUE:
@@ -47,8 +47,11 @@ def _still_to_fetch(name: str) -> int | None:
 
 
 def _remedy(error: ModelError, application: Application, name: str) -> str:
+    provider = name.rpartition("@")[2]
     if isinstance(error, ModelUnauthorised):
-        return f"put a valid key for @{name.rpartition('@')[2]} into the environment or .env"
+        return f"put a valid key for @{provider} into the environment or .env, and see that its account has credit"
+    if isinstance(error, NoSuchModel):
+        return f"choose one of those that `rolecall models list {provider}` shows"
     if isinstance(error, RateLimited):
         return "wait, or raise the limits of your account there"
     return _without(application, name)
