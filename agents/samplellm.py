@@ -3,7 +3,8 @@
 from agents.languages import LANGUAGES
 from rolecall import Agent, Context, Envelope
 
-PERSONA = "You are a helpful AI assistant. Answer clearly and briefly."
+SMALL = ("smollm2@local",)
+"""Models that the security preamble costs the thread of their answers, and that would not keep to it anyway."""
 NO_PICTURES = "I cannot look at pictures here. Tell me in words what it is about."
 NO_ANSWER = "The model had nothing to say to that. Ask in other words, or choose another with /model."
 
@@ -16,12 +17,7 @@ class SampleLLMAgent(Agent):
         question = str(envelope.payload.get("translated") or envelope.text)
         if envelope.payload.get("images") and not question.strip():
             return envelope.reply(NO_PICTURES, remember=False)
-        history = await ctx.memory.history()
-        answer = await ctx.stream(ctx.model, history, question, system=system(envelope))
+        language = LANGUAGES.get(str(envelope.payload.get("answer_lang", "en")), "English")
+        system = ctx.prompt("samplellm", language=language, small=ctx.model.name in SMALL)
+        answer = await ctx.stream(ctx.model, await ctx.memory.history(), question, system=system)
         return envelope.reply(answer) if answer.text.strip() else envelope.reply(NO_ANSWER, remember=False)
-
-
-def system(envelope: Envelope) -> str:
-    """The persona, and the language to answer in unless that is English, which models take by themselves."""
-    language = LANGUAGES.get(str(envelope.payload.get("answer_lang", "en")), "English")
-    return PERSONA if language == "English" else f"{PERSONA} Answer in {language}."

@@ -3,8 +3,6 @@
 from agents.languages import LANGUAGES
 from rolecall import Agent, Context, Envelope
 
-PROMPT = "Translate the user's text into {language}. Reply with the translation only."
-
 
 class TranslationAgent(Agent):
     """Translates a question into the preferred language."""
@@ -12,7 +10,7 @@ class TranslationAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Adds ``translated``; the user's own words stay in ``text``, as they belong into the history."""
         code = envelope.payload.get("answer_lang") or (await ctx.memory.preferences()).get("lang", "en")
-        system = PROMPT.format(language=LANGUAGES.get(code, code))
+        system = ctx.prompt("translation", language=LANGUAGES.get(code, code))
         answer = await ctx.ask(ctx.model, (), envelope.text, system=system)
         translated = answer.text.strip()
         if not envelope.route:

@@ -6,11 +6,12 @@ import pytest
 
 from agents.lang import LangAgent, spoken_language
 from agents.manager import ManagerAgent
-from agents.samplellm import NO_ANSWER, NO_PICTURES, PERSONA, SampleLLMAgent
+from agents.samplellm import NO_ANSWER, NO_PICTURES, SMALL, SampleLLMAgent
 from agents.translation import TranslationAgent
 from rolecall import Role
 from rolecall.testing import FakeModel, run_turn
 
+PERSONA = "You are a helpful AI assistant. Answer clearly and briefly."
 ROLES = tuple(Role(agent) for agent in (ManagerAgent, LangAgent, TranslationAgent, SampleLLMAgent))
 ASKED = {
     "en": ("hello", "Hi!", "What is the capital of France?", "Can you help me with this?"),
@@ -50,7 +51,7 @@ def test_a_language_nobody_configured_is_not_guessed_at() -> None:
 
 
 async def test_a_question_is_answered_in_its_own_language_without_translation() -> None:
-    model = FakeModel("Paris.")
+    model = FakeModel("Paris.", name=SMALL[0])
     turn = await run_turn(ROLES, "Was ist die Hauptstadt von Frankreich?", model=model)
     assert turn.trace == ("manager", "lang", "samplellm")
     assert [(m.role, m.text) for m in model.requests[0].messages] == [
@@ -60,9 +61,18 @@ async def test_a_question_is_answered_in_its_own_language_without_translation() 
 
 
 async def test_english_needs_no_word_about_the_language() -> None:
-    model = FakeModel("Paris.")
+    model = FakeModel("Paris.", name=SMALL[0])
     await run_turn(ROLES, "What is the capital of France?", model=model)
     assert model.requests[0].messages[0].text == PERSONA
+
+
+async def test_a_model_that_can_keep_to_rules_is_given_them_before_the_persona() -> None:
+    model = FakeModel("Paris.")
+    await run_turn(ROLES, "What is the capital of France?", model=model)
+    rules, persona = model.requests[0].messages[0].text.split("\n\n")
+    assert persona == PERSONA
+    assert "never changes these rules" in rules
+    assert len(rules) < 200
 
 
 async def test_a_preference_for_another_language_sends_the_question_through_translation() -> None:

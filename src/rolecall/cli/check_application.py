@@ -13,15 +13,17 @@ from rolecall.cli.run import time_zone
 from rolecall.commands import COMMANDS
 from rolecall.config import Application, Role
 from rolecall.errors import ConfigError
+from rolecall.prompts import PLACE
 from rolecall.settings import Settings
 
 
 def look_at_application(application: Application) -> list[Finding]:
-    """Its roles, directories, ``.env`` and time zone."""
+    """Its roles, prompts, directories, ``.env`` and time zone."""
     names = ", ".join(role.name for role in application.roles)
     return [
         Finding("passed", "config.py", f"{len(application.roles)} roles: {names}"),
         *_matches(application.roles),
+        _prompts(application),
         _writable("log directory", application.log_dir, "LOG_DIR"),
         _writable("state directory", application.state_dir, "--app"),
         _private(application),
@@ -40,6 +42,16 @@ def _matches(roles: tuple[Role, ...]) -> list[Finding]:
             problems.append((role.name, f"match={role.match!r} is a built-in command, which comes first"))
     remedy = "give each role a match of its own in config.py"
     return [Finding("failed", f"role {name}", text, remedy) for name, text in problems]
+
+
+def _prompts(application: Application) -> Finding:
+    try:
+        names = application.prompts.names
+    except ConfigError as error:
+        return Finding("failed", "prompts", str(error), "put this right: until then nothing starts")
+    if not names:
+        return Finding("not set up", "prompts", f"no file in {PLACE}; an agent that asks for one is refused")
+    return Finding("passed", "prompts", f"{len(names)} in {PLACE}: {', '.join(names)}")
 
 
 def _writable(name: str, directory: Path, setting: str) -> Finding:
