@@ -1,4 +1,4 @@
-"""A provider on loopback that does what a test tells it, byte by byte, and the wires it can speak."""
+"""A provider on loopback that does what a test tells it, byte by byte."""
 
 from __future__ import annotations
 
@@ -6,68 +6,26 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from tests.contract.model_wires import Wire
 
 Script = Callable[["Connection"], Awaitable[None]]
-
-
-class Wire(Protocol):
-    """How one provider's protocol puts things into bytes of a streamed body."""
-
-    content_type: str
-
-    def delta(self, text: str) -> bytes: ...
-    def finish(self, reason: str) -> bytes: ...
-    def usage(self, tokens_in: int, tokens_out: int) -> bytes: ...
-    def end(self) -> bytes: ...
-    def failure(self, message: str) -> bytes: ...
-    def refusal(self, message: str, code: str) -> bytes: ...
-
-
-class OpenAIWire:
-    """Chat completions as server-sent events."""
-
-    content_type = "text/event-stream"
-
-    def delta(self, text: str) -> bytes:
-        return self._chunk(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}])
-
-    def finish(self, reason: str) -> bytes:
-        return self._chunk(choices=[{"index": 0, "delta": {}, "finish_reason": reason}])
-
-    def usage(self, tokens_in: int, tokens_out: int) -> bytes:
-        total = tokens_in + tokens_out
-        counts = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": total}
-        return self._chunk(choices=[], usage=counts)
-
-    def end(self) -> bytes:
-        return b"data: [DONE]\n\n"
-
-    def failure(self, message: str) -> bytes:
-        return self._event({"error": {"message": message, "type": "server_error", "code": None}})
-
-    def refusal(self, message: str, code: str) -> bytes:
-        return json.dumps({"error": {"message": message, "type": code, "code": code}}).encode()
-
-    def _chunk(self, **rest: Any) -> bytes:
-        return self._event({"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", **rest})
-
-    def _event(self, data: dict[str, Any]) -> bytes:
-        return b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
 @dataclass
 class Connection:
     """One request as it came, and the way to answer it."""
 
-    body: dict[str, Any]
+    path: str
     headers: dict[str, str]
+    body: dict[str, Any]
     writer: asyncio.StreamWriter
     wire: Wire
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def refuse(self, status: int, body: bytes, **headers: str) -> None:
-        """A whole answer with an error status."""
+    async def answer(self, status: int, body: bytes, **headers: str) -> None:
+        """A whole answer that is no stream."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         await self._send(status, {"Content-Type": "application/json", "Content-Length": str(len(body)), **named})
         await self._write(body)
@@ -103,7 +61,7 @@ class Vendor:
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
-        self.script: Script = _nothing
+        self.script: Script = silence
         self.connections: list[Connection] = []
         self.arrived = asyncio.Event()
         self.url = ""
@@ -119,10 +77,10 @@ class Vendor:
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[1:-1]
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head)}
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
-        connection = Connection(body, headers, writer, self.wire)
+        connection = await self._read(reader, writer)
+        if (beside := self.wire.beside(connection.path)) is not None:
+            await connection.answer(200, beside)
+            return writer.close()
         self.connections.append(connection)
         self.arrived.set()
         speaking = asyncio.create_task(self._speak(connection), name="vendor speaks")
@@ -137,10 +95,48 @@ class Vendor:
         await asyncio.gather(speaking, return_exceptions=True)
         writer.close()
 
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Connection:
+        first, *head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[:-1]
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head)}
+        raw = await reader.readexactly(int(headers.get("content-length", 0)))
+        return Connection(first.split(" ")[1], headers, json.loads(raw) if raw else {}, writer, self.wire)
+
     async def _speak(self, connection: Connection) -> None:
         await self.script(connection)
         connection.writer.close()
 
 
-async def _nothing(connection: Connection) -> None:
+def saying(*parts: bytes) -> Script:
+    """Streams ``parts``, each as its own HTTP chunk, and ends properly."""
+
+    async def script(connection: Connection) -> None:
+        await connection.begin()
+        await connection.say(*parts)
+        await connection.close()
+
+    return script
+
+
+def refusing(status: int, body: bytes, **headers: str) -> Script:
+    """Answers with an error."""
+
+    async def script(connection: Connection) -> None:
+        await connection.answer(status, body, **headers)
+
+    return script
+
+
+def stalling(*parts: bytes) -> Script:
+    """Begins a stream with ``parts`` and says no more."""
+
+    async def script(connection: Connection) -> None:
+        await connection.begin()
+        await connection.say(*parts)
+        await connection.gone.wait()
+
+    return script
+
+
+async def silence(connection: Connection) -> None:
+    """Takes the request, and that is all."""
     await connection.gone.wait()

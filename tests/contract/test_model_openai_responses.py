@@ -24,7 +24,8 @@ from rolecall.errors import (
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.openai import OpenAIModel
 from rolecall.settings import Settings
-from tests.contract.model_vendor import Connection, OpenAIWire, Script, Vendor
+from tests.contract.model_vendor import Connection, Script, Vendor
+from tests.contract.model_wires import OpenAIWire
 
 HELLO = Request((Message("user", "Hi"),))
 WEATHER = ToolSpec("weather", "The weather at a place.", {"type": "object", "properties": {"at": {"type": "string"}}})

@@ -22,7 +22,8 @@ from rolecall.config import Role
 from rolecall.follow import Event
 from rolecall.redis_client import RedisServer
 from rolecall.transcript import Record, records
-from tests.contract.model_vendor import Connection, OpenAIWire, Vendor
+from tests.contract.model_vendor import Connection, Vendor
+from tests.contract.model_wires import OpenAIWire
 from tests.deployment import Deployment, deployed
 from tests.waiting import wait_until
 
@@ -49,11 +50,11 @@ class Provider:
         try:
             await asyncio.sleep(0.02)  # as long as a provider may take
             if self.status:
-                await connection.refuse(self.status, connection.wire.refusal("not now", "overloaded"), **self.headers)
+                await connection.answer(self.status, connection.wire.refusal(self.status, "not now"), **self.headers)
                 return
             wire, words = connection.wire, connection.body["messages"][-1]["content"]
             await connection.begin()
-            await connection.say(wire.delta(f"so: {words}"), wire.finish("stop"), wire.usage(3, 2), wire.end())
+            await connection.say(wire.delta(f"so: {words}"), wire.end("stop", (3, 2)))
             await connection.close()
         finally:
             self.now -= 1

@@ -164,7 +164,7 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
             "or set GEMINI_BASE_URL to a server of your own"
         )
     return Endpoint(
-        url=address("GEMINI_BASE_URL", settings.gemini_base_url or GEMINI_URL),
+        url=address("GEMINI_BASE_URL", settings.gemini_base_url or GEMINI_URL).removesuffix(f"/{VERSION}"),
         # The SDK wants one, and servers of one's own often ask for none.
         key=secret or "none",
         proxy=proxy_of(settings.proxy),
