@@ -102,6 +102,11 @@ class Application:
         """The role of that name, if this deployment has it."""
         return next((role for role in self.roles if role.name == name), None)
 
+    @property
+    def model_names(self) -> list[str]:
+        """The models of all roles, each once."""
+        return list(dict.fromkeys(name for role in self.roles for name in role.models))
+
     def count(self, role: Role) -> int:
         """The instances that config and environment give ``role``; "auto" is what its local model server can answer
         at once."""

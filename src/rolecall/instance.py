@@ -19,11 +19,12 @@ from rolecall.deltas import DeltaStream
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
 from rolecall.memory import Mark, Memory, remembered
+from rolecall.models.fallback import preferring
 from rolecall.models.model import Caller, Model
 from rolecall.policies import Rules, wrapped
 from rolecall.prompts import Prompts
-
 from rolecall.tools import Tool, ToolLimits
+
 logger = logging.getLogger(__name__)
 WAITED = "waited"
 """In the meta of an envelope whose turn slept for what is no try: what follows of that is not told again."""
@@ -42,8 +43,8 @@ class Surroundings:
     waits: Callable[[str, str], Awaitable[None]] | None = None
     """Told, of a turn that sleeps until a model is back, the model and the conversation."""
     prompts: Prompts = field(default_factory=Prompts)
-
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
+
 
 @dataclass
 class Instance:
@@ -149,20 +150,20 @@ class Instance:
         )
         deltas = DeltaStream(bus, delivery, lambda: self.let_go("FENCED"))
         wanted = envelope.payload.get("model")
-        chosen = around.models.get(wanted) if isinstance(wanted, str) and around.model else None
+        chosen = around.models.get(wanted) if isinstance(wanted, str) else None
         return Context(
             instance=self.id,
             memory=memory,
             roles=around.roles,
             models=around.models,
             records=records,
-            chosen=chosen or around.model,
+            chosen=preferring(chosen, around.model) if chosen and around.model else around.model,
             publish=deltas.publish,
             statistics=around.statistics,
             prompts=around.prompts,
-            caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
             tool_source=around.tool_source,
             tool_limits=ToolLimits.of(bus.settings),
+            caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
         ), deltas
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:

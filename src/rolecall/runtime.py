@@ -182,7 +182,8 @@ class Runtime:
 
     async def _statistics(self) -> Mapping[str, Any]:
         try:
-            return await registry.statistics(self.bus, [role.name for role in self.application.roles])
+            roles = [role.name for role in self.application.roles]
+            return await registry.statistics(self.bus, roles, self.application.model_names)
         except AWAY as error:
             raise ServerUnavailable(f"the figures are not to be had: {error}") from error
 
