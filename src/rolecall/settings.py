@@ -90,12 +90,14 @@ class FrontendSettings(BaseModel):
     """What the ways in and out need, and what this process is."""
 
     telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")
+    telegram_api_url: str = Field("https://api.telegram.org", description="address of a Bot API server of one's own")
     telegram_invite_code: SecretStr | None = Field(None, description="code that lets a stranger in on Telegram")
+    blob_megabytes: int = Field(20, ge=1, le=500, description="largest image or file a message may bring")
     server_workers: int = Field(4, ge=1, le=256, description="processes of the HTTP server")
     tools_server_workers: int = Field(1, ge=1, le=256, description="processes of the tools server")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level on stderr")
     tools_port: int = Field(10_008, ge=1, le=65_535, description="port of the tools server, else the next free one")
     tools_key: SecretStr | None = Field(None, description="key that who calls the tools server has to show")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level on stderr")
     log_dir: str = Field("log", description="directory of the transcripts, within the application directory")
     environment: Literal["production", "development"] = Field("production", description="development reloads agents")
     tz: str | None = Field(None, description="time zone of the transcripts, such as Europe/Berlin; else the system's")

@@ -1,0 +1,152 @@
+"""The connection to Telegram: a bot whose token no log, error or representation shows."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable
+from datetime import timedelta
+
+import httpx
+from pydantic import SecretStr
+from telegram import Bot
+from telegram.error import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    InvalidToken,
+    NetworkError,
+    RetryAfter,
+    TelegramError,
+    TimedOut,
+)
+from telegram.request import HTTPXRequest
+from telegram.warnings import PTBDeprecationWarning
+
+from rolecall.errors import ConfigError
+from rolecall.models.transport import address, client_options, is_loopback, proxy_of
+from rolecall.settings import Settings
+
+TOKEN = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{8,128}", re.ASCII)
+SECONDS = 5.0
+"""How long a request may take to be sent, and its answer to come: less than a deliverer's lease outlasts its renewal."""
+UPDATES_SECONDS = 10.0
+"""How much longer than it was asked to an answer to getUpdates may take."""
+CONNECTIONS = 256
+KEPT_OPEN = 64
+HIDDEN = "•••"
+TALKATIVE = ("httpx", "httpcore", "telegram", "telegram.Bot", "telegram.request.BaseRequest", "telegram.HTTPXRequest")
+"""Loggers that show addresses and parameters of requests. A filter does not reach the children of its logger."""
+
+
+class QuietBot(Bot):
+    """A bot that does not show its token."""
+
+    __slots__ = ("_updates",)
+
+    def __init__(self, token: str, url: str, requests: HTTPXRequest, updates: HTTPXRequest) -> None:
+        super().__init__(token, f"{url}/bot", f"{url}/file/bot", request=requests, get_updates_request=updates)
+        self._updates = updates
+
+    def __repr__(self) -> str:
+        return "QuietBot()"
+
+    async def initialize(self) -> None:
+        """Open the connections and ask who the bot is. Raises InvalidToken for a token that Telegram does not know,
+        and other TelegramErrors when it cannot be reached."""
+        try:
+            await super().initialize()
+        except InvalidToken:
+            raise InvalidToken("Telegram does not know this token") from None
+
+    async def reconnect(self) -> None:
+        """Open the connection for updates anew; a poll that hangs in the old one ends in an error."""
+        await self._updates.shutdown()
+        await self._updates.initialize()
+
+
+def open_bot(settings: Settings) -> QuietBot:
+    """The bot of TELEGRAM_BOT_TOKEN; nothing is asked of Telegram yet. From now on the loggers of the libraries below
+    hide its token. Raises ConfigError without a token, or for one that cannot be one."""
+    token = settings.telegram_bot_token.get_secret_value() if settings.telegram_bot_token else ""
+    if not token:
+        raise ConfigError("no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env")
+    if not TOKEN.fullmatch(token):
+        raise ConfigError("TELEGRAM_BOT_TOKEN=(secret): it must read like 123456789:AAE…, as @BotFather gave it")
+    hide(_secrets(settings))
+    # The library warns whenever Telegram asks to wait; `seconds_to_wait` is ready for what it warns of.
+    warnings.filterwarnings("ignore", message=".*retry_after", category=PTBDeprecationWarning)
+    url = address("TELEGRAM_API_URL", settings.telegram_api_url)
+    return QuietBot(token, url, _requests(settings, url, SECONDS), _requests(settings, url, UPDATES_SECONDS))
+
+
+def seconds_to_wait(error: RetryAfter) -> float:
+    """How long Telegram asks to wait."""
+    asked: int | float | timedelta = error.retry_after
+    return asked.total_seconds() if isinstance(asked, timedelta) else float(asked)
+
+
+def explain(error: Exception) -> str:
+    """What went wrong with Telegram in one line for an operator."""
+    if isinstance(error, InvalidToken):
+        return "Telegram does not know the token: see TELEGRAM_BOT_TOKEN, or get a new one from @BotFather"
+    if isinstance(error, Conflict):
+        return _conflict(str(error))
+    if isinstance(error, RetryAfter):
+        return f"Telegram asks to wait {seconds_to_wait(error):g} s"
+    if isinstance(error, TimedOut):
+        return "Telegram did not answer in time"
+    if isinstance(error, Forbidden | BadRequest):
+        return f"Telegram refused: {error}"
+    if isinstance(error, NetworkError):
+        return f"Telegram cannot be reached: {error}"
+    return f"Telegram: {error}" if isinstance(error, TelegramError) else f"{type(error).__name__}: {error}"
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Let the loggers of the libraries below show none of ``secrets``."""
+    for name in TALKATIVE:
+        logger = logging.getLogger(name)
+        hiding = next((one for one in logger.filters if isinstance(one, Hiding)), None)
+        if hiding is None:
+            hiding = Hiding()
+            logger.addFilter(hiding)
+        hiding.secrets.update(secrets)
+
+
+class Hiding(logging.Filter):
+    """Takes secrets out of log records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass, without the secrets."""
+        text = shown = record.getMessage()
+        for secret in self.secrets:
+            shown = shown.replace(secret, HIDDEN)
+        if shown != text:
+            record.msg, record.args = shown, ()
+        return True
+
+
+def _secrets(settings: Settings) -> set[str]:
+    values = (getattr(settings, name) for name in type(settings).model_fields if name.startswith("telegram_"))
+    return {value.get_secret_value() for value in values if isinstance(value, SecretStr)} - {""}
+
+
+def _requests(settings: Settings, url: str, read: float) -> HTTPXRequest:
+    options = client_options(url, proxy_of(settings.proxy), httpx.Limits)
+    if not is_loopback(url):
+        options["limits"] = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=KEPT_OPEN)
+    return HTTPXRequest(
+        read_timeout=read, write_timeout=SECONDS, connect_timeout=SECONDS, pool_timeout=SECONDS, httpx_kwargs=options
+    )
+
+
+def _conflict(text: str) -> str:
+    if "webhook" in text.lower():
+        return "a webhook is set for this bot, so that it cannot be polled"
+    return "another program polls this bot with the same token: end it, or get a token of its own from @BotFather"
