@@ -8,7 +8,7 @@ from rolecall.frontends.telegram.poller import Receive
 
 
 class Webhook:
-    """Answers 200 only when ``receive`` returned; whoever does not know ``secret`` is answered 403 and costs nothing."""
+    """Answers 200 only when ``receive`` returned; who does not know ``secret`` is answered 403 and costs nothing."""
 
     def __init__(self, bot: Bot, receive: Receive, *, secret: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.bot, self.receive, self.secret, self.host, self.port = bot, receive, secret, host, port
