@@ -13,13 +13,12 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall import keys
 from rolecall.config import Role
 from rolecall.follow import Event
+from rolecall.prompts import PLACE
 from rolecall.redis_client import RedisServer
 from rolecall.transcript import Record, records
 from tests.contract.model_vendor import Connection, Vendor
@@ -65,6 +64,8 @@ async def provided(tmp_path: Path, *more: str, **settings: Any) -> AsyncIterator
     """Two processes with two instances each, on one provider and ``more`` models."""
     provider = Provider()
     await provider.vendor.start()
+    (tmp_path / PLACE).parent.mkdir(parents=True)
+    (tmp_path / PLACE).symlink_to(Path(__file__).parents[2] / PLACE)
     roles = (Role(ManagerAgent), Role(SampleLLMAgent, 2, (MODEL, *more)))
     settings = {"openai_api_key": "sk-x", "openai_base_url": f"{provider.vendor.url}/v1", **settings}
     try:
@@ -186,6 +187,7 @@ async def test_tokens_per_minute_are_kept_within_five_percent_by_four_processes(
     ends = [at for at, _ in used]
     windows = {end: sum(n for at, n in used if end - MINUTE_SECONDS < at <= end) for end in ends}
     whole = [windows[end] for end in ends if end - ends[0] > 1.1 * MINUTE_SECONDS]
-    print(f"\n10,000 tokens per minute of {MINUTE_SECONDS:g} s, 4 processes: at most {max(windows.values())} in any minute")
+    most = max(windows.values())
+    print(f"\n10,000 tokens per minute of {MINUTE_SECONDS:g} s, 4 processes: at most {most} in any minute")
     assert [user.returncode for user in users] == [0] * 4
-    assert 9_500 <= max(whole) and max(windows.values()) <= 10_500
+    assert max(whole) >= 9_500 and max(windows.values()) <= 10_500
