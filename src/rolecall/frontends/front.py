@@ -8,7 +8,7 @@ from typing import Any
 
 from rolecall import registry
 from rolecall.blocks import FIRST_ROLE
-from rolecall.bus import Bus
+from rolecall.bus import Bus, Mode
 from rolecall.commands import find_command
 from rolecall.delivery import Records
 from rolecall.ending import stop_conversation
@@ -73,16 +73,27 @@ class Front:
         principal: str = "",
         title: str = "",
         priority: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        mode: Mode = "queue",
+        hold: float = 0.0,
+        group: str = "",
     ) -> Received:
         """Take ``text`` of ``conversation``. Commands of the front lane are carried out here; nothing waits for a
-        model. Raises ServerUnavailable; whatever the text itself is, is answered."""
+        model. ``mode``, ``hold`` and ``group`` are those of Bus.admit. Raises ServerUnavailable; whatever the text
+        itself is, is answered."""
         command = find_command(text)
         if command is not None and command.lane == "front":
             return await self._carry_out(conversation, command.name)
         priority = self.bus.settings.default_priority if priority is None else priority
         content = {**(payload or {}), "text": text}
         try:
-            envelope = Envelope(conversation=conversation, payload=content, reply_to=self.name, priority=priority)
+            envelope = Envelope(
+                conversation=conversation,
+                payload=content,
+                reply_to=self.name,
+                priority=priority,
+                meta={**(meta or {})},
+            )
             admission = await self.bus.admit(
                 envelope,
                 idempotency=idempotency,
@@ -91,6 +102,9 @@ class Front:
                 title=title,
                 outbox=self.outbox,
                 control=command is not None and command.lane == "control",
+                mode=mode,
+                hold=hold,
+                group=group,
             )
         except EnvelopeTooLarge as error:
             return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
@@ -127,6 +141,8 @@ class Front:
     async def _carry_out(self, conversation: str, name: str) -> Received:
         if name == "stop":
             ended = await self.stop(conversation)
-            return Received(conversation, reply="Stopped." if ended else "There is nothing to stop.")
+            if ended:
+                return Received(conversation, reply="Stopped.", outcome="STOPPED")
+            return Received(conversation, reply="There is nothing to stop.", outcome="IDLE")
         await stop_conversation(self.bus, conversation, instance=self.instance, forget=True)
-        return Received(conversation, reply="Forgotten: we begin anew.")
+        return Received(conversation, reply="Forgotten: we begin anew.", outcome="FORGOTTEN")
