@@ -30,7 +30,8 @@ from rolecall.settings import Settings
 
 TOKEN = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{8,128}", re.ASCII)
 SECONDS = 5.0
-"""How long a request may take to be sent, and its answer to come: less than a deliverer's lease outlasts its renewal."""
+"""How long a request may take to be sent, and its answer to come: shorter than what is left of a lease when a call
+may still begin."""
 UPDATES_SECONDS = 10.0
 """How much longer than it was asked to an answer to getUpdates may take."""
 CONNECTIONS = 256

@@ -1,0 +1,127 @@
+"""A named lease: of all processes one at a time has it, and knows by its own clock how long."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import re
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from rolecall import keys
+from rolecall.errors import ServerUnavailable
+from rolecall.redis_client import Server
+
+logger = logging.getLogger(__name__)
+AWAY = (RedisError, OSError, ServerUnavailable)
+RENEWALS = 4
+"""How often in its time a lease is renewed."""
+LOOK_SECONDS = 1.0
+"""How often those who wait see whether it is free."""
+
+
+class Lease:
+    """Takes the lease ``name`` when it is free and keeps it while ``run`` runs.
+
+    With ``lock``, a file, processes of one directory take over from each other at once: whoever has the lock on it
+    goes by the directory's name, and a dead process has no locks. Others wait until the lease ran out, ``seconds``
+    after its last renewal.
+    """
+
+    def __init__(
+        self, server: Server, name: str, process: str, *, seconds: float = 15, lock: Path | None = None
+    ) -> None:
+        self.name = name
+        self._server = server
+        self._process = process
+        self._seconds = seconds
+        self._lock_file = lock
+        self._lock: int | None = None
+        self._directory = ""
+        self._token = ""
+        self._renewed = 0.0
+        self._changed = asyncio.Condition()
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has the lease for at least a third of its time. What may not be done by two at once is
+        begun only then, and does not last longer than that."""
+        return bool(self._token) and time.monotonic() - self._renewed < self._seconds * 2 / 3
+
+    async def run(self) -> None:
+        """Take the lease and keep it, until cancelled; then give it up. While the server is away nobody has it."""
+        try:
+            while True:
+                with suppress(*AWAY):
+                    await self._renew()
+                await self._tell()
+                await asyncio.sleep(min(self._seconds / RENEWALS, LOOK_SECONDS if not self._token else self._seconds))
+        finally:
+            await self._give_up()
+
+    async def wait(self, *, held: bool = True) -> None:
+        """Return once this process has the lease, or with ``held`` False once it has not."""
+        async with self._changed:
+            while self.held is not held:
+                with suppress(TimeoutError):  # it may run out without a word
+                    async with asyncio.timeout(self._seconds / RENEWALS):
+                        await self._changed.wait()
+
+    async def _renew(self) -> None:
+        token, now = self._token or self._own_name(), time.monotonic()
+        milliseconds = round(self._seconds * 1000)
+        if await self._server.run("lease", [keys.lease(self.name)], [token, milliseconds]):
+            if not self._token:
+                logger.info("lease %s: this process has it", self.name)
+            self._token, self._renewed = token, now
+        else:
+            if self._token:
+                logger.warning("lease %s: another process took it over", self.name)
+            self._token = ""
+
+    def _own_name(self) -> str:
+        """The directory's name for whoever has its lock, else the process's."""
+        if self._lock is None and (self._lock_file is None or not self._locked(self._lock_file)):
+            return self._process
+        return self._directory
+
+    def _locked(self, path: Path) -> bool:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
+        self._lock, self._directory = lock, _directory_name(lock)
+        return True
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _give_up(self) -> None:
+        token, self._token = self._token, ""
+        if token:
+            with suppress(*AWAY, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._server.run("lease", [keys.lease(self.name)], [token, 0])
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _directory_name(lock: int) -> str:
+    """A random name, kept in the lock file."""
+    name = os.pread(lock, 64, 0).decode("ascii", "replace").strip()
+    if not re.fullmatch(r"[0-9a-f]{16}", name):
+        name = secrets.token_hex(8)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, name.encode(), 0)
+    return name
