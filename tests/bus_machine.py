@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from rolecall import keys
-from rolecall.bus import Bus, Demand
+from rolecall.bus import Bus, Demand, Mode
 from rolecall.delivery import Delivery, Records
+from rolecall.editing import edit_message
 from rolecall.ending import cancel_turn, stop_conversation
 from rolecall.envelope import Envelope, encode
+from rolecall.notice import notify
 from rolecall.redis_client import RedisServer, Server
 from rolecall.settings import Settings
 from rolecall.upkeep import audit_one, promote, rescue_direct
 from tests.bus_model import DUMP, SHARD, Conversation, Model, Shown, Turn, check
 
 Any_ = TypeVar("Any_")
+Focus = Literal["all", "work", "fronts"]
+"""What is walked through: all verbs, or mostly those of workers, or mostly those of front ends."""
 SETTINGS = Settings(
     mailbox_limit=2,
     in_flight_limit=3,
@@ -52,6 +56,7 @@ class BusMachine(RuleBasedStateMachine):
     server: ClassVar[RedisServer]
     spoken_to: ClassVar[Server]
     loop: ClassVar[asyncio.AbstractEventLoop]
+    focus: ClassVar[Focus]
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +66,7 @@ class BusMachine(RuleBasedStateMachine):
         self.seen: list[Delivery] = []
         self.shown = Shown({})
         self.nothing_happens = False
+        self.notified = 0
 
     def now(self, work: Coroutine[Any, Any, Any_]) -> Any_:
         return self.loop.run_until_complete(work)
@@ -79,56 +85,147 @@ class BusMachine(RuleBasedStateMachine):
     @rule(
         name=name, key=st.integers(0, 9), text=st.sampled_from("xxxy"), user=st.sampled_from(("", "u", "u", "v")),
         priority=st.sampled_from((10, 50, 50, 90)), outbox=st.booleans(), control=st.sampled_from((0, 0, 0, 1)),
+        mode=st.sampled_from(("queue", "queue", "collect", "interrupt")), group=st.sampled_from(("", "", "g")),
+        hold=st.sampled_from((0, 0, 1000)),
     )  # fmt: skip
-    def admit(self, name: str, key: int, text: str, user: str, priority: int, outbox: bool, control: int) -> None:
+    def admit(
+        self, name: str, key: int, text: str, user: str, priority: int, outbox: bool, control: int, mode: Mode,
+        group: str, hold: int,
+    ) -> None:  # fmt: skip
+        if self.focus == "work":
+            mode, group, hold = "queue", "", 0
+        control = control if self.focus != "fronts" else 0
         conversation = self.model.conversations.get(name, Conversation(name))
         # Three in ten repeat a key; the others are new.
-        idem = str(key) if key < 3 else f"new{len(conversation.turns)}"
+        idem = str(key) if key < 3 else f"new{len(conversation.ids)}"
+        host = None if control else self._host(conversation, user, mode, group)
+        ended = self._interrupted(conversation, user) if mode == "interrupt" and not control else None
         envelope = Envelope(conversation=name, payload={"text": text}, priority=priority, reply_to="front")
         got = self.now(
-            self.buses[0].admit(envelope, idempotency=idem, principal=user, outbox=outbox, control=bool(control))
-        )
-        expected = self._admission(conversation, idem, (text, priority), user, bool(control))
+            self.buses[0].admit(
+                envelope, idempotency=idem, principal=user, outbox=outbox, control=bool(control), mode=mode,
+                group=group, hold=hold,
+            )
+        )  # fmt: skip
+        expected = self._admission(conversation, idem, (text, priority), user, bool(control), host, ended)
         assert got.outcome == expected
-        if expected not in ("RUN", "WAIT"):
-            self.nothing_happens = True
-        else:
-            self._accept(conversation, idem, (text, priority), user, outbox, got.turn)
+        if expected == "MERGED":
+            assert host is not None
+            self._join(conversation, idem, (text, priority), host, hold)
+            assert got.turn == host.id
+        elif expected in ("RUN", "WAIT"):
+            if ended:
+                conversation.history = min(conversation.history + 1, SETTINGS.assistant_history_limit)
+                self.model.end(ended, "cancelled")
+            turn = self._accept(conversation, idem, (text, priority), user, outbox, got.turn)
+            if not control:
+                turn.group, turn.hold = group, bool(hold)
+                self._place(conversation, turn)
             assert got.place == (len(conversation.waiting) if expected == "WAIT" else 0)
+        else:
+            self.nothing_happens = True
         self.check()
 
-    def _admission(self, conversation: Conversation, idem: str, body: tuple[str, int], user: str, control: bool) -> str:
+    def _host(self, conversation: Conversation, user: str, mode: Mode, group: str) -> Turn | None:
+        """The newest turn of the user that has not begun and takes a message in."""
+        running = conversation.running
+        own = [turn for turn in conversation.waiting if turn.user == user]
+        own = [running, *own] if running and running.where == "held" and running.user == user else own
+        fitting = [turn for turn in own if mode == "collect" or (group and turn.group == group)]
+        return fitting[-1] if fitting else None
+
+    def _interrupted(self, conversation: Conversation, user: str) -> Turn | None:
+        return conversation.running if conversation.running and conversation.running.user == user else None
+
+    def _admission(
+        self, conversation: Conversation, idem: str, body: tuple[str, int], user: str, control: bool,
+        host: Turn | None, ended: Turn | None,
+    ) -> str:  # fmt: skip
         if idem in conversation.ids:
             return "DUP" if conversation.ids[idem][1] == body else "CONFLICT"
+        if host is not None:
+            return "MERGED"
+        less = ended is not None
         if control:
             return "FULL" if len(conversation.open_control()) >= 4 else "RUN"
-        if user and self.model.unfinished_of(user) >= SETTINGS.user_limit:
+        if user and self.model.unfinished_of(user) - less >= SETTINGS.user_limit:
             return "FULL"
         if conversation.running:
-            return "FULL" if len(conversation.waiting) >= SETTINGS.mailbox_limit else "WAIT"
+            if len(conversation.waiting) - less >= SETTINGS.mailbox_limit:
+                return "FULL"
+            return "WAIT" if conversation.waiting or not ended else "RUN"
         return "BUSY" if len(self.model.active()) >= SETTINGS.in_flight_limit else "RUN"
+
+    def _join(self, conversation: Conversation, idem: str, body: tuple[str, int], host: Turn, hold: int) -> None:
+        conversation.ids[idem], conversation.parts[idem] = (host.id, body), (len(host.texts), -1)
+        host.texts.append(body[0])
+        host.hold = host.hold or bool(hold)
 
     def _accept(
         self, conversation: Conversation, idem: str, body: tuple[str, int], user: str, outbox: bool, turn_id: str
-    ) -> None:
+    ) -> Turn:
         control = turn_id.startswith("c")
         conversation.given[control] += 1
         assert turn_id == f"{'c' * control}{conversation.given[control]}"
         band = keys.band(body[1])
         if user and self.model.unfinished_of(user) >= SETTINGS.user_soft_limit:
             band = "n" if band == "h" else "l"
-        turn = Turn(conversation.name, turn_id, band, body[1], user, outbox)
+        turn = Turn(conversation.name, turn_id, band, body[1], user, outbox, texts=[body[0]])
         self.model.conversations[conversation.name] = conversation
         conversation.turns.append(turn)
-        conversation.ids[idem] = (turn_id, body)
+        conversation.ids[idem], conversation.parts[idem] = (turn_id, body), (0, -1)
         if control:
             turn.put(SHARD.stream("command", "h"), 0)
-        elif conversation.running:
+        return turn
+
+    def _place(self, conversation: Conversation, turn: Turn) -> None:
+        if conversation.running:
             turn.where = "waiting"
             conversation.waiting.append(turn)
         else:
-            conversation.running = turn
-            turn.put(SHARD.stream("manager", band), 0)
+            self.model.run(conversation, turn)
+
+    @precondition(lambda self: self.focus != "work" and any(t.where in ("waiting", "held") for t in self.model.turns()))
+    @rule(name=name, which=which, version=st.integers(0, 3))
+    def edit(self, name: str, which: int, version: int) -> None:
+        # Mostly one that is not too late, and the newest rather than the first.
+        there = [(c, key) for c in self.model.conversations.values() for key in c.ids]
+        early = [(c, key) for c, key in there if c.turn_of(key).where in ("waiting", "held")]
+        found = early if which < 9 else [(c, key) for c, key in there if c.name == name]
+        if not found:
+            return
+        conversation, idem = found[-1 - which % len(found)]
+        name, turn = conversation.name, conversation.turn_of(idem)
+        envelope = Envelope(conversation=name, payload={"text": f"edit{version}"}, priority=turn.priority)
+        got = self.now(
+            edit_message(self.buses[1], envelope, idempotency=idem, version=version, principal=turn.user)
+        )  # fmt: skip
+        part, newest = conversation.parts[idem]
+        late = {"done": "DONE", "waiting": "EDITED", "held": "EDITED"}.get(turn.where, "RUNNING")
+        assert (got.outcome, got.turn) == (late, turn.id)
+        if late == "EDITED" and version > newest:
+            turn.texts[part], conversation.parts[idem] = f"edit{version}", (part, version)
+        else:
+            self.nothing_happens = True
+        self.check()
+
+    @precondition(lambda self: self.focus != "work" and self.model.conversations and self.notified < 3)
+    @rule(name=name, key=st.integers(0, 1))
+    def notify(self, name: str, key: int) -> None:
+        conversation = self.model.conversations.get(name)
+        if conversation is None:
+            return
+        self.notified += 1
+        got = self.now(notify(self.buses[0], name, "news", idempotency=str(key), front="front"))
+        idem = f"notice:{key}"
+        assert got == ("DUP" if idem in conversation.notices else "OK")
+        if got == "OK":
+            conversation.notices.add(idem)
+            conversation.history = min(conversation.history + 1, SETTINGS.assistant_history_limit)
+            self.model.outbox.append((name, ""))
+        else:
+            self.nothing_happens = True
+        self.check()
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────
 
@@ -178,6 +275,8 @@ class BusMachine(RuleBasedStateMachine):
         turn = self._turn_at(delivery.stream, delivery.id)
         assert turn is not None
         assert (delivery.conversation, delivery.turn, delivery.hop) == (turn.conversation, turn.id, turn.hop)
+        assert delivery.envelope is not None
+        assert delivery.envelope.text == turn.text
         turn.holder, turn.count, turn.expired = bus.process, delivery.count, False
 
     def _turn_at(self, stream: str, entry: str) -> Turn | None:
@@ -215,7 +314,7 @@ class BusMachine(RuleBasedStateMachine):
             return delivery, self.buses[PROCESSES.index(self._held_by(delivery))]
         return self.seen[which % len(self.seen)], self.buses[which % 2]
 
-    @precondition(lambda self: self.held())
+    @precondition(lambda self: self.focus != "fronts" and self.held())
     @rule(which=which)
     def start(self, which: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
@@ -224,7 +323,7 @@ class BusMachine(RuleBasedStateMachine):
         self._settle(which, verb)
         self.check()
 
-    @precondition(lambda self: self.held())
+    @precondition(lambda self: self.focus != "fronts" and self.held())
     @rule(which=which)
     def emit(self, which: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
@@ -279,7 +378,7 @@ class BusMachine(RuleBasedStateMachine):
             self.model.end(turn, "final")
         self.check()
 
-    @precondition(lambda self: self.held())
+    @precondition(lambda self: self.focus != "fronts" and self.held())
     @rule(which=which)
     def bury(self, which: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
@@ -307,7 +406,7 @@ class BusMachine(RuleBasedStateMachine):
             turn.wake = (SHARD.stream(delivery.role, self._band(delivery, turn)), delivery.hop)
         self.check()
 
-    @precondition(lambda self: self.held())
+    @precondition(lambda self: self.focus != "fronts" and self.held())
     @rule(which=which)
     def hand_back(self, which: int) -> None:
         delivery, bus = self._pick(which)
@@ -329,7 +428,9 @@ class BusMachine(RuleBasedStateMachine):
         found: str = self.now(self.server.call("XREVRANGE", stream, "+", "-", "COUNT", 1))[0][0].decode()
         return found
 
-    @precondition(lambda self: self.held() or (self.model.conversations and not self.model.alive))
+    @precondition(
+        lambda self: self.focus != "fronts" and (self.held() or (self.model.conversations and not self.model.alive))
+    )
     @rule(process=process)
     def renew(self, process: int) -> None:
         bus = self.buses[process]
@@ -349,7 +450,7 @@ class BusMachine(RuleBasedStateMachine):
 
     # ── what befalls ────────────────────────────────────────────────────────────────────────────
 
-    @precondition(lambda self: any(turn.holder for turn in self.model.turns()))
+    @precondition(lambda self: self.focus != "fronts" and any(turn.holder for turn in self.model.turns()))
     @rule(process=process)
     def the_leases_of_a_process_run_out(self, process: int) -> None:
         for turn in [turn for turn in self.model.turns() if turn.holder == PROCESSES[process]]:
@@ -358,7 +459,12 @@ class BusMachine(RuleBasedStateMachine):
             turn.expired = True
         self.check()
 
-    @precondition(lambda self: len(self.model.alive) == 2 or any("@" in turn.stream for turn in self.model.turns()))
+    @precondition(
+        lambda self: (
+            self.focus != "fronts"
+            and (len(self.model.alive) == 2 or any("@" in turn.stream for turn in self.model.turns()))
+        )
+    )
     @rule(process=process, silent=st.sampled_from((1, 0)))
     def a_process_is_cleared_up_after(self, process: int, silent: int) -> None:
         gone, addressed = PROCESSES[process], SHARD.direct("echo", PROCESSES[process])
@@ -372,7 +478,7 @@ class BusMachine(RuleBasedStateMachine):
             turn.put(SHARD.stream("echo", "n"), turn.hop)
         self.check()
 
-    @precondition(lambda self: any(c.running for c in self.model.conversations.values()))
+    @precondition(lambda self: self.focus != "fronts" and any(c.running for c in self.model.conversations.values()))
     @rule(name=name, role=st.sampled_from(ROLES))
     def a_second_entry_of_a_turn_appears(self, name: str, role: str) -> None:
         conversation = self.model.conversations.get(name)
@@ -416,10 +522,10 @@ class BusMachine(RuleBasedStateMachine):
         conversation.history = 0 if forget else conversation.history
         self.check()
 
-    @precondition(lambda self: any(turn.where == "deferred" for turn in self.model.turns()))
+    @precondition(lambda self: any(turn.asleep for turn in self.model.turns()))
     @rule(which=which, early=st.booleans())
     def promote(self, which: int, early: bool) -> None:
-        deferred = [turn for turn in self.model.turns() if turn.where == "deferred"]
+        deferred = [turn for turn in self.model.turns() if turn.asleep]
         turn = deferred[which % len(deferred)]
         verdict = self.now(promote(self.buses[1], SHARD, turn.conversation, early=early))
         assert verdict == ("OK" if early or turn.due else "EARLY")
@@ -427,7 +533,7 @@ class BusMachine(RuleBasedStateMachine):
             turn.put(*turn.wake)
         self.check()
 
-    @precondition(lambda self: self.held() or any(turn.where == "deferred" for turn in self.model.turns()))
+    @precondition(lambda self: self.held() or any(turn.asleep for turn in self.model.turns()))
     @rule(name=name)
     def look_for_trouble(self, name: str) -> None:
         conversation = self.model.conversations.get(name)
@@ -439,6 +545,9 @@ class BusMachine(RuleBasedStateMachine):
         self.check()
 
 
-def machine_on(loop: asyncio.AbstractEventLoop, server: RedisServer, spoken_to: Server) -> type[BusMachine]:
+def machine_on(
+    loop: asyncio.AbstractEventLoop, server: RedisServer, spoken_to: Server, focus: Focus = "all"
+) -> type[BusMachine]:
     """The machine whose processes speak to ``spoken_to``, which is ``server`` or something in front of it."""
-    return type("OnServer", (BusMachine,), {"loop": loop, "server": server, "spoken_to": spoken_to})
+    own = {"loop": loop, "server": server, "spoken_to": spoken_to, "focus": focus}
+    return type("OnServer", (BusMachine,), own)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall.envelope import decode
 from rolecall.keys import ShardKeys
 
 SHARD = ShardKeys(0)
@@ -41,7 +42,7 @@ return rows
 
 @dataclass(eq=False)
 class Turn:
-    """A turn as it ought to be. ``where`` is waiting, entry, deferred or done."""
+    """A turn as it ought to be. ``where`` is waiting, entry, held (it sleeps and has not begun), deferred or done."""
 
     conversation: str
     id: str
@@ -58,6 +59,18 @@ class Turn:
     expired: bool = False
     due: bool = False
     wake: tuple[str, int] = ("", 0)
+    texts: list[str] = field(default_factory=list)
+    """What its message and those that joined it say."""
+    group: str = ""
+    hold: bool = False
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts)
+
+    @property
+    def asleep(self) -> bool:
+        return self.where in ("held", "deferred")
 
     @property
     def control(self) -> bool:
@@ -78,10 +91,17 @@ class Conversation:
     waiting: list[Turn] = field(default_factory=list)
     finals: list[tuple[str, str]] = field(default_factory=list)
     ids: dict[str, tuple[str, tuple[str, int]]] = field(default_factory=dict)
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Idempotency key → which of its turn's texts the message is, and the newest edit of it."""
+    notices: set[str] = field(default_factory=set)
     history: int = 0
     preferences: dict[str, str] = field(default_factory=dict)
     given: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
     cancelled_early: set[str] = field(default_factory=set)
+
+    def turn_of(self, idem: str) -> Turn:
+        """The turn of the message that was admitted under this key."""
+        return next(turn for turn in self.turns if turn.id == self.ids[idem][0])
 
     def unfinished(self) -> list[Turn]:
         return [turn for turn in self.turns if turn.where != "done"]
@@ -120,9 +140,17 @@ class Model:
             self.outbox.append((turn.conversation, turn.id))
 
     def release(self, conversation: Conversation) -> None:
-        conversation.running = conversation.waiting.pop(0) if conversation.waiting else None
-        if conversation.running:
-            conversation.running.put(SHARD.stream("manager", conversation.running.band), 0)
+        conversation.running = None
+        if conversation.waiting:
+            self.run(conversation, conversation.waiting.pop(0))
+
+    def run(self, conversation: Conversation, turn: Turn) -> None:
+        """Let ``turn`` be the one that runs, or sleep out its hold."""
+        conversation.running = turn
+        if turn.hold:
+            turn.where, turn.wake = "held", (SHARD.stream("manager", turn.band), 0)
+        else:
+            turn.put(SHARD.stream("manager", turn.band), 0)
 
     def end(self, turn: Turn, kind: str) -> None:
         """Finish ``turn`` wherever it is, and release if it ran."""
@@ -200,6 +228,8 @@ def check_entries(model: Model, shown: Shown) -> None:
             continue
         assert [stream for stream, _ in places] == [turn.stream], f"{turn.id}: {places}, not once in {turn.stream}"
         turn.entry = places[0][1]
+        entry = dict(shown.entries(turn.stream))[turn.entry]
+        assert decode(entry[b"e"], parts=entry.get(b"x", b"")).text == turn.text, f"{turn.id} says something else"
         held = shown.pending(turn.stream).get(turn.entry, ("", 0))
         assert held == (turn.holder, turn.count), f"{turn.id}: held {held}, not {(turn.holder, turn.count)}"
     assert not found, f"entries of nobody: {found}"
@@ -209,7 +239,7 @@ def check_conversation(conversation: Conversation, shown: Shown) -> None:
     """The hash says who runs and where its entry is, the mailbox who waits; what rests has its time to live."""
     state, running = shown.fields(SHARD.conversation(conversation.name)), conversation.running
     assert state.get("cur") == (running.id if running else None)
-    at = None if running is None else "z" if running.where == "deferred" else f"{running.stream}|{running.entry}"
+    at = None if running is None else "z" if running.asleep else f"{running.stream}|{running.entry}"
     assert state.get("at") == at
     assert int(state.get("ctl", 0)) == len(conversation.open_control())
     assert int(state.get("seq", 0)) == conversation.given[False]
@@ -225,13 +255,19 @@ def check_conversation(conversation: Conversation, shown: Shown) -> None:
 
 def check_journal(conversation: Conversation, shown: Shown) -> None:
     """It has what is unfinished and no more."""
-    expected = {f"{turn.id}:{name}" for turn in conversation.unfinished() for name in "ebuor"}
-    if conversation.running and conversation.running.where == "deferred":
-        expected |= {"defer:s", "defer:h", "defer:e"}
+    expected = {f"{turn.id}:{name}" for turn in conversation.unfinished() for name in _fields(turn)}
+    if conversation.running and conversation.running.asleep:
+        expected |= {"defer:s", "defer:h"} | ({"defer:e"} if conversation.running.where == "deferred" else set())
     journal = shown.fields(SHARD.journal(conversation.name))
     assert set(journal) == expected
     for turn in conversation.unfinished():
         assert (journal[f"{turn.id}:b"], journal[f"{turn.id}:u"]) == (turn.band, turn.user)
+        parts = journal.get(f"{turn.id}:x", "").encode()
+        assert decode(journal[f"{turn.id}:e"].encode(), parts=parts).text == turn.text, f"{turn.id} says something else"
+
+
+def _fields(turn: Turn) -> str:
+    return "ebuor" + "x" * (len(turn.texts) > 1) + "g" * bool(turn.group) + "d" * turn.hold
 
 
 def check_answers(conversation: Conversation, shown: Shown) -> None:
@@ -257,7 +293,7 @@ def check_answers(conversation: Conversation, shown: Shown) -> None:
 def check_shard(model: Model, shown: Shown) -> None:
     """What is counted over all conversations."""
     assert shown.members(SHARD.active) == model.active()
-    deferred = {turn.conversation for turn in model.turns() if turn.where == "deferred"}
+    deferred = {turn.conversation for turn in model.turns() if turn.asleep}
     assert shown.members(SHARD.deferred) == deferred
     users = {turn.user for turn in model.turns() if turn.where != "done" and turn.user}
     assert shown.fields(SHARD.principals) == {user: str(model.unfinished_of(user)) for user in users}
@@ -271,7 +307,7 @@ def expected_keys(model: Model) -> Iterator[str]:
     """Every key there may be beside the work streams; each of them must be there."""
     for c in model.conversations.values():
         yield from (SHARD.conversation(c.name), SHARD.events(c.name))
-        yield from (SHARD.idempotency(c.name, idem) for idem in c.ids)
+        yield from (SHARD.idempotency(c.name, idem) for idem in (*c.ids, *c.notices))
         yield from (SHARD.result(c.name, turn) for turn, _ in c.finals)
         lists = {SHARD.mailbox: c.waiting, SHARD.journal: c.unfinished(), SHARD.history: c.history}
         yield from (key(c.name) for key, what in {**lists, SHARD.preferences: c.preferences}.items() if what)
@@ -280,7 +316,7 @@ def expected_keys(model: Model) -> Iterator[str]:
         yield SHARD.log
     whole = {
         SHARD.active: model.active(),
-        SHARD.deferred: any(turn.where == "deferred" for turn in model.turns()),
+        SHARD.deferred: any(turn.asleep for turn in model.turns()),
         SHARD.principals: any(turn.user for turn in model.turns() if turn.where != "done"),
         SHARD.outbox("front"): model.outbox,
         SHARD.dead: model.dead,

@@ -28,13 +28,14 @@ def guard_block(
 
 
 def finish_block(
-    shard: ShardKeys, settings: Settings, conversation: str, turn: str, outbox: str
+    shard: ShardKeys, settings: Settings, conversation: str, turn: str, outbox: str, role: str = FIRST_ROLE
 ) -> tuple[list[Arg], list[Arg]]:
-    """KEYS and ARGV that lib/finish.lua adds; ``outbox`` names a front end, empty for none."""
+    """KEYS and ARGV that lib/finish.lua adds; ``outbox`` names a front end, empty for none. What is released goes to
+    ``role``."""
     names: list[Arg] = [
         shard.mailbox(conversation), shard.active, shard.deferred, shard.principals, shard.history(conversation),
-        shard.statistics(time.strftime("%Y%m%d", time.gmtime())), shard.outbox(outbox or "-"),
-        *(shard.stream(FIRST_ROLE, band) for band in keys.BANDS), shard.result(conversation, turn),
+        shard.statistics(today()), shard.outbox(outbox or "-"),
+        *(shard.stream(role, band) for band in keys.BANDS), shard.result(conversation, turn),
     ]  # fmt: skip
     keep = milliseconds(settings.conversation_days * 86_400)
     return names, [keep, milliseconds(settings.result_seconds), max(settings.assistant_history_limit, 1)]
@@ -59,6 +60,11 @@ def whole(value: object) -> int:
 def milliseconds(seconds: float) -> int:
     """``seconds`` as whole milliseconds."""
     return round(seconds * 1000)
+
+
+def today() -> str:
+    """The day in UTC, as the statistics name it."""
+    return time.strftime("%Y%m%d", time.gmtime())
 
 
 def utc_offset_ms() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,19 +13,19 @@ import msgspec
 from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from rolecall import keys
+from rolecall.admission import Mode as Mode
+from rolecall.admission import Offer, Running, from_user, look_at_running
 from rolecall.blocks import (
-    FIRST_ROLE,
     final_event,
     finish_block,
     guard_block,
     milliseconds,
     pairs,
-    utc_offset_ms,
     whole,
 )
-from rolecall.delivery import Delivery, Records, next_band, quoted, read_entry
+from rolecall.delivery import Delivery, Records, next_band, read_entry
 from rolecall.envelope import Envelope, check_conversation, encode
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, RolecallError
 from rolecall.keys import ShardKeys
 from rolecall.outcomes import Admission as Admission
 from rolecall.outcomes import Demand as Demand
@@ -36,7 +37,8 @@ from rolecall.settings import Settings
 
 SCHEMA = 1
 
-CONTROL_ROLE = "command"
+MOVED_TRIES = 50
+"""How often a turn that moves on (a hop, a deferral, a release) is looked for again."""
 
 
 class Bus:
@@ -79,37 +81,49 @@ class Bus:
         title: str = "",
         outbox: bool = False,
         control: bool = False,
+        mode: Mode = "queue",
+        hold: float = 0.0,
+        group: str = "",
     ) -> Admission:
         """Accept ``envelope`` as the next turn of its conversation, atomically, or refuse it and write nothing.
 
         ``idempotency`` (default: the envelope's id) makes a repeat DUP for ``idempotency_seconds``; ``principal``
         is whom the per-user limits count; ``outbox`` asks that the answer be put in the outbox of ``reply_to``;
         ``control`` runs beside the conversation's order, at most 4 at once. Raises EnvelopeTooLarge.
+
+        ``mode`` says what becomes of it when the conversation is busy. ``hold`` seconds is how long a turn sleeps
+        before it runs, for more messages of the same ``group`` to join it: each of them renews the time, up to five
+        times as long in all. Whatever joins a turn that has not begun is MERGED: it has no answer of its own.
         """
-        conversation, s = check_conversation(envelope.conversation), self.settings
-        if principal:
-            envelope = msgspec.structs.replace(envelope, meta={**envelope.meta, "user": principal})
-        raw, shard = encode(envelope), self.shard(conversation)
-        digest = hashlib.sha256(msgspec.json.encode((envelope.payload, envelope.priority))).hexdigest()[:16]
-        role = CONTROL_ROLE if control else FIRST_ROLE
-        names = (
-            shard.conversation(conversation), shard.mailbox(conversation), shard.journal(conversation),
-            shard.idempotency(conversation, idempotency or envelope.id), shard.active,
-            shard.events(conversation), shard.log, shard.principals,
-            *(shard.stream(role, band) for band in keys.BANDS),
+        offer = Offer(
+            from_user(envelope, principal), idempotency or envelope.id, principal, instance, title,
+            envelope.reply_to if outbox else "", control, mode, hold, group,
         )  # fmt: skip
-        arguments = (
-            conversation, shard.channel(conversation), digest, raw, keys.band(envelope.priority), principal,
-            envelope.reply_to if outbox else "", s.mailbox_limit, s.in_flight_limit, s.user_limit,
-            s.user_soft_limit, "control" if control else "ordered", milliseconds(s.idempotency_seconds),
-            milliseconds(s.session_idle_hours * 3600), utc_offset_ms(), instance, title, quoted(envelope.text[:8000]),
-            milliseconds(s.conversation_days * 86_400),
-        )  # fmt: skip
-        try:
-            outcome, turn, place, at, event = await self.server.run("admit", names, arguments)
-        except OutOfMemoryError:  # refused at its first write
-            return Admission("BUSY", "", 0)
-        return Admission(outcome.decode(), turn.decode(), place, at, event.decode())
+        for tries in range(MOVED_TRIES):
+            if tries:  # else those of a storm would look, and fail, in step
+                await asyncio.sleep(random.uniform(0, tries / 1000))
+            try:
+                outcome, turn, place, at, event = await self._offer(offer)
+            except OutOfMemoryError:  # refused at its first write
+                return Admission("BUSY", "", 0)
+            if outcome != b"MOVED":
+                return Admission(outcome.decode(), turn.decode(), place, at, event.decode())
+        raise RolecallError(f"{envelope.conversation} moved on {MOVED_TRIES} times while it was to be interrupted")
+
+    async def _offer(self, offer: Offer) -> Sequence[Any]:
+        conversation = check_conversation(offer.envelope.conversation)
+        shard, running = self.shard(conversation), Running()
+        if offer.interrupts:
+            running = await look_at_running(self.server, shard, conversation)
+        names, arguments = offer.blocks(shard, self.settings, self.process, running)
+        reply: Sequence[Any] = await self.server.run("interrupt" if offer.interrupts else "admit", names, arguments)
+        if running.turn and reply[0] in (b"RUN", b"WAIT"):
+            await self.tell_ended(conversation)
+        return reply
+
+    async def tell_ended(self, conversation: str) -> None:
+        """Let whoever holds what was ended from outside know now; without this it would at its next heartbeat."""
+        await self.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
 
     # ── taking work ─────────────────────────────────────────────────────────────────────────────
 
@@ -296,6 +310,11 @@ class Bus:
         state, place, final, last, final_id = await self.server.run("snapshot", names, (turn,))
         ended = msgspec.json.decode(final) if final else None
         return Snapshot(state.decode(), place, ended, last.decode(), final_id.decode())
+
+    async def places(self, conversation: str) -> dict[str, int]:
+        """The turns that wait in ``conversation`` with their places, counted from 1: one command for all of them."""
+        waiting = await self.server.fetch("LRANGE", self.shard(conversation).mailbox(conversation), 0, -1)
+        return {turn.decode(): place for place, turn in enumerate(waiting, 1)}
 
     # ── building blocks ─────────────────────────────────────────────────────────────────────────
 

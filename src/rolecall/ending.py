@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
-from rolecall import keys
 from rolecall.blocks import final_event, finish_block, guard_block
-from rolecall.bus import Bus
+from rolecall.bus import MOVED_TRIES, Bus
 from rolecall.delivery import Records
 from rolecall.errors import RolecallError
 from rolecall.redis_client import Arg
-
-MOVED_TRIES = 50
-"""How often a turn that moves on (a hop, a deferral, a release) is looked for again."""
 
 
 async def cancel_turn(
@@ -30,7 +24,7 @@ async def cancel_turn(
         names, arguments = await _blocks(bus, conversation, turn)
         verdict = await bus.server.run("cancel", names, [*arguments, *tail])
         if verdict != b"MOVED":
-            await _broadcast(bus, conversation)
+            await bus.tell_ended(conversation)
             return bool(verdict == b"OK")
     raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
 
@@ -49,7 +43,7 @@ async def stop_conversation(
         arguments += [final, instance, int(forget), len(waiting), *waiting]
         ended = await bus.server.run("stop", names, [*arguments, len(history), *history])
         if ended >= 0:
-            await _broadcast(bus, conversation)
+            await bus.tell_ended(conversation)
             return int(ended)
     raise RolecallError(f"{conversation} moved on {MOVED_TRIES} times while it was to be stopped")
 
@@ -64,8 +58,3 @@ async def _blocks(bus: Bus, conversation: str, turn: str, waiting: Sequence[str]
     names, arguments = guard_block(shard, bus.process, stream or shard.deferred, entry_id or "z", conversation, turn)
     more = finish_block(shard, bus.settings, conversation, turn, outbox)
     return names + more[0], arguments + more[1]
-
-
-async def _broadcast(bus: Bus, conversation: str) -> None:
-    """Let the old holder know now; without this it would at its next heartbeat."""
-    await bus.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))

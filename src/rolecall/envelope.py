@@ -18,6 +18,8 @@ MAX_BYTES = 256 * 1024
 MAX_TEXT_BYTES = 64 * 1024
 MAX_DEPTH = 32
 MAX_HOPS = 16
+LISTS = ("images", "files")
+"""What a payload may list beside its text; see blobs.py."""
 CUT_MARK = " … [cut]"
 ROLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 DESTINATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}(@[^\s@]{1,120})?")
@@ -84,8 +86,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.structs.replace(self, hops=self.hops + 1, attempt=0, **changes)
 
 
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a message brings to a turn that it became a part of."""
+
+    text: str = ""
+    images: list[Any] = []
+    files: list[Any] = []
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Envelope)
+_parts_decoder = msgspec.json.Decoder(list[str | Part])
 _any_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -102,8 +113,16 @@ def encode(envelope: Envelope) -> bytes:
     return raw
 
 
+def encode_part(envelope: Envelope) -> bytes:
+    """JSON of what ``envelope`` brings to a turn that takes it in: its text, and its images and files if it has any.
+    There is no newline in it."""
+    lists = {name: found for name in LISTS if (found := _listed(envelope.payload, name))}
+    return _encoder.encode(Part(envelope.text, **lists) if lists else envelope.text)
+
+
 def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> Envelope:
-    """The envelope in ``raw``; ``parts`` are texts of merged messages as JSON array items. Raises DecodeError."""
+    """The envelope in ``raw``; ``parts`` are messages that were merged into it: JSON array items, each a text or a
+    Part. Texts are joined by line ends, images and files follow each other. Raises DecodeError."""
     if len(raw) > MAX_BYTES:
         raise DecodeError(f"{len(raw):,} bytes; {MAX_BYTES:,} are allowed", raw)
     try:
@@ -111,9 +130,9 @@ def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> 
         if envelope.v > VERSION:
             raise NewerVersion(f"written by version {envelope.v}, this one reads {VERSION}", raw)
         check_conversation(envelope.conversation)
-        if len(raw) > MAX_DEPTH and _depth(envelope.payload) > MAX_DEPTH:
-            raise DecodeError(f"nested deeper than {MAX_DEPTH}", raw)
         payload = _merged(envelope.payload, parts) if parts else envelope.payload
+        if len(raw) + len(parts) > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+            raise DecodeError(f"nested deeper than {MAX_DEPTH}", raw)
     except NewerVersion:
         raise
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RolecallError) as error:
@@ -143,9 +162,20 @@ def short_turn_id(conversation: str, turn: str) -> str:
     return f"{hashlib.sha256(conversation.encode()).hexdigest()[:6]}-{turn}"
 
 
-def _merged(payload: dict[str, Any], parts: bytes) -> dict[str, Any]:
-    texts = msgspec.json.decode(b"[" + parts + b"]", type=list[str])
-    return {**payload, "text": "\n".join([payload.get("text", ""), *texts])}
+def _merged(payload: dict[str, Any], raw: bytes) -> dict[str, Any]:
+    parts = [Part(item) if isinstance(item, str) else item for item in _parts_decoder.decode(b"[" + raw + b"]")]
+    first, merged = payload.get("text", ""), dict(payload)
+    texts = [first if isinstance(first, str) else "", *(part.text for part in parts)]
+    merged["text"] = "\n".join(text for text in texts if text)
+    for name in LISTS:
+        if found := [*_listed(payload, name), *(item for part in parts for item in getattr(part, name))]:
+            merged[name] = found
+    return merged
+
+
+def _listed(payload: dict[str, Any], name: str) -> list[Any]:
+    found = payload.get(name)
+    return found if isinstance(found, list) else []
 
 
 def _decode_failure(raw: bytes, error: Exception) -> DecodeError:

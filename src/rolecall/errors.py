@@ -34,6 +34,10 @@ class EnvelopeTooLarge(RolecallError):
     """Raised when an envelope or its text exceeds its limit; nothing was written."""
 
 
+class BlobTooLarge(RolecallError):
+    """Raised when an image or a file exceeds its limit; nothing was written."""
+
+
 class UnknownRole(RolecallError):
     """Raised when a route names a role that this deployment does not configure."""
 

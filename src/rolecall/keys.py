@@ -99,6 +99,22 @@ class ShardKeys:
         """Stream of what the named front end still has to deliver."""
         return f"{self.prefix}:o:{front}"
 
+    def shown(self, conversation: str, turn: str) -> str:
+        """Hash part → id of the outside message that shows this part of the turn's answer."""
+        return f"{self.prefix}:v:{conversation}:{turn}"
+
+    def shows(self, conversation: str, message: str) -> str:
+        """String: the turn that an outside message shows."""
+        return f"{self.prefix}:y:{conversation}\x1f{message}"
+
+    def votes(self, conversation: str, turn: str) -> str:
+        """Hash user → ``up|day`` or ``down|day``: what they think of the turn's answer."""
+        return f"{self.prefix}:f:{conversation}:{turn}"
+
+    def blob(self, blob: str) -> str:
+        """String: the media type, a line end, and the bytes of an image or a file."""
+        return f"{self.prefix}:b:{blob}"
+
     def statistics(self, day: str) -> str:
         """Hash of counters of one UTC day, ``YYYYMMDD``."""
         return f"{self.prefix}:s:{day}"

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
+from rolecall.history import Mark as Mark
+from rolecall.history import Remembered as Remembered
+from rolecall.history import remembered as remembered
 from rolecall.keys import ShardKeys
 from rolecall.models.model import Message
 from rolecall.redis_client import Server
 
-Mark = Literal["", "error", "stopped"]
-
-
-class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message of a history as stored; ``mark`` tells that its turn failed or was stopped."""
-
-    role: Literal["user", "assistant"]
-    text: str
-    turn: str = ""
-    mark: Mark = ""
-
-
 _decoder = msgspec.json.Decoder(Remembered)
-
-
-def remembered(text: str, answer: str, turn: str, mark: Mark = "") -> list[bytes]:
-    """A turn as its history entries: the user's words, then the answer unless it is empty."""
-    entries = [Remembered("user", text, turn, mark)]
-    if answer:
-        entries.append(Remembered("assistant", answer, turn, mark))
-    return [msgspec.json.encode(entry) for entry in entries]
 
 
 @dataclass

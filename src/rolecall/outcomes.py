@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Outcome = Literal["RUN", "WAIT", "DUP", "CONFLICT", "FULL", "BUSY"]
+Outcome = Literal["RUN", "WAIT", "MERGED", "DUP", "CONFLICT", "FULL", "BUSY"]
 Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a message: RUN and WAIT are accepted, DUP was accepted before as ``turn``; CONFLICT is the
-    same idempotency key with another body; FULL and BUSY wrote nothing. ``place`` counts from 1 in the mailbox,
+    """What became of a message: RUN and WAIT are accepted, MERGED is a part of ``turn``, which had not begun; DUP was
+    accepted before as ``turn``; CONFLICT is the same idempotency key with another body; FULL and BUSY wrote nothing
+    (FULL with a ``turn``: that one takes no more parts). ``place`` counts from 1 in the mailbox,
     ``at`` is the server's clock in ms, ``event`` the id of the turn's first event where this call made it."""
 
     outcome: Outcome
@@ -32,7 +33,7 @@ class Admission:
     @property
     def accepted(self) -> bool:
         """Whether there is a turn to wait for."""
-        return self.outcome in ("RUN", "WAIT", "DUP")
+        return self.outcome in ("RUN", "WAIT", "MERGED", "DUP")
 
 
 @dataclass(frozen=True, slots=True)

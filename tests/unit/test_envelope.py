@@ -19,6 +19,7 @@ from rolecall.envelope import (
     cut,
     decode,
     encode,
+    encode_part,
     short_turn_id,
 )
 from rolecall.errors import DecodeError, EnvelopeTooLarge, NewerVersion, RolecallError, UnknownRole
@@ -194,3 +195,21 @@ def test_the_id_in_an_apology_names_the_turn_but_not_the_user() -> None:
 def test_envelopes_read_well_with_redis_cli() -> None:
     fields = set(msgspec.json.decode(encode(Envelope(conversation="a", payload={"text": "hi"}))))
     assert fields == {"conversation", "payload", "id", "created"}
+
+
+def test_images_and_files_of_merged_messages_follow_each_other() -> None:
+    first = Envelope(conversation="a", payload={"text": "", "images": ["i1"], "lang": "en"})
+    second = Envelope(conversation="a", payload={"text": "look\nhere", "images": ["i2"], "files": ["f1"]})
+    third = Envelope(conversation="a", payload={"text": "ok", "images": "no list"})
+    parts = [encode_part(envelope) for envelope in (second, third)]
+    assert not [part for part in parts if b"\n" in part]
+    merged = decode(encode(first), parts=b",\n".join(parts))
+    assert merged.payload == {"text": "look\nhere\nok", "images": ["i1", "i2"], "files": ["f1"], "lang": "en"}
+
+
+@pytest.mark.parametrize(
+    "parts", [b"1", b"null", b'{"text":1}', b'{"images":1}', b'{"images":[' + b"[" * 40 + b"]" * 40 + b"]}"]
+)
+def test_what_is_no_part_is_a_decode_error(parts: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode(encode(question()), parts=parts)

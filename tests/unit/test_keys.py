@@ -45,6 +45,8 @@ def all_keys(shard: ShardKeys, conversation: str, other: str, turn: str, role: s
     return [
         *(name(conversation) for name in own), shard.channel(conversation), shard.result(conversation, turn),
         shard.idempotency(conversation, other), shard.outbox(other), shard.statistics("20260101"),
+        shard.shown(conversation, turn), shard.shows(conversation, other), shard.votes(conversation, turn),
+        shard.blob(other),
         *(shard.stream(role, band) for band in keys.BANDS), shard.direct(role, other), shard.alive(other),
         shard.log, shard.dead, shard.deferred, shard.active, shard.principals,
     ]  # fmt: skip
@@ -71,3 +73,9 @@ def test_things_of_different_kinds_never_share_a_name(conversation: str, other: 
 def test_what_belongs_to_no_shard_lives_in_the_first() -> None:
     for key in (keys.META, keys.SCALE, keys.WORKERS, keys.CONTROL, keys.worker("p"), keys.lease("x")):
         assert key.startswith("{bus:0}:")
+
+
+@given(names, names, names, names)
+def test_two_messages_outside_never_share_what_they_show(a: str, b: str, c: str, d: str) -> None:
+    shard = ShardKeys(0)
+    assert (shard.shows(a, b) == shard.shows(c, d)) == ((a, b) == (c, d))

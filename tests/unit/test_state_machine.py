@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 
 from rolecall.redis_client import Arg, RedisServer
 from rolecall.scripts import script
-from tests.bus_machine import machine_on
+from tests.bus_machine import Focus, machine_on
 
 WALK = settings(
-    max_examples=500,
+    max_examples=400,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
@@ -73,30 +73,48 @@ def test_the_bus_keeps_its_promises_in_whatever_order(loop: asyncio.AbstractEven
     run_state_machine_as_test(machine_on(loop, walked, walked), settings=WALK)
 
 
+WORK = [
+    ("complete", "if not own() then return 'FENCED' end", ""),
+    ("hop", "if not own() then return 'FENCED' end", ""),
+    ("complete", "if not CONTROL then release() end", ""),
+    ("complete", "\ndrop()\n", "\n"),
+    ("bury", "  leave(user)\n", ""),
+    ("hop", "moved(stream .. '|' .. id)", ""),
+    ("defer", "moved('z')", ""),
+    ("handback", "if row.err or #row == 0 then return 'FENCED' end", ""),
+    ("handback", "  redis.call('HSET', KEYS[2], 'at', KEYS[1] .. '|' .. id)\n", ""),
+    ("promote", "redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
+    ("cancel", "    redis.pcall('XACK', SRC, 'g', ID)\n    redis.call('XDEL', SRC, ID)\n", ""),
+    ("stop", "    redis.call('XDEL', SRC, ID)\n", ""),
+    ("admit", "waiting - ended >= tonumber(ARGV[15])", "waiting - ended > tonumber(ARGV[15])"),
+    ("fallback", "if redis.call('EXISTS', KEYS[4]) == 1 then return 'ALIVE' end\n", ""),
+    ("take", "(deliveries ~= RETRIES or last)", "true"),
+    ("take", "'COUNT', free,", "'COUNT', 4,"),
+]
+FRONTS = [
+    ("admit", "if job[1] == USER and (COLLECT", "if (COLLECT"),
+    ("admit", "  redis.call('HSET', JOURNAL, turn .. ':x', parts)\n", ""),
+    ("admit", "    redis.call('ZADD', DEFERRED, job[4], NAME)\n", ""),
+    ("complete", "if tonumber(job[4] or 0) > NOW then", "if false then"),
+    ("complete", ",\n    turn .. ':g', turn .. ':d')", ")"),
+    ("promote", "envelope == job[1] and job[2] or ''", "''"),
+    ("interrupt", "  if not evict() then return { 'MOVED', '', 0, NOW, '' } end\n", ""),
+    ("interrupt", "redis.call('HGET', JOURNAL, TURN .. ':u') == USER", "true"),
+    ("interrupt", "  release()\n", ""),
+    ("edit", "if not redis.call('LPOS', KEYS[7], turn) and not", "if not"),
+    ("edit", "if tonumber(ARGV[6]) <= (tonumber(edited) or -1) then", "if false then"),
+    ("edit", "if part ~= '' then", "if false then"),
+    ("notify", "if known then return", "if false then return"),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "line", "by"),
-    [
-        ("complete", "if not own() then return 'FENCED' end", ""),
-        ("hop", "if not own() then return 'FENCED' end", ""),
-        ("complete", "if not CONTROL then release() end", ""),
-        ("complete", "\ndrop()\n", "\n"),
-        ("bury", "  leave(user)\n", ""),
-        ("hop", "moved(stream .. '|' .. id)", ""),
-        ("defer", "moved('z')", ""),
-        ("handback", "if row.err or #row == 0 then return 'FENCED' end", ""),
-        ("handback", "  redis.call('HSET', KEYS[2], 'at', KEYS[1] .. '|' .. id)\n", ""),
-        ("promote", "redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
-        ("cancel", "  redis.pcall('XACK', SRC, 'g', ID)\n  redis.call('XDEL', SRC, ID)\n", ""),
-        ("stop", "    redis.call('XDEL', SRC, ID)\n", ""),
-        ("admit", "  if waiting >= tonumber(ARGV[8])", "  if waiting > tonumber(ARGV[8])"),
-        ("fallback", "if redis.call('EXISTS', KEYS[4]) == 1 then return 'ALIVE' end\n", ""),
-        ("take", "(deliveries ~= RETRIES or last)", "true"),
-        ("take", "'COUNT', free,", "'COUNT', 4,"),
-    ],
+    ("focus", "name", "line", "by"),
+    [*(("work", *broken) for broken in WORK), *(("fronts", *broken) for broken in FRONTS)],
 )
 def test_a_broken_script_is_noticed(
-    loop: asyncio.AbstractEventLoop, walked: RedisServer, name: str, line: str, by: str
+    loop: asyncio.AbstractEventLoop, walked: RedisServer, focus: Focus, name: str, line: str, by: str
 ) -> None:
     broken = Broken(walked, name, line, by)
     with pytest.raises((AssertionError, RedisError)):
-        run_state_machine_as_test(machine_on(loop, walked, broken), settings=SHORT)
+        run_state_machine_as_test(machine_on(loop, walked, broken, focus), settings=SHORT)

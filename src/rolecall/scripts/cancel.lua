@@ -12,14 +12,7 @@ if redis.call('LPOS', MAILBOX, TURN) then
   return 'OK'
 end
 if state[1] ~= TURN then return 'DONE' end
-if state[2] == 'z' then
-  redis.call('ZREM', DEFERRED, NAME)
-elseif state[2] == SRC .. '|' .. ID then
-  redis.pcall('XACK', SRC, 'g', ID)
-  redis.call('XDEL', SRC, ID)
-else
-  return 'MOVED'
-end
+if not evict() then return 'MOVED' end
 records(remember(11))
 finish(TURN, KEYS[17], ARGV[10], ARGV[9])
 release()

@@ -8,13 +8,8 @@ local n = tonumber(ARGV[12])
 local waiting = redis.call('LRANGE', MAILBOX, 0, -1)
 if (state[1] or '') ~= TURN or #waiting ~= n then return -1 end
 for i = 1, n do if waiting[i] ~= ARGV[12 + i] then return -1 end end
-if TURN ~= '' and state[2] ~= 'z' and state[2] ~= SRC .. '|' .. ID then return -1 end
+if TURN ~= '' and not evict() then return -1 end
 if TURN ~= '' then
-  if state[2] == 'z' then redis.call('ZREM', DEFERRED, NAME)
-  else
-    redis.pcall('XACK', SRC, 'g', ID)
-    redis.call('XDEL', SRC, ID)
-  end
   record(TURN, 0, ARGV[10], 'CANCELLED', 'by the user')
   remember(13 + n)
   finish(TURN, KEYS[17], 'cancelled', ARGV[9])

@@ -36,7 +36,8 @@ local function finish(turn, result, kind, final)
   if kind ~= 'final' then count(user, kind, 1) end
   redis.call('EXPIRE', STATS, 691200)
   leave(user)
-  redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r')
+  redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
+    turn .. ':g', turn .. ':d')
   if string.sub(turn, 1, 1) == 'c' then
     redis.call('HINCRBY', CONV, 'ctl', -1)
     redis.call('ZREM', ACTIVE, NAME .. '\31' .. turn)
@@ -46,19 +47,39 @@ local function finish(turn, result, kind, final)
   end
 end
 
+-- Drop the entry of the running turn, wherever it is. False when the caller did not know where: nothing is written.
+local function evict()
+  if state[2] == 'z' then
+    redis.call('ZREM', DEFERRED, NAME)
+  elseif state[2] == SRC .. '|' .. ID then
+    redis.pcall('XACK', SRC, 'g', ID)
+    redis.call('XDEL', SRC, ID)
+  else
+    return false
+  end
+  return true
+end
+
+-- Let `turn` be the one that runs; what is left of its hold it sleeps out. `job` is its envelope, parts, band and due.
+local function run(turn, job)
+  local stream, at = FIRST[job[3]], 'z'
+  if tonumber(job[4] or 0) > NOW then
+    redis.call('HSET', JOURNAL, 'defer:s', stream, 'defer:h', 0)
+    redis.call('ZADD', DEFERRED, job[4], NAME)
+  else
+    at = stream .. '|' .. redis.call('XADD', stream, '*', 'c', NAME, 't', turn, 'h', 0, 'e', job[1], 'x', job[2] or '')
+  end
+  redis.call('HSET', CONV, 'cur', turn, 'at', at)
+  redis.call('ZADD', ACTIVE, NOW, NAME)
+end
+
 -- Let the conversation's next waiting turn run, or let the conversation rest.
 local function release()
   redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e')
   local turn = redis.call('LPOP', MAILBOX)
   while turn do
-    local job = redis.call('HMGET', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b')
-    if job[1] then
-      local stream = FIRST[job[3]]
-      local id = redis.call('XADD', stream, '*', 'c', NAME, 't', turn, 'h', 0, 'e', job[1], 'x', job[2] or '')
-      redis.call('HSET', CONV, 'cur', turn, 'at', stream .. '|' .. id)
-      redis.call('ZADD', ACTIVE, NOW, NAME)
-      return
-    end
+    local job = redis.call('HMGET', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':d')
+    if job[1] then return run(turn, job) end
     turn = redis.call('LPOP', MAILBOX)
   end
   redis.call('HDEL', CONV, 'cur', 'at')

@@ -30,6 +30,11 @@ local function guard()
   return 'STALE'
 end
 
+-- Whether the running turn has not begun: it sleeps out its hold. One that was deferred brings its envelope along.
+local function held()
+  return state[2] == 'z' and redis.call('HEXISTS', JOURNAL, 'defer:e') == 0
+end
+
 local function moved(at)
   if not CONTROL then redis.call('HSET', CONV, 'at', at) end
 end
@@ -41,15 +46,15 @@ local function event(turn, kind, ...)
   return id
 end
 
+-- `begun` is when the turn was received, where the caller knows: its journal may be gone.
 local function record(turn, ago, instance, word, text, begun)
   local ms = NOW - tonumber(ago)
-  local received = tonumber(redis.call('HGET', JOURNAL, turn .. ':r') or begun or ms)
+  local received = tonumber(begun or redis.call('HGET', JOURNAL, turn .. ':r') or ms)
   redis.call('XADD', LOG, 'MAXLEN', '~', 200000, '*', 'c', NAME, 's', state[3] or NOW, 't', turn,
     'ms', ms, 'd', math.max(0, ms - received), 'i', instance, 'w', word, 'x', text)
 end
 
 -- ARGV from `i`: n, then n × (ms ago, instance, word, text). Returns the index behind them.
--- `begun` is when the turn was received, for one whose journal may be gone.
 local function records(i, begun)
   local last = i + tonumber(ARGV[i]) * 4
   for r = i + 1, last, 4 do record(TURN, ARGV[r], ARGV[r + 1], ARGV[r + 2], ARGV[r + 3], begun) end
