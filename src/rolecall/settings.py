@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
 
 class ServerSettings(BaseModel):
@@ -76,6 +78,10 @@ class ModelSettings(BaseModel):
         None, gt=0, description="money one user may cost in a day, by the price table"
     )
     cost_per_day: float | None = Field(None, gt=0, description="money all may cost in a day, by the price table")
+    voice_model: str | None = Field(
+        None, pattern=r"\S+@(openai|test)", examples=["whisper-1@openai"],
+        description="model that writes down what is said in voice messages",
+    )  # fmt: skip
     echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes for an answer (tests, demos)")
     echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test (tests, demos)")
     tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model has to answer")
@@ -92,8 +98,40 @@ class FrontendSettings(BaseModel):
     telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")
     telegram_api_url: str = Field("https://api.telegram.org", description="address of a Bot API server of one's own")
     telegram_invite_code: SecretStr | None = Field(None, description="code that lets a stranger in on Telegram")
+    telegram_allowed: str = Field(
+        "", pattern=LISTED, examples=["11223344,-1001234567890"],
+        description="numbers of the users and groups the bot serves, by comma; * for everyone, as guests",
+    )  # fmt: skip
+    telegram_admins: str = Field(
+        "", pattern=LISTED, examples=["11223344"], description="numbers of the users who may let others in, by comma"
+    )
+    telegram_per_minute: int = Field(20, ge=1, le=100_000, description="messages one user may send in a minute")
+    telegram_keywords: str = Field("", description="words that address the bot in groups as its name does, by comma")
+    telegram_webhook_url: str | None = Field(
+        None, pattern=r"https?://[^\s@]+", examples=["https://bot.example.org/telegram"],
+        description="public address at which Telegram brings updates; without one they are asked for",
+    )  # fmt: skip
+    telegram_webhook_secret: SecretStr | None = Field(
+        None, description="what Telegram has to show there: 1 to 256 of A-Z a-z 0-9 _ -"
+    )
+    telegram_webhook_host: str = Field("127.0.0.1", description="address to listen at for what Telegram brings")
+    telegram_webhook_port: int = Field(8443, ge=1, le=65_535, description="port that goes with it")
+    while_busy: Literal["queue", "collect", "interrupt"] = Field(
+        "queue", description="what becomes of a message while one of its chat is being answered"
+    )
+    document_chars: int = Field(
+        24_000, ge=500, le=1_000_000, description="characters kept of a document that comes with a message"
+    )
     blob_megabytes: int = Field(20, ge=1, le=500, description="largest image or file a message may bring")
     server_workers: int = Field(4, ge=1, le=256, description="processes of the HTTP server")
+    http_host: str = Field("127.0.0.1", description="address the HTTP server listens on; others need an API key")
+    http_port: int = Field(10_007, ge=0, le=65_535, description="port of the HTTP server, else the next free one")
+    http_hosts: str = Field("", description="names the HTTP server is reached under, by comma, beside its own address")
+    http_origins: str = Field("", description="origins of other web pages that may use the HTTP API, by comma")
+    http_requests: int = Field(512, ge=1, le=100_000, description="HTTP requests of one key at once, per process")
+    http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests of one key in a minute")
+    http_read_seconds: Seconds = Field(10, description="seconds a client may take to send its HTTP request")
+    login_hours: float = Field(12, gt=0, le=8760, description="hours a login to the web page lasts")
     tools_server_workers: int = Field(1, ge=1, le=256, description="processes of the tools server")
     tools_port: int = Field(10_008, ge=1, le=65_535, description="port of the tools server, else the next free one")
     tools_key: SecretStr | None = Field(None, description="key that who calls the tools server has to show")
@@ -101,6 +139,13 @@ class FrontendSettings(BaseModel):
     log_dir: str = Field("log", description="directory of the transcripts, within the application directory")
     environment: Literal["production", "development"] = Field("production", description="development reloads agents")
     tz: str | None = Field(None, description="time zone of the transcripts, such as Europe/Berlin; else the system's")
+
+    @model_validator(mode="after")
+    def _webhook_is_guarded(self) -> FrontendSettings:
+        secret = self.telegram_webhook_secret.get_secret_value() if self.telegram_webhook_secret else ""
+        if (secret or self.telegram_webhook_url) and not re.fullmatch(r"[A-Za-z0-9_-]{1,256}", secret):
+            raise ValueError("TELEGRAM_WEBHOOK_URL needs TELEGRAM_WEBHOOK_SECRET: 1 to 256 of A-Z a-z 0-9 _ -")
+        return self
 
     @field_validator("log_level", "environment", mode="before")
     @classmethod

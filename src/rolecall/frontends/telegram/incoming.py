@@ -27,9 +27,10 @@ class Incoming:
     """One message of a user, new or edited. ``text`` is what is asked, without the bot's name and, in groups, with the
     speaker's in front; ``command`` is the word of a message that is ``/word argument``, in lower case.
 
-    ``version`` is 0 for a new message and rises with each edit; ``date`` is when it was sent, in seconds. ``album``
-    names what came in one go, ``long`` says that its client may have cut it from a longer one. ``quoted`` is what it
-    replies to, ``(who, text)``, who being empty for the bot itself; ``reply_to`` is the id of that message.
+    ``version`` is 0 for a new message and rises with each edit; ``date`` is when it was sent, in seconds, and ``age``
+    how long after that it was edited. ``title`` is the chat's name. ``album`` names what came in one go, ``long`` says
+    that a client may have cut it from a longer text. ``quoted`` is what it replies to, ``(who, text)``, who being empty
+    for the bot itself; ``reply_to`` is the id of that message.
     """
 
     address: Address
@@ -41,6 +42,8 @@ class Incoming:
     idempotency: str
     version: int = 0
     date: float = 0.0
+    age: float = 0.0
+    title: str = ""
     files: tuple[Attached, ...] = ()
     album: str = ""
     long: bool = False
@@ -112,7 +115,9 @@ def _incoming(
         text=text,
         idempotency=f"tg:{me.id}:{message.chat.id}:{message.message_id}",
         version=update.update_id if update.edited_message else 0,
-        date=(message.edit_date or message.date).timestamp(),
+        date=message.date.timestamp(),
+        age=(message.edit_date - message.date).total_seconds() if message.edit_date else 0.0,
+        title=message.chat.title or name,
         files=files,
         album=message.media_group_id or "",
         long=utf16_len(message.text or "") >= LONG_UNITS,

@@ -2,34 +2,125 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from telegram import Bot
+from telegram.error import BadRequest, Forbidden, NetworkError, RetryAfter, TelegramError
 
 from rolecall.blobs import Blobs
+from rolecall.errors import BlobTooLarge
+from rolecall.frontends.telegram.attached import Attached
+from rolecall.frontends.telegram.documents import shortened, text_of
 from rolecall.frontends.telegram.incoming import Incoming
+
+logger = logging.getLogger(__name__)
+FETCH_SECONDS = 20.0
+"""For one file, all tries together: the offset of the update waits so long at most."""
+AT_ONCE = 8
+Problem = tuple[str, Mapping[str, str]]
+"""A key of words.py and its values."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a message's files add to the payload, and ``problems``: keys of words.py with their values, one for each
-    file that could not be had or read."""
+    """What a message's files add to the payload, and one of ``problems`` for each file that could not be had or
+    read."""
 
     payload: Mapping[str, Any] = field(default_factory=dict)
-    problems: tuple[tuple[str, Mapping[str, str]], ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True)
+class Unusable(Exception):
+    """Raised for a file that cannot be had or read; says so in the bot's words."""
+
+    def __init__(self, key: str, **values: str) -> None:
+        super().__init__(key)
+        self.problem: Problem = (key, values)
+
+
 class Media:
-    """Fetches files. ``voice`` says whether a model is there that hears."""
+    """Fetches files, a few at once. ``voice`` says whether there is a model that hears; of a document at most
+    ``characters`` are kept."""
 
-    bot: Bot
-    blobs: Blobs
-    voice: bool = False
+    def __init__(self, bot: Bot, blobs: Blobs, *, voice: bool = False, characters: int = 24_000) -> None:
+        self.bot, self.blobs, self.voice, self.characters = bot, blobs, voice, characters
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def fetch(self, incoming: Incoming) -> Fetched:
-        """The files of ``incoming`` as ``images`` (blob ids) and ``files`` ({blob, name, type}) of a payload. Never
-        raises for what a file is, or for Telegram being away."""
-        raise NotImplementedError
+        """The files of ``incoming``, as ``images`` (blob ids) and ``files`` ({blob, name, type}) of a payload. Raises
+        nothing for what a file is, or for Telegram being away; RolecallError when the server is full."""
+        async with asyncio.TaskGroup() as group:
+            conversation = incoming.address.conversation
+            tasks = [group.create_task(self._one(conversation, one), name="telegram file") for one in incoming.files]
+        payload: dict[str, list[Any]] = {}
+        problems = []
+        for result in (task.result() for task in tasks):
+            if isinstance(result, Unusable):
+                problems.append(result.problem)
+            else:
+                payload.setdefault(result[0], []).append(result[1])
+        return Fetched(payload, tuple(problems))
+
+    async def _one(self, conversation: str, attached: Attached) -> tuple[str, Any] | Unusable:
+        """Under which name of the payload it goes, and as what."""
+        try:
+            self._check(attached)
+            data, media_type = await self._got(attached), attached.media_type
+            if attached.kind == "image":
+                return "images", await self.blobs.put(conversation, data, media_type)
+            if attached.kind == "document":
+                data, media_type = await self._read(attached, data), "text/plain"
+            blob = await self.blobs.put(conversation, data, media_type)
+            return "files", {"blob": blob, "name": attached.name, "type": media_type}
+        except Unusable as unusable:
+            return unusable
+        except BlobTooLarge:
+            return self._too_large(attached)
+
+    def _check(self, attached: Attached) -> None:
+        if attached.kind == "unknown":
+            raise Unusable("file_unknown", name=attached.name)
+        if attached.kind == "voice" and not self.voice:
+            raise Unusable("voice_off")
+        try:
+            self.blobs.check_size(attached.size)
+        except BlobTooLarge:
+            raise self._too_large(attached) from None
+
+    async def _got(self, attached: Attached) -> bytes:
+        try:
+            async with asyncio.timeout(FETCH_SECONDS), self._places:
+                return await self._download(attached)
+        except (TimeoutError, TelegramError) as error:
+            if "too big" in str(error).lower():
+                raise self._too_large(attached) from None
+            logger.warning("a file could not be fetched from Telegram: %s", type(error).__name__)
+            raise Unusable("file_lost", name=attached.name) from None
+
+    async def _download(self, attached: Attached) -> bytes:
+        """Tries again what may pass until it is cancelled."""
+        pause = 0.2
+        while True:
+            try:
+                file = await self.bot.get_file(attached.file_id)
+                return bytes(await file.download_as_bytearray())
+            except (BadRequest, Forbidden):
+                raise
+            except (NetworkError, RetryAfter):
+                await asyncio.sleep(pause)
+                pause *= 2
+
+    async def _read(self, attached: Attached, data: bytes) -> bytes:
+        text = await text_of(data, attached.media_type)
+        if text is None:
+            raise Unusable("file_unknown", name=attached.name)
+        if not text:
+            raise Unusable("file_empty", name=attached.name)
+        return shortened(text, self.characters).encode("utf-8", "replace")
+
+    def _too_large(self, attached: Attached) -> Unusable:
+        return Unusable("file_large", name=attached.name, megabytes=str(self.blobs.bus.settings.blob_megabytes))
