@@ -35,6 +35,8 @@ from rolecall.redis_client import is_transient
 
 logger = logging.getLogger(__name__)
 MODES = ("queue", "collect", "interrupt")
+CARRIED_OUT = {"STOPPED": "stopped", "IDLE": "nothing_to_stop", "FORGOTTEN": "forgotten"}
+"""What became of a command of the front lane, as a key of words.py."""
 LONGEST_PAUSE = 5.0
 RECENT_SECONDS = 600
 """An edited message that was never taken in is a new one if it is no older."""
@@ -185,7 +187,7 @@ class Receiver:
             return
         received = await self.front.receive(conversation, incoming.text)
         await bus.server.call("SET", key, "|front", "EX", round(bus.settings.idempotency_seconds))
-        self._tell(incoming, received.outcome.lower())
+        self._tell(incoming, CARRIED_OUT[received.outcome])
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
 

@@ -6,15 +6,12 @@ import asyncio
 import hmac
 import logging
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import h11
 import msgspec
 from telegram import Bot, Update
-from telegram.error import BadRequest, NetworkError, RetryAfter, TelegramError
 
-from rolecall.frontends.telegram.bot import explain, seconds_to_wait
-from rolecall.frontends.telegram.poller import ALLOWED, Receive
+from rolecall.frontends.telegram.poller import Receive
 
 logger = logging.getLogger(__name__)
 SECRET_HEADER = b"x-telegram-bot-api-secret-token"
@@ -22,22 +19,17 @@ READ_SECONDS = 10.0
 LEAVE_SECONDS = 5.0
 MOST_BYTES = 1024 * 1024
 MOST_CONNECTIONS = 200
-AT_ONCE = 40
-"""Updates that Telegram may bring at a time."""
 
 
 class Webhook:
     """Answers 200 only when ``receive`` returned; who does not know ``secret`` is answered 403 and costs nothing.
 
-    ``url`` is where Telegram brings updates; ``host`` and ``port`` (0 for any) where this listens.
+    It listens at ``host`` and ``port``, 0 for any. Paths are not looked at: what ends TLS may change them.
     """
 
-    def __init__(
-        self, bot: Bot, receive: Receive, *, url: str, secret: str, host: str = "127.0.0.1", port: int = 0
-    ) -> None:
-        self.bot, self.receive, self.url, self.host, self.port = bot, receive, url, host, port
-        self._secret = secret
-        self._path = (urlsplit(url).path or "/").encode()
+    def __init__(self, bot: Bot, receive: Receive, *, secret: str, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.bot, self.receive, self.host, self.port = bot, receive, host, port
+        self._secret = secret.encode()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._open: dict[int, asyncio.Task[None]] = {}
@@ -48,32 +40,13 @@ class Webhook:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def run(self) -> None:
-        """Have Telegram bring updates, and serve until cancelled; what is being received is finished first. Raises
-        OSError when the port is not free, InvalidToken, Forbidden and BadRequest when Telegram refuses."""
+        """Serve until cancelled; what is being received is finished first."""
         if self._server is None:
             await self.start()
         try:
-            await self._register()
             await asyncio.get_running_loop().create_future()
         finally:
             await self._leave()
-
-    async def _register(self) -> None:
-        pause = 0.5
-        while True:
-            try:
-                await self.bot.set_webhook(
-                    self.url, secret_token=self._secret, allowed_updates=ALLOWED, max_connections=AT_ONCE
-                )
-                return
-            except RetryAfter as error:
-                await asyncio.sleep(seconds_to_wait(error))
-            except TelegramError as error:
-                if isinstance(error, BadRequest) or not isinstance(error, NetworkError):
-                    raise
-                logger.info("the webhook is not set yet: %s", explain(error))
-                await asyncio.sleep(pause)
-                pause = min(30.0, pause * 2)
 
     async def _leave(self) -> None:
         if self._server is not None:
@@ -132,10 +105,8 @@ class Webhook:
     def _refusal(self, request: h11.Request) -> int:
         """The status for who is not Telegram, 0 for Telegram."""
         headers = dict(request.headers)
-        if not hmac.compare_digest(headers.get(SECRET_HEADER, b""), self._secret.encode()):
+        if not hmac.compare_digest(headers.get(SECRET_HEADER, b""), self._secret):
             return 403
-        if request.target.partition(b"?")[0] != self._path:
-            return 404
         return 0 if request.method == b"POST" else 405
 
     async def _received(self, update: Update) -> None:
