@@ -13,6 +13,10 @@ META = f"{GLOBAL}:meta"
 SCALE = f"{GLOBAL}:scale"
 WORKERS = f"{GLOBAL}:w"
 CONTROL = f"{GLOBAL}:control"
+API_KEYS = f"{GLOBAL}:api-keys"
+"""Hash id → JSON with the SHA-256 of an API key, its name, whether it is an operator's, and when it was made."""
+METRICS = f"{GLOBAL}:metrics"
+"""Hash of counters since the server was first used."""
 
 
 def shard_of(conversation: str, shards: int) -> int:
@@ -41,9 +45,20 @@ def spent(day: str) -> str:
     return f"{GLOBAL}:spent:{day}"
 
 
+def login(digest: str) -> str:
+    """String with a TTL: a login to the web page, by the SHA-256 of its cookie."""
+    return f"{GLOBAL}:login:{digest}"
+
+
 def lease(name: str) -> str:
     """String: the token of whoever holds the named lease."""
     return f"{GLOBAL}:lease:{name}"
+
+
+def front(name: str, part: str) -> str:
+    """What the processes of the front end ``name`` share of its users: hash ``members``, strings ``code:<sha256>``,
+    counters ``pace:<user>``, ``refused:<user>``, ``tries:<user>``."""
+    return f"{GLOBAL}:front:{name}:{part}"
 
 
 class ShardKeys:
@@ -110,6 +125,10 @@ class ShardKeys:
     def votes(self, conversation: str, turn: str) -> str:
         """Hash user → ``up|day`` or ``down|day``: what they think of the turn's answer."""
         return f"{self.prefix}:f:{conversation}:{turn}"
+
+    def question(self, conversation: str, turn: str) -> str:
+        """Hash: the payload of each message that became the turn, by the message's idempotency key."""
+        return f"{self.prefix}:q:{conversation}:{turn}"
 
     def blob(self, blob: str) -> str:
         """String: the media type, a line end, and the bytes of an image or a file."""

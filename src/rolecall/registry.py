@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,13 +59,18 @@ async def unregister(bus: Bus) -> None:
 async def processes(bus: Bus) -> list[ProcessState]:
     """The live processes, oldest sign of life first."""
     names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]
-    found = [await bus.server.call("GET", keys.worker(name)) for name in names]
+    found = await asyncio.gather(*(bus.server.call("GET", keys.worker(name)) for name in names))
     return [msgspec.json.decode(raw, type=ProcessState) for raw in found if raw]
 
 
 async def instances_of(bus: Bus, role: str) -> int:
     """How many live instances ``role`` has over all processes."""
-    return sum(instance.role == role for state in await processes(bus) for instance in state.instances)
+    return (await instance_counts(bus)).get(role, 0)
+
+
+async def instance_counts(bus: Bus) -> dict[str, int]:
+    """How many live instances each role has over all processes; a role without any is left out."""
+    return dict(Counter(instance.role for state in await processes(bus) for instance in state.instances))
 
 
 async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:

@@ -1,0 +1,93 @@
+"""What the routes work with: the bus, the front end and the keys of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from pathlib import Path
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from rolecall.bus import Bus
+from rolecall.config import Application
+from rolecall.follow import Wakeups
+from rolecall.frontends.front import Front
+from rolecall.frontends.http.keys import Keys
+from rolecall.session import Session, open_session
+from rolecall.settings import Settings
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass
+class Services:
+    """One process's. ``keys`` says who may come in; ``stopping`` is set when the process is to end: what streams
+    should end then; ``tz`` is the time zone of the transcripts, None the system's."""
+
+    session: Session
+    wakeups: Wakeups
+    keys: Keys
+    tz: tzinfo | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def application(self) -> Application:
+        """The application that is served."""
+        return self.session.application
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+        return self.session.application.settings
+
+    @property
+    def bus(self) -> Bus:
+        """The bus."""
+        return self.session.bus
+
+    @property
+    def front(self) -> Front:
+        """The front end ``http``."""
+        return Front(self.bus, self.wakeups, "http")
+
+    @property
+    def log_dir(self) -> Path:
+        """Where the transcripts lie."""
+        return self.application.log_dir
+
+
+Opened = Callable[[], AbstractAsyncContextManager[Services]]
+"""Makes the services of a process, and closes them at its end."""
+
+
+def services(request: Request) -> Services:
+    """The services of the process that handles ``request``."""
+    return cast(Services, request.app.state.services)
+
+
+Here = Annotated[Services, Depends(services)]
+
+
+def beside(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = None) -> Services:
+    """Services that share the connections of what runs in this process already."""
+    settings = session.application.settings
+    keys = Keys(session.server, open_locally=host in LOOPBACK, login_seconds=settings.login_hours * 3600)
+    return Services(session, wakeups, keys, tz)
+
+
+@asynccontextmanager
+async def alone(application: Application, process: str, host: str, tz: tzinfo | None = None) -> AsyncIterator[Services]:
+    """Services with connections of their own. Raises what open_session raises."""
+    async with open_session(application, process, start=True) as session:
+        wakeups = Wakeups(session.server.pubsub())
+        listening = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
+        try:
+            yield beside(session, wakeups, host, tz)
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+            await wakeups.aclose()

@@ -1,0 +1,30 @@
+"""The HTTP front end inside a test: a real uvicorn on a free port of the loopback, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from rolecall.config import Application
+from rolecall.frontends.http.app import build
+from rolecall.frontends.http.server import HttpServer, listen
+from rolecall.frontends.http.services import alone
+
+
+@asynccontextmanager
+async def serving(application: Application, host: str = "127.0.0.1") -> AsyncIterator[str]:
+    """A replica of ``application``'s HTTP server with connections of its own; yields ``http://127.0.0.1:<port>``.
+    ``host`` is what it believes it listens on."""
+    process = f"host:9~{secrets.token_hex(3)}"
+    app = build(lambda: alone(application, process, host), application.settings, host=host)
+    listener = listen("127.0.0.1", 0)
+    server = HttpServer(app, listener)
+    running = asyncio.create_task(server.run(), name="http server")
+    try:
+        await server.ready()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.stop()
+        await running
