@@ -1,4 +1,4 @@
-"""A named lease: of all processes one at a time has it, and knows by its own clock how long."""
+"""A named lease: of all processes one at a time has it, such as the one that delivers for a front end."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from rolecall.redis_client import Server
 
 logger = logging.getLogger(__name__)
 AWAY = (RedisError, OSError, ServerUnavailable)
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""A clock that goes on while the machine sleeps: on Linux the monotonic one does not."""
 RENEWALS = 4
 """How often in its time a lease is renewed."""
 LOOK_SECONDS = 1.0
@@ -29,9 +31,10 @@ LOOK_SECONDS = 1.0
 class Lease:
     """Takes the lease ``name`` when it is free and keeps it while ``run`` runs.
 
-    With ``lock``, a file, processes of one directory take over from each other at once: whoever has the lock on it
-    goes by the directory's name, and a dead process has no locks. Others wait until the lease ran out, ``seconds``
-    after its last renewal.
+    It is judged by this machine's clock from the moment a renewal was asked for, so this side always thinks it shorter
+    than the server does. With ``lock``, a file, processes of one directory take over from each other at once: whoever
+    has the lock on it goes by the directory's name, and a dead process has no locks. Others wait until the lease ran
+    out, ``seconds`` after its last renewal.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Lease:
     def held(self) -> bool:
         """Whether this process has the lease for at least a third of its time. What may not be done by two at once is
         begun only then, and does not last longer than that."""
-        return bool(self._token) and time.monotonic() - self._renewed < self._seconds * 2 / 3
+        return bool(self._token) and _now() - self._renewed < self._seconds * 2 / 3
 
     async def run(self) -> None:
         """Take the lease and keep it, until cancelled; then give it up. While the server is away nobody has it."""
@@ -61,7 +64,7 @@ class Lease:
                 with suppress(*AWAY):
                     await self._renew()
                 await self._tell()
-                await asyncio.sleep(min(self._seconds / RENEWALS, LOOK_SECONDS if not self._token else self._seconds))
+                await asyncio.sleep(min(self._seconds / RENEWALS, self._seconds if self._token else LOOK_SECONDS))
         finally:
             await self._give_up()
 
@@ -74,12 +77,16 @@ class Lease:
                         await self._changed.wait()
 
     async def _renew(self) -> None:
-        token, now = self._token or self._own_name(), time.monotonic()
-        milliseconds = round(self._seconds * 1000)
-        if await self._server.run("lease", [keys.lease(self.name)], [token, milliseconds]):
+        asked = _now()
+        if self._token and asked - self._renewed > self._seconds:  # it may have been another's in between
+            logger.warning("lease %s: this process could not renew it in time", self.name)
+            self._token = ""
+            return
+        token = self._token or self._own_name()
+        if await self._server.run("lease", [keys.lease(self.name)], [token, round(self._seconds * 1000)]):
             if not self._token:
                 logger.info("lease %s: this process has it", self.name)
-            self._token, self._renewed = token, now
+            self._token, self._renewed = token, asked
         else:
             if self._token:
                 logger.warning("lease %s: another process took it over", self.name)
@@ -115,6 +122,10 @@ class Lease:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _now() -> float:
+    return time.clock_gettime(CLOCK)
 
 
 def _directory_name(lock: int) -> str:
