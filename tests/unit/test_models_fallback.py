@@ -15,7 +15,7 @@ from rolecall.errors import (
     RateLimited,
     Truncated,
 )
-from rolecall.models import Delta, Done, Message, ModelEvent, Request, Spoke
+from rolecall.models import Delta, Done, Message, Model, ModelEvent, Request, Spoke
 from rolecall.models.echo import EchoModel
 from rolecall.models.fallback import Fallback, preferring
 
@@ -42,7 +42,7 @@ class Failing:
         self.closed = True
 
 
-async def heard(model: Fallback, request: Request = HELLO) -> list[ModelEvent]:
+async def heard(model: Model, request: Request = HELLO) -> list[ModelEvent]:
     return [event async for event in model.stream(request)]
 
 
