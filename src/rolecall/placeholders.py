@@ -41,5 +41,6 @@ class Placeholders:
 
     async def turn_of(self, conversation: str, message: str) -> str:
         """The turn that the outside ``message`` shows, empty when it is none of ours or long ago."""
-        turn: bytes | None = await self.bus.server.fetch("GET", self.bus.shard(conversation).shows(conversation, message))
+        key = self.bus.shard(conversation).shows(conversation, message)
+        turn: bytes | None = await self.bus.server.fetch("GET", key)
         return (turn or b"").decode()
