@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from rolecall.errors import ConfigError, MissingExtra, ModelTimeout, ModelUnavailable
+from rolecall.models.by_schema import calling_by_schema
 from rolecall.models.model import ModelEvent, Request
 from rolecall.models.openai import Endpoint, OpenAIModel
 from rolecall.models.reading import closing
@@ -30,9 +31,11 @@ class Manner:
 
     max_tokens: int
     temperature: float | None = None
+    calls_by_schema: bool = False
+    """Whether it was taught no calls of tools: they are then JSON of a schema, see calling_by_schema."""
 
 
-MANNERS = {"smollm2": Manner(max_tokens=256, temperature=0)}
+MANNERS = {"smollm2": Manner(max_tokens=256, temperature=0, calls_by_schema=True)}
 OWN_FILE = Manner(max_tokens=1024)
 
 
@@ -71,9 +74,13 @@ class LocalModel:
         """Fetch the weights, where they are not here yet, and load the model. Raises ModelUnavailable."""
         await self._ready(None, progress)
 
-    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+    def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream. An engine that is gone is started again, once and before the first event."""
-        request = _mannered(request, MANNERS.get(self._model, OWN_FILE))
+        manner = MANNERS.get(self._model, OWN_FILE)
+        request = _mannered(request, manner)
+        return calling_by_schema(self._stream, request) if manner.calls_by_schema else self._stream(request)
+
+    async def _stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         speaking = await self._ready(None)
         for again in (True, False):
             begun = False

@@ -8,13 +8,16 @@ It runs as it is, without a key: ``smollm2@local`` is a small model on this mach
 ``.env.example`` lists every setting, and ``rolecall check`` shows each value in force and where it came from.
 """
 
+from agents.calculator import CalculatorAgent
 from agents.command import CommandAgent
 from agents.dice import DiceAgent
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from agents.stats import StatsAgent
+from agents.tools import calculate, now
 from agents.translation import TranslationAgent
+from agents.voice import VoiceAgent
 from rolecall import Config, Role
 
 MODELS = ("smollm2@local",)
@@ -24,9 +27,12 @@ config = Config(
         Role(ManagerAgent),
         Role(CommandAgent),
         Role(LangAgent),
+        Role(VoiceAgent),
         Role(TranslationAgent, models=MODELS),
         Role(SampleLLMAgent, instances=2, models=MODELS),
+        Role(CalculatorAgent, models=MODELS, match="/calc"),
         Role(StatsAgent),
         Role(DiceAgent, instances=3, match="/roll"),
     ),
+    tools=(calculate, now),
 )
