@@ -34,8 +34,16 @@ class ManagerAgent(Agent):
             hint = " /role auto takes your choice back." if role == preferences.get("role") else ""
             return envelope.reply(known + hint, remember=False)
         route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
+        if "voice" in roles and spoken(envelope.payload):
+            route = ("voice", *route)
         model = envelope.payload.get("model") or preferences.get("model", "")
         return envelope.via(*route, text=text, model=model)
+
+
+def spoken(payload: Mapping[str, Any]) -> bool:
+    """Whether there is something to hear."""
+    types = (str(one.get("type", "")) for one in payload.get("files") or () if isinstance(one, dict))
+    return any(kind.startswith(("audio/", "video/")) for kind in types)
 
 
 def command(asked: Asked) -> Decision | None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from rolecall.asking import Asking, Show, unseen
+from rolecall.attachments import Attachments, Document, in_context
 from rolecall.delivery import Records
 from rolecall.envelope import Envelope
 from rolecall.errors import ConfigError
@@ -69,6 +70,8 @@ class Context:
     publish: Callable[[int, str], Awaitable[None]] = _nowhere
     statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     caller: Caller | None = None
+    attachments: Attachments | None = None
+    hear: Callable[[bytes, str], Awaitable[str]] | None = None
     prompts: Prompts = field(default_factory=Prompts)
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
     tool_limits: ToolLimits = field(default_factory=ToolLimits)
@@ -97,17 +100,19 @@ class Context:
         text: str,
         *,
         system: str = "",
+        images: Sequence[bytes] = (),
         tools: Sequence[Offer] = (),
         **options: Any,
     ) -> Answer:
         """Ask ``model`` for the answer to ``text`` after ``history``, emitting deltas; returns the whole answer.
+        ``images`` are whole encoded files that go with the text. Raises ImagesRefused when the model takes none.
 
         ``tools`` are typed functions with a docstring, or what ``tools`` gives: the model may call them before it
         answers, and a call that fails is told to it. ``options`` are those of Request. An answer that breaks off
         after it began is returned as far as it came, with a visible mark and ``finish="interrupted"``: nothing the
         user saw is repeated. Raises ModelError, and ConfigError for a tool that cannot be one.
         """
-        return await self._answer(model, _request(history, text, system, options), self.emit, tools)
+        return await self._answer(model, _request(history, text, system, options, images), self.emit, tools)
 
     async def ask(
         self,
@@ -116,11 +121,12 @@ class Context:
         text: str,
         *,
         system: str = "",
+        images: Sequence[bytes] = (),
         tools: Sequence[Offer] = (),
         **options: Any,
     ) -> Answer:
         """As ``stream``, but the user sees none of it: for questions between agents and models."""
-        return await self._answer(model, _request(history, text, system, options), unseen, tools)
+        return await self._answer(model, _request(history, text, system, options, images), unseen, tools)
 
     async def extract(
         self,
@@ -148,6 +154,27 @@ class Context:
             raise ConfigError("no tool server is configured: Config(tool_servers={…}) in config.py names them")
         return await self.tool_source(server)
 
+    async def images(self, envelope: Envelope) -> tuple[bytes, ...]:
+        """The images that came with ``envelope``, as whole encoded files."""
+        return await self.attachments.images(envelope.payload) if self.attachments else ()
+
+    async def documents(self, envelope: Envelope) -> tuple[Document, ...]:
+        """The documents that came with ``envelope``, as text."""
+        return await self.attachments.documents(envelope.payload) if self.attachments else ()
+
+    async def question(self, envelope: Envelope, text: str | None = None) -> str:
+        """What a model is to be asked: ``text``, or that of ``envelope``, behind the documents that came with it and
+        what it replies to."""
+        return in_context(envelope.text if text is None else text, await self.documents(envelope), envelope.payload)
+
+    async def heard(self, envelope: Envelope) -> str:
+        """What is said in the recordings that came with ``envelope``, written down by VOICE_MODEL. Raises ModelError,
+        and ConfigError when no model hears here."""
+        if self.attachments is None or self.hear is None:
+            return ""
+        sounds = await self.attachments.sounds(envelope.payload)
+        return "\n".join([await self.hear(sound.data, sound.media_type) for sound in sounds])
+
     async def emit(self, text: str) -> None:
         """Show the user ``text`` as the next piece of the answer in the making."""
         position, self.position = self.position, self.position + len(text)
@@ -170,6 +197,8 @@ class Context:
             self.model_seconds += asking.seconds
 
 
-def _request(history: Sequence[Message], text: str, system: str, options: dict[str, Any]) -> Request:
+def _request(
+    history: Sequence[Message], text: str, system: str, options: dict[str, Any], images: Sequence[bytes] = ()
+) -> Request:
     opening = (Message("system", system),) if system else ()
-    return Request(messages=(*opening, *history, Message("user", text)), **options)
+    return Request(messages=(*opening, *history, Message("user", text, tuple(images))), **options)

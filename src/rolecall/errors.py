@@ -139,6 +139,10 @@ class ContentRefused(ModelRefused):
     """Raised when the provider's content filter stopped the question or the answer."""
 
 
+class ImagesRefused(ModelRefused):
+    """Raised when the model takes no images, or not these."""
+
+
 class NoSuchModel(ModelRefused):
     """Raised when the provider does not know the model, or not for this key."""
 

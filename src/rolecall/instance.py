@@ -13,6 +13,8 @@ import msgspec
 from redis.exceptions import RedisError
 
 from rolecall.agent import Agent, Context, RoleInfo
+from rolecall.attachments import Attachments
+from rolecall.blobs import Blobs
 from rolecall.bus import Bus
 from rolecall.delivery import Delivery, Records, quoted
 from rolecall.deltas import DeltaStream
@@ -20,6 +22,7 @@ from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
 from rolecall.memory import Mark, Memory, remembered
 from rolecall.models.fallback import preferring
+from rolecall.models.hearing import transcribe
 from rolecall.models.model import Caller, Model
 from rolecall.policies import Rules, wrapped
 from rolecall.prompts import Prompts
@@ -163,6 +166,8 @@ class Instance:
             prompts=around.prompts,
             tool_source=around.tool_source,
             tool_limits=ToolLimits.of(bus.settings),
+            attachments=Attachments(Blobs(bus), delivery.conversation),
+            hear=lambda sound, media_type: transcribe(sound, media_type, bus.settings),
             caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
         ), deltas
 

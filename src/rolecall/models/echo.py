@@ -51,6 +51,11 @@ class EchoModel:
         return left - seconds
 
 
+async def transcribe(model: str, sound: bytes, media_type: str, settings: Settings) -> str:
+    """``sound`` itself, where that is text."""
+    return sound.decode("utf-8", "replace")
+
+
 def _pieces(text: str, count: int) -> list[str]:
     count = min(count, len(text))
     ends = [len(text) * number // count for number in range(count + 1)]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from rolecall.errors import (
+    ImagesRefused,
     ModelError,
     ModelRefused,
     ModelUnauthorised,
@@ -97,10 +98,11 @@ def _remaining(request: Request, gone: float) -> Request:
 
 
 def _refused_for_good(error: ModelError) -> bool:
-    """The request's own fault; a refused key or name is the deployment's, and another model has others."""
+    """The request's own fault; a refused key or name is the deployment's, and another model has others. Another may
+    also take images."""
     if isinstance(error, OverBudget):
         return True
-    return isinstance(error, ModelRefused) and not isinstance(error, ModelUnauthorised | NoSuchModel)
+    return isinstance(error, ModelRefused) and not isinstance(error, ModelUnauthorised | NoSuchModel | ImagesRefused)
 
 
 def _all_failed(failures: list[ModelError]) -> ModelError:
@@ -110,5 +112,6 @@ def _all_failed(failures: list[ModelError]) -> ModelError:
         waits = [error.retry_after for error in limited if error.retry_after is not None]
         return RateLimited(said, min(waits, default=None))
     if all(isinstance(error, ModelRefused) for error in failures):
-        return failures[0] if len(failures) == 1 else ModelUnauthorised(said)
+        blind = all(isinstance(error, ImagesRefused) for error in failures)
+        return failures[0] if len(failures) == 1 or blind else ModelUnauthorised(said)
     return ModelUnavailable(said)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
+SOUND_NAMES = {"audio/mpeg": "mp3", "audio/mp4": "m4a", "audio/x-m4a": "m4a", "audio/x-wav": "wav"}
+"""Endings of files by media type, where they differ: OpenAI goes by the ending."""
 LIST_SECONDS = 20
 
 
@@ -124,6 +126,19 @@ async def list_models(settings: Settings) -> list[str]:
     except _failures() as error:
         raise translated(error, "openai", endpoint.url, endpoint.key) from None
     return sorted(f"{name}@openai" for name in names if chats(name) or not endpoint.official)
+
+
+async def transcribe(model: str, sound: bytes, media_type: str, settings: Settings) -> str:
+    """The words in ``sound``. Raises ConfigError as open does, and ModelError."""
+    name = f"{model}@openai"
+    endpoint = _endpoint(name, settings)
+    sdk = await asyncio.to_thread(_connected, name, endpoint)
+    file = (f"sound.{SOUND_NAMES.get(media_type, media_type.rpartition('/')[2])}", sound, media_type)
+    try:
+        async with sdk:
+            return (await sdk.audio.transcriptions.create(model=model, file=file)).text
+    except _failures() as error:
+        raise translated(error, name, endpoint.url, endpoint.key) from None
 
 
 def _endpoint(name: str, settings: Settings) -> Endpoint:

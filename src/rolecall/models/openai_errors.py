@@ -6,7 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rolecall.errors import ContentRefused, ModelError, ModelRefused, ModelUnavailable, NoSuchModel, RateLimited
+from rolecall.errors import (
+    ContentRefused,
+    ImagesRefused,
+    ModelError,
+    ModelRefused,
+    ModelUnavailable,
+    NoSuchModel,
+    RateLimited,
+)
 from rolecall.models.openai_names import RESPONSES
 from rolecall.models.refusal import (
     Refusal,
@@ -68,7 +76,7 @@ def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
 def _by_words(said: Refusal, images: bool) -> ModelError | None:
     """Servers other than OpenAI's tell these apart by their words only, and not all by 400."""
     if images and said.status in (400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
-        return ModelRefused(f"{said.model}: takes no images, or not these: {said.words}")
+        return ImagesRefused(f"{said.model}: takes no images, or not these: {said.words}")
     if said.status in (400, 413) and SAYS_TOO_LONG.search(said.words):
         return said.too_long()
     return _unknown(said) if said.status == 404 else None

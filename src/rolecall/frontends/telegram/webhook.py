@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import h11
 import msgspec
+from h11 import Connection as Http
 from telegram import Bot, Update
 
 from rolecall.frontends.telegram.poller import Receive
@@ -69,7 +70,7 @@ class Webhook:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request; there is no second one on a connection."""
-        connection = h11.Connection(h11.SERVER)
+        connection = Http(h11.SERVER)
         try:
             status = await self._status(connection, reader)
             head = h11.Response(status_code=status, headers=[("Content-Length", "0"), ("Connection", "close")])
@@ -82,7 +83,7 @@ class Webhook:
         finally:
             writer.close()
 
-    async def _status(self, connection: h11.Connection, reader: asyncio.StreamReader) -> int:
+    async def _status(self, connection: Http, reader: asyncio.StreamReader) -> int:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 request = await _next(connection, reader)
@@ -127,13 +128,13 @@ class TooMuch(Exception):
     """Raised for a body that no update has."""
 
 
-async def _next(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
+async def _next(connection: Http, reader: asyncio.StreamReader) -> object:
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await reader.read(65_536))
     return event
 
 
-async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+async def _body(connection: Http, reader: asyncio.StreamReader) -> bytes:
     body = bytearray()
     while isinstance(event := await _next(connection, reader), h11.Data):
         body += event.data

@@ -1,0 +1,18 @@
+"""Writes down what is said in voice messages."""
+
+from rolecall import Agent, Context, Envelope
+
+NO_WORDS = "I could not make out any words in that. Say it once more, or write to me."
+
+
+class VoiceAgent(Agent):
+    """Writes down what is said in voice messages."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        """Adds what it hears to the text, with which the turn goes on."""
+        heard = await ctx.heard(envelope)
+        if not heard:
+            return envelope.reply(NO_WORDS, remember=False)
+        ctx.log(f"heard {len(heard)} characters")
+        text = "\n".join(filter(None, (envelope.text, heard)))
+        return envelope.forward(text=text) if envelope.route else envelope.reply(text)
