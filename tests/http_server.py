@@ -20,7 +20,7 @@ async def serving(application: Application, host: str = "127.0.0.1") -> AsyncIte
     process = f"host:9~{secrets.token_hex(3)}"
     app = build(lambda: alone(application, process, host), application.settings, host=host)
     listener = listen("127.0.0.1", 0)
-    server = HttpServer(app, listener)
+    server = HttpServer(app, listener, head_seconds=application.settings.http_read_seconds)
     running = asyncio.create_task(server.run(), name="http server")
     try:
         await server.ready()

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from rolecall import __version__
+from rolecall.frontends.http.guard import Guard, listed
 from rolecall.frontends.http.services import Here as Here
 from rolecall.frontends.http.services import Opened
 from rolecall.frontends.http.services import Services as Services
 from rolecall.frontends.http.services import services as services
 from rolecall.settings import Settings
 
+EXPOSED = ("Location", "Retry-After", "X-Conversation-Id", "X-Task-Id")
 PARTS = ("health", "tasks", "completions", "operators", "metrics", "pages")
+
+
+class _Guarded(FastAPI):
+    """With the guard around all else, the answers to unforeseen errors included."""
+
+    guard: Callable[[ASGIApp], ASGIApp]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.guard(super().build_middleware_stack())
 
 
 def build(opened: Opened, settings: Settings, *, host: str = "127.0.0.1") -> FastAPI:
@@ -28,7 +41,12 @@ def build(opened: Opened, settings: Settings, *, host: str = "127.0.0.1") -> Fas
             app.state.services = found
             yield
 
-    app = FastAPI(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _Guarded(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.guard = lambda inner: Guard(inner, settings, host)
+    if origins := listed(settings.http_origins):
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+        )
     for part in PARTS:
         if find_spec(f"rolecall.frontends.http.{part}"):
             app.include_router(import_module(f"rolecall.frontends.http.{part}").router)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import cast
 
 from fastapi import FastAPI
 from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rolecall.errors import ConfigError, RolecallError
+from rolecall.frontends.http.guard import HEADER_BYTES
 
 PORTS_TRIED = 100
-HEADER_BYTES = 16 * 1024
 DRAIN_SECONDS = 5
 BACKLOG = 1024
 
@@ -48,14 +50,14 @@ def address_of(listener: socket.socket) -> str:
 class HttpServer:
     """``app`` on ``listener`` until ``stop``; open streams are ended then, and requests have a few seconds."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(self, app: FastAPI, listener: socket.socket, *, head_seconds: float = 10) -> None:
         self._app = app
         self._listener = listener
         self._ready = asyncio.Event()
         self._server = _Uvicorn(
-            Config(
+            _Config(
                 app,
-                http="h11",
+                http=_Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -67,6 +69,7 @@ class HttpServer:
             ),
             self._ready,
         )
+        self._server.config.head_seconds = head_seconds
 
     async def run(self) -> None:
         """Serve. Raises RolecallError when it cannot start; the cause is in the log."""
@@ -89,13 +92,51 @@ class HttpServer:
         self._server.should_exit = True
 
 
+class _Config(Config):
+    """uvicorn's, with the seconds a client has for the head of a request."""
+
+    head_seconds: float
+
+
 class _Uvicorn(Server):
     """uvicorn's, telling when it is ready. ``_serve`` leaves the signals to us."""
 
-    def __init__(self, config: Config, ready: asyncio.Event) -> None:
+    config: _Config
+
+    def __init__(self, config: _Config, ready: asyncio.Event) -> None:
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready.set()
+
+
+class _Connection(H11Protocol):
+    """uvicorn's, closed when the head of a request does not come whole in time."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._in_time()
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._in_time()
+        elif self._late is None:
+            seconds = cast(_Config, self.config).head_seconds
+            self._late = self.loop.call_later(seconds, self.transport.close)
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None

@@ -1,0 +1,148 @@
+"""What is turned away before a route sees it: foreign hosts and pages, bodies too large or too slow, too much."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from rolecall.frontends.http.guard import BODY_BYTES
+from rolecall.frontends.http.pace import Pace
+from tests.deployment import deployed
+from tests.http_server import serving
+from tests.integration.test_http_app import ROLES
+
+HEAD = "POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    settings: dict[str, Any] = {"http_read_seconds": 0.3, "http_origins": "https://friend.example"}
+    async with deployed(tmp_path, ROLES, **settings) as running, serving(running.session.application) as url:
+        yield url
+
+
+async def spoken(url: str, *sent: str | bytes) -> str:
+    """What the server answers to the raw ``sent``, until it closes the connection."""
+    reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+    for part in sent:
+        writer.write(part if isinstance(part, bytes) else part.encode())
+        await writer.drain()
+    answer = (await reader.read()).decode()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.7", "[::2]", "", "evil@x:y"])
+async def test_a_forged_host_is_refused(url: str, host: str) -> None:
+    answer = await spoken(url, f"GET /health/live HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    assert " 403 " in answer.splitlines()[0]
+
+
+async def test_two_hosts_are_refused(url: str) -> None:
+    answer = await spoken(
+        url, "GET /health/live HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\nConnection: close\r\n\r\n"
+    )
+    assert answer.splitlines()[0].split()[1] in ("400", "403")
+
+
+async def test_a_tunnel_to_this_machine_is_no_forgery(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/health/live", headers={"host": "localhost:8080"})).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "http://localhost.evil"])
+async def test_another_web_page_is_refused(url: str, origin: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        answer = await client.post("/chat", json={"text": "hi"}, headers={"origin": origin})
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+        crossing = {"sec-fetch-site": "cross-site"}
+        assert (await client.post("/chat", json={"text": "hi"}, headers=crossing)).status_code == 403
+
+
+async def test_our_own_page_and_those_named_in_the_settings_come_through(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/health/live", headers={"origin": url})).status_code == 200
+        answer = await client.get("/health/live", headers={"origin": "https://friend.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+        asked = {"origin": "https://friend.example", "access-control-request-method": "POST"}
+        assert (await client.options("/chat", headers=asked)).status_code == 200
+
+
+async def test_every_answer_tells_the_browser_to_be_strict(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        for path in ("/health/live", "/nowhere"):
+            headers = (await client.get(path)).headers
+            assert "unsafe" not in headers["content-security-policy"]
+            assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_body_announced_too_large_is_refused_unread(url: str) -> None:
+    head = HEAD.format(host="localhost") + f"Content-Length: {BODY_BYTES + 1}\r\n\r\n"
+    answer = await spoken(url, head, b"x")
+    assert answer.startswith("HTTP/1.1 413")
+    assert json.loads(answer.partition("\r\n\r\n")[2])["status"] == 413
+
+
+async def test_an_endless_body_is_refused_and_takes_no_memory(url: str) -> None:
+    await endless(url, 2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (await endless(url, 64)).startswith("HTTP/1.1 413")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024
+
+
+async def endless(url: str, megabytes: int) -> str:
+    """What is answered to a chunked body of so many MB, of which the server may well hear only the beginning."""
+    reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+    writer.write((HEAD.format(host="localhost") + "Transfer-Encoding: chunked\r\n\r\n").encode())
+    answer = asyncio.create_task(reader.read())
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    try:
+        for _ in range(megabytes * 16):
+            writer.write(chunk)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+    except ConnectionError:
+        pass  # it need not hear us out
+    text = (await answer).decode()
+    writer.close()
+    return text
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
+    answer = await spoken(url, HEAD.format(host="localhost") + "Content-Length: 10\r\n\r\n", "{")
+    assert answer.startswith("HTTP/1.1 408")
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(url: str) -> None:
+    assert await spoken(url, "GET /health/live HTT") == ""
+    assert await spoken(url) == ""
+
+
+async def test_a_head_too_large_is_refused(url: str) -> None:
+    head = f"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: {'x' * 20_000}\r\n\r\n"
+    assert (await spoken(url, head)).startswith("HTTP/1.1 431")
+
+
+def test_a_caller_has_so_many_requests_at_once_and_others_are_not_concerned() -> None:
+    pace = Pace(2, 60_000)
+    assert [pace.enter("ann") for _ in range(3)] == [None, None, 1]
+    assert pace.enter("ben") is None
+    pace.leave("ann")
+    assert pace.enter("ann") is None
+
+
+def test_a_caller_is_told_when_the_next_request_is_welcome() -> None:
+    now = 0.0
+    pace = Pace(100, 60, lambda: now)
+    assert [pace.enter("ann") for _ in range(7)] == [None] * 6 + [1]
+    now = 1.0
+    assert [pace.enter("ann") for _ in range(2)] == [None, 1]
