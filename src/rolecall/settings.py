@@ -105,6 +105,9 @@ class FrontendSettings(BaseModel):
     telegram_admins: str = Field(
         "", pattern=LISTED, examples=["11223344"], description="numbers of the users who may let others in, by comma"
     )
+    telegram_drafts: bool = Field(False, description="true shows growing answers of private chats as drafts")
+    telegram_edit_seconds: float = Field(1.2, ge=0, le=60, description="seconds between two edits in a chat")
+    telegram_ring_seconds: float = Field(30, ge=0, le=86_400, description="a turn that took so long rings; 0 never")
     telegram_per_minute: int = Field(20, ge=1, le=100_000, description="messages one user may send in a minute")
     telegram_keywords: str = Field("", description="words that address the bot in groups as its name does, by comma")
     telegram_webhook_url: str | None = Field(

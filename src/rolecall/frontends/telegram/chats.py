@@ -1,0 +1,319 @@
+"""Writing to chats. Nothing else sends: each chat has its order and pace, and what it may not be sent it is not.
+
+A chat that Telegram lets wait (429), or that it does not answer for, holds up itself alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial as bound
+from typing import Any
+
+from telegram import Bot, InlineKeyboardMarkup, InputMediaDocument, InputMediaPhoto, LinkPreviewOptions, ReplyParameters
+from telegram.constants import ChatAction
+from telegram.error import ChatMigrated, TelegramError
+
+from rolecall.frontends.telegram.address import Address
+from rolecall.frontends.telegram.outlet import Outcome as Outcome
+from rolecall.frontends.telegram.outlet import Outlet, Unwanted, is_blocked, outcome_of
+from rolecall.frontends.telegram_text import Part, message_entities
+
+logger = logging.getLogger(__name__)
+Keyboard = InlineKeyboardMarkup
+Edit = Callable[[], Awaitable[Any]]
+Wanted = Callable[[], bool]
+
+EDIT_SECONDS = 1.2
+GROUP_FACTOR = 2.5
+"""Telegram takes 20 messages and edits a minute in a group: what may be left out comes less often there."""
+OUTLETS = 5000
+PROBES = 12
+TELLS = 16
+PHOTOS = {"image/png", "image/jpeg", "image/webp"}
+PHOTO_BYTES = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Nobody can be written to there, or Telegram takes none of it; ``reason`` is Telegram's word."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An image or a document on its way out."""
+
+    data: bytes
+    media_type: str
+    name: str
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether Telegram may show it as a photo."""
+        return self.media_type in PHOTOS and len(self.data) <= PHOTO_BYTES
+
+
+class Chats:
+    """The chats of one bot. ``edit_seconds`` lie between two edits in a chat, whatever they edit."""
+
+    def __init__(self, bot: Bot, *, edit_seconds: float = EDIT_SECONDS) -> None:
+        self.bot = bot
+        self.edit_seconds = edit_seconds
+        self._outlets: OrderedDict[int, Outlet] = OrderedDict()
+        self._moved: dict[int, int] = {}
+        self._telling: set[asyncio.Task[None]] = set()
+
+    # ── what is sent ────────────────────────────────────────────────────────────────────────────
+
+    async def send(
+        self,
+        address: Address,
+        part: Part,
+        *,
+        reply_to: int | None = None,
+        keyboard: Keyboard | None = None,
+        ring: bool = False,
+        announce: Callable[[int], Awaitable[None]] | None = None,
+    ) -> int | Gone:
+        """Send a message; returns its id. Waits while the chat is stalled: where updates are received, ``tell``.
+
+        Where Telegram's answer gets lost it is sent again, and may be there twice: what must not be is for
+        Recorded.make. ``announce`` is awaited before each try, in this chat's order, with the newest id known there.
+        """
+
+        async def sending(look: Part) -> int:
+            if announce is not None:
+                await announce(outlet.newest)
+            return await self._send(address, look, reply_to, keyboard, ring)
+
+        looks = [part, Part(part.text)] if part.entities else [part]
+        async with self._outlet(address) as outlet:
+            for look in (*looks, looks[-1]):  # a group that became another one is told once
+                try:
+                    sent = await outlet.patiently(bound(sending, look))
+                    self._note(outlet, sent)
+                    return sent
+                except ChatMigrated as error:
+                    self._moved[address.chat] = error.new_chat_id
+                except TelegramError as error:
+                    outlet.reason = str(error)
+                    if is_blocked(error):
+                        break
+        logger.warning("telegram took no message for %s: %s", address.conversation, outlet.reason)
+        return Gone(outlet.reason)
+
+    async def edit(
+        self,
+        address: Address,
+        message_id: int,
+        part: Part,
+        keyboard: Keyboard | None = None,
+        *,
+        wanted: Wanted | None = None,
+        partial: bool = False,
+    ) -> Outcome:
+        """Let a message of ours read as ``part``, until that is so or cannot be; a ``partial`` text is tried once. At
+        the last moment before it is sent, ``wanted`` says whether it still is."""
+        looks = [part, Part(part.text)] if part.entities and not partial else [part]
+        edits = [bound(self._edit, address, message_id, look, keyboard) for look in looks]
+        return await self._edited(address, edits, wanted, once=partial)
+
+    async def edit_file(
+        self,
+        address: Address,
+        message_id: int,
+        file: File,
+        keyboard: Keyboard | None = None,
+        *,
+        wanted: Wanted | None = None,
+    ) -> Outcome:
+        """Let a message of ours become an image or a document: however often, it stays one. An image that Telegram
+        refuses becomes a document."""
+        kinds = (InputMediaPhoto, InputMediaDocument) if file.is_photo else (InputMediaDocument,)
+        edits = [bound(self._edit_media, address, message_id, file, kind, keyboard) for kind in kinds]
+        return await self._edited(address, edits, wanted, once=False)
+
+    async def delete(self, address: Address, message_id: int) -> bool:
+        """Remove a message; False when it cannot be, or is gone."""
+        async with self._outlet(address) as outlet:
+            return await self._removed(outlet, address, message_id)
+
+    async def typing(self, address: Address) -> None:
+        """Show for some seconds that the bot writes, unless the chat is stalled."""
+        chat = self._chat(address)  # the general topic, 1, is named here alone
+        await self._of(address).in_passing(
+            lambda: self.bot.send_chat_action(chat, ChatAction.TYPING, message_thread_id=address.topic)
+        )
+
+    async def draft(self, address: Address, draft_id: int, part: Part) -> bool:
+        """Show ``part`` as what the bot is about to send, in a private chat; False when that did not work."""
+        outlet, entities = self._of(address), message_entities(part)
+        outlet.edited = time.monotonic()
+        chat, topic = self._chat(address), address.topic
+        return await outlet.in_passing(
+            lambda: self.bot.send_message_draft(chat, draft_id, part.text, topic, entities=entities)
+        )
+
+    def tell(
+        self, address: Address, part: Part, *, reply_to: int | None = None, keyboard: Keyboard | None = None
+    ) -> bool:
+        """Send a message some time soon, without waiting for it; False when there is enough to tell to this chat
+        already, and this is left out. For refusals and the like."""
+        outlet = self._of(address)
+        if outlet.telling >= TELLS:
+            return False
+        outlet.telling += 1
+        task = asyncio.create_task(self._tell(outlet, address, part, reply_to, keyboard), name="rolecall telegram tell")
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+        return True
+
+    async def aclose(self) -> None:
+        """End what ``tell`` still had to send."""
+        for task in self._telling:
+            task.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
+
+    async def sweep(self, address: Address, low: int, high: int, spared: Callable[[int], Awaitable[bool]]) -> int:
+        """Remove the messages of ours between the ids ``low`` and ``high`` that nobody knows of: neither this process
+        nor ``spared``. Returns how many. Looks at a few ids: behind ``low``, or with ``low`` 0 before ``high``.
+
+        Whose a message is shows when its (missing) buttons are taken away: others' cannot be edited.
+        """
+        first, removed = (low + 1 if low else max(1, high - PROBES)), 0
+        async with self._outlet(address) as outlet:
+            for message_id in range(first, min(high, first + PROBES)):
+                if message_id in outlet.known or await spared(message_id):
+                    continue
+                if await self._is_own(outlet, address, message_id):
+                    removed += await self._removed(outlet, address, message_id)
+        return removed
+
+    # ── what is known ───────────────────────────────────────────────────────────────────────────
+
+    def stalled(self, address: Address) -> float:
+        """Seconds until a partial edit need not wait; 0 for now."""
+        outlet, gap = self._of(address), self.edit_seconds * (1 if address.private else GROUP_FACTOR)
+        return max(0.0, max(outlet.free, outlet.edited + gap) - time.monotonic())
+
+    def reason(self, address: Address) -> str:
+        """Why something could not be written there, in Telegram's words."""
+        return self._of(address).reason
+
+    def newest(self, address: Address) -> int:
+        """The highest id of a message that was seen in the chat, 0 for none yet."""
+        return self._of(address).newest
+
+    def saw(self, address: Address, message_id: int) -> None:
+        """A message of someone else was seen there."""
+        outlet = self._of(address)
+        outlet.newest = max(outlet.newest, message_id)
+
+    # ── how it is sent ──────────────────────────────────────────────────────────────────────────
+
+    async def _send(
+        self, address: Address, part: Part, reply_to: int | None, keyboard: Keyboard | None, ring: bool
+    ) -> int:
+        message = await self.bot.send_message(
+            self._chat(address), part.text, entities=message_entities(part), disable_notification=not ring,
+            message_thread_id=address.topic if address.topic != 1 else None, reply_markup=keyboard,
+            reply_parameters=ReplyParameters(reply_to, allow_sending_without_reply=True) if reply_to else None,
+            link_preview_options=LinkPreviewOptions(is_disabled=True),
+        )  # fmt: skip
+        return message.message_id
+
+    async def _edit(self, address: Address, message_id: int, part: Part, keyboard: Keyboard | None) -> None:
+        await self.bot.edit_message_text(
+            part.text, self._chat(address), message_id, entities=message_entities(part), reply_markup=keyboard,
+            link_preview_options=LinkPreviewOptions(is_disabled=True),
+        )  # fmt: skip
+
+    async def _edit_media(
+        self,
+        address: Address,
+        message_id: int,
+        file: File,
+        kind: type[InputMediaPhoto | InputMediaDocument],
+        keyboard: Keyboard | None,
+    ) -> None:
+        media = kind(file.data, filename=file.name)
+        await self.bot.edit_message_media(media, self._chat(address), message_id, reply_markup=keyboard)
+
+    async def _edited(self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool) -> Outcome:
+        """What became of the first of ``edits`` that Telegram does not refuse for what is in it."""
+        async with self._outlet(address) as outlet:
+            for edit in edits:
+                try:
+                    await outlet.patiently(edit, gap=self.edit_seconds, wanted=wanted, once=once)
+                    return "OK"
+                except Unwanted:
+                    return "DROPPED"
+                except ChatMigrated as error:  # the messages stayed behind
+                    self._moved[address.chat] = error.new_chat_id
+                    return "GONE"
+                except TelegramError as error:
+                    outlet.reason = str(error)
+                    if (outcome := outcome_of(error)) is not None:
+                        return outcome
+        logger.warning("telegram refused an edit in %s: %s", address.conversation, outlet.reason)
+        return "DROPPED" if once else "BLOCKED"
+
+    async def _tell(
+        self, outlet: Outlet, address: Address, part: Part, reply_to: int | None, keyboard: Keyboard | None
+    ) -> None:
+        try:
+            await self.send(address, part, reply_to=reply_to, keyboard=keyboard)
+        finally:
+            outlet.telling -= 1
+
+    async def _is_own(self, outlet: Outlet, address: Address, message_id: int) -> bool:
+        try:
+            await outlet.patiently(lambda: self.bot.edit_message_reply_markup(self._chat(address), message_id))
+        except TelegramError as error:
+            return outcome_of(error) == "OK"
+        return True
+
+    async def _removed(self, outlet: Outlet, address: Address, message_id: int) -> bool:
+        try:
+            return await outlet.patiently(lambda: self.bot.delete_message(self._chat(address), message_id))
+        except TelegramError:
+            return False
+
+    # ── outlets ─────────────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def _outlet(self, address: Address) -> AsyncIterator[Outlet]:
+        outlet = self._of(address)
+        async with outlet.lock:
+            yield outlet
+
+    def _of(self, address: Address) -> Outlet:
+        outlet = self._outlets.get(address.chat)
+        if outlet is None:
+            outlet = self._outlets[address.chat] = Outlet()
+            for chat in list(self._idle()) if len(self._outlets) > OUTLETS else ():
+                del self._outlets[chat]
+        self._outlets.move_to_end(address.chat)
+        return outlet
+
+    def _idle(self) -> Iterator[int]:
+        """Some chats of those longest unused, which nothing has to be known of any more."""
+        now = time.monotonic()
+        for chat, outlet in itertools.islice(self._outlets.items(), OUTLETS // 10):
+            if not outlet.lock.locked() and max(outlet.free, outlet.edited + 60) < now:
+                yield chat
+
+    def _note(self, outlet: Outlet, sent: int) -> None:
+        outlet.newest = max(outlet.newest, sent)
+        outlet.known.append(sent)
+
+    def _chat(self, address: Address) -> int:
+        return self._moved.get(address.chat, address.chat)

@@ -1,0 +1,124 @@
+"""One chat's way out: what is sent there goes one after the other, when Telegram lets it, until that has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from telegram.error import BadRequest, ChatMigrated, Forbidden, RetryAfter, TelegramError, TimedOut
+
+from rolecall.frontends.telegram.bot import seconds_to_wait
+
+T = TypeVar("T")
+Outcome = Literal["OK", "GONE", "TOO_OLD", "BLOCKED", "DROPPED"]
+"""What became of an edit. GONE: the message is not there any more; TOO_OLD: it cannot be edited any more; BLOCKED:
+nothing can be written there, see ``Chats.reason``; DROPPED: it was not wanted any more, and nothing was sent."""
+
+LONGEST_WAIT = 5.0
+LATE_SECONDS = 1.0
+REMEMBERED = 64
+GONE = ("message to edit not found", "message_id_invalid", "message not found")
+TOO_OLD = ("message can't be edited", "no text in the message to edit")
+BLOCKED = (
+    "chat not found", "thread not found", "topic_closed", "topic_deleted", "not enough rights", "have no rights",
+    "administrator rights", "chat_write_forbidden", "chat_restricted", "peer_id_invalid", "user is deactivated",
+    "user not found", "kicked", "chat_admin_required",
+)  # fmt: skip
+TOO_LARGE = re.compile(r"\(4\d\d\)|request entity too large", re.IGNORECASE)
+"""What python-telegram-bot takes for a fault of the network, and is none."""
+
+
+class Unwanted(Exception):
+    """What was to be sent is not wanted any more."""
+
+
+@dataclass
+class Outlet:
+    """``lock`` is held by whoever sends. Times are monotonic seconds: nothing is sent before ``free``; ``edited`` is
+    when the last edit was answered. ``newest`` is the highest message id seen, ``known`` the last ones sent here."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    free: float = 0.0
+    edited: float = float("-inf")
+    newest: int = 0
+    known: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    reason: str = ""
+    telling: int = 0
+
+    def penalise(self, error: RetryAfter) -> None:
+        """Telegram lets this chat wait."""
+        self.free = max(self.free, time.monotonic() + seconds_to_wait(error))
+
+    async def patiently(
+        self,
+        call: Callable[[], Awaitable[T]],
+        *,
+        gap: float = 0.0,
+        wanted: Callable[[], bool] | None = None,
+        once: bool = False,
+    ) -> T:
+        """The result of ``call``, tried until Telegram answers it; with ``once`` one time. An edit has a ``gap``: the
+        seconds since the last one. Raises what Telegram says for good, and Unwanted."""
+        for tries in itertools.count():
+            await self._clear(gap)
+            if wanted is not None and not wanted():
+                raise Unwanted
+            try:
+                return await call()
+            except RetryAfter as error:
+                self.penalise(error)
+            except (BadRequest, Forbidden, ChatMigrated):
+                raise
+            except TelegramError as error:
+                if TOO_LARGE.search(str(error)):
+                    raise
+                # What timed out may still be done, later than it should: nothing must be overtaken by it.
+                late = LATE_SECONDS if isinstance(error, TimedOut) else 0.1
+                self.free = time.monotonic() + min(late * 2 ** min(tries, 6), LONGEST_WAIT)
+            finally:
+                if gap:
+                    self.edited = time.monotonic()
+            if once:
+                raise Unwanted
+        raise AssertionError  # it counts for ever
+
+    async def in_passing(self, call: Callable[[], Awaitable[Any]]) -> bool:
+        """Whether ``call`` went well. It waits for nothing, and is left out while nothing may be sent."""
+        if self.free > time.monotonic():
+            return False
+        try:
+            await call()
+        except RetryAfter as error:
+            self.penalise(error)
+        except TelegramError as error:
+            self.reason = str(error)
+        else:
+            return True
+        return False
+
+    async def _clear(self, gap: float) -> None:
+        while (left := max(self.free, self.edited + gap if gap else 0.0) - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+
+def is_blocked(error: TelegramError) -> bool:
+    """Whether nothing can be written there."""
+    return isinstance(error, Forbidden) or any(words in str(error).lower() for words in BLOCKED)
+
+
+def outcome_of(error: TelegramError) -> Outcome | None:
+    """What an edit's error means; None when it is about what should be written."""
+    words = str(error).lower()
+    if "not modified" in words:
+        return "OK"
+    if any(one in words for one in GONE):
+        return "GONE"
+    if any(one in words for one in TOO_OLD):
+        return "TOO_OLD"
+    return "BLOCKED" if is_blocked(error) else None

@@ -1,0 +1,247 @@
+"""The outbox of a front end: what it still has to deliver, read by one process at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError, ResponseError
+
+from rolecall.blocks import guard_block
+from rolecall.bus import Bus, create_group
+from rolecall.delivery import Records
+from rolecall.errors import ServerUnavailable
+from rolecall.keys import GROUP
+from rolecall.redis_client import BlockingReader, RedisServer
+
+logger = logging.getLogger(__name__)
+AWAY = (RedisError, OSError, ServerUnavailable)
+CONSUMER = "deliverer"
+"""The same for every process, so that a successor finds as its own what its predecessor had read."""
+PAGE = 100
+AHEAD = 1000
+"""Entries in memory; of those beyond CONVERSATION_AHEAD of one conversation the ids alone."""
+CONVERSATION_AHEAD = 20
+BLOCK_MS = 1000
+LOOK_SECONDS = 0.1
+LEAVING_SECONDS = 6.0
+TRIES = 5
+LONGEST_WAIT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is to be delivered: the final event of ``turn``, or a notice, which has no turn. ``payload`` is the event
+    with its ``kind`` and ``text``, None while it is not in memory."""
+
+    shard: int
+    id: str
+    conversation: str
+    turn: str
+    payload: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """final, error, cancelled or notice."""
+        return str((self.payload or {}).get("kind", ""))
+
+    @property
+    def at(self) -> int:
+        """When it was put here, in ms of the server's clock."""
+        return int(self.id.partition("-")[0])
+
+
+Deliver = Callable[[Entry], Awaitable[bool]]
+"""Delivers an entry and says so by Outbox.delivered; False when it may not, as it is not this process's to do."""
+
+
+class Outbox:
+    """Has the entries of ``front`` delivered: those of one conversation in order, conversations side by side. One that
+    stalls holds up no other. ``holding`` says whether this process is the one that delivers.
+
+    An entry stays until it is delivered: whatever stops this, a successor begins with what was not.
+    """
+
+    def __init__(
+        self, bus: Bus, server: RedisServer, front: str, *, holding: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.bus, self.front, self.holding = bus, front, holding
+        self._server = server
+        self._streams = {shard.outbox(front): shard.number for shard in bus.shards}
+        self._reader: BlockingReader | None = None
+        self._queues: dict[str, deque[Entry]] = {}
+        self._workers: set[asyncio.Task[None]] = set()
+        self._loaded = 0
+        self._room = asyncio.Event()
+
+    async def run(self, deliver: Deliver) -> None:
+        """Hand entries to ``deliver`` whenever this process holds, until cancelled. Server away: it waits and goes
+        on."""
+        self._deliver = deliver
+        try:
+            while True:
+                if self.holding():
+                    try:
+                        await self._serve()
+                    except AWAY as error:
+                        logger.info("the outbox of %s: the server is away: %s", self.front, error)
+                    await self._leave()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            for worker in self._workers:
+                worker.cancel()
+            await asyncio.gather(*self._workers, return_exceptions=True)
+            if self._reader is not None:
+                await self._reader.aclose()
+
+    async def delivered(self, entry: Entry, records: Records, received: int = 0) -> bool:
+        """Say, once, that ``entry`` is delivered, or never will be; ``records`` go into the transcript with it.
+        ``received`` is when its turn was received, in ms, if that is known. False when it was said before."""
+        shard = self.bus.shards[entry.shard]
+        names, arguments = guard_block(
+            shard, self.bus.process, shard.outbox(self.front), entry.id, entry.conversation, entry.turn
+        )
+        return bool(await self.bus.server.run("delivered", names, [*arguments, received, *records.arguments()]))
+
+    async def waiting(self) -> int:
+        """How many entries are to be delivered."""
+        return sum([await self.bus.server.fetch("XLEN", stream) for stream in self._streams])
+
+    # Reading
+
+    async def _serve(self) -> None:
+        """Read for as long as this process holds: what was read before and not delivered first."""
+        for stream in self._streams:
+            await create_group(self.bus.server, stream)
+            last = "0"
+            while page := await self._page(stream, last):
+                last = page[-1][0].decode()
+                await self._take(stream, page)
+        while self.holding():
+            reply = await self._read("BLOCK", BLOCK_MS, "STREAMS", *self._streams, *(">" for _ in self._streams))
+            for name, page in reply or ():
+                await self._take(name.decode(), page)
+
+    async def _page(self, stream: str, last: str) -> Sequence[Any]:
+        reply = await self._read("STREAMS", stream, last) if self.holding() else None
+        return reply[0][1] if reply else ()
+
+    async def _read(self, *options: Any) -> Any:
+        """Never cut off: cancelled, it wakes the reader and passes that on."""
+        if self._reader is None:
+            self._reader = self._server.reader()
+        reading = asyncio.create_task(
+            self._reader.read("XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", PAGE, *options),
+            name="rolecall outbox read",
+        )
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await self._reader.wake()
+            await asyncio.wait([reading])
+            reading.cancelled() or reading.exception()
+            raise
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            raise ServerUnavailable("the server has lost the outbox") from error
+
+    async def _take(self, stream: str, page: Sequence[Any]) -> None:
+        for raw_id, flat in page:
+            while self._loaded >= AHEAD and self.holding():
+                self._room.clear()
+                await self._room.wait()
+            entry = _entry(self._streams[stream], raw_id.decode(), flat)
+            if entry is None:
+                await self._drop(stream, raw_id)
+            else:
+                self._queue(entry)
+
+    async def _drop(self, stream: str, entry_id: bytes) -> None:
+        """What cannot be read, or was deleted before, is nobody's."""
+        await self.bus.server.call("XACK", stream, GROUP, entry_id)
+        await self.bus.server.call("XDEL", stream, entry_id)
+
+    def _queue(self, entry: Entry) -> None:
+        queue = self._queues.get(entry.conversation)
+        if queue is None:
+            queue = self._queues[entry.conversation] = deque()
+            worker = asyncio.create_task(self._work(entry.conversation, queue), name="rolecall outbox worker")
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        if len(queue) >= CONVERSATION_AHEAD:
+            queue.append(Entry(entry.shard, entry.id, entry.conversation, entry.turn))
+        else:
+            self._loaded += 1
+            queue.append(entry)
+
+    # Delivering
+
+    async def _work(self, conversation: str, queue: deque[Entry]) -> None:
+        """Deliver what is queued of one conversation."""
+        try:
+            while queue and self.holding():
+                await self._insist(queue[0])
+                done = queue.popleft()
+                self._loaded -= done.payload is not None
+                self._room.set()
+        finally:
+            self._loaded -= sum(entry.payload is not None for entry in queue)
+            self._room.set()
+            if self._queues.get(conversation) is queue:
+                del self._queues[conversation]
+
+    async def _insist(self, entry: Entry) -> None:
+        """Deliver it, as often as it takes. What fails for another reason than the server being away has a few tries:
+        nothing may hold up a conversation for ever."""
+        failures = 0
+        while self.holding():
+            try:
+                found = entry if entry.payload is not None else await self._load(entry)
+                if found is None or await self._deliver(found):
+                    return
+            except AWAY as error:
+                logger.info("%s: delivering waits for the server: %s", entry.conversation, error)
+            except Exception as error:  # a boundary: a front end's fault in one answer must not stop all others
+                failures += 1
+                logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)
+                if failures >= TRIES:
+                    await self._give_up(entry, error)
+                    return
+            await asyncio.sleep(min(0.2 * 2**failures, LONGEST_WAIT))
+
+    async def _give_up(self, entry: Entry, error: Exception) -> None:
+        records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
+        records.add("ERROR", f"not delivered: {type(error).__name__}: {error}")
+        await self.delivered(entry, records)
+
+    async def _load(self, entry: Entry) -> Entry | None:
+        stream = self.bus.shards[entry.shard].outbox(self.front)
+        for raw_id, flat in await self.bus.server.fetch("XRANGE", stream, entry.id, entry.id):
+            return _entry(entry.shard, raw_id.decode(), flat)
+        return None
+
+    async def _leave(self) -> None:
+        """Forget what was read: whoever holds next reads it again. What is being delivered comes to its end."""
+        if self._workers:
+            await asyncio.wait(set(self._workers), timeout=LEAVING_SECONDS)
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+
+def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> Entry | None:
+    """The entry, None when it has no fields any more or cannot be read."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=False)) if flat else {}
+    try:
+        payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
+        return Entry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+        if fields:
+            logger.error("outbox entry %s cannot be read and is left out: %s", entry_id, error)
+        return None
