@@ -290,6 +290,8 @@ def _allowed(field: FieldInfo) -> str:
     words = ("gt", "ge", "le")
     limits = {word: getattr(rule, word) for rule in field.metadata for word in words if hasattr(rule, word)}
     kind = "a whole number" if int in _types(field) else "a number" if float in _types(field) else "a text"
+    if field.examples:
+        return f"{kind} such as {field.examples[0]}"
     if "gt" in limits:
         return f"{kind} over {limits['gt']} and up to {limits['le']}"
     return f"{kind} from {limits['ge']} to {limits['le']}" if "ge" in limits else kind

@@ -175,6 +175,18 @@ async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after
             look = not await _doze(woken)
 
 
+async def so_far(bus: Bus, conversation: str, turn: str) -> str:
+    """The answer to ``turn`` as far as it was told to who follows it."""
+    text = ""
+    async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
+        if fields[b"t"] == turn.encode():
+            event = _event(event_id, fields)
+            text = "" if event.kind == "started" else text
+            if event.kind == "delta" and event.position <= len(text):
+                text = text[: event.position] + event.text
+    return text
+
+
 async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:
     """The entries behind ``last``, of all turns."""
     while True:

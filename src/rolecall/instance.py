@@ -168,7 +168,7 @@ class Instance:
             tool_limits=ToolLimits.of(bus.settings),
             attachments=Attachments(Blobs(bus), delivery.conversation),
             hear=lambda sound, media_type: transcribe(sound, media_type, bus.settings),
-            caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", ""))),
+            caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope)),
         ), deltas
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
@@ -271,6 +271,12 @@ def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
 
 def _has_waited(delivery: Delivery) -> bool:
     return delivery.envelope is not None and WAITED in delivery.envelope.meta
+
+
+def _share(envelope: Envelope) -> float:
+    """What part of the budgets of a day its user has, as the front end that knows the user says."""
+    share = envelope.meta.get("share")
+    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 1.0
 
 
 def _where(delivery: Delivery) -> str:

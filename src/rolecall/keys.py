@@ -130,6 +130,10 @@ class ShardKeys:
         """Hash: the payload of each message that became the turn, by the message's idempotency key."""
         return f"{self.prefix}:q:{conversation}:{turn}"
 
+    def pressed(self, conversation: str, turn: str) -> str:
+        """String: the last press of the button that asks a turn's question once more."""
+        return f"{self.prefix}:i:{conversation}:{turn}"
+
     def blob(self, blob: str) -> str:
         """String: the media type, a line end, and the bytes of an image or a file."""
         return f"{self.prefix}:b:{blob}"

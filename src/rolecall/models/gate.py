@@ -115,9 +115,9 @@ class Gate:
         return self._arguments(
             call, f"{caller.conversation}/{caller.turn}", expected_tokens(request), terms.rpm or 0, terms.tpm or 0,
             round(s.quota_minute_seconds * 1000), round(LEASE_SECONDS * 1000), int(book),
-            f"{user}:tokens", s.user_tokens_per_day if s.user_tokens_per_day and caller.user else 0,
+            f"{user}:tokens", _most(caller, s.user_tokens_per_day),
             s.tokens_per_day or 0,
-            f"{user}:cost", round((s.user_cost_per_day or 0) * MICRO) if caller.user else 0,
+            f"{user}:cost", _most(caller, (s.user_cost_per_day or 0) * MICRO),
             round((s.cost_per_day or 0) * MICRO),
         )  # fmt: skip
 
@@ -192,6 +192,11 @@ def expected_tokens(request: Request) -> int:
     characters = sum(len(message.text) + 16 for message in request.messages)
     images = sum(len(message.images) for message in request.messages)
     return characters // 4 + 800 * images + (request.max_tokens or ANSWER_TOKENS)
+
+
+def _most(caller: Caller, allowed: float | None) -> int:
+    """What ``caller`` may use in a day of what is ``allowed`` to a user; 0 for no limit."""
+    return max(1, round(allowed * caller.share)) if allowed and caller.user and caller.share else 0
 
 
 def _over(user: bool) -> str:

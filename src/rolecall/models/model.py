@@ -49,6 +49,8 @@ class Caller(msgspec.Struct, frozen=True):
     conversation: str
     turn: str
     user: str = ""
+    share: float = 1.0
+    """Of what a user may use in a day; 0 for one whom this does not bind."""
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,31 +1,250 @@
-"""The buttons under messages, and what becomes of it when one is pressed."""
+"""The buttons under messages, and what becomes of it when one is pressed.
+
+A button's data names a turn of the conversation that its message is in, and nothing else: forged data reaches no
+other conversation. Whoever presses is looked at as whoever writes is.
+"""
 
 from __future__ import annotations
 
-from telegram import CallbackQuery, InlineKeyboardMarkup
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from telegram import Bot, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message
+from telegram.error import TelegramError
+
+from rolecall.ending import cancel_turn
+from rolecall.feedback import Vote, give_feedback
+from rolecall.follow import so_far
+from rolecall.frontends.front import Front
+from rolecall.frontends.telegram.access import Access, Standing
+from rolecall.frontends.telegram.address import Address
+from rolecall.frontends.telegram.bot import explain
+from rolecall.frontends.telegram.chats import Chats
+from rolecall.frontends.telegram.incoming import address_of
+from rolecall.frontends.telegram.pickers import PICKERS, Choices, picked
+from rolecall.frontends.telegram.questions import Questions
+from rolecall.frontends.telegram.words import say
+from rolecall.frontends.telegram_text import Part
+from rolecall.history import remembered
+from rolecall.placeholders import Placeholders
+from rolecall.preferences import prefer
+
+if TYPE_CHECKING:
+    from rolecall.frontends.telegram.live import Live
+
+logger = logging.getLogger(__name__)
+TURN = re.compile(r"\d{1,18}", re.ASCII)
+TOAST_CHARS = 200
+TWICE_MS = 3000
+"""Two presses of Regenerate so close to each other are one."""
 
 
 def working(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
     """Under a placeholder: Stop."""
-    raise NotImplementedError
+    return _row((say(language, "stop"), f"stop:{turn}"))
 
 
 def answered(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
     """Under an answer: Regenerate, 👍 and 👎. Not for control turns (``c3``) nor notices."""
-    raise NotImplementedError
+    return _row((say(language, "regenerate"), f"again:{turn}"), ("👍", f"up:{turn}"), ("👎", f"down:{turn}"))
 
 
 def edited(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
     """Under the offer to answer an edited message (say(language, "edited")) anew: ``turn`` answered it before, and
     Questions.keep has its new payload."""
-    raise NotImplementedError
+    return _row((say(language, "answer_anew"), f"edit:{turn}"))
 
 
+@dataclass(frozen=True, slots=True)
+class Press:
+    """One press: who did it, and on which message."""
+
+    id: str
+    standing: Standing
+    language: str | None
+    address: Address
+    message_id: int
+    title: str
+    verb: str
+    argument: str
+
+    @property
+    def principal(self) -> str:
+        return f"telegram:user:{self.standing.user}"
+
+    @property
+    def conversation(self) -> str:
+        return self.address.conversation
+
+    def say(self, key: str, **values: object) -> str:
+        return say(self.language, key, **values)
+
+
+@dataclass
 class Buttons:
     """Carries out what buttons ask. A press that cannot be honoured (old, forged, a stranger's) is answered kindly."""
+
+    bot: Bot
+    front: Front
+    access: Access
+    choices: Choices
+    questions: Questions
+    placeholders: Placeholders
+    chats: Chats
+    live: Live
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
 
     async def press(self, query: CallbackQuery) -> None:
         """Return when what was asked is safe in the server; what Telegram shows of it follows by itself, and never
         holds up other updates. Raises ServerUnavailable and redis-py's errors when the server is away: try again,
         nothing is done twice."""
-        raise NotImplementedError
+        toast = await self._pressed(query)
+        self._later(self.bot.answer_callback_query(query.id, toast[:TOAST_CHARS]), "toast")
+
+    async def aclose(self) -> None:
+        """End what is still to be shown."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _pressed(self, query: CallbackQuery) -> str:
+        """What the user is told."""
+        user, message = query.from_user, query.message
+        if not isinstance(message, Message):  # so old that Telegram does not say what it was
+            return say(user.language_code, "too_old")
+        address = address_of(message, self.front.name)
+        standing = await self.access.look(user.id, address.chat)
+        if not standing.allowed:
+            return say(user.language_code, "stranger", id=user.id)
+        verb, _, argument = (query.data or "").partition(":")
+        press = Press(
+            query.id, standing, user.language_code, address, message.message_id,
+            message.chat.title or user.full_name, verb, argument,
+        )  # fmt: skip
+        return await self._find(press)(press)
+
+    def _find(self, press: Press) -> Callable[[Press], Awaitable[str]]:
+        if press.verb in PICKERS:
+            return self._pick
+        verbs = {"stop": self._stop, "again": self._again, "edit": self._edit, "up": self._vote, "down": self._vote}
+        return verbs.get(press.verb, self._unknown) if TURN.fullmatch(press.argument) else self._unknown
+
+    async def _unknown(self, press: Press) -> str:
+        return press.say("unknown_button")
+
+    # ── the turn itself ─────────────────────────────────────────────────────────────────────────
+
+    async def _stop(self, press: Press) -> str:
+        """End the turn wherever it is; what was said of its answer is remembered. In a group only who asked may."""
+        bus, turn = self.front.bus, press.argument
+        journal = bus.shard(press.conversation).journal(press.conversation)
+        asked_by = await bus.server.fetch("HGET", journal, f"{turn}:u")
+        if asked_by is None:
+            return press.say("nothing_to_stop")
+        if asked_by.decode() != press.principal and press.standing.rank != "admin":
+            return press.say("not_yours")
+        ended = await self._end(press, turn, press.say("stopped"))
+        return press.say("stopped" if ended else "nothing_to_stop")
+
+    async def _end(self, press: Press, turn: str, text: str) -> bool:
+        bus, conversation = self.front.bus, press.conversation
+        asked = await self.questions.of(conversation, turn) or {}
+        words = str(asked.get("text", ""))
+        history = remembered(words, await so_far(bus, conversation, turn), turn, "stopped") if words else []
+        return await cancel_turn(bus, conversation, turn, instance=self.front.instance, text=text, history=history)
+
+    async def _again(self, press: Press) -> str:
+        """Ask the same once more. The old answer stays in the chat; no model will see it."""
+        if not await self._shows(press):
+            return press.say("too_old")
+        return press.say("again") if await self._doubled(press) else await self._ask(press)
+
+    async def _edit(self, press: Press) -> str:
+        """Answer a message as it reads now; what still runs for it is ended."""
+        self._later(self.chats.delete(press.address, press.message_id), "offer")
+        if await self.questions.of(press.conversation, press.argument) is None:
+            return press.say("too_old")
+        await cancel_turn(
+            self.front.bus, press.conversation, press.argument, instance=self.front.instance,
+            text=press.say("replaced"), reason="the message was changed",
+        )  # fmt: skip
+        return await self._ask(press)
+
+    async def _ask(self, press: Press) -> str:
+        payload = await self.questions.of(press.conversation, press.argument)
+        if payload is None:
+            return press.say("too_old")
+        if await self.access.pace(press.standing) != "OK":
+            return press.say("too_fast")
+        key = f"tg:{self.bot.id}:cb:{press.id}"
+        received = await self.front.receive(
+            press.conversation, str(payload.get("text", "")), payload=payload, idempotency=key,
+            principal=press.principal, title=press.title, meta=press.standing.meta,
+        )  # fmt: skip
+        if not received.turn:
+            known = received.outcome in ("FULL", "BUSY")
+            return press.say(received.outcome.lower()) if known else received.reply
+        # After it was taken, so that a refusal changes nothing: it has two hops to go before a model reads the history.
+        await self.questions.forget(press.conversation, press.argument)
+        await self.questions.keep(press.conversation, received.turn, key, payload)
+        await self.live.show(received, press.address, press.message_id, press.language)
+        return press.say("again")
+
+    # ── what is thought of it ───────────────────────────────────────────────────────────────────
+
+    async def _vote(self, press: Press) -> str:
+        """Note a vote; the same once more takes it back."""
+        if not await self._shows(press):
+            return press.say("too_old")
+        vote: Vote = "up" if press.verb == "up" else "down"
+        who = (self.front.bus, press.conversation, press.argument, press.principal)
+        news = await give_feedback(*who, vote, instance=self.front.instance)
+        if not news:
+            await give_feedback(*who, "", instance=self.front.instance)
+        return press.say("thanks" if news else "taken_back")
+
+    # ── preferences ─────────────────────────────────────────────────────────────────────────────
+
+    async def _pick(self, press: Press) -> str:
+        value = self.choices.picked(press.verb, press.argument)
+        if value is None:
+            return press.say("unknown_button")
+        await prefer(self.front.bus, press.conversation, press.verb, value, instance=self.front.instance)
+        told = picked(press.verb, value, self.choices, press.language)
+        self._later(self.chats.edit(press.address, press.message_id, Part(told.text), told.keyboard), "picker")
+        return told.text
+
+    # ── what they share ─────────────────────────────────────────────────────────────────────────
+
+    async def _shows(self, press: Press) -> bool:
+        """Whether the message shows the turn that its button names."""
+        shown = await self.placeholders.turn_of(press.conversation, str(press.message_id))
+        return shown == press.argument
+
+    async def _doubled(self, press: Press) -> bool:
+        """Whether another press of the same button came just before; a repeat of the same press is none."""
+        bus = self.front.bus
+        key = bus.shard(press.conversation).pressed(press.conversation, press.argument)
+        before = await bus.server.call("SET", key, press.id, "NX", "GET", "PX", TWICE_MS)
+        return before not in (None, press.id.encode())
+
+    def _later(self, work: Coroutine[Any, Any, object], what: str) -> None:
+        task = asyncio.create_task(_quietly(work), name=f"rolecall telegram {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _quietly(work: Coroutine[Any, Any, object]) -> None:
+    """What is only shown may fail: a press that is answered too late, a message that is gone."""
+    try:
+        await work
+    except TelegramError as error:
+        logger.info("after a button was pressed: %s", explain(error))
+
+
+def _row(*buttons: tuple[str, str]) -> InlineKeyboardMarkup:
+    return InlineKeyboardMarkup([[InlineKeyboardButton(text, callback_data=data) for text, data in buttons]])
