@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall.blobs import Blobs
 from rolecall.bus import Bus
 from rolecall.config import Config, Role
 from rolecall.envelope import Envelope
@@ -129,6 +130,8 @@ async def run_turn(
     control: bool = False,
     prompts: Prompts | None = None,
     tools: Mapping[str, Sequence[Offer]] | None = None,
+    images: Sequence[bytes] = (),
+    documents: Mapping[str, str] | None = None,
 ) -> Turn:
     """Send ``text`` through ``roles`` until it is answered.
 
@@ -136,7 +139,8 @@ async def run_turn(
     "user" or "assistant" and a text) are what the conversation remembers beforehand; ``payload`` joins the text's;
     ``tools`` are functions in place of the tool servers, by the server's name.
     ``prompts`` stand in for the application's own, which are those in agents/prompts beside or above the roles'
-    modules. Raises RolecallError when no role answers within 200 steps.
+    modules; ``images`` and ``documents`` (texts by name) come with the text. Raises RolecallError when no role answers
+    within 200 steps.
     """
     roles = tuple(roles.roles if isinstance(roles, Config) else roles)
     server = FakeServer()
@@ -144,7 +148,8 @@ async def run_turn(
     try:
         await bus.prepare()
         await _remember(bus, conversation, preferences or {}, history)
-        envelope = Envelope(conversation=conversation, payload={**(payload or {}), "text": text})
+        attached = await _attached(bus, conversation, images, documents or {})
+        envelope = Envelope(conversation=conversation, payload={**attached, **(payload or {}), "text": text})
         turn = (await bus.admit(envelope, control=control, instance="test:test:1:0")).turn
         roster = _roster(bus, roles, model or FakeModel(), tools or {}, prompts)
         trace = await _until_answered(bus, roster, conversation, turn)
@@ -207,6 +212,18 @@ async def _remember(
     for role, text in history:
         entry = Remembered("user" if role == "user" else "assistant", text, f"p{next(turn)}")
         await bus.server.call("RPUSH", shard.history(conversation), msgspec.json.encode(entry))
+
+
+async def _attached(
+    bus: Bus, conversation: str, images: Sequence[bytes], documents: Mapping[str, str]
+) -> dict[str, Any]:
+    blobs = Blobs(bus)
+    files = [
+        {"blob": await blobs.put(conversation, text.encode(), "text/plain"), "name": name, "type": "text/plain"}
+        for name, text in documents.items()
+    ]
+    shown = [await blobs.put(conversation, image, "image/png") for image in images]
+    return {**({"images": shown} if shown else {}), **({"files": files} if files else {})}
 
 
 async def _outcome(bus: Bus, conversation: str, turn: str, trace: tuple[str, ...]) -> Turn:

@@ -20,10 +20,12 @@ REMEMBERED = 1000
 
 
 class Group(NamedTuple):
-    """Messages with one ``name`` become one turn, which sleeps ``hold`` seconds for them."""
+    """Messages with one ``name`` become one turn, which sleeps ``hold`` seconds for them; ``further`` ones count as the
+    same message to whoever counts messages."""
 
     name: str = ""
     hold: float = 0.0
+    further: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,10 @@ class Pieces:
         if incoming.command or incoming.version:
             return Group()
         if incoming.album:
+            further = incoming.album in self._albums
             self._albums[incoming.album] = None
             _forget_oldest(self._albums)
-            return Group(f"album:{incoming.album}", ALBUM_SECONDS)
+            return Group(f"album:{incoming.album}", ALBUM_SECONDS, further)
         person = (incoming.address.chat, incoming.user)
         before = self._before(*person, incoming.date)
         self._long.pop(person, None)
@@ -64,7 +67,7 @@ class Pieces:
         if incoming.long:
             self._long[person] = Long(incoming.date, name)
             _forget_oldest(self._long)
-        return Group(name, HOLD_SECONDS if incoming.long else 0.0)
+        return Group(name, HOLD_SECONDS if incoming.long else 0.0, before is not None)
 
     def _before(self, chat: int, user: int, date: float) -> Long | None:
         found = self._long.get((chat, user))

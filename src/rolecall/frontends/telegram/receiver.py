@@ -119,7 +119,7 @@ class Receiver:
                 return
         if not standing.allowed:
             return await self._refuse_stranger(incoming)
-        pace = "OK" if incoming.version else await self.access.pace(standing)
+        pace = "OK" if incoming.version or group.further else await self.access.pace(standing)
         if pace != "OK":
             return self._tell(incoming, "too_fast") if pace == "TELL" else None
         fetched = await self.media.fetch(incoming) if incoming.files else Fetched()

@@ -1,0 +1,277 @@
+"""What an update asks of the bot: who is meant, what is said, what came with it, what belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from telegram import Update
+from telegram import User as Person
+
+from rolecall.frontends.telegram.address import Address
+from rolecall.frontends.telegram.incoming import Incoming, incoming_of
+from rolecall.frontends.telegram.pieces import Pieces
+from tests.telegram_api import Chat, TelegramApi, User
+
+ME = Person(4242, "Rolecall", True, username="rolecall_bot")
+GROUP = -100
+
+
+@pytest.fixture
+def api() -> TelegramApi:
+    return TelegramApi()
+
+
+@pytest.fixture
+def ann(api: TelegramApi) -> User:
+    return api.user(7, name="Ann", language_code="de")
+
+
+@pytest.fixture
+def group(api: TelegramApi) -> Chat:
+    return api.group(GROUP, title="Friends", topics={5: "Cooking"})
+
+
+def newest(api: TelegramApi) -> Update:
+    number, kind, body = api.world.updates.waiting[-1]
+    update = Update.de_json({"update_id": number, kind: body}, None)
+    assert update is not None
+    return update
+
+
+def read(api: TelegramApi, **options: Any) -> Incoming | None:
+    return incoming_of(newest(api), ME, **options)
+
+
+def understood(api: TelegramApi, **options: Any) -> Incoming:
+    incoming = read(api, **options)
+    assert incoming is not None
+    return incoming
+
+
+# Where and who
+
+
+@pytest.mark.parametrize(
+    ("conversation", "address"),
+    [
+        ("telegram:42", Address(42)),
+        ("telegram:-100123:7", Address(-100123, 7)),
+        ("telegram2:42", Address(42, None, "telegram2")),
+        ("http:abc", None),
+        ("telegram:42:x", None),
+        ("telegram", None),
+    ],
+)
+def test_a_conversation_names_its_chat_and_topic(conversation: str, address: Address | None) -> None:
+    assert Address.of(conversation) == address
+    assert address is None or address.conversation == conversation
+
+
+def test_a_private_message_is_for_the_bot_as_it_is(api: TelegramApi, ann: User) -> None:
+    ann.write("  Hello,   you ")
+    incoming = understood(api)
+    assert (incoming.address, incoming.text, incoming.user) == (Address(7), "Hello,   you", 7)
+    assert (incoming.language, incoming.idempotency, incoming.version) == ("de", "tg:4242:7:1", 0)
+    assert incoming.principal == "telegram:user:7"
+
+
+def test_an_edited_message_has_the_key_of_the_first_and_a_version(api: TelegramApi, ann: User) -> None:
+    message = ann.write("Helo")
+    first = understood(api)
+    ann.edit(message, "Hello")
+    edited = understood(api)
+    assert (edited.idempotency, edited.text) == (first.idempotency, "Hello")
+    assert edited.version == newest(api).update_id > 0
+
+
+def test_what_bots_and_linked_channels_write_is_nobody_s_message(api: TelegramApi, group: Chat, ann: User) -> None:
+    ann.write("@rolecall_bot hi", chat=GROUP)
+    number, kind, body = api.world.updates.waiting.pop()
+    for changed in ({"from": {**body["from"], "is_bot": True}}, {"is_automatic_forward": True}):
+        api.world.updates.waiting.append((number, kind, {**body, **changed}))
+        assert read(api) is None
+
+
+# Groups
+
+
+def test_in_a_group_only_what_names_the_bot_is_for_it(api: TelegramApi, group: Chat, ann: User) -> None:
+    ann.write("nice weather", chat=GROUP)
+    assert read(api) is None
+    ann.write("😀 @Rolecall_Bot, what is that?", chat=GROUP)
+    incoming = understood(api)
+    assert incoming.text == "Ann: 😀 , what is that?"
+    assert incoming.title == "Friends"
+    ann.write("@rolecall_bot: what is that?", chat=GROUP)
+    assert understood(api).text == "Ann: what is that?"
+    ann.write("ask @other_bot", chat=GROUP)
+    assert read(api) is None
+
+
+def test_a_photo_is_for_the_bot_when_its_caption_names_it(api: TelegramApi, group: Chat, ann: User) -> None:
+    ann.send_photo(b"\x89PNG", caption="@rolecall_bot look", chat=GROUP)
+    incoming = understood(api)
+    assert incoming.text == "Ann: look"
+    assert [one.kind for one in incoming.files] == ["image"]
+    ann.send_photo(b"\x89PNG", chat=GROUP)
+    assert read(api) is None
+
+
+def test_a_reply_to_the_bot_is_for_it_and_quotes_it(api: TelegramApi, group: Chat, ann: User) -> None:
+    answer = group.add({"id": 4242, "is_bot": True, "first_name": "Rolecall"}, "Paris.")
+    ann.write("are you sure?", chat=GROUP, reply_to=answer)
+    incoming = understood(api)
+    assert (incoming.quoted, incoming.reply_to) == (("", "Paris."), answer.id)
+
+
+def test_a_question_about_another_s_message_quotes_it_and_brings_its_files(
+    api: TelegramApi, group: Chat, ann: User
+) -> None:
+    photo = api.user(8, name="Bob: the one").send_photo(b"\x89PNG", caption="my cat", chat=GROUP)
+    ann.write("@rolecall_bot what breed?", chat=GROUP, reply_to=photo)
+    incoming = understood(api)
+    assert incoming.quoted == ("Bob the one", "my cat")
+    assert [one.kind for one in incoming.files] == ["image"]
+
+
+def test_a_keyword_addresses_the_bot_as_a_whole_word(api: TelegramApi, group: Chat, ann: User) -> None:
+    for text, meant in (("ROLLO, what time is it?", True), ("rollout day", False)):
+        ann.write(text, chat=GROUP)
+        assert (read(api, keywords=("rollo",)) is not None) == meant
+
+
+def test_a_topic_is_a_conversation_of_its_own_and_a_reply_thread_is_not(
+    api: TelegramApi, group: Chat, ann: User
+) -> None:
+    ann.write("@rolecall_bot hi", chat=GROUP, topic=5)
+    assert understood(api).address == Address(GROUP, 5)
+    number, kind, body = api.world.updates.waiting.pop()
+    body = {name: value for name, value in body.items() if name != "is_topic_message"}
+    api.world.updates.waiting.append((number, kind, body))
+    assert understood(api).address == Address(GROUP)
+
+
+def test_what_replies_to_nothing_in_a_topic_of_the_bot_is_not_for_it(api: TelegramApi, group: Chat, ann: User) -> None:
+    opening = group.add({"id": 4242, "is_bot": True, "first_name": "Rolecall"}, "", thread=5)
+    opening.media = {"forum_topic_created": {"name": "Cooking", "icon_color": 1}}
+    ann.write("what shall we eat?", chat=GROUP, topic=5, reply_to=opening)
+    assert read(api) is None
+
+
+# Commands
+
+
+@pytest.mark.parametrize(
+    ("text", "group_text"),
+    [
+        ("/model@rolecall_bot gpt", "/model gpt"),
+        ("/Model gpt", "/Model gpt"),
+        ("@rolecall_bot /model gpt", "/model gpt"),
+        ("/weather@rolecall_bot", "/weather"),
+        ("/weather", None),
+        ("/model@other_bot gpt", None),
+        ("/usr/bin is full", None),
+    ],
+)
+def test_a_command_in_a_group_is_for_the_bot_if_known_or_named(
+    api: TelegramApi, group: Chat, ann: User, text: str, group_text: str | None
+) -> None:
+    ann.write(text, chat=GROUP)
+    incoming = read(api)
+    assert (incoming and incoming.text) == group_text
+    assert incoming is None or incoming.command == group_text.lower().split()[0][1:]  # type: ignore[union-attr]
+
+
+def test_a_command_for_another_bot_is_not_for_this_one_anywhere(api: TelegramApi, ann: User) -> None:
+    ann.write("/start@other_bot")
+    assert read(api) is None
+
+
+def test_a_command_s_argument_is_the_rest_of_it(api: TelegramApi, ann: User) -> None:
+    ann.write("/start  abc-DEF_1 ")
+    incoming = understood(api)
+    assert (incoming.command, incoming.argument) == ("start", "abc-DEF_1")
+
+
+# Files
+
+FILES: list[tuple[Callable[[User], object], tuple[str, str]]] = [
+    (lambda user: user.send_photo(b"\x89PNG"), ("image", "image/jpeg")),
+    (lambda user: user.send_voice(b"ogg"), ("voice", "audio/ogg")),
+    (lambda user: user.send_document(b"%PDF", name="A.PDF", mime_type=""), ("document", "application/pdf")),
+    (lambda user: user.send_document(b"x=1", name="a.py", mime_type="application/x"), ("document", "text/plain")),
+    (lambda user: user.send_document(b"GIF8", name="a", mime_type="image/gif"), ("image", "image/gif")),
+    (lambda user: user.send_document(b"PK", name="a.zip", mime_type="application/zip"), ("unknown", "application/zip")),
+]
+
+
+@pytest.mark.parametrize(("send", "expected"), FILES)
+def test_a_file_is_known_by_its_type_or_its_ending(
+    api: TelegramApi, ann: User, send: Callable[[User], object], expected: tuple[str, str]
+) -> None:
+    send(ann)
+    (attached,) = understood(api).files
+    assert (attached.kind, attached.media_type) == expected
+
+
+def test_of_a_photo_the_largest_size_is_meant(api: TelegramApi, ann: User) -> None:
+    photo = ann.send_photo(b"\x89PNG")
+    assert understood(api).files[0].file_id == photo.media["photo"][-1]["file_id"]
+
+
+# What belongs together
+
+
+def test_the_pieces_of_a_long_text_are_one_group(api: TelegramApi, ann: User) -> None:
+    pieces, groups = Pieces(), []
+    for text in ("a" * 4096, "b" * 4090, "the end", "another thing"):
+        ann.write(text)
+        groups.append(pieces.group(understood(api)))
+    assert [group.name for group in groups] == ["long:1", "long:1", "long:1", ""]
+    assert [group.further for group in groups] == [False, True, True, False]
+    assert groups[0].hold > 0 == groups[2].hold
+
+
+def test_a_group_s_name_comes_from_the_messages_not_from_the_process(api: TelegramApi, ann: User) -> None:
+    ann.write("a" * 4096)
+    first = understood(api)
+    ann.write("the end")
+    last = understood(api)
+    before, after = Pieces(), Pieces()
+    names = [pieces.group(one).name for pieces in (before, after) for one in (first, last)]
+    assert names == ["long:1"] * 4
+
+
+def test_a_message_some_seconds_after_a_long_one_stands_alone(api: TelegramApi, ann: User) -> None:
+    pieces = Pieces()
+    ann.write("a" * 4096)
+    pieces.group(understood(api))
+    later = ann.write("and now?")
+    api.world.updates.waiting[-1][2]["date"] = later.date + 3
+    assert not pieces.expected(newest(api).message)  # type: ignore[arg-type]
+    assert pieces.group(understood(api)).name == ""
+
+
+def test_an_album_is_one_group_and_its_other_pictures_are_for_the_bot_too(
+    api: TelegramApi, group: Chat, ann: User
+) -> None:
+    pieces = Pieces()
+    ann.send_photo(b"\x89PNG", caption="@rolecall_bot which?", media_group_id="a1", chat=GROUP)
+    first = pieces.group(understood(api))
+    ann.send_photo(b"\x89PNG", media_group_id="a1", chat=GROUP)
+    message = newest(api).message
+    assert message is not None and pieces.expected(message)
+    second = pieces.group(understood(api, expected=True))
+    assert (first.name, second.name, second.further) == ("album:a1", "album:a1", True)
+
+
+def test_commands_and_edits_are_in_no_group(api: TelegramApi, ann: User) -> None:
+    pieces = Pieces()
+    message = ann.write("a" * 4096)
+    pieces.group(understood(api))
+    ann.write("/stop")
+    assert pieces.group(understood(api)).name == ""
+    ann.edit(message, "b" * 4096)
+    assert pieces.group(understood(api)).name == ""
