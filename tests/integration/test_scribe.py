@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rolecall import keys
+from rolecall import conversations, keys
 from rolecall.cli import logs
 from rolecall.embedded import EmbeddedServer
 from rolecall.keys import ShardKeys
@@ -444,7 +444,7 @@ async def test_a_conversation_is_followed_into_its_next_session(server: RedisSer
     async with writing(server, log_dir):
         await drained(server)
         directory = log_dir / "conversations" / conversation_dir("telegram:42")
-        seen = logs.tail(directory, poll=0.01, tz=UTC)
+        seen = conversations.tail(directory, poll=0.01, tz=UTC)
         assert (await anext(seen)).text == "1"
         await add(server, "2")
         assert (await anext(seen)).text == "2"
@@ -460,12 +460,12 @@ async def test_the_logs_command_lists_filters_and_prints(server: RedisServer, lo
     async with writing(server, log_dir):
         await drained(server)
     out = Console(file=StringIO(), width=200)
-    logs.print_conversations(log_dir, logs.Filters(user="ana"), out, as_json=True, tz=UTC)
+    logs.print_conversations(log_dir, conversations.Filters(user="ana"), out, as_json=True, tz=UTC)
     (row,) = [json.loads(line) for line in printed(out).splitlines()]
     assert (row["conversation"], row["title"], row["turns"]) == ("telegram:42", "Ana \x1b[31m", 1)
-    logs.print_conversations(log_dir, logs.Filters(errors=True), out, tz=UTC)
+    logs.print_conversations(log_dir, conversations.Filters(errors=True), out, tz=UTC)
     assert "ERROR: no route to host" in printed(out) and "telegram:42" not in printed(out)
-    logs.print_records(log_dir, "telegram:42", logs.Filters(grep="Hel+o"), out, tz=UTC)
+    logs.print_records(log_dir, "telegram:42", conversations.Filters(grep="Hel+o"), out, tz=UTC)
     assert printed(out).endswith('RECEIVED: telegram:42/1 "Hello"\n')
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
@@ -16,62 +11,14 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from rolecall.conversations import Filters, conversations, tail
 from rolecall.errors import ConfigError
 from rolecall.timeline import LEGEND, TurnTimeline, bars, timelines
-from rolecall.transcript import (
-    EPOCH,
-    FAILURES,
-    TROUBLE,
-    Record,
-    directories,
-    escape,
-    find,
-    format_line,
-    identity,
-    parse_line,
-    read_records,
-    session_files,
-    visible,
-)
+from rolecall.transcript import EPOCH, TROUBLE, Record, escape, find, format_line, read_records, visible
 
-POLL_SECONDS = 0.2
 AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 COLOURS = {"ERROR": "red", "DEAD_LETTER": "red", "PROCESSING_COMPLETE": "green", "RECEIVED": "bold"}
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Which conversations, or which records of one: all that are given must fit.
-
-    ``user`` is part of an id or a title, ``since`` ms since 1970 by the server's clock, ``grep`` a regular expression.
-    """
-
-    user: str = ""
-    since: int | None = None
-    errors: bool = False
-    grep: str = ""
-
-    def takes(self, record: Record) -> bool:
-        """Whether a record fits ``since``, ``errors`` and ``grep``."""
-        return (
-            (self.since is None or record.ms >= self.since)
-            and (not self.errors or record.word in FAILURES)
-            and (not self.grep or re.search(self.grep, f"{record.word}: {record.text}") is not None)
-        )
-
-
-class Summary(msgspec.Struct, frozen=True):
-    """A conversation in one row; times in ms since 1970, ``name`` is its directory."""
-
-    conversation: str
-    title: str
-    name: str
-    first: int
-    last: int
-    turns: int
-    errors: int
-    line: str
 
 
 def since(text: str, now: datetime, tz: tzinfo | None = None) -> int:
@@ -101,12 +48,6 @@ def make_filters(user: str, since_text: str, errors: bool, grep: str, tz: tzinfo
     except re.error as error:
         raise ConfigError(f"--grep {escape(grep)}: no regular expression: {error}") from None
     return Filters(user, since(since_text, datetime.now(UTC), tz) if since_text else None, errors, grep)
-
-
-def conversations(log_dir: Path, filters: Filters, tz: tzinfo | None = None) -> list[Summary]:
-    """The conversations that fit, the one last active last. With errors or grep, those with a record that fits."""
-    found = (_summary(directory, filters, tz) for directory in directories(log_dir))
-    return sorted((summary for summary in found if summary), key=lambda summary: summary.last)
 
 
 def print_conversations(
@@ -177,62 +118,6 @@ async def follow(
     async for record in tail(directory, last=last, tz=tz):
         if (not turn or record.turn == turn) and filters.takes(record):
             _print_record(record, console, as_json=as_json, tz=tz)
-
-
-async def tail(
-    directory: Path, *, last: int = 10, poll: float = POLL_SECONDS, tz: tzinfo | None = None
-) -> AsyncGenerator[Record, None]:
-    """The ``last`` records of a conversation, then each as it is written, once, new sessions' included."""
-    read: dict[Path, int] = {}
-    order = (-1, -1)
-    first = list(_grown(directory, read, tz))
-    for record in first[len(first) - min(last, len(first)) :]:
-        yield record
-    if first:
-        order = max(record.order for record in first)
-    while True:
-        await asyncio.sleep(poll)
-        for record in _grown(directory, read, tz):
-            if record.order > order:
-                order = record.order
-                yield record
-
-
-def _grown(directory: Path, read: dict[Path, int], tz: tzinfo | None) -> Iterator[Record]:
-    """What the newest two files have beyond ``read`` bytes; an older session's last turn may end in a new one."""
-    for path in session_files(directory)[-2:]:
-        with suppress(FileNotFoundError), path.open("rb") as file:  # it was forgotten meanwhile
-            start = read.get(path, 0)
-            if start > os.fstat(file.fileno()).st_size:  # cut, or begun anew
-                start = 0
-            file.seek(start)
-            whole, newline, _ = file.read().rpartition(b"\n")
-            read[path] = start + len(whole + newline)
-            lines = whole.decode("utf-8", "backslashreplace").split("\n")
-            yield from (record for line in lines if (record := parse_line(line, tz)))
-
-
-def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | None:
-    conversation, title, turns, errors, fits = directory.name, "", 0, 0, False
-    first: Record | None = None
-    last: Record | None = None
-    for last in read_records(directory, tz):
-        first = first or last
-        if conversation == directory.name or last.text.startswith("session of "):
-            claimed, named = identity(directory, last)
-            conversation = conversation if claimed == directory.name else claimed
-            title = named or title
-        turns += last.word == "RECEIVED"
-        errors += last.word in FAILURES
-        fits = fits or filters.takes(last)
-    if first is None or last is None or not fits or not _is_user(filters.user, conversation, title):
-        return None
-    line = visible(format_line(last, tz))
-    return Summary(conversation, title, directory.name, first.ms, last.ms, turns, errors, line)
-
-
-def _is_user(user: str, conversation: str, title: str) -> bool:
-    return user.casefold() in conversation.casefold() or user.casefold() in title.casefold()
 
 
 def _print_record(record: Record, console: Console, *, as_json: bool, tz: tzinfo | None) -> None:

@@ -20,7 +20,7 @@ from rolecall.frontends.http.services import services as services
 from rolecall.settings import Settings
 
 EXPOSED = ("Location", "Retry-After", "X-Conversation-Id", "X-Task-Id")
-PARTS = ("health", "tasks", "completions", "operators", "metrics", "pages")
+PARTS = ("health", "login", "tasks", "completions", "operators", "metrics", "pages")
 
 
 class _Guarded(FastAPI):

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from rolecall.bus import Bus
 from rolecall.config import Application
+from rolecall.conversations import Summaries
 from rolecall.follow import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.frontends.http.keys import Keys
@@ -33,6 +34,9 @@ class Services:
     keys: Keys
     tz: tzinfo | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.summaries = Summaries(self.log_dir, self.tz)
 
     @property
     def application(self) -> Application:
