@@ -8,15 +8,18 @@ import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import msgspec
 
+from rolecall.errors import ConfigError
 from rolecall.transcript import (
+    EPOCH,
     FAILURES,
     Record,
     directories,
+    escape,
     format_line,
     identity,
     parse_line,
@@ -26,6 +29,8 @@ from rolecall.transcript import (
 )
 
 POLL_SECONDS = 0.2
+AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,21 @@ class Summary(msgspec.Struct, frozen=True):
     turns: int
     errors: int
     line: str
+
+
+def since(text: str, now: datetime, tz: tzinfo | None = None) -> int:
+    """``2h``, ``30m``, ``7d``, or a day or moment such as ``2026-11-21`` in ``tz``, as ms since 1970.
+
+    Raises ConfigError for anything else.
+    """
+    ago = AGO.fullmatch(text)
+    try:
+        moment = now - timedelta(**{UNITS[ago[2]]: int(ago[1])}) if ago else datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=tz)
+        return (moment.astimezone(UTC) - EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{escape(text)}: 90s, 30m, 2h, 7d or a day such as 2026-11-21 is allowed") from None
 
 
 def conversations(log_dir: Path, filters: Filters, tz: tzinfo | None = None) -> list[Summary]:

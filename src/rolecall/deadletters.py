@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from rolecall.blocks import FIRST_ROLE
 from rolecall.bus import Admission, Bus
-from rolecall.envelope import Envelope, decode
+from rolecall.envelope import Envelope, decode, short_turn_id
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.keys import ShardKeys
 
@@ -35,6 +37,17 @@ class DeadLetter(msgspec.Struct, frozen=True):
             return decode(self.envelope.encode()).role
         except DecodeError:
             return ""
+
+
+def plain(letter: DeadLetter) -> dict[str, object]:
+    """For JSON: also with its time, the role that had it, the short id of its turn, and the envelope as an object."""
+    when = datetime.fromtimestamp(letter.ms / 1000, UTC).isoformat(timespec="milliseconds")
+    whole: dict[str, object] = {**msgspec.to_builtins(letter), "ms": letter.ms, "time": when, "role": letter.role}
+    try:
+        whole["envelope"] = json.loads(letter.envelope)
+    except ValueError:
+        whole["envelope"] = letter.envelope
+    return {**whole, "turn_id": short_turn_id(letter.conversation, letter.turn) if letter.turn else ""}
 
 
 async def dead_letters(bus: Bus) -> list[DeadLetter]:

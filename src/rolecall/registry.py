@@ -56,6 +56,11 @@ async def unregister(bus: Bus) -> None:
     await bus.server.run("register", (keys.WORKERS, keys.worker(bus.process)), (bus.process, "", _lifetime(bus)))
 
 
+async def ask_for_reports(bus: Bus) -> None:
+    """Ask every process to say now, not at its next heartbeat, how it is doing."""
+    await bus.server.call("PUBLISH", keys.CONTROL, b'{"report":true}')
+
+
 async def processes(bus: Bus) -> list[ProcessState]:
     """The live processes, oldest sign of life first."""
     names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]

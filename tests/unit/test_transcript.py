@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.cli.logs import make_filters, since
-from rolecall.conversations import Filters, conversations
+from rolecall.cli.logs import make_filters
+from rolecall.conversations import Filters, conversations, since
 from rolecall.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.transcript import (

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 
 from rolecall.bus import Bus
 from rolecall.cli.columns import print_lines, print_table
 from rolecall.cli.visit import visiting
-from rolecall.deadletters import DeadLetter, dead_letters, drop, find_dead_letter, replay
+from rolecall.deadletters import DeadLetter, dead_letters, drop, find_dead_letter, plain, replay
 from rolecall.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.front import REFUSALS
@@ -27,7 +26,7 @@ async def list_letters(app_dir: Path | None, console: Console, *, as_json: bool)
     async with visiting(app_dir) as session:
         letters = await dead_letters(session.bus)
     if as_json:
-        print_lines(console, (json.dumps(_plain(letter)) for letter in letters))
+        print_lines(console, (json.dumps(plain(letter)) for letter in letters))
     elif letters:
         head = ("id", "given up", "conversation", "role", "deliveries", "reason")
         print_table(console, head, [_row(letter) for letter in letters], right=(4,))
@@ -41,9 +40,9 @@ async def show_letter(app_dir: Path | None, letter_id: str, console: Console, *,
     async with visiting(app_dir) as session:
         letter = await find_dead_letter(session.bus, letter_id)
     if as_json:
-        print_lines(console, [json.dumps(_plain(letter))])
+        print_lines(console, [json.dumps(plain(letter))])
         return 0
-    for name, value in _plain(letter).items():
+    for name, value in plain(letter).items():
         text = json.dumps(value, indent=2, ensure_ascii=False) if name == "envelope" else str(value)
         print_lines(console, [f"{name:13} {visible(line)}" for line in text.splitlines()[:1]])
         print_lines(console, [f"{'':13} {visible(line)}" for line in text.splitlines()[1:]])
@@ -94,13 +93,3 @@ def _row(letter: DeadLetter) -> tuple[object, ...]:
     reason = visible(letter.reason if len(letter.reason) <= REASON_CHARS else f"{letter.reason[:REASON_CHARS]}…")
     conversation = visible(letter.conversation) or "(none)"
     return letter.id, when, conversation, letter.role or "?", letter.deliveries, reason
-
-
-def _plain(letter: DeadLetter) -> dict[str, object]:
-    when = datetime.fromtimestamp(letter.ms / 1000, UTC).isoformat(timespec="milliseconds")
-    plain: dict[str, object] = {**msgspec.to_builtins(letter), "ms": letter.ms, "time": when, "role": letter.role}
-    try:
-        plain["envelope"] = json.loads(letter.envelope)
-    except ValueError:
-        plain["envelope"] = letter.envelope
-    return {**plain, "turn_id": short_turn_id(letter.conversation, letter.turn) if letter.turn else ""}

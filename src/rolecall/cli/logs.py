@@ -11,34 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from rolecall.conversations import Filters, conversations, tail
+from rolecall.conversations import Filters, conversations, since, tail
 from rolecall.errors import ConfigError
 from rolecall.timeline import LEGEND, TurnTimeline, bars, timelines
 from rolecall.transcript import EPOCH, TROUBLE, Record, escape, find, format_line, read_records, visible
 
-AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 COLOURS = {"ERROR": "red", "DEAD_LETTER": "red", "PROCESSING_COMPLETE": "green", "RECEIVED": "bold"}
-
-
-def since(text: str, now: datetime, tz: tzinfo | None = None) -> int:
-    """``2h``, ``30m``, ``7d``, or a day or moment such as ``2026-11-21`` in ``tz``, as ms since 1970.
-
-    Raises ConfigError for anything else.
-    """
-    ago = AGO.fullmatch(text)
-    if ago:
-        moment = now - timedelta(**{UNITS[ago[2]]: int(ago[1])})
-    else:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise ConfigError(
-                f"--since {escape(text)}: 90s, 30m, 2h, 7d or a day such as 2026-11-21 is allowed"
-            ) from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=tz)
-    return (moment.astimezone(UTC) - EPOCH) // timedelta(milliseconds=1)
 
 
 def make_filters(user: str, since_text: str, errors: bool, grep: str, tz: tzinfo | None = None) -> Filters:
@@ -47,7 +25,14 @@ def make_filters(user: str, since_text: str, errors: bool, grep: str, tz: tzinfo
         re.compile(grep)
     except re.error as error:
         raise ConfigError(f"--grep {escape(grep)}: no regular expression: {error}") from None
-    return Filters(user, since(since_text, datetime.now(UTC), tz) if since_text else None, errors, grep)
+    return Filters(user, _since(since_text, tz) if since_text else None, errors, grep)
+
+
+def _since(text: str, tz: tzinfo | None) -> int:
+    try:
+        return since(text, datetime.now(UTC), tz)
+    except ConfigError as error:
+        raise ConfigError(f"--since {error}") from None
 
 
 def print_conversations(

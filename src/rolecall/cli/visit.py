@@ -8,11 +8,10 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from rolecall import keys
-from rolecall.bus import Bus
 from rolecall.cli.process_log import log_to_stderr
 from rolecall.config import Application, load
 from rolecall.errors import ServerUnavailable
+from rolecall.registry import ask_for_reports as ask_for_reports
 from rolecall.runtime import process_name
 from rolecall.session import Session, open_session
 
@@ -35,8 +34,3 @@ async def visiting(app_dir: Path | None) -> AsyncIterator[Session]:
             yield session
     except RedisError as error:
         raise ServerUnavailable(f"the server went away or refused: {error}") from error
-
-
-async def ask_for_reports(bus: Bus) -> None:
-    """Ask every process to say now, not at its next heartbeat, how it is doing."""
-    await bus.server.call("PUBLISH", keys.CONTROL, b'{"report":true}')
