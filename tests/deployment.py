@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from rolecall.config import Application, Role
 from rolecall.follow import Event
 from rolecall.frontends.front import Front, Received
+from rolecall.mcp_client import ToolServer
 from rolecall.runtime import Runtime
 from rolecall.scribe import Scribe
 from rolecall.session import Session, open_session
@@ -61,10 +62,17 @@ class Deployment:
 
 @asynccontextmanager
 async def deployed(
-    directory: Path, roles: Sequence[Role], *, processes: int = 1, scribe: bool = False, **settings: Any
+    directory: Path,
+    roles: Sequence[Role],
+    *,
+    processes: int = 1,
+    scribe: bool = False,
+    tool_servers: Mapping[str, ToolServer] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Deployment]:
     """``roles`` at work in ``processes`` runtimes on the bundled server of ``directory``; drained at the end."""
-    application = Application(directory, tuple(roles), Settings(**{"appendfsync": "everysec", **settings}), {})
+    given = Settings(**{"appendfsync": "everysec", **settings})
+    application = Application(directory, tuple(roles), given, {}, tool_servers=tool_servers or {})
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         session = await stack.enter_async_context(open_session(application, "host:1~aaaaaa", start=True))
         deployment = Deployment(session)

@@ -43,7 +43,7 @@ class ToolServer:
     """
 
     command: tuple[str, ...] = ()
-    url: str = ""
+    url: str = field(default="", repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     only: tuple[str, ...] = ()

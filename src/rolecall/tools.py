@@ -28,6 +28,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 MAX_CALLS = 16
 """Calls of one answer that are run; a model that wants more at once has lost its way."""
 NOTED = 300
+FAILED = "error: "
+"""What a result begins with, for the model, when it is none."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Toolbox:
         try:
             text, failed = await self._text(name, arguments), False
         except ToolError as error:
-            text, failed = _cut(f"error: {error}", self.limits.chars), True
+            text, failed = _cut(f"{FAILED}{error}", self.limits.chars), True
         return ToolResult(text, failed, time.monotonic() - began)
 
     async def _text(self, name: str, arguments: str) -> str:
@@ -148,7 +150,7 @@ class Toolbox:
             raise ToolError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
-TOO_MANY = ToolResult(f"error: not run, {MAX_CALLS} calls at once are the most", True, 0.0)
+TOO_MANY = ToolResult(f"{FAILED}not run, {MAX_CALLS} calls at once are the most", True, 0.0)
 
 
 def _flat(offers: Iterable[Offer]) -> Iterator[Tool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,6 +58,35 @@ def worker(
     from rolecall.cli import run
 
     _run(run.worker(app_dir, roles=role or None, dev=dev))
+
+
+@app.command()
+def telegram(
+    app_dir: App = None,
+    idle: Annotated[bool, typer.Option("--idle", help="without a token wait, in place of an error")] = False,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="of the front end: one for each bot")
+    ] = "telegram",
+) -> None:
+    """Serve the Telegram bot of TELEGRAM_BOT_TOKEN; a second process stands by. Agents run in `up` or `worker`."""
+    from rolecall.cli import telegram as verb
+
+    _run(verb.telegram(app_dir, _console(), idle=idle, name=_front_name(name)))
+
+
+@app.command()
+def invite(
+    app_dir: App = None,
+    admin: Annotated[bool, typer.Option("--admin", help="for one who may let others in")] = False,
+    days: Annotated[float, typer.Option("--days", min=0.01, max=365, help="how long it is good")] = 7,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="of the front end: one for each bot")
+    ] = "telegram",
+) -> None:
+    """Print a link that lets one person in on Telegram."""
+    from rolecall.cli import telegram as verb
+
+    _run(verb.invite(app_dir, _console(), admin=admin, days=days, name=_front_name(name)))
 
 
 @app.command()
@@ -156,6 +186,18 @@ def new(directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=Fa
 
 
 @app.command()
+def tools(
+    app_dir: App = None,
+    host: Annotated[str, typer.Option("--host", metavar="HOST", help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="else TOOLS_PORT")] = None,
+) -> None:
+    """Offer the application's tools to others, as a server of the Model Context Protocol (MCP) over HTTP."""
+    from rolecall.cli import tools as verb
+
+    raise typer.Exit(verb.serve(app_dir, _console(), host=host, port=port))
+
+
+@app.command()
 def demo(
     users: Annotated[int, typer.Option(min=1, max=500, help="who all send at once")] = 6,
     delay: Annotated[float, typer.Option(min=0.01, max=60, help="seconds an answer takes")] = 3,
@@ -215,6 +257,12 @@ def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> Non
     from rolecall.cli.loop import run_loop
 
     raise typer.Exit(run_loop(work, foreground=foreground) or 0)
+
+
+def _front_name(name: str) -> str:
+    if not re.fullmatch(r"telegram[a-z0-9_-]{0,20}", name, re.ASCII):
+        raise typer.BadParameter("telegram, or telegram2 or the like for a second bot, is allowed")
+    return name
 
 
 def _console(stderr: bool = False) -> Console:

@@ -1,0 +1,182 @@
+"""`rolecall tools`: the real command line, asked by the real client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from rolecall.errors import ToolError
+from rolecall.mcp_client import Place, ToolServer, ToolServers
+from rolecall.tools import Toolbox
+from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, run_rolecall
+from tests.waiting import wait_until
+
+CONFIG = '''\
+import os
+import time
+
+from agents.all import ManagerAgent
+from rolecall import Config, Role
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def process() -> int:
+    """Tell the process."""
+    time.sleep(0.05)
+    return os.getpid()
+
+
+config = Config(roles=(Role(ManagerAgent),), tools=(add, process))
+'''
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Path:
+    return make_application(tmp_path, config=CONFIG, agents=AGENTS)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(
+    application: Path, port: int, *arguments: str, **settings: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`rolecall tools` at work: its process and what it said first."""
+    process = subprocess.Popen(
+        [ROLECALL, "tools", "--app", str(application), *arguments],
+        env=clean_environment({"TOOLS_PORT": str(port), **settings}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@asynccontextmanager
+async def tools_at(url: str, directory: Path, key: str = "") -> AsyncIterator[Toolbox]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    servers = ToolServers({"them": ToolServer(url=url, headers=headers)}, Place(directory, directory))
+    try:
+        yield Toolbox([await servers.tools("them")])
+    finally:
+        await servers.aclose()
+
+
+def address(line: str) -> str:
+    return line.split(" ")[2].rstrip(":")
+
+
+async def test_two_processes_serve_the_tools_and_end_at_ctrl_c(application: Path, free_port: int) -> None:
+    with serving(application, free_port, TOOLS_SERVER_WORKERS="2") as (process, line):
+        assert line == f"tools at http://127.0.0.1:{free_port}/mcp: add, process\n"
+        async with tools_at(address(line), application) as tools:
+            assert tools.tools["add"].spec.description == "Add two numbers."
+            assert (await tools.run("add", '{"a": 2, "b": 3}')).text == "5"
+            assert (await tools.run("add", '{"a": "x"}')).text.startswith("error: wrong arguments: a: ")
+            pids: set[str] = set()
+
+            async def both_seen() -> bool:
+                calls = await asyncio.gather(*(tools.run("process", "") for _ in range(8)))
+                pids.update(call.text for call in calls)
+                return len(pids) == 2
+
+            await wait_until(both_seen, what="answers of both processes")
+            assert str(process.pid) not in pids
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert (process.returncode, said) == (0, "")
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+async def test_a_process_that_is_killed_is_replaced_and_none_outlives_the_first(
+    application: Path, free_port: int
+) -> None:
+    with serving(application, free_port, TOOLS_SERVER_WORKERS="2") as (process, line):
+        async with tools_at(address(line), application) as tools:
+            first = (await tools.run("process", "")).text
+            os.kill(int(first), signal.SIGKILL)
+
+            async def replaced() -> bool:
+                calls = await asyncio.gather(*(tools.run("process", "") for _ in range(8)))
+                return len({call.text for call in calls if not call.failed}) == 2
+
+            await wait_until(replaced, seconds=20, what="two processes")
+        process.kill()
+
+        def refused() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", free_port)) != 0
+
+        await wait_until(refused, seconds=20, what="the end of the others")
+
+
+async def test_a_key_is_asked_for_where_there_is_one_and_the_next_port_taken(application: Path, free_port: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", free_port)),
+        serving(application, free_port, TOOLS_KEY="s3cret-key") as (process, line),
+    ):
+        assert f"(port {free_port} is taken)" in line
+        url = address(line)
+        async with tools_at(url, application, "s3cret-key") as tools:
+            assert (await tools.run("add", '{"a": 2, "b": 3}')).text == "5"
+        for key in ("", "wrong", "s3cret-ke", "S3cret-key"):
+            with pytest.raises(ToolError, match="HTTP 401") as caught:
+                async with tools_at(url, application, key):
+                    pass
+            assert "s3cret" not in str(caught.value)
+        process.send_signal(signal.SIGTERM)
+        more, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "s3cret" not in line + more + said
+
+
+async def test_a_page_of_another_site_is_refused(application: Path, free_port: int) -> None:
+    with serving(application, free_port) as (_, line):
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+                answer = await client.post(address(line), json={"jsonrpc": "2.0"}, headers=headers)
+                assert answer.status_code in (403, 421)
+
+
+def test_an_address_that_others_reach_needs_a_key(application: Path) -> None:
+    done = run_rolecall("tools", "--app", application, "--host", "0.0.0.0")
+    assert done.returncode == 2
+    assert "--host 0.0.0.0 lets others in: set TOOLS_KEY" in done.stderr
+
+
+def test_without_tools_it_says_how_to_offer_some(tmp_path: Path) -> None:
+    done = run_rolecall("tools", "--app", make_application(tmp_path))
+    assert done.returncode == 2
+    assert "Config(tools=(function, …))" in done.stderr
+
+
+def test_a_function_that_cannot_be_a_tool_is_refused_at_the_start(tmp_path: Path) -> None:
+    config = CONFIG.replace('    """Add two numbers."""\n', "")
+    done = run_rolecall("tools", "--app", make_application(tmp_path, config=config))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "tool add has no docstring" in done.stderr
