@@ -66,6 +66,7 @@ def accepted(
     spans = _spans(text, given)
     _check_nesting(given)
     clean, spans = _cleaned(text, spans)
+    spans = [(last - len(clean[first:last].lstrip(" \n")), last) for first, last in spans]
     start, end = len(clean) - len(clean.lstrip(" \n")), len(clean.rstrip(" \n"))
     start = min([start, *(first for first, last in spans if last > first)])
     clean, spans = clean[start:end], [(max(0, a - start), min(b, end) - start) for a, b in spans]
@@ -164,11 +165,9 @@ def _cleaned(text: str, spans: list[tuple[int, int]]) -> tuple[str, list[tuple[i
 
 
 def _kept(text: str, entities: list[Entity], spans: list[tuple[int, int]]) -> list[Entity]:
-    """Entities drawn in to what they mark; those around nothing are gone, as are those beyond the hundredth."""
+    """The entities in order; those around nothing are gone, as are those beyond the hundredth."""
     kept = []
     for entity, (first, last) in zip(entities, spans, strict=True):
-        marked = text[first:last]
-        first += len(marked) - len(marked.lstrip(" \n"))
         if first < last:
             kept.append({**entity, "offset": utf16(text[:first]), "length": utf16(text[first:last])})
     return sorted(kept, key=lambda one: (one["offset"], -one["length"], one["type"]))[:SHOWN_ENTITIES]

@@ -22,6 +22,7 @@ from telegram import (
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
 from telegram.request import HTTPXRequest
 
+from rolecall.frontends.telegram_text import message_entities, render
 from tests.telegram_api import TelegramApi
 from tests.telegram_api_chats import User
 from tests.telegram_api_entities import Refused, accepted
@@ -201,6 +202,17 @@ def test_entities_that_nest_well_are_kept_in_order_and_only_a_hundred_of_them() 
     assert len(accepted("a " * 150, many)[1]) == 100
     with pytest.raises(Refused, match="ENTITIES_TOO_LONG"):
         accepted("a " * 99, [{**one, "type": "text_link", "url": "http://a.b/" + "x" * 99} for one in many[:99]])
+
+
+async def test_what_an_answer_is_rendered_to_is_kept_as_it_is(api: TelegramApi, bot: Bot, ada: User) -> None:
+    (part,) = render(
+        "# Title\n\n- **one** `two`\n\n```py\n\tx = 1\n```\n\n|a|b|\n|-|-|\n|🦉|2|\n\n[l](http://localhost)"
+    )
+    sent = await bot.send_message(7, part.text, entities=message_entities(part))
+    assert (api.chat(7).answers[-1].text, sent.text) == (part.text, part.text)
+    assert api.chat(7).answers[-1].entity("pre")[0] == "x = 1"
+    again = bot.edit_message_text(part.text, 7, sent.message_id, entities=message_entities(part))
+    await refused(again, BadRequest, "message is not modified")
 
 
 async def test_no_parse_mode_is_taken(bot: Bot, ada: User) -> None:
