@@ -73,8 +73,8 @@ def configured_url(settings: Settings) -> str | None:
 
 def connections_needed(settings: Settings) -> int:
     """The most connections to the server that one process has: for commands, for pub/sub, for the scribe, one that
-    blocks per shard, and one for each front end that delivers from an outbox."""
-    return 3 + settings.shards + (settings.telegram_bot_token is not None)
+    blocks per shard, and for Telegram one that follows turns and one for what is to be delivered."""
+    return 3 + settings.shards + 2 * (settings.telegram_bot_token is not None)
 
 
 def _check_connections(settings: Settings) -> None:

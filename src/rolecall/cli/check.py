@@ -15,6 +15,7 @@ from rolecall.cli.check_application import look_at_application
 from rolecall.cli.check_deployment import look_at_deployment
 from rolecall.cli.check_models import look_at_models
 from rolecall.cli.check_server import look_at_server
+from rolecall.cli.check_telegram import look_at_telegram
 from rolecall.cli.columns import columns, print_lines, print_table
 from rolecall.cli.finding import Finding
 from rolecall.cli.process_log import HIDDEN
@@ -39,6 +40,7 @@ async def check(app_dir: Path | None, console: Console) -> int:
     sections = (
         ("Server", server.findings),
         ("Models", await look_at_models(application)),
+        ("Telegram", await look_at_telegram(application)),
         ("Application", look_at_application(application)),
         ("Deployment checklist", look_at_deployment(application, server)),
     )

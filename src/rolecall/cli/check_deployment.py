@@ -39,7 +39,6 @@ def look_at_deployment(application: Application, server: ServerLook) -> list[Fin
         *(_server_lines(application, server) if server.info else []),
         _hosts(application),
         _protection(application),
-        _telegram(application),
         _environment(application),
     ]
 
@@ -142,20 +141,6 @@ def _protection(application: Application) -> Finding:
         return Finding("passed", "protection", f"{text}; the server is on this machine")
     remedy = "give the server a password and REDIS_URL=rediss://user:password@host, unless its network is private"
     return judged("protection", password and tls, text, remedy, otherwise="failed" if not password else "not set up")
-
-
-def _telegram(application: Application) -> Finding:
-    settings = application.settings
-    if settings.telegram_bot_token is None:
-        return Finding(
-            "not set up", "telegram", "no TELEGRAM_BOT_TOKEN", "get one from @BotFather and put it into .env"
-        )
-    if not all(_installed(module) for module in EXTRAS["telegram"]):
-        return Finding("failed", "telegram", "its libraries are not there", "pip install 'rolecall[telegram]'")
-    if settings.telegram_invite_code is None:
-        remedy = "set TELEGRAM_INVITE_CODE to let in only whom you tell it"
-        return Finding("not set up", "telegram", "the bot has a token; anybody may use it", remedy)
-    return Finding("passed", "telegram", "the bot has a token and an invite code")
 
 
 def _environment(application: Application) -> Finding:

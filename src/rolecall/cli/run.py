@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Console
 
-from rolecall.cli import talk
+from rolecall.cli import talk, telegram
 from rolecall.cli.loop import stop_requested
 from rolecall.cli.process_log import log_to_stderr
 from rolecall.cli.welcome import prepare_models, show_welcome
@@ -38,6 +38,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     async with (
         stop_requested() as wanted,
         open_session(application, process_name(), start=True) as session,
+        telegram.beside(session, lambda line: telegram.say(console, line)),
         _running(session, None, dev=dev, scribe=True) as runtime,
     ):
         show_welcome(console, session, runtime)

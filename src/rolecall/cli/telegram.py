@@ -1,0 +1,147 @@
+"""`rolecall telegram` and `rolecall invite`, and the Telegram front end as a part of `rolecall up`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from rolecall.cli.loop import stop_requested
+from rolecall.cli.process_log import log_to_stderr
+from rolecall.cli.visit import load_quietly
+from rolecall.config import load
+from rolecall.errors import ConfigError, MissingExtra
+from rolecall.frontends.presence import listening, registered
+from rolecall.runtime import process_name
+from rolecall.session import Session, open_session
+from rolecall.settings import Settings
+
+if TYPE_CHECKING:
+    from rolecall.frontends.telegram.bot import QuietBot
+
+logger = logging.getLogger(__name__)
+Tell = Callable[[str], None]
+NO_TOKEN = "no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env"
+
+
+async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: str) -> int:
+    """Serve the bot until SIGTERM; exit status 1 when Telegram does not know it. Without a token: ConfigError, or with
+    ``idle`` nothing but waiting."""
+    application = load(app_dir)
+    log_to_stderr(application.settings)
+    async with stop_requested() as wanted:
+        if idle and application.settings.telegram_bot_token is None:
+            say(console, f"Telegram: {NO_TOKEN}; until then this process has nothing to do")
+            await wanted.wait()
+            return 0
+        bot = open_bot(application.settings)
+        async with (
+            open_session(application, process_name(), start=True) as session,
+            registered(session, "telegram"),
+            at_work(session, bot, lambda line: say(console, line), name) as serving,
+        ):
+            return await _until_stopped(serving, wanted)
+
+
+async def invite(app_dir: Path | None, console: Console, *, admin: bool, days: float, name: str) -> int:
+    """Print a link that lets in whoever opens it first; what to send the bot, when Telegram cannot be asked for its
+    name."""
+    application = load_quietly(app_dir)
+    bot = open_bot(application.settings)
+    from rolecall.frontends.telegram.access import Access
+
+    async with open_session(application, process_name(), start=True) as session:
+        code = await Access(session.bus, name).invite("admin" if admin else "user", days)
+    bot_name = await _name(bot)
+    say(console, f"https://t.me/{bot_name}?start={code}" if bot_name else f"/start {code}")
+    who, lasting = "an admin" if admin else "a user", f"{days:g} day{'' if days == 1 else 's'}"
+    does = "opens this link" if bot_name else "sends this to the bot"
+    say(Console(stderr=True), f"Whoever first {does} is let in as {who}; it is good for {lasting}.")
+    return 0
+
+
+@asynccontextmanager
+async def at_work(
+    session: Session, bot: QuietBot, tell: Tell, name: str = "telegram"
+) -> AsyncIterator[asyncio.Task[None]]:
+    """The front end at work in this process, as a task that ends by itself only when it cannot serve. On leaving it
+    takes no more updates, and delivers what is ready."""
+    from rolecall.frontends.telegram.front import TelegramFront
+
+    async with listening(session) as wakeups:
+        front = TelegramFront(bot, session, wakeups, tell, name=name)
+        task = asyncio.create_task(front.run(), name="rolecall telegram front")
+        try:
+            yield task
+        finally:
+            await front.drain()
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@asynccontextmanager
+async def beside(session: Session, tell: Tell) -> AsyncIterator[None]:
+    """The front end at work as a part of something larger, if it has a token: what is wrong with it is a line."""
+    if session.application.settings.telegram_bot_token is None:
+        yield
+        return
+    try:
+        bot = open_bot(session.application.settings)
+    except ConfigError as error:
+        tell(f"Telegram: {error}")
+        yield
+        return
+    async with at_work(session, bot, tell) as serving:
+        serving.add_done_callback(lambda task: _report(task, tell))
+        yield
+
+
+def open_bot(settings: Settings) -> QuietBot:
+    """The configured bot. Raises ConfigError when there is no token or it cannot be one, MissingExtra."""
+    if settings.telegram_bot_token is None:
+        raise ConfigError(NO_TOKEN)
+    try:
+        from rolecall.frontends.telegram import bot
+    except ImportError as error:
+        raise MissingExtra("telegram", "the Telegram front end") from error
+    return bot.open_bot(settings)
+
+
+def say(console: Console, line: str) -> None:
+    """Print one line as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+async def _until_stopped(serving: asyncio.Task[None], wanted: asyncio.Event) -> int:
+    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
+    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if serving.done():
+        serving.result()
+    return 0 if wanted.is_set() else 1
+
+
+def _report(task: asyncio.Task[None], tell: Tell) -> None:
+    """Tell what ended a front end whose company goes on."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, ConfigError):
+        tell(f"Telegram: {error}")
+    elif error is not None:
+        logger.error("the Telegram front end broke off", exc_info=error)
+
+
+async def _name(bot: QuietBot) -> str:
+    from telegram.error import TelegramError
+
+    try:
+        await bot.initialize()
+        return str(bot.username)
+    except TelegramError:
+        return ""
+    finally:
+        await bot.shutdown()
