@@ -196,7 +196,9 @@ class BusMachine(RuleBasedStateMachine):
             return
         conversation, idem = found[-1 - which % len(found)]
         name, turn = conversation.name, conversation.turn_of(idem)
-        envelope = Envelope(conversation=name, payload={"text": f"edit{version}"}, priority=turn.priority)
+        envelope = Envelope(
+            conversation=name, payload={"text": f"edit{version}"}, priority=turn.priority, reply_to="front"
+        )
         got = self.now(
             edit_message(self.buses[1], envelope, idempotency=idem, version=version, principal=turn.user)
         )  # fmt: skip
