@@ -100,7 +100,7 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
         users |= {name.decode() for name in await bus.server.call("HKEYS", shard.principals)}
         in_flight += await bus.busy(shard)
     return {
-        "instances": _by_role(alive, roles),
+        "instances": by_role(alive, roles),
         "queues": await queue_depths(bus, roles),
         "turns": {
             "today": turns,
@@ -121,7 +121,9 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
     }
 
 
-def _by_role(alive: Sequence[ProcessState], roles: Sequence[str]) -> dict[str, dict[str, float]]:
+def by_role(alive: Sequence[ProcessState], roles: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Per role how many instances there are and are busy, handled envelopes and errors, and the share of their time
+    that they were busy."""
     figures = {role: {"instances": 0, "busy": 0, "handled": 0, "errors": 0, "utilisation": 0.0} for role in roles}
     seconds = dict.fromkeys(roles, 0.0)
     for state in alive:

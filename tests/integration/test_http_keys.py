@@ -1,0 +1,98 @@
+"""Who may come in: keys, operators' keys, logins and their tokens; and nobody at all where no key was made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from rolecall import keys as names
+from rolecall.errors import RolecallError
+from rolecall.frontends.http.keys import COOKIE, CSRF_HEADER, Keys
+from tests.deployment import Deployment, deployed
+from tests.http_server import serving
+from tests.integration.test_http_app import ROLES
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with deployed(tmp_path, ROLES) as running:
+        yield running
+
+
+def keys_of(deployment: Deployment) -> Keys:
+    return Keys(deployment.session.server)
+
+
+def bearing(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+async def test_without_any_key_this_machine_alone_is_let_in(deployment: Deployment) -> None:
+    application = deployment.session.application
+    async with serving(application) as url, httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/info")).status_code == 200
+    async with serving(application, "0.0.0.0") as url, httpx2.AsyncClient(base_url=url) as client:
+        refused = await client.get("/info")
+        assert refused.status_code == 401
+        assert refused.headers["www-authenticate"] == "Bearer"
+        assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_with_a_key_everyone_needs_one(deployment: Deployment) -> None:
+    _, secret = await keys_of(deployment).new("ann")
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/info", headers=bearing(secret))).status_code == 200
+        altered = secret[:-1] + ("A" if secret[-1] != "A" else "B")
+        for wrong in ("x", altered, secret + "x", "rk_00000000_" + "x" * 43, "ключ".encode()):
+            header = wrong if isinstance(wrong, bytes) else wrong.encode()
+            answer = await client.get("/info", headers={b"authorization": b"Bearer " + header})
+            assert answer.status_code == 401, wrong
+
+
+async def test_what_is_the_operators_needs_an_operators_key(deployment: Deployment) -> None:
+    _, secret = await keys_of(deployment).new("ann")
+    _, admin = await keys_of(deployment).new("root", admin=True)
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/agents", headers=bearing(secret))).status_code == 403
+        assert (await client.get("/agents", headers=bearing(admin))).status_code == 200
+
+
+async def test_the_server_does_not_know_the_key_itself(deployment: Deployment) -> None:
+    _, secret = await keys_of(deployment).new("ann")
+    found = await deployment.session.server.call("HGETALL", names.API_KEYS)
+    assert secret.encode() not in b"".join(found)
+    assert secret.rpartition("_")[2].encode() not in b"".join(found)
+
+
+async def test_a_revoked_key_is_refused_and_its_logins_with_it(deployment: Deployment) -> None:
+    keys = keys_of(deployment)
+    key, secret = await keys.new("ann")
+    login = await keys.log_in(secret)
+    assert login is not None
+    await keys.revoke(key.id)
+    assert await keys.find(secret) is None
+    assert await keys.logged_in(login[1]) is None
+    with pytest.raises(RolecallError, match="there is no key"):
+        await keys.revoke(key.id)
+
+
+async def test_a_login_reads_with_its_cookie_and_changes_only_with_its_token(deployment: Deployment) -> None:
+    _, secret = await keys_of(deployment).new("root", admin=True)
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.post("/login", json={"key": "rk_wrong"})).status_code == 401
+        answer = await client.post("/login", json={"key": secret})
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie and "samesite=strict" in cookie
+        assert (await client.get("/info")).status_code == 200
+        for forged in ("", "x", answer.json()["csrf"] + "x"):
+            assert (await client.delete("/dead/1-1", headers={CSRF_HEADER: forged})).status_code == 403
+        token = {CSRF_HEADER: answer.json()["csrf"]}
+        assert (await client.delete("/dead/1-1", headers=token)).status_code == 404
+        assert (await client.post("/logout", headers=token)).status_code == 204
+        client.cookies.clear()
+        stale = {"cookie": answer.headers["set-cookie"].split(";")[0]}
+        assert stale["cookie"].startswith(COOKIE)
+        assert (await client.get("/info", headers=stale)).status_code == 401

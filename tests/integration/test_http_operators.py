@@ -1,0 +1,138 @@
+"""What operators see and do over HTTP: conversations with their transcripts, agents, queues, dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from rolecall.transcript import conversation_dir
+from tests.deployment import Deployment, deployed
+from tests.http_server import serving
+from tests.integration.test_http_app import ROLES
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with deployed(tmp_path, ROLES, scribe=True, heartbeat_seconds=0.2) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(deployment: Deployment) -> AsyncIterator[httpx2.AsyncClient]:
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        yield client
+
+
+async def written(client: httpx2.AsyncClient, conversation: str, turns: int = 1) -> None:
+    """Return once the transcript of ``conversation`` tells of the end of so many turns."""
+
+    async def told() -> bool:
+        answer = await client.get(f"/conversations/{conversation}/timeline")
+        found = answer.json()["turns"] if answer.status_code == 200 else []
+        return len([turn for turn in found if turn["state"] != "running"]) >= turns
+
+    await wait_until(told, what=f"the transcript of {conversation}")
+
+
+async def rows(client: httpx2.AsyncClient, **query: Any) -> list[str]:
+    answer = await client.get("/conversations", params=query)
+    assert answer.status_code == 200, answer.text
+    return [row["id"] for row in answer.json()["conversations"]]
+
+
+async def test_conversations_are_listed_searched_filtered_and_paged(
+    deployment: Deployment, client: httpx2.AsyncClient
+) -> None:
+    for name, text in (("ann", "the colour of rain"), ("ben", "bees"), ("cas", "bury me")):
+        await deployment.ask(f"terminal:{name}", text, title=f"Title {name.upper()}")
+        await written(client, f"terminal:{name}")
+    assert await rows(client) == ["terminal:cas", "terminal:ben", "terminal:ann"]
+    assert await rows(client, search="COLOUR of") == ["terminal:ann"]
+    assert await rows(client, search="title ben") == ["terminal:ben"]
+    assert await rows(client, search=".*") == []
+    assert await rows(client, user="terminal:b") == ["terminal:ben"]
+    assert await rows(client, errors=True) == ["terminal:cas"]
+    assert await rows(client, since="1h", page=2, size=2) == ["terminal:ann"]
+    assert await rows(client, since="2099-01-01") == []
+    assert (await client.get("/conversations", params={"since": "x"})).status_code == 422
+
+
+@pytest.mark.parametrize("conversation", ["terminal:ann", "http:a/b c?d#e/log", "telegram:42:7", "x:<script>", "ж:ñ"])
+async def test_a_conversation_is_shown_with_its_log_and_timeline(
+    deployment: Deployment, client: httpx2.AsyncClient, conversation: str
+) -> None:
+    await deployment.ask(conversation, "hello")
+    which = conversation_dir(conversation)
+    await written(client, which)
+    shown = (await client.get(f"/conversations/{which}")).json()
+    assert (shown["id"], shown["turns"], shown["errors"], shown["running"]) == (conversation, 1, 0, None)
+    log = (await client.get(f"/conversations/{which}/log")).json()
+    words = [record["word"] for record in log["records"]]
+    assert "RECEIVED" in words[:2] and "PROCESSING_COMPLETE" in words
+    after = log["records"][0]["id"]
+    assert (await client.get(f"/conversations/{which}/log", params={"after": after})).json()["total"] == len(words) - 1
+    assert (await client.get(f"/conversations/{which}/log", params={"after": "x"})).status_code == 422
+    (turn,) = (await client.get(f"/conversations/{which}/timeline")).json()["turns"]
+    assert [hop["instance"].split(":")[0] for hop in turn["hops"]] == ["manager", "samplellm"]
+    text = await client.get(f"/conversations/{which}/log.txt")
+    assert text.headers["content-type"].startswith("text/plain") and "attachment" in text.headers["content-disposition"]
+    assert len(text.text.splitlines()) == len(words)
+
+
+@pytest.mark.parametrize("which", ["nobody", "..", "../../etc/passwd", "%2e%2e%2fconfig", "a" * 300])
+async def test_what_is_not_there_is_not_found(client: httpx2.AsyncClient, which: str) -> None:
+    for path in (f"/conversations/{which}", f"/conversations/{which}/log", f"/conversations/{which}/timeline"):
+        assert (await client.get(path)).status_code == 404
+    assert (await client.delete(f"/conversations/{which}")).status_code == 404
+
+
+async def test_a_deleted_conversation_is_forgotten_everywhere(
+    deployment: Deployment, client: httpx2.AsyncClient
+) -> None:
+    await deployment.ask("terminal:ann", "a secret word")
+    await deployment.ask("terminal:ann", "bury me")
+    await written(client, "terminal:ann", 2)
+    answer = await client.delete("/conversations/terminal:ann")
+    assert answer.json() == {"conversation": "terminal:ann", "turns_ended": 0}
+
+    async def gone() -> bool:
+        return (await client.get("/conversations/terminal:ann")).status_code == 404
+
+    await wait_until(gone)
+    server = deployment.session.server
+    for name in await server.call("KEYS", "*terminal:ann*"):
+        kind = await server.call("TYPE", name)
+        assert kind in (b"hash", b"string"), name
+        kept = await server.call("HGETALL", name) if kind == b"hash" else [await server.call("GET", name)]
+        assert b"secret" not in b"".join(kept), name
+    assert (await client.get("/dead")).json()["total"] == 0
+
+
+async def test_agents_and_queues_tell_what_is_done_now(deployment: Deployment, client: httpx2.AsyncClient) -> None:
+    agents = (await client.get("/agents")).json()
+    assert agents["roles"]["samplellm"]["instances"] == 2
+    assert len(agents["processes"][0]["instances"]) == 3
+    queues = (await client.get("/queues")).json()
+    assert queues["roles"]["samplellm"] == {"high": 0, "normal": 0, "low": 0}
+    assert queues["dead_letters"] == queues["deferred"] == queues["in_flight"] == 0
+    assert (await client.get("/stats")).json()["instances"].keys() == {"manager", "samplellm"}
+
+
+async def test_a_dead_letter_is_shown_replayed_and_dropped(deployment: Deployment, client: httpx2.AsyncClient) -> None:
+    for _ in range(2):
+        await deployment.ask("terminal:ann", "bury me")
+    listed = (await client.get("/dead")).json()
+    assert listed["total"] == 2
+    first, second = (row["id"] for row in listed["dead_letters"])
+    assert "it was asked for" in (await client.get(f"/dead/{first}")).json()["reason"]
+    replayed = await client.post(f"/dead/{first}/replay")
+    assert replayed.json()["conversation"] == "terminal:ann"
+    assert (await client.post(f"/dead/{first}/replay")).status_code == 404
+    assert (await client.delete(f"/dead/{second}")).status_code == 204
+    assert (await client.delete(f"/dead/{second}")).status_code == 404
+    assert (await client.get("/dead/nonsense")).status_code == 422
