@@ -29,8 +29,8 @@ async def edit_message(
     """Let the message that was admitted under ``idempotency`` read as ``envelope`` does, if its turn waits or is held.
 
     ``version`` rises with each edit of a message, as an update's number does; an edit that is not newer than the one
-    that stands changes nothing. ``envelope.reply_to`` is the same as before: the answer goes there. Atomic: a turn is released with the old text or with the new one. Raises
-    EnvelopeTooLarge.
+    that stands changes nothing. ``envelope.reply_to`` is the same as before: the answer goes there. Atomic: a turn is
+    released with the old text or with the new one. Raises EnvelopeTooLarge.
     """
     conversation = check_conversation(envelope.conversation)
     shard, envelope = bus.shard(conversation), from_user(envelope, principal)

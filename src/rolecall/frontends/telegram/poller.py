@@ -93,4 +93,3 @@ class Poller:
         if self._open:
             await asyncio.wait(self._open.values())
         self._open.clear()
-
