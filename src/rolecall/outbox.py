@@ -25,8 +25,10 @@ CONSUMER = "deliverer"
 """The same for every process, so that a successor finds as its own what its predecessor had read."""
 PAGE = 100
 AHEAD = 1000
-"""Entries in memory; of those beyond CONVERSATION_AHEAD of one conversation the ids alone."""
+"""Entries in memory; of those beyond, and beyond CONVERSATION_AHEAD of one conversation, the ids alone."""
 CONVERSATION_AHEAD = 20
+KNOWN = 100_000
+"""Entries read and not delivered; beyond that reading waits."""
 BLOCK_MS = 1000
 LOOK_SECONDS = 0.1
 LEAVING_SECONDS = 6.0
@@ -77,6 +79,8 @@ class Outbox:
         self._queues: dict[str, deque[Entry]] = {}
         self._workers: set[asyncio.Task[None]] = set()
         self._loaded = 0
+        self._known = 0
+        self._lapsed = False
         self._room = asyncio.Event()
 
     async def run(self, deliver: Deliver) -> None:
@@ -115,20 +119,22 @@ class Outbox:
     # Reading
 
     async def _serve(self) -> None:
-        """Read for as long as this process holds: what was read before and not delivered first."""
+        """Read for as long as this process holds: what was read before and not delivered first. Should it lapse for a
+        moment, all that was in memory is read anew."""
+        self._lapsed = False
         for stream in self._streams:
             await create_group(self.bus.server, stream)
             last = "0"
             while page := await self._page(stream, last):
                 last = page[-1][0].decode()
                 await self._take(stream, page)
-        while self.holding():
+        while self._holds():
             reply = await self._read("BLOCK", BLOCK_MS, "STREAMS", *self._streams, *(">" for _ in self._streams))
             for name, page in reply or ():
                 await self._take(name.decode(), page)
 
     async def _page(self, stream: str, last: str) -> Sequence[Any]:
-        reply = await self._read("STREAMS", stream, last) if self.holding() else None
+        reply = await self._read("STREAMS", stream, last) if self._holds() else None
         return reply[0][1] if reply else ()
 
     async def _read(self, *options: Any) -> Any:
@@ -153,7 +159,7 @@ class Outbox:
 
     async def _take(self, stream: str, page: Sequence[Any]) -> None:
         for raw_id, flat in page:
-            while self._loaded >= AHEAD and self.holding():
+            while self._known >= KNOWN and self._holds():
                 self._room.clear()
                 await self._room.wait()
             entry = _entry(self._streams[stream], raw_id.decode(), flat)
@@ -174,7 +180,8 @@ class Outbox:
             worker = asyncio.create_task(self._work(entry.conversation, queue), name="rolecall outbox worker")
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
-        if len(queue) >= CONVERSATION_AHEAD:
+        self._known += 1
+        if len(queue) >= CONVERSATION_AHEAD or self._loaded >= AHEAD:
             queue.append(Entry(entry.shard, entry.id, entry.conversation, entry.turn))
         else:
             self._loaded += 1
@@ -185,26 +192,33 @@ class Outbox:
     async def _work(self, conversation: str, queue: deque[Entry]) -> None:
         """Deliver what is queued of one conversation."""
         try:
-            while queue and self.holding():
-                await self._insist(queue[0])
-                done = queue.popleft()
-                self._loaded -= done.payload is not None
-                self._room.set()
+            while queue and await self._insist(queue[0]):
+                self._forget(queue.popleft())
         finally:
-            self._loaded -= sum(entry.payload is not None for entry in queue)
-            self._room.set()
+            for entry in queue:
+                self._forget(entry)
             if self._queues.get(conversation) is queue:
                 del self._queues[conversation]
 
-    async def _insist(self, entry: Entry) -> None:
-        """Deliver it, as often as it takes. What fails for another reason than the server being away has a few tries:
-        nothing may hold up a conversation for ever."""
+    def _forget(self, entry: Entry) -> None:
+        self._known -= 1
+        self._loaded -= entry.payload is not None
+        self._room.set()
+
+    def _holds(self) -> bool:
+        """Whether this process holds, and has ever since it began to read."""
+        self._lapsed = self._lapsed or not self.holding()
+        return not self._lapsed
+
+    async def _insist(self, entry: Entry) -> bool:
+        """Deliver it, as often as it takes; False when that is this process's to do no more. What fails for another
+        reason than the server being away has a few tries: nothing may hold up a conversation for ever."""
         failures = 0
-        while self.holding():
+        while self._holds():
             try:
                 found = entry if entry.payload is not None else await self._load(entry)
                 if found is None or await self._deliver(found):
-                    return
+                    return True
             except AWAY as error:
                 logger.info("%s: delivering waits for the server: %s", entry.conversation, error)
             except Exception as error:  # a boundary: a front end's fault in one answer must not stop all others
@@ -212,8 +226,9 @@ class Outbox:
                 logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)
                 if failures >= TRIES:
                     await self._give_up(entry, error)
-                    return
+                    return True
             await asyncio.sleep(min(0.2 * 2**failures, LONGEST_WAIT))
+        return False
 
     async def _give_up(self, entry: Entry, error: Exception) -> None:
         records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
