@@ -206,9 +206,9 @@ class Session:
         from mcp import StdioServerParameters, stdio_client
 
         command, *arguments = self._server.command
-        self._last_words.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        said = stack.enter_context(self._last_words.open("w"))
-        self._last_words.chmod(0o600)
+        self.last_words.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        said = stack.enter_context(self.last_words.open("w"))
+        self.last_words.chmod(0o600)
         env, directory = dict(self._server.env), self._place.directory
         return stdio_client(StdioServerParameters(command=command, args=arguments, env=env, cwd=directory), said)
 
@@ -230,7 +230,7 @@ class Session:
     # ── what to tell ────────────────────────────────────────────────────────────────────────────
 
     @property
-    def _last_words(self) -> Path:
+    def last_words(self) -> Path:
         """What a program says on stderr."""
         return self._place.state_dir / "tools" / f"{UNCLEAN.sub('_', self._name)}.log"
 
@@ -238,8 +238,8 @@ class Session:
         """What to tell of a server that is away: no header, no query, no variable."""
         command, url = self._server.command, urlsplit(self._server.url)
         at = command[0] if command else f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-        said = command and self._last_words.exists() and self._last_words.stat().st_size
-        hint = f"; {self._last_words} has its last words" if said else ""
+        said = command and self.last_words.exists() and self.last_words.stat().st_size
+        hint = f"; {self.last_words} has its last words" if said else ""
         return ToolError(f"the tool server {self._name} ({at}) is away: {self._reason(error)}{hint}")
 
     def _reason(self, error: BaseException) -> str:

@@ -170,17 +170,21 @@ def _check_function(name: str, function: Callable[..., Any], description: str) -
         raise ConfigError(f"tool {name!r}: letters, digits, _ and - are allowed in its name, up to 64 characters")
     if not description:
         raise ConfigError(f"tool {name} has no docstring: the model reads there what it is for")
-    for parameter in _parameters(function):
+    for parameter in _parameters(name, function):
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ConfigError(f"tool {name}: {parameter} cannot be named by a model; plain arguments are allowed")
         if parameter.annotation is parameter.empty:
             raise ConfigError(f"tool {name}: the argument {parameter.name} has no type")
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
     """What a model may give; not what a partial has settled."""
     settled = function.keywords if isinstance(function, functools.partial) else {}
-    return [each for name, each in inspect.signature(function).parameters.items() if name not in settled]
+    try:
+        found = inspect.signature(function, eval_str=True).parameters
+    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"tool {name}: its types cannot be used: {_first_line(error)}") from error
+    return [parameter for key, parameter in found.items() if key not in settled]
 
 
 def _arguments_of(name: str, function: Callable[..., Any]) -> TypeAdapter[dict[str, Any]]:
@@ -189,8 +193,7 @@ def _arguments_of(name: str, function: Callable[..., Any]) -> TypeAdapter[dict[s
     def given(**arguments: Any) -> dict[str, Any]:
         return arguments
 
-    parameters = _parameters(function)
-    given.__module__ = getattr(function.func if isinstance(function, functools.partial) else function, "__module__", "")
+    parameters = _parameters(name, function)
     given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     given.__dict__["__signature__"] = inspect.Signature(parameters)
     try:

@@ -242,6 +242,10 @@ def many(*words: str) -> None:
     """Take many."""
 
 
+def unresolved(what: "Unknown") -> None:  # type: ignore[name-defined]  # noqa: F821, UP037
+    """Take something unknown."""
+
+
 def unsendable(lock: threading.Event) -> None:
     """Take a lock."""
 
@@ -254,6 +258,7 @@ def unsendable(lock: threading.Event) -> None:
         ([undocumented], "tool undocumented has no docstring"),
         ([untyped], "tool untyped: the argument a has no type"),
         ([many], r"tool many: \*words"),
+        ([unresolved], "tool unresolved: its types cannot be used: name 'Unknown' is not defined"),
         ([unsendable], "tool unsendable: its types cannot be used"),
         ([lambda: 1], "letters, digits"),
         ([3], "3 is no tool"),
