@@ -1,0 +1,408 @@
+"""The way in: what users send becomes turns, once and in order, whatever breaks on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from telegram import Update
+
+from agents.voice import VoiceAgent
+from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus import Bus
+from rolecall.follow import Wakeups
+from rolecall.frontends.telegram.poller import Poller
+from rolecall.frontends.telegram.words import say
+from rolecall.redis_client import RedisServer
+from rolecall.settings import Settings
+from tests.deployment import Deployment, deployed
+from tests.telegram_api import TelegramApi
+from tests.telegram_way_in import WayIn, updates, way_in
+from tests.unit.test_telegram_documents import pdf
+from tests.valkey import ValkeyProcess
+from tests.waiting import wait_until
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+ANN, GROUP = 7, -100
+HERE = f"telegram:{ANN}"
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[TelegramApi]:
+    async with TelegramApi() as api:
+        yield api
+
+
+def agents(gate: asyncio.Event) -> tuple[Role, ...]:
+    class ManagerAgent(Agent):
+        """Sends everything on, what is spoken through voice."""
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            spoken = any(one["type"].startswith("audio") for one in envelope.payload.get("files", ()))
+            return envelope.via("voice", "answer") if spoken else envelope.via("answer")
+
+    class AnswerAgent(Agent):
+        """Says what it was asked, when the gate is open."""
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            await gate.wait()
+            images = await ctx.images(envelope)
+            return envelope.reply(f"{await ctx.question(envelope)}{'|image' * len(images)}")
+
+    return Role(ManagerAgent), Role(VoiceAgent), Role(AnswerAgent, instances=4)
+
+
+@asynccontextmanager
+async def at_work(
+    api: TelegramApi, directory: Path, gate: asyncio.Event, **settings: Any
+) -> AsyncIterator[tuple[WayIn, Deployment]]:
+    options = {
+        "telegram_bot_token": api.token, "telegram_api_url": api.url, "telegram_allowed": f"{ANN},8",
+        "heartbeat_seconds": 0.5,
+    }  # fmt: skip
+    async with (
+        deployed(directory, agents(gate), **{**options, **settings}) as deployment,
+        way_in(api, deployment.session.bus, deployment.runtime.wakeups) as way,
+    ):
+        yield way, deployment
+
+
+@pytest.fixture
+def gate() -> asyncio.Event:
+    """Open from the start; a test may close it."""
+    gate = asyncio.Event()
+    gate.set()
+    return gate
+
+
+@pytest.fixture
+async def way(api: TelegramApi, tmp_path: Path, gate: asyncio.Event) -> AsyncIterator[WayIn]:
+    """A way in that polls."""
+    async with at_work(api, tmp_path, gate, voice_model="echo@test") as (way, _), way.polling():
+        yield way
+
+
+def answers(api: TelegramApi, chat: int = ANN) -> list[str]:
+    return [message.text for message in api.chat(chat).answers]
+
+
+# Once, in order, side by side
+
+
+async def test_every_message_is_a_turn_in_its_order_and_has_a_placeholder(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    for number in range(3):
+        api.user(ANN).write(f"question {number}")
+    api.user(8).write("mine")
+    await api.wait_for(lambda: len(answers(api)) == 3 and len(answers(api, 8)) == 1)
+    gate.set()
+    assert [await way.answer(HERE, turn) for turn in (1, 2, 3)] == [f"question {number}" for number in range(3)]
+    assert await way.answer("telegram:8", 1) == "mine"
+
+
+async def test_the_offset_waits_for_what_is_being_received_and_others_do_not(api: TelegramApi, way: WayIn) -> None:
+    api.delay(1.5, "getFile")
+    api.user(ANN).send_photo(PNG, caption="first")
+    api.user(ANN).write("second")
+    api.user(8).write("quick")
+    assert await way.answer("telegram:8", 1) == "quick"
+    assert await way.turns(HERE) == 0
+    assert len(api.world.updates.waiting) == 3
+    api.user(8).write("quick again")
+    assert await way.answer("telegram:8", 2) == "quick again"
+    assert await way.turns(HERE) == 0
+    assert await way.answer(HERE, 1) == "first|image"
+    assert await way.answer(HERE, 2) == "second"
+    await api.wait_for(lambda: not api.world.updates.waiting)
+
+
+async def test_an_update_that_comes_again_after_a_crash_is_answered_once(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    async with at_work(api, tmp_path, gate) as (way, deployment):
+        admitted = asyncio.Event()
+
+        async def receive_and_freeze(update: Update) -> None:
+            await way.receiver.receive(update)
+            admitted.set()
+            await asyncio.get_running_loop().create_future()
+
+        gate.clear()
+        api.user(ANN).write("hello")
+        async with way.polling(Poller(way.bot, receive_and_freeze)):
+            await admitted.wait()
+        assert len(api.world.updates.waiting) == 1  # not confirmed: it comes again
+        bus = Bus(deployment.session.server, deployment.session.application.settings, "host:9~cccccc")
+        async with way_in(api, bus, deployment.runtime.wakeups) as other, other.polling():
+            await api.wait_for(lambda: not api.world.updates.waiting)
+            api.user(ANN).write("again")
+            gate.set()
+            assert await other.answer(HERE, 2) == "again"
+            assert await other.answer(HERE, 1) == "hello"
+            assert await other.turns(HERE) == 2
+            await api.wait_for(lambda: len(answers(api)) == 2)
+
+
+async def test_a_message_while_the_server_is_away_waits_and_nothing_is_confirmed(api: TelegramApi) -> None:
+    with tempfile.TemporaryDirectory(prefix="rolecall") as directory:
+        process = ValkeyProcess(Path(directory), durable=True)
+        process.start()
+        server = RedisServer(process.url, patience=0.2)
+        settings = Settings.model_validate(
+            {"telegram_bot_token": api.token, "telegram_api_url": api.url, "telegram_allowed": str(ANN)}
+        )
+        bus, wakeups = Bus(server, settings, "host:1~aaaaaa"), Wakeups(server.pubsub())
+        try:
+            async with way_in(api, bus, wakeups) as way, way.polling() as poller:
+                await api.wait_for(lambda: api.polling)
+                process.kill()
+                api.user(ANN).write("hello")
+                polled = api.calls["getUpdates"]
+                await api.wait_for(lambda: api.calls["getUpdates"] > polled + 1)
+                assert len(api.world.updates.waiting) == 1
+                process.start()
+                await api.wait_for(lambda: not api.world.updates.waiting)
+                assert await way.turns(HERE) == 1
+                assert poller.last > 0
+        finally:
+            await server.aclose()
+            process.kill()
+
+
+async def test_polling_goes_on_when_telegram_was_away_or_asked_to_wait(api: TelegramApi, way: WayIn) -> None:
+    api.down()
+    api.user(ANN).write("hello")
+    api.up()
+    assert await way.answer(HERE, 1) == "hello"
+
+
+# While busy
+
+
+async def test_messages_wait_join_or_interrupt_as_the_chat_prefers(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    ann, preferences = api.user(ANN), way.bus.shard(HERE).preferences(HERE)
+    ann.write("one")
+    ann.write("two")
+    await wait_until(lambda: _turns(way, 2))
+    await way.bus.server.call("HSET", preferences, "queue", "collect")
+    ann.write("three")
+    await wait_until(lambda: _taken(way, 3))
+    assert await way.turns(HERE) == 2
+    await way.bus.server.call("HSET", preferences, "queue", "interrupt")
+    ann.write("four")
+    await wait_until(lambda: _turns(way, 3))
+    assert (await way.ended(HERE, 1))["kind"] == "cancelled"
+    gate.set()
+    assert [await way.answer(HERE, turn) for turn in (2, 3)] == ["two\nthree", "four"]
+
+
+async def test_a_full_mailbox_is_said_and_nothing_is_lost(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    async with at_work(api, tmp_path, gate, mailbox_limit=1) as (way, _), way.polling():
+        for text in ("one", "two", "three"):
+            api.user(ANN).write(text)
+        await api.wait_for(lambda: any("was not taken" in text for text in answers(api)))
+        gate.set()
+        assert [await way.answer(HERE, turn) for turn in (1, 2)] == ["one", "two"]
+        assert await way.turns(HERE) == 2
+
+
+async def test_too_many_messages_in_a_minute_are_refused_once_and_cost_nothing(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    async with at_work(api, tmp_path, gate, telegram_per_minute=2) as (way, _), way.polling():
+        for number in range(5):
+            api.user(ANN).write(f"question {number}")
+        await api.wait_for(lambda: not api.world.updates.waiting)
+        await api.wait_for(lambda: any("too many" in text for text in answers(api)))
+        assert await way.turns(HERE) == 2
+        assert sum("too many" in text for text in answers(api)) == 1
+
+
+# Pieces and edits
+
+
+async def test_a_long_paste_and_an_album_are_one_turn_each(api: TelegramApi, way: WayIn) -> None:
+    ann = api.user(ANN)
+    paste = ["a" * 4096, "b" * 4096, "and that is all"]
+    for piece in paste:
+        ann.write(piece)
+    assert await way.answer(HERE, 1) == "\n".join(paste)
+    for number in range(3):
+        ann.send_photo(PNG + bytes([number]), caption="which?" if number == 0 else "", media_group_id="a1")
+    assert await way.answer(HERE, 2) == "which?|image|image|image"
+    assert await way.turns(HERE) == 2
+
+
+async def test_an_edit_of_what_waits_replaces_it_and_a_late_one_offers_an_answer(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    ann = api.user(ANN)
+    running, waiting = ann.write("one"), ann.write("twoo")
+    await wait_until(lambda: _turns(way, 2))
+    ann.edit(waiting, "two")
+    ann.edit(running, "ONE")
+    await api.wait_for(lambda: any(message.buttons for message in _offers(api)))
+    gate.set()
+    assert [await way.answer(HERE, turn) for turn in (1, 2)] == ["one", "two"]
+    (offer,) = _offers(api)
+    ann.press(offer, offer.buttons[0]["callback_data"])
+    assert await way.answer(HERE, 3) == "ONE"
+
+
+async def test_an_edit_of_what_runs_takes_its_place_where_that_is_wanted(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    async with at_work(api, tmp_path, gate, while_busy="interrupt") as (way, _), way.polling():
+        message = api.user(ANN).write("one")
+        await wait_until(lambda: _turns(way, 1))
+        api.user(ANN).edit(message, "ONE")
+        await wait_until(lambda: _turns(way, 2))
+        gate.set()
+        assert (await way.ended(HERE, 1))["kind"] == "cancelled"
+        assert await way.answer(HERE, 2) == "ONE"
+        assert not _offers(api)
+
+
+# Files
+
+
+async def test_documents_are_context_and_what_cannot_be_read_is_said(api: TelegramApi, way: WayIn) -> None:
+    ann = api.user(ANN)
+    ann.send_document(b"x = 1", name="a.py", mime_type="text/x-python", caption="sum it up")
+    assert await way.answer(HERE, 1) == "<document name='a.py'>\nx = 1\n</document>\n\nsum it up"
+    ann.send_document(pdf("Hello PDF"), name="b.pdf", mime_type="application/pdf")
+    assert "Hello PDF" in await way.answer(HERE, 2)
+    ann.send_document(b"PK\3\4", name="c.zip", mime_type="application/zip")
+    ann.send_document(b"\0\1\2", name="d.txt", caption="and this?")
+    assert await way.answer(HERE, 3) == "and this?"
+    await api.wait_for(lambda: {text.partition(":")[0] for text in answers(api)} >= {"c.zip", "d.txt"})
+    assert await way.turns(HERE) == 3
+
+
+async def test_a_file_over_the_limit_is_refused_before_it_is_fetched(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    async with at_work(api, tmp_path, gate, blob_megabytes=1) as (way, _), way.polling():
+        api.user(ANN).send_photo(PNG + bytes(1_100_000))
+        await api.wait_for(lambda: any("too large" in text for text in answers(api)))
+        assert not api.calls["getFile"]
+        assert await way.turns(HERE) == 0
+
+
+async def test_a_file_that_telegram_does_not_give_at_once_is_asked_for_again(api: TelegramApi, way: WayIn) -> None:
+    api.lose(1, "getFile", times=2)
+    api.user(ANN).send_photo(PNG, caption="look")
+    assert await way.answer(HERE, 1) == "look|image"
+
+
+async def test_voice_is_heard_by_the_configured_model(api: TelegramApi, way: WayIn) -> None:
+    api.user(ANN).send_voice(b"what is said")
+    assert await way.answer(HERE, 1) == "what is said"
+
+
+async def test_without_a_model_that_hears_voice_is_refused_at_once(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    async with at_work(api, tmp_path, gate) as (way, _), way.polling():
+        api.user(ANN).send_voice(b"what is said")
+        await api.wait_for(lambda: any("cannot listen" in text for text in answers(api)))
+        assert await way.turns(HERE) == 0 == api.calls["getFile"]
+
+
+# Groups, strangers, commands
+
+
+async def test_in_a_group_each_topic_is_a_conversation_and_only_what_is_meant_costs_anything(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    api.group(GROUP, topics={5: "Cooking"})
+    ann = api.user(ANN, name="Ann")
+    ann.write("nice weather", chat=GROUP, topic=5)
+    ann.write("@rolecall_bot what shall we eat?", chat=GROUP, topic=5)
+    await api.wait_for(lambda: answers(api, GROUP))
+    gate.set()
+    assert await way.answer(f"telegram:{GROUP}:5", 1) == "Ann: what shall we eat?"
+    (placeholder,) = api.chat(GROUP).answers
+    assert placeholder.thread == 5 and placeholder.reply_to is not None
+    assert await way.turns(f"telegram:{GROUP}:5") == 1
+
+
+async def test_a_reply_brings_what_it_replies_to(api: TelegramApi, way: WayIn) -> None:
+    api.group(GROUP)
+    said = api.user(9, name="Bob").write("the moon is cheese", chat=GROUP)
+    api.user(ANN, name="Ann").write("@rolecall_bot true?", chat=GROUP, reply_to=said)
+    expected = "<quoted from='Bob'>\nthe moon is cheese\n</quoted>\n\nAnn: true?"
+    assert await way.answer(f"telegram:{GROUP}", 1) == expected
+
+
+async def test_a_stranger_is_answered_once_and_costs_no_envelope(api: TelegramApi, way: WayIn) -> None:
+    stranger = api.user(99)
+    for text in ("hello", "anyone?"):
+        stranger.write(text)
+    stranger.send_photo(PNG)
+    stranger.write("/stop")
+    await api.wait_for(lambda: not api.world.updates.waiting)
+    await api.wait_for(lambda: len(answers(api, 99)) == 1)
+    assert "99" in answers(api, 99)[0]
+    shard = way.bus.shard("telegram:99")
+    assert not await way.bus.server.fetch("EXISTS", shard.conversation("telegram:99"), shard.journal("telegram:99"))
+    assert not api.calls["getFile"]
+
+
+async def test_stop_ends_what_came_before_it_and_when_it_comes_again_nothing_else(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    async with at_work(api, tmp_path, gate) as (way, _):
+        ann = api.user(ANN, language_code="de")
+        for text in ("one", "two", "/stop", "three"):
+            ann.write(text)
+        came = updates(api, way.bot)
+        for _ in range(2):
+            for update in came:
+                await way.receiver.receive(update)
+        gate.set()
+        assert [(await way.ended(HERE, turn))["kind"] for turn in (1, 2, 3)] == ["cancelled", "cancelled", "final"]
+        assert await way.turns(HERE) == 3
+        await api.wait_for(lambda: say("de", "stopped") in answers(api))
+
+
+async def test_a_command_of_the_control_lane_passes_what_runs(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    api.user(ANN).write("one")
+    await wait_until(lambda: _turns(way, 1))
+    api.user(ANN).write("/help")
+    await api.wait_for(lambda: any("/stop" in text for text in answers(api)))
+    gate.set()
+    assert await way.answer(HERE, 1) == "one"
+
+
+def _offers(api: TelegramApi) -> list[Any]:
+    return [m for m in api.chat(ANN).answers if any(b["callback_data"].startswith("edit:") for b in m.buttons)]
+
+
+async def _turns(way: WayIn, number: int) -> bool:
+    return await way.turns(HERE) == number
+
+
+async def _taken(way: WayIn, number: int) -> bool:
+    """Whether so many messages were taken in, parts of turns included."""
+    return len(await way.bus.server.call("KEYS", "*tg:4242:*")) == number

@@ -1,0 +1,134 @@
+"""Updates that Telegram brings: who may, and when they count as received."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+from telegram import Update
+
+from rolecall.frontends.telegram.bot import QuietBot, open_bot
+from rolecall.frontends.telegram.webhook import Webhook
+from rolecall.settings import Settings
+from tests.telegram_api import TelegramApi
+
+SECRET = "only-telegram-knows_42"
+HEADERS = {"X-Telegram-Bot-Api-Secret-Token": SECRET}
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[TelegramApi]:
+    async with TelegramApi() as api:
+        yield api
+
+
+@pytest.fixture
+async def bot(api: TelegramApi) -> AsyncIterator[QuietBot]:
+    bot = open_bot(Settings.model_validate({"telegram_bot_token": api.token, "telegram_api_url": api.url}))
+    await bot.initialize()
+    yield bot
+    await bot.shutdown()
+
+
+class Received:
+    """Takes updates in when it may."""
+
+    def __init__(self) -> None:
+        self.updates: list[Update] = []
+        self.may = asyncio.Event()
+        self.may.set()
+
+    async def __call__(self, update: Update) -> None:
+        self.updates.append(update)
+        await self.may.wait()
+
+    @property
+    def texts(self) -> list[str | None]:
+        return [update.message.text if update.message else None for update in self.updates]
+
+
+@asynccontextmanager
+async def serving(bot: QuietBot, receive: Received) -> AsyncIterator[str]:
+    hook = Webhook(bot, receive, secret=SECRET)
+    await hook.start()
+    task = asyncio.create_task(hook.run(), name="webhook of a test")
+    try:
+        yield f"http://127.0.0.1:{hook.port}/telegram"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_telegram_brings_updates_and_one_counts_when_it_was_received(api: TelegramApi, bot: QuietBot) -> None:
+    received = Received()
+    async with serving(bot, received) as url:
+        await bot.set_webhook(url, secret_token=SECRET)
+        received.may.clear()
+        api.user(7).write("one")
+        api.user(7).write("two")
+        await api.wait_for(lambda: received.texts == ["one"])
+        assert len(api.world.updates.waiting) == 2
+        received.may.set()
+        await api.wait_for(lambda: not api.world.updates.waiting)
+        assert received.texts == ["one", "two"]
+        await bot.set_webhook(url, secret_token="another")
+        api.user(7).write("three")
+        await api.wait_for(lambda: "403" in api.world.updates.failure)
+        assert received.texts == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "body", "status"),
+    [
+        ("POST", {}, b"{}", 403),
+        ("POST", {"X-Telegram-Bot-Api-Secret-Token": SECRET[:-1]}, b"{}", 403),
+        ("POST", {"X-Telegram-Bot-Api-Secret-Token": "größe".encode()}, b"{}", 403),
+        ("GET", {}, b"", 403),
+        ("GET", HEADERS, b"", 405),
+        ("POST", HEADERS, b"no json", 400),
+        ("POST", HEADERS, b"[1]", 400),
+        ("POST", HEADERS, b'{"update_id": 1, "message": 7}', 400),
+        ("POST", HEADERS, b"x" * (1024 * 1024 + 1), 413),
+        ("POST", HEADERS, b'{"update_id": 1}', 200),
+    ],
+)
+async def test_who_is_not_telegram_is_refused(
+    bot: QuietBot, method: str, headers: dict[str, str | bytes], body: bytes, status: int
+) -> None:
+    received = Received()
+    async with serving(bot, received) as url, httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.request(method, url, headers=headers, content=body)  # type: ignore[arg-type]
+        assert answer.status_code == status
+    assert len(received.updates) == (status == 200)
+
+
+async def test_what_is_no_http_is_dropped_and_the_next_is_served(bot: QuietBot) -> None:
+    received = Received()
+    async with serving(bot, received) as url, httpx.AsyncClient(trust_env=False) as client:
+        port = int(url.split(":")[2].split("/")[0])
+        for junk in (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"POST / HTTP/1.1\r\n" + b"a" * 70_000, b""):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(junk)
+            writer.write_eof()
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        answer = await client.post(url, headers=HEADERS, content=b'{"update_id": 1}')
+        assert answer.status_code == 200
+
+
+async def test_an_update_brought_twice_at_once_is_received_once(bot: QuietBot) -> None:
+    received = Received()
+    received.may.clear()
+    body = json.dumps({"update_id": 5}).encode()
+    async with serving(bot, received) as url, httpx.AsyncClient(trust_env=False) as client:
+        async with asyncio.TaskGroup() as group:
+            posts = [group.create_task(client.post(url, headers=HEADERS, content=body)) for _ in range(2)]
+            done, _ = await asyncio.wait(posts, timeout=0.1)
+            assert not done and len(received.updates) == 1
+            received.may.set()
+        assert [post.result().status_code for post in posts] == [200, 200]

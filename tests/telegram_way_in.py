@@ -1,0 +1,106 @@
+"""The way in of the Telegram front end in a test: everything but the deliverer, on the local Telegram."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from telegram import Update
+
+from rolecall.blobs import Blobs
+from rolecall.bus import Bus
+from rolecall.follow import Wakeups
+from rolecall.frontends.front import Front
+from rolecall.frontends.telegram.access import Access
+from rolecall.frontends.telegram.bot import QuietBot, open_bot
+from rolecall.frontends.telegram.buttons import Buttons
+from rolecall.frontends.telegram.chats import Chats
+from rolecall.frontends.telegram.commands import Commands
+from rolecall.frontends.telegram.live import Live
+from rolecall.frontends.telegram.media import Media
+from rolecall.frontends.telegram.pickers import Choices
+from rolecall.frontends.telegram.poller import Poller
+from rolecall.frontends.telegram.questions import Questions
+from rolecall.frontends.telegram.receiver import Receiver
+from rolecall.frontends.telegram.recorded import Recorded
+from rolecall.placeholders import Placeholders
+from tests.telegram_api import TelegramApi
+from tests.waiting import wait_until
+
+
+@dataclass
+class WayIn:
+    """What one process has of it."""
+
+    bot: QuietBot
+    bus: Bus
+    receiver: Receiver
+
+    async def turns(self, conversation: str) -> int:
+        """How many ordered turns the conversation has had, those that wait or run included."""
+        found = await self.bus.server.fetch("HGET", self.bus.shard(conversation).conversation(conversation), "seq")
+        return int(found or 0)
+
+    async def ended(self, conversation: str, turn: int | str) -> dict[str, Any]:
+        """The final event of a turn, once there is one."""
+        found: list[dict[str, Any]] = []
+
+        async def there() -> bool:
+            final = (await self.bus.snapshot(conversation, str(turn))).final
+            found.extend([final] if final else [])
+            return bool(final)
+
+        await wait_until(there, what=f"the end of {conversation}/{turn}")
+        return found[0]
+
+    async def answer(self, conversation: str, turn: int | str) -> str:
+        """The text a turn ended with."""
+        return str((await self.ended(conversation, turn))["text"])
+
+    @asynccontextmanager
+    async def polling(self, poller: Poller | None = None) -> AsyncIterator[Poller]:
+        """Poll meanwhile."""
+        poller = poller or Poller(self.bot, self.receiver.receive)
+        task = asyncio.create_task(poller.run(), name="poller of a test")
+        try:
+            yield poller
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()
+
+
+@asynccontextmanager
+async def way_in(
+    api: TelegramApi, bus: Bus, wakeups: Wakeups, *, keywords: tuple[str, ...] = ()
+) -> AsyncIterator[WayIn]:
+    """One process's way in to ``bus``, with its bot connected."""
+    bot = open_bot(bus.settings)
+    await bot.initialize()
+    front, blobs, questions, placeholders = (
+        Front(bus, wakeups, "telegram", True),
+        Blobs(bus),
+        Questions(bus),
+        Placeholders(bus),
+    )
+    chats, access, choices = Chats(bot), Access(bus), Choices()
+    live = Live(bus, wakeups, chats, Recorded(chats, placeholders))
+    buttons = Buttons(bot, front, access, choices, questions, placeholders, chats, live)
+    commands = Commands(bot, bus, access, choices)
+    media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
+    receiver = Receiver(front, bot.bot, media, access, commands, buttons, questions, chats, live, keywords=keywords)
+    try:
+        yield WayIn(bot, bus, receiver)
+    finally:
+        for part in (live, buttons, chats):
+            await part.aclose()
+        await bot.shutdown()
+
+
+def updates(api: TelegramApi, bot: QuietBot) -> list[Update]:
+    """The updates that wait at the local Telegram."""
+    return [Update.de_json({"update_id": n, kind: body}, bot) for n, kind, body in api.world.updates.waiting]

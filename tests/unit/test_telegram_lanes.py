@@ -1,0 +1,30 @@
+"""Order within a chat, without waiting for other chats."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rolecall.frontends.telegram.lanes import Lanes
+
+
+async def test_who_leaves_early_lets_nobody_pass_those_before() -> None:
+    lanes, said, done = Lanes(), [], asyncio.Event()
+
+    async def one(key: str, name: str, *, first: asyncio.Event | None = None, waits: bool = True) -> None:
+        with lanes.enter(key) as lane:
+            if first is not None:
+                await first.wait()
+            if waits:
+                await lane.turn()
+            said.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one("a", "slow", first=done))
+        group.create_task(one("a", "refused", waits=False))
+        last = group.create_task(one("a", "last"))
+        await group.create_task(one("b", "other"))
+        await asyncio.wait([last], timeout=0.02)
+        assert said == ["refused", "other"]
+        done.set()
+    assert said[2:] == ["slow", "last"]
+    assert len(lanes) == 0
