@@ -110,6 +110,7 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
             "average_ms": round(counters.get("ms", 0) / turns) if turns else 0,
         },
         "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
+        "feedback": {"up": counters.get("up", 0), "down": counters.get("down", 0)},
         "users_now": len(users),
         "users": _by_user(counters),
         "connections": {

@@ -101,6 +101,7 @@ class Runtime:
         self.worker = Worker(self.bus, self.roster, server.reader)
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
+        self.http = ""
         self._server = server
         self._only = frozenset(roles) if roles is not None else None
         self._started = time.monotonic()
@@ -254,6 +255,7 @@ class Runtime:
             max_connections=self.application.settings.redis_max_connections,
             scribe=self.scribe,
             version=__version__,
+            http=self.http,
         )
 
 

@@ -23,6 +23,8 @@ dead = typer.Typer(help="Envelopes given up on.", no_args_is_help=True, rich_mar
 app.add_typer(dead, name="dead")
 models = typer.Typer(help="Language models.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models, name="models")
+key = typer.Typer(help="Who may use the HTTP server.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key, name="key")
 
 App = Annotated[
     Path | None, typer.Option("--app", metavar="DIR", help="application directory; else ROLECALL_APP, else here")
@@ -87,6 +89,33 @@ def invite(
     from rolecall.cli import telegram as verb
 
     _run(verb.invite(app_dir, _console(), admin=admin, days=days, name=_front_name(name)))
+
+
+@app.command()
+def http(
+    app_dir: App = None,
+    host: Annotated[str | None, typer.Option("--host", help="address to listen on; else HTTP_HOST")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65_535, help="else HTTP_PORT or the next free")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="else SERVER_WORKERS")] = None,
+    dev: Annotated[bool, typer.Option("--dev", help="one process")] = False,
+    fd: Annotated[int | None, typer.Option("--fd", hidden=True)] = None,
+) -> None:
+    """Serve the web page and the HTTP API. Agents run in `up` or `worker`."""
+    from rolecall.cli import http as verb
+
+    _run(verb.http(app_dir, _console(), host=host, port=port, workers=1 if dev else workers, fd=fd))
+
+
+@app.command()
+def health(
+    kind: Annotated[str, typer.Argument(metavar="http|worker|telegram", show_default=False)], app_dir: App = None
+) -> None:
+    """Whether such a process of this host gave a sign of life lately: exit status 0, else 1."""
+    from rolecall.cli import health as verb
+
+    _run(verb.health(app_dir, kind, _console()))
 
 
 @app.command()
@@ -240,6 +269,34 @@ def dead_drop(ids: LetterIds = None, everything: Everything = False, app_dir: Ap
     from rolecall.cli import dead as verb
 
     _run(verb.drop_letters(app_dir, ids or (), everything, _console()))
+
+
+@key.command("new")
+def key_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="whose it is")],
+    admin: Annotated[bool, typer.Option("--admin", help="an operator's key")] = False,
+    app_dir: App = None,
+) -> None:
+    """Make an API key and print it: it is never shown again."""
+    from rolecall.cli import key as verb
+
+    _run(verb.new_key(app_dir, name, _console(), admin=admin))
+
+
+@key.command("list")
+def key_list(app_dir: App = None, as_json: Json = False) -> None:
+    """List the API keys."""
+    from rolecall.cli import key as verb
+
+    _run(verb.list_keys(app_dir, _console(), as_json=as_json))
+
+
+@key.command("revoke")
+def key_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)], app_dir: App = None) -> None:
+    """Refuse an API key from now on."""
+    from rolecall.cli import key as verb
+
+    _run(verb.revoke_key(app_dir, key_id, _console()))
 
 
 @models.command("list")

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from rolecall.settings import Settings
 
-NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp")
+NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp", "uvicorn")
 HIDDEN = "•••"
 
 

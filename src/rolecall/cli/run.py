@@ -7,18 +7,17 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import tzinfo
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.console import Console
 
-from rolecall.cli import talk, telegram
+from rolecall.cli import http, talk, telegram
 from rolecall.cli.loop import stop_requested
 from rolecall.cli.process_log import log_to_stderr
 from rolecall.cli.welcome import prepare_models, show_welcome
-from rolecall.config import Application, load
-from rolecall.errors import ConfigError, MissingExtra
+from rolecall.cli.zone import time_zone as time_zone
+from rolecall.config import load
+from rolecall.errors import MissingExtra
 from rolecall.reload import reload_on_change
 from rolecall.runtime import Runtime, process_name
 from rolecall.scribe import Scribe
@@ -40,6 +39,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         open_session(application, process_name(), start=True) as session,
         telegram.beside(session, lambda line: telegram.say(console, line)),
         _running(session, None, dev=dev, scribe=True) as runtime,
+        http.beside(session, runtime, time_zone(application)),
     ):
         show_welcome(console, session, runtime)
         await _until_stopped(session, runtime, console, wanted, interactive)
@@ -116,14 +116,3 @@ async def _running(session: Session, roles: Sequence[str] | None, *, dev: bool, 
             if writing is not None:
                 await writer.stop()
                 await writing
-
-
-def time_zone(application: Application) -> tzinfo | None:
-    """The time zone of the transcripts: TZ, or None for the system's. Raises ConfigError for an unknown one."""
-    name = application.settings.tz
-    if name is None:
-        return None
-    try:
-        return ZoneInfo(name.removeprefix(":"))
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ConfigError(f"TZ={name}: no such time zone; Europe/Berlin or UTC, for instance, is allowed") from None

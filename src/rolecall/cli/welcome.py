@@ -33,6 +33,7 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
     for name, problem in runtime.models.problems.items():
         rows.add_row("", f"[yellow]{name} is left out: {problem}[/yellow]")
     rows.add_row("transcripts", str(application.log_dir / "conversations"))
+    rows.add_row("web", runtime.http or "not installed: pip install 'rolecall[http]'")
     if settings.telegram_bot_token is None:
         rows.add_row("telegram", "not set up: no TELEGRAM_BOT_TOKEN")
     rows.add_row("talk", 'rolecall chat · rolecall ask "Hello" · rolecall logs · rolecall top')

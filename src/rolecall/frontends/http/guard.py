@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rolecall.frontends.http.keys import COOKIE, SAFE_METHODS
 from rolecall.frontends.http.pace import Pace
-from rolecall.frontends.http.services import LOOPBACK
+from rolecall.frontends.http.services import LOOPBACK, is_local
 from rolecall.settings import Settings
 
 BODY_BYTES = 256 * 1024
@@ -127,7 +127,7 @@ class _Hosts:
     of another's site, hence is fine wherever the server is open to the network."""
 
     def __init__(self, host: str, more: Iterable[str]) -> None:
-        self._local = host in LOOPBACK
+        self._local = is_local(host)
         self._names = {*LOOPBACK, host.lower(), *(name.lower() for name in more)}
         if not self._local:
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -18,10 +19,19 @@ from rolecall.conversations import Summaries
 from rolecall.follow import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.frontends.http.keys import Keys
+from rolecall.frontends.presence import listening, registered
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def is_local(host: str) -> bool:
+    """Whether a server at ``host`` is reached from this machine alone."""
+    try:
+        return host in LOOPBACK or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass
@@ -79,19 +89,16 @@ Here = Annotated[Services, Depends(services)]
 def beside(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = None) -> Services:
     """Services that share the connections of what runs in this process already."""
     settings = session.application.settings
-    keys = Keys(session.server, open_locally=host in LOOPBACK, login_seconds=settings.login_hours * 3600)
+    keys = Keys(session.server, open_locally=is_local(host), login_seconds=settings.login_hours * 3600)
     return Services(session, wakeups, keys, tz)
 
 
 @asynccontextmanager
 async def alone(application: Application, process: str, host: str, tz: tzinfo | None = None) -> AsyncIterator[Services]:
     """Services with connections of their own. Raises what open_session raises."""
-    async with open_session(application, process, start=True) as session:
-        wakeups = Wakeups(session.server.pubsub())
-        listening = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
-        try:
-            yield beside(session, wakeups, host, tz)
-        finally:
-            listening.cancel()
-            await asyncio.wait([listening])
-            await wakeups.aclose()
+    async with (
+        open_session(application, process, start=True) as session,
+        listening(session) as wakeups,
+        registered(session, "http"),
+    ):
+        yield beside(session, wakeups, host, tz)

@@ -1,0 +1,28 @@
+"""`rolecall health`: whether a process of this host gave a sign of life lately; for health checks of containers."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from rich.console import Console
+
+from rolecall import registry
+from rolecall.cli.columns import print_lines
+from rolecall.cli.visit import visiting
+from rolecall.registry import ProcessState
+
+
+async def health(app_dir: Path | None, kind: str, console: Console) -> int:
+    """Exit status 0 when a process of that ``kind`` on this host renewed its entry within three heartbeats, else 1."""
+    host = socket.gethostname()
+    async with visiting(app_dir) as session:
+        alive = [state for state in await registry.processes(session.bus) if _is(state, kind, host)]
+    names = ", ".join(state.process.partition("~")[0] for state in alive)
+    print_lines(console, [f"alive: {names}" if alive else f"no process of kind {kind} on {host} is alive"])
+    return 0 if alive else 1
+
+
+def _is(state: ProcessState, kind: str, host: str) -> bool:
+    serves = state.kind == kind or (kind == "http" and bool(state.http))
+    return serves and state.process.partition("~")[0].rpartition(":")[0] == host

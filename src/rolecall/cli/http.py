@@ -1,0 +1,170 @@
+"""`rolecall http`: the HTTP server and its processes; and the same as a part of `rolecall up`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import tzinfo
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from rolecall.cli.loop import stop_requested
+from rolecall.cli.process_log import log_to_stderr
+from rolecall.cli.zone import time_zone
+from rolecall.config import Application, load
+from rolecall.errors import ConfigError, MissingExtra
+from rolecall.frontends.presence import listening, registered
+from rolecall.runtime import Runtime, process_name
+from rolecall.session import Session, open_session
+
+if TYPE_CHECKING:
+    from rolecall.frontends.http.services import Services
+
+logger = logging.getLogger(__name__)
+START = "from rolecall.cli import main; main()"
+
+
+async def http(
+    app_dir: Path | None, console: Console, *, host: str | None, port: int | None, workers: int | None, fd: int | None
+) -> int:
+    """Serve until Ctrl-C or SIGTERM; with several ``workers`` in as many processes, each of which gets the listening
+    socket as ``fd``. Raises ConfigError, also for a host that others reach while there is no API key."""
+    check_installed()
+    application = load(app_dir)
+    log_to_stderr(application.settings)
+    settings = application.settings
+    host = host or settings.http_host
+    if fd is not None:
+        return await _serve_as_one_of_several(application, host, fd)
+    from rolecall.frontends.http.server import address_of, listen
+
+    async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
+        await check_keys(session, host)
+        listener = listen(host, settings.http_port if port is None else port)
+        with listener:
+            _say(console, f"Rolecall's web page and HTTP API are at {address_of(listener)}")
+            if (workers or settings.server_workers) == 1:
+                await _serve_here(session, host, listener, wanted)
+            else:
+                await _serve_by_processes(session, host, listener, workers or settings.server_workers, wanted)
+    return 0
+
+
+@asynccontextmanager
+async def beside(session: Session, runtime: Runtime, tz: tzinfo | None) -> AsyncIterator[None]:
+    """The HTTP server at work in this process, beside the ``runtime``, whose ``http`` is then its address; where it is
+    not installed that stays empty. Raises ConfigError."""
+    try:
+        check_installed()
+    except MissingExtra as missing:
+        logger.info("%s", missing)
+        yield
+        return
+    from rolecall.frontends.http.server import address_of, listen
+    from rolecall.frontends.http.services import beside
+
+    host, port = session.application.settings.http_host, session.application.settings.http_port
+    await check_keys(session, host)
+    with listen(host, port) as listener:
+        runtime.http = address_of(listener)
+        async with _serving(beside(session, runtime.wakeups, host, tz), host, listener):
+            yield
+
+
+def check_installed() -> None:
+    """Raise MissingExtra where the HTTP server's libraries are not there."""
+    for name in ("fastapi", "prometheus_client", "uvicorn"):
+        if find_spec(name) is None:
+            raise MissingExtra("http", "the HTTP server")
+
+
+async def check_keys(session: Session, host: str) -> None:
+    """Raise ConfigError when others can reach ``host`` and there is no API key."""
+    from rolecall.frontends.http.keys import Keys
+    from rolecall.frontends.http.services import is_local
+
+    if not is_local(host) and not await Keys(session.server).everyone():
+        raise ConfigError(
+            f"HTTP_HOST={host} lets others in, and there is no API key yet: make one with `rolecall key new NAME`, "
+            "or listen on 127.0.0.1"
+        )
+
+
+async def _serve_as_one_of_several(application: Application, host: str, fd: int) -> int:
+    """Serve on an inherited socket until SIGTERM, or until the parent is gone: its end of our stdin closes then."""
+    async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
+        orphaned = asyncio.create_task(_stdin_ended(), name="rolecall http parent")
+        orphaned.add_done_callback(lambda _: wanted.set())
+        with socket.socket(fileno=fd) as listener:
+            await _serve_here(session, host, listener, wanted)
+        orphaned.cancel()
+    return 0
+
+
+async def _serve_here(session: Session, host: str, listener: socket.socket, wanted: asyncio.Event) -> None:
+    from rolecall.frontends.http.services import beside
+
+    async with listening(session) as wakeups, registered(session, "http"):
+        services = beside(session, wakeups, host, time_zone(session.application))
+        async with _serving(services, host, listener) as serving:
+            logger.info("http: pid %d serves", os.getpid())
+            await _first(wanted, serving)
+
+
+async def _serve_by_processes(
+    session: Session, host: str, listener: socket.socket, count: int, wanted: asyncio.Event
+) -> None:
+    from rolecall.frontends.http.workers import Workers
+
+    directory = str(session.application.directory)
+    workers = Workers((sys.executable, "-c", START, "http", "--app", directory, "--host", host), count, listener)
+    running = asyncio.create_task(workers.run(), name="rolecall http processes")
+    await _first(wanted, running)
+    workers.stop()
+    await running
+
+
+@asynccontextmanager
+async def _serving(services: Services, host: str, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    from rolecall.frontends.http.app import build
+    from rolecall.frontends.http.server import HttpServer
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Services]:
+        yield services
+
+    settings = services.settings
+    server = HttpServer(build(opened, settings, host=host), listener, head_seconds=settings.http_read_seconds)
+    serving = asyncio.create_task(server.run(), name="rolecall http")
+    try:
+        await server.ready()
+        yield serving
+    finally:
+        server.stop()
+        await serving
+
+
+async def _first(wanted: asyncio.Event, work: asyncio.Task[None]) -> None:
+    """Until ``wanted``, or until ``work`` is over by itself."""
+    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
+    await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+
+
+async def _stdin_ended() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()

@@ -1,0 +1,140 @@
+"""`rolecall http`, `rolecall key` and `rolecall health` as processes: they begin, share the work, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.applications import ROLECALL, clean_environment, make_application, run_rolecall, running
+
+
+@contextmanager
+def serving(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`rolecall http` on a free port, its address, and what it logs in ``log`` of ``directory``; ended at the end."""
+    with (directory / "log.txt").open("w") as log, subprocess.Popen(
+        [ROLECALL, "http", "--app", str(directory), "--port", "0", *options],
+        env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://\S+", process.stdout.readline())
+            assert found, (directory / "log.txt").read_text()
+            yield process, found[0]
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def soon(condition: Callable[[], bool], seconds: float = 20) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def workers(directory: Path) -> list[int]:
+    """The pids of those that serve, as logged."""
+    lines = [json.loads(line) for line in (directory / "log.txt").read_text().splitlines()]
+    found = (re.fullmatch(r"http: pid (\d+) serves", line["text"]) for line in lines)
+    return [int(match[1]) for match in found if match]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_several_processes_serve_one_address_and_end_together(tmp_path: Path, number: signal.Signals) -> None:
+    directory = make_application(tmp_path)
+    with serving(directory, "--workers", "2") as (process, url):
+        soon(lambda: len(workers(directory)) == 2)
+        assert httpx2.get(f"{url}/health/live").status_code == 200
+        assert f"parent pid {process.pid}" in (directory / "log.txt").read_text()
+        with httpx2.Client(base_url=url) as idle:  # an open connection keeps nobody
+            idle.get("/health/live")
+            process.send_signal(number)
+            assert process.wait(15) == 0
+        assert not any(alive(pid) for pid in workers(directory))
+
+
+def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    with serving(directory, "--workers", "2") as (_, url):
+        soon(lambda: len(workers(directory)) == 2)
+        os.kill(workers(directory)[0], signal.SIGKILL)
+        soon(lambda: len(workers(directory)) == 3)
+        assert httpx2.get(f"{url}/health/live").status_code == 200
+
+
+def test_processes_whose_parent_was_killed_end(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    with serving(directory, "--workers", "2") as (process, _):
+        soon(lambda: len(workers(directory)) == 2)
+        process.kill()
+        soon(lambda: not any(alive(pid) for pid in workers(directory)))
+
+
+def test_others_are_let_in_only_with_a_key(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    refused = run_rolecall("http", "--host", "0.0.0.0", "--app", directory)
+    assert refused.returncode == 2
+    assert "rolecall key new" in refused.stderr and "Traceback" not in refused.stderr
+    secret = run_rolecall("key", "new", "ann", "--admin", "--app", directory).stdout.strip()
+    with serving(directory, "--host", "0.0.0.0", "--workers", "1") as (_, url):
+        assert httpx2.get(f"{url}/info").status_code == 401
+        assert httpx2.get(f"{url}/info", headers={"authorization": f"Bearer {secret}"}).status_code == 200
+        assert run_rolecall("health", "http", "--app", directory).returncode == 0
+        assert run_rolecall("health", "worker", "--app", directory).returncode == 1
+        listed = run_rolecall("key", "list", "--json", "--app", directory).stdout
+        key = json.loads(listed)
+        assert key["name"] == "ann" and secret not in listed
+        assert run_rolecall("key", "revoke", key["id"], "--app", directory).returncode == 0
+        soon(lambda: httpx2.get(f"{url}/info", headers={"authorization": f"Bearer {secret}"}).status_code == 401)
+    assert run_rolecall("key", "revoke", key["id"], "--app", directory).returncode == 1
+
+
+def test_up_serves_beside_its_agents_at_the_next_free_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        directory = make_application(tmp_path, dotenv=f"HTTP_PORT={port}\n")
+        with running(directory):
+            state = run_rolecall("health", "http", "--app", directory)
+            assert state.returncode == 0, state.stderr
+            for candidate in range(port + 1, port + 20):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", candidate)):
+                        continue
+                answer = httpx2.get(f"http://127.0.0.1:{candidate}/health/ready")
+                if answer.status_code == 200 and answer.json()["status"] == "ok":
+                    return
+    raise AssertionError("no server answered at a port near by")
+
+
+def test_without_its_libraries_up_goes_on_and_http_says_what_to_install(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    code = (
+        "import sys; from importlib.abc import MetaPathFinder\n"
+        "import importlib.util as util\nfound = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'fastapi' else found(name, *rest)\n"
+        f"sys.argv = ['rolecall', 'http', '--app', {str(directory)!r}]\n"
+        "from rolecall.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30,
+                           env=clean_environment(), stdin=subprocess.DEVNULL)  # fmt: skip
+    assert ended.returncode == 2 and "rolecall[http]" in ended.stderr
