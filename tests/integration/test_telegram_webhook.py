@@ -132,3 +132,11 @@ async def test_an_update_brought_twice_at_once_is_received_once(bot: QuietBot) -
             assert not done and len(received.updates) == 1
             received.may.set()
         assert [post.result().status_code for post in posts] == [200, 200]
+
+
+@pytest.mark.parametrize("secret", [None, "not good", "x" * 257])
+def test_a_webhook_without_a_good_secret_is_refused_at_the_start(secret: str | None) -> None:
+    given = {"telegram_webhook_url": "https://bot.example.org/hook", "telegram_webhook_secret": secret}
+    with pytest.raises(ValueError, match="TELEGRAM_WEBHOOK_URL needs TELEGRAM_WEBHOOK_SECRET") as refused:
+        Settings.model_validate(given)
+    assert secret is None or secret not in str(refused.value.errors()[0]["msg"])  # type: ignore[attr-defined]
