@@ -30,7 +30,8 @@ class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One process as it registered itself; ``uptime`` in seconds, ``connections`` those to the server."""
+    """One process as it registered itself; ``uptime`` in seconds, ``connections`` those to the server, ``http`` the
+    address it serves at beside other work."""
 
     process: str
     kind: str = "worker"
@@ -40,6 +41,7 @@ class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
     max_connections: int = 0
     scribe: bool = False
     version: str = ""
+    http: str = ""
 
 
 async def register(bus: Bus, state: ProcessState) -> None:
