@@ -9,6 +9,7 @@ from agents.manager import ManagerAgent
 from agents.samplellm import NO_ANSWER, NO_PICTURES, SMALL, SampleLLMAgent
 from agents.translation import TranslationAgent
 from rolecall import Role
+from rolecall.errors import ImagesRefused
 from rolecall.testing import FakeModel, run_turn
 
 PERSONA = "You are a helpful AI assistant. Answer clearly and briefly."
@@ -144,8 +145,8 @@ async def test_samplellm_sees_the_history_between_persona_and_question() -> None
     assert [m.text for m in model.requests[0].messages[1:]] == ["My name is Ada", "Hello Ada", "What is my name?"]
 
 
-async def test_a_picture_without_words_is_answered_honestly() -> None:
-    turn = await run_turn(ROLES, "", payload={"images": ["aGk="]})
+async def test_a_picture_that_the_model_cannot_take_is_answered_honestly() -> None:
+    turn = await run_turn(ROLES, "What is this?", model=FakeModel(ImagesRefused("text alone")))
     assert (turn.text, turn.history) == (NO_PICTURES, ())
 
 

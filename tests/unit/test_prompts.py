@@ -182,7 +182,7 @@ def test_the_prompts_of_this_application_are_those_of_a_new_one() -> None:
     own = {path.name: path.read_text() for path in (ROOT / PLACE).glob("*.md")}
     new = {path.name: path.read_text() for path in (ROOT / "src/rolecall/template" / PLACE).glob("*.md")}
     assert own == new
-    assert load_prompts(ROOT / PLACE).names == ("persona", "samplellm", "security", "translation")
+    assert load_prompts(ROOT / PLACE).names == ("calculator", "persona", "samplellm", "security", "translation")
 
 
 # ── agents ──────────────────────────────────────────────────────────────────────────────────────
@@ -196,7 +196,7 @@ async def test_a_wrong_variable_becomes_a_clear_refusal_of_the_turn() -> None:
 
 async def test_a_test_finds_the_prompts_of_the_application_its_roles_are_from() -> None:
     turn = await run_turn([Role(ManagerAgent)], "Ada")
-    assert "there is no prompt 'greeting'; there are persona, samplellm, security, translation" in turn.text
+    assert "there is no prompt 'greeting'; there are calculator, persona, samplellm, security, translation" in turn.text
 
 
 async def test_a_test_may_bring_its_own_prompts() -> None:
