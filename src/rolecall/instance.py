@@ -149,8 +149,9 @@ class Instance:
     def _context(self, delivery: Delivery, envelope: Envelope, records: Records) -> tuple[Context, DeltaStream]:
         bus, around = self.around.bus, self.around
         memory = Memory(
-            bus.server, bus.shards[delivery.shard], delivery.conversation, bus.settings.assistant_history_limit
-        )
+            bus.server, bus.shards[delivery.shard], delivery.conversation, bus.settings.assistant_history_limit,
+            without=str(envelope.meta.get("again", "")),
+        )  # fmt: skip
         deltas = DeltaStream(bus, delivery, lambda: self.let_go("FENCED"))
         wanted = envelope.payload.get("model")
         chosen = around.models.get(wanted) if isinstance(wanted, str) else None

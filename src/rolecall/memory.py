@@ -26,6 +26,8 @@ class Memory:
     keys: ShardKeys
     conversation: str
     limit: int = 20
+    without: str = ""
+    """A turn that is not shown: its question is asked once more."""
     changes: dict[str, str] = field(default_factory=dict)
     forgotten: bool = False
 
@@ -34,7 +36,7 @@ class Memory:
         if self.limit == 0:
             return []
         raw: Sequence[bytes] = await self.server.fetch("LRANGE", self.keys.history(self.conversation), -self.limit, -1)
-        return [_decoder.decode(entry) for entry in raw]
+        return [entry for entry in map(_decoder.decode, raw) if not self.without or entry.turn != self.without]
 
     async def history(self) -> list[Message]:
         """The remembered messages as a model may see them: turns that failed are left out."""

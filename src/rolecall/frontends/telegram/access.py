@@ -58,6 +58,11 @@ class Member:
     since: int
     name: str
 
+    @property
+    def allowed(self) -> bool:
+        """Whether the bot serves this person."""
+        return self.rank != "stranger"
+
 
 class Access:
     """The gate of the bot behind ``front``. What admins decide is kept in the server, for all processes."""

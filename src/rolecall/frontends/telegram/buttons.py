@@ -165,6 +165,8 @@ class Buttons:
 
     async def _edit(self, press: Press) -> str:
         """Answer a message as it reads now; what still runs for it is ended."""
+        if await self.placeholders.turn_of(press.conversation, str(press.message_id)):  # an answer, and no offer
+            return await self._unknown(press)
         self._later(self.chats.delete(press.address, press.message_id), "offer")
         if await self.questions.of(press.conversation, press.argument) is None:
             return press.say("too_old")
@@ -183,12 +185,12 @@ class Buttons:
         key = f"tg:{self.bot.id}:cb:{press.id}"
         received = await self.front.receive(
             press.conversation, str(payload.get("text", "")), payload=payload, idempotency=key,
-            principal=press.principal, title=press.title, meta=press.standing.meta,
+            principal=press.principal, title=press.title, meta={**press.standing.meta, "again": press.argument},
         )  # fmt: skip
         if not received.turn:
             known = received.outcome in ("FULL", "BUSY")
             return press.say(received.outcome.lower()) if known else received.reply
-        # After it was taken, so that a refusal changes nothing: it has two hops to go before a model reads the history.
+        # Only now, so that a refusal changes nothing; until then "again" keeps the old answer out of this turn's sight.
         await self.questions.forget(press.conversation, press.argument)
         await self.questions.keep(press.conversation, received.turn, key, payload)
         await self.live.show(received, press.address, press.message_id, press.language)

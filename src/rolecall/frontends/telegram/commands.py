@@ -91,7 +91,9 @@ class Commands:
         language, user = incoming.language, incoming.user
         verdict = await self.access.redeem(user, incoming.name, incoming.argument)
         if verdict == "TOO_MANY":
-            return Told(say(language, "code_tries")) if await self.access.first_refusal(user, "warned") else None
+            first = await self.access.first_refusal(user, "warned")
+            await self.access.first_refusal(user)  # that was said by this, too
+            return Told(say(language, "code_tries")) if first else None
         if verdict == "WRONG":
             return Told(say(language, "code_wrong", id=user))
         if verdict == "admin":
@@ -172,7 +174,7 @@ class Commands:
         """A notice to each one's private chat; whoever never opened it gets none."""
         if not incoming.argument:
             return Told(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
-        told = [member.user for member in await self._members() if member.rank != "stranger"]
+        told = [one.user for one in await self._members() if one.allowed and one.user != standing.user]
         for user in told:
             await notify(
                 self.bus, f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
