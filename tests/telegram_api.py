@@ -38,7 +38,7 @@ Outcome = tuple[int, dict[str, Any], str]
 
 __all__ = ["Chat", "Message", "TelegramApi", "User"]
 
-COUNTED = {"sendmessage", "editmessagetext", "editmessagereplymarkup", "sendphoto", "senddocument"}
+COUNTED = {"sendmessage", "editmessagetext", "editmessagereplymarkup", "editmessagemedia", "sendphoto", "senddocument"}
 """The methods that the rates count; the others are free."""
 
 

@@ -139,6 +139,17 @@ class Methods:
             raise bad("there is no text in the message to edit")
         return self._edit(message, text, entities, _markup(params))
 
+    async def editMessageMedia(self, params: Params) -> dict[str, Any]:
+        message, media = self._mine(params, "edit"), params.json("media", {})
+        kind = media.get("type", "")
+        kept, content = self._file(Params({kind: media.get("media", "")}, params.files), kind)
+        if kind == "photo" and not content.startswith(PHOTO_STARTS):
+            raise bad("IMAGE_PROCESS_FAILED")
+        if not content:
+            raise bad("file must be non-empty")
+        message.media = {"photo": [{**kept, "width": 800, "height": 800}]} if kind == "photo" else {"document": kept}
+        return self._edit(message, "", (), _markup(params))
+
     async def editMessageReplyMarkup(self, params: Params) -> dict[str, Any]:
         message = self._mine(params, "edit")
         return self._edit(message, message.text, message.entities, _markup(params))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import warnings
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 import httpx
 from pydantic import SecretStr
@@ -34,8 +36,9 @@ SECONDS = 5.0
 may still begin."""
 UPDATES_SECONDS = 10.0
 """How much longer than it was asked to an answer to getUpdates may take."""
-CONNECTIONS = 256
-KEPT_OPEN = 64
+AT_ONCE = 24
+"""Requests on their way at once. More would only wait in Telegram's own limits, and each would slow down all others:
+the library below goes through all of its connections for every request."""
 HIDDEN = "•••"
 TALKATIVE = ("httpx", "httpcore", "telegram", "telegram.Bot", "telegram.request.BaseRequest", "telegram.HTTPXRequest")
 """Loggers that show addresses and parameters of requests. A filter does not reach the children of its logger."""
@@ -65,6 +68,24 @@ class QuietBot(Bot):
         """Open the connection for updates anew; a poll that hangs in the old one ends in an error."""
         await self._updates.shutdown()
         await self._updates.initialize()
+
+
+class Requests(HTTPXRequest):
+    """Requests to Telegram, a few at a time; the others wait in the order they came, for as long as it takes. That the
+    bot is typing is not said while others wait: raises TimedOut."""
+
+    __slots__ = ("_room",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def do_request(self, *arguments: Any, **named: Any) -> tuple[int, bytes]:
+        """See HTTPXRequest."""
+        if self._room.locked() and str(arguments[0] if arguments else named.get("url")).endswith("/sendChatAction"):
+            raise TimedOut("left out: others wait")
+        async with self._room:
+            return await super().do_request(*arguments, **named)
 
 
 def open_bot(settings: Settings) -> QuietBot:
@@ -141,8 +162,8 @@ def _secrets(settings: Settings) -> set[str]:
 def _requests(settings: Settings, url: str, read: float) -> HTTPXRequest:
     options = client_options(url, proxy_of(settings.proxy), httpx.Limits)
     if not is_loopback(url):
-        options["limits"] = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=KEPT_OPEN)
-    return HTTPXRequest(
+        options["limits"] = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    return Requests(
         read_timeout=read, write_timeout=SECONDS, connect_timeout=SECONDS, pool_timeout=SECONDS, httpx_kwargs=options
     )
 

@@ -99,7 +99,7 @@ class Chats:
             for look in (*looks, looks[-1]):  # a group that became another one is told once
                 try:
                     sent = await outlet.patiently(bound(sending, look))
-                    self._note(outlet, sent)
+                    outlet.note(sent)
                     return sent
                 except ChatMigrated as error:
                     self._moved[address.chat] = error.new_chat_id
@@ -214,8 +214,7 @@ class Chats:
 
     def saw(self, address: Address, message_id: int) -> None:
         """A message of someone else was seen there."""
-        outlet = self._of(address)
-        outlet.newest = max(outlet.newest, message_id)
+        self._of(address).note(message_id)
 
     # ── how it is sent ──────────────────────────────────────────────────────────────────────────
 
@@ -310,10 +309,6 @@ class Chats:
         for chat, outlet in itertools.islice(self._outlets.items(), OUTLETS // 10):
             if not outlet.lock.locked() and max(outlet.free, outlet.edited + 60) < now:
                 yield chat
-
-    def _note(self, outlet: Outlet, sent: int) -> None:
-        outlet.newest = max(outlet.newest, sent)
-        outlet.known.append(sent)
 
     def _chat(self, address: Address) -> int:
         return self._moved.get(address.chat, address.chat)

@@ -33,6 +33,8 @@ from rolecall.frontends.terminal_text import Shown as Growing
 logger = logging.getLogger(__name__)
 TYPING_SECONDS = 4.0
 """Telegram shows it for five."""
+TYPING_AFTER = 0.5
+"""The placeholder is there already: what others wait for goes first."""
 DRAFT_SECONDS = 20.0
 """Telegram shows a draft for thirty."""
 ENDED = 4096
@@ -124,6 +126,11 @@ class Live:
         watched.over = True
         watched.changed.set()
         return watched.growing.text
+
+    @property
+    def showing(self) -> int:
+        """How many turns are shown in the making."""
+        return len(self._turns)
 
     async def resume(self) -> int:
         """Show what is in the making already, say after a restart; returns how many turns."""
@@ -228,24 +235,34 @@ class Live:
 
     async def _paint(self, watched: Watched, painted: tuple[int, int]) -> None:
         """Keep typing, and the message as it should read."""
-        typed = drafted = 0.0
-        while not watched.over:
-            now, rest = time.monotonic(), TYPING_SECONDS
-            if not watched.place and now - typed >= TYPING_SECONDS:
-                await self.chats.typing(watched.address)
-                typed = now
+        typing, drafted = time.monotonic() + TYPING_AFTER, 0.0
+        while True:
             watched.changed.clear()
+            if watched.over:
+                return
+            now = time.monotonic()
+            if not watched.place and now >= typing:
+                await self.chats.typing(watched.address)
+                typing = now + TYPING_SECONDS
+            stalled = 0.0
             if self._has_news(watched, painted) or (watched.draft and now - drafted > DRAFT_SECONDS):
-                rest = self.chats.stalled(watched.address)
-                if not rest:
+                stalled = self.chats.stalled(watched.address)
+                if not stalled:
                     painted, drafted = watched.state, now
                     if not await self._painted(watched):
                         return
                     continue
+            longest = TYPING_SECONDS if watched.place else max(typing - now, TYPING_AFTER)
+            await self._rest(watched, stalled, longest)
+
+    async def _rest(self, watched: Watched, stalled: float, longest: float) -> None:
+        """Wait for a chat to be ready, which no news makes sooner, or else for news."""
+        if stalled:
+            await asyncio.sleep(min(stalled, longest))
+        else:
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(rest, TYPING_SECONDS)):
-                    # New text does not make a stalled chat ready.
-                    await (watched.changed.wait() if rest >= TYPING_SECONDS else asyncio.sleep(rest))
+                async with asyncio.timeout(longest):
+                    await watched.changed.wait()
 
     def _has_news(self, watched: Watched, painted: tuple[int, int]) -> bool:
         """Whether the look is another one. An answer that begins anew leaves the old one until it has text."""

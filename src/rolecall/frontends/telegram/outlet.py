@@ -41,7 +41,7 @@ class Unwanted(Exception):
 @dataclass
 class Outlet:
     """``lock`` is held by whoever sends. Times are monotonic seconds: nothing is sent before ``free``; ``edited`` is
-    when the last edit was answered. ``newest`` is the highest message id seen, ``known`` the last ones sent here."""
+    when the last edit was answered. ``newest`` is the highest message id seen, ``known`` the last ones."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     free: float = 0.0
@@ -50,6 +50,11 @@ class Outlet:
     known: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     reason: str = ""
     telling: int = 0
+
+    def note(self, message_id: int) -> None:
+        """Remember that this message is there."""
+        self.newest = max(self.newest, message_id)
+        self.known.append(message_id)
 
     def penalise(self, error: RetryAfter) -> None:
         """Telegram lets this chat wait."""
