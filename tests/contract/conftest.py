@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rolecall.models import Model
-from tests.contract.model_adapters import ADAPTERS, Adapter
-from tests.contract.model_vendor import Vendor
+from tests.contract.model_adapters import ADAPTERS, Adapter, answer
+from tests.contract.model_vendor import Vendor, saying
 
 
 @pytest.fixture(params=ADAPTERS, ids=lambda adapter: str(adapter.id))
@@ -34,8 +34,26 @@ async def model(adapter: Adapter, vendor: Vendor) -> AsyncIterator[Model]:
 
 
 @pytest.fixture
-async def impatient(adapter: Adapter, vendor: Vendor) -> AsyncIterator[Model]:
-    """It bears 0.2 s of silence."""
-    opened = adapter.opened(vendor.url, 0.2)
+async def impatient(adapter: Adapter, vendor: Vendor, warm: None) -> AsyncIterator[Model]:
+    """It bears 0.5 s of silence, before the first word and after it."""
+    opened = adapter.opened(vendor.url, first=0.5, idle=0.5)
     yield opened
     await opened.aclose()
+
+
+@pytest.fixture
+async def restless(adapter: Adapter, vendor: Vendor) -> AsyncIterator[Model]:
+    """It waits long for the first word, and bears 0.2 s of silence after it."""
+    opened = adapter.opened(vendor.url, idle=0.2)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+async def warm(adapter: Adapter, vendor: Vendor) -> None:
+    """The first question loads the provider's SDK, which takes longer than impatience bears."""
+    vendor.script = saying(vendor.wire.end("stop", (1, 0)))
+    first = adapter.opened(vendor.url)
+    await answer(first)
+    await first.aclose()
+    vendor.connections.clear()

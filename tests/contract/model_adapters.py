@@ -26,20 +26,20 @@ class Adapter:
     wire: Callable[[], Wire]
     settings: Callable[[str], dict[str, Any]]
 
-    def opened(self, url: str, patience: float = 30) -> Model:
-        """``patience``: seconds of silence, before the first word and between words."""
-        return open_model(self.name, self.configured(url, patience), Path())
+    def opened(self, url: str, first: float = 30, idle: float = 30) -> Model:
+        """``first`` and ``idle``: seconds of silence before the first word, and between words."""
+        return open_model(self.name, self.configured(url, first, idle), Path())
 
-    def configured(self, url: str, patience: float = 30) -> Settings:
-        silence = {"first_token_seconds": patience, "idle_token_seconds": patience}
+    def configured(self, url: str, first: float = 30, idle: float = 30) -> Settings:
+        silence = {"first_token_seconds": first, "idle_token_seconds": idle}
         return Settings(connect_seconds=2, **silence, **self.settings(url))
 
 
 class LocalAdapter(Adapter):
     """The openai adapter as models on this machine use it: with no limit to the first word."""
 
-    def opened(self, url: str, patience: float = 30) -> Model:
-        endpoint = Endpoint(f"{url}/v1", KEY, connect=2, first_token=None, idle_token=patience)
+    def opened(self, url: str, first: float = 30, idle: float = 30) -> Model:
+        endpoint = Endpoint(f"{url}/v1", KEY, connect=2, first_token=None, idle_token=idle)
         return OpenAIModel(self.name, endpoint)
 
 

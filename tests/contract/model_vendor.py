@@ -77,7 +77,10 @@ class Vendor:
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = await self._read(reader, writer)
+        try:
+            connection = await self._read(reader, writer)
+        except asyncio.IncompleteReadError:  # one who gave up while it asked
+            return writer.close()
         if (beside := self.wire.beside(connection.path)) is not None:
             await connection.answer(200, beside)
             return writer.close()

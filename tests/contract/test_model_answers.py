@@ -54,7 +54,7 @@ async def test_a_model_that_thinks_is_not_silent(impatient: Model, vendor: Vendo
         await last.begin()
         for thought in thoughts:
             await last.say(thought)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
         await last.say(vendor.wire.delta("Hi"), vendor.wire.end("stop", (7, 2)))
         await last.close()
 
@@ -136,7 +136,7 @@ async def test_cancelling_closes_the_connection(model: Model, vendor: Vendor, be
     await asyncio.wait_for((first if begun else vendor.arrived).wait(), 10)
     asking.cancel()
     # A tenth of this at most where nothing else runs.
-    await asyncio.wait_for(vendor.connections[0].gone.wait(), 1)
+    await asyncio.wait_for(vendor.connections[0].gone.wait(), 5)
     with pytest.raises(asyncio.CancelledError):
         await asking
 
@@ -146,7 +146,7 @@ async def test_leaving_the_stream_closes_the_connection(model: Model, vendor: Ve
     vendor.script = stalling(*[vendor.wire.delta("Hel")] * ahead)
     async for _ in model.stream(HELLO):
         break
-    await asyncio.wait_for(vendor.connections[0].gone.wait(), 1)
+    await asyncio.wait_for(vendor.connections[0].gone.wait(), 5)
 
 
 async def test_probe_tells_how_fast_a_model_answers(model: Model, vendor: Vendor) -> None:

@@ -206,17 +206,17 @@ async def test_silence_before_the_first_delta_is_a_timeout(
     if adapter.id == "local":
         pytest.skip("a local engine reads a long question in silence")
     vendor.script = stalling() if head else silence
-    with pytest.raises(ModelTimeout, match=r"no first word within 0\.2 s"):
+    with pytest.raises(ModelTimeout, match=r"no first word within 0\.5 s"):
         await answer(impatient)
-    await asyncio.wait_for(vendor.connections[0].gone.wait(), 1)
+    await asyncio.wait_for(vendor.connections[0].gone.wait(), 5)
 
 
-async def test_silence_between_deltas_keeps_the_text(impatient: Model, vendor: Vendor) -> None:
+async def test_silence_between_deltas_keeps_the_text(restless: Model, vendor: Vendor) -> None:
     vendor.script = stalling(vendor.wire.delta("Hel"))
     with pytest.raises(Truncated, match=r"silent for 0\.2 s") as caught:
-        await answer(impatient)
+        await answer(restless)
     assert caught.value.text == "Hel"
-    await asyncio.wait_for(vendor.connections[0].gone.wait(), 1)
+    await asyncio.wait_for(vendor.connections[0].gone.wait(), 5)
 
 
 async def test_the_time_for_the_whole_answer_is_kept(model: Model, vendor: Vendor) -> None:

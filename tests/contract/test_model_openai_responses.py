@@ -321,5 +321,5 @@ async def test_leaving_the_stream_closes_the_connection(vendor: Vendor) -> None:
     model = OpenAIModel.open("responses:m", Settings(openai_base_url=f"{vendor.url}/v1"), Path())
     async for _ in model.stream(HELLO):
         break
-    await asyncio.wait_for(vendor.connections[0].gone.wait(), 1)
+    await asyncio.wait_for(vendor.connections[0].gone.wait(), 5)
     await model.aclose()
