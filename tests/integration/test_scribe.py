@@ -31,7 +31,7 @@ from rolecall.redis_client import RedisServer
 from rolecall.scribe import Scribe
 from rolecall.transcript import Record, conversation_dir, directories, parse_line, read_records, session_files
 
-KILLS = int(os.environ.get("ROLECALL_SCRIBE_KILLS", "30"))
+KILLS = int(os.environ.get("ROLECALL_SCRIBE_KILLS", "12"))
 """How often the scribe is killed; a proof sets more."""
 USER = Path(__file__).with_name("scribe_user.py")
 LOG = ShardKeys(0).log
