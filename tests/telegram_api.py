@@ -189,8 +189,10 @@ class TelegramApi:
         if verb == "GET" and target.startswith("/file/"):
             await _answer(writer, *self._download(unquote(target)))
             return True
-        token, _, method = unquote(target.partition("?")[0]).removeprefix("/bot").partition("/")
+        path, _, query = target.partition("?")
+        token, _, method = unquote(path).removeprefix("/bot").partition("/")
         params = parsed(headers.get("content-type", ""), body)
+        params.fields.update(parse_qsl(query, keep_blank_values=True))
         status, out, method = await self._finished(reader, method, self._call(token, method, params))
         lost = not status or self._down or self._lost(method)
         self._note(Call(time.monotonic(), method, params.chat, params.fields, status, lost))

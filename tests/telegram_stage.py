@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from telegram import Bot
-from telegram.request import HTTPXRequest
 
 from rolecall import Role
 from rolecall.blobs import Blobs
 from rolecall.bus import Bus
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram.address import Address
+from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
 from rolecall.frontends.telegram.live import Live
 from rolecall.frontends.telegram.recorded import Recorded
 from rolecall.outbox import Outbox
 from rolecall.placeholders import Placeholders
+from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
 from tests.telegram_api import TelegramApi, User
 from tests.waiting import wait_until
@@ -124,9 +125,8 @@ async def staged(
     """``roles`` at work and reachable through a local Telegram."""
     options: dict[str, Any] = {"edit_seconds": edit_seconds, "ring_seconds": ring_seconds, "drafts": drafts}
     async with TelegramApi() as api, deployed(directory, roles, **settings) as app:
-        request = HTTPXRequest(256, pool_timeout=30, httpx_kwargs={"trust_env": False})
-        bot = Bot(api.token, f"{api.url}/bot", f"{api.url}/file/bot", request)
-        await request.initialize()
+        bot = open_bot(Settings.model_validate({"telegram_bot_token": api.token, "telegram_api_url": api.url}))
+        await bot.initialize()
         stage = Stage(app, api, bot, options, Process(app, bot, **options))
         if deliver:
             stage.process.deliver()
@@ -134,4 +134,4 @@ async def staged(
             yield stage
         finally:
             await stage.process.kill()
-            await request.shutdown()
+            await bot.shutdown()

@@ -8,19 +8,19 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from telegram import Bot, InlineKeyboardButton, InlineKeyboardMarkup
-from telegram.request import HTTPXRequest
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from rolecall.bus import Bus
 from rolecall.frontends.telegram.address import Address
+from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
 from rolecall.frontends.telegram.recorded import Recorded
 from rolecall.frontends.telegram_text import Entity, Part
 from rolecall.placeholders import Placeholders
+from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*retry_after")
 GAP = 0.1
 ADA, BOB = Address(7), Address(8)
 
@@ -35,12 +35,12 @@ async def api() -> AsyncIterator[TelegramApi]:
 
 @pytest.fixture
 async def chats(api: TelegramApi) -> AsyncIterator[Chats]:
-    request = HTTPXRequest(32, pool_timeout=30, httpx_kwargs={"trust_env": False})
-    await request.initialize()
-    chats = Chats(Bot(api.token, f"{api.url}/bot", f"{api.url}/file/bot", request), edit_seconds=GAP)
+    bot = open_bot(Settings.model_validate({"telegram_bot_token": api.token, "telegram_api_url": api.url}))
+    await bot.initialize()
+    chats = Chats(bot, edit_seconds=GAP)
     yield chats
     await chats.aclose()
-    await request.shutdown()
+    await bot.shutdown()
 
 
 async def sent(chats: Chats, address: Address = ADA, text: str = "…") -> int:

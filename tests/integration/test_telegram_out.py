@@ -18,7 +18,6 @@ from tests.bus_steps import entries
 from tests.telegram_stage import THINKING, Stage, staged
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*retry_after")
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 
 

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-import warnings
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
+import msgspec
 from pydantic import SecretStr
-from telegram import Bot
+from telegram import Bot, Update
 from telegram.error import (
     BadRequest,
     Conflict,
     Forbidden,
     InvalidToken,
     NetworkError,
-    RetryAfter,
     TelegramError,
     TimedOut,
 )
-from telegram.request import HTTPXRequest
-from telegram.warnings import PTBDeprecationWarning
 
 from rolecall.errors import ConfigError
+from rolecall.frontends.telegram.requests import AT_ONCE, Requests, Wait
 from rolecall.models.transport import address, client_options, is_loopback, proxy_of
 from rolecall.settings import Settings
 
+logger = logging.getLogger(__name__)
 TOKEN = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{8,128}", re.ASCII)
 SECONDS = 5.0
 """How long a request may take to be sent, and its answer to come: shorter than what is left of a lease when a call
 may still begin."""
 UPDATES_SECONDS = 10.0
 """How much longer than it was asked to an answer to getUpdates may take."""
-AT_ONCE = 24
-"""Requests on their way at once. More would only wait in Telegram's own limits, and each would slow down all others:
-the library below goes through all of its connections for every request."""
 HIDDEN = "•••"
 TALKATIVE = ("httpx", "httpcore", "telegram", "telegram.Bot", "telegram.request.BaseRequest", "telegram.HTTPXRequest")
 """Loggers that show addresses and parameters of requests. A filter does not reach the children of its logger."""
@@ -47,14 +42,20 @@ TALKATIVE = ("httpx", "httpcore", "telegram", "telegram.Bot", "telegram.request.
 class QuietBot(Bot):
     """A bot that does not show its token."""
 
-    __slots__ = ("_updates",)
+    __slots__ = ("_unreadable", "_updates")
 
-    def __init__(self, token: str, url: str, requests: HTTPXRequest, updates: HTTPXRequest) -> None:
+    def __init__(self, token: str, url: str, requests: Requests, updates: Requests) -> None:
         super().__init__(token, f"{url}/bot", f"{url}/file/bot", request=requests, get_updates_request=updates)
         self._updates = updates
+        self._unreadable = 0
 
     def __repr__(self) -> str:
         return "QuietBot()"
+
+    @property
+    def unreadable(self) -> int:
+        """How many updates could not be read so far."""
+        return self._unreadable
 
     async def initialize(self) -> None:
         """Open the connections and ask who the bot is. Raises InvalidToken for a token that Telegram does not know,
@@ -64,28 +65,32 @@ class QuietBot(Bot):
         except InvalidToken:
             raise InvalidToken("Telegram does not know this token") from None
 
+    async def updates(self, offset: int, seconds: int, kinds: Sequence[str]) -> list[Update]:
+        """The updates of these ``kinds`` from ``offset`` on, waited for so long; those before ``offset`` are
+        confirmed. Raises TelegramErrors."""
+        wanted = msgspec.json.encode(kinds).decode()
+        asked = urlencode({"offset": offset, "timeout": seconds, "allowed_updates": wanted})
+        found: Any = await self._updates.post(
+            f"{self.base_url}/getUpdates?{asked}", read_timeout=UPDATES_SECONDS + seconds
+        )
+        return [self.read(raw) for raw in found]
+
+    def read(self, raw: dict[str, Any]) -> Update:
+        """One update. One that the library stumbles over, say as Telegram brings something new in it, is an empty one,
+        so that it stops none behind it. Raises KeyError without an id."""
+        number = raw["update_id"]
+        try:
+            return Update.de_json(raw, self)
+        except Exception as error:  # the boundary: the library checks nothing
+            self._unreadable += 1
+            what = ", ".join(sorted(raw.keys() - {"update_id"}))
+            logger.error("update %s (%s) cannot be read and is left out: %r", number, what, error)
+            return Update(number)
+
     async def reconnect(self) -> None:
         """Open the connection for updates anew; a poll that hangs in the old one ends in an error."""
         await self._updates.shutdown()
         await self._updates.initialize()
-
-
-class Requests(HTTPXRequest):
-    """Requests to Telegram, a few at a time; the others wait in the order they came, for as long as it takes. That the
-    bot is typing is not said while others wait: raises TimedOut."""
-
-    __slots__ = ("_room",)
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._room = asyncio.Semaphore(AT_ONCE)
-
-    async def do_request(self, *arguments: Any, **named: Any) -> tuple[int, bytes]:
-        """See HTTPXRequest."""
-        if self._room.locked() and str(arguments[0] if arguments else named.get("url")).endswith("/sendChatAction"):
-            raise TimedOut("left out: others wait")
-        async with self._room:
-            return await super().do_request(*arguments, **named)
 
 
 def open_bot(settings: Settings) -> QuietBot:
@@ -97,16 +102,8 @@ def open_bot(settings: Settings) -> QuietBot:
     if not TOKEN.fullmatch(token):
         raise ConfigError("TELEGRAM_BOT_TOKEN=(secret): it must read like 123456789:AAE…, as @BotFather gave it")
     hide(_secrets(settings))
-    # The library warns whenever Telegram asks to wait; `seconds_to_wait` is ready for what it warns of.
-    warnings.filterwarnings("ignore", message=".*retry_after", category=PTBDeprecationWarning)
     url = address("TELEGRAM_API_URL", settings.telegram_api_url)
     return QuietBot(token, url, _requests(settings, url, SECONDS), _requests(settings, url, UPDATES_SECONDS))
-
-
-def seconds_to_wait(error: RetryAfter) -> float:
-    """How long Telegram asks to wait."""
-    asked: int | float | timedelta = error.retry_after
-    return asked.total_seconds() if isinstance(asked, timedelta) else float(asked)
 
 
 def explain(error: Exception) -> str:
@@ -115,8 +112,8 @@ def explain(error: Exception) -> str:
         return "Telegram does not know the token: see TELEGRAM_BOT_TOKEN, or get a new one from @BotFather"
     if isinstance(error, Conflict):
         return _conflict(str(error))
-    if isinstance(error, RetryAfter):
-        return f"Telegram asks to wait {seconds_to_wait(error):g} s"
+    if isinstance(error, Wait):
+        return str(error)
     if isinstance(error, TimedOut):
         return "Telegram did not answer in time"
     if isinstance(error, Forbidden | BadRequest):
@@ -159,7 +156,7 @@ def _secrets(settings: Settings) -> set[str]:
     return {value.get_secret_value() for value in values if isinstance(value, SecretStr)} - {""}
 
 
-def _requests(settings: Settings, url: str, read: float) -> HTTPXRequest:
+def _requests(settings: Settings, url: str, read: float) -> Requests:
     options = client_options(url, proxy_of(settings.proxy), httpx.Limits)
     if not is_loopback(url):
         options["limits"] = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from telegram import Bot
-from telegram.error import BadRequest, Forbidden, NetworkError, RetryAfter, TelegramError
+from telegram.error import BadRequest, Forbidden, NetworkError, TelegramError
 
 from rolecall.blobs import Blobs
 from rolecall.errors import BlobTooLarge
 from rolecall.frontends.telegram.attached import Attached
 from rolecall.frontends.telegram.documents import shortened, text_of
 from rolecall.frontends.telegram.incoming import Incoming
+from rolecall.frontends.telegram.requests import Wait
 
 logger = logging.getLogger(__name__)
 FETCH_SECONDS = 20.0
@@ -110,7 +111,7 @@ class Media:
                 return bytes(await file.download_as_bytearray())
             except (BadRequest, Forbidden):
                 raise
-            except (NetworkError, RetryAfter):
+            except (NetworkError, Wait):
                 await asyncio.sleep(pause)
                 pause *= 2
 

@@ -16,10 +16,11 @@ from telegram import (
     BotCommandScopeAllPrivateChats,
     BotCommandScopeChat,
 )
-from telegram.error import BadRequest, Forbidden, RetryAfter, TelegramError
+from telegram.error import BadRequest, Forbidden, TelegramError
 
 from rolecall.commands import COMMANDS
-from rolecall.frontends.telegram.bot import explain, seconds_to_wait
+from rolecall.frontends.telegram.bot import explain
+from rolecall.frontends.telegram.requests import Wait
 from rolecall.frontends.telegram.words import LANGUAGES, say
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class Menus:
                 else:
                     await self.bot.delete_my_commands(scope, code)
                 return True
-            except RetryAfter as wait:
+            except Wait as wait:
                 error = wait
-                await asyncio.sleep(seconds_to_wait(wait))
+                await asyncio.sleep(wait.seconds)
             except (BadRequest, Forbidden) as refused:  # such as the chat of an admin who never wrote
                 logger.info("no menu for %s: %s", scope.to_json(), explain(refused))
                 return False

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from telegram.error import BadRequest, ChatMigrated, Forbidden, RetryAfter, TelegramError, TimedOut
+from telegram.error import BadRequest, ChatMigrated, Forbidden, TelegramError, TimedOut
 
-from rolecall.frontends.telegram.bot import seconds_to_wait
+from rolecall.frontends.telegram.requests import Wait
 
 T = TypeVar("T")
 Outcome = Literal["OK", "GONE", "TOO_OLD", "BLOCKED", "DROPPED"]
@@ -56,9 +56,9 @@ class Outlet:
         self.newest = max(self.newest, message_id)
         self.known.append(message_id)
 
-    def penalise(self, error: RetryAfter) -> None:
+    def penalise(self, error: Wait) -> None:
         """Telegram lets this chat wait."""
-        self.free = max(self.free, time.monotonic() + seconds_to_wait(error))
+        self.free = max(self.free, time.monotonic() + error.seconds)
 
     async def patiently(
         self,
@@ -76,7 +76,7 @@ class Outlet:
                 raise Unwanted
             try:
                 return await call()
-            except RetryAfter as error:
+            except Wait as error:
                 self.penalise(error)
             except (BadRequest, Forbidden, ChatMigrated):
                 raise
@@ -99,7 +99,7 @@ class Outlet:
             return False
         try:
             await call()
-        except RetryAfter as error:
+        except Wait as error:
             self.penalise(error)
         except TelegramError as error:
             self.reason = str(error)

@@ -7,10 +7,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from telegram import Bot, Update
-from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
+from telegram import Update
+from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
 
-from rolecall.frontends.telegram.bot import explain, seconds_to_wait
+from rolecall.frontends.telegram.bot import QuietBot, explain
+from rolecall.frontends.telegram.requests import Wait
 
 logger = logging.getLogger(__name__)
 Receive = Callable[[Update], Awaitable[None]]
@@ -25,7 +26,7 @@ class Poller:
     """Asks for updates and hands each to ``receive``, several at a time. ``last`` is the monotonic time of Telegram's
     last answer, for a watchdog."""
 
-    def __init__(self, bot: Bot, receive: Receive, *, seconds: int = 25) -> None:
+    def __init__(self, bot: QuietBot, receive: Receive, *, seconds: int = 25) -> None:
         self.bot = bot
         self.receive = receive
         self.seconds = seconds
@@ -66,18 +67,16 @@ class Poller:
         """The next updates, none after what passes. While some are being received these come again and again: then
         Telegram is asked for no longer than for what is there."""
         try:
-            updates = await self.bot.get_updates(
-                self._offset, timeout=0 if self._open else self.seconds, allowed_updates=ALLOWED
-            )
+            updates = await self.bot.updates(self._offset, 0 if self._open else self.seconds, ALLOWED)
         except (Conflict, InvalidToken, Forbidden):
             raise
-        except RetryAfter as error:
-            await self._rest(error, seconds_to_wait(error))
+        except Wait as error:
+            await self._rest(error, error.seconds)
         except TelegramError as error:
             await self._rest(error, 0)
         else:
             self.last, self._pause = time.monotonic(), 0.0
-            return list(updates)
+            return updates
         return []
 
     async def _rest(self, error: TelegramError, seconds: float) -> None:

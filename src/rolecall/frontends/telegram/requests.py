@@ -1,0 +1,60 @@
+"""Requests to Telegram: a few at a time, and a word of its own for being asked to wait."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from telegram.error import TelegramError, TimedOut
+from telegram.request import HTTPXRequest
+
+AT_ONCE = 24
+"""Requests on their way at once. More would only wait in Telegram's own limits, and each would slow down all others:
+the library below goes through all of its connections for every request."""
+TOO_MANY = 429
+
+
+class Wait(TelegramError):
+    """Raised when Telegram asks to wait for so many ``seconds``; the library's own error warns whoever reads them."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Telegram asks to wait {seconds:g} s")
+        self.seconds = seconds
+
+
+class _Parameters(msgspec.Struct):
+    retry_after: float
+
+
+class _Refusal(msgspec.Struct):
+    parameters: _Parameters
+
+
+class Requests(HTTPXRequest):
+    """Requests to Telegram, a few at a time; the others wait in the order they came, for as long as it takes. That the
+    bot is typing is not said while others wait: raises TimedOut. Raises Wait in place of RetryAfter."""
+
+    __slots__ = ("_room",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def do_request(self, *arguments: Any, **named: Any) -> tuple[int, bytes]:
+        """See HTTPXRequest."""
+        if self._room.locked() and str(arguments[0] if arguments else named.get("url")).endswith("/sendChatAction"):
+            raise TimedOut("left out: others wait")
+        async with self._room:
+            status, payload = await super().do_request(*arguments, **named)
+        if status == TOO_MANY:
+            raise Wait(_seconds(payload))
+        return status, payload
+
+
+def _seconds(payload: bytes) -> float:
+    """How long a refusal asks to wait; one that does not say, for a moment."""
+    try:
+        return msgspec.json.decode(payload, type=_Refusal).parameters.retry_after
+    except msgspec.MsgspecError:
+        return 1.0

@@ -1,0 +1,83 @@
+"""The connection to Telegram: what it brings, what it refuses, and what is left out when much is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from telegram import Update
+from telegram.error import TelegramError
+
+from rolecall.frontends.telegram.bot import QuietBot, explain, open_bot
+from rolecall.frontends.telegram.poller import Poller
+from rolecall.frontends.telegram.requests import AT_ONCE, Wait
+from rolecall.settings import Settings
+from tests.telegram_api import TelegramApi
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[TelegramApi]:
+    async with TelegramApi() as api:
+        yield api
+
+
+@pytest.fixture
+async def bot(api: TelegramApi) -> AsyncIterator[QuietBot]:
+    bot = open_bot(Settings.model_validate({"telegram_bot_token": api.token, "telegram_api_url": api.url}))
+    await bot.initialize()
+    yield bot
+    await bot.shutdown()
+
+
+async def test_an_update_that_cannot_be_read_is_left_out_and_stops_none_behind_it(
+    api: TelegramApi, bot: QuietBot, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada, received = api.user(7), []
+
+    async def receive(update: Update) -> None:
+        received.append(update.message.text if update.message else "")
+
+    ada.write("before")
+    for strange in ({"message_id": "x", "chat": 7}, {"text": "of tomorrow"}):
+        api.world.updates.push("message", strange)
+    ada.write("after")
+    polling = asyncio.create_task(Poller(bot, receive).run())
+    try:
+        await api.wait_for(lambda: not api.world.updates.waiting and api.polling)
+        api.world.updates.push("message", {"last": True})
+        await api.wait_for(lambda: not api.world.updates.waiting and api.polling)
+    finally:
+        polling.cancel()
+        await asyncio.wait([polling])
+    assert received == ["before", "", "", "after", ""]
+    assert bot.unreadable == 3
+    said = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert len(said) == 3
+    assert re.match(r"update \d+ \(message\) cannot be read and is left out: ", said[0])
+
+
+async def test_being_asked_to_wait_is_an_error_with_its_seconds(api: TelegramApi, bot: QuietBot) -> None:
+    api.user(7).write("hello")
+    api.flood(7, 30)
+    with pytest.raises(Wait) as caught:
+        await bot.send_message(7, "a")
+    assert caught.value.seconds == 30
+    assert explain(caught.value) == "Telegram asks to wait 30 s"
+
+
+async def test_only_some_requests_are_on_their_way_at_once_and_typing_gives_way(
+    api: TelegramApi, bot: QuietBot
+) -> None:
+    api.user(7).write("hello")
+    api.delay(0.05, "sendMessage")
+    sending = [asyncio.create_task(bot.send_message(7, str(number))) for number in range(AT_ONCE * 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(TelegramError, match="others wait"):
+        await bot.send_chat_action(7, "typing")
+    await asyncio.gather(*sending)
+    assert len(api.chat(7).answers) == AT_ONCE * 2
+    assert "sendChatAction" not in api.calls
+    await bot.send_chat_action(7, "typing")
+    assert api.calls["sendChatAction"] == 1
