@@ -36,7 +36,8 @@ def worker(process: str) -> str:
 
 def model(name: str, part: str) -> str:
     """What all processes know of the model ``name@provider``: hash ``state``, hash ``use`` of its quota, hash
-    ``booked``, sorted sets ``busy`` and ``waiting``."""
+    ``booked``, sorted sets ``busy`` and ``waiting``; where several servers serve it, sorted set ``calls`` in flight
+    and hash ``servers``."""
     return f"{GLOBAL}:model:{name}:{part}"
 
 

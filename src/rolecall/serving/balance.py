@@ -1,0 +1,175 @@
+"""Which of a model's servers takes a call: the least busy one for its weight, decided for all processes in one script.
+
+A server that failed is left out, a little longer each time, and then looked after by one process: only when it answers
+do calls go there again. While all are left out nobody connects but for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis.exceptions import RedisError
+
+from rolecall import keys
+from rolecall.errors import ModelError, NotNow, ServerUnavailable
+from rolecall.redis_client import Arg, Server
+
+logger = logging.getLogger(__name__)
+LEASE_SECONDS = 15.0
+PROBE_SECONDS = 5.0
+"""A probe may take so long; after that another process may probe."""
+LEFT_OUT_SECONDS = 2.0
+"""The longest a server is left out between two probes."""
+FULL_SECONDS = 0.15
+"""How often it is seen whether a call of a full server is over."""
+
+Outcome = Literal["OK", "ALIVE", "FAILED", "NOTHING"]
+Probe = Callable[[str], Awaitable[None]]
+"""Whether the server with this id is there; raises ModelError if not."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One server of a model: its id, without spaces, its most calls at once, and its share of the work."""
+
+    id: str
+    slots: int
+    weight: float = 1.0
+
+
+@dataclass
+class Picked:
+    """A call's place at ``server``, held until it is told how it went."""
+
+    server: str
+    call: str
+    holding: asyncio.Task[None]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a server does: calls in flight, and why it is left out, "" if it is not."""
+
+    in_flight: int
+    broken: str
+
+
+class Balance:
+    """Places for calls of the model ``name``. ``probe`` looks whether a server that failed is back."""
+
+    def __init__(self, server: Server, name: str, probe: Probe) -> None:
+        self.name = name
+        self._server = server
+        self._probe = probe
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def pick(self, candidates: Sequence[Candidate]) -> Picked:
+        """A place at one of ``candidates``; waits while those that are well are full.
+
+        Raises NotNow with the seconds to the next look while all of them are left out.
+        """
+        while True:
+            call = secrets.token_hex(6)
+            word, text, probe, *after = await self._picked(call, candidates)
+            if word == b"GO":
+                self._look_after(probe.decode())
+                return self._place(text.decode(), call)
+            if word == b"FULL":
+                self._look_after(probe.decode())
+                await asyncio.sleep(random.uniform(0.5, 1) * FULL_SECONDS)
+            elif probe:
+                await self._revived(probe.decode())
+            else:
+                raise NotNow(f"{self.name}: {text.decode() or 'no server'}", after[0] / 1000, (self.name,))
+
+    async def left(self, place: Picked, outcome: Outcome, why: str = "", retry_after: float | None = None) -> None:
+        """The call is over; after FAILED its server is left out for a while, ``retry_after`` seconds if it said so."""
+        place.holding.cancel()
+        await self._tell(place.call, place.server, outcome, why, retry_after)
+
+    def abandoned(self, place: Picked) -> None:
+        """The call is over for reasons of ours; for where nothing can be awaited."""
+        place.holding.cancel()
+        self._later(self._tell(place.call, place.server, "NOTHING"))
+
+    async def conditions(self, servers: Sequence[str]) -> dict[str, Condition]:
+        """How each of ``servers`` does, by id."""
+        return await conditions(self._server, self.name, servers)
+
+    async def aclose(self) -> None:
+        """Wait for what is still to be told."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _picked(self, call: str, candidates: Sequence[Candidate]) -> list[Any]:
+        flat: list[Arg] = []
+        for one in candidates:
+            flat += [one.id, one.slots, one.weight]
+        lease, probe = round(LEASE_SECONDS * 1000), round(PROBE_SECONDS * 1000)
+        return list(await self._server.run("serving_pick", _keys(self.name), [call, lease, probe, *flat]))
+
+    def _place(self, server: str, call: str) -> Picked:
+        return Picked(server, call, asyncio.create_task(self._hold(f"{server} {call}"), name=f"hold {server}"))
+
+    def _look_after(self, server: str) -> None:
+        """Probe a broken server beside the work: whoever was picked for that has another one to speak to."""
+        if server:
+            self._later(self._revived(server))
+
+    async def _revived(self, server: str) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._probe(server)
+        except (ModelError, TimeoutError) as error:
+            await self._tell("", server, "FAILED", str(error) or f"{server} does not answer")
+            return False
+        await self._tell("", server, "ALIVE")
+        return True
+
+    async def _tell(
+        self, call: str, server: str, outcome: Outcome, why: str = "", retry_after: float | None = None
+    ) -> None:
+        wait = -1 if retry_after is None else round(retry_after * 1000)
+        longest = round(LEFT_OUT_SECONDS * 1000)
+        await self._server.run("serving_left", _keys(self.name), [call, server, outcome, why[:300], wait, longest])
+
+    async def _hold(self, member: str) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            await _quietly(self._server.run("model_hold", _keys(self.name)[:1], [member, LEASE_SECONDS * 1000]))
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(_quietly(work), name=f"balance {self.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[str, Condition]:
+    """How each of ``servers`` of the model ``name`` does, by id."""
+    calls, known = _keys(name)
+    seconds, micros = await server.fetch("TIME")
+    now = int(seconds) * 1000 + int(micros) // 1000
+    members = [member.decode().partition(" ")[0] for member in await server.fetch("ZRANGEBYSCORE", calls, now, "+inf")]
+    flat = [part.decode() for part in await server.fetch("HGETALL", known)]
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    return {
+        one: Condition(members.count(one), fields.get(f"{one} why", "left out") if f"{one} until" in fields else "")
+        for one in servers
+    }
+
+
+def _keys(name: str) -> list[Arg]:
+    return [keys.model(name, "calls"), keys.model(name, "servers")]
+
+
+async def _quietly(work: Awaitable[Any]) -> None:
+    try:
+        await work
+    except (RedisError, OSError, ServerUnavailable) as error:
+        logger.info("the server is away: %s", error)
