@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -141,7 +141,9 @@ class Wakeups:
                 woken.set()
 
 
-async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after: str = "0-0") -> AsyncIterator[Event]:
+async def follow(
+    bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after: str = "0-0"
+) -> AsyncGenerator[Event, None]:
     """The events of ``turn`` after the event id ``after``, until its final one, which comes exactly once.
 
     Joins what is stored with what happens, without gap or double: after the id of the final event there is nothing
@@ -175,16 +177,44 @@ async def follow(bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after
             look = not await _doze(woken)
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a turn came, as its events tell: the newest is of this ``kind`` and has the id ``seen``; ``text`` is the
+    answer so far, ``role`` is at it."""
+
+    kind: str = ""
+    seen: str = "0-0"
+    text: str = ""
+    role: str = ""
+
+    def add(self, event: Event) -> None:
+        """Go on by one event."""
+        self.kind, self.seen = event.kind, event.id
+        if event.kind == "started":
+            self.text, self.role = "", event.role
+        elif event.kind == "queued":
+            self.role = ""
+        elif event.kind == "delta" and event.position <= len(self.text):
+            self.text = self.text[: event.position] + event.text
+
+
+async def progress(bus: Bus, conversation: str, turn: str) -> Progress:
+    """How far ``turn`` came; its final event is left out."""
+    found = Progress()
+    async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
+        if fields[b"t"] == turn.encode() and fields[b"k"].decode() not in FINAL:
+            found.add(_event(event_id, fields))
+    return found
+
+
 async def so_far(bus: Bus, conversation: str, turn: str) -> str:
     """The answer to ``turn`` as far as it was told to who follows it."""
-    text = ""
-    async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
-        if fields[b"t"] == turn.encode():
-            event = _event(event_id, fields)
-            text = "" if event.kind == "started" else text
-            if event.kind == "delta" and event.position <= len(text):
-                text = text[: event.position] + event.text
-    return text
+    return (await progress(bus, conversation, turn)).text
+
+
+async def keeps(bus: Bus, conversation: str, event_id: str) -> bool:
+    """Whether that event of the conversation is still kept, and with it all that followed."""
+    return bool(await bus.server.call("XRANGE", bus.shard(conversation).events(conversation), event_id, event_id))
 
 
 async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:

@@ -132,6 +132,7 @@ class FrontendSettings(BaseModel):
     http_hosts: str = Field("", description="names the HTTP server is reached under, by comma, beside its own address")
     http_origins: str = Field("", description="origins of other web pages that may use the HTTP API, by comma")
     http_requests: int = Field(512, ge=1, le=100_000, description="HTTP requests of one key at once, per process")
+    http_streams: int = Field(256, ge=1, le=100_000, description="open streams of one key, per process")
     http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests of one key in a minute")
     http_read_seconds: Seconds = Field(10, description="seconds a client may take to send its HTTP request")
     login_hours: float = Field(12, gt=0, le=8760, description="hours a login to the web page lasts")

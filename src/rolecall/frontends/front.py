@@ -107,7 +107,7 @@ class Front:
                 group=group,
             )
         except EnvelopeTooLarge as error:
-            return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
+            return Received(conversation, reply=f"This was not taken: {error}.", refused=True, outcome="TOO_LARGE")
         except RolecallError as error:
             if type(error) is not RolecallError:
                 raise

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from rolecall import __version__
+from rolecall.frontends.http import problems
 from rolecall.frontends.http.guard import Guard, listed
 from rolecall.frontends.http.services import Here as Here
 from rolecall.frontends.http.services import Opened
@@ -42,6 +43,7 @@ def build(opened: Opened, settings: Settings, *, host: str = "127.0.0.1") -> Fas
             yield
 
     app = _Guarded(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    problems.install(app)
     app.guard = lambda inner: Guard(inner, settings, host)
     if origins := listed(settings.http_origins):
         app.add_middleware(

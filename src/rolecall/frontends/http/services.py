@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,13 +38,15 @@ def is_local(host: str) -> bool:
 @dataclass
 class Services:
     """One process's. ``keys`` says who may come in; ``stopping`` is set when the process is to end: what streams
-    should end then; ``tz`` is the time zone of the transcripts, None the system's."""
+    should end then; ``streams`` counts the open ones by key; ``tz`` is the time zone of the transcripts, None the
+    system's."""
 
     session: Session
     wakeups: Wakeups
     keys: Keys
     tz: tzinfo | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    streams: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.summaries = Summaries(self.log_dir, self.tz)

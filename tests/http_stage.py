@@ -1,0 +1,93 @@
+"""A deployment behind HTTP servers for a whole test module, and the agents that play in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from rolecall import Agent, Context, Envelope, Reject
+from rolecall.config import Role
+from tests.deployment import Deployment, deployed
+
+
+class ManagerAgent(Agent):
+    """Sends everything to whom it is for."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.via(str(envelope.payload.get("role") or "samplellm"))
+
+
+class SampleLLMAgent(Agent):
+    """Answers with its model, and cannot stand some texts."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if envelope.text == "bury me":
+            raise Reject("it was asked for")
+        return envelope.reply(await ctx.stream(ctx.model, await ctx.memory.history(), envelope.text))
+
+
+class SlowAgent(Agent):
+    """Answers ``3 0.1`` with ``0 1 2 ``, a piece each tenth of a second."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        count, seconds = envelope.text.split()
+        pieces = [f"{number} " for number in range(int(count))]
+        for piece in pieces:
+            await ctx.emit(piece)
+            await asyncio.sleep(float(seconds))
+        return envelope.reply("".join(pieces))
+
+
+class TellAgent(Agent):
+    """Tells what it was given."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        history = [[message.role, message.text] for message in await ctx.memory.history()]
+        images = [len(image) for image in await ctx.images(envelope)]
+        given = {name: envelope.payload.get(name) for name in ("model", "metadata") if name in envelope.payload}
+        told = {"text": envelope.text, "history": history, "images": images, "priority": envelope.priority, **given}
+        return envelope.reply(json.dumps(told, ensure_ascii=False), remember=False)
+
+
+ROLES = (
+    Role(ManagerAgent),
+    Role(SampleLLMAgent, instances=4, models=("echo@test",)),
+    Role(SlowAgent, instances=8),
+    Role(TellAgent),
+)
+
+
+@asynccontextmanager
+async def stage(directory: Path, **settings: Any) -> AsyncIterator[Deployment]:
+    """The agents at work."""
+    options: dict[str, Any] = {"echo_deltas": 4, **settings}
+    async with deployed(directory, ROLES, **options) as running:
+        yield running
+
+
+class Events:
+    """Reads server-sent events off a response: (id, name, data) each; comments are counted."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._lines = response.aiter_lines()
+        self.comments = 0
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, str, Any]]:
+        fields: dict[str, str] = {}
+        async for line in self._lines:
+            name, _, value = line.partition(":")
+            if line.startswith(":"):
+                self.comments += 1
+            elif line:
+                fields[name] = value.removeprefix(" ")
+            elif "data" in fields:
+                yield fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"])
+                fields = {}
+            else:
+                fields = {}

@@ -1,0 +1,353 @@
+"""The native HTTP API: ask and wait, stream, come back later, cancel; and every way to get it wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from rolecall.frontends.http.keys import Keys
+from tests.deployment import Deployment
+from tests.http_server import serving
+from tests.http_stage import Events, stage
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+PIXEL = base64.b64encode(b"\x89PNG picture").decode()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    async with stage(tmp_path_factory.mktemp("http")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(deployment: Deployment) -> AsyncIterator[httpx2.AsyncClient]:
+    async with (
+        serving(deployment.session.application) as url,
+        httpx2.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        yield client
+
+
+async def asked(client: httpx2.AsyncClient, **question: Any) -> dict[str, Any]:
+    """The task that a question became."""
+    answer = await client.post("/chat/async", json=question)
+    assert answer.status_code == 202, answer.text
+    task: dict[str, Any] = answer.json()
+    return task
+
+
+async def streamed(client: httpx2.AsyncClient, method: str, url: str, **options: Any) -> list[tuple[str, str, Any]]:
+    """All events of a stream."""
+    async with client.stream(method, url, **options) as response:
+        assert response.status_code == 200, await response.aread()
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        return [one async for one in Events(response)]
+
+
+def problem(answer: httpx2.Response, status: int, code: str = "") -> str:
+    """The detail of a problem of that kind."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    told = answer.json()
+    assert told["status"] == status
+    assert code in ("", told["code"])
+    detail: str = told["detail"]
+    return detail
+
+
+async def test_a_question_is_answered(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/chat", json={"text": "hello"})
+    assert answer.status_code == 200
+    task = answer.json()
+    assert (task["state"], task["text"], task["model"]) == ("done", "echo: hello", "echo@test")
+    assert task["usage"] == {"tokens_in": 1, "tokens_out": 2}
+    assert answer.headers["x-task-id"] == task["id"]
+    assert answer.headers["location"] == f"/chat/task/{task['id']}"
+    assert (await client.get(answer.headers["location"])).json() == task
+
+
+async def test_a_conversation_goes_on_by_its_name_and_by_its_whole_id(client: httpx2.AsyncClient) -> None:
+    first = (await client.post("/chat", json={"text": "one", "conversation_id": "my trip"})).json()
+    assert first["conversation_id"] == "http:local:my trip"
+    second = (await client.post("/chat", json={"text": "two", "conversation_id": first["conversation_id"]})).json()
+    assert (second["conversation_id"], second["turn"]) == (first["conversation_id"], "2")
+    told = await client.post("/chat", json={"text": "?", "conversation_id": "my trip", "role": "tell"})
+    assert ["user", "one"] in json.loads(told.json()["text"])["history"]
+
+
+async def test_any_letters_make_a_conversation(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/chat", json={"text": "grüß 你好 🙂", "conversation_id": "Zoë/旅行 🙂"})
+    assert answer.json()["text"] == "echo: grüß 你好 🙂"
+    assert (await client.get(answer.headers["location"])).json()["conversation_id"] == "http:local:Zoë/旅行 🙂"
+
+
+async def test_what_is_asked_for_reaches_the_agent(client: httpx2.AsyncClient) -> None:
+    question = {
+        "text": "look", "role": "tell", "model": "echo@test", "priority": 90, "metadata": {"order": "4711"},
+        "images": [f"data:image/png;base64,{PIXEL}"],
+    }  # fmt: skip
+    told = json.loads((await client.post("/chat", json=question)).json()["text"])
+    assert told == {
+        "text": "look", "history": [], "images": [12], "priority": 90, "model": "echo@test",
+        "metadata": {"order": "4711"},
+    }  # fmt: skip
+
+
+async def test_a_command_that_is_carried_out_at_once_is_no_task(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/chat/async", json={"text": "/stop"})
+    assert (answer.status_code, answer.json()["id"]) == (200, None)
+    assert answer.json()["text"] == "There is nothing to stop."
+    assert "location" not in answer.headers
+    found = await streamed(client, "POST", "/chat/stream", json={"text": "/stop"})
+    assert [name for _, name, _ in found] == ["snapshot", "done"]
+
+
+async def test_an_answer_is_streamed_as_it_is_made(client: httpx2.AsyncClient) -> None:
+    found = await streamed(client, "POST", "/chat/stream", json={"text": "5 0.06", "role": "slow"})
+    names = [name for _, name, _ in found]
+    assert names[0] == "snapshot"
+    assert names[-1] == "done"
+    assert names.count("delta") >= 3
+    roles = [data["role"] for _, name, data in found if name == "started"]
+    assert roles == ["manager", "slow"]
+    text = ""
+    for _, _, data in (one for one in found if one[1] == "delta"):
+        assert data["position"] == len(text)
+        text += data["text"]
+    assert found[-1][2]["text"] == "0 1 2 3 4 "
+    assert found[-1][2]["text"].startswith(text)
+
+
+async def test_a_task_is_there_at_once_and_its_answer_later(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/chat/async", json={"text": "4 0.1", "role": "slow"})
+    task = answer.json()
+    assert (answer.status_code, task["state"]) == (202, "pending")
+    where = answer.headers["location"]
+
+    async def running() -> bool:
+        now = (await client.get(where)).json()
+        return bool(now["state"] == "running" and now["role"] == "slow" and now["text"])
+
+    await wait_until(running)
+    assert (await client.get(where, params={"wait": 20})).json()["text"] == "0 1 2 3 "
+
+
+async def test_waiting_ends_when_its_time_is_over(client: httpx2.AsyncClient) -> None:
+    task = await asked(client, text="1 60", role="slow")
+    now = (await client.get(f"/chat/task/{task['id']}", params={"wait": 0.05})).json()
+    assert now["state"] in ("pending", "running")
+    await client.post(f"/chat/task/{task['id']}/cancel")
+
+
+async def test_turns_of_one_conversation_wait_in_their_places(client: httpx2.AsyncClient) -> None:
+    tasks = [await asked(client, text="1 60", role="slow", conversation_id="queue") for _ in range(3)]
+    assert [(task["state"], task["place"]) for task in tasks] == [("pending", 0), ("pending", 1), ("pending", 2)]
+    stopped = await client.post("/chat", json={"text": "/stop", "conversation_id": "queue"})
+    assert stopped.json()["text"] == "Stopped."
+    for task in tasks:
+        assert (await client.get(f"/chat/task/{task['id']}")).json()["state"] == "cancelled"
+
+
+async def test_a_task_is_cancelled_once_and_stays_so(client: httpx2.AsyncClient) -> None:
+    task = await asked(client, text="9 60", role="slow", conversation_id="cancelled")
+    where = f"/chat/task/{task['id']}"
+    watching = asyncio.create_task(streamed(client, "GET", f"{where}/events"))
+    for _ in range(2):
+        answer = await client.post(f"{where}/cancel")
+        assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+    assert (await watching)[-1][1] == "cancelled"
+    done = (await client.post("/chat", json={"text": "hello", "conversation_id": "cancelled"})).json()
+    answer = await client.post(f"/chat/task/{done['id']}/cancel")
+    assert (answer.status_code, answer.json()) == (200, done)
+
+
+async def test_what_was_cancelled_is_remembered_as_far_as_it_came(client: httpx2.AsyncClient) -> None:
+    task = await asked(client, text="9 30", role="slow", conversation_id="broken off")
+
+    async def said() -> bool:
+        return bool((await client.get(f"/chat/task/{task['id']}")).json()["text"])
+
+    await wait_until(said)
+    await client.post(f"/chat/task/{task['id']}/cancel")
+    told = await client.post("/chat", json={"text": "?", "conversation_id": "broken off", "role": "tell"})
+    assert json.loads(told.json()["text"])["history"] == [["user", "9 30"], ["assistant", "0 "]]
+
+
+async def test_a_turn_that_fails_says_so(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/chat", json={"text": "bury me"})
+    assert "it was asked for" in problem(answer, 502, "failed")
+    assert answer.headers["x-should-retry"] == "false"
+    task = (await client.get(answer.headers["location"])).json()
+    assert (task["state"], task["error"]["reason"]) == ("failed", "it was asked for")
+    assert answer.json()["task"] == task
+    found = await streamed(client, "POST", "/chat/stream", json={"text": "bury me"})
+    assert found[-1][1] == "failed"
+
+
+async def test_a_repeat_with_the_same_key_is_the_same_task(client: httpx2.AsyncClient) -> None:
+    question, headers = {"text": "once"}, {"Idempotency-Key": "order-4711"}
+    answers = await asyncio.gather(
+        *(client.post(where, json=question, headers=headers) for where in ("/chat/async", "/chat", "/chat/async"))
+    )
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    again = await client.post("/chat", json=question, headers=headers)
+    assert again.json()["text"] == "echo: once"
+    found = await streamed(client, "POST", "/chat/stream", json=question, headers=headers)
+    assert [name for _, name, _ in found] == ["snapshot", "done"]
+    other = await client.post("/chat", json={"text": "twice"}, headers=headers)
+    problem(other, 422, "idempotency_conflict")
+
+
+async def test_a_repeat_after_the_result_is_gone_is_told_so(client: httpx2.AsyncClient, deployment: Deployment) -> None:
+    headers = {"Idempotency-Key": "long ago"}
+    task = (await client.post("/chat", json={"text": "once"}, headers=headers)).json()
+    shard = deployment.session.bus.shard(task["conversation_id"])
+    await deployment.session.server.call("DEL", shard.result(task["conversation_id"], task["turn"]))
+    problem(await client.post("/chat", json={"text": "once"}, headers=headers), 410, "gone")
+    problem(await client.get(f"/chat/task/{task['id']}"), 410, "gone")
+    problem(await client.get(f"/chat/task/{task['id']}/events"), 410, "gone")
+    problem(await client.post(f"/chat/task/{task['id']}/cancel"), 410, "gone")
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize("where", ["/chat", "/chat/stream"])
+async def test_a_client_that_leaves_ends_nothing_unless_it_said_so(
+    client: httpx2.AsyncClient, where: str, cancels: bool
+) -> None:
+    name = f"left {where} {cancels}"
+    question = {"text": "9 60", "role": "slow", "conversation_id": name, "cancel_on_disconnect": cancels}
+    asking = asyncio.create_task(client.post(where, json=question))
+    task_id = f"{base64.urlsafe_b64encode(f'http:local:{name}'.encode()).decode().rstrip('=')}.1"
+
+    async def state() -> str:
+        return str((await client.get(f"/chat/task/{task_id}")).json().get("state"))
+
+    async def running() -> bool:
+        return await state() == "running"
+
+    async def cancelled() -> bool:
+        return await state() == "cancelled"
+
+    await wait_until(running)
+    asking.cancel()
+    if cancels:
+        await wait_until(cancelled)
+    else:
+        assert await state() == "running"
+        await client.post(f"/chat/task/{task_id}/cancel")
+
+
+async def test_too_much_is_refused_with_the_time_to_come_back(client: httpx2.AsyncClient) -> None:
+    question = {"text": "1 60", "role": "slow", "conversation_id": "full"}
+    for _ in range(9):
+        await asked(client, **question)
+    answer = await client.post("/chat/async", json=question)
+    problem(answer, 429, "full")
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await client.post("/chat", json={"text": "/stop", "conversation_id": "full"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "named"),
+    [
+        ({}, 422, "text"),
+        ({"text": "  "}, 422, "text"),
+        ({"text": 7}, 422, "text"),
+        ({"text": "x", "priority": 101}, 422, "priority"),
+        ({"text": "x", "role": "nobody"}, 422, "samplellm"),
+        ({"text": "x", "role": "manager"}, 422, "samplellm"),
+        ({"text": "x", "model": "gpt@nowhere"}, 422, "echo@test"),
+        ({"text": "x", "conversation_id": "a\nb"}, 422, "conversation"),
+        ({"text": "x", "conversation_id": "\ud800"}, 422, "conversation"),
+        ({"text": "x", "conversation_id": "x" * 195}, 422, "200"),
+        ({"text": "x\ud800"}, 422, "unicode"),
+        ({"text": "x", "metadata": {"a": ["b"]}}, 422, "metadata"),
+        ({"text": "x", "images": ["https://example.org/a.png"]}, 422, "data URL"),
+        ({"text": "x", "images": ["data:image/png;base64,!"]}, 422, "base64"),
+        ({"text": "x", "conversation": "typo"}, 422, "conversation"),
+        ({"text": "ü" * 40_000}, 413, "64 kB"),
+    ],
+)
+async def test_what_is_wrong_is_named(
+    client: httpx2.AsyncClient, question: dict[str, Any], status: int, named: str
+) -> None:
+    for where in ("/chat", "/chat/stream", "/chat/async"):
+        content = json.dumps(question)
+        answer = await client.post(where, content=content, headers={"content-type": "application/json"})
+        assert named in problem(answer, status)
+
+
+async def test_what_is_no_json_is_refused(client: httpx2.AsyncClient) -> None:
+    for content in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
+        answer = await client.post("/chat", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 422), content[:10]
+        problem(answer, answer.status_code)
+
+
+@pytest.mark.parametrize("task_id", ["x", "x.1", "aHR0cDpsb2NhbDp4.99", "aHR0cDpsb2NhbDp4.01", "%00.1", "4pyT.c1"])
+async def test_an_unknown_task_is_not_found(client: httpx2.AsyncClient, task_id: str) -> None:
+    problem(await client.get(f"/chat/task/{task_id}"), 404)
+    problem(await client.get(f"/chat/task/{task_id}/events"), 404)
+    problem(await client.post(f"/chat/task/{task_id}/cancel"), 404)
+
+
+@pytest.mark.parametrize("after", ["x", "-1", "1-99999999999999999999", "1-2-3", "٣"])
+async def test_only_an_event_id_resumes(client: httpx2.AsyncClient, after: str) -> None:
+    task = await asked(client, text="hello")
+    problem(await client.get(f"/chat/task/{task['id']}/events", params={"after": after}), 422)
+
+
+async def test_keys_see_nothing_of_each_other(client: httpx2.AsyncClient, deployment: Deployment) -> None:
+    keys = Keys(deployment.session.server)
+    (ann, ann_key), (_, bob_key) = await keys.new("ann"), await keys.new("bob")
+    _, admin_key = await keys.new("root", admin=True)
+    of = {name: {"Authorization": f"Bearer {key}"} for name, key in
+          (("ann", ann_key), ("bob", bob_key), ("root", admin_key))}  # fmt: skip
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as other:
+        same = {"Idempotency-Key": "1"}
+        question = {"text": "mine", "conversation_id": "trip"}
+        anns = await other.post("/chat", json=question, headers={**of["ann"], **same})
+        bobs = await other.post("/chat", json=question, headers={**of["bob"], **same})
+        assert anns.json()["conversation_id"] == f"http:{ann.id}:trip"
+        assert bobs.json()["conversation_id"] != anns.json()["conversation_id"]
+        where, whole = anns.headers["location"], anns.json()["conversation_id"]
+        assert (await other.get(where, headers=of["ann"])).status_code == 200
+        assert (await other.get(where, headers=of["root"])).status_code == 200
+        problem(await other.get(where, headers=of["bob"]), 404)
+        problem(await other.post(f"{where}/cancel", headers=of["bob"]), 404)
+        problem(await other.post("/chat", json={"text": "x", "conversation_id": whole}, headers=of["bob"]), 403)
+        problem(await other.get(where), 401)
+    for key in await keys.everyone():
+        await keys.revoke(key.id)
+
+
+async def test_streams_of_one_key_are_counted(client: httpx2.AsyncClient, deployment: Deployment) -> None:
+    application = deployment.session.application
+    few = application.settings.model_copy(update={"http_streams": 1})
+    task = await asked(client, text="1 60", role="slow")
+    where = f"/chat/task/{task['id']}/events"
+    async with (
+        serving(type(application)(application.directory, application.roles, few, {})) as url,
+        httpx2.AsyncClient(base_url=url) as other,
+    ):
+        async with other.stream("GET", where) as response:
+            assert response.status_code == 200
+            refused = await other.get(where)
+            problem(refused, 429, "too_many_streams")
+            assert refused.headers["retry-after"]
+
+        async def free() -> bool:
+            async with other.stream("GET", where) as response:
+                return response.status_code == 200
+
+        await wait_until(free)
+    await client.post(f"/chat/task/{task['id']}/cancel")
