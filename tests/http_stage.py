@@ -50,8 +50,16 @@ class TellAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         history = [[message.role, message.text] for message in await ctx.memory.history()]
         images = [len(image) for image in await ctx.images(envelope)]
-        given = {name: envelope.payload.get(name) for name in ("model", "metadata") if name in envelope.payload}
-        told = {"text": envelope.text, "history": history, "images": images, "priority": envelope.priority, **given}
+        given: dict[str, object] = {
+            name: envelope.payload.get(name) for name in ("model", "metadata") if name in envelope.payload
+        }
+        told: dict[str, object] = {
+            "text": envelope.text,
+            "history": history,
+            "images": images,
+            "priority": envelope.priority,
+            **given,
+        }
         return envelope.reply(json.dumps(told, ensure_ascii=False), remember=False)
 
 
