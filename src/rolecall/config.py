@@ -155,10 +155,12 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:
-    """The settings in force in ``directory``: environment over ``.env`` over ``config`` over the defaults."""
+    """The settings in force in ``directory``: environment over ``.env`` over files that hold a secret each
+    (``<NAME>_FILE``) over ``config`` over the defaults."""
     own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
+    files = _secrets_in_files({**_dotenv(directory), **os.environ})
     try:
-        return _Environment(_env_file=directory / ".env", **own)
+        return _Environment(_env_file=directory / ".env", **{**own, **files})
     except ValidationError as error:
         raise ConfigError(_explain(error, _origins(directory, config))) from None
 
@@ -209,6 +211,23 @@ def _dotenv(directory: Path) -> dict[str, str]:
     except UnicodeDecodeError:
         raise ConfigError(f"{directory / '.env'} is not UTF-8 text") from None
     return {name.upper(): value for name, value in found.items() if value}
+
+
+def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """What stands in the files that NAME_FILE names, by the names of the secret settings. Raises ConfigError."""
+    found = {}
+    for name, setting in Settings.model_fields.items():
+        variable = f"{name.upper()}_FILE"
+        if SecretStr not in _types(setting) or not (path := environ.get(variable)):
+            continue
+        try:
+            found[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"{variable}={path}: {why}; a file that holds {name.upper()} is allowed") from None
+        if not found[name]:
+            raise ConfigError(f"{variable}={path}: it is empty; a file that holds {name.upper()} is allowed")
+    return found
 
 
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
@@ -306,8 +325,10 @@ def _origins(directory: Path, config: Config | None) -> dict[str, str]:
     """Where each name that is not left to its default is set; the strongest wins."""
     own = config.model_fields_set - OWN if config else ()
     environ = [name.upper() for name, value in os.environ.items() if value]
+    files = _secrets_in_files({**_dotenv(directory), **os.environ})
     return {
         **{name.upper(): "config.py" for name in own},
+        **{name.upper(): f"{name.upper()}_FILE" for name in files},
         **dict.fromkeys(_dotenv(directory), ".env"),
         **dict.fromkeys(environ, "environment"),
     }

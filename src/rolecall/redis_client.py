@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.scripts import script
 from rolecall.subscriber import Subscriber
 from rolecall.wire import Arg as Arg
@@ -38,6 +38,13 @@ RECOVERING = (
     "UNBLOCKED",
 )
 MINIMUM_VERSION = (7, 0)
+
+
+def _shut_out(error: BaseException | None) -> bool:
+    """Whether user or password were refused, or this user may not even look; redis-py may wrap that once more."""
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return True
+    return error is not None and _shut_out(error.__cause__ or error.__context__)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -131,10 +138,16 @@ class RedisServer:
         return self._subscribers[-1]
 
     async def check(self) -> str:
-        """The server's name and version. Raises ServerUnavailable when it is away or too old."""
+        """The server's name and version. Raises ServerUnavailable when it is away or too old, ConfigError when it does
+        not let this user in."""
         try:
             info = _parse_info(await self.call("INFO", "server"))
         except (RedisError, OSError) as error:
+            if _shut_out(error):
+                raise ConfigError(
+                    f"the server at {self.address} does not let us in: {error}; see user and password in REDIS_URL, or "
+                    "REDIS_USERNAME and REDIS_PASSWORD"
+                ) from error
             raise ServerUnavailable(f"no server answers at {self.address}: {error}") from error
         version = info.get("redis_version", "0")
         found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"

@@ -90,6 +90,11 @@ class ModelSettings(BaseModel):
     local_slots: int = Field(4, ge=1, le=64, description="requests a local model server answers at once")
     local_context: int = Field(2048, ge=256, le=131_072, description="tokens of context of each slot")
     local_threads: int | None = Field(None, ge=1, le=1024, description="threads of a local model; all cores if unset")
+    local_url: str | None = Field(
+        None, pattern=r"https?://[^\s@]+", examples=["http://model:10009"],
+        description="address of a server of the local models; without one they run in processes of this machine",
+    )  # fmt: skip
+    local_key: SecretStr | None = Field(None, description="key that the server at LOCAL_URL wants to see")
 
 
 class FrontendSettings(BaseModel):
@@ -129,6 +134,10 @@ class FrontendSettings(BaseModel):
     server_workers: int = Field(4, ge=1, le=256, description="processes of the HTTP server")
     http_host: str = Field("127.0.0.1", description="address the HTTP server listens on; others need an API key")
     http_port: int = Field(10_007, ge=0, le=65_535, description="port of the HTTP server, else the next free one")
+    http_key: SecretStr | None = Field(
+        None, min_length=22, examples=["22 random characters or more"],
+        description="an operator's API key, good beside those of `rolecall key new`",
+    )  # fmt: skip
     http_hosts: str = Field("", description="names the HTTP server is reached under, by comma, beside its own address")
     http_origins: str = Field("", description="origins of other web pages that may use the HTTP API, by comma")
     http_requests: int = Field(512, ge=1, le=100_000, description="HTTP requests of one key at once, per process")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
 from rolecall import keys as names
 from rolecall.errors import RolecallError
@@ -96,3 +98,16 @@ async def test_a_login_reads_with_its_cookie_and_changes_only_with_its_token(dep
         stale = {"cookie": answer.headers["set-cookie"].split(";")[0]}
         assert stale["cookie"].startswith(COOKIE)
         assert (await client.get("/info", headers=stale)).status_code == 401
+
+
+async def test_a_key_of_the_settings_is_an_operators_beside_the_others(deployment: Deployment) -> None:
+    given = "rk_0123abcd_" + "g" * 43
+    settings = deployment.session.application.settings.model_copy(update={"http_key": SecretStr(given)})
+    application = replace(deployment.session.application, settings=settings)
+    _, made = await keys_of(deployment).new("ann")
+    async with serving(application, "0.0.0.0") as url, httpx2.AsyncClient(base_url=url) as client:
+        for secret, status in ((given, 200), (made, 403), (given[:-1] + "h", 401)):
+            assert (await client.get("/agents", headers=bearing(secret))).status_code == status
+    logged_in = Keys(deployment.session.server, given=given)
+    login = await logged_in.log_in(given)
+    assert login is not None and await logged_in.logged_in(login[1]) is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +13,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from rolecall.errors import ServerUnavailable
-from rolecall.redis_client import RedisServer
+from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.redis_client import RedisServer, connected
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 
@@ -113,3 +115,20 @@ async def saying_it_is(info: str) -> AsyncIterator[str]:
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listening:
         yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
+async def test_a_wrong_password_is_the_settings_fault_and_is_not_shown() -> None:
+    process = ValkeyProcess(Path(tempfile.mkdtemp(prefix="rolecall")))
+    process.start()
+    try:
+        async with connected(process.url) as admin:
+            await admin.call("CONFIG", "SET", "requirepass", "right")
+        for user in ("", "someone", "default"):
+            server = RedisServer(process.url.replace("unix://", f"unix://{user}:wrong-one@"))
+            with pytest.raises(ConfigError, match=r"does not let us in.*REDIS_PASSWORD") as caught:
+                await server.check()
+            assert "wrong-one" not in str(caught.value)
+            await server.aclose()
+    finally:
+        process.kill()
+        shutil.rmtree(process.directory)

@@ -222,3 +222,31 @@ async def test_a_ceiling_of_connections_below_what_a_process_needs_is_refused_at
         async with open_session(refused, "host:1~aaaaaa", start=True):
             pass
     assert not refused.state_dir.exists()
+
+
+# ── secrets in files ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_secret_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "password").write_text("not for everyone\n")
+    monkeypatch.setenv("REDIS_PASSWORD_FILE", str(tmp_path / "password"))
+    loaded = application(tmp_path)
+    assert loaded.settings.redis_password is not None
+    assert loaded.settings.redis_password.get_secret_value() == "not for everyone"
+    assert loaded.sources["REDIS_PASSWORD"] == "REDIS_PASSWORD_FILE"
+    monkeypatch.setenv("REDIS_PASSWORD", "stronger")
+    loaded = application(tmp_path)
+    assert loaded.settings.redis_password is not None
+    assert loaded.settings.redis_password.get_secret_value() == "stronger"
+
+
+def test_a_secrets_file_that_is_not_there_or_empty_is_refused_by_name(tmp_path: Path) -> None:
+    assert "HTTP_KEY_FILE=/no/such: No such file" in refusal(tmp_path, "HTTP_KEY_FILE=/no/such\n")
+    (tmp_path / "key").write_text("\n")
+    assert "it is empty" in refusal(tmp_path, f"HTTP_KEY_FILE={tmp_path / 'key'}\n")
+
+
+def test_an_api_key_that_can_be_guessed_is_refused(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "HTTP_KEY=short-secret\n")
+    assert said.startswith("HTTP_KEY=(secret) from .env") and "22 random characters or more" in said
+    assert "short-secret" not in said

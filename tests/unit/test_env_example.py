@@ -16,12 +16,24 @@ from config import config
 from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, ServerSettings, Settings
 
 FILE = Path(__file__).parents[2] / ".env.example"
-HEAD = "Copy this to .env, and take the # off the lines that you change. The environment has precedence over .env."
+HEAD = (
+    "Copy this to .env, and take the # off the lines that you change. The environment has precedence over .env. "
+    "Instead of a secret NAME, NAME_FILE may be the path of a file that holds it."
+)
 SECTIONS = (
     ("The server", ServerSettings),
     ("Models", ModelSettings),
     ("Ways in and out", FrontendSettings),
     ("Clocks and limits of the bus", BusSettings),
+)
+COMPOSE = (
+    ("ROLECALL_UID", "1000", "number of the user the containers run as: of whoever owns the directory log (`id -u`)"),
+    ("ROLECALL_GID", "1000", "number of that user's group (`id -g`)"),
+    ("COMPOSE_PROFILES", "", "local starts the small local model too: answers without a key"),
+    ("VALKEY_WORKER_PASSWORD", "", "password of the agents at the server; made by itself if unset, as those below"),
+    ("VALKEY_FRONT_PASSWORD", "", "password of the HTTP server there"),
+    ("VALKEY_TELEGRAM_PASSWORD", "", "password of the Telegram front end there"),
+    ("VALKEY_OPERATOR_PASSWORD", "", "password of `docker compose run --rm rolecall` there"),
 )
 INSTANCES = (
     "instances of a role in each worker process, <ROLE>_INSTANCES: 0 to 1024, or auto for what its models can take"
@@ -36,6 +48,9 @@ def rendered() -> str:
             lines += [*comment(described(field)), f"#{name.upper()}={shown(field.default)}"]
     lines += ["", "# --- Instances ---", "", *comment(INSTANCES)]
     lines += [f"#{role.name.upper()}_INSTANCES={role.instances}" for role in config.roles]
+    lines += ["", "# --- Docker Compose alone (docs/deploy.md) ---", ""]
+    for variable, default, meaning in COMPOSE:
+        lines += [*comment(meaning), f"#{variable}={default}"]
     return "\n".join(lines) + "\n"
 
 

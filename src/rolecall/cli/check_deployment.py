@@ -63,7 +63,8 @@ def _extras() -> Finding:
 
 def _cpu(application: Application) -> list[Finding]:
     """Local models need a wheel for this platform and, on x86-64, a processor with AVX2."""
-    if not any(name.endswith("@local") for role in application.roles for name in role.models):
+    used = any(name.endswith("@local") for role in application.roles for name in role.models)
+    if not used or application.settings.local_url:
         return []
     if not _installed("xllamacpp"):
         text = f"xllamacpp is not installed, or has no wheel for {platform.system()} {platform.machine()}"

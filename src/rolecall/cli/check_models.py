@@ -22,7 +22,7 @@ async def look_at_models(application: Application) -> list[Finding]:
 
 
 async def _look_at(application: Application, name: str) -> Finding:
-    if (size := still_to_fetch(name)) is not None:
+    if not application.settings.local_url and (size := still_to_fetch(name)) is not None:
         text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
         return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
     try:

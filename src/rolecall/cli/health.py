@@ -9,13 +9,17 @@ from rich.console import Console
 
 from rolecall import registry
 from rolecall.cli.columns import print_lines
-from rolecall.cli.visit import visiting
+from rolecall.cli.visit import load_quietly, visiting
 from rolecall.registry import ProcessState
 
 
 async def health(app_dir: Path | None, kind: str, console: Console) -> int:
-    """Exit status 0 when a process of that ``kind`` on this host renewed its entry within three heartbeats, else 1."""
+    """Exit status 0 when a process of that ``kind`` on this host renewed its entry within three heartbeats, else 1;
+    a Telegram front end without a token has nothing to do and is well."""
     host = socket.gethostname()
+    if kind == "telegram" and load_quietly(app_dir).settings.telegram_bot_token is None:
+        print_lines(console, ["idle: no TELEGRAM_BOT_TOKEN is set"])
+        return 0
     async with visiting(app_dir) as session:
         alive = [state for state in await registry.processes(session.bus) if _is(state, kind, host)]
     names = ", ".join(state.process.partition("~")[0] for state in alive)

@@ -91,10 +91,11 @@ async def check_keys(session: Session, host: str) -> None:
     from rolecall.frontends.http.keys import Keys
     from rolecall.frontends.http.services import is_local
 
-    if not is_local(host) and not await Keys(session.server).everyone():
+    given = session.application.settings.http_key
+    if not is_local(host) and given is None and not await Keys(session.server).everyone():
         raise ConfigError(
             f"HTTP_HOST={host} lets others in, and there is no API key yet: make one with `rolecall key new NAME`, "
-            "or listen on 127.0.0.1"
+            "set HTTP_KEY, or listen on 127.0.0.1"
         )
 
 

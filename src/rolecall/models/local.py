@@ -8,10 +8,11 @@ import importlib.util
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
-from rolecall.errors import ConfigError, MissingExtra, ModelTimeout, ModelUnavailable
+from rolecall.errors import ConfigError, MissingExtra, ModelTimeout, ModelUnavailable, NoSuchModel
 from rolecall.models.by_schema import calling_by_schema
 from rolecall.models.model import ModelEvent, Request
 from rolecall.models.openai import Endpoint, OpenAIModel
@@ -62,7 +63,7 @@ class LocalModel:
     def open(cls, model: str, settings: Settings, state_dir: Path) -> LocalModel:
         """``model`` is a name in CATALOGUE or the absolute path of a .gguf file. Raises ConfigError."""
         name = f"{model}@local"
-        for module in ("xllamacpp", "openai"):
+        for module in ("openai",) if settings.local_url else ("xllamacpp", "openai"):
             if importlib.util.find_spec(module) is None:
                 missing = MissingExtra("local", name)
                 raise ConfigError(f"{missing}; where that cannot be installed, {WAYS_OUT}")
@@ -74,7 +75,8 @@ class LocalModel:
         return cls(model, settings, state_dir)
 
     async def warm(self, progress: Progress | None = None) -> None:
-        """Fetch the weights, where they are not here yet, and load the model. Raises ModelUnavailable."""
+        """Fetch the weights, where they are not here yet, and load the model. Raises ModelUnavailable, and NoSuchModel
+        when nothing is at LOCAL_URL."""
         await self._ready(None, progress)
 
     def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
@@ -114,9 +116,25 @@ class LocalModel:
             if self._speaking and self._speaking[0] != failed:
                 return self._speaking
             # The one before is not closed: others may just be using it, and it keeps no idle connections.
-            engine = await (await self._joined(progress)).join()
+            here = not self._settings.local_url
+            engine = await (await self._joined(progress)).join() if here else await self._elsewhere()
             self._speaking = engine, OpenAIModel(self.name, _endpoint(engine, self._settings))
             return self._speaking
+
+    async def _elsewhere(self) -> Engine:
+        """The server of LOCAL_URL. As long as it was never seen, an unknown host means that nobody set it up."""
+        url, key = str(self._settings.local_url).rstrip("/"), self._settings.local_key
+        host = urlsplit(url).hostname or ""
+        try:
+            await asyncio.get_running_loop().getaddrinfo(host, None)
+        except OSError:
+            if self._speaking:
+                raise ModelUnavailable(f"{self.name}: the host of LOCAL_URL={url} is away") from None
+            raise NoSuchModel(
+                f"{self.name}: no server of local models is set up at LOCAL_URL={url}; with Docker Compose "
+                f"`docker compose --profile local up` starts one, else {WAYS_OUT}"
+            ) from None
+        return Engine(url, key.get_secret_value() if key else "none", 0)
 
     async def _joined(self, progress: Progress | None) -> ModelServer:
         if self._server is None:

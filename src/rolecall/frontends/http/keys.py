@@ -24,6 +24,8 @@ FRESH_SECONDS = 2.0
 COOKIE = "rolecall_login"
 CSRF_HEADER = "x-csrf-token"
 KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
+GIVEN = "given"
+"""Id of the key that the settings give."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 NO_KEY = "An API key is needed: Authorization: Bearer rk_…; `rolecall key new NAME` makes one."
 
@@ -63,10 +65,14 @@ LOCAL = Principal("local", "local", admin=True)
 
 class Keys:
     """The API keys and logins of a deployment. With ``open_locally`` everyone is let in as an operator while there is
-    no key at all: only for a server that just this machine can reach."""
+    no key at all: only for a server that just this machine can reach. ``given`` is an operator's key of the settings
+    that is good beside them."""
 
-    def __init__(self, server: Server, *, open_locally: bool = False, login_seconds: float = 43_200) -> None:
+    def __init__(
+        self, server: Server, *, open_locally: bool = False, login_seconds: float = 43_200, given: str = ""
+    ) -> None:
         self._server = server
+        self._given = {GIVEN: ApiKey(GIVEN, "HTTP_KEY", _digest(given), admin=True)} if given else {}
         self._open_locally = open_locally
         self._login_seconds = login_seconds
         self._known: dict[str, ApiKey] = {}
@@ -96,12 +102,12 @@ class Keys:
 
     async def find(self, secret: str) -> Principal | None:
         """Whose key ``secret`` is; nobody's is None."""
-        form, digest = KEY_FORM.fullmatch(secret), _digest(secret)
-        key = (await self._current()).get(form[1]) if form else None
-        known = key.digest if key else _digest("")
-        if not hmac.compare_digest(known, digest) or key is None:
-            return None
-        return Principal(key.id, key.name, key.admin, key.digest)
+        form, digest, current = KEY_FORM.fullmatch(secret), _digest(secret), await self._current()
+        for key in (current.get(form[1]) if form else None, current.get(GIVEN)):
+            known = key.digest if key else _digest("")
+            if hmac.compare_digest(known, digest) and key is not None:
+                return Principal(key.id, key.name, key.admin, key.digest)
+        return None
 
     async def log_in(self, secret: str) -> tuple[Principal, str] | None:
         """Begin a login with a key: who it is, and the cookie's value; None for no key of ours."""
@@ -134,7 +140,7 @@ class Keys:
     async def _current(self) -> dict[str, ApiKey]:
         async with self._reading:
             if time.monotonic() - self._read > FRESH_SECONDS:
-                self._known = {key.id: key for key in await self.everyone()}
+                self._known = {key.id: key for key in await self.everyone()} | self._given
                 self._read = time.monotonic()
         return self._known
 

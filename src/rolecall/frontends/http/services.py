@@ -92,7 +92,8 @@ Here = Annotated[Services, Depends(services)]
 def beside(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = None) -> Services:
     """Services that share the connections of what runs in this process already."""
     settings = session.application.settings
-    keys = Keys(session.server, open_locally=is_local(host), login_seconds=settings.login_hours * 3600)
+    given = settings.http_key.get_secret_value() if settings.http_key else ""
+    keys = Keys(session.server, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given)
     return Services(session, wakeups, keys, tz)
 
 
