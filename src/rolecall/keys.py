@@ -17,6 +17,16 @@ API_KEYS = f"{GLOBAL}:api-keys"
 """Hash id → JSON with the SHA-256 of an API key, its name, whether it is an operator's, and when it was made."""
 METRICS = f"{GLOBAL}:metrics"
 """Hash of counters since the server was first used."""
+SERVED = f"{GLOBAL}:served"
+"""Hash id → model server as JSON."""
+SERVED_CALLS = f"{GLOBAL}:served:calls"
+"""Sorted set ``<server> <call>`` → the ms at which it is over without a sign of life."""
+SERVED_USERS = f"{GLOBAL}:served:users"
+"""Sorted set of the processes that may need model servers → the ms until which."""
+SERVED_FAILED = f"{GLOBAL}:served:failed"
+"""Hash spec → ``ms|why`` of models that could not be started just now."""
+SERIES = f"{GLOBAL}:series"
+"""Capped stream: how the deployment did, one entry every few seconds of the last minutes."""
 
 
 def shard_of(conversation: str, shards: int) -> int:

@@ -18,7 +18,8 @@ from rolecall.models.model import ModelEvent, Request
 from rolecall.models.openai import Endpoint, OpenAIModel
 from rolecall.models.reading import closing
 from rolecall.models.weights import CATALOGUE, Progress, default_cache, ensure_weights
-from rolecall.serving.server import WAYS_OUT, Engine, ModelServer, Shape
+from rolecall.serving.server import WAYS_OUT
+from rolecall.serving.stake import Engine, ModelServer, Shape
 from rolecall.settings import Settings
 
 

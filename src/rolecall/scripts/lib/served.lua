@@ -1,0 +1,48 @@
+-- Prelude of the scripts about model servers.
+-- KEYS 1 servers, hash id → JSON · 2 calls in flight, sorted set `<server> <call>` → ms · 3 processes that may need a
+-- server, sorted set → ms · 4 models that could not be started, hash spec → `ms|why`
+-- Every server carries `lapses`, the server's ms at which it is taken to be gone.
+local SERVERS, CALLS, USERS, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local clock = redis.call('TIME')
+local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function calls_of(id)
+  local found, start = 0, id .. ' '
+  for _, call in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
+    if string.sub(call, 1, #start) == start then found = found + 1 end
+  end
+  return found
+end
+
+local function forget(id)
+  redis.call('HDEL', SERVERS, id)
+  for _, call in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
+    if string.sub(call, 1, #id + 1) == id .. ' ' then redis.call('ZREM', CALLS, call) end
+  end
+end
+
+-- The live servers; those whose time is over are forgotten on the way.
+local function live()
+  redis.call('ZREMRANGEBYSCORE', CALLS, '-inf', NOW)
+  redis.call('ZREMRANGEBYSCORE', USERS, '-inf', NOW)
+  local servers, flat = {}, redis.call('HGETALL', SERVERS)
+  for i = 2, #flat, 2 do
+    local server = cjson.decode(flat[i])
+    if server.lapses <= NOW then forget(server.id)
+    else
+      server.in_flight = calls_of(server.id)
+      servers[#servers + 1] = server
+    end
+  end
+  return servers
+end
+
+-- Kept no longer than the last of them lives: where all are killed nothing stays behind.
+local function keep(server)
+  redis.call('HSET', SERVERS, server.id, cjson.encode(server))
+  if redis.call('PTTL', SERVERS) < server.lapses - NOW then redis.call('PEXPIREAT', SERVERS, server.lapses) end
+end
+
+local function outlive(key, ms)
+  if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, ms) end
+end

@@ -1,0 +1,144 @@
+"""All model servers of the deployment, as Redis knows them: read, and changed one script at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from rolecall import keys
+from rolecall.redis_client import Arg, Server
+from rolecall.serving.server import ModelServer, Spec, State
+
+START_SECONDS = 10.0
+"""How long a place is kept for a host process that is only being started."""
+LAPSE_SECONDS = 5.0
+"""A server whose host is silent for so long is taken to be gone."""
+USER_SECONDS = 6.0
+"""A process that is silent for so long needs no model any more."""
+CALL_SECONDS = 15.0
+"""A call without a sign of life for so long is over."""
+RETRY_SECONDS = 3.0
+"""A model that could not be started is not tried again for so long."""
+RESIDENT_SECONDS = 10.0
+"""A model that was loaded stays for so long before it makes room for another one."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What asking for a server led to: a ``server`` that is READY or STARTING, leave to START one, FAILED because it
+    could not be started just now, FULL while there is no memory for it (``leaving``: some is being made), or NEVER:
+    what may not leave takes too much. ``used``: MB."""
+
+    word: Literal["READY", "STARTING", "START", "FAILED", "FULL", "NEVER"]
+    server: ModelServer | None = None
+    why: str = ""
+    used: int = 0
+    leaving: bool = False
+    after: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a host hears in answer to a beat; ``idle`` seconds since the last call, ``users`` processes that need it.
+    ``known`` is False once another has its place."""
+
+    known: bool
+    state: State = "stopping"
+    in_flight: int = 0
+    idle: float = 0.0
+    users: int = 0
+
+
+class Directory:
+    """Reads and changes the model servers in ``server``. Every method is one round trip and atomic."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def servers(self, spec: Spec | None = None, *, machine: str | None = None) -> list[ModelServer]:
+        """The live servers with ``in_flight``, ``age`` and ``idle`` (ms) as of now; of ``spec`` alone, and those that
+        ``machine`` can use, if given. Oldest first."""
+        found = [_server(raw) for raw in await self._server.run("served_list", _KEYS, [])]
+        chosen = [
+            one
+            for one in found
+            if (spec is None or one.spec == spec.id) and (machine is None or one.machine in ("", machine))
+        ]
+        return sorted(chosen, key=lambda one: (one.since, one.id))
+
+    async def claim(self, wanted: ModelServer, user: str, budget: int) -> Claim:
+        """Find the server of ``wanted.spec`` or, with START, take its place: whoever is told so has START_SECONDS to
+        get a host going under ``wanted.id``. ``budget`` is MB for all servers of ``wanted.machine``. Where that is too
+        little, servers that nobody uses are asked to leave, the longest unused first, and only if that is enough."""
+        args: list[Arg] = [msgspec.json.encode(wanted), user, _ms(USER_SECONDS), _ms(START_SECONDS), budget]
+        word, *rest = await self._server.run("served_claim", _KEYS, [*args, _ms(RESIDENT_SECONDS)])
+        match word:
+            case b"READY" | b"STARTING":
+                return Claim("READY" if word == b"READY" else "STARTING", _server(rest[0]))
+            case b"FAILED":
+                return Claim("FAILED", why=rest[0].decode(), after=rest[1] / 1000)
+            case b"FULL":
+                return Claim("FULL", used=int(rest[0]), leaving=bool(rest[1]))
+            case b"NEVER":
+                return Claim("NEVER", used=int(rest[0]))
+        return Claim("START")
+
+    async def beat(self, now: ModelServer, *, again: Literal["no", "alone", "always"] = "no") -> Pulse:
+        """Say that ``now`` lives, for LAPSE_SECONDS. ``again`` is whether one that was forgotten is put back: not, if
+        its model has no other server on its machine, or in any case."""
+        back = {"no": 0, "alone": 1, "always": 2}[again]
+        args: list[Arg] = [msgspec.json.encode(now), _ms(LAPSE_SECONDS), back]
+        state, *rest = await self._server.run("served_beat", _KEYS, args)
+        if state == b"GONE":
+            return Pulse(False)
+        return Pulse(True, state.decode(), int(rest[0]), rest[1] / 1000, int(rest[2]))
+
+    async def end(self, server: str, why: str = "") -> bool:
+        """Forget the server of that id; with ``why``, its model is not started again for RETRY_SECONDS and whoever
+        asks is told so. True if it was known."""
+        return bool(await self._server.run("served_end", _KEYS, [server, why, _ms(RETRY_SECONDS)]))
+
+    async def stop(self, server: str, *, busy: bool = False) -> Literal["stopping", "unknown", "busy"]:
+        """Have the server of that id leave, with ``busy`` also while it answers. Its host does so within a second."""
+        done = await self._server.run("served_stop", _KEYS, [server, "stop", int(busy)])
+        return "stopping" if done == 1 else "busy" if done == -1 else "unknown"
+
+    async def pin(self, server: str, pinned: bool) -> bool:
+        """Have a server stay, idle or not, until it is told to stop. False if there is none of that id."""
+        return bool(await self._server.run("served_stop", _KEYS, [server, "pin" if pinned else "unpin", 0]))
+
+    async def enter(self, spec: Spec, machine: str, call: str, *, queue: bool = True) -> ModelServer | int | None:
+        """Begin ``call`` at the ready server of ``spec`` with the fewest calls in flight by its weight, which lasts
+        CALL_SECONDS without ``hold``. With ``queue`` False only where a slot is free: else the calls in flight are
+        returned. None where no server is ready."""
+        args: list[Arg] = [spec.id, machine, call, _ms(CALL_SECONDS), int(queue)]
+        word, *rest = await self._server.run("served_enter", _KEYS, args)
+        if word == b"GO":
+            return _server(rest[0])
+        return int(rest[0]) if word == b"BUSY" else None
+
+    async def hold(self, server: str, call: str) -> bool:
+        """A sign of life of ``call``."""
+        return bool(await self._server.run("served_call", _KEYS, [server, call, _ms(CALL_SECONDS)]))
+
+    async def leave(self, server: str, call: str) -> None:
+        """``call`` is over."""
+        await self._server.run("served_call", _KEYS, [server, call, 0])
+
+    async def needed_by(self, user: str, *, still: bool = True) -> int:
+        """Say that the process ``user`` may need servers for USER_SECONDS more, or does not any longer; servers leave
+        when nobody does. How many do."""
+        return int(await self._server.run("served_user", _KEYS, [user, _ms(USER_SECONDS) if still else 0]))
+
+
+_KEYS = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
+
+
+def _server(raw: bytes) -> ModelServer:
+    return msgspec.json.decode(raw, type=ModelServer, strict=False)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
