@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from rolecall.errors import DecodeError, NewerVersion
 MAX_RECORDS = 64
 MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
+WHO = ContextVar("rolecall instance", default="")
+"""The instance whose work this is, for the process log; "" beside the work of any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from rolecall.agent import Agent, Context, RoleInfo
 from rolecall.attachments import Attachments
 from rolecall.blobs import Blobs
 from rolecall.bus import Bus
-from rolecall.delivery import Delivery, Records, quoted
+from rolecall.delivery import WHO, Delivery, Records, quoted
 from rolecall.deltas import DeltaStream
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
@@ -93,6 +93,8 @@ class Instance:
         """Handle what it occupies, settle it, and be free again."""
         assert self.delivery is not None
         self._task = asyncio.current_task()
+        WHO.set(self.id)
+        logger.info("takes %s", _where(self.delivery))
         records = Records(self.id)
         try:
             await self._handle(self.delivery, records)
@@ -101,10 +103,11 @@ class Instance:
                 raise
             await self._after_loss(self.delivery, records)
         except (RedisError, OSError, ServerUnavailable) as error:
-            logger.warning("%s leaves %s to its lease: %s", self.id, _where(self.delivery), error)
+            logger.warning("leaves %s to its lease: %s", _where(self.delivery), error)
         finally:
             self.busy_seconds += time.monotonic() - self.since
             self.handled += 1
+            logger.info("is done with %s after %.3f s", _where(self.delivery), time.monotonic() - self.since)
             self.delivery = self._task = None
 
     async def _handle(self, delivery: Delivery, records: Records) -> None:
@@ -125,7 +128,7 @@ class Instance:
         except ServerUnavailable:  # no outcome of the handler's: its lease runs out, and another handling follows
             raise
         except Exception as error:  # the boundary: whatever an agent raises becomes an outcome
-            logger.exception("%s failed at %s", self.id, _where(delivery))
+            logger.exception("failed at %s", _where(delivery))
             await self._bury(delivery, f"{self.role} failed: {type(error).__name__}: {error}", records)
         else:
             deltas.close()  # a piece that came behind the settling step would be told that the entry is gone
@@ -223,7 +226,7 @@ class Instance:
         records.add("DEAD_LETTER", reason)
         text = delivery.envelope.text if delivery.envelope else ""
         history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
-        logger.warning("%s gave up %s: %s", self.id, _where(delivery), reason)
+        logger.warning("gave up %s: %s", _where(delivery), reason)
         self._judge(delivery, await self.around.bus.bury(delivery, reason, apology, records, history))
 
     async def _refuse(self, delivery: Delivery, records: Records) -> None:
@@ -237,19 +240,19 @@ class Instance:
                 await self._bury(delivery, f"its envelope could not be read: {delivery.problem}", records)
             return
         self.errors += 1
-        logger.warning("%s set an entry of %s aside: %s", self.id, delivery.stream, delivery.problem)
+        logger.warning("set an entry of %s aside: %s", delivery.stream, delivery.problem)
         await bus.quarantine(delivery)
 
     async def _after_loss(self, delivery: Delivery, records: Records) -> None:
         if self.lost == "LATE":
             return await self._bury(delivery, "it took too long", records)
-        logger.info("%s let go of %s: %s", self.id, _where(delivery), self.lost)
+        logger.info("let go of %s: %s", _where(delivery), self.lost)
         if self.lost != "DRAIN":
             await self._tell_fenced(delivery)
 
     def _judge(self, delivery: Delivery, verdict: str) -> None:
         if verdict != "OK":
-            logger.info("%s was late with %s: %s", self.id, _where(delivery), verdict)
+            logger.info("was late with %s: %s", _where(delivery), verdict)
             self.lost = verdict
 
     async def _tell_fenced(self, delivery: Delivery) -> None:

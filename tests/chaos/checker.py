@@ -75,7 +75,7 @@ def check(books: Books) -> Findings:
         records = _records(books, conversation, findings)
         words.update(record.word for record in records)
         _check_transcript(books, conversation, records, findings)
-    late = sum(path.read_text(errors="replace").count(" was late with ") for path in books.directory.glob("*.log"))
+    late = sum(path.read_text(errors="replace").count("was late with ") for path in books.directory.glob("*.log"))
     findings.facts |= {
         "turns": books.conversations * books.turns,
         "taken over": words["TAKEN_OVER"],

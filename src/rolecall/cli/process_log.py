@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import time
 
 import msgspec
 from pydantic import SecretStr
 
+from rolecall.delivery import WHO
 from rolecall.settings import Settings
 
 NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp", "uvicorn")
@@ -30,11 +33,17 @@ def log_to_stderr(settings: Settings) -> None:
 
 
 class _Redacting(logging.Formatter):
-    """Takes the known secrets out of whatever was formatted, tracebacks included."""
+    """Takes the known secrets out of whatever was formatted, tracebacks included; knows who speaks."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         super().__init__()
         self._secrets = secrets
+        self._process = f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def who(self) -> str:
+        """The instance whose work this is, else the process."""
+        return WHO.get() or self._process
 
     def redacted(self, text: str) -> str:
         for secret in self._secrets:
@@ -43,12 +52,12 @@ class _Redacting(logging.Formatter):
 
 
 class ForPeople(_Redacting):
-    """``22:30:15 WARNING text``."""
+    """``22:30:15 warning samplellm:m4:12345:2 text``."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = super().format(record)
-        return self.redacted(f"{clock} {record.levelname.lower():7} {text}")
+        return self.redacted(f"{clock} {record.levelname.lower():7} {self.who} {text}")
 
 
 class ForMachines(_Redacting):
@@ -60,6 +69,7 @@ class ForMachines(_Redacting):
             "time": f"{clock}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            "worker": self.who,
             "text": self.redacted(super().format(record)),
         }
         return msgspec.json.encode(entry).decode()
