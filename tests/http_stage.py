@@ -7,11 +7,11 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 
-from rolecall import Agent, Context, Envelope, Reject
+from rolecall import Agent, Context, Envelope, Reject, Retry
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 
@@ -44,6 +44,17 @@ class SlowAgent(Agent):
         return envelope.reply("".join(pieces))
 
 
+class GateAgent(Agent):
+    """Says ``one `` and goes on with ``two`` when the test opens the gate."""
+
+    gate: ClassVar[asyncio.Event]
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        await ctx.emit("one ")
+        await self.gate.wait()
+        return envelope.reply("one two")
+
+
 class TellAgent(Agent):
     """Tells what it was given."""
 
@@ -63,7 +74,21 @@ class TellAgent(Agent):
         return envelope.reply(json.dumps(told, ensure_ascii=False), remember=False)
 
 
+class FickleAgent(Agent):
+    """Begins with its text, has to begin again, and answers with its text and ``attempt 1``, or with other words."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        words = "Other words" if envelope.attempt and envelope.text == "other" else f"It is {envelope.text}"
+        await ctx.emit(words)
+        await asyncio.sleep(0.15)  # else the end would overtake what was emitted
+        if not envelope.attempt:
+            raise Retry(0.05)
+        return envelope.reply(f"{words}, attempt {envelope.attempt}")
+
+
 ROLES = (
+    Role(FickleAgent),
+    Role(GateAgent),
     Role(ManagerAgent),
     Role(SampleLLMAgent, instances=4, models=("echo@test",)),
     Role(SlowAgent, instances=8),
@@ -74,6 +99,7 @@ ROLES = (
 @asynccontextmanager
 async def stage(directory: Path, **settings: Any) -> AsyncIterator[Deployment]:
     """The agents at work."""
+    GateAgent.gate = asyncio.Event()
     options: dict[str, Any] = {"echo_deltas": 4, **settings}
     async with deployed(directory, ROLES, **options) as running:
         yield running

@@ -20,7 +20,7 @@ from rolecall.delivery import WHO, Delivery, Records, quoted
 from rolecall.deltas import DeltaStream
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
-from rolecall.memory import Mark, Memory, remembered
+from rolecall.memory import Mark, Memory, brought, remembered
 from rolecall.models.fallback import preferring
 from rolecall.models.hearing import transcribe
 from rolecall.models.model import Caller, Model
@@ -153,7 +153,7 @@ class Instance:
         bus, around = self.around.bus, self.around
         memory = Memory(
             bus.server, bus.shards[delivery.shard], delivery.conversation, bus.settings.assistant_history_limit,
-            without=str(envelope.meta.get("again", "")),
+            without=str(envelope.meta.get("again", "")), brought=brought(envelope.payload),
         )  # fmt: skip
         deltas = DeltaStream(bus, delivery, lambda: self.let_go("FENCED"))
         wanted = envelope.payload.get("model")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -28,6 +29,9 @@ class Memory:
     limit: int = 20
     without: str = ""
     """A turn that is not shown: its question is asked once more."""
+    brought: tuple[Message, ...] = ()
+    """Messages that came with the envelope: they stand in place of the remembered ones, or before them when all of
+    them are the system's."""
     changes: dict[str, str] = field(default_factory=dict)
     forgotten: bool = False
 
@@ -39,8 +43,11 @@ class Memory:
         return [entry for entry in map(_decoder.decode, raw) if not self.without or entry.turn != self.without]
 
     async def history(self) -> list[Message]:
-        """The remembered messages as a model may see them: turns that failed are left out."""
-        return [Message(entry.role, entry.text) for entry in await self.entries() if entry.mark != "error"]
+        """The messages so far as a model may see them: turns that failed are left out."""
+        if any(message.role != "system" for message in self.brought):
+            return list(self.brought)
+        kept = [Message(entry.role, entry.text) for entry in await self.entries() if entry.mark != "error"]
+        return [*self.brought, *kept]
 
     async def preferences(self) -> dict[str, str]:
         """The conversation's preferences, those set in this handling included."""
@@ -55,3 +62,11 @@ class Memory:
     def forget(self) -> None:
         """Forget the history when this handling completes its turn."""
         self.forgotten = True
+
+
+def brought(payload: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages that a payload brings along as its ``history``: {role, text} each; anything else is nothing."""
+    try:
+        return msgspec.convert(payload.get("history") or (), tuple[Message, ...])
+    except msgspec.ValidationError:
+        return ()

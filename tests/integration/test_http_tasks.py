@@ -15,7 +15,7 @@ import pytest_asyncio
 from rolecall.frontends.http.keys import Keys
 from tests.deployment import Deployment
 from tests.http_server import serving
-from tests.http_stage import Events, stage
+from tests.http_stage import Events, GateAgent, stage
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -112,19 +112,17 @@ async def test_a_command_that_is_carried_out_at_once_is_no_task(client: httpx2.A
 
 
 async def test_an_answer_is_streamed_as_it_is_made(client: httpx2.AsyncClient) -> None:
-    found = await streamed(client, "POST", "/chat/stream", json={"text": "5 0.06", "role": "slow"})
-    names = [name for _, name, _ in found]
-    assert names[0] == "snapshot"
-    assert names[-1] == "done"
-    assert names.count("delta") >= 3
-    roles = [data["role"] for _, name, data in found if name == "started"]
-    assert roles == ["manager", "slow"]
-    text = ""
-    for _, _, data in (one for one in found if one[1] == "delta"):
-        assert data["position"] == len(text)
-        text += data["text"]
-    assert found[-1][2]["text"] == "0 1 2 3 4 "
-    assert found[-1][2]["text"].startswith(text)
+    GateAgent.gate.clear()
+    found = []
+    async with client.stream("POST", "/chat/stream", json={"text": "hello", "role": "gate"}) as response:
+        async for _, name, data in Events(response):
+            found.append((name, data))
+            if name == "delta":
+                GateAgent.gate.set()
+    assert [name for name, _ in found] == ["snapshot", "accepted", "started", "started", "delta", "done"]
+    assert [data["role"] for name, data in found if name == "started"] == ["manager", "gate"]
+    assert found[-2][1] == {"position": 0, "text": "one "}
+    assert found[-1][1]["text"] == "one two"
 
 
 async def test_a_task_is_there_at_once_and_its_answer_later(client: httpx2.AsyncClient) -> None:

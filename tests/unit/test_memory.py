@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rolecall.keys import ShardKeys
-from rolecall.memory import Mark, Memory, Remembered, remembered
+from rolecall.memory import Mark, Memory, Remembered, brought, remembered
 from rolecall.models.model import Message
 from rolecall.testing import FakeServer
 
@@ -80,3 +80,20 @@ async def test_forgetting_is_noted_and_done_when_the_turn_completes(fake: FakeSe
 def test_an_answer_that_is_empty_is_not_remembered() -> None:
     assert remembered("hi", "", "1") == [b'{"role":"user","text":"hi","turn":"1"}']
     assert Remembered("user", "hi").mark == ""
+
+
+async def test_messages_that_came_along_stand_for_the_remembered_ones(fake: FakeServer) -> None:
+    await keep(fake, ("hi", "hello", ""))
+    came = brought({"history": [{"role": "system", "text": "be brief"}, {"role": "user", "text": "one"}]})
+    assert await Memory(fake, SHARD, "a", brought=came).history() == list(came)
+
+
+async def test_what_the_system_said_alone_stands_before_the_remembered_ones(fake: FakeServer) -> None:
+    await keep(fake, ("hi", "hello", ""))
+    came = brought({"history": [{"role": "system", "text": "be brief"}]})
+    assert [m.text for m in await Memory(fake, SHARD, "a", brought=came).history()] == ["be brief", "hi", "hello"]
+
+
+@pytest.mark.parametrize("history", [None, "x", 7, [7], [{"role": "nobody", "text": "x"}], [{"text": "x"}]])
+def test_a_history_that_is_none_is_nothing(history: object) -> None:
+    assert brought({"history": history}) == ()

@@ -78,7 +78,7 @@ async def chat(
     standing = await _found(here, received)
     task: Task | Outcome = standing.task
     if not standing.task.ended:
-        task = await watched(here, request, _ended(here, standing.place, received.before))
+        task = await watched(here, request, ended(here, standing.place, received.before))
     if task == "left" and question.cancel_on_disconnect:
         await end(here, standing.place)
     if not isinstance(task, Task):
@@ -124,7 +124,7 @@ async def show(
     """With ``wait`` as soon as it has ended, or as it stands then."""
     standing = await look(here.bus, Place.read(task_id, who))
     if wait and not standing.task.ended:
-        task = await watched(here, request, _ended(here, standing.place, standing.seen), wait)
+        task = await watched(here, request, ended(here, standing.place, standing.seen), wait)
         return task if isinstance(task, Task) else (await look(here.bus, standing.place)).task
     return standing.task
 
@@ -181,6 +181,15 @@ async def watched(
     return "left" if leaving in done else "stopping" if stopping in done else "late"
 
 
+async def ended(here: Services, place: Place, after: str) -> Task:
+    """The task once it has ended; ``after`` is an event before its end."""
+    async with aclosing(follow(here.bus, here.wakeups, place.conversation, place.turn, after)) as found:
+        async for one in found:
+            if one.last:
+                return place.ended(one.payload)
+    return (await look(here.bus, place)).task  # its end had been told before
+
+
 async def end(here: Services, place: Place) -> None:
     """Cancel a turn wherever it is; the words of its user and what was said of the answer are remembered."""
     bus, conversation, turn = here.bus, place.conversation, place.turn
@@ -205,14 +214,6 @@ async def delivered(here: Services, received: Received) -> None:
 async def _found(here: Services, received: Received) -> Standing:
     standing = begun(received)
     return await look(here.bus, standing.place) if received.outcome == "DUP" else standing
-
-
-async def _ended(here: Services, place: Place, after: str) -> Task:
-    async with aclosing(follow(here.bus, here.wakeups, place.conversation, place.turn, after)) as found:
-        async for one in found:
-            if one.last:
-                return place.ended(one.payload)
-    return (await look(here.bus, place)).task  # its end had been told before
 
 
 async def _pieces(here: Services, standing: Standing, received: Received | None = None) -> AsyncGenerator[bytes, None]:

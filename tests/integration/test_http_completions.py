@@ -1,0 +1,273 @@
+"""The OpenAI-compatible API, as OpenAI's own client uses it: nothing but the base URL is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import pytest_asyncio
+
+from rolecall.frontends.http.keys import Keys
+from tests.deployment import Deployment
+from tests.http_server import serving
+from tests.http_stage import GateAgent, stage
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+HELLO: Any = [{"role": "user", "content": "hello there"}]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    async with stage(tmp_path_factory.mktemp("http")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def url(deployment: Deployment) -> AsyncIterator[str]:
+    async with serving(deployment.session.application) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none is needed here", timeout=20) as client:
+        yield client
+
+
+async def told(client: openai.AsyncOpenAI, messages: Any, **options: Any) -> dict[str, Any]:
+    """What the role ``tell`` was given."""
+    answer = await client.chat.completions.create(model="tell", messages=messages, **options)
+    found: dict[str, Any] = json.loads(answer.choices[0].message.content or "")
+    return found
+
+
+async def test_a_chat_is_answered(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="auto", messages=HELLO, temperature=0.5, max_tokens=9)
+    assert answer.choices[0].message.content == "echo: hello there"
+    assert (answer.choices[0].finish_reason, answer.model, answer.object) == ("stop", "auto", "chat.completion")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 3, 5)
+
+
+async def test_a_stream_brings_the_answer_as_it_is_made(client: openai.AsyncOpenAI) -> None:
+    GateAgent.gate.clear()
+    pieces = []
+    async for chunk in await client.chat.completions.create(model="gate", messages=HELLO, stream=True):
+        if piece := chunk.choices[0].delta.content:
+            pieces.append(piece)
+            GateAgent.gate.set()
+    assert pieces == ["one ", "two"]
+
+
+async def test_a_stream_ends_with_the_tokens_where_they_are_asked_for(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="samplellm", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == "echo: hello there"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == 5
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+async def test_on_the_wire_a_stream_ends_with_done(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        answer = await client.post("/v1/chat/completions", json={"messages": HELLO, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = answer.text.splitlines()
+    assert all(line == "" or line.startswith("data: ") for line in lines)
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert "usage" not in answer.text
+    assert answer.headers["x-task-id"]
+
+
+async def test_the_models_are_the_roles_and_auto(client: openai.AsyncOpenAI) -> None:
+    names = [model.id async for model in client.models.list()]
+    assert names == ["auto", "fickle", "gate", "samplellm", "slow", "tell"]
+    assert (await client.models.retrieve("auto")).owned_by == "rolecall"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("gpt-9")
+
+
+async def test_a_model_the_deployment_names_can_be_asked_for(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="echo@test", messages=HELLO)
+    assert (answer.model, answer.system_fingerprint) == ("echo@test", "echo@test")
+
+
+async def test_the_messages_sent_are_the_history(client: openai.AsyncOpenAI) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "one"}]},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two"},
+    ]
+    found = await told(client, messages, metadata={"a": "b"})
+    assert found["history"] == [["system", "Be brief."], ["user", "one"], ["assistant", "1"]]
+    assert (found["text"], found["metadata"]) == ("two", {"a": "b"})
+
+
+@pytest.mark.parametrize("way", ["header", "user"])
+async def test_a_named_conversation_is_remembered_here(client: openai.AsyncOpenAI, way: str) -> None:
+    named: Any = {"user": "zoë"} if way == "user" else {"extra_headers": {"X-Conversation-Id": "trip"}}
+    raw = await client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, **named)
+    assert raw.headers["x-conversation-id"] in ("http:local:zo%C3%AB", "http:local:trip")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
+    found = await told(client, messages, **named)
+    assert found["history"] == [["system", "Be brief."], ["user", "hello there"], ["assistant", "echo: hello there"]]
+
+
+async def test_two_chats_without_a_name_are_two_conversations(client: openai.AsyncOpenAI) -> None:
+    answers = await asyncio.gather(
+        *(client.chat.completions.with_raw_response.create(model="auto", messages=HELLO) for _ in range(2))
+    )
+    assert len({answer.headers["x-conversation-id"] for answer in answers}) == 2
+
+
+async def test_pictures_reach_the_agent(client: openai.AsyncOpenAI) -> None:
+    picture = f"data:image/png;base64,{base64.b64encode(b'12345').decode()}"
+    content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": picture}}]
+    found = await told(client, [{"role": "user", "content": content}])
+    assert (found["text"], found["images"]) == ("what is it?", [5])
+    found = await told(client, [{"role": "user", "content": content}, *HELLO])
+    assert found["history"] == [["user", "what is it?\n[a picture]"]]
+
+
+async def test_commands_work_too(client: openai.AsyncOpenAI) -> None:
+    stop: Any = [{"role": "user", "content": "/stop"}]
+    answer = await client.chat.completions.create(model="auto", messages=stop)
+    assert answer.choices[0].message.content == "There is nothing to stop."
+    stream = await client.chat.completions.create(model="auto", messages=stop, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(pieces) == "There is nothing to stop."
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages"),
+        ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+)
+async def test_what_cannot_be_done_is_a_bad_request(
+    client: openai.AsyncOpenAI, change: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(**{"model": "auto", "messages": HELLO, **change})
+    assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+
+
+async def test_what_is_unknown_is_ignored(client: openai.AsyncOpenAI) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    answer = await client.chat.completions.create(
+        model="auto", messages=HELLO, tools=tools, seed=7, extra_body={"flavour": "sweet"}
+    )
+    assert answer.choices[0].message.content == "echo: hello there"
+
+
+async def test_an_unknown_model_is_not_found(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.chat.completions.create(model="gpt-9", messages=HELLO)
+    assert caught.value.code == "model_not_found"
+    assert "samplellm" in caught.value.message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failed_turn_is_an_error_and_not_asked_again(
+    client: openai.AsyncOpenAI, deployment: Deployment, stream: bool
+) -> None:
+    messages: Any = [{"role": "user", "content": "bury me"}]
+    name = f"bad {stream}"
+    with pytest.raises(openai.APIError) as caught:
+        answer = await client.chat.completions.create(
+            model="auto", messages=messages, stream=stream, extra_headers={"X-Conversation-Id": name}
+        )
+        async for _ in answer:  # type: ignore[union-attr]  # reached by the stream alone
+            pass
+    assert "it was asked for" in caught.value.message
+    conversation = f"http:local:{name}"
+    shard = deployment.session.bus.shard(conversation)
+    assert await deployment.session.server.call("HGET", shard.conversation(conversation), "seq") == b"1"
+
+
+async def test_too_much_is_a_rate_limit_error(url: str) -> None:
+    busy: Any = [{"role": "user", "content": "1 60"}]
+    named = {"X-Conversation-Id": "full"}
+    body = {"text": "1 60", "role": "slow", "conversation_id": "full"}
+    async with (
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        httpx2.AsyncClient(base_url=url) as plain,
+    ):
+        for _ in range(9):
+            await plain.post("/chat/async", json=body)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.chat.completions.create(model="slow", messages=busy, extra_headers=named)
+        assert caught.value.response.headers["retry-after"]
+        await plain.post("/chat", json={"text": "/stop", "conversation_id": "full"})
+
+
+async def test_a_stopped_answer_is_an_error_too(client: openai.AsyncOpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "9 60"}]
+    named = {"X-Conversation-Id": "stopped"}
+    stream = await client.chat.completions.create(model="slow", messages=messages, stream=True, extra_headers=named)
+    stop: Any = [{"role": "user", "content": "/stop"}]
+    with pytest.raises(openai.APIError, match="stopped"):
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                await client.chat.completions.create(model="auto", messages=stop, extra_headers=named)
+
+
+async def test_an_answer_begun_again_with_the_same_words_goes_on(client: openai.AsyncOpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "the same"}]
+    stream = await client.chat.completions.create(model="fickle", messages=messages, stream=True)
+    pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(pieces) == "It is the same, attempt 1"
+
+
+async def test_an_answer_begun_again_with_other_words_is_never_a_second_beginning(client: openai.AsyncOpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "other"}]
+    stream = await client.chat.completions.create(model="fickle", messages=messages, stream=True)
+    text = ""
+    with pytest.raises(openai.APIError) as caught:
+        async for chunk in stream:
+            text += chunk.choices[0].delta.content or ""
+    assert text == "It is other"
+    assert caught.value.code == "answer_restarted"
+
+
+async def test_a_repeat_with_the_same_key_is_the_same_answer(client: openai.AsyncOpenAI) -> None:
+    once = {"Idempotency-Key": "completion 1"}
+    first, second = [
+        await client.chat.completions.create(model="auto", messages=HELLO, extra_headers=once) for _ in range(2)
+    ]
+    assert (first.id, first.choices) == (second.id, second.choices)
+    stream = await client.chat.completions.create(model="auto", messages=HELLO, stream=True, extra_headers=once)
+    pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
+    assert "".join(pieces) == "echo: hello there"
+
+
+async def test_a_wrong_key_is_refused_as_openai_does(deployment: Deployment, url: str) -> None:
+    keys = Keys(deployment.session.server)
+    key, secret = await keys.new("ann")
+    async with serving(deployment.session.application) as here:
+        async with openai.AsyncOpenAI(base_url=f"{here}/v1", api_key="rk_wrong") as stranger:
+            with pytest.raises(openai.AuthenticationError) as caught:
+                await stranger.models.list()
+            assert caught.value.code == "invalid_api_key"
+        async with openai.AsyncOpenAI(base_url=f"{here}/v1", api_key=secret) as ann:
+            assert (await ann.models.list()).data
+    await keys.revoke(key.id)
