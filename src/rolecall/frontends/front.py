@@ -15,6 +15,7 @@ from rolecall.ending import stop_conversation
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError
 from rolecall.follow import Event, Wakeups, follow
+from rolecall.outcomes import Admission
 
 REFUSALS = {
     "FULL": "I am still busy with your earlier messages; this one was not taken. Try again when one is answered.",
@@ -37,6 +38,17 @@ class Received:
     place: int = 0
     at: int = 0
     before: str = "0-0"
+
+    @classmethod
+    def of(cls, conversation: str, admission: Admission) -> Received:
+        """What the bus said, as front ends tell it."""
+        outcome = admission.outcome
+        if not admission.accepted:
+            return cls(conversation, reply=REFUSALS[outcome], refused=True, outcome=outcome)
+        return cls(
+            conversation, admission.turn, outcome=outcome, place=admission.place, at=admission.at,
+            before=admission.before,
+        )  # fmt: skip
 
     @property
     def short_id(self) -> str:
@@ -84,18 +96,9 @@ class Front:
         command = find_command(text)
         if command is not None and command.lane == "front":
             return await self._carry_out(conversation, command.name)
-        priority = self.bus.settings.default_priority if priority is None else priority
-        content = {**(payload or {}), "text": text}
         try:
-            envelope = Envelope(
-                conversation=conversation,
-                payload=content,
-                reply_to=self.name,
-                priority=priority,
-                meta={**(meta or {})},
-            )
             admission = await self.bus.admit(
-                envelope,
+                self._envelope(conversation, {**(payload or {}), "text": text}, priority, meta),
                 idempotency=idempotency,
                 principal=principal or conversation,
                 instance=self.instance,
@@ -106,22 +109,12 @@ class Front:
                 hold=hold,
                 group=group,
             )
-        except EnvelopeTooLarge as error:
-            return Received(conversation, reply=f"This was not taken: {error}.", refused=True, outcome="TOO_LARGE")
         except RolecallError as error:
-            if type(error) is not RolecallError:
+            if type(error) not in (RolecallError, EnvelopeTooLarge):
                 raise
-            return Received(conversation, reply=f"This was not taken: {error}.", refused=True)
-        if not admission.accepted:
-            return Received(conversation, reply=REFUSALS[admission.outcome], refused=True, outcome=admission.outcome)
-        return Received(
-            conversation,
-            admission.turn,
-            outcome=admission.outcome,
-            place=admission.place,
-            at=admission.at,
-            before=admission.before,
-        )
+            outcome = "TOO_LARGE" if isinstance(error, EnvelopeTooLarge) else ""
+            return Received(conversation, reply=f"This was not taken: {error}.", refused=True, outcome=outcome)
+        return Received.of(conversation, admission)
 
     def follow(self, received: Received, after: str = "") -> AsyncIterator[Event]:
         """The events of a received turn, or those after the event id ``after``; the final one last."""
@@ -137,6 +130,15 @@ class Front:
         records.add("DELIVERED", "")
         shard = self.bus.shard(received.conversation)
         await self.bus.note(shard, received.conversation, received.turn, records, received.at)
+
+    def _envelope(
+        self, conversation: str, payload: Mapping[str, Any], priority: int | None, meta: Mapping[str, Any] | None
+    ) -> Envelope:
+        priority = self.bus.settings.default_priority if priority is None else priority
+        return Envelope(
+            conversation=conversation, payload=dict(payload), reply_to=self.name, priority=priority,
+            meta={**(meta or {})},
+        )  # fmt: skip
 
     async def _carry_out(self, conversation: str, name: str) -> Received:
         if name == "stop":
