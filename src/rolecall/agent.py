@@ -56,6 +56,10 @@ async def _nowhere(position: int, text: str) -> None:
     """Deltas of a handling that nobody follows."""
 
 
+def _unmeasured(model: str, seconds: float) -> None:
+    """Where nobody wants to know."""
+
+
 @dataclass
 class Context:
     """What a handler may use beside its envelope."""
@@ -76,6 +80,8 @@ class Context:
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
     tool_limits: ToolLimits = field(default_factory=ToolLimits)
     model_seconds: float = 0.0
+    asked: Callable[[str, float], None] = _unmeasured
+    """Told the model and the seconds of each answer."""
     position: int = field(default=0)
 
     @property
@@ -195,6 +201,8 @@ class Context:
             return await asking.answer(request, Toolbox(tools, self.tool_limits))
         finally:
             self.model_seconds += asking.seconds
+            if asking.said:
+                self.asked(asking.speaker, asking.seconds)
 
 
 def _request(

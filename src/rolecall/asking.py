@@ -72,7 +72,7 @@ class Asking:
         except Truncated as broken:
             if not self.said:
                 raise
-            self.log(f"{self._speaker} broke off: {broken}")
+            self.log(f"{self.speaker} broke off: {broken}")
             self.said.append(INTERRUPTED)
             heard.calls, heard.finish = [], "interrupted"
         finally:
@@ -108,8 +108,9 @@ class Asking:
 
     def _whole(self, heard: Heard) -> Answer:
         tokens, spoke = self.tokens, self.spoke
-        return Answer("".join(self.said), self._speaker, tokens.tokens_in, tokens.tokens_out, heard.finish, spoke.why)
+        return Answer("".join(self.said), self.speaker, tokens.tokens_in, tokens.tokens_out, heard.finish, spoke.why)
 
     @property
-    def _speaker(self) -> str:
+    def speaker(self) -> str:
+        """The model that answers, as far as it is known."""
         return self.spoke.model or self.model.name

@@ -171,7 +171,7 @@ class Bus:
 
     async def start(self, delivery: Delivery, instance: str) -> tuple[Verdict, float]:
         """Tell that ``instance`` begins; returns the verdict and the seconds since the turn was received."""
-        verdict, age = await self.server.run("start", *self._start(delivery, instance))
+        verdict, age, _ = await self.server.run("start", *self._start(delivery, instance))
         return verdict.decode(), age / 1000
 
     def start_soon(self, delivery: Delivery, instance: str, *, quiet: bool = False) -> asyncio.Future[Any]:

@@ -20,6 +20,7 @@ from rolecall.delivery import WHO, Delivery, Records, quoted
 from rolecall.deltas import DeltaStream
 from rolecall.envelope import Envelope, short_turn_id
 from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
+from rolecall.measures import Measures
 from rolecall.memory import Mark, Memory, brought, remembered
 from rolecall.models.fallback import preferring
 from rolecall.models.hearing import transcribe
@@ -47,6 +48,7 @@ class Surroundings:
     """Told, of a turn that sleeps until a model is back, the model and the conversation."""
     prompts: Prompts = field(default_factory=Prompts)
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
+    measures: Measures = field(default_factory=Measures)
 
 
 @dataclass
@@ -64,6 +66,8 @@ class Instance:
     busy_seconds: float = 0.0
     retiring: bool = False
     lost: str = ""
+    _age: float = field(default=0.0, repr=False)
+    """Seconds that the turn had been in flight when this began."""
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +85,7 @@ class Instance:
 
     def occupy(self, delivery: Delivery) -> None:
         """Take ``delivery``; ``handle`` follows."""
-        self.delivery, self.since, self.lost = delivery, time.monotonic(), ""
+        self.delivery, self.since, self.lost, self._age = delivery, time.monotonic(), "", 0.0
 
     def let_go(self, why: str) -> None:
         """Cancel the handler: the envelope is another's by now, or its time is over."""
@@ -105,7 +109,9 @@ class Instance:
         except (RedisError, OSError, ServerUnavailable) as error:
             logger.warning("leaves %s to its lease: %s", _where(self.delivery), error)
         finally:
-            self.busy_seconds += time.monotonic() - self.since
+            handling = time.monotonic() - self.since
+            self.around.measures.time("handling", handling, self.role)
+            self.busy_seconds += handling
             self.handled += 1
             logger.info("is done with %s after %.3f s", _where(self.delivery), time.monotonic() - self.since)
             self.delivery = self._task = None
@@ -140,14 +146,21 @@ class Instance:
         def answered(future: asyncio.Future[Any]) -> None:
             if future.cancelled() or future.exception() is not None or self.delivery is not delivery:
                 return
-            verdict, age = future.result()
+            verdict, age, waited = future.result()
             if verdict != b"OK":
-                self.let_go(verdict.decode())
-            elif age > self.around.bus.settings.turn_seconds * 1000:
+                return self.let_go(verdict.decode())
+            self._measure_begin(delivery, age / 1000, waited / 1000)
+            if self._age > self.around.bus.settings.turn_seconds:
                 self.let_go("LATE")
 
         quiet = _has_waited(delivery) and delivery.count == 1
         self.around.bus.start_soon(delivery, self.id, quiet=quiet).add_done_callback(answered)
+
+    def _measure_begin(self, delivery: Delivery, age: float, waited: float) -> None:
+        self._age = age
+        self.around.measures.time("wait", waited, self.role)
+        if delivery.previous:
+            self.around.measures.count("takeovers", self.role)
 
     def _context(self, delivery: Delivery, envelope: Envelope, records: Records) -> tuple[Context, DeltaStream]:
         bus, around = self.around.bus, self.around
@@ -172,6 +185,7 @@ class Instance:
             tool_limits=ToolLimits.of(bus.settings),
             attachments=Attachments(Blobs(bus), delivery.conversation),
             hear=lambda sound, media_type: transcribe(sound, media_type, bus.settings),
+            asked=lambda model, seconds: around.measures.time("model", seconds, self.role, model),
             caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope)),
         ), deltas
 
@@ -189,7 +203,7 @@ class Instance:
         verdict = await bus.complete(
             delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten
         )
-        self._judge(delivery, verdict)
+        self._judge(delivery, verdict, ended=True)
 
     async def _defer(self, delivery: Delivery, envelope: Envelope, again: Retry, records: Records) -> None:
         if again.free:
@@ -221,13 +235,15 @@ class Instance:
 
     async def _bury(self, delivery: Delivery, reason: str, records: Records, mark: Mark = "error") -> None:
         self.errors += 1
+        self.around.measures.count("errors", self.role)
         turn = short_turn_id(delivery.conversation, delivery.turn)
         apology = f"Sorry, this did not work: {reason}. (turn {turn})"
         records.add("DEAD_LETTER", reason)
         text = delivery.envelope.text if delivery.envelope else ""
         history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
         logger.warning("gave up %s: %s", _where(delivery), reason)
-        self._judge(delivery, await self.around.bus.bury(delivery, reason, apology, records, history))
+        verdict = await self.around.bus.bury(delivery, reason, apology, records, history)
+        self._judge(delivery, verdict, ended=True)
 
     async def _refuse(self, delivery: Delivery, records: Records) -> None:
         """What cannot be read: later if a newer version wrote it, buried if a turn waits for it, else set aside."""
@@ -250,10 +266,12 @@ class Instance:
         if self.lost != "DRAIN":
             await self._tell_fenced(delivery)
 
-    def _judge(self, delivery: Delivery, verdict: str) -> None:
+    def _judge(self, delivery: Delivery, verdict: str, *, ended: bool = False) -> None:
         if verdict != "OK":
             logger.info("was late with %s: %s", _where(delivery), verdict)
             self.lost = verdict
+        elif ended:
+            self.around.measures.time("turn", self._age + time.monotonic() - self.since)
 
     async def _tell_fenced(self, delivery: Delivery) -> None:
         records = Records(self.id)

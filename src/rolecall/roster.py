@@ -10,6 +10,7 @@ from rolecall.agent import RoleInfo
 from rolecall.bus import Bus, Demand
 from rolecall.config import Role
 from rolecall.instance import Instance, Surroundings
+from rolecall.measures import Measures
 from rolecall.models.model import Model
 from rolecall.policies import Rules
 from rolecall.prompts import Prompts
@@ -29,6 +30,7 @@ class Roster:
     waits: Callable[[str, str], Awaitable[None]] | None = None
     prompts: Prompts = field(default_factory=Prompts)
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
+    measures: Measures = field(default_factory=Measures)
     roles: dict[str, Role] = field(default_factory=dict)
     known: dict[str, RoleInfo] = field(default_factory=dict)
     instances: dict[str, list[Instance]] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Roster:
             self.waits,
             prompts=self.prompts,
             tool_source=self.tool_source,
+            measures=self.measures,
         )
 
     def _id(self, role: str, group: list[Instance]) -> str:

@@ -20,6 +20,7 @@ from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.follow import Wakeups
 from rolecall.instance import Instance
 from rolecall.mcp_client import Place, ToolServers
+from rolecall.measures import TELL_SECONDS, Measures
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Wake
 from rolecall.models.guarded import Guarded
@@ -94,10 +95,12 @@ class Runtime:
         self.application = application
         self.bus = Bus(server, application.settings, process)
         self.models = Models(application, server, self._wake)
+        self.measures = Measures()
         self.roster = Roster(self.bus, self.models.of, self.models.by_name, self._statistics, self.models.waits)
         place = Place(application.directory, application.state_dir, application.settings.proxy)
         self.tool_servers = ToolServers(application.tool_servers, place)
         self.roster.tool_source = self.tool_servers.tools
+        self.roster.measures = self.measures
         self.worker = Worker(self.bus, self.roster, server.reader)
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
@@ -117,6 +120,7 @@ class Runtime:
                 group.create_task(self._register(), name="rolecall registry"),
                 group.create_task(self._promote(), name="rolecall promote"),
                 group.create_task(self._sweep(), name="rolecall sweep"),
+                group.create_task(self._measure(), name="rolecall measures"),
             ]
             await self.wakeups.listening.wait()
             self._ready.set()
@@ -137,6 +141,7 @@ class Runtime:
         try:
             await registry.unregister(self.bus)
             await upkeep.depart(self.bus, list(self.roster.roles))
+            await self.measures.tell(self._server)
         except AWAY:
             logger.info("the registry could not be told: the server is away")
 
@@ -245,6 +250,11 @@ class Runtime:
         for shard in self.bus.shards:
             await upkeep.audit(self.bus, shard, now)
         await upkeep.sweep(self.bus, [role.name for role in self.application.roles])
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            await _quietly(self.measures.tell(self._server))
 
     def _state(self) -> ProcessState:
         return ProcessState(

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "ending": {"blocks", "bus", "delivery", "errors", "redis_client"},
     "upkeep": {"blocks", "bus", "ending", "envelope", "keys"},
     "memory": {"history", "keys", "models", "redis_client"},
+    "measures": {"keys", "redis_client"},
     "registry": {"bus", "keys", "models"},
     "policies": {"agent", "envelope", "errors"},
 }
