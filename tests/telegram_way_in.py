@@ -87,7 +87,7 @@ async def way_in(
         Questions(bus),
         Placeholders(bus),
     )
-    chats, access, choices = Chats(bot), Access(bus), Choices()
+    chats, access, choices = Chats(bot, edit_seconds=0.05), Access(bus), Choices()
     live = Live(bus, wakeups, chats, Recorded(chats, placeholders))
     buttons = Buttons(bot, front, access, choices, questions, placeholders, chats, live)
     commands = Commands(bot, bus, access, choices)

@@ -128,6 +128,7 @@ async def staged(directory: Path, *, scribe: bool = False, **settings: Any) -> A
         given: dict[str, Any] = {
             "telegram_admins": str(ADA),
             "telegram_allowed": f"{BEN},{GROUP}",
+            "telegram_edit_seconds": 0.05,
             "drain_seconds": 0.1,
             **settings,
         }

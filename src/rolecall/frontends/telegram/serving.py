@@ -48,7 +48,7 @@ class Serving:
         placeholders, blobs, questions = Placeholders(bus), Blobs(bus), Questions(bus)
         choices = Choices.of(session.application)
         self.access = Access(bus, lease.name)
-        self.chats = Chats(bot)
+        self.chats = Chats(bot, edit_seconds=settings.telegram_edit_seconds)
         self.recorded = Recorded(self.chats, placeholders)
         self.live = Live(
             bus, wakeups, self.chats, self.recorded, front=lease.name, holding=lambda: lease.held,
