@@ -109,7 +109,7 @@ class Application:
 
     def count(self, role: Role) -> int:
         """The instances that config and environment give ``role``; "auto" is what its local model server can answer
-        at once."""
+        at once, once it is loaded."""
         if role.instances != "auto":
             return role.instances
         return self.settings.local_slots if any(name.endswith("@local") for name in role.models) else 1

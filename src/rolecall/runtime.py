@@ -29,6 +29,8 @@ from rolecall.models.registry import open_model
 from rolecall.redis_client import RedisServer, Server
 from rolecall.registry import InstanceState, ProcessState
 from rolecall.roster import Roster
+from rolecall.serving.capacity import Follower, auto_counts
+from rolecall.serving.directory import Directory
 from rolecall.settings import Terms
 from rolecall.worker import Worker
 
@@ -37,6 +39,7 @@ PROMOTE_SECONDS = 1.0
 UNGUARDED = "@test"
 """Models that cannot be away; with terms they are guarded like any."""
 SWEEP_SECONDS = 60.0
+FOLLOW_SECONDS = 1.0
 AWAY = (RedisError, OSError, ServerUnavailable)
 
 
@@ -109,6 +112,7 @@ class Runtime:
         self._only = frozenset(roles) if roles is not None else None
         self._started = time.monotonic()
         self._ready = asyncio.Event()
+        self._followed: dict[str, int] = {}
         self._orders: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -120,6 +124,7 @@ class Runtime:
                 group.create_task(self._register(), name="rolecall registry"),
                 group.create_task(self._promote(), name="rolecall promote"),
                 group.create_task(self._sweep(), name="rolecall sweep"),
+                group.create_task(self._follow(), name="rolecall follow model servers"),
                 group.create_task(self._measure(), name="rolecall measures"),
             ]
             await self.wakeups.listening.wait()
@@ -153,7 +158,7 @@ class Runtime:
         roles = [role for role in application.roles if self._only is None or role.name in self._only]
         self.roster.deploy(roles, application.roles)
         for role in roles:
-            self.roster.set_count(role.name, self.configured(role))
+            self.roster.set_count(role.name, self._own_count(role))
 
     async def redeploy(self, application: Application) -> None:
         """``deploy`` while running: new roles get their consumer groups first, live counts stay in force."""
@@ -213,9 +218,9 @@ class Runtime:
     async def _apply_scale(self) -> None:
         counts = await live_counts(self.bus, self.application.roles, self.configured)
         for name, group in self.roster.instances.items():
-            wanted = counts.get(name, self.configured(self.roster.roles[name]))
+            wanted = counts.get(name, self._own_count(self.roster.roles[name]))
             if wanted != sum(not instance.retiring for instance in group):
-                logger.info("role %s: %d instances, scaled live", name, wanted)
+                logger.info("role %s: %d instances from now on", name, wanted)
                 self.roster.set_count(name, wanted)
                 self.worker.freed_up()
 
@@ -226,6 +231,32 @@ class Runtime:
             await _quietly(registry.register(self.bus, self._state()))
             await asyncio.sleep(self.application.settings.heartbeat_seconds)
             await _quietly(self._apply_scale())
+
+    async def _follow(self) -> None:
+        """Have as many instances of the roles with instances="auto" as their model servers answer at once."""
+        while True:
+            await _quietly(self._count_slots())
+            await asyncio.sleep(FOLLOW_SECONDS)
+
+    async def _count_slots(self) -> None:
+        roles = [role for role in self.roster.roles.values() if role.instances == "auto"]
+        if not roles:
+            return
+        alive = await registry.processes(self.bus)
+        followers = {role.name: self._follower(role, alive) for role in roles}
+        each = self.application.settings.auto_instance_mb
+        self._followed = await auto_counts(Directory(self._server), followers, each=each)
+        await self._apply_scale()
+
+    def _follower(self, role: Role, alive: Iterable[ProcessState]) -> Follower:
+        having = {state.process for state in alive if any(one.role == role.name for one in state.instances)}
+        names = sorted(having | {self.bus.process})
+        place, running = names.index(self.bus.process), len(self.roster.instances[role.name])
+        return Follower(role.models, len(names), place, running)
+
+    def _own_count(self, role: Role) -> int:
+        """The instances of ``role`` here, where nobody has scaled it."""
+        return self._followed.get(role.name, 1) if role.instances == "auto" else self.configured(role)
 
     async def _promote(self) -> None:
         while True:

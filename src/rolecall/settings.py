@@ -90,6 +90,9 @@ class ModelSettings(BaseModel):
     local_slots: int = Field(4, ge=1, le=64, description="requests a local model server answers at once")
     local_context: int = Field(2048, ge=256, le=131_072, description="tokens of context of each slot")
     local_threads: int | None = Field(None, ge=1, le=1024, description="threads of a local model; all cores if unset")
+    auto_instance_mb: int = Field(
+        64, ge=1, le=1_000_000, description="memory reckoned for each instance where instances are auto"
+    )
     local_url: str | None = Field(
         None, pattern=r"https?://[^\s@]+", examples=["http://model:10009"],
         description="address of a server of the local models; without one they run in processes of this machine",

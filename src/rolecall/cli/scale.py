@@ -72,7 +72,7 @@ async def _show(bus: Bus, application: Application, console: Console) -> None:
     rows = []
     for role in application.roles:
         running = seen.get(role.name, [])
-        count = live.get(role.name, application.count(role))
+        count = live.get(role.name, role.instances)
         source = source_of_count(application, role, role.name in live)
         rows.append((role.name, count, sum(running), len(running), source))
     print_table(console, ("role", "wanted", "running", "processes", "from"), rows, right=(1, 2, 3))

@@ -54,7 +54,7 @@ def taken(workers: int, models: int, sizes: Sizes) -> float:
 def instances_for(slots: int, available: float, *, each: float) -> int:
     """What ``instances="auto"`` comes to: the ``slots`` of the live servers, as far as ``available`` memory has room
     for so many instances of ``each``, from 1 to MOST."""
-    return max(1, min(slots, math.floor(available / each), MOST))
+    return max(1, min(slots, MOST, math.floor(min(available / each, MOST))))
 
 
 def share(total: int, processes: int, place: int) -> int:
