@@ -15,6 +15,7 @@ What it does on demand: ``flood`` and ``rate`` (429), ``lose`` (done, but no ans
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import random
@@ -38,6 +39,7 @@ Outcome = tuple[int, dict[str, Any], str]
 
 __all__ = ["Chat", "Message", "TelegramApi", "User"]
 
+LARGE = -1_000_000_000_000
 COUNTED = {"sendmessage", "editmessagetext", "editmessagereplymarkup", "editmessagemedia", "sendphoto", "senddocument"}
 """The methods that the rates count; the others are free."""
 
@@ -103,9 +105,9 @@ class TelegramApi:
         return self.world.users[id]
 
     def group(self, id: int, *, title: str = "Group", topics: dict[int, str] | None = None) -> Chat:
-        """A new group that the bot is in (its id is negative); with ``topics`` a forum."""
-        chat = Chat(id, title, forum=topics is not None, topics=dict(topics or {}))
-        return self.world.chats.setdefault(id, chat)
+        """A new group that the bot is in (its id is negative, a large group's below LARGE); with ``topics`` a forum."""
+        ids = self.world.ids if id > LARGE else itertools.count(1)
+        return self.world.chats.setdefault(id, Chat(id, title, topics is not None, topics=dict(topics or {}), ids=ids))
 
     def chat(self, id: int) -> Chat:
         """A chat as it looks now. Raises KeyError when nobody has opened it."""

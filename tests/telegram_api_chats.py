@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +100,8 @@ class Chat:
     kicked: bool = False
     """Set it once the bot is no longer in the group."""
     topics: dict[int, str] = field(default_factory=dict)
+    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Where the ids of its messages come from: private chats and small groups share it, a large group has its own."""
     every: dict[int, Message] = field(default_factory=dict)
     actions: list[tuple[float, str, int | None]] = field(default_factory=list)
     """What the bot was seen doing: monotonic seconds, the action, the topic."""
@@ -124,7 +128,7 @@ class Chat:
 
     def add(self, sender: dict[str, Any], text: str, entities: tuple[Entity, ...] = (), **rest: Any) -> Message:
         look = Look(time.monotonic(), text, entities, rest.pop("markup", None))
-        message = Message(len(self.every) + 1, self, sender, [look], **rest)
+        message = Message(next(self.ids), self, sender, [look], **rest)
         self.every[message.id] = message
         return message
 
@@ -235,6 +239,7 @@ class World:
 
     updates: Updates = field(default_factory=Updates)
     users: dict[int, User] = field(default_factory=dict)
+    ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     chats: dict[int, Chat] = field(default_factory=dict)
     files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     queries: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -244,7 +249,7 @@ class World:
 
     def private(self, user: User) -> Chat:
         """The user's chat with the bot, opened by its first message."""
-        return self.chats.setdefault(user.id, Chat(user.id, user.name))
+        return self.chats.setdefault(user.id, Chat(user.id, user.name, ids=self.ids))
 
     def keep(self, content: bytes, name: str) -> dict[str, Any]:
         """Store a file; returns its JSON."""

@@ -94,8 +94,8 @@ class Stage:
         await self.process.kill()
         self.process = Process(self.app, self.bot, **self.options)
         if deliver:
-            self.process.deliver()
             await self.process.live.resume()
+            self.process.deliver()
 
     async def quiet(self, *, seconds: float = 20) -> None:
         """Return when all is delivered and cleared up."""

@@ -15,14 +15,16 @@ from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
 from rolecall.frontends.telegram.recorded import Recorded
+from rolecall.frontends.telegram.sweep import sweep
 from rolecall.frontends.telegram_text import Entity, Part
 from rolecall.placeholders import Placeholders
 from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 from tests.waiting import wait_until
 
-GAP = 0.1
+GAP = 0.05
 ADA, BOB = Address(7), Address(8)
+LARGE_GROUP = -1_001_234_567_890
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ async def test_a_group_sees_partial_texts_less_often(api: TelegramApi, chats: Ch
 
 
 async def test_only_so_much_is_told_to_a_chat_that_has_to_wait(api: TelegramApi, chats: Chats) -> None:
-    api.flood(7, 2)
+    api.flood(7, 1)
     told = [chats.tell(ADA, Part(f"refused {number}")) for number in range(TELLS + 5)]
     assert told == [True] * TELLS + [False] * 5
     assert chats.tell(BOB, Part("hi"))
@@ -164,24 +166,24 @@ async def test_a_sweep_takes_what_is_ours_and_nobody_knows_of(api: TelegramApi, 
     async def spared(message_id: int) -> bool:
         return message_id == ours[1]
 
-    assert await fresh.sweep(ADA, ours[0], ours[4] + 2, spared) == 3
+    assert await sweep(fresh, ADA, ours[0], ours[4] + 2, spared) == 3
     assert api.chat(7).texts == ["hello", "0", "1", "in between"]
 
 
 async def test_a_sweep_spares_what_is_recorded_in_another_topic(api: TelegramApi, chats: Chats, bus: Bus) -> None:
-    api.group(-100, topics={5: "Five", 6: "Six"})
+    api.group(LARGE_GROUP, topics={5: "Five", 6: "Six"})
     recorded = Recorded(chats, Placeholders(bus))
-    await recorded.make(Address(-100, 5), "1", Part("the answer of five"))
+    await recorded.make(Address(LARGE_GROUP, 5), "1", Part("the answer of five"))
     api.lose(1, "sendMessage", times=1)  # an orphan, then its process dies
-    making = asyncio.create_task(recorded.make(Address(-100, 6), "1", Part("…")))
+    making = asyncio.create_task(recorded.make(Address(LARGE_GROUP, 6), "1", Part("…")))
     await wait_until(lambda: api.calls["sendMessage"] == 2)
     making.cancel()
     await asyncio.wait([making])
 
     successor = Recorded(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus))
-    made = await successor.make(Address(-100, 6), "1", Part("…"))
+    made = await successor.make(Address(LARGE_GROUP, 6), "1", Part("…"))
     await successor.settle()
-    texts = [(message.id, message.text) for message in api.chat(-100).answers]
+    texts = [(message.id, message.text) for message in api.chat(LARGE_GROUP).answers]
     assert texts[0] == (1, "the answer of five")
     assert texts[-1] == (made, "…")
     assert [text for _, text in texts].count("…") == 1

@@ -6,11 +6,9 @@ A chat that Telegram lets wait (429), or that it does not answer for, holds up i
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial as bound
@@ -22,7 +20,7 @@ from telegram.error import ChatMigrated, TelegramError
 
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.outlet import Outcome as Outcome
-from rolecall.frontends.telegram.outlet import Outlet, Unwanted, is_blocked, outcome_of
+from rolecall.frontends.telegram.outlet import Outlet, Outlets, Unwanted, is_blocked, outcome_of
 from rolecall.frontends.telegram_text import Part, message_entities
 
 logger = logging.getLogger(__name__)
@@ -33,8 +31,6 @@ Wanted = Callable[[], bool]
 EDIT_SECONDS = 1.2
 GROUP_FACTOR = 2.5
 """Telegram takes 20 messages and edits a minute in a group: what may be left out comes less often there."""
-OUTLETS = 5000
-PROBES = 12
 TELLS = 16
 PHOTOS = {"image/png", "image/jpeg", "image/webp"}
 PHOTO_BYTES = 10_000_000
@@ -67,7 +63,7 @@ class Chats:
     def __init__(self, bot: Bot, *, edit_seconds: float = EDIT_SECONDS) -> None:
         self.bot = bot
         self.edit_seconds = edit_seconds
-        self._outlets: OrderedDict[int, Outlet] = OrderedDict()
+        self._outlets = Outlets()
         self._moved: dict[int, int] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -86,12 +82,13 @@ class Chats:
         """Send a message; returns its id. Waits while the chat is stalled: where updates are received, ``tell``.
 
         Where Telegram's answer gets lost it is sent again, and may be there twice: what must not be is for
-        Recorded.make. ``announce`` is awaited before each try, in this chat's order, with the newest id known there.
+        Recorded.make. ``announce`` is awaited before each try, in this chat's order, with the newest id known that
+        the message must be behind.
         """
 
         async def sending(look: Part) -> int:
             if announce is not None:
-                await announce(outlet.newest)
+                await announce(outlet.box.newest)
             return await self._send(address, look, reply_to, keyboard, ring)
 
         looks = [part, Part(part.text)] if part.entities else [part]
@@ -144,7 +141,10 @@ class Chats:
     async def delete(self, address: Address, message_id: int) -> bool:
         """Remove a message; False when it cannot be, or is gone."""
         async with self._outlet(address) as outlet:
-            return await self._removed(outlet, address, message_id)
+            try:
+                return await outlet.patiently(lambda: self.bot.delete_message(self._chat(address), message_id))
+            except TelegramError:
+                return False
 
     async def typing(self, address: Address) -> None:
         """Show for some seconds that the bot writes, unless the chat is stalled."""
@@ -182,20 +182,17 @@ class Chats:
             task.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)
 
-    async def sweep(self, address: Address, low: int, high: int, spared: Callable[[int], Awaitable[bool]]) -> int:
-        """Remove the messages of ours between the ids ``low`` and ``high`` that nobody knows of: neither this process
-        nor ``spared``. Returns how many. Looks at a few ids: behind ``low``, or with ``low`` 0 before ``high``.
-
-        Whose a message is shows when its (missing) buttons are taken away: others' cannot be edited.
-        """
-        first, removed = (low + 1 if low else max(1, high - PROBES)), 0
+    async def is_unknown(self, address: Address, message_id: int) -> bool:
+        """Whether a message is there that is ours, and nobody here knows of. Whose it is shows when its (missing)
+        buttons are taken away: others' cannot be edited."""
         async with self._outlet(address) as outlet:
-            for message_id in range(first, min(high, first + PROBES)):
-                if message_id in outlet.known or await spared(message_id):
-                    continue
-                if await self._is_own(outlet, address, message_id):
-                    removed += await self._removed(outlet, address, message_id)
-        return removed
+            try:
+                await outlet.patiently(lambda: self.bot.edit_message_reply_markup(self._chat(address), message_id))
+                ours = True
+            except TelegramError as error:
+                ours = outcome_of(error) == "OK"
+            outlet.tried.append(message_id)
+            return ours
 
     # ── what is known ───────────────────────────────────────────────────────────────────────────
 
@@ -213,8 +210,19 @@ class Chats:
         return self._of(address).newest
 
     def saw(self, address: Address, message_id: int) -> None:
-        """A message of someone else was seen there."""
+        """That there is such a message has been heard of."""
         self._of(address).note(message_id)
+
+    def knows(self, address: Address, message_id: int) -> bool:
+        """Whether it is known what this message is."""
+        return self._of(address).knows(message_id)
+
+    def learn(self, address: Address, messages: Iterable[int], counted: int) -> None:
+        """There are these ``messages``, and Telegram had ``counted`` so far when it sent others."""
+        outlet = self._of(address)
+        outlet.box.newest = max(outlet.box.newest, counted)
+        for message_id in messages:
+            outlet.note(message_id)
 
     # ── how it is sent ──────────────────────────────────────────────────────────────────────────
 
@@ -273,19 +281,6 @@ class Chats:
         finally:
             outlet.telling -= 1
 
-    async def _is_own(self, outlet: Outlet, address: Address, message_id: int) -> bool:
-        try:
-            await outlet.patiently(lambda: self.bot.edit_message_reply_markup(self._chat(address), message_id))
-        except TelegramError as error:
-            return outcome_of(error) == "OK"
-        return True
-
-    async def _removed(self, outlet: Outlet, address: Address, message_id: int) -> bool:
-        try:
-            return await outlet.patiently(lambda: self.bot.delete_message(self._chat(address), message_id))
-        except TelegramError:
-            return False
-
     # ── outlets ─────────────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
@@ -295,20 +290,7 @@ class Chats:
             yield outlet
 
     def _of(self, address: Address) -> Outlet:
-        outlet = self._outlets.get(address.chat)
-        if outlet is None:
-            outlet = self._outlets[address.chat] = Outlet()
-            for chat in list(self._idle()) if len(self._outlets) > OUTLETS else ():
-                del self._outlets[chat]
-        self._outlets.move_to_end(address.chat)
-        return outlet
-
-    def _idle(self) -> Iterator[int]:
-        """Some chats of those longest unused, which nothing has to be known of any more."""
-        now = time.monotonic()
-        for chat, outlet in itertools.islice(self._outlets.items(), OUTLETS // 10):
-            if not outlet.lock.locked() and max(outlet.free, outlet.edited + 60) < now:
-                yield chat
+        return self._outlets.of(address.chat)
 
     def _chat(self, address: Address) -> int:
         return self._moved.get(address.chat, address.chat)

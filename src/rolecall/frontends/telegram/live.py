@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 from telegram.error import TelegramError
@@ -23,12 +22,10 @@ from rolecall.follow import Event, Wakeups, follow
 from rolecall.frontends.front import Received
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import explain
-from rolecall.frontends.telegram.buttons import working
-from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
+from rolecall.frontends.telegram.chats import Chats, Gone
 from rolecall.frontends.telegram.recorded import Recorded
-from rolecall.frontends.telegram.words import say
-from rolecall.frontends.telegram_text import Part, partial
-from rolecall.frontends.terminal_text import Shown as Growing
+from rolecall.frontends.telegram.watched import Watched
+from rolecall.frontends.telegram_text import Part
 
 logger = logging.getLogger(__name__)
 TYPING_SECONDS = 4.0
@@ -40,44 +37,6 @@ DRAFT_SECONDS = 20.0
 ENDED = 4096
 RING = "ring"
 """Stands for a turn: the one notice of a conversation that an answer is ready."""
-
-
-@dataclass
-class Watched:
-    """A turn in the making: what is known of it, and what of that its user was shown."""
-
-    received: Received
-    address: Address
-    message_id: int
-    language: str | None
-    place: int = 0
-    growing: Growing = field(default_factory=Growing)
-    over: bool = False
-    message: int = 0
-    draft: bool = False
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.received.conversation, self.received.turn
-
-    @property
-    def state(self) -> tuple[int, int]:
-        """What its look depends on."""
-        return self.place, len(self.growing.text)
-
-    @property
-    def look(self) -> Part:
-        """How the message should read now."""
-        if self.growing.text and (part := partial(self.growing.text)).text:
-            return part
-        if self.place:
-            return Part(say(self.language, "place", place=self.place))
-        return Part(say(self.language, "thinking"))
-
-    @property
-    def keyboard(self) -> Keyboard:
-        return working(self.received.turn, self.language)
 
 
 class Live:
@@ -105,7 +64,8 @@ class Live:
     async def show(self, received: Received, address: Address, message_id: int, language: str | None) -> None:
         """Let the user see that the message was taken and what becomes of it. Returns at once: neither Telegram nor a
         model is waited for. Called again for the same turn (a repeat, a part that joined it) it changes nothing."""
-        self.chats.saw(address, message_id)
+        if message_id:
+            self.chats.saw(address, message_id)
         watched = Watched(received, address, message_id, language, received.place)
         if received.refused or not received.turn or watched.key in self._turns or watched.key in self._ended:
             return

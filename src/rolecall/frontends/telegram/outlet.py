@@ -1,4 +1,4 @@
-"""One chat's way out: what is sent there goes one after the other, when Telegram lets it, until that has answered."""
+"""A chat's way out: what is sent there goes one after the other, when Telegram lets it, until that has answered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import re
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,10 @@ nothing can be written there, see ``Chats.reason``; DROPPED: it was not wanted a
 
 LONGEST_WAIT = 5.0
 LATE_SECONDS = 1.0
-REMEMBERED = 64
+REMEMBERED = 512
+OUTLETS = 5000
+LARGE = -1_000_000_000_000
+"""Ids of large groups are below."""
 GONE = ("message to edit not found", "message_id_invalid", "message not found")
 TOO_OLD = ("message can't be edited", "no text in the message to edit")
 BLOCKED = (
@@ -39,22 +42,38 @@ class Unwanted(Exception):
 
 
 @dataclass
+class Box:
+    """Messages that Telegram counts together: those of all private chats and small groups, or those of one large group.
+    ``newest`` is the highest id seen, ``known`` the last ones."""
+
+    newest: int = 0
+    known: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+
+@dataclass
 class Outlet:
     """``lock`` is held by whoever sends. Times are monotonic seconds: nothing is sent before ``free``; ``edited`` is
-    when the last edit was answered. ``newest`` is the highest message id seen, ``known`` the last ones."""
+    when the last edit was answered. ``newest`` is the highest id of a message that was seen in the chat; ``tried`` are
+    those it was found out of that they are not ours, or not there."""
 
+    box: Box = field(default_factory=Box)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     free: float = 0.0
     edited: float = float("-inf")
     newest: int = 0
-    known: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    tried: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     reason: str = ""
     telling: int = 0
 
     def note(self, message_id: int) -> None:
         """Remember that this message is there."""
         self.newest = max(self.newest, message_id)
-        self.known.append(message_id)
+        self.box.newest = max(self.box.newest, message_id)
+        self.box.known.append(message_id)
+
+    def knows(self, message_id: int) -> bool:
+        """Whether it is known what this message is."""
+        return message_id in self.box.known or message_id in self.tried
 
     def penalise(self, error: Wait) -> None:
         """Telegram lets this chat wait."""
@@ -110,6 +129,31 @@ class Outlet:
     async def _clear(self, gap: float) -> None:
         while (left := max(self.free, self.edited + gap if gap else 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(left)
+
+
+class Outlets:
+    """The outlets of a bot's chats."""
+
+    def __init__(self) -> None:
+        self._outlets: OrderedDict[int, Outlet] = OrderedDict()
+        self._account = Box()
+
+    def of(self, chat: int) -> Outlet:
+        """The outlet of a chat."""
+        outlet = self._outlets.get(chat)
+        if outlet is None:
+            outlet = self._outlets[chat] = Outlet(Box() if chat < LARGE else self._account)
+            for idle in list(self._idle()) if len(self._outlets) > OUTLETS else ():
+                del self._outlets[idle]
+        self._outlets.move_to_end(chat)
+        return outlet
+
+    def _idle(self) -> Iterator[int]:
+        """Some chats of those longest unused, which nothing has to be known of any more."""
+        now = time.monotonic()
+        for chat, outlet in itertools.islice(self._outlets.items(), OUTLETS // 10):
+            if not outlet.lock.locked() and max(outlet.free, outlet.edited + 60) < now:
+                yield chat
 
 
 def is_blocked(error: TelegramError) -> bool:

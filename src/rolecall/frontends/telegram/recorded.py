@@ -5,7 +5,7 @@ is sent says nothing yet, its id is recorded, and only edits, which can be repea
 
 - before the send, or the send was refused: there is an intent and no message; the next one to look makes it.
 - sent, and the answer or this process lost: the same, but a message too many stands in the chat. The intent says behind
-  which id it must be; it is looked for there and removed (Chats.sweep).
+  which id it must be; it is looked for there and removed (sweep.py).
 - sent and recorded, the intent left behind: the message stands; the next one to look finds nothing to remove.
 - two at once make the same part: the first that is recorded stands, the other removes its own.
 """
@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
+from rolecall.frontends.telegram.sweep import sweep
 from rolecall.frontends.telegram_text import Part
 from rolecall.placeholders import WHOLE, Placeholders
 
@@ -56,6 +57,8 @@ class Recorded:
         language, _, at = parts.pop(ABOUT, "~~").removeprefix("~").partition("~")
         intents = {name[1:]: _floor(value) for name, value in parts.items() if name.startswith(INTENT)}
         messages = {name: int(value) for name, value in parts.items() if value.isdecimal()}
+        if (address := Address.of(conversation)) is not None:
+            self.chats.learn(address, messages.values(), max(intents.values(), default=0))
         return Shown(messages, intents, language or None, int(at or 0))
 
     async def about(self, conversation: str, turn: str, language: str | None, at: int) -> None:
@@ -140,7 +143,7 @@ class Recorded:
         async def spared(message_id: int) -> bool:
             return bool(await self.placeholders.turn_of(whole, str(message_id)))
 
-        removed = await self.chats.sweep(address, low, high, spared)
+        removed = await sweep(self.chats, address, low, high, spared)
         if removed:
             logger.info("%s: removed %d placeholders whose sending was in doubt", address.conversation, removed)
 
