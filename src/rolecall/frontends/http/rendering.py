@@ -1,0 +1,105 @@
+"""Templates to pages. All text is escaped; a page runs no script but its own files, and parses no HTML in them."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta, tzinfo
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+
+from rolecall.frontends.http import assets
+from rolecall.frontends.http.guard import HEADERS
+from rolecall.frontends.http.keys import Principal
+from rolecall.frontends.http.services import Services
+from rolecall.transcript import EPOCH, LAST_MS, TROUBLE, conversation_dir, visible
+
+TEMPLATES = Path(__file__).with_name("templates")
+THEME_COOKIE = "rolecall_theme"
+POLICY = f"{HEADERS['content-security-policy']}; require-trusted-types-for 'script'; trusted-types 'none'"
+CHAT = ("Chat", "/", "chat")
+OPERATORS = (
+    ("Conversations", "/web/conversations", "conversations"),
+    ("Now", "/web/now", "now"),
+    ("Dead letters", "/web/dead", "dead"),
+)
+STATE_TONES = {"running": "runs", "answered": "good", "delivered": "good", "cancelled": "warn", "given up": "bad"}
+WORD_TONES = {"RECEIVED": "begins", "PROCESSING_COMPLETE": "good", "ERROR": "bad", "DEAD_LETTER": "bad"}
+BLANK = {
+    "conversation": {
+        "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
+    },
+    "turn": {"turn": "", "said": "", "total": 0, "state": "", "hops": ()},
+    "hop": {"instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0},
+    "record": {"ms": 0, "since": 0, "turn": "", "instance": "", "word": "", "text": "", "id": ""},
+}  # fmt: skip
+"""What the rows are made of that scripts fill."""
+
+
+def render(
+    here: Services, request: Request, who: Principal | None, template: str, name: str = "", status: int = 200,
+    **values: Any,
+) -> HTMLResponse:  # fmt: skip
+    """The page ``template``; ``name`` is the entry of the navigation that it belongs to."""
+    theme = request.cookies.get(THEME_COOKIE, "")
+    text = (
+        _environment(here.tz)
+        .get_template(template)
+        .render(
+            who=who,
+            here=name,
+            page=template.removesuffix(".html"),
+            nav=(CHAT, *(OPERATORS if who and who.admin else ())),
+            dead=0,
+            theme=theme if theme in ("dark", "light") else "",
+            **values,
+        )
+    )
+    return HTMLResponse(text, status, {"content-security-policy": POLICY})
+
+
+def seconds(ms: float) -> str:
+    """As the scripts say it: two digits below ten seconds."""
+    return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
+
+
+def share(ms: float, total: float) -> float:
+    """Of a bar 1000 wide that stands for ``total``."""
+    return round(min(1000.0, 1000 * ms / total), 1) if total else 0.0
+
+
+@cache
+def _environment(tz: tzinfo | None) -> jinja2.Environment:
+    def at(ms: int, form: str) -> str:
+        return (EPOCH + timedelta(milliseconds=min(max(ms, 0), LAST_MS))).astimezone(tz).strftime(form)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"static": assets.address, "blank": BLANK}
+    environment.filters |= {
+        "moment": lambda ms: at(ms, "%d %b %H:%M"),
+        "clock": lambda ms: f"{at(ms, '%H:%M:%S')}.{ms % 1000:03d}",
+        "seconds": seconds,
+        "share": share,
+        "state_tone": lambda state: STATE_TONES.get(state, ""),
+        "word_tone": lambda word: WORD_TONES.get(word, "warn" if word in TROUBLE else ""),
+        "visible": visible,
+        "pretty": _pretty,
+        "directory": conversation_dir,
+    }
+    return environment
+
+
+def _pretty(envelope: object) -> str:
+    """An envelope to read: JSON, or what there is instead of it; with nothing hidden in it."""
+    text = envelope if isinstance(envelope, str) else json.dumps(envelope, indent=2, ensure_ascii=False)
+    return "\n".join(visible(line) for line in text.split("\n"))

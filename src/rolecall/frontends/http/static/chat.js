@@ -1,0 +1,327 @@
+// The chat page: what is said goes to POST /chat/async, what is answered comes from the task's events.
+
+import { ago, all, ask, copy, find, keep, make, notify, parts, Refused, say, seconds, tried, walk } from "./dom.js";
+import { show } from "./markdown.js";
+
+const ENDS = ["done", "failed", "cancelled"];
+const ROLES = { cancelled: "Stopped.", pending: "waits for its turn" };
+
+const chat = find("[data-chat]");
+const scroll = find("[data-scroll]");
+const thread = find("[data-thread]");
+const welcome = find("[data-welcome]");
+const box = find("[data-message]");
+const stopButton = find("[data-stop]");
+const role = find("[data-role]");
+
+let name = "";
+/** Tasks of the shown conversation that have not ended, by id. */
+const running = new Map();
+let opened = 0;
+let lastSaid = "";
+
+// ── one answer ─────────────────────────────────────────────────────────────────────────────────
+
+class Answer {
+  /** An empty one at the end of the thread. */
+  constructor() {
+    this.element = copy(find("[data-answer]"));
+    Object.assign(this, parts(this.element));
+    this.characters = [];
+    this.hops = [];
+    thread.append(this.element);
+  }
+
+  follow(id) {
+    this.id = id;
+    this.began = Date.now();
+    this.element.classList.add("runs");
+    running.set(id, this);
+    this.ticking = setInterval(() => this.tick(), 1000);
+    this.tick();
+    this.source = new EventSource(`/chat/task/${id}/events`);
+    for (const kind of ["snapshot", "queued", "started", "delta", ...ENDS]) {
+      this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data)));
+    }
+    this.source.addEventListener("error", () => this.lost());
+    changed();
+  }
+
+  hear(kind, told) {
+    if (kind === "delta") this.add(told.position, told.text);
+    else if (kind === "started") this.start(told.role, told.instance, told.attempt);
+    else if (kind === "queued") this.wait(told);
+    else if (ENDS.includes(told.state)) this.end(told);
+    else this.stand(told);
+  }
+
+  /** The whole of it so far. */
+  stand(task) {
+    this.characters = [...task.text];
+    if (task.role) this.start(task.role, task.role, 0, true);
+    else if (task.place) this.wait(task);
+    this.draw();
+  }
+
+  wait({ place, reason }) {
+    say(this.trail, place ? `waits behind ${place} ${place === 1 ? "other" : "others"}` : reason ? `waits: ${reason}` : ROLES.pending);
+  }
+
+  start(roleName, instance, attempt, known = false) {
+    if (!known) this.characters = [];
+    if (this.hops.at(-1)?.role !== roleName) this.hops.push({ role: roleName, instance });
+    this.hops.at(-1).instance = instance;
+    this.trail.replaceChildren(...this.hops.map((hop, place) => make("span",
+      { class: place === this.hops.length - 1 ? "hop now" : "hop", title: hop.instance }, hop.role)));
+    if (attempt > 1) this.trail.append(make("span", { class: "pill warn" }, `try ${attempt}`));
+    if (!known) this.draw();
+  }
+
+  add(position, text) {
+    if (position < this.characters.length) this.characters.length = position;
+    this.characters.push(...text);
+    this.draw();
+  }
+
+  /** Soon, and once for all that came since the last time. */
+  draw() {
+    this.drawing ??= requestAnimationFrame(() => {
+      this.drawing = null;
+      const follows = atEnd();
+      show(this.body, this.characters.join(""));
+      if (follows) toEnd();
+    });
+  }
+
+  tick() {
+    say(this.foot, `${Math.round((Date.now() - this.began) / 1000)} s`);
+  }
+
+  lost() {
+    if (this.source.readyState !== EventSource.CLOSED) return;
+    // It cannot be followed any more: what became of it?
+    ask("GET", `/chat/task/${this.id}`).then((task) => this.hear(task.state, task), (error) => this.end({
+      state: "failed", text: "", error: { text: error.message }, usage: {},
+    }));
+  }
+
+  end(task) {
+    this.source?.close();
+    clearInterval(this.ticking);
+    running.delete(this.id);
+    this.element.classList.remove("runs");
+    for (const hop of all(".now", this.trail)) hop.classList.remove("now");
+    this.settle(task.state, task.state === "failed" ? task.error?.text ?? "" : task.text, this.facts(task));
+    if (task.state === "done") say(find("[data-spoken]"), task.text.slice(0, 600));
+    changed();
+    remember();
+  }
+
+  facts(task) {
+    const tokens = task.usage?.tokens_out;
+    return [
+      seconds(Date.now() - this.began),
+      task.model,
+      tokens ? `${tokens} tokens` : "",
+      task.finish === "length" ? "cut at its longest" : "",
+    ];
+  }
+
+  /** As it stays. */
+  settle(state, text, facts = []) {
+    const follows = atEnd();
+    this.characters = [...(text || (state === "cancelled" ? this.characters : ""))];
+    this.element.classList.toggle("failed", state === "failed");
+    this.element.classList.toggle("stopped", state === "cancelled");
+    if (this.drawing) cancelAnimationFrame(this.drawing);
+    this.drawing = null;
+    show(this.body, this.characters.join(""));
+    const words = [state === "cancelled" ? "stopped" : "", ...facts].filter(Boolean).map((word) => make("span", {}, word));
+    const button = this.characters.length ? [make("button", { type: "button", class: "plain", "data-copy-answer": true }, "Copy")] : [];
+    this.foot.replaceChildren(...button, ...words);
+    this.element.answer = this;
+    if (follows) toEnd();
+  }
+}
+
+// ── the thread ─────────────────────────────────────────────────────────────────────────────────
+
+const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+const toEnd = () => { scroll.scrollTop = scroll.scrollHeight; };
+
+function changed() {
+  stopButton.hidden = running.size === 0;
+}
+
+function put(text) {
+  welcome.hidden = true;
+  thread.append(make("div", { class: "said" }, text));
+}
+
+function clear() {
+  for (const answer of running.values()) {
+    answer.source?.close();
+    clearInterval(answer.ticking);
+  }
+  running.clear();
+  for (const element of [...thread.children]) if (element !== welcome) element.remove();
+  changed();
+}
+
+/** Shows the conversation of that name; none is a new one. */
+async function open(wanted) {
+  const mine = ++opened;
+  name = wanted;
+  clear();
+  welcome.hidden = Boolean(wanted);
+  mark();
+  const found = wanted ? await tried(() => ask("GET", `/web/chat/${encodeURIComponent(wanted)}`)) : null;
+  if (mine !== opened) return;
+  for (const message of found?.messages ?? []) {
+    if (message.role === "user") put(message.text);
+    else new Answer().settle({ error: "failed", stopped: "cancelled" }[message.mark] ?? "done", message.text);
+  }
+  for (const task of found?.tasks ?? []) {
+    put(task.said);
+    new Answer().follow(task.id);
+  }
+  if (found && !found.messages.length && !found.tasks.length) welcome.hidden = false;
+  toEnd();
+}
+
+async function send(text) {
+  if (!name) {
+    name = `web-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
+    history.pushState(null, "", `#${name}`);
+  }
+  const here = opened;
+  put(text);
+  const said = thread.lastElementChild;
+  const answer = new Answer();
+  toEnd();
+  lastSaid = text;
+  try {
+    const body = { text, conversation_id: name, ...(role.value ? { role: role.value } : {}) };
+    const task = await ask("POST", "/chat/async", body, { "Idempotency-Key": crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}` });
+    if (here !== opened) return;
+    if (task.id) answer.follow(task.id);
+    else answer.settle(task.state, task.text);
+    remember();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    notify(error.message, true);
+    said.remove();
+    answer.element.remove();
+    if (!box.value) write(text);
+    if (thread.childElementCount === 1) welcome.hidden = false;
+  }
+}
+
+function write(text) {
+  box.value = text;
+  grow();
+  box.focus();
+}
+
+const stop = () => Promise.all([...running.keys()].map((id) => tried(() => ask("POST", `/chat/task/${id}/cancel`))));
+
+// ── the conversations that are kept ────────────────────────────────────────────────────────────
+
+const keptList = find("[data-kept-list]");
+
+/** Asks which there are; the newest may need a moment until its transcript tells of it. */
+async function remember() {
+  const found = await ask("GET", "/web/chat").catch(() => null);
+  if (!found) return;
+  const rows = found.conversations;
+  if (name && !rows.some((row) => row.name === name)) rows.unshift({ name, said: lastSaid || name, last: Date.now() });
+  keep(keptList, rows, find("[data-kept-row]"), (row) => row.name, (element, row) => {
+    const { title, when } = parts(element);
+    find("a", element).href = `#${row.name}`;
+    say(title, row.said || row.name);
+    ago(when, row.last);
+  });
+  if (!rows.length) keptList.replaceChildren(make("li", { class: "none" }, "They are kept here."));
+  else find(".none", keptList)?.remove();
+  mark();
+}
+
+function mark() {
+  for (const element of all("[data-key]", keptList)) {
+    const here = element.dataset.key === name;
+    element.classList.toggle("open", here);
+    find("a", element).toggleAttribute("aria-current", here);
+  }
+}
+
+function toggleKept(shown) {
+  const kept = find("[data-kept]");
+  kept.classList.toggle("shown", shown);
+  find("[data-kept-toggle]").setAttribute("aria-expanded", String(kept.classList.contains("shown")));
+}
+
+// ── hands ──────────────────────────────────────────────────────────────────────────────────────
+
+function grow() {
+  box.style.height = "0";
+  box.style.height = `${Math.min(box.scrollHeight, 224)}px`;
+}
+
+function submit() {
+  const text = box.value.trim();
+  if (!text) return;
+  write("");
+  send(text);
+}
+
+async function copyText(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    say(button, "Copied");
+  } catch {
+    say(button, "Not allowed");
+  }
+  setTimeout(() => say(button, "Copy"), 1500);
+}
+
+const fromAddress = () => decodeURIComponent(location.hash.slice(1));
+
+box.addEventListener("input", grow);
+box.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    submit();
+  } else if (event.key === "ArrowUp" && !box.value && lastSaid) {
+    event.preventDefault();
+    write(lastSaid);
+  }
+});
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running.size && !event.isComposing) stop();
+});
+find("[data-composer]").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+stopButton.addEventListener("click", stop);
+find("[data-new]").addEventListener("click", () => {
+  history.pushState(null, "", location.pathname);
+  open("");
+  toggleKept(false);
+  box.focus();
+});
+find("[data-kept-toggle]").addEventListener("click", () => toggleKept());
+keptList.addEventListener("click", () => toggleKept(false));
+chat.addEventListener("click", (event) => {
+  const target = event.target.closest("button");
+  if (target?.matches("[data-idea]")) write(target.textContent);
+  else if (target?.matches("[data-copy]")) copyText(target, find("code", target.closest(".code").lastElementChild).textContent);
+  else if (target?.matches("[data-copy-answer]")) copyText(target, target.closest(".answer").answer.characters.join(""));
+});
+walk(keptList, () => all("a", keptList));
+addEventListener("hashchange", () => open(fromAddress()));
+addEventListener("popstate", () => { if (fromAddress() !== name) open(fromAddress()); });
+addEventListener("pageshow", (event) => { if (event.persisted) open(name); });
+
+await open(fromAddress());
+remember();

@@ -1,0 +1,150 @@
+// One conversation: its turns as bars, its log as it grows.
+
+import { ago, all, ask, clock, copy, find, keep, notify, parts, say, seconds, tried } from "./dom.js";
+import { live } from "./live.js";
+
+const MOST_LINES = 5000;
+const TONES = { answered: "good", delivered: "good", cancelled: "warn", "given up": "bad", running: "runs" };
+const WORDS = { RECEIVED: "begins", PROCESSING_COMPLETE: "good", ERROR: "bad", DEAD_LETTER: "bad" };
+const TROUBLE = ["RETRY", "DEFERRED", "TAKEN_OVER", "FENCED", "CANCELLED"];
+
+const page = find("[data-conversation]");
+const which = page.dataset.conversation;
+const log = find("[data-log]");
+const lines = find("[data-lines]");
+const keepUp = find("[data-keep-up]");
+const turnList = find("[data-turn-list]");
+
+let after = page.dataset.after;
+
+// ── log ────────────────────────────────────────────────────────────────────────────────────────
+
+function add(record) {
+  const line = copy(find("[data-log-line]"));
+  const part = parts(line);
+  line.className = WORDS[record.word] ?? (TROUBLE.includes(record.word) ? "warn" : "");
+  line.dataset.turn = record.turn;
+  line.title = record.turn ? `${record.instance}, turn ${record.turn}` : record.instance;
+  say(part.at, clock(record.ms));
+  say(part.since, seconds(record.since));
+  say(part.by, record.instance);
+  say(part.word, record.word);
+  say(part.text, record.shown);
+  lines.append(line);
+  while (lines.childElementCount > MOST_LINES) lines.firstElementChild.remove();
+}
+
+const toEnd = () => { if (keepUp.checked) log.scrollTop = log.scrollHeight; };
+
+function grew(told) {
+  for (const record of told.records) {
+    if (after && !later(record.id, after)) continue;
+    after = record.id;
+    add(record);
+  }
+  toEnd();
+  draw(told);
+}
+
+function later(id, than) {
+  const [a, b] = [id.split("-").map(Number), than.split("-").map(Number)];
+  return a[0] > b[0] || (a[0] === b[0] && a[1] > b[1]);
+}
+
+// ── turns ──────────────────────────────────────────────────────────────────────────────────────
+
+function draw(told) {
+  keep(turnList, told.turns, find("[data-turn-row]"), (turn) => turn.turn, fillTurn);
+  const { shown } = told;
+  const pill = find("[data-running]");
+  say(pill, shown.running ? "runs" : "idle");
+  pill.classList.toggle("runs", Boolean(shown.running));
+  find("[data-stop]").hidden = !shown.running;
+  say(find("[data-turns]"), shown.turns);
+  say(find("[data-errors]"), shown.errors);
+  say(find("[data-waiting]"), shown.waiting.length);
+  ago(find("[data-last]"), shown.last);
+}
+
+function fillTurn(element, turn) {
+  const part = parts(element);
+  const last = turn.hops.at(-1);
+  const runs = turn.state === "running";
+  // What runs has lasted until now.
+  const total = runs ? Math.max(turn.total, turn.now - turn.ms) : turn.total;
+  if (runs && last && !last.word) last.ended = total;
+  say(part.said, turn.said);
+  part.said.title = turn.said;
+  say(part.id, `turn ${turn.turn}`);
+  say(part.total, seconds(total));
+  say(part.state, turn.state);
+  part.state.className = `pill ${TONES[turn.state] ?? ""}`;
+  while (part.hops.childElementCount > turn.hops.length) part.hops.lastElementChild.remove();
+  turn.hops.forEach((hop, place) => {
+    if (!part.hops.children[place]) part.hops.append(copy(find("[data-hop-row]")));
+    fillHop(part.hops.children[place], hop, total);
+  });
+}
+
+function fillHop(element, hop, total) {
+  const part = parts(element);
+  const [wait, handling] = [hop.started - hop.queued, hop.ended - hop.started];
+  say(part.instance, hop.instance);
+  part.instance.title = hop.instance;
+  bar(part["wait-bar"], hop.queued, wait, total);
+  bar(part["hand-bar"], hop.started, handling, total, 3);
+  bar(part["model-bar"], hop.ended - hop.model, hop.model, total);
+  const model = hop.model ? ` · model ${seconds(hop.model)}` : "";
+  say(part.times, `waited ${seconds(wait)} · handled ${seconds(handling)}${model}`);
+}
+
+function bar(rect, from, length, total, least = 0) {
+  const scale = 1000 / Math.max(1, total);
+  rect.setAttribute("x", Math.min(997, from * scale));
+  rect.setAttribute("width", Math.max(least, length * scale));
+}
+
+// ── hands ──────────────────────────────────────────────────────────────────────────────────────
+
+const button = find("[data-delete]");
+
+button.addEventListener("click", () => tried(async () => {
+  if (!button.classList.contains("sure")) {
+    button.classList.add("sure");
+    say(button, "Delete for good?");
+    setTimeout(() => {
+      button.classList.remove("sure");
+      say(button, "Delete");
+    }, 4000);
+    return;
+  }
+  button.disabled = true;
+  try {
+    await ask("DELETE", `/conversations/${which}`);
+    location.assign("/web/conversations");
+  } finally {
+    button.disabled = false;
+  }
+}));
+
+find("[data-stop]").addEventListener("click", () => tried(async () => {
+  const { turns } = await ask("POST", `/web/conversations/${which}/stop`);
+  if (!turns) notify("There was nothing to stop.");
+}));
+log.addEventListener("scroll", () => {
+  keepUp.checked = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+}, { passive: true });
+keepUp.addEventListener("change", toEnd);
+log.addEventListener("click", (event) => {
+  const turn = event.target.closest("[data-turn]")?.dataset.turn;
+  if (turn) all("[data-key]", turnList).find((element) => element.dataset.key === turn)?.scrollIntoView({ block: "nearest" });
+});
+
+toEnd();
+live(() => `/web/conversations/${which}/events?after=${after}`, {
+  grown: grew,
+  gone: () => {
+    notify("This conversation was deleted.");
+    setTimeout(() => location.assign("/web/conversations"), 1200);
+  },
+});

@@ -1,0 +1,44 @@
+// Dead letters: sent again, or dropped.
+
+import { ask, find, make, say, tried } from "./dom.js";
+
+const letters = find(".letters");
+
+function over(letter, ...words) {
+  find("[data-outcome]", letter).replaceChildren(...words);
+  letter.classList.add("gone");
+  for (const selector of ["[data-replay]", "[data-drop]"]) find(selector, letter).hidden = true;
+  const total = find("[data-total]");
+  say(total, Math.max(0, Number(total.textContent) - 1));
+}
+
+async function act(letter, button) {
+  const path = `/dead/${encodeURIComponent(letter.dataset.letter)}`;
+  if (button.matches("[data-replay]")) {
+    const done = await ask("POST", `${path}/replay`);
+    const link = make("a", { href: `/web/conversations/${encodeURIComponent(done.turn_id)}` }, `turn ${done.turn}`);
+    over(letter, "Sent again as ", link, done.place ? `, waits in place ${done.place}.` : ".");
+  } else if (button.classList.contains("sure")) {
+    await ask("DELETE", path);
+    over(letter, "Dropped.");
+  } else {
+    button.classList.add("sure");
+    say(button, "Drop for good?");
+    setTimeout(() => {
+      button.classList.remove("sure");
+      say(button, "Drop");
+    }, 4000);
+  }
+}
+
+letters?.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  button.disabled = true;
+  await tried(() => act(event.target.closest(".letter"), button));
+  button.disabled = false;
+});
+
+document.addEventListener("pulse", ({ detail }) => {
+  find("[data-newer]").hidden = detail.dead <= Number(find("[data-total]").textContent);
+});

@@ -1,0 +1,157 @@
+// Building and filling elements. Text goes in as text only: nothing here ever parses HTML.
+
+export const find = (selector, within = document) => within.querySelector(selector);
+export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+/** An element with attributes and children; a child that is a string becomes text. */
+export function make(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "class") element.className = value;
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value != null) element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** A new copy of what a <template> holds. */
+export const copy = (template) => template.content.firstElementChild.cloneNode(true);
+
+/** The named parts of an element: those with data-f. */
+export function parts(element) {
+  const found = {};
+  for (const part of all("[data-f]", element)) found[part.dataset.f] = part;
+  return found;
+}
+
+/** Sets the text only when it differs, so that nothing flickers and selections stay. */
+export function say(element, text) {
+  text = String(text);
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/**
+ * Lets `list` hold one element per row, in their order: known ones stay and are filled anew, new ones are copied
+ * from `template`, others go. `fill(element, row, fresh)`.
+ */
+export function keep(list, rows, template, key, fill) {
+  const known = new Map(all(":scope > [data-key]", list).map((element) => [element.dataset.key, element]));
+  let before = null;
+  for (const row of rows) {
+    const name = String(key(row));
+    let element = known.get(name);
+    const fresh = !element;
+    if (fresh) {
+      element = copy(template);
+      element.dataset.key = name;
+    }
+    known.delete(name);
+    fill(element, row, fresh);
+    const place = before ? before.nextElementSibling : list.firstElementChild;
+    if (place !== element) list.insertBefore(element, place);
+    before = element;
+  }
+  for (const element of known.values()) element.remove();
+}
+
+/** What the server refused, in its own words. */
+export class Refused extends Error {
+  constructor(status, detail) {
+    super(detail);
+    this.status = status;
+  }
+}
+
+const token = () => find("meta[name=csrf]")?.content ?? "";
+
+/** Asks the server; returns its JSON, or null where it sends none. Throws Refused. */
+export async function ask(method, path, body = undefined, headers = {}) {
+  const given = { Accept: "application/json", ...headers };
+  if (method !== "GET") given["X-CSRF-Token"] = token();
+  if (body !== undefined) given["Content-Type"] = "application/json";
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers: given, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch {
+    throw new Refused(0, "The server cannot be reached.");
+  }
+  if (answer.status === 401 && !path.startsWith("/login")) logIn();
+  if (answer.status === 204) return null;
+  const told = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Refused(answer.status, told.detail || `The server answered ${answer.status}.`);
+  return told;
+}
+
+/** Goes to the login, and comes back here from there. */
+export function logIn() {
+  location.assign(`/web/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+}
+
+let hiding;
+
+/** A word to the user in the corner, for some seconds. */
+export function notify(text, bad = false) {
+  const notice = find("[data-notice]");
+  notice.textContent = text;
+  notice.classList.toggle("bad", bad);
+  notice.hidden = false;
+  clearTimeout(hiding);
+  hiding = setTimeout(() => { notice.hidden = true; }, bad ? 9000 : 5000);
+}
+
+/** Runs `act`; what the server refuses is said. */
+export async function tried(act) {
+  try {
+    return await act();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    notify(error.message, true);
+    return undefined;
+  }
+}
+
+// ── words for numbers ──────────────────────────────────────────────────────────────────────────
+
+export const seconds = (ms) => (ms < 100_000 ? `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s` : duration(ms / 1000));
+
+/** 4 s, 12 min, 3 h 5 min, 2 d 4 h */
+export function duration(all) {
+  const whole = Math.max(0, Math.floor(all));
+  const [days, hours, minutes] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
+  if (days) return `${days} d ${hours} h`;
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min` : `${whole} s`;
+}
+
+export const many = (count, one, more = `${one}s`) => `${whole(count)} ${count === 1 ? one : more}`;
+export const whole = (number) => Number(number).toLocaleString("en").replaceAll(",", "\u2009");
+
+const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
+const MOMENT = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+export const clock = (ms) => CLOCK.format(ms);
+
+/** A moment as the distance to now, the whole of it as its title. */
+export function ago(element, ms) {
+  const passed = (Date.now() - ms) / 1000;
+  say(element, passed < 5 ? "now" : passed < 86_400 ? `${duration(passed)} ago` : MOMENT.format(ms));
+  if (element.dataset.ms !== String(ms) || !element.title) {
+    element.dataset.ms = ms;
+    element.dateTime = new Date(ms).toISOString();
+    element.title = new Date(ms).toLocaleString();
+  }
+}
+
+/** Up and down arrows walk over what `list()` returns; Home and End too. */
+export function walk(container, list) {
+  container.addEventListener("keydown", (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+    const items = list();
+    const at = items.indexOf(document.activeElement);
+    if (at < 0 || !items.length) return;
+    event.preventDefault();
+    items[Math.min(items.length - 1, Math.max(0, at + step))].focus();
+  });
+}

@@ -1,0 +1,22 @@
+// Trades an API key for a login.
+
+import { ask, find } from "./dom.js";
+
+const form = find("[data-login]");
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const problem = find("[data-problem]");
+  const button = find("button", form);
+  button.disabled = true;
+  problem.textContent = "";
+  try {
+    await ask("POST", "/login", { key: form.elements.key.value.trim() });
+    location.assign(form.dataset.next);
+  } catch (error) {
+    problem.textContent = error.message;
+    form.elements.key.select();
+  } finally {
+    button.disabled = false;
+  }
+});

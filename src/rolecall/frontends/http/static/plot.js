@@ -1,0 +1,110 @@
+// Plots of the last minutes, drawn as SVG in the space they were given.
+
+import { say } from "./dom.js";
+
+const NS = "http://www.w3.org/2000/svg";
+const [LEFT, RIGHT, TOP, BOTTOM] = [34, 14, 8, 22];
+const TIME = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
+
+function svg(name, attributes = {}, text = null) {
+  const element = document.createElementNS(NS, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== null) element.textContent = text;
+  return element;
+}
+
+/** The next round number from `value` up, of which two and four parts are round as well. */
+function ceiling(value) {
+  const size = 10 ** Math.floor(Math.log10(Math.max(4, value)));
+  return [1, 2, 4, 6, 8, 10, 20, 40].map((part) => part * size).find((round) => round >= Math.max(4, value) && round % 4 === 0) ?? 4;
+}
+
+/** A path through `points` ([x, y]) that keeps its height until the next one. */
+export function steps(points) {
+  return points.map(([x, y], place) => (place ? `H${x.toFixed(1)}V${y.toFixed(1)}` : `M${x.toFixed(1)} ${y.toFixed(1)}`)).join("");
+}
+
+/**
+ * A plot in `place`: `draw(points, {from, to, cap})` with points {at, value}; `kind` is "steps" or "bars"; `words`
+ * says a value.
+ */
+export function plot(place, kind, words) {
+  const root = svg("svg", { role: "img" });
+  place.append(root);
+  let shown = { points: [], from: 0, to: 1 };
+
+  function draw(points = shown.points, range = shown) {
+    shown = { ...range, points };
+    const { width, height } = root.getBoundingClientRect();
+    if (!width) return;
+    root.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const top = ceiling(Math.max(shown.cap ?? 0, ...points.map((point) => point.value)));
+    const x = (at) => LEFT + ((at - shown.from) / (shown.to - shown.from)) * (width - LEFT - RIGHT);
+    const y = (value) => height - BOTTOM - (value / top) * (height - TOP - BOTTOM);
+    const made = [...grid(top, y, width), ...times(shown, x, height)];
+    if (shown.cap) made.push(svg("line", { class: "cap", x1: LEFT, x2: width - RIGHT, y1: y(shown.cap), y2: y(shown.cap) }));
+    if (kind === "bars") made.push(...bars(points, shown, x, y));
+    else if (points.length) made.push(...curve(points, x, y));
+    root.replaceChildren(...made);
+    root.setAttribute("aria-label", points.length ? `${words(points.at(-1).value)} now` : "nothing yet");
+    shown.x = x;
+    shown.y = y;
+  }
+
+  root.addEventListener("pointermove", (event) => hover(root, shown, event, words));
+  root.addEventListener("pointerleave", () => root.querySelector(".hover")?.remove());
+  new ResizeObserver(() => draw()).observe(place);
+  return draw;
+}
+
+function grid(top, y, width) {
+  return [0, top / 2, top].flatMap((value) => [
+    svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }),
+    svg("text", { class: "axis", x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, value),
+  ]);
+}
+
+function times({ from, to }, x, height) {
+  const step = to - from > 420_000 ? 300_000 : 60_000;
+  const made = [];
+  for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
+    if (x(at) > LEFT + 8) made.push(svg("text", { class: "axis", x: x(at), y: height - 5, "text-anchor": "middle" }, TIME.format(at)));
+  }
+  return made;
+}
+
+function curve(points, x, y) {
+  const path = steps([...points.map((point) => [x(point.at), y(point.value)])]);
+  const [first, last] = [points[0], points.at(-1)];
+  return [
+    svg("path", { class: "area", d: `${path}V${y(0)}H${x(first.at)}Z` }),
+    svg("path", { class: "curve", d: path }),
+    svg("circle", { class: "mark", cx: x(last.at), cy: y(last.value), r: 4 }),
+  ];
+}
+
+function bars(points, { span }, x, y) {
+  const width = Math.max(2, x(span) - x(0) - 2);
+  return points.filter((point) => point.value).map((point) => svg("rect", {
+    class: "bar", x: x(point.at), y: y(point.value), width, height: Math.max(1, y(0) - y(point.value)), rx: Math.min(2, width / 4),
+  }));
+}
+
+function hover(root, { points, x, y, span = 0 }, event, words) {
+  if (!points.length) return;
+  const left = event.clientX - root.getBoundingClientRect().left;
+  const middle = (point) => x(point.at + span / 2);
+  const near = points.reduce((best, point) => (Math.abs(middle(point) - left) < Math.abs(middle(best) - left) ? point : best));
+  let group = root.querySelector(".hover");
+  if (!group) {
+    group = svg("g", { class: "hover" });
+    group.append(svg("line", { class: "cross" }), svg("text", { class: "axis" }));
+    root.append(group);
+  }
+  const [line, text] = group.children;
+  const at = middle(near);
+  const right = at > root.getBoundingClientRect().width / 2;
+  for (const [key, value] of Object.entries({ x1: at, x2: at, y1: y(0), y2: TOP })) line.setAttribute(key, value);
+  for (const [key, value] of Object.entries({ x: right ? at - 6 : at + 6, y: TOP + 8, "text-anchor": right ? "end" : "start" })) text.setAttribute(key, value);
+  say(text, `${words(near.value)}, ${TIME.format(near.at)}`);
+}

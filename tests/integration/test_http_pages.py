@@ -1,0 +1,224 @@
+"""The web page as the server sends it: who sees what, what is escaped, and what comes live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from rolecall import keys
+from rolecall.frontends.http import rendering, series
+from rolecall.frontends.http.keys import Keys
+from rolecall.transcript import conversation_dir
+from tests.browser.stage import Stage, staged
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7*7}}"
+PAGES = ("/", "/web/conversations", "/web/now", "/web/dead")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with staged(tmp_path_factory.mktemp("pages")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(stage: Stage) -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(base_url=stage.url) as client:
+        yield client
+
+
+async def shown(client: httpx2.AsyncClient, path: str, status: int = 200) -> str:
+    answer = await client.get(path)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("text/html")
+    return answer.text
+
+
+async def transcribed(client: httpx2.AsyncClient, conversation: str, state: str = "answered|given up|cancelled") -> str:
+    """The directory of ``conversation``, once its transcript tells how its last turn ended."""
+    which = conversation_dir(conversation)
+
+    async def told() -> bool:
+        answer = await client.get(f"/conversations/{which}/timeline")
+        return answer.status_code == 200 and re.fullmatch(state, answer.json()["turns"][-1]["state"]) is not None
+
+    await wait_until(told, what=f"the transcript of {conversation}")
+    return which
+
+
+async def events(client: httpx2.AsyncClient, path: str) -> AsyncGenerator[tuple[str, Any]]:
+    async with client.stream("GET", path) as answer:
+        assert answer.status_code == 200
+        name = ""
+        async for line in answer.aiter_lines():
+            field, _, value = line.partition(": ")
+            if field == "event":
+                name = value
+            elif field == "data":
+                yield name, json.loads(value)
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_a_page_runs_nothing_but_its_own_files(client: httpx2.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "require-trusted-types-for 'script'" in policy
+    assert "frame-ancestors 'none'" in policy and "http" not in policy
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\son[a-z]+=|\sstyle=|javascript:", answer.text)
+    for address in re.findall(r'(?:src|href)="(/static/[^"]+)"', answer.text):
+        asset = await client.get(address)
+        assert asset.status_code == 200 and "immutable" in asset.headers["cache-control"]
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', answer.text)
+
+
+async def test_files_that_are_not_the_pages_own_are_not_sent(client: httpx2.AsyncClient) -> None:
+    for path in ("/static/x/nothing.js", "/static/x/..%2fpages.py", "/static/x/layout.html", "/static/x/%2e%2e"):
+        assert (await client.get(path)).status_code == 404
+    assert (await client.get("/static/old/page.js")).headers["cache-control"] == "no-cache"
+    assert (await client.get("/favicon.ico")).headers["content-type"] == "image/svg+xml"
+
+
+async def test_what_others_wrote_is_shown_as_text(stage: Stage, client: httpx2.AsyncClient) -> None:
+    conversation = f"telegram:{EVIL}"
+    await stage.deployment.ask(conversation, f"bury me because {EVIL}", title=EVIL)
+    which = await transcribed(client, conversation)
+    for path in ("/web/conversations", f"/web/conversations/{which}", "/web/dead", f"/web/conversations?search={EVIL}"):
+        page = await shown(client, path)
+        assert "<script>alert" not in page and "<img" not in page and "{{7*7}}" in page
+    letter = (await client.get("/dead")).json()["dead_letters"][0]["id"]
+    assert (await client.delete(f"/dead/{letter}")).status_code == 204
+
+
+async def test_a_conversation_is_found_by_what_names_it(stage: Stage, client: httpx2.AsyncClient) -> None:
+    received = await stage.deployment.say("telegram:42", "hello")
+    await stage.deployment.answer(received)
+    which = await transcribed(client, "telegram:42")
+    for name in (which, "telegram:42", received.short_id):
+        page = await shown(client, f"/web/conversations/{name}")
+        assert "telegram:42" in page and page.count('class="hop-row"') == 4  # and one to copy
+        assert "PROCESSING_COMPLETE" in page
+    assert "telegram:42" in await shown(client, "/web/conversations?search=telegram:42&errors=0")
+    assert "Nothing fits" in await shown(client, "/web/conversations?search=nobody+said+that")
+    assert "no conversation" in await shown(client, "/web/conversations/nobody", 404)
+
+
+async def test_a_conversation_and_the_list_of_them_are_followed_live(stage: Stage, client: httpx2.AsyncClient) -> None:
+    await stage.deployment.ask("telegram:77", "one")
+    which = await transcribed(client, "telegram:77")
+    async with asyncio.timeout(20):
+        seen: list[str] = []
+        asked = False
+        async for name, told in events(client, f"/web/conversations/{which}/events"):
+            seen += [record["id"] for record in told.get("records", ())]
+            if name == "gone":
+                break
+            if not asked:
+                asked = True
+                await stage.deployment.say("telegram:77", "slowly, please " * 3)
+            elif told["shown"]["running"]:
+                assert told["turns"][-1]["state"] == "running"
+                assert (await client.post(f"/web/conversations/{which}/stop")).json() == {"turns": 1}
+            elif told["turns"][-1]["state"] == "cancelled":
+                await client.delete(f"/conversations/{which}")
+        assert len(seen) == len(set(seen)) and seen == sorted(seen, key=lambda one: [*map(int, one.split("-"))])
+        rows = events(client, "/web/conversations/events?search=telegram:78")
+        assert (await anext(rows))[1]["total"] == 0
+        await stage.deployment.say("telegram:78", "new")
+        name, found = await anext(rows)
+        assert found["conversations"][0]["id"] == "telegram:78"
+        await rows.aclose()
+
+
+async def test_the_chat_keeps_conversations_and_knows_what_is_being_answered(client: httpx2.AsyncClient) -> None:
+    assert "samplellm" in await shown(client, "/")
+    done = await client.post("/chat", json={"text": "a **bold** word", "conversation_id": "web-1"})
+    assert done.json()["state"] == "done"
+    running = await client.post("/chat/async", json={"text": "slowly now", "conversation_id": "web-1"})
+    waiting = await client.post("/chat/async", json={"text": "and then", "conversation_id": "web-1"})
+    talk = (await client.get("/web/chat/web-1")).json()
+    assert [message["text"] for message in talk["messages"]] == ["a **bold** word", "a **bold** word"]
+    assert talk["tasks"] == [
+        {"id": running.json()["id"], "said": "slowly now"}, {"id": waiting.json()["id"], "said": "and then"},
+    ]  # fmt: skip
+    await transcribed(client, "http:local:web-1")
+    kept = (await client.get("/web/chat")).json()["conversations"]
+    assert [(row["name"], row["said"]) for row in kept] == [("web-1", "a **bold** word")]
+    assert (await client.get("/web/chat/never")).json() == {"messages": [], "tasks": []}
+
+
+async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_seconds(
+    stage: Stage, client: httpx2.AsyncClient
+) -> None:
+    pulse = (await client.get("/web/pulse")).json()
+    assert pulse == {"missing": [], "instances": 6, "dead": 0}
+    stream = events(client, "/web/now/events")
+    assert (await anext(stream))[0] == "series"
+    name, now = await anext(stream)
+    await stream.aclose()
+    assert name == "now" and now["stats"]["instances"]["samplellm"]["instances"] == 3
+    assert now["sample"]["queues"].keys() == now["stats"]["queues"].keys()
+    assert now["sample"]["ms"] % series.EVERY_MS == 0
+    assert {process.get("kind", "worker") for process in now["agents"]["processes"]} == {"worker", "http"}
+    entries = await stage.deployment.session.server.fetch("XRANGE", keys.SERIES, "-", "+")
+    moments = [int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]
+    assert moments and len(moments) == len(set(moments))
+
+
+async def test_only_operators_see_more_than_the_chat_and_nobody_without_a_key(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage, httpx2.AsyncClient(base_url=stage.url) as client:
+        made = Keys(stage.deployment.session.server)
+        _, secret = await made.new("ann")
+        _, admin = await made.new("olga <b>", admin=True)
+
+        async def locked() -> bool:
+            return (await client.get("/")).status_code == 303
+
+        await wait_until(locked)
+        for path in (*PAGES, "/web/conversations/x?y=1"):
+            answer = await client.get(path)
+            assert answer.headers["location"].startswith("/web/login?next=/")
+        for path in ("/web/pulse", "/web/chat", "/web/now/events", "/web/conversations/rows"):
+            assert (await client.get(path)).status_code == 401
+        for unfit in ("//evil.example", "/\\evil.example", "https://evil.example"):
+            assert 'data-next="/"' in (await client.get("/web/login", params={"next": unfit})).text
+        assert 'data-next="/web/now"' in await shown(client, "/web/login?next=/web/now")
+
+        await client.post("/login", json={"key": secret})
+        page = await shown(client, "/")
+        assert "/web/now" not in page
+        await shown(client, "/web/now", 403)
+        assert (await client.get("/web/conversations/rows")).status_code == 403
+        assert (await client.get("/web/pulse")).json()["dead"] is None
+        assert (await client.get("/web/chat/http:local:web-1")).status_code == 403
+
+        told = (await client.post("/login", json={"key": admin})).json()
+        page = await shown(client, "/web/now")
+        assert "olga &lt;b&gt;" in page and f'content="{told["csrf"]}"' in page
+        assert (await client.post("/web/conversations/x/stop")).status_code == 403
+
+
+async def test_every_template_is_escaped_and_names_only_what_it_is_given() -> None:
+    assert rendering.seconds(1234) == "1.23 s" and rendering.seconds(12_345) == "12.3 s"
+    assert (rendering.share(1, 0), rendering.share(5, 10), rendering.share(20, 10)) == (0.0, 500.0, 1000.0)
+    for path in rendering.TEMPLATES.glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\|\s*safe|autoescape|Markup", text), path.name
+
+
+async def test_the_scripts_parse_no_html() -> None:
+    static = Path(rendering.__file__).with_name("static")
+    for path in static.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        sinks = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser|srcdoc"
+        assert not re.search(sinks, text), path.name
