@@ -30,6 +30,7 @@ proof: $(VENV)/dev
 	@ROLECALL_WALKS=2000 $(BIN)/pytest --timeout 1200 tests/unit/test_state_machine.py
 	@ROLECALL_SCRIBE_KILLS=200 $(BIN)/pytest tests/integration/test_scribe.py -k killed
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
+	@$(BIN)/python -m tests.telegram_proof
 
 # The virtual environment, made with the newest Python that has venv and pip.
 $(VENV)/made:

@@ -91,6 +91,12 @@ class Place:
         self.processes.append(Process(popen, out, err))
         return self.processes[-1]
 
+    async def serving(self, seconds: float = 20) -> None:
+        """Wait until one of the processes serves."""
+        await wait_until(
+            lambda: any(SERVED in process.said for process in self.processes if not process.ended), seconds=seconds
+        )
+
     async def telegram(self, **settings: str) -> Process:
         """`rolecall telegram`, once it serves."""
         process = self.start("telegram", **settings)

@@ -1,0 +1,202 @@
+"""The Telegram front end whole: who serves, what operators are told, and the real command line at work."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rolecall import Agent, Context, Envelope, Role
+from rolecall.frontends.telegram import front
+from rolecall.frontends.telegram.bot import open_bot
+from rolecall.session import Session, open_session
+from tests import telegram_proof
+from tests.deployment import Deployment, deployed
+from tests.integration.telegram_process import telegram_place
+from tests.telegram_api import TelegramApi
+from tests.telegram_bot import connected
+from tests.waiting import wait_until
+
+ANN = 11
+SECRET = "only-telegram-knows_42"
+
+
+class ManagerAgent(Agent):
+    """Answers at once; ``wait`` for ever."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if envelope.text == "wait":
+            await asyncio.sleep(600)
+        return envelope.reply(f"echo: {envelope.text}")
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[TelegramApi]:
+    async with TelegramApi() as api:
+        yield api
+
+
+@asynccontextmanager
+async def deployment(directory: Path, api: TelegramApi, **settings: Any) -> AsyncIterator[Deployment]:
+    given = {
+        "telegram_allowed": "*", "telegram_edit_seconds": 0.05, "drain_seconds": 0.1,
+        "telegram_bot_token": api.token, "telegram_api_url": api.url, **settings,
+    }  # fmt: skip
+    async with deployed(directory, (Role(ManagerAgent, instances=2),), **given) as app:
+        yield app
+
+
+@asynccontextmanager
+async def serving(app: Deployment, told: list[str], **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """A front end of ``app`` at work; what it tells operators is in ``told``."""
+    running = asyncio.create_task(_serve(app.session, app, told, **options), name="telegram under test")
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _serve(session: Session, app: Deployment, told: list[str], **options: Any) -> None:
+    bot = open_bot(session.application.settings)
+    await front.TelegramFront(bot, session, app.runtime.wakeups, told.append, **options).run()
+
+
+async def answered(api: TelegramApi, text: str) -> None:
+    """Ann writes ``text`` and has her answer."""
+    api.user(ANN).write(text)
+    await api.wait_for(lambda: f"echo: {text}" in [one.text for one in api.chat(ANN).answers], what=text)
+
+
+def lines(told: list[str], words: str) -> list[str]:
+    return [line for line in told if words in line]
+
+
+# ── one process ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_whatever_stands_in_the_way_is_one_line_and_then_it_serves(api: TelegramApi, tmp_path: Path) -> None:
+    told: list[str] = []
+    api.world.updates.url = "https://forgotten.example.org"
+    async with deployment(tmp_path, api) as app, serving(app, told, watchdog_seconds=0.8):
+        await answered(api, "a webhook was left over")
+        assert len(lines(told, "a webhook was still set for the bot: it is deleted, for the bot is polled")) == 1
+        (greeting,) = lines(told, "is served")
+        assert greeting.startswith("Telegram: @rolecall_bot is served: https://t.me/rolecall_bot")
+        assert len(lines(told, "nobody is admin yet; whoever opens this first becomes it: https://t.me/")) == 1
+
+        async with connected(api) as other:
+            await asyncio.gather(other.get_updates(timeout=0), return_exceptions=True)
+            await wait_until(lambda: lines(told, "another program polls this bot with the same token"))
+        await answered(api, "the other one has ended")
+
+        api.delay(30, "getUpdates")
+        await wait_until(lambda: lines(told, "Telegram was silent for 0.8 s: connecting anew"))
+        api.delay(0, "getUpdates")
+        await answered(api, "it is back")
+    assert api.token not in "".join(told)
+
+
+async def test_a_token_that_telegram_does_not_know_is_one_line(api: TelegramApi, tmp_path: Path) -> None:
+    told: list[str] = []
+    async with (
+        deployment(tmp_path, api, telegram_bot_token="4242:some-other-token") as app,
+        serving(app, told) as running,
+    ):
+        await asyncio.wait_for(running, 10)
+    assert told == [
+        "Telegram: Telegram does not know the token: see TELEGRAM_BOT_TOKEN, or get a new one from @BotFather"
+    ]
+
+
+async def test_a_standby_takes_over_when_the_one_that_serves_ends(
+    api: TelegramApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "STAND_BY_SECONDS", 0.2)
+    first: list[str] = []
+    second: list[str] = []
+    async with deployment(tmp_path, api) as app:
+        application = app.session.application
+        async with open_session(application, "host:2~bbbbbb", start=True) as session:
+            async with serving(app, first):
+                await answered(api, "to the first")
+                standby = asyncio.create_task(_serve(session, app, second), name="standby")
+                await wait_until(lambda: lines(second, "another process serves @rolecall_bot, this one stands by"))
+                await answered(api, "still to the first")
+                assert not lines(second, "is served")
+            await answered(api, "to the second")
+            standby.cancel()
+            await asyncio.gather(standby, return_exceptions=True)
+    assert lines(second, "is served")
+
+
+async def test_by_webhook_updates_come_only_from_who_knows_the_secret(api: TelegramApi, tmp_path: Path) -> None:
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free_port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{free_port}/telegram"
+    hook = {"telegram_webhook_url": url, "telegram_webhook_secret": SECRET, "telegram_webhook_port": free_port}
+    async with deployment(tmp_path, api, **hook) as app, serving(app, told):
+        await answered(api, "by webhook")
+        async with httpx.AsyncClient(trust_env=False) as stranger:
+            assert (await stranger.post(url, json={"update_id": 1})).status_code == 403
+    assert api.calls["getUpdates"] == 0
+    assert SECRET not in "".join(told)
+
+
+async def test_placeholders_come_while_every_instance_is_busy(api: TelegramApi, tmp_path: Path) -> None:
+    async with deployment(tmp_path, api) as app, serving(app, []):
+        people = [api.user(100 + number, language_code="de") for number in range(25)]
+        for user in people:
+            user.write("wait")
+        await api.wait_for(lambda: all(user.id in api.world.chats and api.chat(user.id).answers for user in people))
+        assert {api.chat(user.id).answers[0].text for user in people} == {"Ich denke nach…"}
+
+
+# ── the real command line ───────────────────────────────────────────────────────────────────────
+
+
+async def test_up_prints_the_link_that_makes_its_first_user_admin_and_the_token_is_nowhere(
+    api: TelegramApi, tmp_path: Path
+) -> None:
+    with telegram_place(tmp_path, api, TELEGRAM_ALLOWED="", LOG_LEVEL="DEBUG") as place:
+        process = await place.up()
+        found = re.search(r"https://t\.me/rolecall_bot\?start=([\w-]{22})\n", process.said)
+        assert found, process.said
+        ann, stranger = api.user(ANN), api.user(666)
+        stranger.write("let me in")
+        await api.wait_for(lambda: 666 in api.world.chats and api.chat(666).answers)
+        ann.write(f"/start {found[1]}")
+        await api.wait_for(lambda: ANN in api.world.chats and api.chat(ANN).answers)
+        stranger.write(f"/start {found[1]}")
+        api.lose(0.3)
+        await answered(api, "hello")
+        assert await asyncio.to_thread(process.stop) == 0
+        assert not [path for path in (tmp_path / "log").rglob("*666*")], "a stranger has no transcript"
+        assert telegram_proof.leaks(place) == []
+
+
+async def test_with_a_wrong_token_the_rest_of_up_goes_on(api: TelegramApi, tmp_path: Path) -> None:
+    with telegram_place(tmp_path, api) as place:
+        process = place.start("up", "--no-chat", token="4242:some-other-token")
+        await process.says("Telegram: Telegram does not know the token")
+        await process.says("talk ")
+        assert not process.ended
+        assert await asyncio.to_thread(process.stop) == 0
+        assert "Traceback" not in process.said + process.logged
+
+
+async def test_through_kills_and_lost_answers_each_message_is_answered_once_and_in_order(
+    api: TelegramApi, tmp_path: Path
+) -> None:
+    with telegram_place(tmp_path, api) as place:
+        found = await telegram_proof.kill_front_ends(place, turns=12, users=4, every=1.5, fronts=2, quiet=1.0)
+        assert found.good, found
+        assert found.kills, found
