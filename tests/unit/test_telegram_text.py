@@ -18,9 +18,10 @@ from rolecall.frontends.telegram_parts import ENTITY_BYTES, joined, utf16_len
 from rolecall.frontends.telegram_text import Part, message_entities, partial, plain, render
 from tests.telegram_api_entities import accepted, size
 
-EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "0"))
+"""The proof sets it, and has the machine for itself."""
 many = settings(
-    max_examples=EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=EXAMPLES or 80, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 
 
@@ -351,16 +352,16 @@ def test_nothing_to_see_is_no_message() -> None:
         assert render(nothing) == []
 
 
-def test_twenty_kilobytes_take_less_than_30_ms() -> None:
+def test_twenty_kilobytes_take_no_longer_than_30_ms() -> None:
     block = (
         "# Heading\n\nSome *text* with **bold** words, `code` and a [link](http://example.com/x), и слова, 中文."
         " a < b\n\n- item one\n  - nested **b**\n\n```python\ndef f(x):\n    return x + 1\n```\n\n"
         "| a | b |\n|---|---|\n| 1 | **4** |\n\n> quote\n\n"
     )
     markdown = (block * 100)[:20_000]
-    # Three times as long is allowed here: the machine is shared with other tests.
-    assert _fastest(lambda: render(markdown)) < 0.03 * 3
-    assert _fastest(lambda: partial(markdown)) < 0.03 * 3
+    longest, tries = (0.03, 9) if EXAMPLES else (1.0, 1)
+    assert _fastest(lambda: render(markdown), tries) < longest
+    assert _fastest(lambda: partial(markdown), tries) < longest
 
 
 @pytest.mark.parametrize(
@@ -377,10 +378,10 @@ def test_twenty_kilobytes_take_less_than_30_ms() -> None:
     ],
 )
 def test_texts_made_to_be_slow_are_not(text: str) -> None:
-    assert _fastest(lambda: render(text), tries=1) < 2.0
+    assert _fastest(lambda: render(text), 1) < 2.0
 
 
-def _fastest(run: Callable[[], object], tries: int = 5) -> float:
+def _fastest(run: Callable[[], object], tries: int) -> float:
     took = []
     for _ in range(tries):
         began = time.process_time()

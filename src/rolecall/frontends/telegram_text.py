@@ -3,6 +3,10 @@
 Shown as Telegram can: headings bold, tables in columns, code with its language, links, lists, quotes, spoilers. Lost is
 only what Markdown does not show: the signs themselves, numbers of list items (they are counted), what stands behind a
 fence's language, titles of links. HTML is shown as it is written but for pairs of tags for looks and line breaks.
+
+telegramify-markdown reads the Markdown; what it is given, its tables, links and the cuts are ours. Measured on 6,000
+made-up answers (tests/unit/test_telegram_text.py): as it comes it loses words in 2,235 (`List<String>`, the cells of
+uneven rows) and has messages that Telegram would refuse or change in most; this here in none.
 """
 
 from __future__ import annotations
