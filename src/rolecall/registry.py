@@ -14,6 +14,8 @@ from rolecall import keys
 from rolecall.bus import Bus
 from rolecall.models.figures import model_figures
 
+BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
+
 
 class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One instance: what it does, and what it has done since its process started."""
@@ -82,11 +84,16 @@ async def instance_counts(bus: Bus) -> dict[str, int]:
 
 async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
     """Entries per role that wait or are being handled, over all shards and bands."""
-    depths = dict.fromkeys(roles, 0)
-    for shard in bus.shards:
-        for role in roles:
-            for band in keys.BANDS:
-                depths[role] += await bus.server.call("XLEN", shard.stream(role, band))
+    return {role: sum(bands.values()) for role, bands in (await band_depths(bus, roles)).items()}
+
+
+async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The same, by role and then by priority: ``high``, ``normal``, ``low``."""
+    rows = [(shard, role, band) for shard in bus.shards for role in roles for band in keys.BANDS]
+    lengths = await asyncio.gather(*(bus.server.fetch("XLEN", shard.stream(role, band)) for shard, role, band in rows))
+    depths = {role: dict.fromkeys(BAND_NAMES.values(), 0) for role in roles}
+    for (_, role, band), length in zip(rows, lengths, strict=True):
+        depths[role][BAND_NAMES[band]] += length
     return depths
 
 

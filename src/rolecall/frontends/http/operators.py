@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
-from rolecall import keys, registry
+from rolecall import registry
 from rolecall.conversations import Filters, Summary, since
 from rolecall.deadletters import ID, dead_letters, drop, find_dead_letter, plain, replay
 from rolecall.envelope import short_turn_id
@@ -26,7 +26,6 @@ from rolecall.timeline import timelines
 from rolecall.transcript import Record, find, format_line, read_records, session_files, visible
 
 router = APIRouter(tags=["operators"], dependencies=[Depends(operator)])
-BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 
 Page = Annotated[int, Query(ge=1, le=1_000_000, description="page, counted from 1")]
 Size = Annotated[int, Query(ge=1, le=500, description="rows of a page")]
@@ -119,13 +118,8 @@ async def list_agents(here: Here) -> dict[str, Any]:
 @router.get("/queues", summary="How much waits or is being handled, by role and priority")
 async def list_queues(here: Here) -> dict[str, Any]:
     """Over all shards; ``deferred`` turns sleep until their time or a model comes back."""
-    roles, bus = [role.name for role in here.application.roles], here.bus
-    depths = {role: dict.fromkeys(BAND_NAMES.values(), 0) for role in roles}
-    for shard in bus.shards:
-        lengths = [(r, b, bus.server.fetch("XLEN", shard.stream(r, b))) for r in roles for b in keys.BANDS]
-        for (role, band, _), length in zip(lengths, await asyncio.gather(*(x for *_, x in lengths)), strict=True):
-            depths[role][BAND_NAMES[band]] += length
-    return {"roles": depths, **await _beside(here)}
+    roles = [role.name for role in here.application.roles]
+    return {"roles": await registry.band_depths(here.bus, roles), **await _beside(here)}
 
 
 @router.get("/stats", summary="Figures of today (UTC) and of now")
