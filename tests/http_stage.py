@@ -55,6 +55,18 @@ class GateAgent(Agent):
         return envelope.reply("one two")
 
 
+class CountAgent(Agent):
+    """Counts until the test opens the gate."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        pieces: list[str] = []
+        while not GateAgent.gate.is_set():
+            pieces.append(f"{len(pieces)} ")
+            await ctx.emit(pieces[-1])
+            await asyncio.sleep(0.06)
+        return envelope.reply("".join(pieces))
+
+
 class TellAgent(Agent):
     """Tells what it was given."""
 
@@ -88,7 +100,8 @@ class FickleAgent(Agent):
 
 ROLES = (
     Role(FickleAgent),
-    Role(GateAgent),
+    Role(GateAgent, instances=4),
+    Role(CountAgent),
     Role(ManagerAgent),
     Role(SampleLLMAgent, instances=4, models=("echo@test",)),
     Role(SlowAgent, instances=8),

@@ -18,7 +18,7 @@ from rolecall.envelope import MAX_TEXT_BYTES, check_conversation
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.keys import Principal
-from rolecall.frontends.http.problems import DOES_NOT_HELP, Problem
+from rolecall.frontends.http.problems import DOES_NOT_HELP, Problem, promptly
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import Place
 
@@ -57,16 +57,17 @@ async def enter(here: Services, who: Principal, said: Said, idempotency: str | N
     and what is answered with 503 when the bus is away."""
     _check(here, said)
     conversation = conversation_of(who, said.conversation, _checked(idempotency))
-    images = [await _put_away(here, conversation, one) for one in said.images]
-    received = await here.front.receive(
-        conversation,
-        said.text,
-        payload=said.payload(images),
-        idempotency=_scoped(who, idempotency) if idempotency else None,
-        principal=f"{PREFIX}{who.id}",
-        title=who.name,
-        priority=said.priority,
-    )
+    async with promptly():
+        images = [await _put_away(here, conversation, one) for one in said.images]
+        received = await here.front.receive(
+            conversation,
+            said.text,
+            payload=said.payload(images),
+            idempotency=_scoped(who, idempotency) if idempotency else None,
+            principal=f"{PREFIX}{who.id}",
+            title=who.name,
+            priority=said.priority,
+        )
     if received.refused:
         raise _refusal(received)
     return received

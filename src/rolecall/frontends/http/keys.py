@@ -17,6 +17,7 @@ from fastapi.security.utils import get_authorization_scheme_param
 
 from rolecall import keys
 from rolecall.errors import RolecallError
+from rolecall.frontends.http.problems import promptly
 from rolecall.redis_client import Server
 
 FRESH_SECONDS = 2.0
@@ -149,7 +150,8 @@ async def require(request: Request, admin: bool = False) -> Principal:
     """Who sends ``request``. Raises HTTPException: 401 without a key or login, 403 for a login without its CSRF token
     where something changes, 403 where ``admin`` is asked for and the key is not an operator's."""
     found: Keys = request.app.state.services.keys
-    principal = await _principal(request, found)
+    async with promptly():
+        principal = await _principal(request, found)
     if principal is None:
         raise HTTPException(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
     if admin and not principal.admin:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +21,8 @@ from rolecall.redis_client import is_transient
 
 logger = logging.getLogger(__name__)
 AWAY_SECONDS = 3
+BUS_SECONDS = 8.0
+"""How long a request waits for a bus that is away: long enough for a server that is started again."""
 OPENAI = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODES = {
@@ -49,6 +53,16 @@ class ProblemDetails(BaseModel):
     status: int = Field(examples=[429])
     detail: str = Field(examples=["I am still busy with your earlier messages; this one was not taken."])
     code: str = Field(examples=["full"])
+
+
+@asynccontextmanager
+async def promptly() -> AsyncIterator[None]:
+    """Raise ServerUnavailable when what is done here takes longer than a request may wait for the bus."""
+    try:
+        async with asyncio.timeout(BUS_SECONDS):
+            yield
+    except TimeoutError:
+        raise ServerUnavailable(f"the bus did not answer within {BUS_SECONDS:g} s") from None
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -113,7 +127,7 @@ async def _away(request: Request, error: Exception) -> Response:
     if isinstance(error, RedisError) and not is_transient(error):
         raise error
     logger.info("%s %s: the server is away: %s", request.method, request.url.path, error)
-    detail = "The bus cannot be reached at the moment; nothing was taken. Try again soon."
+    detail = "The bus cannot be reached at the moment. Try again soon; with an Idempotency-Key nothing is done twice."
     return answer(request, Problem(503, detail, "bus_unavailable", headers={"Retry-After": str(AWAY_SECONDS)}))
 
 

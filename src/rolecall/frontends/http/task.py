@@ -16,7 +16,7 @@ from rolecall.envelope import short_turn_id
 from rolecall.follow import Event, Progress, progress
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.keys import Principal
-from rolecall.frontends.http.problems import Problem
+from rolecall.frontends.http.problems import Problem, promptly
 
 ID = re.compile(r"([A-Za-z0-9_-]{1,1100})\.(c?[1-9]\d{0,15})", re.ASCII)
 State = Literal["pending", "running", "done", "failed", "cancelled"]
@@ -119,7 +119,8 @@ class Standing:
 
 async def look(bus: Bus, place: Place) -> Standing:
     """Where a task stands now. Raises Problem: 404 for one that never was, 410 for one whose result is gone."""
-    snapshot = await bus.snapshot(place.conversation, place.turn)
+    async with promptly():
+        snapshot = await bus.snapshot(place.conversation, place.turn)
     if snapshot.state == "finished" and snapshot.final is not None:
         return Standing(place, place.ended(snapshot.final), snapshot.final_id, snapshot.final_id)
     if snapshot.state == "gone":

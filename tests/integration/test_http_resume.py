@@ -1,0 +1,190 @@
+"""Streams that break off: what is resumed at any replica is told once, in order, whatever ended in between."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+
+from rolecall.config import Application
+from rolecall.frontends.http import problems
+from rolecall.settings import Settings
+from tests.deployment import Deployment
+from tests.http_server import serving
+from tests.http_stage import ROLES, Events, GateAgent, stage
+from tests.valkey import ValkeyProcess
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+CUTS = 20
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    async with stage(tmp_path_factory.mktemp("http")) as running:
+        yield running
+
+
+class Replica:
+    """An HTTP server that can be ended and started again."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._application = deployment.session.application
+        self._serving = AsyncExitStack()
+        self.client: httpx2.AsyncClient
+
+    async def start(self) -> None:
+        url = await self._serving.enter_async_context(serving(self._application))
+        self.client = httpx2.AsyncClient(base_url=url, timeout=20)
+
+    async def stop(self) -> None:
+        await self._serving.aclose()
+        await self.client.aclose()
+
+    async def __aenter__(self) -> Replica:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+async def some(replica: Replica, where: str, after: str, count: int) -> list[tuple[str, str, Any]]:
+    """The next ``count`` events after one, or all that are left; then the connection is cut."""
+    found = []
+    async with replica.client.stream("GET", where, headers={"Last-Event-ID": after} if after else {}) as response:
+        assert response.status_code == 200
+        async for event in Events(response):
+            found.append(event)
+            if len(found) == count:
+                break
+    return found
+
+
+async def test_a_stream_cut_twenty_times_tells_everything_once_and_in_order(deployment: Deployment) -> None:
+    GateAgent.gate.clear()
+    async with Replica(deployment) as one, Replica(deployment) as other:
+        task = (await one.client.post("/chat/async", json={"text": "go", "role": "count"})).json()
+        where, found = f"/chat/task/{task['id']}/events", list[tuple[str, str, Any]]()
+        for cut in range(CUTS):
+            replica = (one, other)[cut % 2]
+            if cut in (7, 14):
+                await replica.stop()
+                await replica.start()
+            found += await some(replica, where, found[-1][0] if found else "", 2)
+        GateAgent.gate.set()
+        found += await some(one, where, found[-1][0], 10_000)
+        assert (await other.client.get(where, headers={"Last-Event-ID": found[-1][0]})).status_code == 204
+    assert [name for _, name, _ in found].count("snapshot") == 1
+    text = found[0][2]["text"]
+    for _, _, data in (event for event in found if event[1] == "delta"):
+        assert data["position"] == len(text)
+        text += data["text"]
+    assert found[-1][1] == "done"
+    assert found[-1][2]["text"].startswith(text)
+    order = [place_of(event_id) for event_id, _, _ in found]
+    assert order == sorted(set(order))
+    stored = [place for place in await deltas_of(deployment, task) if place > order[0]]
+    assert [place_of(event_id) for event_id, name, _ in found if name == "delta"] == stored
+    assert len(stored) > CUTS
+
+
+def place_of(event_id: str) -> tuple[int, ...]:
+    return tuple(map(int, event_id.split("-")))
+
+
+async def deltas_of(deployment: Deployment, task: dict[str, Any]) -> list[tuple[int, ...]]:
+    """All deltas of a turn, as the bus keeps them."""
+    shard = deployment.session.bus.shard(task["conversation_id"])
+    stored = await deployment.session.server.call("XRANGE", shard.events(task["conversation_id"]), "-", "+")
+    return [place_of(event_id.decode()) for event_id, fields in stored if b"delta" in fields]
+
+
+async def test_a_server_that_ends_ends_its_streams_and_they_go_on_elsewhere(deployment: Deployment) -> None:
+    GateAgent.gate.clear()
+    bus = deployment.session.bus
+
+    async def all_three() -> bool:
+        return await bus.busy(bus.shards[0]) == 3
+
+    async with Replica(deployment) as staying:
+        leaving = Replica(deployment)
+        await leaving.start()
+        waiting = asyncio.create_task(leaving.client.post("/chat", json={"text": "hello", "role": "gate"}))
+        completion = {"model": "gate", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+        telling = asyncio.create_task(leaving.client.post("/v1/chat/completions", json=completion))
+        found = []
+        async with leaving.client.stream("POST", "/chat/stream", json={"text": "hi", "role": "gate"}) as response:
+            where = response.headers["location"]
+            ending: asyncio.Task[None] | None = None
+            async for event in Events(response):
+                found.append(event)
+                if event[1] == "delta" and ending is None:
+                    await wait_until(all_three)
+                    ending = asyncio.create_task(leaving.stop())
+        assert found[-1][1] == "delta"
+        later = await waiting
+        assert later.status_code == 202
+        assert '"server_stopping"' in (await telling).text
+        assert ending is not None
+        await ending
+        GateAgent.gate.set()
+        rest = await some(staying, f"{where}/events", found[-1][0], 10)
+        assert [name for _, name, _ in rest] == ["done"]
+        answer = await staying.client.get(later.headers["location"], params={"wait": 20})
+        assert answer.json()["text"] == "one two"
+
+
+async def test_events_that_are_not_kept_any_more_are_made_up_for_by_a_snapshot(deployment: Deployment) -> None:
+    GateAgent.gate.clear()
+    async with Replica(deployment) as replica:
+        found = []
+        async with replica.client.stream("POST", "/chat/stream", json={"text": "hi", "role": "gate"}) as response:
+            async for event in Events(response):
+                found.append(event)
+                if event[1] == "delta":
+                    break
+        task, where = found[0][2], f"{response.headers['location']}/events"
+        shard, server = deployment.session.bus.shard(task["conversation_id"]), deployment.session.server
+        await server.call("XTRIM", shard.events(task["conversation_id"]), "MAXLEN", 1)
+        (snapshot,) = await some(replica, where, found[1][0], 1)
+        assert (snapshot[1], snapshot[2]["text"]) == ("snapshot", "one ")
+        GateAgent.gate.set()
+        assert [name for _, name, _ in await some(replica, where, found[1][0], 9)][-1] == "done"
+        await server.call("DEL", shard.events(task["conversation_id"]))
+        late = await some(replica, where, found[1][0], 9)
+        assert [(name, data["text"]) for _, name, data in late] == [("snapshot", "one two"), ("done", "one two")]
+
+
+async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "BUS_SECONDS", 0.3)
+    with tempfile.TemporaryDirectory(prefix="rc") as directory:
+        valkey = ValkeyProcess(Path(directory))
+        valkey.start()
+        settings = Settings.model_validate({"redis_url": valkey.url})
+        async with (
+            serving(Application(Path(directory), ROLES, settings, {})) as url,
+            httpx2.AsyncClient(base_url=url, timeout=20) as client,
+        ):
+            taken = await client.post("/chat/async", json={"text": "hello"})
+            assert taken.status_code == 202
+            valkey.kill()
+            messages = [{"role": "user", "content": "hello"}]
+            for answer in (
+                await client.post("/chat/async", json={"text": "hello"}),
+                await client.get(taken.headers["location"]),
+                await client.post("/v1/chat/completions", json={"messages": messages}),
+            ):
+                assert answer.status_code == 503, answer.text
+                assert int(answer.headers["retry-after"]) > 0
+            assert answer.json()["error"]["code"] == "bus_unavailable"
+            assert (await client.get("/health/live")).status_code == 200
+            valkey.start()
+        valkey.kill()
