@@ -16,7 +16,6 @@ from rolecall.delivery import Delivery, Records
 from rolecall.editing import edit_message
 from rolecall.ending import cancel_turn, stop_conversation
 from rolecall.envelope import Envelope, encode
-from rolecall.notice import notify
 from rolecall.redis_client import RedisServer, Server
 from rolecall.settings import Settings
 from rolecall.upkeep import audit_one, promote, rescue_direct
@@ -218,7 +217,7 @@ class BusMachine(RuleBasedStateMachine):
         if conversation is None:
             return
         self.notified += 1
-        got = self.now(notify(self.buses[0], name, "news", idempotency=str(key), front="front"))
+        got = self.now(self.buses[0].notify(name, "news", idempotency=str(key), front="front"))
         idem = f"notice:{key}"
         assert got == ("DUP" if idem in conversation.notices else "OK")
         if got == "OK":

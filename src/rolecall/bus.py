@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
@@ -27,6 +28,7 @@ from rolecall.delivery import Delivery, Records, next_band, read_entry
 from rolecall.envelope import Envelope, check_conversation, encode
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.keys import ShardKeys
+from rolecall.notice import notice_block
 from rolecall.outcomes import Admission as Admission
 from rolecall.outcomes import Demand as Demand
 from rolecall.outcomes import Snapshot as Snapshot
@@ -291,6 +293,28 @@ class Bus:
         names += [shard.deferred, shard.stream(delivery.role, band)]
         arguments += records.arguments()
         return _verdict(await self.server.run("defer", names, arguments))
+
+    async def notify(
+        self, conversation: str, text: str, *, idempotency: str = "", front: str = "", remember: bool = True,
+        instance: str = "front",
+    ) -> Literal["OK", "DUP", "CONFLICT", "BUSY"]:  # fmt: skip
+        """Tell ``conversation`` something it did not ask for: no turn, no mailbox, no model; its front end (the first
+        part of its name, or ``front``) shows it and lets it ring.
+
+        In one step it is also remembered (unless ``remember`` is False) and in the transcript. With an ``idempotency``
+        key it is told once: DUP then says that it was before, CONFLICT that another text was. BUSY: the server is full.
+        Of these three nothing is written. Raises RolecallError for what is no name of a conversation.
+        """
+        names, arguments = notice_block(
+            self.shard(conversation), self.process, self.settings, conversation, text,
+            idempotency=idempotency or secrets.token_hex(16), front=front or conversation.partition(":")[0],
+            remember=remember, instance=instance,
+        )  # fmt: skip
+        try:
+            verdict: bytes = await self.server.run("notify", names, arguments)
+        except OutOfMemoryError:  # refused at its first write
+            return "BUSY"
+        return verdict.decode()  # type: ignore[return-value]  # the script answers just these words
 
     async def note(self, shard: ShardKeys, conversation: str, turn: str, records: Records, begun: int = 0) -> None:
         """Write log records of a turn outside its settling, say from a front end that delivered it; ``begun`` is

@@ -12,7 +12,6 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.blobs import Blobs
 from rolecall.ending import cancel_turn
 from rolecall.frontends.telegram.recorded import INTENT
-from rolecall.notice import notify
 from rolecall.placeholders import Placeholders
 from tests.bus_steps import entries
 from tests.telegram_stage import THINKING, Stage, staged
@@ -203,7 +202,7 @@ async def test_a_notice_rings_and_comes_once(tmp_path: Path) -> None:
     async with staged(tmp_path, ROLES) as stage:
         stage.api.user(7).write("/start")
         for _ in range(2):
-            await notify(stage.bus, "telegram:7", "the *timer* is over", idempotency="k", front="telegram")
+            await stage.bus.notify("telegram:7", "the *timer* is over", idempotency="k", front="telegram")
         await stage.quiet()
         await stage.crash()
         await stage.quiet()

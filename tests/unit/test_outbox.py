@@ -16,7 +16,6 @@ from rolecall.bus import Bus
 from rolecall.delivery import Records
 from rolecall.keys import GROUP
 from rolecall.lease import Lease
-from rolecall.notice import notify
 from rolecall.outbox import CONSUMER, Entry, Outbox
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
@@ -70,7 +69,7 @@ async def delivering(
 async def tell(bus: Bus, conversation: str, *texts: str) -> None:
     for text in texts:
         key = f"{conversation} {text}"
-        assert await notify(bus, conversation, text, idempotency=key, front="front", remember=False) == "OK"
+        assert await bus.notify(conversation, text, idempotency=key, front="front", remember=False) == "OK"
 
 
 async def left(bus: Bus) -> int:

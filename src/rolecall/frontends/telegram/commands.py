@@ -20,7 +20,6 @@ from rolecall.frontends.telegram.pickers import Told as Told
 from rolecall.frontends.telegram.pickers import menu
 from rolecall.frontends.telegram.words import say
 from rolecall.memory import Memory
-from rolecall.notice import notify
 
 TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "model", "role", "queue", *ADMIN})
 """Answered here; in groups they need no name of the bot behind them."""
@@ -176,8 +175,8 @@ class Commands:
             return Told(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
         told = [one.user for one in await self._members() if one.allowed and one.user != standing.user]
         for user in told:
-            await notify(
-                self.bus, f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
+            await self.bus.notify(
+                f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
                 front=self.front, remember=False,
             )  # fmt: skip
         return Told(say(incoming.language, "broadcast", count=len(told)))
