@@ -156,7 +156,10 @@ async def test_pictures_and_files_of_an_answer_follow_its_text(tmp_path: Path) -
         blobs = Blobs(stage.bus)
         picture = await blobs.put("telegram:7", PNG, "image/png")
         text = await blobs.put("telegram:7", b"hello", "text/plain")
+        stage.api.lose(1, "editMessageMedia", times=1)  # and then its process dies
         await stage.say(stage.api.user(7), f"file {picture} {text}")
+        await wait_until(lambda: stage.api.calls["editMessageMedia"] == 1)
+        await stage.crash()
         await stage.quiet()
         answers = stage.api.chat(7).answers
         assert [sorted(message.media) for message in answers] == [[], ["photo"], ["document"]]
@@ -170,6 +173,19 @@ async def test_a_picture_that_telegram_refuses_becomes_a_document(tmp_path: Path
         await stage.say(stage.api.user(7), f"file {blob} {blob}")
         await stage.quiet()
         assert [sorted(message.media) for message in stage.api.chat(7).answers] == [[], ["document"], ["document"]]
+
+
+async def test_a_file_that_telegram_does_not_take_is_not_kept_quiet_about(tmp_path: Path) -> None:
+    async with staged(tmp_path, ROLES) as stage:
+        blobs = Blobs(stage.bus)
+        picture = await blobs.put("telegram:7", PNG, "image/png")
+        empty = await blobs.put("telegram:7", b"", "text/plain")
+        await stage.say(stage.api.user(7, language_code="de"), f"file {picture} {empty}")
+        await stage.quiet()
+        await stage.crash()
+        await stage.quiet()
+        assert stage.texts()[2] == "a.txt: Telegram hat diese Datei nicht angenommen."
+        assert (await log_words(stage))[-1] == "DELIVERED"
 
 
 async def test_an_answer_without_text_says_so(tmp_path: Path) -> None:

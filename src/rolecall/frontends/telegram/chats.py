@@ -19,6 +19,7 @@ from telegram.constants import ChatAction
 from telegram.error import ChatMigrated, TelegramError
 
 from rolecall.frontends.telegram.address import Address
+from rolecall.frontends.telegram.file import File as File
 from rolecall.frontends.telegram.outlet import Outcome as Outcome
 from rolecall.frontends.telegram.outlet import Outlet, Outlets, Unwanted, is_blocked, outcome_of
 from rolecall.frontends.telegram_text import Part, message_entities
@@ -32,8 +33,7 @@ EDIT_SECONDS = 1.2
 GROUP_FACTOR = 2.5
 """Telegram takes 20 messages and edits a minute in a group: what may be left out comes less often there."""
 TELLS = 16
-PHOTOS = {"image/png", "image/jpeg", "image/webp"}
-PHOTO_BYTES = 10_000_000
+FILE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +41,6 @@ class Gone:
     """Nobody can be written to there, or Telegram takes none of it; ``reason`` is Telegram's word."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """An image or a document on its way out."""
-
-    data: bytes
-    media_type: str
-    name: str
-
-    @property
-    def is_photo(self) -> bool:
-        """Whether Telegram may show it as a photo."""
-        return self.media_type in PHOTOS and len(self.data) <= PHOTO_BYTES
 
 
 class Chats:
@@ -153,14 +139,15 @@ class Chats:
             lambda: self.bot.send_chat_action(chat, ChatAction.TYPING, message_thread_id=address.topic)
         )
 
-    async def draft(self, address: Address, draft_id: int, part: Part) -> bool:
-        """Show ``part`` as what the bot is about to send, in a private chat; False when that did not work."""
-        outlet, entities = self._of(address), message_entities(part)
-        outlet.edited = time.monotonic()
-        chat, topic = self._chat(address), address.topic
-        return await outlet.in_passing(
-            lambda: self.bot.send_message_draft(chat, draft_id, part.text, topic, entities=entities)
-        )
+    async def draft(self, address: Address, draft_id: int, part: Part, wanted: Wanted) -> bool:
+        """Show ``part`` as what the bot is about to send, in a private chat, if it is ``wanted`` when its turn has
+        come; False when that did not work."""
+        entities, chat, topic = message_entities(part), self._chat(address), address.topic
+        async with self._outlet(address) as outlet:
+            outlet.edited = time.monotonic()
+            return wanted() and await outlet.in_passing(
+                lambda: self.bot.send_message_draft(chat, draft_id, part.text, topic, entities=entities)
+            )
 
     def tell(
         self, address: Address, part: Part, *, reply_to: int | None = None, keyboard: Keyboard | None = None
@@ -252,7 +239,10 @@ class Chats:
         keyboard: Keyboard | None,
     ) -> None:
         media = kind(file.data, filename=file.name)
-        await self.bot.edit_message_media(media, self._chat(address), message_id, reply_markup=keyboard)
+        await self.bot.edit_message_media(
+            media, self._chat(address), message_id, reply_markup=keyboard,
+            read_timeout=FILE_SECONDS, write_timeout=FILE_SECONDS,
+        )  # fmt: skip
 
     async def _edited(self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool) -> Outcome:
         """What became of the first of ``edits`` that Telegram does not refuse for what is in it."""
@@ -271,7 +261,7 @@ class Chats:
                     if (outcome := outcome_of(error)) is not None:
                         return outcome
         logger.warning("telegram refused an edit in %s: %s", address.conversation, outlet.reason)
-        return "DROPPED" if once else "BLOCKED"
+        return "DROPPED" if once else "REFUSED"
 
     async def _tell(
         self, outlet: Outlet, address: Address, part: Part, reply_to: int | None, keyboard: Keyboard | None
@@ -290,7 +280,7 @@ class Chats:
             yield outlet
 
     def _of(self, address: Address) -> Outlet:
-        return self._outlets.of(address.chat)
+        return self._outlets.of(self._chat(address))
 
     def _chat(self, address: Address) -> int:
         return self._moved.get(address.chat, address.chat)

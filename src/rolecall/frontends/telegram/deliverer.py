@@ -160,9 +160,16 @@ class Delivery:
         )  # fmt: skip
 
     async def _edit(self, message: int, piece: Part | File, keyboard: Keyboard | None) -> Outcome:
+        """Let the message show the piece; one that Telegram does not take is not kept quiet about."""
         if isinstance(piece, File):
-            return await self._chats.edit_file(self._address, message, piece, keyboard, wanted=self._holding)
-        return await self._chats.edit(self._address, message, piece, keyboard, wanted=self._holding)
+            outcome = await self._chats.edit_file(self._address, message, piece, keyboard, wanted=self._holding)
+            excuse = say(self._shown.language, "file_unsent", name=piece.name)
+        else:
+            outcome = await self._chats.edit(self._address, message, piece, keyboard, wanted=self._holding)
+            excuse = say(self._shown.language, "text_unsent")
+        if outcome != "REFUSED":
+            return outcome
+        return await self._chats.edit(self._address, message, Part(excuse), keyboard, wanted=self._holding)
 
 
 def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: str) -> Iterable[Part]:

@@ -232,18 +232,22 @@ class Live:
     async def _painted(self, watched: Watched) -> bool:
         """Bring the message up to date; False when that cannot be any more."""
         if watched.draft:
-            return await self._draft(watched)
+            await self._draft(watched)
+            return True
         outcome = await self.chats.edit(
             watched.address, watched.message, watched.look, watched.keyboard,
-            wanted=lambda: not watched.over and self.holding(), partial=True,
+            wanted=lambda: self._is_wanted(watched), partial=True,
         )  # fmt: skip
         return outcome in ("OK", "DROPPED")
+
+    def _is_wanted(self, watched: Watched) -> bool:
+        return not watched.over and self.holding()
 
     async def _draft(self, watched: Watched) -> bool:
         """Show it as a draft; one that is empty reads "Thinking…" in the user's own client."""
         part = watched.look if watched.growing.text or watched.place else Part("")
         draft_id = int.from_bytes(watched.key[1].encode()[-6:], "big") or 1
-        return await self.chats.draft(watched.address, draft_id, part)
+        return await self.chats.draft(watched.address, draft_id, part, lambda: self._is_wanted(watched))
 
     # Beside turns
 

@@ -16,9 +16,10 @@ from telegram.error import BadRequest, ChatMigrated, Forbidden, TelegramError, T
 from rolecall.frontends.telegram.requests import Wait
 
 T = TypeVar("T")
-Outcome = Literal["OK", "GONE", "TOO_OLD", "BLOCKED", "DROPPED"]
-"""What became of an edit. GONE: the message is not there any more; TOO_OLD: it cannot be edited any more; BLOCKED:
-nothing can be written there, see ``Chats.reason``; DROPPED: it was not wanted any more, and nothing was sent."""
+Outcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "DROPPED"]
+"""What became of an edit. GONE: the message is not there any more; TOO_OLD: it cannot be edited any more; REFUSED:
+Telegram does not take what should be written; BLOCKED: nothing can be written there (see ``Chats.reason`` for both);
+DROPPED: it was not wanted any more, and nothing was sent."""
 
 LONGEST_WAIT = 5.0
 LATE_SECONDS = 1.0
