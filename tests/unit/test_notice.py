@@ -62,7 +62,7 @@ async def test_a_notice_leaves_turns_alone_and_is_forgotten_with_its_conversatio
     ttl = await bus.server.call("PTTL", shard.conversation("a"))
     assert ttl == -1 if before == "a turn" else ttl > 0
     if before != "a turn":
-        assert await bus.server.call("PTTL", shard.history("a")) == ttl
+        assert 0 <= ttl - await bus.server.call("PTTL", shard.history("a")) < 5000  # looked at a moment later
     assert (await ask(bus)).outcome == ("WAIT" if before == "a turn" else "RUN")
 
 
