@@ -31,6 +31,7 @@ from rolecall.registry import InstanceState, ProcessState
 from rolecall.roster import Roster
 from rolecall.serving.capacity import Follower, auto_counts
 from rolecall.serving.directory import Directory
+from rolecall.serving.serving import Serving
 from rolecall.settings import Terms
 from rolecall.worker import Worker
 
@@ -51,7 +52,9 @@ def process_name() -> str:
 class Models:
     """The models of a deployment, each opened once, behind its gate; ``problems`` says why some could not be opened."""
 
-    def __init__(self, application: Application, server: Server, wake: Wake) -> None:
+    def __init__(self, application: Application, server: RedisServer, process: str, wake: Wake) -> None:
+        logs, limit = application.state_dir / "models", application.settings.local_ram
+        self.serving = Serving(server, process, logs, limit=limit)
         self.by_name: dict[str, Model] = {}
         self.problems: dict[str, str] = {}
         self._gates: dict[str, Gate] = {}
@@ -77,12 +80,14 @@ class Models:
             await self._gates[model].waits(conversation)
 
     async def aclose(self) -> None:
-        """Close them all."""
+        """Close them all, and need no model server any more."""
         for model in self.by_name.values():
             await model.aclose()
+        await self.serving.aclose()
 
     def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
-        model, terms = open_model(name, application.settings, application.state_dir), application.terms.get(name)
+        model = open_model(name, application.settings, application.state_dir, self.serving)
+        terms = application.terms.get(name)
         if terms is None and name.endswith(UNGUARDED):
             return model
         self._gates[name] = Gate(server, name, terms or Terms(), application.settings, wake)
@@ -97,7 +102,7 @@ class Runtime:
     ) -> None:
         self.application = application
         self.bus = Bus(server, application.settings, process)
-        self.models = Models(application, server, self._wake)
+        self.models = Models(application, server, process, self._wake)
         self.measures = Measures()
         self.roster = Roster(self.bus, self.models.of, self.models.by_name, self._statistics, self.models.waits)
         place = Place(application.directory, application.state_dir, application.settings.proxy)

@@ -90,6 +90,13 @@ class ModelSettings(BaseModel):
     local_slots: int = Field(4, ge=1, le=64, description="requests a local model server answers at once")
     local_context: int = Field(2048, ge=256, le=131_072, description="tokens of context of each slot")
     local_threads: int | None = Field(None, ge=1, le=1024, description="threads of a local model; all cores if unset")
+    local_models: int = Field(1, ge=1, le=64, description="local models loaded at once: they share the cores")
+    local_idle_seconds: float = Field(
+        1800, ge=0, le=604_800, description="seconds without a question after which a local model leaves; 0 never"
+    )
+    local_ram: int | None = Field(
+        None, ge=1, le=100_000_000, description="MB of memory for all local models together; what there is if unset"
+    )
     auto_instance_mb: int = Field(
         64, ge=1, le=1_000_000, description="memory reckoned for each instance where instances are auto"
     )

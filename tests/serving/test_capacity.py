@@ -18,6 +18,7 @@ from rolecall.redis_client import RedisServer
 from rolecall.runtime import Runtime, scale
 from rolecall.serving.capacity import Follower, auto_counts, available_mb
 from rolecall.serving.directory import Directory
+from rolecall.serving.memory import Room
 from rolecall.serving.server import ModelServer
 from rolecall.serving.workers_for import MOST
 from tests.deployment import Deployment, deployed
@@ -29,7 +30,7 @@ MODEL = "echo@test"
 async def load(directory: Directory, name: str, slots: int, model: str = MODEL) -> ModelServer:
     """A server as its host process has it in the directory."""
     server = ModelServer(name, model, f"spec of {name}", state="starting", machine="m", slots=slots)
-    assert (await directory.claim(server, "somebody", 1000)).word == "START"
+    assert (await directory.claim(server, "somebody", Room(1000, 1000))).word == "START"
     server = msgspec.structs.replace(server, state="ready", url="http://127.0.0.1:1")
     assert (await directory.beat(server)).known
     return server

@@ -10,9 +10,11 @@ import pytest
 from rolecall import keys
 from rolecall.redis_client import RedisServer
 from rolecall.serving.directory import Directory
+from rolecall.serving.memory import Room
 from rolecall.serving.server import ModelServer, Spec
 
 HERE = "machine"
+ROOM = Room(1000, 100_000)
 
 
 @pytest.fixture
@@ -29,24 +31,24 @@ def wanted(name: str, number: int = 1, *, ram: int = 100, machine: str = HERE, p
     return ModelServer(f"{name}{number}", one.model, one.id, machine=machine, ram=ram, slots=one.slots, pinned=pinned)
 
 
-async def ready(directory: Directory, server: ModelServer, budget: int = 1000) -> ModelServer:
-    assert (await directory.claim(server, "p", budget)).word == "START"
+async def ready(directory: Directory, server: ModelServer, room: Room = ROOM) -> ModelServer:
+    assert (await directory.claim(server, "p", room)).word == "START"
     server = msgspec.structs.replace(server, state="ready", url=f"http://{server.id}")
     assert (await directory.beat(server)).known
     return server
 
 
 async def test_of_many_who_ask_one_starts(directory: Directory) -> None:
-    claims = await asyncio.gather(*(directory.claim(wanted("a", n), f"p{n}", 1000) for n in range(20)))
+    claims = await asyncio.gather(*(directory.claim(wanted("a", n), f"p{n}", ROOM) for n in range(20)))
     assert sorted(claim.word for claim in claims) == ["START"] + ["STARTING"] * 19
     assert {claim.server.id for claim in claims if claim.server} == {"a0"}
 
 
 async def test_a_ready_server_is_found_by_its_machine_alone(directory: Directory) -> None:
     there = await ready(directory, wanted("a"))
-    claim = await directory.claim(wanted("a", 2), "p", 1000)
+    claim = await directory.claim(wanted("a", 2), "p", ROOM)
     assert (claim.word, claim.server and claim.server.url) == ("READY", there.url)
-    assert (await directory.claim(wanted("a", 3, machine="other"), "p", 1000)).word == "START"
+    assert (await directory.claim(wanted("a", 3, machine="other"), "p", ROOM)).word == "START"
     assert [one.id for one in await directory.servers(spec("a"), machine=HERE)] == ["a1"]
 
 
@@ -67,13 +69,13 @@ async def test_what_the_server_forgot_is_put_back(directory: Directory, server: 
 
 
 async def test_a_failure_is_told_to_all_and_then_forgotten(directory: Directory, server: RedisServer) -> None:
-    await directory.claim(wanted("a"), "p", 1000)
+    await directory.claim(wanted("a"), "p", ROOM)
     await directory.end("a1", "no such file|really\nnot")
-    claim = await directory.claim(wanted("a", 2), "p", 1000)
+    claim = await directory.claim(wanted("a", 2), "p", ROOM)
     assert (claim.word, claim.why) == ("FAILED", "no such file|really\nnot")
     assert 2 < claim.after <= 3
     await server.call("HSET", keys.SERVED_FAILED, spec("a").id, "1|long ago")
-    assert (await directory.claim(wanted("a", 2), "p", 1000)).word == "START"
+    assert (await directory.claim(wanted("a", 2), "p", ROOM)).word == "START"
 
 
 async def test_what_does_not_fit_makes_the_longest_idle_leave(directory: Directory, server: RedisServer) -> None:
@@ -82,23 +84,23 @@ async def test_what_does_not_fit_makes_the_longest_idle_leave(directory: Directo
     await backdate(server, "a1", "b1")
     await directory.enter(spec("a"), HERE, "call")
     await directory.leave("a1", "call")
-    claim = await directory.claim(wanted("c", ram=500), "p", 1000)
+    claim = await directory.claim(wanted("c", ram=500), "p", ROOM)
     assert (claim.word, claim.used, claim.leaving) == ("FULL", 800, True)
     assert {one.id: one.state for one in await directory.servers()} == {"a1": "ready", "b1": "stopping"}
-    assert (await directory.claim(wanted("c", ram=500), "p", 1000)).leaving, "no second one leaves meanwhile"
+    assert (await directory.claim(wanted("c", ram=500), "p", ROOM)).leaving, "no second one leaves meanwhile"
     await directory.end("b1")
-    assert (await directory.claim(wanted("c", ram=500), "p", 1000)).word == "START"
+    assert (await directory.claim(wanted("c", ram=500), "p", ROOM)).word == "START"
 
 
 async def test_busy_loading_pinned_and_young_servers_stay(directory: Directory, server: RedisServer) -> None:
     for name in ("busy", "pinned", "young"):
         await ready(directory, wanted(name, pinned=name == "pinned"))
-    await directory.claim(wanted("loading"), "p", 1000)
+    await directory.claim(wanted("loading"), "p", ROOM)
     await directory.enter(spec("busy"), HERE, "call")
     await backdate(server, "busy1", "pinned1")
-    claim = await directory.claim(wanted("c", ram=700), "p", 1000)
+    claim = await directory.claim(wanted("c", ram=700), "p", ROOM)
     assert (claim.word, claim.used, claim.leaving) == ("FULL", 400, False)
-    never = await directory.claim(wanted("c", ram=950), "p", 1000)
+    never = await directory.claim(wanted("c", ram=950), "p", ROOM)
     assert (never.word, never.used) == ("NEVER", 100)
 
 
@@ -107,7 +109,7 @@ async def test_none_leaves_in_vain(directory: Directory, server: RedisServer) ->
         await ready(directory, wanted(name, ram=400))
     await directory.enter(spec("busy"), HERE, "call")
     await backdate(server, "idle1", "busy1")
-    assert not (await directory.claim(wanted("c", ram=900), "p", 1000)).leaving
+    assert not (await directory.claim(wanted("c", ram=900), "p", ROOM)).leaving
     assert {one.state for one in await directory.servers()} == {"ready"}
 
 
@@ -126,7 +128,7 @@ async def test_a_call_goes_where_there_is_most_room(directory: Directory) -> Non
 async def test_nothing_stays_that_nobody_keeps(directory: Directory, server: RedisServer) -> None:
     await ready(directory, wanted("a"))
     await directory.enter(spec("a"), HERE, "call")
-    await directory.claim(wanted("b"), "p", 1000)
+    await directory.claim(wanted("b"), "p", ROOM)
     await directory.end("b1", "broken")
     kept = [keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED]
     lives = [await server.call("PTTL", key) for key in kept]

@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+from rolecall.cli.check_server import reached
 from rolecall.cli.finding import Finding, judged
 from rolecall.config import Application
-from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, NoSuchModel, RateLimited
+from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, NoSuchModel, RateLimited, RolecallError
 from rolecall.models.registry import open_model, probe
 from rolecall.models.weights import CATALOGUE, default_cache
+from rolecall.runtime import process_name
+from rolecall.serving.serving import Serving
 
 
 async def look_at_models(application: Application) -> list[Finding]:
     """One finding per model, each asked for one word; and the roles that have none to ask."""
     names = list(dict.fromkeys(name for role in application.roles for name in role.models))
-    found = list(await asyncio.gather(*(_look_at(application, name) for name in names)))
+    async with _served(application, names) as serving:
+        found = list(await asyncio.gather(*(_look_at(application, name, serving) for name in names)))
     if not names:
         remedy = "name one in config.py, models=('smollm2@local',), or set GEN_MODEL"
         found.append(Finding("not set up", "models", "no role has one", remedy))
     return found
 
 
-async def _look_at(application: Application, name: str) -> Finding:
+@asynccontextmanager
+async def _served(application: Application, names: list[str]) -> AsyncIterator[Serving | None]:
+    """What serves the models of this machine, where there are some and a server to serve them by."""
+    async with AsyncExitStack() as stack:
+        serving = None
+        if any(name.endswith("@local") for name in names) and not application.settings.local_url:
+            with suppress(RolecallError):
+                server, _ = await stack.enter_async_context(reached(application))
+                logs, limit = application.state_dir / "models", application.settings.local_ram
+                serving = Serving(server, process_name(), logs, limit=limit, patience=0)
+                stack.push_async_callback(serving.aclose)
+        yield serving
+
+
+async def _look_at(application: Application, name: str, serving: Serving | None) -> Finding:
     if not application.settings.local_url and (size := still_to_fetch(name)) is not None:
         text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
         return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
     try:
-        model = open_model(name, application.settings, application.state_dir)
+        model = open_model(name, application.settings, application.state_dir, serving)
     except ConfigError as error:
         return Finding("failed", name, str(error), _without(application, name))
     try:

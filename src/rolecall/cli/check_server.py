@@ -49,7 +49,7 @@ async def look_at_server(application: Application) -> ServerLook:
     Nothing is written to it."""
     look = ServerLook()
     try:
-        async with _reached(application) as (server, was_up):
+        async with reached(application) as (server, was_up):
             found = await server.check()
             look.findings.append(Finding("passed", "server", await _described(server, found, application, was_up)))
             look.info = _parsed(await server.call("INFO"))
@@ -67,8 +67,8 @@ async def look_at_server(application: Application) -> ServerLook:
 
 
 @asynccontextmanager
-async def _reached(application: Application) -> AsyncIterator[tuple[RedisServer, bool]]:
-    """A connection to the server, and whether it was up before."""
+async def reached(application: Application) -> AsyncIterator[tuple[RedisServer, bool]]:
+    """A connection to the server, and whether it was up before. The bundled one is started if need be, and ended."""
     settings, embedded, was_up = application.settings, None, True
     url = configured_url(settings)
     if url is None:

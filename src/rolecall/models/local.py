@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib.util
+import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,8 +19,8 @@ from rolecall.models.model import ModelEvent, Request
 from rolecall.models.openai import Endpoint, OpenAIModel
 from rolecall.models.reading import closing
 from rolecall.models.weights import CATALOGUE, Progress, default_cache, ensure_weights
-from rolecall.serving.server import WAYS_OUT
-from rolecall.serving.stake import Engine, ModelServer, Shape
+from rolecall.serving.server import WAYS_OUT, ModelServer, Spec
+from rolecall.serving.serving import Serving
 from rolecall.settings import Settings
 
 
@@ -47,24 +48,26 @@ OWN_FILE = Manner(max_tokens=1024)
 class LocalModel:
     """A model of the catalogue, or a .gguf file of one's own, in an engine shared with all who use it here.
 
-    The first question fetches the weights if need be and starts the engine, ``warm`` does so before it.
+    The first question fetches the weights if need be and has ``serving`` start the engine, ``warm`` does so before it.
     """
 
-    def __init__(self, model: str, settings: Settings, state_dir: Path, cache: Path | None = None) -> None:
+    def __init__(
+        self, model: str, settings: Settings, serving: Serving | None = None, cache: Path | None = None
+    ) -> None:
         self.name = f"{model}@local"
         self._model = model
         self._settings = settings
-        self._directory = state_dir / "models" / _directory_name(model)
+        self._serving = serving
         self._cache = cache or default_cache()
-        self._server: ModelServer | None = None
-        self._speaking: tuple[Engine, OpenAIModel] | None = None
-        self._ensuring = asyncio.Lock()
+        self._spec: Spec | None = None
+        self._speakers: dict[str, OpenAIModel] = {}
 
     @classmethod
-    def open(cls, model: str, settings: Settings, state_dir: Path) -> LocalModel:
-        """``model`` is a name in CATALOGUE or the absolute path of a .gguf file. Raises ConfigError."""
+    def open(cls, model: str, settings: Settings, state_dir: Path, serving: Serving | None = None) -> LocalModel:
+        """``model`` is a name in CATALOGUE or the absolute path of a .gguf file. Without ``serving`` it can be named
+        but not asked. Raises ConfigError."""
         name = f"{model}@local"
-        for module in ("openai",) if settings.local_url else ("xllamacpp", "openai"):
+        for module in ("openai",) if settings.local_url else ("xllamacpp", "openai", "psutil"):
             if importlib.util.find_spec(module) is None:
                 missing = MissingExtra("local", name)
                 raise ConfigError(f"{missing}; where that cannot be installed, {WAYS_OUT}")
@@ -73,12 +76,15 @@ class LocalModel:
             raise ConfigError(
                 f"model {name!r}: {known} or /path/to/a/file.gguf@local, the file being there, is allowed"
             )
-        return cls(model, settings, state_dir)
+        return cls(model, settings, serving)
 
     async def warm(self, progress: Progress | None = None) -> None:
         """Fetch the weights, where they are not here yet, and load the model. Raises ModelUnavailable, and NoSuchModel
         when nothing is at LOCAL_URL."""
-        await self._ready(None, progress)
+        if self._settings.local_url:
+            await self._elsewhere()
+        else:
+            await self._served().ensure(await self._wanted(progress))
 
     def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream. An engine that is gone is started again, once and before the first event."""
@@ -86,73 +92,93 @@ class LocalModel:
         request = _mannered(request, manner)
         return calling_by_schema(self._stream, request) if manner.calls_by_schema else self._stream(request)
 
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent. The engine stays as long as others, or this process, may need it."""
+        speakers, self._speakers = self._speakers, {}
+        for speaker in speakers.values():
+            await speaker.aclose()
+
     async def _stream(self, request: Request) -> AsyncIterator[ModelEvent]:
-        speaking = await self._ready(None)
         for again in (True, False):
             begun = False
-            try:
-                async with closing(speaking[1].stream(request)) as events:
-                    async for event in events:
-                        begun = True
-                        yield event
-                return
-            except ModelTimeout:
-                raise
-            except ModelUnavailable:
-                if begun or not again:
+            async with self._asked() as server:
+                try:
+                    async with closing(self._speaker(server).stream(request)) as events:
+                        async for event in events:
+                            begun = True
+                            yield event
+                    return
+                except ModelTimeout:
                     raise
-            speaking = await self._ready(speaking[0])
+                except ModelUnavailable:
+                    if begun or not again or not server.owned:
+                        raise
+            await self._served().suspect(server)
 
-    async def aclose(self) -> None:
-        """Close the connections and give the engine up. Idempotent."""
-        speaking, self._speaking = self._speaking, None
-        if self._server:
-            self._server.leave()
-        if speaking:
-            await speaking[1].aclose()
+    @asynccontextmanager
+    async def _asked(self) -> AsyncIterator[ModelServer]:
+        """The server to ask, busy with this call as long as it lasts."""
+        if self._settings.local_url:
+            yield await self._elsewhere()
+        else:
+            async with self._served().calling(await self._wanted()) as server:
+                yield server
 
-    async def _ready(self, failed: Engine | None, progress: Progress | None = None) -> tuple[Engine, OpenAIModel]:
-        """The engine and what speaks to it, not ``failed`` if that is gone. Concurrent calls join."""
-        async with self._ensuring:
-            if self._speaking and self._speaking[0] != failed:
-                return self._speaking
-            # The one before is not closed: others may just be using it, and it keeps no idle connections.
-            here = not self._settings.local_url
-            engine = await (await self._joined(progress)).join() if here else await self._elsewhere()
-            self._speaking = engine, OpenAIModel(self.name, _endpoint(engine, self._settings))
-            return self._speaking
+    def _speaker(self, server: ModelServer) -> OpenAIModel:
+        """What speaks to ``server``. Those before are not closed: others may just be using them, and they keep no idle
+        connections."""
+        if server.id not in self._speakers:
+            self._speakers[server.id] = OpenAIModel(self.name, _endpoint(server, self._settings))
+        return self._speakers[server.id]
 
-    async def _elsewhere(self) -> Engine:
+    async def _elsewhere(self) -> ModelServer:
         """The server of LOCAL_URL. As long as it was never seen, an unknown host means that nobody set it up."""
         url, key = str(self._settings.local_url).rstrip("/"), self._settings.local_key
         host = urlsplit(url).hostname or ""
         try:
             await asyncio.get_running_loop().getaddrinfo(host, None)
         except OSError:
-            if self._speaking:
+            if self._speakers:
                 raise ModelUnavailable(f"{self.name}: the host of LOCAL_URL={url} is away") from None
             raise NoSuchModel(
                 f"{self.name}: no server of local models is set up at LOCAL_URL={url}; with Docker Compose "
                 f"`docker compose --profile local up` starts one, else {WAYS_OUT}"
             ) from None
-        return Engine(url, key.get_secret_value() if key else "none", 0)
+        return ModelServer(url, self.name, "", "ready", url=url, key=key.get_secret_value() if key else "none")
 
-    async def _joined(self, progress: Progress | None) -> ModelServer:
-        if self._server is None:
+    def _served(self) -> Serving:
+        if self._serving is None:
+            raise ModelUnavailable(f"{self.name} is served where a deployment runs: start one with `rolecall up`")
+        return self._serving
+
+    async def _wanted(self, progress: Progress | None = None) -> Spec:
+        if self._spec is None:
             weights = Path(self._model)
             if self._model in CATALOGUE:
                 weights = await ensure_weights(self._model, self._cache, progress)
-            settings = self._settings
-            shape = Shape(weights, settings.local_slots, settings.local_context, settings.local_threads)
-            self._server = ModelServer(self.name, self._directory, shape)
-        return self._server
+            self._spec = _spec(self.name, weights, self._settings)
+        return self._spec
 
 
-def _endpoint(engine: Engine, settings: Settings) -> Endpoint:
+def _spec(name: str, weights: Path, settings: Settings) -> Spec:
+    threads = settings.local_threads or 0
+    if not threads and settings.local_models > 1:
+        threads = max(1, (os.cpu_count() or 1) // settings.local_models)
+    return Spec(
+        name,
+        str(weights.resolve()),
+        slots=settings.local_slots,
+        context=settings.local_context,
+        threads=threads,
+        idle=settings.local_idle_seconds,
+    )
+
+
+def _endpoint(server: ModelServer, settings: Settings) -> Endpoint:
     # No limit to the first token: a busy engine queues, and reading a long prompt is silent.
     return Endpoint(
-        f"{engine.url}/v1",
-        engine.api_key,
+        f"{server.url}/v1",
+        server.key,
         connect=settings.connect_seconds,
         first_token=None,
         idle_token=settings.idle_token_seconds,
@@ -169,9 +195,3 @@ def _mannered(request: Request, manner: Manner) -> Request:
 
 def _is_file_name(model: str) -> bool:
     return model.endswith(".gguf") and Path(model).is_absolute()
-
-
-def _directory_name(model: str) -> str:
-    if model in CATALOGUE:
-        return model
-    return f"{Path(model).stem[:40]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"

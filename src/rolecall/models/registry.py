@@ -13,6 +13,7 @@ from rolecall.errors import ConfigError
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Delta, Message, Model, Request
 from rolecall.models.reading import closing
+from rolecall.serving.serving import Serving
 from rolecall.settings import Settings
 
 Progress = Callable[[int, int | None], None]
@@ -38,8 +39,8 @@ PROVIDERS = {
 }
 
 
-def open_model(name: str, settings: Settings, state_dir: Path) -> Model:
-    """The model ``name@provider``, without a word to any server yet.
+def open_model(name: str, settings: Settings, state_dir: Path, serving: Serving | None = None) -> Model:
+    """The model ``name@provider``, without a word to any server yet. One of this machine is asked through ``serving``.
 
     Raises ConfigError for a name, key or extra that would make every call fail. ``state_dir`` is where this
     application keeps what is not for people.
@@ -49,7 +50,8 @@ def open_model(name: str, settings: Settings, state_dir: Path) -> Model:
         raise ConfigError(f"model {name!r}: name@provider is allowed, the provider being one of {_known()}")
     where = PROVIDERS[provider]
     cls = getattr(importlib.import_module(where.module), where.cls)
-    return cast(Model, cls.open(model, settings, state_dir))
+    more = (serving,) if provider == "local" else ()
+    return cast(Model, cls.open(model, settings, state_dir, *more))
 
 
 def open_models(names: Sequence[str], settings: Settings, state_dir: Path) -> Model:

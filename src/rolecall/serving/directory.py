@@ -9,6 +9,7 @@ import msgspec
 
 from rolecall import keys
 from rolecall.redis_client import Arg, Server
+from rolecall.serving.memory import Room
 from rolecall.serving.server import ModelServer, Spec, State
 
 START_SECONDS = 10.0
@@ -29,12 +30,13 @@ RESIDENT_SECONDS = 10.0
 class Claim:
     """What asking for a server led to: a ``server`` that is READY or STARTING, leave to START one, FAILED because it
     could not be started just now, FULL while there is no memory for it (``leaving``: some is being made), or NEVER:
-    what may not leave takes too much. ``used``: MB."""
+    what may not leave takes too much. ``used`` and ``most`` are MB."""
 
     word: Literal["READY", "STARTING", "START", "FAILED", "FULL", "NEVER"]
     server: ModelServer | None = None
     why: str = ""
     used: int = 0
+    most: int = 0
     leaving: bool = False
     after: float = 0.0
 
@@ -68,11 +70,18 @@ class Directory:
         ]
         return sorted(chosen, key=lambda one: (one.since, one.id))
 
-    async def claim(self, wanted: ModelServer, user: str, budget: int) -> Claim:
+    async def claim(self, wanted: ModelServer, user: str, room: Room) -> Claim:
         """Find the server of ``wanted.spec`` or, with START, take its place: whoever is told so has START_SECONDS to
-        get a host going under ``wanted.id``. ``budget`` is MB for all servers of ``wanted.machine``. Where that is too
-        little, servers that nobody uses are asked to leave, the longest unused first, and only if that is enough."""
-        args: list[Arg] = [msgspec.json.encode(wanted), user, _ms(USER_SECONDS), _ms(START_SECONDS), budget]
+        get a host going under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too little, servers
+        that nobody uses are asked to leave, the longest unused first, and only if that is enough."""
+        args: list[Arg] = [
+            msgspec.json.encode(wanted),
+            user,
+            _ms(USER_SECONDS),
+            _ms(START_SECONDS),
+            room.most,
+            room.free,
+        ]
         word, *rest = await self._server.run("served_claim", _KEYS, [*args, _ms(RESIDENT_SECONDS)])
         match word:
             case b"READY" | b"STARTING":
@@ -80,9 +89,9 @@ class Directory:
             case b"FAILED":
                 return Claim("FAILED", why=rest[0].decode(), after=rest[1] / 1000)
             case b"FULL":
-                return Claim("FULL", used=int(rest[0]), leaving=bool(rest[1]))
+                return Claim("FULL", used=int(rest[0]), most=int(rest[1]), leaving=bool(rest[2]))
             case b"NEVER":
-                return Claim("NEVER", used=int(rest[0]))
+                return Claim("NEVER", used=int(rest[0]), most=int(rest[1]))
         return Claim("START")
 
     async def beat(self, now: ModelServer, *, again: Literal["no", "alone", "always"] = "no") -> Pulse:
@@ -128,8 +137,8 @@ class Directory:
         await self._server.run("served_call", _KEYS, [server, call, 0])
 
     async def needed_by(self, user: str, *, still: bool = True) -> int:
-        """Say that the process ``user`` may need servers for USER_SECONDS more, or does not any longer; servers leave
-        when nobody does. How many do."""
+        """Say that ``user``, ``<machine>/<process>``, may need servers for USER_SECONDS more, or does not any longer;
+        those of a machine leave when nobody does there. How many do there."""
         return int(await self._server.run("served_user", _KEYS, [user, _ms(USER_SECONDS) if still else 0]))
 
 

@@ -1,6 +1,6 @@
 -- Prelude of the scripts about model servers.
 -- KEYS 1 servers, hash id → JSON · 2 calls in flight, sorted set `<server> <call>` → ms · 3 processes that may need a
--- server, sorted set → ms · 4 models that could not be started, hash spec → `ms|why`
+-- server, sorted set `<machine>/<process>` → ms · 4 models that could not be started, hash spec → `ms|why`
 -- Every server carries `lapses`, the server's ms at which it is taken to be gone.
 local SERVERS, CALLS, USERS, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local clock = redis.call('TIME')
@@ -10,6 +10,14 @@ local function calls_of(id)
   local found, start = 0, id .. ' '
   for _, call in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
     if string.sub(call, 1, #start) == start then found = found + 1 end
+  end
+  return found
+end
+
+local function users_of(machine)
+  local found, start = 0, machine .. '/'
+  for _, user in ipairs(redis.call('ZRANGE', USERS, 0, -1)) do
+    if string.sub(user, 1, #start) == start then found = found + 1 end
   end
   return found
 end

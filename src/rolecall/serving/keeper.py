@@ -1,0 +1,220 @@
+"""Keeps one engine: its place in Redis by a beat, its health by a look, and ends it when it is not needed any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from redis.exceptions import RedisError
+
+from rolecall.errors import ServerUnavailable
+from rolecall.redis_client import RedisServer
+from rolecall.serving.directory import Directory, Pulse
+from rolecall.serving.failure import why_not
+from rolecall.serving.process import birth_of, memory_of, ports_of
+from rolecall.serving.server import ModelServer, Spec
+
+logger = logging.getLogger(__name__)
+BEAT_SECONDS = 0.5
+ANSWER_SECONDS = 2.0
+"""How long Redis may take for the answer to a beat."""
+ALONE_SECONDS = 2.0
+"""An engine that nobody needs stays for so long: a server that forgot everything is told anew by then."""
+AWAY_SECONDS = 10.0
+"""An engine stays for so long while Redis is away."""
+LOOK_SECONDS = 5.0
+"""How often its memory and health are looked at; it may take as long to answer."""
+LOOKS = 4
+"""Looks in a row without any answer after which an engine is taken to hang."""
+STOP_SECONDS = 10.0
+"""How long an engine may take to end before it is killed."""
+AWAY = (RedisError, OSError, ServerUnavailable, TimeoutError)
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What a host is told: its server's place, what to serve, the Redis server's address, the file it may write to."""
+
+    server: ModelServer
+    spec: Spec
+    redis: str
+    log: str
+
+
+async def keep(raw: bytes, engine: subprocess.Popen[bytes] | OSError, port: int) -> None:
+    """Keep ``engine`` until it ends or has to; then it is gone, and its place is free."""
+    orders = msgspec.json.decode(raw, type=Orders)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s host %(process)d: %(message)s")
+    redis = RedisServer(orders.redis, name=f"model {orders.spec.model}"[:40].replace(" ", "-"), patience=0)
+    try:
+        if isinstance(engine, OSError):
+            why = f"{orders.spec.model}: {orders.spec.command[0]} cannot be run: {engine.strerror}"
+            await _quietly(Directory(redis), orders.server.id, why)
+        else:
+            await Keeper(orders, engine, port, Directory(redis)).run()
+    finally:
+        await redis.aclose()
+
+
+class Keeper:
+    """The life of one engine, ``child``; ``port`` is the one it was told to take, 0 if it chooses."""
+
+    def __init__(self, orders: Orders, child: subprocess.Popen[bytes], port: int, directory: Directory) -> None:
+        self._orders = orders
+        self._child = child
+        self._port = port
+        self._directory = directory
+        self._leave = asyncio.Event()
+        self._news = asyncio.Event()
+        self._silent_looks = 0
+        pids = {"pid": child.pid, "birth": birth_of(child.pid), "host_pid": os.getpid()}
+        self._now = msgspec.structs.replace(orders.server, **pids, host_birth=birth_of(os.getpid()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine answers."""
+        return self._now.state == "ready"
+
+    async def run(self) -> None:
+        """Until the engine ends, or nobody needs it, or another has its place, or a signal says so."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._leave.set)
+        exited = asyncio.create_task(asyncio.to_thread(self._child.wait), name="engine")
+        parts = [
+            exited,
+            asyncio.create_task(self._leave.wait(), name="leave"),
+            asyncio.create_task(self._beat(), name="beat"),
+            asyncio.create_task(self._look(), name="look"),
+        ]
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        died = exited.done()
+        for part in parts[1:]:
+            part.cancel()
+        await asyncio.wait(parts[1:])
+        why = ""
+        if died and not self.ready:
+            why = why_not(self._orders.spec.model, self._child.returncode, Path(self._orders.log))
+        await self._ended(exited)
+        logger.info("engine %d is gone: %s", self._child.pid, why or ("it died" if died else "not needed"))
+        await _quietly(self._directory, self._now.id, why)
+
+    # ── its place ───────────────────────────────────────────────────────────────────────────────
+
+    async def _beat(self) -> None:
+        """Returns when the engine has to go."""
+        heard = needed = time.monotonic()
+        while True:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    pulse = await self._directory.beat(self._now, again="alone" if self.ready else "no")
+            except AWAY as error:
+                logger.warning("Redis is away: %s", error)
+                if time.monotonic() - heard > AWAY_SECONDS:
+                    return
+            else:
+                heard = time.monotonic()
+                needed = heard if pulse.users else needed
+                if await self._is_over(pulse, heard - needed):
+                    return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await self._news.wait()
+
+    async def _is_over(self, pulse: Pulse, alone: float) -> bool:
+        if not pulse.known or pulse.state == "stopping":
+            return True
+        if alone > ALONE_SECONDS:
+            return await self._stopped(busy=True)
+        idle = self._orders.spec.idle
+        if self.ready and idle and pulse.idle > idle and not pulse.in_flight and not self._now.pinned:
+            return await self._stopped(busy=False)
+        return False
+
+    async def _stopped(self, *, busy: bool) -> bool:
+        """Whether it may go: a call that came just now keeps one that is merely idle."""
+        with suppress(*AWAY):
+            return await self._directory.stop(self._now.id, busy=busy) != "busy"
+        return False
+
+    # ── the engine ──────────────────────────────────────────────────────────────────────────────
+
+    async def _look(self) -> None:
+        """Say when the engine is ready, then see to its memory and health. Returns when it hangs."""
+        url = await self._address()
+        self._change(state="ready", url=url, **await self._measured())
+        logger.info("ready at %s, %d MB", url, self._now.ram)
+        while self._silent_looks < LOOKS:
+            await asyncio.sleep(LOOK_SECONDS)
+            answered = await asyncio.to_thread(_status, f"{url}/health", "")
+            self._silent_looks = 0 if answered else self._silent_looks + 1
+            self._change(**await self._measured())
+        logger.warning("the engine hangs: no answer to %d looks", LOOKS)
+
+    async def _address(self) -> str:
+        if self._child.stdout:
+            line = await asyncio.to_thread(self._child.stdout.readline)
+            if not line:  # it is on its way out
+                await asyncio.Event().wait()
+            return str(msgspec.json.decode(line)["url"])
+        while True:
+            for port in await asyncio.to_thread(ports_of, self._child.pid):
+                url = f"http://127.0.0.1:{port}"
+                if self._port in (0, port) and await asyncio.to_thread(_serves, url, self._now.key):
+                    return url
+            await asyncio.sleep(0.1)
+
+    async def _measured(self) -> dict[str, int | bool]:
+        ram = await asyncio.to_thread(memory_of, os.getpid())
+        return {"ram": ram, "measured": True} if ram else {}
+
+    def _change(self, **now: object) -> None:
+        self._now = msgspec.structs.replace(self._now, **now)
+        self._news.set()
+
+    async def _ended(self, exited: asyncio.Task[int]) -> None:
+        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await asyncio.shield(exited)
+                    return
+
+
+async def _quietly(directory: Directory, server: str, why: str) -> None:
+    with suppress(*AWAY):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await directory.end(server, why)
+
+
+def _serves(url: str, key: str) -> bool:
+    """Whether an OpenAI API is there and ready."""
+    health = _status(f"{url}/health", key)
+    if health in (404, 405):
+        return 200 <= _status(f"{url}/v1/models", key) < 500
+    return health == 200
+
+
+def _status(url: str, key: str) -> int:
+    """The HTTP status of a GET; 0 where nothing answers."""
+    import urllib.error
+    import urllib.request
+
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        # Past any proxy of the environment: it is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(asked, timeout=LOOK_SECONDS) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError):
+        return 0

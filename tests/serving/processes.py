@@ -1,0 +1,99 @@
+"""Looking at the processes behind model servers, and a process that uses one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rolecall.errors import ModelUnavailable
+from rolecall.models.weights import default_cache, ensure_weights
+from rolecall.serving.server import Spec
+
+USER = Path(__file__).with_name("serving_user.py")
+
+
+def weights() -> Path:
+    """The small model's file; a test that needs it is skipped where it cannot be had."""
+    try:
+        return asyncio.run(ensure_weights("smollm2", default_cache()))
+    except ModelUnavailable as error:
+        pytest.skip(str(error))
+
+
+def tiny(path: Path, name: str = "tiny", *, slots: int = 2, **more: object) -> Spec:
+    """The small model as ``name@local``."""
+    return Spec(f"{name}@local", str(path), slots=slots, context=512, threads=1, **more)  # type: ignore[arg-type]
+
+
+def running(directory: Path, program: str = "engine.py") -> set[int]:
+    """The pids of ``program`` (engine.py or host.py) that write to a log in ``directory``; zombies are none."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if any(part.endswith(f"serving/{program}") for part in command) and str(directory) in os.readlink(
+                f"/proc/{process.pid}/fd/2"
+            ):
+                found.add(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def zombies() -> list[int]:
+    """Dead children of this process that nobody has waited for."""
+    return [one.pid for one in psutil.Process().children() if one.status() == psutil.STATUS_ZOMBIE]
+
+
+class User:
+    """A process of its own that ensures models as it is told on stdin."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def ensure(self, name: str = "tiny", times: int = 1) -> None:
+        """Have it ask for ``name`` so many times at once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{name} {times}\n".encode())
+        await self.process.stdin.drain()
+
+    async def said(self) -> list[str]:
+        """What it says next: ``ready <pids and urls, each once>``, or ``failed <errors>``."""
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), 60)
+        return line.decode().split()
+
+    async def kill(self) -> None:
+        """As a crash would."""
+        self.process.kill()
+        await self.process.wait()
+
+
+@asynccontextmanager
+async def users(count: int, url: str, logs: Path, file: Path) -> AsyncIterator[list[User]]:
+    """So many of them, killed at the end if they still live."""
+    started = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, str(USER), url, str(logs), str(file)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for _ in range(count)
+    ]
+    made = [User(process) for process in started]
+    try:
+        for user in made:
+            assert await user.said() == ["here"]
+        yield made
+    finally:
+        for process in started:
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
