@@ -15,6 +15,7 @@ from rolecall.frontends.front import Front, Received
 from rolecall.mcp_client import ToolServer
 from rolecall.runtime import Runtime
 from rolecall.scribe import Scribe
+from rolecall.serving.external import ModelAt
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
 
@@ -68,11 +69,13 @@ async def deployed(
     processes: int = 1,
     scribe: bool = False,
     tool_servers: Mapping[str, ToolServer] | None = None,
+    servers: Mapping[str, tuple[ModelAt, ...]] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Deployment]:
     """``roles`` at work in ``processes`` runtimes on the bundled server of ``directory``; drained at the end."""
     given = Settings(**{"appendfsync": "everysec", **settings})
-    application = Application(directory, tuple(roles), given, {}, tool_servers=tool_servers or {})
+    more: dict[str, Any] = {"tool_servers": tool_servers or {}, "servers": servers or {}}
+    application = Application(directory, tuple(roles), given, {}, **more)
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         session = await stack.enter_async_context(open_session(application, "host:1~aaaaaa", start=True))
         deployment = Deployment(session)

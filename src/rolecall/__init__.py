@@ -7,6 +7,7 @@ from rolecall.envelope import Envelope
 from rolecall.errors import ModelError, Reject, Retry, RolecallError, ToolError
 from rolecall.mcp_client import ToolServer
 from rolecall.models.model import Answer, Message
+from rolecall.serving.external import ModelAt
 from rolecall.settings import Terms
 from rolecall.tools import Tool
 
@@ -21,6 +22,7 @@ __all__ = [
     "Context",
     "Envelope",
     "Message",
+    "ModelAt",
     "ModelError",
     "Reject",
     "Retry",

@@ -24,6 +24,7 @@ from rolecall.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
 from rolecall.mcp_client import ToolServer
 from rolecall.prompts import PLACE, Prompts, load_prompts
+from rolecall.serving.external import ModelAt
 from rolecall.settings import Settings, Terms
 from rolecall.tools import Toolbox, ToolLimits
 
@@ -31,7 +32,7 @@ Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
-OWN = frozenset({"roles", "terms", "tools", "tool_servers"})
+OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers"})
 """What Config has and Settings has not."""
 PROVIDER_ALIASES = {"google": "gemini"}
 
@@ -59,12 +60,14 @@ class Role:
 
 class Config(Settings):
     """This deployment as one typed value: its roles, the terms of its models by name, the ``tools`` it offers to others
-    (typed functions), the tool servers its agents use by name, and any setting it wants other than the default."""
+    (typed functions), the tool servers its agents use by name, the ``servers`` of its models ``name@served``, and any
+    setting it wants other than the default."""
 
     roles: tuple[Role, ...]
     terms: dict[str, Terms] = Field(default_factory=dict)
     tools: tuple[Any, ...] = ()
     tool_servers: dict[str, ToolServer] = Field(default_factory=dict)
+    servers: dict[str, tuple[ModelAt, ...]] = Field(default_factory=dict)
 
 
 class _Environment(Settings, BaseSettings):
@@ -97,6 +100,7 @@ class Application:
     terms: Mapping[str, Terms] = field(default_factory=dict)
     tools: Toolbox = field(default_factory=Toolbox)
     tool_servers: Mapping[str, ToolServer] = field(default_factory=dict)
+    servers: Mapping[str, tuple[ModelAt, ...]] = field(default_factory=dict)
 
     def role(self, name: str) -> Role | None:
         """The role of that name, if this deployment has it."""
@@ -151,7 +155,8 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     _check_roles(roles, settings)
     servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
     tools = Toolbox(config.tools, ToolLimits.of(settings))
-    return Application(directory, roles, settings, _sources(directory, config), _terms(config.terms), tools, servers)
+    sources, elsewhere = _sources(directory, config), _servers(config.servers, environ)
+    return Application(directory, roles, settings, sources, _terms(config.terms), tools, servers, elsewhere)
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:
@@ -268,6 +273,13 @@ def _terms(given: Mapping[str, Terms]) -> dict[str, Terms]:
             if value is not None and value < least:
                 raise ConfigError(f"config.py, terms of {name}: {limit}={value}: {least} or more is allowed")
     return {_model(name, "config.py, terms of "): terms for name, terms in given.items()}
+
+
+def _servers(given: Mapping[str, tuple[ModelAt, ...]], environ: Mapping[str, str]) -> dict[str, tuple[ModelAt, ...]]:
+    for name, places in given.items():
+        if not (MODEL_NAME.fullmatch(name) and name.endswith("@served") and places):
+            raise ConfigError(f"config.py, servers of {name}: name@served with one ModelAt(url) or more is allowed")
+    return {name: tuple(place.resolved(name, environ) for place in places) for name, places in given.items()}
 
 
 def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:

@@ -26,12 +26,15 @@ from rolecall.models.gate import Gate, Wake
 from rolecall.models.guarded import Guarded
 from rolecall.models.model import Model
 from rolecall.models.registry import open_model
+from rolecall.models.served import ServedModel
 from rolecall.redis_client import RedisServer, Server
 from rolecall.registry import InstanceState, ProcessState
 from rolecall.roster import Roster
+from rolecall.serving.balance import Balance
 from rolecall.serving.capacity import Follower, auto_counts
 from rolecall.serving.directory import Directory
 from rolecall.serving.serving import Serving
+from rolecall.serving.watch import Watch
 from rolecall.settings import Terms
 from rolecall.worker import Worker
 
@@ -57,6 +60,7 @@ class Models:
         self.serving = Serving(server, process, logs, limit=limit)
         self.by_name: dict[str, Model] = {}
         self.problems: dict[str, str] = {}
+        self.balances: dict[str, Balance] = {}
         self._gates: dict[str, Gate] = {}
         for name in dict.fromkeys(name for role in application.roles for name in role.models):
             try:
@@ -86,6 +90,11 @@ class Models:
         await self.serving.aclose()
 
     def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
+        if places := application.servers.get(name):
+            served = ServedModel(name, places, application.settings, server)
+            self.balances[name] = served.balance
+            self._gates[name] = Gate(server, name, application.terms.get(name) or Terms(), application.settings, wake)
+            return Guarded(served, self._gates[name])
         model = open_model(name, application.settings, application.state_dir, self.serving)
         terms = application.terms.get(name)
         if terms is None and name.endswith(UNGUARDED):
@@ -130,6 +139,7 @@ class Runtime:
                 group.create_task(self._promote(), name="rolecall promote"),
                 group.create_task(self._sweep(), name="rolecall sweep"),
                 group.create_task(self._follow(), name="rolecall follow model servers"),
+                group.create_task(self._watch().run(), name="rolecall watch model servers"),
                 group.create_task(self._measure(), name="rolecall measures"),
             ]
             await self.wakeups.listening.wait()
@@ -252,6 +262,9 @@ class Runtime:
         each = self.application.settings.auto_instance_mb
         self._followed = await auto_counts(Directory(self._server), followers, each=each)
         await self._apply_scale()
+
+    def _watch(self) -> Watch:
+        return Watch(self._server, self.bus.process, self.application.servers, self.models.balances)
 
     def _follower(self, role: Role, alive: Iterable[ProcessState]) -> Follower:
         having = {state.process for state in alive if any(one.role == role.name for one in state.instances)}

@@ -24,10 +24,11 @@ HERE = Path()
     [
         ("gpt-5-mini@openai", "OPENAI_API_KEY"),
         ("gemini-3-flash@gemini", "GEMINI_API_KEY or GOOGLE_API_KEY"),
-        ("x@nowhere", "@openai, @gemini, @ollama, @local, @test"),
+        ("x@nowhere", "@openai, @gemini, @ollama, @local, @served, @test"),
         ("no-provider", "name@provider"),
         ("@test", "name@provider"),
         ("unknown@local", "smollm2@local"),
+        ("qwen3@served", "config.py does not say where it is"),
         ("/no/such/file.gguf@local", "the file being there"),
     ],
 )

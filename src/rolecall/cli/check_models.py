@@ -10,7 +10,9 @@ from rolecall.cli.check_server import reached
 from rolecall.cli.finding import Finding, judged
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, NoSuchModel, RateLimited, RolecallError
+from rolecall.models.model import Model
 from rolecall.models.registry import open_model, probe
+from rolecall.models.served import unbalanced
 from rolecall.models.weights import CATALOGUE, default_cache
 from rolecall.runtime import process_name
 from rolecall.serving.serving import Serving
@@ -46,7 +48,7 @@ async def _look_at(application: Application, name: str, serving: Serving | None)
         text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
         return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
     try:
-        model = open_model(name, application.settings, application.state_dir, serving)
+        model = _opened(application, name, serving)
     except ConfigError as error:
         return Finding("failed", name, str(error), _without(application, name))
     try:
@@ -55,6 +57,12 @@ async def _look_at(application: Application, name: str, serving: Serving | None)
         return Finding("failed", name, str(error) or type(error).__name__, _remedy(error, application, name))
     finally:
         await model.aclose()
+
+
+def _opened(application: Application, name: str, serving: Serving | None) -> Model:
+    if places := application.servers.get(name):
+        return unbalanced(name, places, application.settings)
+    return open_model(name, application.settings, application.state_dir, serving)
 
 
 def still_to_fetch(name: str) -> int | None:

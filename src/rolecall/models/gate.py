@@ -30,7 +30,7 @@ ANSWER_TOKENS = 400
 """Expected of an answer whose length is not limited, before experience with the model corrects it."""
 MICRO = 1_000_000
 
-Outcome = Literal["ANSWERING", "OK", "FAILED", "LIMITED", "NOTHING"]
+Outcome = Literal["ANSWERING", "OK", "FAILED", "AWAY", "LIMITED", "NOTHING"]
 Wake = Callable[[str], Coroutine[Any, Any, None]]
 """Has the sleeping turn of a conversation run now."""
 

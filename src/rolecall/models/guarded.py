@@ -102,6 +102,9 @@ class Guarded:
 
     async def _judged(self, call: Call, error: ModelError, begun: bool) -> Exception:
         """Report ``error``, and say what to raise for it."""
+        if isinstance(error, NotNow):  # all its servers are away, and it knows until when not to ask
+            verdict = await self.gate.left(call, "AWAY", str(error), error.after)
+            return NotNow(str(error), verdict.after, (self.name,))
         if isinstance(error, RateLimited):
             verdict = await self.gate.left(call, "LIMITED", str(error), error.retry_after)
             return error if begun else NotNow(str(error), verdict.after)

@@ -35,6 +35,7 @@ PROVIDERS = {
     "gemini": Provider("rolecall.models.gemini", "GeminiModel", "gemini"),
     "ollama": Provider("rolecall.models.ollama", "OllamaModel", "ollama"),
     "local": Provider("rolecall.models.local", "LocalModel", "local"),
+    "served": Provider("rolecall.models.served", "ServedModel", "openai"),
     "test": Provider("rolecall.models.echo", "EchoModel", None),
 }
 

@@ -1,6 +1,7 @@
 -- Tell how a call of a model went, count what it used, and hear who may be woken.
 -- KEYS lib/model, 6 what is spent today
 -- ARGV lib/model, 3 ANSWERING (the first word of a probe; the call goes on) | OK | FAILED | LIMITED | NOTHING
+--      | AWAY (it is known to be away for the ms in 7)
 --      4 slice · 5 tokens reserved · 6 tokens used, -1 not known · 7 ms the provider asks to wait, -1 if it does not say
 --      8 failures in a row that open the breaker · 9 why · 10 longest ms between two probes
 --      11 tokens expected of it · 12 how many counters, then field and by
@@ -32,6 +33,10 @@ elseif outcome == 'FAILED' then
     redis.call('HSET', STATE, 'open', 1, 'until', math.max(till, get('until')), 'why', ARGV[9])
     wait = next_look(500)
   end
+elseif outcome == 'AWAY' then
+  local till = math.max(math.floor(NOW + tonumber(ARGV[7])), get('until'))
+  redis.call('HSET', STATE, 'open', 1, 'until', till, 'why', ARGV[9])
+  wait = next_look(500)
 elseif outcome == 'LIMITED' then
   returned = answered()
   local asked = tonumber(ARGV[7])

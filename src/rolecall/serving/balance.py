@@ -84,7 +84,7 @@ class Balance:
                 self._look_after(probe.decode())
                 await asyncio.sleep(random.uniform(0.5, 1) * FULL_SECONDS)
             elif probe:
-                await self._revived(probe.decode())
+                await self._examined(probe.decode())
             else:
                 raise NotNow(f"{self.name}: {text.decode() or 'no server'}", after[0] / 1000, (self.name,))
 
@@ -97,6 +97,14 @@ class Balance:
         """The call is over for reasons of ours; for where nothing can be awaited."""
         place.holding.cancel()
         self._later(self._tell(place.call, place.server, "NOTHING"))
+
+    async def examine(self, candidate: Candidate) -> str:
+        """Look whether one server is there; one that is left out, when its time has come and nobody else does. Why it
+        is left out, "" if it is not."""
+        word, _, probe, *_ = await self._picked("", [Candidate(candidate.id, 0)])
+        if word != b"AWAY" or probe:
+            await self._examined(candidate.id, broken=word == b"AWAY")
+        return (await self.conditions([candidate.id]))[candidate.id].broken
 
     async def conditions(self, servers: Sequence[str]) -> dict[str, Condition]:
         """How each of ``servers`` does, by id."""
@@ -120,17 +128,17 @@ class Balance:
     def _look_after(self, server: str) -> None:
         """Probe a broken server beside the work: whoever was picked for that has another one to speak to."""
         if server:
-            self._later(self._revived(server))
+            self._later(self._examined(server))
 
-    async def _revived(self, server: str) -> bool:
+    async def _examined(self, server: str, *, broken: bool = True) -> None:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 await self._probe(server)
         except (ModelError, TimeoutError) as error:
-            await self._tell("", server, "FAILED", str(error) or f"{server} does not answer")
-            return False
-        await self._tell("", server, "ALIVE")
-        return True
+            await self._tell("", server, "FAILED", str(error) or f"it does not answer within {PROBE_SECONDS:g} s")
+        else:
+            if broken:
+                await self._tell("", server, "ALIVE")
 
     async def _tell(
         self, call: str, server: str, outcome: Outcome, why: str = "", retry_after: float | None = None
@@ -165,7 +173,7 @@ async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[
 
 
 def _keys(name: str) -> list[Arg]:
-    return [keys.model(name, "calls"), keys.model(name, "servers")]
+    return [keys.SERVED_CALLS, keys.model(name, "servers")]
 
 
 async def _quietly(work: Awaitable[Any]) -> None:

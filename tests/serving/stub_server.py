@@ -1,0 +1,97 @@
+"""A model server of others, on loopback: speaks OpenAI's protocol, takes a set time, can be away and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+
+from tests.contract.model_wires import OpenAIWire
+
+
+class StubServer:
+    """Answers after ``seconds``; counts connections, answers, and how many it gave at once. ``fails`` is a status that
+    it answers with instead."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.fails = 0
+        self.connections = self.answered = self.now = self.most = 0
+        self._server: asyncio.Server | None = None
+        self._port = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Be away: what runs breaks off, and whoever connects is cut off at once."""
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self._answer(reader, writer)
+        self._writers.discard(writer)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = next((int(line[15:]) for line in head.splitlines() if line.startswith("content-length:")), 0)
+        body = json.loads(await reader.readexactly(length)) if length else {}
+        if self.fails and body:
+            said = OpenAIWire().refusal(self.fails, "broken")
+            writer.write(f"HTTP/1.1 {self.fails} X\r\nContent-Length: {len(said)}\r\n\r\n".encode() + said)
+        elif body:
+            await self._speak(writer, body["messages"][-1]["content"])
+        else:
+            writer.write(b'HTTP/1.1 200 X\r\nContent-Length: 11\r\n\r\n{"data":[]}')
+        await writer.drain()
+
+    async def _speak(self, writer: asyncio.StreamWriter, words: str) -> None:
+        wire = OpenAIWire()
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+            writer.write(wire.delta("so: "))
+            await writer.drain()
+            await asyncio.sleep(self.seconds)
+            writer.write(wire.delta(words) + wire.end("stop", (3, 2)))
+            self.answered += 1
+        finally:
+            self.now -= 1
+
+
+class Offline:
+    """Holds the port of a server that is away, and counts who connects: each is cut off at once."""
+
+    def __init__(self, away: StubServer) -> None:
+        self._away = away
+        self.connections = 0
+
+    async def __aenter__(self) -> Offline:
+        await self._away.stop()
+        port = int(self._away.url.rpartition(":")[2].removesuffix("/v1"))
+        self._server = await asyncio.start_server(self._cut, "127.0.0.1", port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+        await self._away.start()
+
+    async def _cut(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writer.transport.abort()
