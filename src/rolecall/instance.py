@@ -23,6 +23,7 @@ from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
 from rolecall.measures import Measures
 from rolecall.memory import Mark, Memory, brought, remembered
 from rolecall.models.fallback import preferring
+from rolecall.models.gate import Gate
 from rolecall.models.hearing import transcribe
 from rolecall.models.model import Caller, Model
 from rolecall.policies import Rules, wrapped
@@ -49,6 +50,8 @@ class Surroundings:
     prompts: Prompts = field(default_factory=Prompts)
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
     measures: Measures = field(default_factory=Measures)
+    hearing: Gate | None = None
+    """Of the model that writes down what is said."""
 
 
 @dataclass
@@ -168,6 +171,7 @@ class Instance:
             bus.server, bus.shards[delivery.shard], delivery.conversation, bus.settings.assistant_history_limit,
             without=str(envelope.meta.get("again", "")), brought=brought(envelope.payload),
         )  # fmt: skip
+        caller = Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope))
         deltas = DeltaStream(bus, delivery, lambda: self.let_go("FENCED"))
         wanted = envelope.payload.get("model")
         chosen = around.models.get(wanted) if isinstance(wanted, str) else None
@@ -184,9 +188,9 @@ class Instance:
             tool_source=around.tool_source,
             tool_limits=ToolLimits.of(bus.settings),
             attachments=Attachments(Blobs(bus), delivery.conversation),
-            hear=lambda sound, media_type: transcribe(sound, media_type, bus.settings),
+            hear=lambda sound, media_type: transcribe(sound, media_type, bus.settings, around.hearing, caller),
             asked=lambda model, seconds: around.measures.time("model", seconds, self.role, model),
-            caller=Caller(delivery.conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope)),
+            caller=caller,
         ), deltas
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:

@@ -11,6 +11,7 @@ from rolecall.bus import Bus, Demand
 from rolecall.config import Role
 from rolecall.instance import Instance, Surroundings
 from rolecall.measures import Measures
+from rolecall.models.gate import Gate
 from rolecall.models.model import Model
 from rolecall.policies import Rules
 from rolecall.prompts import Prompts
@@ -31,6 +32,7 @@ class Roster:
     prompts: Prompts = field(default_factory=Prompts)
     tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
     measures: Measures = field(default_factory=Measures)
+    hearing: Gate | None = None
     roles: dict[str, Role] = field(default_factory=dict)
     known: dict[str, RoleInfo] = field(default_factory=dict)
     instances: dict[str, list[Instance]] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Roster:
             prompts=self.prompts,
             tool_source=self.tool_source,
             measures=self.measures,
+            hearing=self.hearing,
         )
 
     def _id(self, role: str, group: list[Instance]) -> str:

@@ -62,6 +62,7 @@ class Models:
         self.problems: dict[str, str] = {}
         self.balances: dict[str, Balance] = {}
         self._gates: dict[str, Gate] = {}
+        self.hearing = self._gate(application.settings.voice_model or "", application, server, wake)
         for name in dict.fromkeys(name for role in application.roles for name in role.models):
             try:
                 self.by_name[name] = self._opened(name, application, server, wake)
@@ -87,6 +88,8 @@ class Models:
         """Close them all, and need no model server any more."""
         for model in self.by_name.values():
             await model.aclose()
+        if self.hearing is not None:
+            await self.hearing.aclose()
         await self.serving.aclose()
 
     def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
@@ -96,11 +99,16 @@ class Models:
             self._gates[name] = Gate(server, name, application.terms.get(name) or Terms(), application.settings, wake)
             return Guarded(served, self._gates[name])
         model = open_model(name, application.settings, application.state_dir, self.serving)
+        gate = self._gate(name, application, server, wake)
+        return model if gate is None else Guarded(model, gate)
+
+    def _gate(self, name: str, application: Application, server: Server, wake: Wake) -> Gate | None:
+        """The gate of a model, None for one that needs none."""
         terms = application.terms.get(name)
-        if terms is None and name.endswith(UNGUARDED):
-            return model
+        if not name or (terms is None and name.endswith(UNGUARDED)):
+            return None
         self._gates[name] = Gate(server, name, terms or Terms(), application.settings, wake)
-        return Guarded(model, self._gates[name])
+        return self._gates[name]
 
 
 class Runtime:
@@ -118,6 +126,7 @@ class Runtime:
         self.tool_servers = ToolServers(application.tool_servers, place)
         self.roster.tool_source = self.tool_servers.tools
         self.roster.measures = self.measures
+        self.roster.hearing = self.models.hearing
         self.worker = Worker(self.bus, self.roster, server.reader)
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
