@@ -35,7 +35,7 @@ def listen(host: str, port: int, *, open_to_all: bool) -> socket.socket:
     if not open_to_all and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise ConfigError(f"--host {host} lets others in: set TOOLS_KEY in the environment or in .env, which they show")
     for candidate in range(port, min(port + PORTS_TRIED, 65_536)):
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only so
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address[0], candidate))

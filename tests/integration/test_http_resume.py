@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 import pytest_asyncio
 
 from rolecall.config import Application
-from rolecall.frontends.http import problems
+from rolecall.frontends.http import problems, server
 from rolecall.settings import Settings
 from tests.deployment import Deployment
 from tests.http_server import serving
@@ -152,13 +154,13 @@ async def test_events_that_are_not_kept_any_more_are_made_up_for_by_a_snapshot(d
                 if event[1] == "delta":
                     break
         task, where = found[0][2], f"{response.headers['location']}/events"
-        shard, server = deployment.session.bus.shard(task["conversation_id"]), deployment.session.server
-        await server.call("XTRIM", shard.events(task["conversation_id"]), "MAXLEN", 1)
+        shard, valkey = deployment.session.bus.shard(task["conversation_id"]), deployment.session.server
+        await valkey.call("XTRIM", shard.events(task["conversation_id"]), "MAXLEN", 1)
         (snapshot,) = await some(replica, where, found[1][0], 1)
         assert (snapshot[1], snapshot[2]["text"]) == ("snapshot", "one ")
         GateAgent.gate.set()
         assert [name for _, name, _ in await some(replica, where, found[1][0], 9)][-1] == "done"
-        await server.call("DEL", shard.events(task["conversation_id"]))
+        await valkey.call("DEL", shard.events(task["conversation_id"]))
         late = await some(replica, where, found[1][0], 9)
         assert [(name, data["text"]) for _, name, data in late] == [("snapshot", "one two"), ("done", "one two")]
 
@@ -188,3 +190,24 @@ async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: 
             assert (await client.get("/health/live")).status_code == 200
             valkey.start()
         valkey.kill()
+
+
+async def test_a_client_that_takes_nothing_is_hung_up_on(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "STALLED_SECONDS", 0.3)
+    async with serving(deployment.session.application) as url:
+        address = urlsplit(url)
+        client = socket.create_connection((address.hostname, address.port), timeout=20)
+        with client:
+            request = f"GET /openapi.json HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode()
+
+            def hung_up() -> bool:
+                try:
+                    client.send(request)
+                except (ConnectionError, TimeoutError):
+                    return True
+                return False
+
+            client.settimeout(0.05)
+            await wait_until(lambda: asyncio.to_thread(hung_up), what="the server hangs up")

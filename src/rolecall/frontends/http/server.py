@@ -16,6 +16,8 @@ from rolecall.frontends.http.guard import HEADER_BYTES
 PORTS_TRIED = 100
 DRAIN_SECONDS = 5
 BACKLOG = 1024
+STALLED_SECONDS = 30.0
+"""A client that takes nothing of what waits for it for so long is hung up on."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"HTTP_HOST={host}: an address of this machine is allowed: {error.strerror}") from None
     for candidate in candidates:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only so
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address[0], candidate))
@@ -113,9 +115,10 @@ class _Uvicorn(Server):
 
 
 class _Connection(H11Protocol):
-    """uvicorn's, closed when the head of a request does not come whole in time."""
+    """uvicorn's, closed when the head of a request does not come whole in time, or an answer is not taken."""
 
     _late: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -128,6 +131,15 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._in_time()
+        self._taken()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taken()
 
     def _watch_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
@@ -140,3 +152,8 @@ class _Connection(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _taken(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None

@@ -46,9 +46,9 @@ class EventStream(Response):
     def __init__(
         self, here: Services, who: Principal, pieces: Pieces, *, headers: Mapping[str, str] | None = None,
         left: Callable[[], Awaitable[None]] | None = None, farewell: bytes = b"",
-        keep_alive: float = KEEP_ALIVE_SECONDS,
+        keep_alive: float = KEEP_ALIVE_SECONDS, status_code: int = 200,
     ) -> None:  # fmt: skip
-        super().__init__(headers={**HEADERS, **(headers or {})})
+        super().__init__(status_code=status_code, headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._here, self._who = here, who
         self._pieces, self._left, self._farewell, self._keep_alive = pieces, left, farewell, keep_alive

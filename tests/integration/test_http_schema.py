@@ -1,0 +1,64 @@
+"""The OpenAPI document: it is whole, and nothing that can be sent by it is answered with a server error.
+
+``ROLECALL_SCHEMA_EXAMPLES=50`` sends that much to each operation of the whole server, and all that the document's
+limits suggest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from rolecall.config import Role
+from tests.deployment import deployed
+from tests.http_server import serving
+from tests.http_stage import ManagerAgent, SampleLLMAgent, TellAgent
+
+EXAMPLES = int(os.environ.get("ROLECALL_SCHEMA_EXAMPLES", "0"))
+SHORT = ("--phases", "fuzzing", "--max-examples", "4", "--include-path-regex", "^/(chat|v1)")
+LONG = ("--phases", "examples,coverage,fuzzing,stateful", "--max-examples", str(EXAMPLES))
+ROLES = (Role(ManagerAgent), Role(SampleLLMAgent, instances=4, models=("echo@test",)), Role(TellAgent))
+
+
+@pytest.fixture
+async def url(tmp_path: Path) -> AsyncIterator[str]:
+    async with (
+        deployed(tmp_path, ROLES, http_requests_per_minute=1_000_000) as running,
+        serving(running.session.application) as url,
+    ):
+        yield url
+
+
+@pytest.mark.timeout(60 + 60 * EXAMPLES)
+async def test_nothing_that_the_document_allows_is_a_server_error(url: str, tmp_path: Path) -> None:
+    command = (
+        str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--no-color",
+        "--checks", "not_a_server_error", "--request-timeout", "20", "--warnings", "off",
+        *(LONG if EXAMPLES else SHORT),
+    )  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said = (await process.communicate())[0].decode()
+    assert process.returncode == 0, said
+    found = re.search(r"(\d+) generated, (\d+) passed", said)
+    assert found and int(found[1]) == int(found[2]) > 20, said
+    async with httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_the_document_describes_the_events_and_the_problems(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    asked = paths["/chat/stream"]["post"]["responses"]
+    assert set(asked["200"]["content"]) == {"text/event-stream"}
+    for status in ("401", "413", "422", "429", "503"):
+        assert "ProblemDetails" in str(asked[status])
+    assert paths["/chat/async"]["post"]["responses"]["202"]["headers"]["Location"]
