@@ -136,17 +136,6 @@ async def test_an_engine_that_cannot_run_here_says_why_and_the_ways_out(
     await model.aclose()
 
 
-async def test_users_who_come_and_go_always_find_an_engine(cache: Path, server: RedisServer, tmp_path: Path) -> None:
-    # The last one to go takes the engine along, just when the next one comes.
-    for number in range(8):
-        serving = Serving(server, f"p{number}", tmp_path)
-        model = LocalModel("smollm2", SETTINGS, serving, cache)
-        await probe(model)
-        leaving = asyncio.create_task(serving.aclose())
-    await leaving
-    await wait_until(lambda: not running(tmp_path, "host.py"), seconds=20)
-
-
 async def whole(model: LocalModel, request: Request) -> None:
     async for _ in model.stream(request):
         pass

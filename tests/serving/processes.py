@@ -16,7 +16,22 @@ from rolecall.errors import ModelUnavailable
 from rolecall.models.weights import default_cache, ensure_weights
 from rolecall.serving.server import Spec
 
+LONG = bool(os.environ.get("ROLECALL_SERVING_PROOF"))
+"""Whether the long forms run, and say what they measured."""
+PROCESSES = 4 if LONG else 2
+STUB = str(Path(__file__).with_name("stub_engine.py"))
 USER = Path(__file__).with_name("serving_user.py")
+
+
+def measured(what: str, seconds: float) -> None:
+    """Said where it is asked for."""
+    if LONG:
+        print(f"{what}: {seconds:.2f} s")
+
+
+def stub(name: str, *, delay: float = 0.0, port: str = "0", ram: int = 100, slots: int = 2, idle: float = 0) -> Spec:
+    """A model ``name@local`` whose engine is a command, ready after ``delay`` seconds, that cannot speak."""
+    return Spec(f"{name}@local", command=(sys.executable, STUB, str(delay), port), ram=ram, slots=slots, idle=idle)
 
 
 def weights() -> Path:

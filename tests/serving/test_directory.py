@@ -113,6 +113,18 @@ async def test_none_leaves_in_vain(directory: Directory, server: RedisServer) ->
     assert {one.state for one in await directory.servers()} == {"ready"}
 
 
+async def test_who_is_hungry_has_busy_ones_leave_after_their_answer(directory: Directory, server: RedisServer) -> None:
+    await ready(directory, wanted("busy", ram=800))
+    await directory.enter(spec("busy"), HERE, "call")
+    await backdate(server, "busy1")
+    assert (await directory.claim(wanted("c", ram=500), "p", ROOM, hungry=True)).leaving
+    (one,) = await directory.servers()
+    assert (one.state, one.in_flight) == ("stopping", 1)
+    assert await directory.enter(spec("busy"), HERE, "late") is None
+    pulse = await directory.beat(one)
+    assert (pulse.state, pulse.in_flight) == ("stopping", 1)
+
+
 async def test_a_call_goes_where_there_is_most_room(directory: Directory) -> None:
     twice = [msgspec.structs.replace(wanted("a", n), machine="", state="ready", weight=n) for n in (1, 2)]
     for one in twice:

@@ -11,7 +11,7 @@ for _, server in ipairs(live()) do
 end
 if not known then
   if ARGV[3] == '0' or (ARGV[3] == '1' and another) then return { 'GONE' } end
-  now.since, now.used, now.in_flight = NOW, NOW, calls_of(now.id)
+  now.since, now.used, now.in_flight = NOW, NOW, #calls(now.id)
 else
   now.since, now.used, now.pinned, now.in_flight = known.since, known.used, known.pinned, known.in_flight
   if known.ready > 0 then now.ready = known.ready end

@@ -2,6 +2,7 @@
 -- KEYS lib/served
 -- ARGV 1 the server as it is to be, JSON · 2 this process · 3 ms this process may need a server · 4 ms the place is kept
 --      5 MB of memory for all servers of this machine · 6 MB free there now · 7 ms a loaded model stays at least
+--      8 '1' has busy servers leave too, once they have answered what they were asked
 -- Returns {READY|STARTING, server} | {START} | {FAILED, why, ms to the next try}
 -- | {FULL, MB used, MB there are, 1 if some server leaves} | {NEVER, MB used by what may not leave, MB there are}
 -- include: served
@@ -21,7 +22,7 @@ for _, server in ipairs(servers) do
     if server.state == 'stopping' then leaving = leaving + server.ram end
     if server.pinned then pinned = pinned + server.ram end
     local stayed = server.state == 'ready' and NOW - server.ready > tonumber(ARGV[7])
-    if stayed and server.in_flight == 0 and not server.pinned then idle[#idle + 1] = server end
+    if stayed and not server.pinned and (server.in_flight == 0 or ARGV[8] == '1') then idle[#idle + 1] = server end
   end
 end
 
@@ -35,7 +36,10 @@ end
 local budget = math.min(most, tonumber(ARGV[6]) + resident)
 if used + wanted.ram > budget then
   if pinned + wanted.ram > most then return { 'NEVER', pinned, most } end
-  table.sort(idle, function(a, b) return a.used < b.used end)
+  table.sort(idle, function(a, b)
+    if (a.in_flight == 0) ~= (b.in_flight == 0) then return a.in_flight == 0 end
+    return a.used < b.used
+  end)
   local free, out = budget - used + leaving, {}
   for _, server in ipairs(idle) do
     if free >= wanted.ram then break end

@@ -1,6 +1,6 @@
--- Ask a server to leave, or pin it so that nothing but this makes it leave.
+-- Ask a server to leave once it has answered what it was asked, or pin it so that nothing but this makes it leave.
 -- KEYS lib/served
--- ARGV 1 server · 2 stop | pin | unpin · 3 '1' stops it though it has calls in flight
+-- ARGV 1 server · 2 stop | pin | unpin · 3 '1' does not wait for calls in flight
 -- Returns 1 when it is done, 0 when there is no such server, -1 when it is busy.
 -- include: served
 for _, server in ipairs(live()) do
@@ -8,6 +8,7 @@ for _, server in ipairs(live()) do
     if ARGV[2] == 'stop' then
       if server.in_flight > 0 and ARGV[3] ~= '1' then return -1 end
       server.state = 'stopping'
+      for _, call in ipairs(calls(server.id)) do redis.call('ZREM', CALLS, call) end
     else server.pinned = ARGV[2] == 'pin' end
     keep(server)
     return 1

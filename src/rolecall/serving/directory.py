@@ -54,10 +54,12 @@ class Pulse:
 
 
 class Directory:
-    """Reads and changes the model servers in ``server``. Every method is one round trip and atomic."""
+    """Reads and changes the model servers in ``server``. Every method is one round trip and atomic. ``resident``: see
+    RESIDENT_SECONDS."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, resident: float = RESIDENT_SECONDS) -> None:
         self._server = server
+        self._resident = resident
 
     async def servers(self, spec: Spec | None = None, *, machine: str | None = None) -> list[ModelServer]:
         """The live servers with ``in_flight``, ``age`` and ``idle`` (ms) as of now; of ``spec`` alone, and those that
@@ -70,10 +72,11 @@ class Directory:
         ]
         return sorted(chosen, key=lambda one: (one.since, one.id))
 
-    async def claim(self, wanted: ModelServer, user: str, room: Room) -> Claim:
+    async def claim(self, wanted: ModelServer, user: str, room: Room, *, hungry: bool = False) -> Claim:
         """Find the server of ``wanted.spec`` or, with START, take its place: whoever is told so has START_SECONDS to
         get a host going under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too little, servers
-        that nobody uses are asked to leave, the longest unused first, and only if that is enough."""
+        that nobody uses are asked to leave, the longest unused first, and only if that is enough; with ``hungry`` busy
+        ones too, which answer first what they were asked. Those that load or are pinned stay."""
         args: list[Arg] = [
             msgspec.json.encode(wanted),
             user,
@@ -82,7 +85,7 @@ class Directory:
             room.most,
             room.free,
         ]
-        word, *rest = await self._server.run("served_claim", _KEYS, [*args, _ms(RESIDENT_SECONDS)])
+        word, *rest = await self._server.run("served_claim", _KEYS, [*args, _ms(self._resident), int(hungry)])
         match word:
             case b"READY" | b"STARTING":
                 return Claim("READY" if word == b"READY" else "STARTING", _server(rest[0]))
@@ -110,7 +113,7 @@ class Directory:
         return bool(await self._server.run("served_end", _KEYS, [server, why, _ms(RETRY_SECONDS)]))
 
     async def stop(self, server: str, *, busy: bool = False) -> Literal["stopping", "unknown", "busy"]:
-        """Have the server of that id leave, with ``busy`` also while it answers. Its host does so within a second."""
+        """Have the server of that id leave, with ``busy`` also while it answers. It does so within a second."""
         done = await self._server.run("served_stop", _KEYS, [server, "stop", int(busy)])
         return "stopping" if done == 1 else "busy" if done == -1 else "unknown"
 

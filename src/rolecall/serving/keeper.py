@@ -129,7 +129,7 @@ class Keeper:
                     await self._news.wait()
 
     async def _is_over(self, pulse: Pulse, alone: float) -> bool:
-        if not pulse.known or pulse.state == "stopping":
+        if not pulse.known or (pulse.state == "stopping" and not pulse.in_flight):
             return True
         if alone > ALONE_SECONDS:
             return await self._stopped(busy=True)

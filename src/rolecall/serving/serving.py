@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerUnavailable
 from rolecall.redis_client import RedisServer
 from rolecall.serving import memory
-from rolecall.serving.directory import CALL_SECONDS, USER_SECONDS, Claim, Directory
+from rolecall.serving.directory import CALL_SECONDS, RESIDENT_SECONDS, USER_SECONDS, Claim, Directory
 from rolecall.serving.locks import make_private
 from rolecall.serving.process import lives, machine, send
 from rolecall.serving.server import ModelServer, Spec
@@ -35,6 +35,8 @@ LEAVE_SECONDS = 3.0
 """How long the last process waits for the engines to be gone."""
 EAGER_SECONDS = 5.0
 """From then on it is looked less often whether a model is there."""
+HUNGRY_SECONDS = 5.0
+"""Who has waited so long for memory has models leave that are always busy, as soon as they have answered."""
 AWAY = (RedisError, OSError, ServerUnavailable, TimeoutError)
 
 
@@ -43,13 +45,21 @@ class Serving:
 
     ``logs`` is the directory where engines write down what they have to say; ``limit`` is MB of memory for all model
     servers of this machine together, None for what it has; a model that does not fit is waited for up to ``patience``
-    seconds. Safe for any number of tasks; each event loop, thread or process has one of its own.
+    seconds; one that was loaded stays for ``resident`` seconds. Safe for any number of tasks; each event loop, thread
+    or process has one of its own.
     """
 
     def __init__(
-        self, server: RedisServer, process: str, logs: Path, *, limit: int | None = None, patience: float = 60.0
+        self,
+        server: RedisServer,
+        process: str,
+        logs: Path,
+        *,
+        limit: int | None = None,
+        patience: float = 60.0,
+        resident: float = RESIDENT_SECONDS,
     ) -> None:
-        self.directory = Directory(server)
+        self.directory = Directory(server, resident=resident)
         self.machine = machine()
         self.user = f"{self.machine}/{process}~{secrets.token_hex(4)}"
         self._redis = server.url
@@ -111,23 +121,24 @@ class Serving:
     async def _ensured(self, spec: Spec) -> ModelServer:
         self._need()
         wanted = self._wanted(spec)
-        begun, hungry = time.monotonic(), 0.0
+        begun = time.monotonic()
+        hungry: float | None = None
         while True:
-            claim = await self.directory.claim(wanted, self.user, self._room())
+            waited = time.monotonic() - hungry if hungry else 0.0
+            claim = await self.directory.claim(wanted, self.user, self._room(), hungry=waited > HUNGRY_SECONDS)
             if claim.server and await self._is_there(claim.server) and claim.word == "READY":
                 return claim.server
             passed = time.monotonic() - begun
             if claim.word == "START":
                 self._start(spec, wanted)
-            elif claim.word == "FULL":
-                hungry = hungry or passed
-            self._give_up(spec, wanted, claim, passed, passed - hungry)
+            hungry = (hungry or time.monotonic()) if claim.word == "FULL" else None
+            self._give_up(spec, wanted, claim, passed, waited)
             await asyncio.sleep(0.03 if passed < EAGER_SECONDS else 0.2)
 
-    def _give_up(self, spec: Spec, wanted: ModelServer, claim: Claim, passed: float, hungry: float) -> None:
+    def _give_up(self, spec: Spec, wanted: ModelServer, claim: Claim, passed: float, waited: float) -> None:
         if claim.word == "FAILED":
             raise ModelUnavailable(claim.why)
-        if claim.word == "NEVER" or (claim.word == "FULL" and hungry > self._patience):
+        if claim.word == "NEVER" or (claim.word == "FULL" and waited > self._patience):
             raise ModelUnavailable(_no_room(spec, wanted, claim))
         if passed > START_SECONDS:
             raise ModelUnavailable(f"{spec.model} was not loaded within {START_SECONDS:g} s: see {self._log(spec)}")

@@ -6,27 +6,21 @@ local SERVERS, CALLS, USERS, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local function calls_of(id)
-  local found, start = 0, id .. ' '
-  for _, call in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
-    if string.sub(call, 1, #start) == start then found = found + 1 end
+local function beginning(key, start)
+  local found = {}
+  for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+    if string.sub(member, 1, #start) == start then found[#found + 1] = member end
   end
   return found
 end
 
-local function users_of(machine)
-  local found, start = 0, machine .. '/'
-  for _, user in ipairs(redis.call('ZRANGE', USERS, 0, -1)) do
-    if string.sub(user, 1, #start) == start then found = found + 1 end
-  end
-  return found
-end
+local function calls(id) return beginning(CALLS, id .. ' ') end
+
+local function users_of(machine) return #beginning(USERS, machine .. '/') end
 
 local function forget(id)
   redis.call('HDEL', SERVERS, id)
-  for _, call in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
-    if string.sub(call, 1, #id + 1) == id .. ' ' then redis.call('ZREM', CALLS, call) end
-  end
+  for _, call in ipairs(calls(id)) do redis.call('ZREM', CALLS, call) end
 end
 
 -- The live servers; those whose time is over are forgotten on the way.
@@ -38,7 +32,7 @@ local function live()
     local server = cjson.decode(flat[i])
     if server.lapses <= NOW then forget(server.id)
     else
-      server.in_flight = calls_of(server.id)
+      server.in_flight = #calls(server.id)
       servers[#servers + 1] = server
     end
   end
