@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 
-.PHONY: run test check format proof chaos bench clean
+.PHONY: run test test-browser check format proof chaos bench clean
 
 run: $(VENV)/all
 	@$(BIN)/rolecall up --foreground
 
 test: $(VENV)/dev
 	@$(BIN)/pytest -n 3
+	@echo "left out: the web page in a browser; make test-browser runs that"
+
+# The web page in a real browser. Installs Chromium where it may, else says how.
+test-browser: $(VENV)/browser
+	@command -v $${CHROMIUM:-chromium chromium-browser google-chrome} >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -y -q chromium; } \
+	  || { echo "A browser is needed; this helps:  sudo apt install chromium   |   CHROMIUM=/path/to/chrome make $@"; exit 1; }
+	@ROLECALL_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
 
 check: $(VENV)/dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -57,6 +65,9 @@ $(VENV)/all: $(VENV)/made pyproject.toml
 $(VENV)/dev: $(VENV)/made pyproject.toml
 	@echo "setting up for tests …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' && touch $@ $(VENV)/all
+
+$(VENV)/browser: $(VENV)/dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]' && touch $@
 
 $(VENV): $(VENV)/all
 

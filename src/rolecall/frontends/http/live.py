@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
 from fastapi import Query as Parameter
 
+from rolecall.follow import follow
 from rolecall.frontends.http import operators, series, views
 from rolecall.frontends.http.entrance import conversation_of
 from rolecall.frontends.http.keys import Operator, User
 from rolecall.frontends.http.services import Here, Services
 from rolecall.frontends.http.sse import RETRY, EventStream, Pieces, event
+from rolecall.frontends.http.task import Place, look, told
 from rolecall.frontends.http.views import Query
 from rolecall.frontends.presence import AWAY
 from rolecall.transcript import Record, entry_order, read_records, session_files
@@ -53,6 +56,17 @@ async def pulse(here: Here, who: User) -> dict[str, Any]:
 async def kept(here: Here, who: User) -> dict[str, Any]:
     """The conversations of this key."""
     return {"conversations": await views.kept(here, who)}
+
+
+@router.get("/web/chat/tasks/{task_id}/events")
+async def follow_task(
+    here: Here, who: User, task_id: str, last_event_id: Annotated[str, Header()] = ""
+) -> EventStream:  # fmt: skip
+    """A task's events from its first one that is kept: so it is seen who was at it, however late one comes."""
+    place = Place.read(task_id, who)
+    await look(here.bus, place)  # one that is not there is refused before the stream begins
+    after = last_event_id if RECORD_ID.fullmatch(last_event_id) else "0-0"
+    return EventStream(here, who, _quiet(_answering(here, place, after)))
 
 
 @router.get("/web/chat/{name:path}")
@@ -102,6 +116,13 @@ async def follow_now(here: Here, who: Operator) -> EventStream:
 
 
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _answering(here: Services, place: Place, after: str) -> Pieces:
+    yield RETRY
+    async with aclosing(follow(here.bus, here.wakeups, place.conversation, place.turn, after)) as found:
+        async for one in found:
+            yield event(*told(place, one), one.id)
 
 
 async def _lists(here: Services, query: Query) -> Pieces:

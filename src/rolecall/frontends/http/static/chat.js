@@ -1,4 +1,4 @@
-// The chat page: what is said goes to POST /chat/async, what is answered comes from the task's events.
+// The chat page: what is said goes to POST /chat/async, what is answered comes as the task's events.
 
 import { ago, all, ask, copy, find, keep, make, notify, parts, Refused, say, seconds, tried, walk } from "./dom.js";
 import { show } from "./markdown.js";
@@ -39,15 +39,17 @@ class Answer {
     running.set(id, this);
     this.ticking = setInterval(() => this.tick(), 1000);
     this.tick();
-    this.source = new EventSource(`/chat/task/${id}/events`);
-    for (const kind of ["snapshot", "queued", "started", "delta", ...ENDS]) {
-      this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data)));
+    this.source = new EventSource(`/web/chat/tasks/${id}/events`);
+    for (const kind of ["queued", "started", "delta", ...ENDS]) {
+      this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data), parseInt(event.lastEventId, 10)));
     }
     this.source.addEventListener("error", () => this.lost());
     changed();
   }
 
-  hear(kind, told) {
+  hear(kind, told, ms) {
+    if (ms) this.since ??= ms;
+    if (ms && ENDS.includes(kind)) this.lasted = ms - this.since;
     if (kind === "delta") this.add(told.position, told.text);
     else if (kind === "started") this.start(told.role, told.instance, told.attempt);
     else if (kind === "queued") this.wait(told);
@@ -79,8 +81,17 @@ class Answer {
 
   add(position, text) {
     if (position < this.characters.length) this.characters.length = position;
+    if (position > this.characters.length) return void this.lookAgain();
     this.characters.push(...text);
     this.draw();
+  }
+
+  /** What came before is not kept as events any more: the task has it. */
+  lookAgain() {
+    this.looking ??= ask("GET", `/chat/task/${this.id}`).then((task) => {
+      this.looking = null;
+      if (running.has(this.id) && !ENDS.includes(task.state)) this.stand(task);
+    }, () => {});
   }
 
   /** Soon, and once for all that came since the last time. */
@@ -120,7 +131,7 @@ class Answer {
   facts(task) {
     const tokens = task.usage?.tokens_out;
     return [
-      seconds(Date.now() - this.began),
+      seconds(this.lasted || Date.now() - this.began),
       task.model,
       tokens ? `${tokens} tokens` : "",
       task.finish === "length" ? "cut at its longest" : "",
@@ -151,6 +162,7 @@ const toEnd = () => { scroll.scrollTop = scroll.scrollHeight; };
 
 function changed() {
   stopButton.hidden = running.size === 0;
+  find("[data-keys]").hidden = running.size > 0;
 }
 
 function put(text) {

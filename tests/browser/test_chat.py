@@ -1,0 +1,114 @@
+"""The chat page in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.browser.stage import Stage
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def say(page: Page, text: str) -> None:
+    await page.get_by_label("Message").fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def test_a_question_is_answered_with_its_markdown_and_kept(page: Page) -> None:
+    await page.goto("/")
+    await page.keyboard.press("/")
+    await say(page, "How does a message travel here?")
+    answer = page.locator(".answer").last
+    await expect(answer.locator("ol > li")).to_have_count(3)
+    await expect(answer.locator("strong")).to_have_text("three steps")
+    await expect(answer.locator("pre code")).to_contain_text("async def handle")
+    await expect(answer.locator("td").last).to_have_text("1.4 s")
+    await expect(answer.locator("blockquote a")).to_have_attribute("href", "https://example.org/data-model")
+    await expect(answer.locator(".hop")).to_have_text(["manager", "lang", "samplellm"])
+    await expect(answer).not_to_have_class(re.compile("runs"))
+    await expect(page.locator("[data-kept-list] li")).to_have_count(1)
+    await page.reload()
+    await expect(page.locator(".said")).to_have_text("How does a message travel here?")
+    await expect(page.locator(".answer pre code")).to_contain_text("envelope.reply")
+    assert await page.evaluate("window.violations") == []
+
+
+async def test_an_answer_is_stopped_by_escape_and_by_the_button(page: Page) -> None:
+    await page.goto("/")
+    for stop in ("Escape", "Stop"):
+        await say(page, f"slowly, {stop}: " + "word after word " * 40)
+        answer = page.locator(".answer").last
+        await expect(answer.locator(".body")).to_contain_text("word after")
+        if stop == "Escape":
+            await page.keyboard.press("Escape")
+        else:
+            await page.get_by_role("button", name="Stop").click()
+        await expect(answer).to_have_class(re.compile("stopped"))
+        await expect(answer.locator(".foot")).to_contain_text("stopped")
+        await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+async def test_an_answer_goes_on_after_the_page_was_left_and_opened_again(page: Page) -> None:
+    await page.goto("/")
+    text = "slowly, " + " ".join(str(number) for number in range(80))
+    await say(page, text)
+    await say(page, "and this afterwards")
+    await expect(page.locator(".answer").first.locator(".body")).to_contain_text("slowly, 0 1 2 3")
+    await expect(page.locator(".answer").last.locator(".trail")).to_have_text("waits behind 1 other")
+    await page.reload()
+    await expect(page.locator(".said")).to_have_text([text, "and this afterwards"])
+    await expect(page.locator(".answer").last.locator(".body")).to_have_text("and this afterwards")
+    assert await page.locator(".answer").first.locator(".body").inner_text() == text
+    await expect(page.locator(".answer.runs")).to_have_count(0)
+
+
+async def test_nothing_jumps_while_an_answer_streams_in(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "slowly, " + "a line of words that wraps around at some point " * 6)
+    await expect(page.locator(".answer.runs")).to_have_count(1)
+    said, box = page.locator(".said"), page.locator(".box")
+    before = await page.evaluate("window.shifts")
+    places = [await said.bounding_box(), await box.bounding_box()]
+    await expect(page.locator(".answer.runs")).to_have_count(0)
+    assert places == [await said.bounding_box(), await box.bounding_box()]
+    assert await page.evaluate("window.shifts") - before < 0.01, await page.evaluate("window.shifted")
+
+
+async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "/stop")
+    await expect(page.locator(".answer .body")).to_have_text("There is nothing to stop.")
+    await say(page, "x" * 70_000)
+    await expect(page.locator("[data-notice]")).to_contain_text("65536")
+    await expect(page.locator(".said")).to_have_count(1)
+    assert len(await page.get_by_label("Message").input_value()) == 70_000
+
+
+async def test_conversations_are_chosen_with_the_keyboard_and_the_address(page: Page, stage: Stage) -> None:
+    for name in ("web-a", "web-b"):
+        await stage.deployment.ask(f"http:local:{name}", f"first of {name}")
+    root = stage.deployment.log_dir / "conversations"
+    await wait_until(lambda: len(list(root.glob("http_local_web-[ab]-*"))) == 2)
+    await page.goto("/#web-a")
+    await expect(page.locator(".said")).to_have_text("first of web-a")
+    await page.locator("[data-kept-list] li.open a").focus()
+    await page.keyboard.press("Home")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".said")).to_have_text("first of web-b")
+    await page.go_back()
+    await expect(page.locator(".said")).to_have_text("first of web-a")
+    await page.get_by_role("button", name="New conversation").click()
+    await expect(page.get_by_role("heading", name="What can I do for you?")).to_be_visible()
+    await expect(page.get_by_label("Message")).to_be_focused()
+
+
+async def test_a_role_is_asked_by_its_name(page: Page) -> None:
+    await page.goto("/")
+    await page.get_by_label("Who answers").select_option("translation")
+    await say(page, "good morning")
+    await expect(page.locator(".answer .hop").last).to_have_text("translation")
+    await expect(page.locator(".answer .body")).to_have_text("echo: good morning")

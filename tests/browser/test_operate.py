@@ -1,0 +1,154 @@
+"""What operators look at, in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from rolecall.frontends.http.keys import Keys
+from tests.browser.stage import Stage, staged
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SLOW = "slowly, " + "word after word " * 30
+
+
+async def test_a_conversation_is_opened_while_it_runs_and_followed_to_its_end(page: Page, stage: Stage) -> None:
+    await page.goto("/web/conversations")
+    await stage.deployment.say("telegram:42", SLOW, title="María José")
+    row = page.locator(".rows li", has_text="María José")
+    await expect(row.locator(".dot")).to_have_class(re.compile("runs"))
+    await row.click()
+    await expect(page.locator("[data-running]")).to_have_text("runs")
+    await expect(page.locator(".hop-row")).to_have_count(3)
+    await expect(page.locator(".log li").last).to_contain_text("STARTED")
+    await expect(page.locator(".log li").last).to_contain_text("PROCESSING_COMPLETE")
+    await expect(page.locator(".turn .pill")).to_have_text("answered")
+    await expect(page.locator(".hop-row .times").last).to_contain_text("model")
+    await expect(page.locator("[data-running]")).to_have_text("idle")
+    await stage.deployment.ask("telegram:42", "one more")
+    await expect(page.locator(".turn")).to_have_count(2)
+    ids = await page.locator(".log li .at").all_inner_texts()
+    assert ids == sorted(ids)
+    async with page.expect_download() as coming:
+        await page.get_by_role("link", name="Download").click()
+    assert "one more" in (await (await coming.value).path()).read_text()
+    assert await page.evaluate("window.violations") == []
+
+
+async def test_a_conversation_is_stopped_and_deleted(page: Page, stage: Stage) -> None:
+    received = await stage.deployment.say("telegram:43", SLOW * 5)
+    await page.goto("/web/conversations")
+    await page.locator(".rows li", has_text="telegram:43").click()
+    await page.get_by_role("button", name="Stop").click()
+    assert (await stage.deployment.answer(received)).kind == "cancelled"
+    await expect(page.locator(".turn .pill")).to_have_text("cancelled")
+    await page.get_by_role("button", name="Delete").click()
+    await page.get_by_role("button", name="Delete for good?").click()
+    await page.wait_for_url("**/web/conversations")
+    await expect(page.locator(".rows li", has_text="telegram:43")).to_have_count(0)
+
+
+async def test_the_list_is_searched_as_one_types_and_walked_with_arrows(page: Page, stage: Stage) -> None:
+    for name in ("ann", "ben"):
+        await stage.deployment.ask(f"terminal:{name}", f"I am {name}")
+    await page.goto("/web/conversations")
+    await expect(page.locator(".rows li", has_text="terminal:ben")).to_have_count(1)
+    await page.keyboard.press("/")
+    await page.keyboard.type("I am")
+    await expect(page.locator(".rows li")).to_have_count(2)
+    await expect(page).to_have_url(re.compile(r"search=I\+am"))
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("terminal:ann")
+    await page.goto("/web/conversations?search=nobody")
+    await expect(page.locator("[data-none]")).to_contain_text("Nothing fits")
+
+
+async def test_a_dead_letter_is_replayed_and_another_dropped(page: Page, stage: Stage) -> None:
+    for why in ("the first", "the second"):
+        await stage.deployment.ask("telegram:44", f"bury me because {why}")
+    await page.goto("/web/dead")
+    await expect(page.locator("[data-dead]")).to_have_text("2")
+    second, first = page.locator(".letter").first, page.locator(".letter").last
+    await expect(second.locator(".reason")).to_contain_text("the second")
+    await second.locator("summary").click()
+    await expect(second.locator("pre")).to_contain_text('"conversation": "telegram:44"')
+    await second.get_by_role("button", name="Replay").click()
+    await expect(second.locator("[data-outcome]")).to_contain_text("Sent again as turn 3")
+    await first.get_by_role("button", name="Drop").click()
+    await first.get_by_role("button", name="Drop for good?").click()
+    await expect(first.locator("[data-outcome]")).to_have_text("Dropped.")
+    await second.get_by_role("link", name="turn 3").click()
+    await expect(page.locator(".turn .pill").last).to_have_text("given up")
+
+
+async def test_now_shows_who_does_what(page: Page, stage: Stage) -> None:
+    await page.goto("/web/now")
+    await expect(page.locator('[data-figure="instances"]')).to_have_text("of 6")
+    await expect(page.locator("[data-roles] tr")).to_have_count(4)
+    before = await page.evaluate("window.shifts")
+    received = await stage.deployment.say("telegram:45", SLOW)
+    await expect(page.locator("[data-instances] tr").first).to_contain_text("telegram:45/1")
+    await expect(page.locator('[data-figure="busy"]')).to_have_text("1")
+    await expect(page.locator(".slots i.busy")).to_have_count(1)
+    await stage.deployment.answer(received)
+    await expect(page.locator('[data-figure="busy"]')).to_have_text("0")
+    assert await page.evaluate("window.shifts") - before < 0.01, await page.evaluate("window.shifted")
+    await expect(page.locator("[data-plot] svg")).to_have_count(3)
+    await page.locator('[data-plot="busy"] svg').hover()
+    await expect(page.locator(".plot .hover text")).to_contain_text("busy")
+    await expect(page.locator("[data-models]")).to_contain_text("ready")
+    await expect(page.locator("[data-processes]")).to_contain_text("of 64")
+
+
+async def test_everything_fits_a_phone(page: Page, stage: Stage) -> None:
+    await stage.deployment.ask("telegram:46:" + "x" * 80, "bury me because " + "very-long-words" * 9, title="A" * 90)
+    await page.set_viewport_size({"width": 360, "height": 740})
+    for path in ("/", "/web/conversations", "/web/now", "/web/dead", "/web/login"):
+        await page.goto(path)
+        await page.wait_for_timeout(300)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    await page.goto("/web/conversations")
+    await page.locator(".rows li").first.click()
+    await expect(page.locator(".hop-row").first).to_be_visible()
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+async def test_the_theme_is_kept(page: Page) -> None:
+    await page.goto("/")
+    light = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+    await page.get_by_role("button", name="Switch between light and dark").click()
+    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    await page.goto("/web/now")
+    await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+async def test_one_logs_in_with_a_key_and_out_again(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+    async with staged(tmp_path_factory.mktemp("login")) as stage:
+        keys = Keys(stage.deployment.session.server)
+        _, secret = await keys.new("olga", admin=True)
+        page = await browser.new_page(base_url=stage.url)
+        # Another process may go by the keys it knew for two seconds.
+        while not page.url.endswith("/web/login?next=/web/now"):
+            await page.goto("/web/now")
+        await page.get_by_label("API key").fill("rk_wrong")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert")).to_have_text("This key is unknown or was revoked.")
+        await page.get_by_label("API key").fill(secret)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Now")
+        await expect(page.locator(".rail .who")).to_contain_text("olga")
+        assert await page.evaluate("document.cookie") == ""
+        received = await stage.deployment.say("telegram:1", SLOW)
+        await page.goto("/web/conversations/telegram:1")
+        await page.get_by_role("button", name="Stop").click()
+        assert (await stage.deployment.answer(received)).kind == "cancelled"
+        await page.get_by_role("button", name="Log out").click()
+        await page.wait_for_url("**/web/login")
+        await page.goto("/web/now")
+        await expect(page.get_by_label("API key")).to_be_visible()
+        await page.context.close()
