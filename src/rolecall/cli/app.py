@@ -232,10 +232,16 @@ def demo(
     delay: Annotated[float, typer.Option(min=0.01, max=60, help="seconds an answer takes")] = 3,
     instances: Annotated[int, typer.Option(min=1, max=256, help="of the answering role")] = 6,
     messages: Annotated[int, typer.Option(min=1, max=100, help="of each user")] = 1,
+    http: Annotated[str, typer.Option(metavar="URL", help="ask a running HTTP server instead; no --delay then")] = "",
+    key: Annotated[str, typer.Option(envvar="ROLECALL_KEY", help="API key for --http")] = "",
+    role: Annotated[str, typer.Option(help="who is to answer, with --http; else the manager decides")] = "",
 ) -> None:
     """Send simultaneous users through a bus of its own and draw who waited for whom. Touches no data of yours."""
     from rolecall.cli import demo as verb
+    from rolecall.cli import demo_http as other
 
+    if http:
+        return _run(other.demo(other.Target(http, key, role), users, messages, _console()))
     _run(verb.demo(verb.Load(users, messages, instances, delay), _console()))
 
 
