@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import pytest_asyncio
 
 from rolecall.transcript import conversation_dir
 from tests.deployment import Deployment, deployed
@@ -15,14 +15,16 @@ from tests.http_server import serving
 from tests.integration.test_http_app import ROLES
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
-async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
-    async with deployed(tmp_path, ROLES, scribe=True, heartbeat_seconds=0.2) as running:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    async with deployed(tmp_path_factory.mktemp("operators"), ROLES, scribe=True, heartbeat_seconds=0.2) as running:
         yield running
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(deployment: Deployment) -> AsyncIterator[httpx2.AsyncClient]:
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
         yield client
@@ -49,15 +51,15 @@ async def test_conversations_are_listed_searched_filtered_and_paged(
     deployment: Deployment, client: httpx2.AsyncClient
 ) -> None:
     for name, text in (("ann", "the colour of rain"), ("ben", "bees"), ("cas", "bury me")):
-        await deployment.ask(f"terminal:{name}", text, title=f"Title {name.upper()}")
-        await written(client, f"terminal:{name}")
-    assert await rows(client) == ["terminal:cas", "terminal:ben", "terminal:ann"]
-    assert await rows(client, search="COLOUR of") == ["terminal:ann"]
-    assert await rows(client, search="title ben") == ["terminal:ben"]
+        await deployment.ask(f"listed:{name}", text, title=f"Title {name.upper()}")
+        await written(client, f"listed:{name}")
+    assert await rows(client, user="listed:") == ["listed:cas", "listed:ben", "listed:ann"]
+    assert await rows(client, search="COLOUR of") == ["listed:ann"]
+    assert await rows(client, search="title ben") == ["listed:ben"]
     assert await rows(client, search=".*") == []
-    assert await rows(client, user="terminal:b") == ["terminal:ben"]
-    assert await rows(client, errors=True) == ["terminal:cas"]
-    assert await rows(client, since="1h", page=2, size=2) == ["terminal:ann"]
+    assert await rows(client, user="listed:b") == ["listed:ben"]
+    assert await rows(client, user="listed:", errors=True) == ["listed:cas"]
+    assert await rows(client, user="listed:", since="1h", page=2, size=2) == ["listed:ann"]
     assert await rows(client, since="2099-01-01") == []
     assert (await client.get("/conversations", params={"since": "x"})).status_code == 422
 
@@ -94,44 +96,45 @@ async def test_what_is_not_there_is_not_found(client: httpx2.AsyncClient, which:
 async def test_a_deleted_conversation_is_forgotten_everywhere(
     deployment: Deployment, client: httpx2.AsyncClient
 ) -> None:
-    await deployment.ask("terminal:ann", "a secret word")
-    await deployment.ask("terminal:ann", "bury me")
-    await written(client, "terminal:ann", 2)
-    answer = await client.delete("/conversations/terminal:ann")
-    assert answer.json() == {"conversation": "terminal:ann", "turns_ended": 0}
+    await deployment.ask("deleted:ann", "a secret word")
+    await deployment.ask("deleted:ann", "bury me")
+    await written(client, "deleted:ann", 2)
+    answer = await client.delete("/conversations/deleted:ann")
+    assert answer.json() == {"conversation": "deleted:ann", "turns_ended": 0}
 
     async def gone() -> bool:
-        return (await client.get("/conversations/terminal:ann")).status_code == 404
+        return (await client.get("/conversations/deleted:ann")).status_code == 404
 
     await wait_until(gone)
     server = deployment.session.server
-    for name in await server.call("KEYS", "*terminal:ann*"):
+    for name in await server.call("KEYS", "*deleted:ann*"):
         kind = await server.call("TYPE", name)
         assert kind in (b"hash", b"string"), name
         kept = await server.call("HGETALL", name) if kind == b"hash" else [await server.call("GET", name)]
         assert b"secret" not in b"".join(kept), name
-    assert (await client.get("/dead")).json()["total"] == 0
+    letters = (await client.get("/dead")).json()["dead_letters"]
+    assert "deleted:ann" not in [letter["conversation"] for letter in letters]
 
 
 async def test_agents_and_queues_tell_what_is_done_now(deployment: Deployment, client: httpx2.AsyncClient) -> None:
     agents = (await client.get("/agents")).json()
     assert agents["roles"]["samplellm"]["instances"] == 2
-    assert len(agents["processes"][0]["instances"]) == 3
+    assert sorted(len(process.get("instances", ())) for process in agents["processes"]) == [0, 3]
     queues = (await client.get("/queues")).json()
     assert queues["roles"]["samplellm"] == {"high": 0, "normal": 0, "low": 0}
-    assert queues["dead_letters"] == queues["deferred"] == queues["in_flight"] == 0
+    assert queues["deferred"] == queues["in_flight"] == 0
     assert (await client.get("/stats")).json()["instances"].keys() == {"manager", "samplellm"}
 
 
 async def test_a_dead_letter_is_shown_replayed_and_dropped(deployment: Deployment, client: httpx2.AsyncClient) -> None:
     for _ in range(2):
-        await deployment.ask("terminal:ann", "bury me")
+        await deployment.ask("dead:ann", "bury me")
     listed = (await client.get("/dead")).json()
-    assert listed["total"] == 2
-    first, second = (row["id"] for row in listed["dead_letters"])
+    assert listed["total"] >= 2
+    first, second = (row["id"] for row in listed["dead_letters"] if row["conversation"] == "dead:ann")
     assert "it was asked for" in (await client.get(f"/dead/{first}")).json()["reason"]
     replayed = await client.post(f"/dead/{first}/replay")
-    assert replayed.json()["conversation"] == "terminal:ann"
+    assert replayed.json()["conversation"] == "dead:ann"
     assert (await client.post(f"/dead/{first}/replay")).status_code == 404
     assert (await client.delete(f"/dead/{second}")).status_code == 204
     assert (await client.delete(f"/dead/{second}")).status_code == 404
