@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 
-.PHONY: run test test-browser check format proof chaos bench clean
+.PHONY: run test test-browser check format proof chaos bench lock clean
 
 run: $(VENV)/all
 	@$(BIN)/rolecall up --foreground
@@ -31,6 +31,16 @@ chaos: $(VENV)/dev
 
 bench: $(VENV)/dev
 	@$(BIN)/python -m bench $(ARGS)
+
+# The exact versions, with hashes, that the Dockerfile installs: deploy/lock. Run it to take newer ones.
+LOCK := --quiet --generate-hashes --no-annotate --no-emit-index-url --upgrade --python-version 3.11 \
+  --python-platform linux --custom-compile-command "make lock"
+EXTRAS := http telegram openai gemini ollama tools terminal fast agents
+lock: $(VENV)/dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@$(BIN)/uv pip compile $(LOCK) pyproject.toml $(addprefix --extra ,$(EXTRAS)) -o deploy/lock/rolecall.txt
+	@$(BIN)/uv pip compile $(LOCK) deploy/lock/build.in -o deploy/lock/build.txt
+	@$(BIN)/uv pip compile $(LOCK) deploy/lock/model.in -o deploy/lock/model.txt
 
 # The full-length forms of what `make test` runs short.
 proof: $(VENV)/dev

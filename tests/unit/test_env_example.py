@@ -29,6 +29,7 @@ SECTIONS = (
 COMPOSE = (
     ("ROLECALL_UID", "1000", "number of the user the containers run as: of whoever owns the directory log (`id -u`)"),
     ("ROLECALL_GID", "1000", "number of that user's group (`id -g`)"),
+    ("ROLECALL_VERSION", "latest", "tag of the images"),
     ("COMPOSE_PROFILES", "", "local starts the small local model too: answers without a key"),
     ("VALKEY_WORKER_PASSWORD", "", "password of the agents at the server; made by itself if unset, as those below"),
     ("VALKEY_FRONT_PASSWORD", "", "password of the HTTP server there"),

@@ -73,7 +73,7 @@ class Keys:
         self, server: Server, *, open_locally: bool = False, login_seconds: float = 43_200, given: str = ""
     ) -> None:
         self._server = server
-        self._given = {GIVEN: ApiKey(GIVEN, "HTTP_KEY", _digest(given), admin=True)} if given else {}
+        self._given = {GIVEN: ApiKey(GIVEN, "operator", _digest(given), admin=True)} if given else {}
         self._open_locally = open_locally
         self._login_seconds = login_seconds
         self._known: dict[str, ApiKey] = {}
