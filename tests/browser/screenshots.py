@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from playwright.async_api import Browser, Page
 
+from rolecall import keys
+from rolecall.frontends.http import series
 from tests.browser.browser import browsing
 from tests.browser.stage import Stage, staged
 from tests.waiting import wait_until
@@ -52,6 +57,22 @@ async def fill(stage: Stage) -> str:
     return "telegram-90"
 
 
+async def remember(stage: Stage) -> None:
+    """As if it had worked for a quarter of an hour."""
+    server, roles = stage.deployment.session.server, ("manager", "lang", "samplellm", "translation")
+    now, turns = time.time_ns() // 1_000_000, 0
+    orders: list[tuple[str | bytes, ...]] = [("DEL", keys.SERIES)]
+    for number in range(180):
+        swell = max(0.0, math.sin(number / 21) + math.sin(number / 7.3) / 3)
+        waiting, busy = round(9 * swell * swell), min(6, round(6 * swell))
+        turns += round(1.4 * swell + (number % 7 == 0))
+        queues = dict(zip(roles, (number % 2, 0, waiting + busy, round(swell)), strict=True))
+        ms = (now - (181 - number) * 5000) // 5000 * 5000
+        sample = series.Sample(ms, queues, busy, 6, busy, turns, 0)
+        orders.append(("XADD", keys.SERIES, f"{ms}-1", "s", msgspec.json.encode(sample)))
+    await asyncio.gather(*(server.call(*order) for order in orders))  # in one go: nothing comes between
+
+
 async def shoot(browser: Browser, url: str, which: str, pages: Sequence[str], into: Path, kind: str) -> None:
     """All of ``pages`` in both themes and sizes."""
     for theme in ("light", "dark"):
@@ -83,6 +104,7 @@ async def take(into: Path, pages: Sequence[str]) -> None:
                 async with staged(Path(directory), echo_delay=0.3) as stage:
                     which = "nobody"
                     if kind == "full":
+                        await remember(stage)
                         await fill(stage)
                         root = stage.deployment.log_dir / "conversations"
                         await wait_until(lambda root=root: len(list(root.glob("*"))) > 30, what="transcripts")

@@ -63,7 +63,9 @@ def render(
 
 
 def seconds(ms: float) -> str:
-    """As the scripts say it: two digits below ten seconds."""
+    """As the scripts say it: 12 ms, 1.23 s, 12.3 s."""
+    if ms < 1000:
+        return f"{ms:.0f} ms"
     return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
 
 

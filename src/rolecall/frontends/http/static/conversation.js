@@ -1,6 +1,6 @@
 // One conversation: its turns as bars, its log as it grows.
 
-import { ago, all, ask, clock, copy, find, keep, notify, parts, say, seconds, tried } from "./dom.js";
+import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, tried } from "./dom.js";
 import { live } from "./live.js";
 
 const MOST_LINES = 5000;
@@ -136,8 +136,7 @@ log.addEventListener("scroll", () => {
 }, { passive: true });
 keepUp.addEventListener("change", toEnd);
 log.addEventListener("click", (event) => {
-  const turn = event.target.closest("[data-turn]")?.dataset.turn;
-  if (turn) all("[data-key]", turnList).find((element) => element.dataset.key === turn)?.scrollIntoView({ block: "nearest" });
+  if (getSelection().isCollapsed) event.target.closest("[data-turn]")?.classList.toggle("whole");
 });
 
 toEnd();

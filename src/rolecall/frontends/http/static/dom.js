@@ -113,7 +113,11 @@ export async function tried(act) {
 
 // ── words for numbers ──────────────────────────────────────────────────────────────────────────
 
-export const seconds = (ms) => (ms < 100_000 ? `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s` : duration(ms / 1000));
+/** 12 ms, 1.23 s, 12.3 s, 2 min */
+export function seconds(ms) {
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  return ms < 100_000 ? `${(ms / 1000).toFixed(ms < 10_000 ? 2 : 1)} s` : duration(ms / 1000);
+}
 
 /** 4 s, 12 min, 3 h 5 min, 2 d 4 h */
 export function duration(all) {

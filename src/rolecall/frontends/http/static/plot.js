@@ -83,10 +83,10 @@ function curve(points, x, y) {
   ];
 }
 
-function bars(points, { span }, x, y) {
+function bars(points, { span, to }, x, y) {
   const width = Math.max(2, x(span) - x(0) - 2);
   return points.filter((point) => point.value).map((point) => svg("rect", {
-    class: "bar", x: x(point.at), y: y(point.value), width, height: Math.max(1, y(0) - y(point.value)), rx: Math.min(2, width / 4),
+    class: "bar", x: x(point.at), y: y(point.value), width: Math.min(width, Math.max(2, x(to) - x(point.at))), height: Math.max(1, y(0) - y(point.value)), rx: Math.min(2, width / 4),
   }));
 }
 
