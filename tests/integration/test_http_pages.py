@@ -209,7 +209,7 @@ async def test_only_operators_see_more_than_the_chat_and_nobody_without_a_key(tm
 
 
 async def test_every_template_is_escaped_and_names_only_what_it_is_given() -> None:
-    assert rendering.seconds(12) == "12 ms" and rendering.seconds(1234) == "1.23 s" and rendering.seconds(12_345) == "12.3 s"
+    assert [rendering.seconds(ms) for ms in (12, 1234, 12_345)] == ["12 ms", "1.23 s", "12.3 s"]
     assert (rendering.share(1, 0), rendering.share(5, 10), rendering.share(20, 10)) == (0.0, 500.0, 1000.0)
     for path in rendering.TEMPLATES.glob("*.html"):
         text = path.read_text(encoding="utf-8")
