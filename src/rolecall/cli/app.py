@@ -21,8 +21,6 @@ app = typer.Typer(
 )
 dead = typer.Typer(help="Envelopes given up on.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(dead, name="dead")
-models = typer.Typer(help="Language models.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(models, name="models")
 key = typer.Typer(help="Who may use the HTTP server.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
 
@@ -305,21 +303,21 @@ def key_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", show_default=
     _run(verb.revoke_key(app_dir, key_id, _console()))
 
 
-@models.command("list")
-def models_list(
-    provider: Annotated[str, typer.Argument(metavar="[PROVIDER]", show_default=False)] = "", app_dir: App = None
-) -> None:
-    """List the models there are to name in config: of each provider that is set up, or of one."""
-    from rolecall.cli import models as verb
-
-    _run(verb.list_models(app_dir, provider, _console(), _console(stderr=True)))
-
-
 def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> None:
     """Run a verb's coroutine on the fastest loop there is; its value is the exit status."""
     from rolecall.cli.loop import run_loop
 
     raise typer.Exit(run_loop(work, foreground=foreground) or 0)
+
+
+def run_verb(work: Coroutine[Any, Any, int | None]) -> None:
+    """``_run`` for the verbs in files beside this one."""
+    _run(work)
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """``_console`` for the verbs in files beside this one."""
+    return _console(stderr)
 
 
 def _front_name(name: str) -> str:

