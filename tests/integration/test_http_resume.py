@@ -165,6 +165,15 @@ async def test_events_that_are_not_kept_any_more_are_made_up_for_by_a_snapshot(d
         assert [(name, data["text"]) for _, name, data in late] == [("snapshot", "one two"), ("done", "one two")]
 
 
+async def test_a_stream_cut_after_its_first_event_is_resumed_too(deployment: Deployment) -> None:
+    GateAgent.gate.set()
+    async with Replica(deployment) as replica:
+        async with replica.client.stream("POST", "/chat/stream", json={"text": "hi", "role": "gate"}) as response:
+            event = await anext(aiter(Events(response)))
+        rest = await some(replica, f"{response.headers['location']}/events", event[0], 99)
+        assert (rest[0][1], rest[-1][1]) == ("snapshot", "done")
+
+
 async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "BUS_SECONDS", 0.3)
     with tempfile.TemporaryDirectory(prefix="rc") as directory:

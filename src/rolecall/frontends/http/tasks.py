@@ -25,7 +25,8 @@ from rolecall.history import remembered
 
 router = APIRouter(tags=["chat"])
 LONGEST_WAIT = 60.0
-EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,19}))?", re.ASCII)
+EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,20}))?", re.ASCII)
+LAST_NUMBER = 2**64 - 1
 Outcome = Literal["left", "stopping", "late"]
 T = TypeVar("T")
 
@@ -243,6 +244,6 @@ def _failed(task: Task, received: Received) -> Problem:
 
 def _order(event_id: str) -> tuple[int, int]:
     found = EVENT_ID.fullmatch(event_id)
-    if found is None:
+    if found is None or int(found[2] or 0) > LAST_NUMBER:
         raise Problem(422, "after: the id of an event is allowed, such as 1795246462181-0.", param="after")
     return int(found[1]), int(found[2] or 0)
