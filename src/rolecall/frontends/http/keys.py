@@ -22,6 +22,8 @@ from rolecall.redis_client import Server
 
 FRESH_SECONDS = 2.0
 """How long a process goes by the list of keys as it read it; a revoked key is refused everywhere after that."""
+NEW_SECONDS = 0.2
+"""The same when it does not know the key it is shown: that may have been made just now."""
 COOKIE = "rolecall_login"
 CSRF_HEADER = "x-csrf-token"
 KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
@@ -104,6 +106,8 @@ class Keys:
     async def find(self, secret: str) -> Principal | None:
         """Whose key ``secret`` is; nobody's is None."""
         form, digest, current = KEY_FORM.fullmatch(secret), _digest(secret), await self._current()
+        if form and form[1] not in current:
+            current = await self._current(NEW_SECONDS)
         for key in (current.get(form[1]) if form else None, current.get(GIVEN)):
             known = key.digest if key else _digest("")
             if hmac.compare_digest(known, digest) and key is not None:
@@ -138,9 +142,9 @@ class Keys:
         """Whether everyone is let in."""
         return self._open_locally and not await self._current()
 
-    async def _current(self) -> dict[str, ApiKey]:
+    async def _current(self, fresh: float = FRESH_SECONDS) -> dict[str, ApiKey]:
         async with self._reading:
-            if time.monotonic() - self._read > FRESH_SECONDS:
+            if time.monotonic() - self._read > fresh:
                 self._known = {key.id: key for key in await self.everyone()} | self._given
                 self._read = time.monotonic()
         return self._known
