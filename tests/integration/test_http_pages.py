@@ -16,6 +16,8 @@ import pytest_asyncio
 from rolecall import keys
 from rolecall.frontends.http import rendering, series
 from rolecall.frontends.http.keys import Keys
+from rolecall.serving.directory import Directory
+from rolecall.serving.server import ModelServer
 from rolecall.transcript import conversation_dir
 from tests.browser.stage import Stage, staged
 from tests.waiting import wait_until
@@ -162,10 +164,14 @@ async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_se
 ) -> None:
     pulse = (await client.get("/web/pulse")).json()
     assert pulse == {"missing": [], "instances": 6, "dead": 0}
+    served = ModelServer("s1", "tiny@local", "spec", "ready", "m4", "m4:1", key="secret", slots=4, ram=300)
+    await Directory(stage.deployment.session.server).beat(served, again="always")
     stream = events(client, "/web/now/events")
     assert (await anext(stream))[0] == "series"
     name, now = await anext(stream)
     await stream.aclose()
+    (server,) = now["servers"]
+    assert (server["model"], server["slots"], server["ram"], "key" in server) == ("tiny@local", 4, 300, False)
     assert name == "now" and now["stats"]["instances"]["samplellm"]["instances"] == 3
     assert now["sample"]["queues"].keys() == now["stats"]["queues"].keys()
     assert now["sample"]["ms"] % series.EVERY_MS == 0

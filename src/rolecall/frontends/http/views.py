@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from rolecall import registry
+from rolecall import keys, registry
 from rolecall.conversations import Filters
 from rolecall.envelope import decode
 from rolecall.errors import DecodeError
@@ -28,6 +28,7 @@ KEPT_CONVERSATIONS = 50
 MESSAGES = 200
 ROWS = 50
 TURNS = 20
+SERVER_FIELDS = ("id", "model", "state", "host", "slots", "in_flight", "ram", "age", "pinned", "why")
 LINES = 1000
 
 
@@ -87,16 +88,15 @@ def line_of(record: Record) -> dict[str, Any]:
 
 
 async def now(here: Services) -> dict[str, Any]:
-    """Everything the page *Now* draws. ``servers``, where told, are the servers of local models: model, server,
-    slots, in_flight, memory (bytes), uptime (s)."""
-    agents, stats, sample = await asyncio.gather(
-        operators.list_agents(here), operators.figures(here), series.newest(here)
+    """Everything the page *Now* draws."""
+    agents, stats, sample, servers = await asyncio.gather(
+        operators.list_agents(here), operators.figures(here), series.newest(here), _model_servers(here)
     )
     for process in agents["processes"]:
         for instance in process.get("instances", ()):
             if instance.get("busy"):
                 instance["place"] = conversation_dir(instance["conversation"])
-    return {"ms": time.time_ns() // 1_000_000, "agents": agents, "stats": stats, "sample": sample, "servers": []}
+    return {"ms": time.time_ns() // 1_000_000, "agents": agents, "stats": stats, "sample": sample, "servers": servers}
 
 
 async def pulse(here: Services, who: Principal) -> dict[str, Any]:
@@ -169,6 +169,14 @@ def _first_said(here: Services, name: str) -> str:
 
 def _unquoted(said: str) -> str:
     return said[1:-1] if len(said) > 1 and said[0] == said[-1] == '"' else said
+
+
+async def _model_servers(here: Services) -> list[dict[str, Any]]:
+    """The servers of models that run, by model; of what is kept of them, never the key."""
+    names = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
+    found = [msgspec.json.decode(raw) for raw in await here.bus.server.run("served_list", names, ())]
+    shown = [{name: server.get(name) for name in SERVER_FIELDS} for server in found]
+    return sorted(shown, key=lambda server: (server["model"], server["id"]))
 
 
 async def _active(here: Services) -> set[str]:

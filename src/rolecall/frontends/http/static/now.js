@@ -134,14 +134,19 @@ function models({ stats }) {
   });
 }
 
-/** Servers of local models: none are told yet where none run. */
-function servers({ servers: rows = [] }) {
+/** Servers of models, on this machine and others: the card is there when there are any. */
+function servers({ servers: rows }) {
   find("[data-servers-card]").hidden = rows.length === 0;
-  keep(find("[data-servers]"), rows, find("[data-server-row]"), key("server"), (element, row) => {
+  keep(find("[data-servers]"), rows, find("[data-server-row]"), key("id"), (element, row) => {
     const part = parts(element);
-    for (const name of ["model", "server", "slots", "in_flight"]) say(part[name], row[name]);
-    say(part.memory, row.memory ? `${whole(Math.round(row.memory / 1e6))} MB` : "–");
-    say(part.up, duration(row.uptime));
+    say(part.model, row.model);
+    say(part.state, row.pinned ? `${row.state}, pinned` : row.state);
+    part.state.className = `pill ${{ ready: "good", starting: "runs" }[row.state] ?? "warn"}`;
+    part.state.title = row.why ?? "";
+    say(part.host, row.host || "elsewhere");
+    for (const name of ["slots", "in_flight"]) say(part[name], row[name]);
+    say(part.memory, row.ram ? `${whole(row.ram)} MB` : "–");
+    say(part.up, duration(row.age / 1000));
   });
 }
 
