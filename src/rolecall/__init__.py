@@ -7,6 +7,7 @@ from rolecall.envelope import Envelope
 from rolecall.errors import ModelError, Reject, Retry, RolecallError, ToolError
 from rolecall.mcp_client import ToolServer
 from rolecall.models.model import Answer, Message
+from rolecall.serving.command import ModelCommand
 from rolecall.serving.external import ModelAt
 from rolecall.settings import Terms
 from rolecall.tools import Tool
@@ -23,6 +24,7 @@ __all__ = [
     "Envelope",
     "Message",
     "ModelAt",
+    "ModelCommand",
     "ModelError",
     "Reject",
     "Retry",

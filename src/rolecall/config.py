@@ -24,11 +24,13 @@ from rolecall.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
 from rolecall.mcp_client import ToolServer
 from rolecall.prompts import PLACE, Prompts, load_prompts
+from rolecall.serving.command import ModelCommand
 from rolecall.serving.external import ModelAt
 from rolecall.settings import Settings, Terms
 from rolecall.tools import Toolbox, ToolLimits
 
 Instances = int | Literal["auto"]
+Servers = dict[str, tuple[ModelAt, ...] | ModelCommand]
 MAX_INSTANCES = 1024
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
@@ -67,7 +69,7 @@ class Config(Settings):
     terms: dict[str, Terms] = Field(default_factory=dict)
     tools: tuple[Any, ...] = ()
     tool_servers: dict[str, ToolServer] = Field(default_factory=dict)
-    servers: dict[str, tuple[ModelAt, ...]] = Field(default_factory=dict)
+    servers: Servers = Field(default_factory=dict)
 
 
 class _Environment(Settings, BaseSettings):
@@ -91,7 +93,7 @@ class _Environment(Settings, BaseSettings):
 class Application:
     """An application directory as loaded: its roles with counts and models resolved, its settings, and where
     each value that is not a default came from: ``sources``, by environment name, and ``<role> models``. ``terms`` are
-    those of its models, by full name."""
+    those of its models, by full name; ``servers`` and ``commands`` are where models ``name@served`` come from."""
 
     directory: Path
     roles: tuple[Role, ...]
@@ -101,6 +103,7 @@ class Application:
     tools: Toolbox = field(default_factory=Toolbox)
     tool_servers: Mapping[str, ToolServer] = field(default_factory=dict)
     servers: Mapping[str, tuple[ModelAt, ...]] = field(default_factory=dict)
+    commands: Mapping[str, ModelCommand] = field(default_factory=dict)
 
     def role(self, name: str) -> Role | None:
         """The role of that name, if this deployment has it."""
@@ -155,8 +158,8 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     _check_roles(roles, settings)
     servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
     tools = Toolbox(config.tools, ToolLimits.of(settings))
-    sources, elsewhere = _sources(directory, config), _servers(config.servers, environ)
-    return Application(directory, roles, settings, sources, _terms(config.terms), tools, servers, elsewhere)
+    more = (_terms(config.terms), tools, servers, _servers(config.servers, environ), _commands(config.servers))
+    return Application(directory, roles, settings, _sources(directory, config), *more)
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:
@@ -275,11 +278,17 @@ def _terms(given: Mapping[str, Terms]) -> dict[str, Terms]:
     return {_model(name, "config.py, terms of "): terms for name, terms in given.items()}
 
 
-def _servers(given: Mapping[str, tuple[ModelAt, ...]], environ: Mapping[str, str]) -> dict[str, tuple[ModelAt, ...]]:
+def _servers(given: Servers, environ: Mapping[str, str]) -> dict[str, tuple[ModelAt, ...]]:
     for name, places in given.items():
         if not (MODEL_NAME.fullmatch(name) and name.endswith("@served") and places):
-            raise ConfigError(f"config.py, servers of {name}: name@served with one ModelAt(url) or more is allowed")
-    return {name: tuple(place.resolved(name, environ) for place in places) for name, places in given.items()}
+            allowed = "name@served with one ModelAt(url) or more, or a ModelCommand, is allowed"
+            raise ConfigError(f"config.py, servers of {name}: {allowed}")
+    found = {name: places for name, places in given.items() if not isinstance(places, ModelCommand)}
+    return {name: tuple(place.resolved(name, environ) for place in places) for name, places in found.items()}
+
+
+def _commands(given: Servers) -> dict[str, ModelCommand]:
+    return {name: command.checked(name) for name, command in given.items() if isinstance(command, ModelCommand)}
 
 
 def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:

@@ -24,6 +24,7 @@ from rolecall.measures import TELL_SECONDS, Measures
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Wake
 from rolecall.models.guarded import Guarded
+from rolecall.models.hosted import commanded
 from rolecall.models.model import Model
 from rolecall.models.registry import open_model
 from rolecall.models.served import ServedModel
@@ -98,7 +99,10 @@ class Models:
             self.balances[name] = served.balance
             self._gates[name] = Gate(server, name, application.terms.get(name) or Terms(), application.settings, wake)
             return Guarded(served, self._gates[name])
-        model = open_model(name, application.settings, application.state_dir, self.serving)
+        if command := application.commands.get(name):
+            model: Model = commanded(name, command, application.settings, self.serving)
+        else:
+            model = open_model(name, application.settings, application.state_dir, self.serving)
         gate = self._gate(name, application, server, wake)
         return model if gate is None else Guarded(model, gate)
 

@@ -223,6 +223,15 @@ async def test_a_model_that_nobody_asks_leaves_and_comes_back(serving: Serving, 
         assert second.pid != first.pid
 
 
+async def test_a_pinned_model_stays_though_nobody_asks(serving: Serving) -> None:
+    first = await serving.ensure(stub("a", idle=0.3))
+    assert await serving.directory.pin(first.id, True)
+    with pytest.raises(AssertionError):
+        await wait_until(lambda: not lives(first.pid, first.birth), seconds=1.0)
+    assert await serving.directory.pin(first.id, False)
+    await wait_until(lambda: not lives(first.pid, first.birth))
+
+
 async def test_a_model_is_unloaded_on_order_but_not_amid_an_answer_unless_told_so(serving: Serving) -> None:
     async with serving.calling(stub("a")) as busy:
         assert await serving.directory.stop(busy.id) == "busy"

@@ -10,6 +10,7 @@ from rolecall.cli.check_server import reached
 from rolecall.cli.finding import Finding, judged
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, NoSuchModel, RateLimited, RolecallError
+from rolecall.models.hosted import commanded
 from rolecall.models.model import Model
 from rolecall.models.registry import open_model, probe
 from rolecall.models.served import unbalanced
@@ -34,7 +35,8 @@ async def _served(application: Application, names: list[str]) -> AsyncIterator[S
     """What serves the models of this machine, where there are some and a server to serve them by."""
     async with AsyncExitStack() as stack:
         serving = None
-        if any(name.endswith("@local") for name in names) and not application.settings.local_url:
+        local = any(name.endswith("@local") for name in names) and not application.settings.local_url
+        if local or any(name in application.commands for name in names):
             with suppress(RolecallError):
                 server, _ = await stack.enter_async_context(reached(application))
                 logs, limit = application.state_dir / "models", application.settings.local_ram
@@ -62,6 +64,8 @@ async def _look_at(application: Application, name: str, serving: Serving | None)
 def _opened(application: Application, name: str, serving: Serving | None) -> Model:
     if places := application.servers.get(name):
         return unbalanced(name, places, application.settings)
+    if command := application.commands.get(name):
+        return commanded(name, command, application.settings, serving)
     return open_model(name, application.settings, application.state_dir, serving)
 
 

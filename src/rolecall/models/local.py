@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,11 +12,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from rolecall.errors import ConfigError, MissingExtra, ModelTimeout, ModelUnavailable, NoSuchModel
+from rolecall.errors import ConfigError, ModelUnavailable, NoSuchModel
 from rolecall.models.by_schema import calling_by_schema
+from rolecall.models.hosted import HostedModel, needs
 from rolecall.models.model import ModelEvent, Request
-from rolecall.models.openai import Endpoint, OpenAIModel
-from rolecall.models.reading import closing
 from rolecall.models.weights import CATALOGUE, Progress, default_cache, ensure_weights
 from rolecall.serving.server import WAYS_OUT, ModelServer, Spec
 from rolecall.serving.serving import Serving
@@ -45,32 +43,22 @@ MANNERS = {
 OWN_FILE = Manner(max_tokens=1024)
 
 
-class LocalModel:
-    """A model of the catalogue, or a .gguf file of one's own, in an engine shared with all who use it here.
-
-    The first question fetches the weights if need be and has ``serving`` start the engine, ``warm`` does so before it.
-    """
+class LocalModel(HostedModel):
+    """A model of the catalogue, or a .gguf file of one's own, in an engine shared with all who use it here, or at
+    LOCAL_URL. The first question fetches the weights if need be, ``warm`` does so before it."""
 
     def __init__(
         self, model: str, settings: Settings, serving: Serving | None = None, cache: Path | None = None
     ) -> None:
-        self.name = f"{model}@local"
+        super().__init__(f"{model}@local", settings, serving)
         self._model = model
-        self._settings = settings
-        self._serving = serving
         self._cache = cache or default_cache()
-        self._spec: Spec | None = None
-        self._speakers: dict[str, OpenAIModel] = {}
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path, serving: Serving | None = None) -> LocalModel:
-        """``model`` is a name in CATALOGUE or the absolute path of a .gguf file. Without ``serving`` it can be named
-        but not asked. Raises ConfigError."""
+        """``model`` is a name in CATALOGUE or the absolute path of a .gguf file. Raises ConfigError."""
         name = f"{model}@local"
-        for module in ("openai",) if settings.local_url else ("xllamacpp", "openai", "psutil"):
-            if importlib.util.find_spec(module) is None:
-                missing = MissingExtra("local", name)
-                raise ConfigError(f"{missing}; where that cannot be installed, {WAYS_OUT}")
+        needs(name, *(("openai",) if settings.local_url else ("xllamacpp", "openai", "psutil")))
         if model not in CATALOGUE and not (_is_file_name(model) and Path(model).is_file()):
             known = ", ".join(f"{known}@local" for known in CATALOGUE)
             raise ConfigError(
@@ -84,52 +72,21 @@ class LocalModel:
         if self._settings.local_url:
             await self._elsewhere()
         else:
-            await self._served().ensure(await self._wanted(progress))
+            await super().warm(progress)
 
     def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
-        """See Model.stream. An engine that is gone is started again, once and before the first event."""
+        """See HostedModel.stream."""
         manner = MANNERS.get(self._model, OWN_FILE)
         request = _mannered(request, manner)
-        return calling_by_schema(self._stream, request) if manner.calls_by_schema else self._stream(request)
-
-    async def aclose(self) -> None:
-        """Close the connections. Idempotent. The engine stays as long as others, or this process, may need it."""
-        speakers, self._speakers = self._speakers, {}
-        for speaker in speakers.values():
-            await speaker.aclose()
-
-    async def _stream(self, request: Request) -> AsyncIterator[ModelEvent]:
-        for again in (True, False):
-            begun = False
-            async with self._asked() as server:
-                try:
-                    async with closing(self._speaker(server).stream(request)) as events:
-                        async for event in events:
-                            begun = True
-                            yield event
-                    return
-                except ModelTimeout:
-                    raise
-                except ModelUnavailable:
-                    if begun or not again or not server.owned:
-                        raise
-            await self._served().suspect(server)
+        return calling_by_schema(super().stream, request) if manner.calls_by_schema else super().stream(request)
 
     @asynccontextmanager
     async def _asked(self) -> AsyncIterator[ModelServer]:
-        """The server to ask, busy with this call as long as it lasts."""
         if self._settings.local_url:
             yield await self._elsewhere()
         else:
-            async with self._served().calling(await self._wanted()) as server:
+            async with super()._asked() as server:
                 yield server
-
-    def _speaker(self, server: ModelServer) -> OpenAIModel:
-        """What speaks to ``server``. Those before are not closed: others may just be using them, and they keep no idle
-        connections."""
-        if server.id not in self._speakers:
-            self._speakers[server.id] = OpenAIModel(self.name, _endpoint(server, self._settings))
-        return self._speakers[server.id]
 
     async def _elsewhere(self) -> ModelServer:
         """The server of LOCAL_URL. As long as it was never seen, an unknown host means that nobody set it up."""
@@ -145,11 +102,6 @@ class LocalModel:
                 f"`docker compose --profile local up` starts one, else {WAYS_OUT}"
             ) from None
         return ModelServer(url, self.name, "", "ready", url=url, key=key.get_secret_value() if key else "none")
-
-    def _served(self) -> Serving:
-        if self._serving is None:
-            raise ModelUnavailable(f"{self.name} is served where a deployment runs: start one with `rolecall up`")
-        return self._serving
 
     async def _wanted(self, progress: Progress | None = None) -> Spec:
         if self._spec is None:
@@ -171,17 +123,6 @@ def _spec(name: str, weights: Path, settings: Settings) -> Spec:
         context=settings.local_context,
         threads=threads,
         idle=settings.local_idle_seconds,
-    )
-
-
-def _endpoint(server: ModelServer, settings: Settings) -> Endpoint:
-    # No limit to the first token: a busy engine queues, and reading a long prompt is silent.
-    return Endpoint(
-        f"{server.url}/v1",
-        server.key,
-        connect=settings.connect_seconds,
-        first_token=None,
-        idle_token=settings.idle_token_seconds,
     )
 
 

@@ -34,7 +34,8 @@ class ServedModel:
         """Raises ConfigError: where its servers are stands in config alone."""
         name = f"{model}@served"
         raise ConfigError(
-            f"{name}: config.py does not say where it is: servers={{{name!r}: (ModelAt('http://…/v1'),)}}"
+            f"{name}: config.py does not say where it is: servers={{{name!r}: (ModelAt('http://…/v1'),)}} "
+            "or a ModelCommand('llama-server …')"
         )
 
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:

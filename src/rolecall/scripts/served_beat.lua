@@ -2,7 +2,8 @@
 -- KEYS lib/served
 -- ARGV 1 the server as it is now, JSON · 2 ms until it is taken to be gone
 --      3 if it was forgotten: '0' so it stays, '1' it is put back unless its model has another server, '2' in any case
--- Returns {state, calls in flight, ms since the last one, processes of its machine that may need it} | {GONE}
+-- Returns {state, calls in flight, ms since the last one, processes of its machine that may need it,
+-- 1 if it is pinned} | {GONE}
 -- include: served
 local now, known, another = cjson.decode(ARGV[1]), nil, false
 for _, server in ipairs(live()) do
@@ -21,4 +22,4 @@ if now.in_flight > 0 then now.used = NOW end
 if now.state == 'ready' and now.ready == 0 then now.ready, now.used = NOW, NOW end
 now.lapses = NOW + tonumber(ARGV[2])
 keep(now)
-return { now.state, now.in_flight, NOW - now.used, users_of(now.machine) }
+return { now.state, now.in_flight, NOW - now.used, users_of(now.machine), now.pinned and 1 or 0 }

@@ -51,6 +51,7 @@ class Pulse:
     in_flight: int = 0
     idle: float = 0.0
     users: int = 0
+    pinned: bool = False
 
 
 class Directory:
@@ -105,7 +106,7 @@ class Directory:
         state, *rest = await self._server.run("served_beat", _KEYS, args)
         if state == b"GONE":
             return Pulse(False)
-        return Pulse(True, state.decode(), int(rest[0]), rest[1] / 1000, int(rest[2]))
+        return Pulse(True, state.decode(), int(rest[0]), rest[1] / 1000, int(rest[2]), bool(rest[3]))
 
     async def end(self, server: str, why: str = "") -> bool:
         """Forget the server of that id; with ``why``, its model is not started again for RETRY_SECONDS and whoever

@@ -134,7 +134,7 @@ class Keeper:
         if alone > ALONE_SECONDS:
             return await self._stopped(busy=True)
         idle = self._orders.spec.idle
-        if self.ready and idle and pulse.idle > idle and not pulse.in_flight and not self._now.pinned:
+        if self.ready and idle and pulse.idle > idle and not pulse.in_flight and not pulse.pinned:
             return await self._stopped(busy=False)
         return False
 

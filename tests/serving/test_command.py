@@ -1,0 +1,69 @@
+"""Models served by a program that config.py names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rolecall.config import load
+from rolecall.errors import ConfigError
+from rolecall.models.hosted import commanded
+from rolecall.models.registry import probe
+from rolecall.redis_client import RedisServer
+from rolecall.serving.command import ModelCommand
+from rolecall.serving.memory import estimate
+from rolecall.serving.serving import Serving
+from rolecall.settings import Settings
+from tests.applications import CONFIG, make_application, own_modules
+from tests.serving.processes import running, weights
+
+PROGRAM = Path(__file__).with_name("llama_like.py")
+
+
+@pytest.fixture
+async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]:
+    serving = Serving(server, "p1", tmp_path)
+    yield serving
+    await serving.aclose()
+    assert not running(tmp_path, "llama_like.py")
+
+
+@pytest.fixture(scope="module")
+def file() -> Path:
+    return weights()
+
+
+async def test_a_program_that_serves_the_openai_api_answers(serving: Serving, file: Path) -> None:
+    line = f"{sys.executable} {PROGRAM} -m {file} --port 0 -np {{slots}} -c {{tokens}}"
+    model = commanded("tiny@served", ModelCommand(line, slots=2, context=512), Settings(), serving)
+    assert (await probe(model)).startswith("tiny@served: first word after")
+    (one,) = await serving.directory.servers()
+    assert (one.model, one.slots, one.state) == ("tiny@served", 2, "ready")
+    await model.aclose()
+
+
+def test_memory_is_reckoned_from_the_weights_that_the_command_names(file: Path) -> None:
+    two, four = (estimate(ModelCommand(f"x -m {file}", slots=n).spec("a@served", 0)) for n in (2, 4))
+    assert 40 * 4 < four - two < 50 * 4, "24 kB for each of 4096 tokens of each slot"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('ModelCommand("")', "command: a program with its arguments is allowed"),
+        ('ModelCommand("x \'y")', "command: No closing quotation"),
+        ('ModelCommand("x -m y")', "ram=MB is needed"),
+        ('ModelCommand("x -m y.gguf", slots=0)', "slots and context of 1 or more"),
+        ("()", "a ModelCommand, is allowed"),
+    ],
+)
+def test_what_is_wrong_about_it_is_said_when_the_application_is_loaded(tmp_path: Path, written: str, said: str) -> None:
+    config = CONFIG.replace("import Config", "import Config, ModelCommand")
+    config = config.replace('    appendfsync="everysec",', f'    servers={{"a@served": {written}}},')
+    make_application(tmp_path, config=config)
+    with own_modules(), pytest.raises(ConfigError, match="servers of a@served") as caught:
+        load(tmp_path)
+    assert said in str(caught.value)
