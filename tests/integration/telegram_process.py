@@ -39,7 +39,7 @@ class Process:
     def ended(self) -> bool:
         return self.popen.poll() is not None
 
-    async def says(self, text: str, seconds: float = 20) -> None:
+    async def says(self, text: str, seconds: float = 60) -> None:
         """Wait until it has told operators ``text``."""
         try:
             await wait_until(lambda: text in self.said, seconds=seconds)
@@ -91,7 +91,7 @@ class Place:
         self.processes.append(Process(popen, out, err))
         return self.processes[-1]
 
-    async def serving(self, seconds: float = 20) -> None:
+    async def serving(self, seconds: float = 60) -> None:
         """Wait until one of the processes serves."""
         await wait_until(
             lambda: any(SERVED in process.said for process in self.processes if not process.ended), seconds=seconds

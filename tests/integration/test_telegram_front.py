@@ -72,7 +72,8 @@ async def _serve(session: Session, app: Deployment, told: list[str], **options: 
 async def answered(api: TelegramApi, text: str) -> None:
     """Ann writes ``text`` and has her answer."""
     api.user(ANN).write(text)
-    await api.wait_for(lambda: f"echo: {text}" in [one.text for one in api.chat(ANN).answers], what=text)
+    wanted = f"echo: {text}"
+    await api.wait_for(lambda: wanted in [one.text for one in api.chat(ANN).answers], seconds=40, what=text)
 
 
 def lines(told: list[str], words: str) -> list[str]:
@@ -94,11 +95,11 @@ async def test_whatever_stands_in_the_way_is_one_line_and_then_it_serves(api: Te
 
         async with connected(api) as other:
             await asyncio.gather(other.get_updates(timeout=0), return_exceptions=True)
-            await wait_until(lambda: lines(told, "another program polls this bot with the same token"))
+            await wait_until(lambda: lines(told, "another program polls this bot with the same token"), seconds=40)
         await answered(api, "the other one has ended")
 
         api.delay(30, "getUpdates")
-        await wait_until(lambda: lines(told, "Telegram was silent for 0.8 s: connecting anew"))
+        await wait_until(lambda: lines(told, "Telegram was silent for 0.8 s: connecting anew"), seconds=40)
         api.delay(0, "getUpdates")
         await answered(api, "it is back")
     assert api.token not in "".join(told)
@@ -128,7 +129,9 @@ async def test_a_standby_takes_over_when_the_one_that_serves_ends(
             async with serving(app, first):
                 await answered(api, "to the first")
                 standby = asyncio.create_task(_serve(session, app, second), name="standby")
-                await wait_until(lambda: lines(second, "another process serves @rolecall_bot, this one stands by"))
+                await wait_until(
+                    lambda: lines(second, "another process serves @rolecall_bot, this one stands by"), seconds=40
+                )
                 await answered(api, "still to the first")
                 assert not lines(second, "is served")
             await answered(api, "to the second")
@@ -156,7 +159,9 @@ async def test_placeholders_come_while_every_instance_is_busy(api: TelegramApi, 
         people = [api.user(100 + number, language_code="de") for number in range(25)]
         for user in people:
             user.write("wait")
-        await api.wait_for(lambda: all(user.id in api.world.chats and api.chat(user.id).answers for user in people))
+        await api.wait_for(
+            lambda: all(user.id in api.world.chats and api.chat(user.id).answers for user in people), seconds=40
+        )
         assert {api.chat(user.id).answers[0].text for user in people} == {"Ich denke nach…"}
 
 
@@ -172,9 +177,9 @@ async def test_up_prints_the_link_that_makes_its_first_user_admin_and_the_token_
         assert found, process.said
         ann, stranger = api.user(ANN), api.user(666)
         stranger.write("let me in")
-        await api.wait_for(lambda: 666 in api.world.chats and api.chat(666).answers)
+        await api.wait_for(lambda: 666 in api.world.chats and api.chat(666).answers, seconds=40)
         ann.write(f"/start {found[1]}")
-        await api.wait_for(lambda: ANN in api.world.chats and api.chat(ANN).answers)
+        await api.wait_for(lambda: ANN in api.world.chats and api.chat(ANN).answers, seconds=40)
         stranger.write(f"/start {found[1]}")
         api.lose(0.3)
         await answered(api, "hello")

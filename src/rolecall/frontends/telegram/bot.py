@@ -6,7 +6,8 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies
 
 import httpx
 import msgspec
@@ -23,6 +24,7 @@ from telegram.error import (
 )
 
 from rolecall.errors import ConfigError
+from rolecall.frontends.telegram.direct import Direct
 from rolecall.frontends.telegram.requests import AT_ONCE, Requests, Wait
 from rolecall.models.transport import address, client_options, is_loopback, proxy_of
 from rolecall.settings import Settings
@@ -103,7 +105,9 @@ def open_bot(settings: Settings) -> QuietBot:
         raise ConfigError("TELEGRAM_BOT_TOKEN=(secret): it must read like 123456789:AAE…, as @BotFather gave it")
     hide(_secrets(settings))
     url = address("TELEGRAM_API_URL", settings.telegram_api_url)
-    return QuietBot(token, url, _requests(settings, url, SECONDS), _requests(settings, url, UPDATES_SECONDS))
+    return QuietBot(
+        token, url, _requests(settings, url, SECONDS, _direct(settings, url)), _requests(settings, url, UPDATES_SECONDS)
+    )
 
 
 def explain(error: Exception) -> str:
@@ -156,12 +160,30 @@ def _secrets(settings: Settings) -> set[str]:
     return {value.get_secret_value() for value in values if isinstance(value, SecretStr)} - {""}
 
 
-def _requests(settings: Settings, url: str, read: float) -> Requests:
+def _direct(settings: Settings, url: str) -> Direct | None:
+    """The way to Telegram without a proxy; None where there is one."""
+    parts, proxy = urlsplit(url), proxy_of(settings.proxy)
+    if is_loopback(url):  # see client_options
+        return Direct(url, None, keep=False) if parts.scheme == "http" else None
+    system = getproxies()
+    if proxy not in ("NO", "SYSTEM") or (proxy == "SYSTEM" and (parts.scheme in system or "all" in system)):
+        return None
+    options = client_options(url, proxy, httpx.Limits)
+    secure = httpx.create_ssl_context(options.get("verify", True), trust_env=options.get("trust_env", True))
+    return Direct(url, secure if parts.scheme == "https" else None, keep=True)
+
+
+def _requests(settings: Settings, url: str, read: float, direct: Direct | None = None) -> Requests:
     options = client_options(url, proxy_of(settings.proxy), httpx.Limits)
     if not is_loopback(url):
         options["limits"] = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     return Requests(
-        read_timeout=read, write_timeout=SECONDS, connect_timeout=SECONDS, pool_timeout=SECONDS, httpx_kwargs=options
+        direct,
+        read_timeout=read,
+        write_timeout=SECONDS,
+        connect_timeout=SECONDS,
+        pool_timeout=SECONDS,
+        httpx_kwargs=options,
     )
 
 
