@@ -15,7 +15,7 @@ from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
 from rolecall.frontends.telegram.recorded import Recorded
-from rolecall.frontends.telegram.sweep import sweep
+from rolecall.frontends.telegram.sweep import Doubt, sweep
 from rolecall.frontends.telegram_text import Entity, Part
 from rolecall.placeholders import Placeholders
 from rolecall.settings import Settings
@@ -166,7 +166,7 @@ async def test_a_sweep_takes_what_is_ours_and_nobody_knows_of(api: TelegramApi, 
     async def spared(message_id: int) -> bool:
         return message_id == ours[1]
 
-    assert await sweep(fresh, ADA, ours[0], ours[4] + 2, spared) == 3
+    assert await sweep(fresh, ADA, Doubt(ours[0], ours[2]), ours[4] + 2, spared) == 3
     assert api.chat(7).texts == ["hello", "0", "1", "in between"]
 
 

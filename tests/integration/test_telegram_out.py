@@ -406,7 +406,7 @@ async def test_who_blocked_the_bot_is_left_alone_and_the_transcript_says_so(
 
 async def test_a_chat_that_has_to_wait_delays_no_other(tmp_path: Path) -> None:
     async with staged(tmp_path, ROLES) as stage:
-        users = [stage.api.user(number) for number in range(1, 13)]
+        users = [stage.api.user(number) for number in range(1, 8)]
         for user in users:
             await stage.say(user, "first")
         await stage.quiet()

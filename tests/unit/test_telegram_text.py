@@ -21,7 +21,7 @@ from tests.telegram_api_entities import accepted, size
 EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "0"))
 """The proof sets it, and has the machine for itself."""
 many = settings(
-    max_examples=EXAMPLES or 80, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    max_examples=EXAMPLES or 60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 
 

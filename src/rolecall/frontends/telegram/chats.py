@@ -9,19 +9,19 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial as bound
 from typing import Any
 
 from telegram import Bot, InlineKeyboardMarkup, InputMediaDocument, InputMediaPhoto, LinkPreviewOptions, ReplyParameters
 from telegram.constants import ChatAction
-from telegram.error import ChatMigrated, TelegramError
+from telegram.error import BadRequest, ChatMigrated, TelegramError
 
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.file import File as File
+from rolecall.frontends.telegram.outlet import Box, Outlet, Outlets, Unwanted, is_blocked, outcome_of
 from rolecall.frontends.telegram.outlet import Outcome as Outcome
-from rolecall.frontends.telegram.outlet import Outlet, Outlets, Unwanted, is_blocked, outcome_of
 from rolecall.frontends.telegram_text import Part, message_entities
 
 logger = logging.getLogger(__name__)
@@ -63,19 +63,20 @@ class Chats:
         reply_to: int | None = None,
         keyboard: Keyboard | None = None,
         ring: bool = False,
-        announce: Callable[[int], Awaitable[None]] | None = None,
+        announce: Callable[[Box], Awaitable[None]] | None = None,
     ) -> int | Gone:
         """Send a message; returns its id. Waits while the chat is stalled: where updates are received, ``tell``.
 
         Where Telegram's answer gets lost it is sent again, and may be there twice: what must not be is for
-        Recorded.make. ``announce`` is awaited before each try, in this chat's order, with the newest id known that
-        the message must be behind.
+        Recorded.make. ``announce`` is awaited before each try, in this chat's order, with the box that the message
+        will be in.
         """
 
         async def sending(look: Part) -> int:
-            if announce is not None:
-                await announce(outlet.box.newest)
-            return await self._send(address, look, reply_to, keyboard, ring)
+            with outlet.box.one_more():
+                if announce is not None:
+                    await announce(outlet.box)
+                return await self._send(address, look, reply_to, keyboard, ring)
 
         looks = [part, Part(part.text)] if part.entities else [part]
         async with self._outlet(address) as outlet:
@@ -169,17 +170,19 @@ class Chats:
             task.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)
 
-    async def is_unknown(self, address: Address, message_id: int) -> bool:
-        """Whether a message is there that is ours, and nobody here knows of. Whose it is shows when its (missing)
-        buttons are taken away: others' cannot be edited."""
+    async def remove_ours(self, address: Address, ids: Iterable[int]) -> int:
+        """Remove those of the messages ``ids`` that are ours and still unknown here, before anything else is sent;
+        returns how many. Whose one is shows when its (missing) buttons are taken away: others' cannot be edited."""
+        removed, chat = 0, self._chat(address)
         async with self._outlet(address) as outlet:
-            try:
-                await outlet.patiently(lambda: self.bot.edit_message_reply_markup(self._chat(address), message_id))
-                ours = True
-            except TelegramError as error:
-                ours = outcome_of(error) == "OK"
-            outlet.tried.append(message_id)
-            return ours
+            for number in ids:
+                if outlet.knows(number):
+                    continue
+                outlet.tried.append(number)
+                with suppress(TelegramError):
+                    if await outlet.patiently(bound(self._is_ours, chat, number)):
+                        removed += await outlet.patiently(bound(self.bot.delete_message, chat, number))
+        return removed
 
     # ── what is known ───────────────────────────────────────────────────────────────────────────
 
@@ -243,6 +246,13 @@ class Chats:
             media, self._chat(address), message_id, reply_markup=keyboard,
             read_timeout=FILE_SECONDS, write_timeout=FILE_SECONDS,
         )  # fmt: skip
+
+    async def _is_ours(self, chat: int, message_id: int) -> bool:
+        try:
+            await self.bot.edit_message_reply_markup(chat, message_id)
+        except BadRequest as error:
+            return outcome_of(error) == "OK"
+        return True
 
     async def _edited(self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool) -> Outcome:
         """What became of the first of ``edits`` that Telegram does not refuse for what is in it."""

@@ -8,6 +8,7 @@ import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -45,10 +46,20 @@ class Unwanted(Exception):
 @dataclass
 class Box:
     """Messages that Telegram counts together: those of all private chats and small groups, or those of one large group.
-    ``newest`` is the highest id seen, ``known`` the last ones."""
+    ``newest`` is the highest id seen, ``known`` the last ones, ``sending`` how many are being sent."""
 
     newest: int = 0
     known: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    sending: int = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """While a message is being sent."""
+        self.sending += 1
+        try:
+            yield
+        finally:
+            self.sending -= 1
 
 
 @dataclass

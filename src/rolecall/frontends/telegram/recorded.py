@@ -15,29 +15,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
+from redis.exceptions import RedisError
+
+from rolecall.errors import ServerUnavailable
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
-from rolecall.frontends.telegram.sweep import sweep
+from rolecall.frontends.telegram.outlet import Box
+from rolecall.frontends.telegram.sweep import Doubt, sweep
 from rolecall.frontends.telegram_text import Part
 from rolecall.placeholders import WHOLE, Placeholders
 
 logger = logging.getLogger(__name__)
 INTENT = "?"
-"""Before a part's name: the intent to send it, its value ``~<id it will be behind>~<a random mark>``."""
+"""Before a part's name: the intent to send it, ``~<an id it will be behind>~<its likeliest id>~<a random mark>``."""
 ABOUT = "about"
 """A part that is none: ``~<language>~<ms the turn was received>``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What is recorded of a turn: the ids of its messages by part, the ids that what is yet unknown must be behind,
-    the language of its user, and when it was received (ms of the server, 0 unknown)."""
+    """What is recorded of a turn: the ids of its messages by part, where those are whose sending is in doubt, the
+    language of its user, and when it was received (ms of the server, 0 unknown)."""
 
     messages: dict[str, int] = field(default_factory=dict)
-    intents: dict[str, int] = field(default_factory=dict)
+    intents: dict[str, Doubt] = field(default_factory=dict)
     language: str | None = None
     at: int = 0
 
@@ -55,10 +61,10 @@ class Recorded:
         """What is recorded of ``turn``."""
         parts = await self.placeholders.of(conversation, turn)
         language, _, at = parts.pop(ABOUT, "~~").removeprefix("~").partition("~")
-        intents = {name[1:]: _floor(value) for name, value in parts.items() if name.startswith(INTENT)}
+        intents = {name[1:]: _doubt(value) for name, value in parts.items() if name.startswith(INTENT)}
         messages = {name: int(value) for name, value in parts.items() if value.isdecimal()}
         if (address := Address.of(conversation)) is not None:
-            self.chats.learn(address, messages.values(), max(intents.values(), default=0))
+            self.chats.learn(address, messages.values(), max((one.low for one in intents.values()), default=0))
         return Shown(messages, intents, language or None, int(at or 0))
 
     async def about(self, conversation: str, turn: str, language: str | None, at: int) -> None:
@@ -76,9 +82,11 @@ class Recorded:
         keyboard: Keyboard | None = None,
         ring: bool = False,
         reply_to: int | None = None,
+        doubts: dict[str, Doubt] | None = None,
     ) -> int | Gone:
         """The message that shows the part ``name`` of ``turn``: the one that stands, else a new one that reads as
-        ``part``. ``after`` is the id of a message that is older, such as the user's; 0 for none known."""
+        ``part``. ``after`` is the id of a message that is older, such as the user's; 0 for none known. Should there be
+        one too many it is looked for at once, or, with ``doubts``, that is left to whoever clears these."""
         conversation = address.conversation
         async with self._alone(conversation, turn, name):
             standing = (await self.of(conversation, turn)).messages.get(name)
@@ -91,19 +99,25 @@ class Recorded:
             if isinstance(sent, Gone):
                 await intent.forget()
                 return sent
-            return await self._record(address, turn, name, sent, intent)
+            return await self._record(address, turn, name, sent, intent, doubts)
 
     async def forget(self, address: Address, turn: str, message_id: int, name: str = WHOLE) -> None:
         """Forget a message that is gone, if it is still the one that shows the part."""
         await self.placeholders.forget(address.conversation, turn, str(message_id), name)
 
-    async def clear(self, address: Address, turn: str, shown: Shown) -> None:
-        """Remove what the intents in ``shown`` may have left in the chat, and the intents whose message is there."""
-        for name, low in shown.intents.items():
+    def clear(self, address: Address, turn: str, shown: Shown) -> None:
+        """Begin to remove what the intents in ``shown`` may have left in the chat, and the intents whose message is
+        there. No answer waits for it."""
+        if shown.intents:
+            self._in_passing(self._clear(address, turn, shown))
+
+    async def _clear(self, address: Address, turn: str, shown: Shown) -> None:
+        for name, doubt in shown.intents.items():
             async with self._alone(address.conversation, turn, name):
-                high = (await self.of(address.conversation, turn)).messages.get(name)
-                if high is not None:
-                    await self._sweep(address, low, high)
+                now = await self.of(address.conversation, turn)
+                high = now.messages.get(name)
+                if high is not None and name in now.intents:
+                    await self._sweep(address, doubt, high)
                     await self._forget_intent(address.conversation, turn, name)
 
     async def settle(self) -> None:
@@ -117,7 +131,9 @@ class Recorded:
             task.cancel()
         await asyncio.gather(*self._sweeping, return_exceptions=True)
 
-    async def _record(self, address: Address, turn: str, name: str, sent: int, intent: _Intent) -> int:
+    async def _record(
+        self, address: Address, turn: str, name: str, sent: int, intent: _Intent, doubts: dict[str, Doubt] | None
+    ) -> int:
         conversation = address.conversation
         if address.topic is not None:  # ids are the chat's, conversations are topics: so that no sweep takes it
             whole = Address(address.chat, None, address.front).conversation
@@ -125,25 +141,34 @@ class Recorded:
         stands = int(await self.placeholders.record(conversation, turn, str(sent), name))
         if stands != sent:
             await self.chats.delete(address, sent)
-        if intent.doubtful and sent > intent.floor + 1:
-            task = asyncio.create_task(self._clear_up(address, sent, intent), name="rolecall telegram sweep")
-            self._sweeping.add(task)
-            task.add_done_callback(self._sweeping.discard)
-        else:
+        if not intent.doubtful or sent == intent.doubt.low + 1:
             await intent.forget()
+        elif doubts is None:
+            self._in_passing(self._clear_up(address, sent, intent))
+        else:
+            doubts[name] = intent.doubt
         return stands
 
+    def _in_passing(self, sweeping: Coroutine[None, None, None]) -> None:
+        async def swept() -> None:
+            with suppress(RedisError, OSError, ServerUnavailable):
+                await sweeping
+
+        task = asyncio.create_task(swept(), name="rolecall telegram sweep")
+        self._sweeping.add(task)
+        task.add_done_callback(self._sweeping.discard)
+
     async def _clear_up(self, address: Address, sent: int, intent: _Intent) -> None:
-        await self._sweep(address, intent.floor, sent)
+        await self._sweep(address, intent.doubt, sent)
         await intent.forget()
 
-    async def _sweep(self, address: Address, low: int, high: int) -> None:
+    async def _sweep(self, address: Address, doubt: Doubt, high: int) -> None:
         whole = Address(address.chat, None, address.front).conversation
 
         async def spared(message_id: int) -> bool:
             return bool(await self.placeholders.turn_of(whole, str(message_id)))
 
-        removed = await sweep(self.chats, address, low, high, spared)
+        removed = await sweep(self.chats, address, doubt, high, spared)
         if removed:
             logger.info("%s: removed %d placeholders whose sending was in doubt", address.conversation, removed)
 
@@ -170,18 +195,19 @@ class _Intent:
     tries: int = 0
     inherited: bool = False
 
-    async def announce(self, newest: int) -> None:
+    async def announce(self, box: Box) -> None:
         """Write it down before the first try. One that stands already stays: it is older, and so is what it says."""
         self.tries += 1
         if self.tries == 1:
-            mine = f"~{max(newest, self.after)}~{secrets.token_hex(4)}"
+            low = max(box.newest, self.after)
+            mine = f"~{low}~{low + box.sending}~{secrets.token_hex(4)}"
             self.value = await self.placeholders.record(self.conversation, self.turn, mine, self.name)
             self.inherited = self.value != mine
 
     @property
-    def floor(self) -> int:
-        """The id that the message must be behind, 0 for unknown."""
-        return _floor(self.value)
+    def doubt(self) -> Doubt:
+        """Where the message is."""
+        return _doubt(self.value)
 
     @property
     def doubtful(self) -> bool:
@@ -194,5 +220,6 @@ class _Intent:
             await self.placeholders.forget(self.conversation, self.turn, self.value, self.name)
 
 
-def _floor(value: str) -> int:
-    return int(value.split("~")[1])
+def _doubt(value: str) -> Doubt:
+    _, low, guess, _ = value.split("~")
+    return Doubt(int(low), int(guess))
