@@ -13,6 +13,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from rolecall.frontends.http import sse
 from rolecall.frontends.http.keys import Keys
 from tests.deployment import Deployment
 from tests.http_server import serving
@@ -63,6 +64,24 @@ async def test_a_stream_brings_the_answer_as_it_is_made(client: openai.AsyncOpen
             pieces.append(piece)
             GateAgent.gate.set()
     assert pieces == ["one ", "two"]
+
+
+async def test_comments_in_the_silence_disturb_nobody(
+    client: openai.AsyncOpenAI, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    GateAgent.gate.clear()
+    theirs = await client.chat.completions.create(model="gate", messages=HELLO, stream=True)
+    async with httpx2.AsyncClient(base_url=url, timeout=20) as plain:
+        body = {"model": "gate", "messages": HELLO, "stream": True}
+        async with plain.stream("POST", "/v1/chat/completions", json=body) as response:
+            comments = 0
+            async for line in response.aiter_lines():
+                comments += line == ": keep-alive"
+                if comments == 3:
+                    GateAgent.gate.set()
+    assert comments >= 3
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in theirs]) == "one two"
 
 
 async def test_a_stream_ends_with_the_tokens_where_they_are_asked_for(client: openai.AsyncOpenAI) -> None:

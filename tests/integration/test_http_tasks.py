@@ -155,6 +155,21 @@ async def test_turns_of_one_conversation_wait_in_their_places(client: httpx2.Asy
         assert (await client.get(f"/chat/task/{task['id']}")).json()["state"] == "cancelled"
 
 
+@pytest.mark.parametrize("where", ["/chat", "/chat/stream"])
+async def test_the_transcript_tells_that_an_answer_was_handed_over(
+    client: httpx2.AsyncClient, deployment: Deployment, where: str
+) -> None:
+    answer = await client.post(where, json={"text": "hello", "conversation_id": f"handed over by {where}"})
+    assert answer.status_code == 200
+    bus, name = deployment.session.bus, f"http:local:handed over by {where}".encode()
+
+    async def noted() -> bool:
+        records = await bus.server.call("XRANGE", bus.shards[0].log, "-", "+")
+        return any(name in fields and b"DELIVERED" in fields for _, fields in records)
+
+    await wait_until(noted)
+
+
 async def test_a_task_is_cancelled_once_and_stays_so(client: httpx2.AsyncClient) -> None:
     task = await asked(client, text="9 60", role="slow", conversation_id="cancelled")
     where = f"/chat/task/{task['id']}"

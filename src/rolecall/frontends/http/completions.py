@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 from fastapi import APIRouter, Header, Request, Response
+from starlette.background import BackgroundTask
 
 from rolecall.blocks import FIRST_ROLE
 from rolecall.follow import Event, follow
@@ -78,9 +79,8 @@ async def _whole(here: Services, request: Request, completion: Completion, stand
     if task.state != "done":
         status = 409 if task.state == "cancelled" else 502
         raise Problem(status, why(task), task.state, headers={**headers_of(received), **DOES_NOT_HELP})
-    await delivered(here, received)
-    body = msgspec.json.encode(completion.whole(task))
-    return Response(body, headers=headers_of(received), media_type="application/json")
+    body, after = msgspec.json.encode(completion.whole(task)), BackgroundTask(delivered, here, received)
+    return Response(body, headers=headers_of(received), media_type="application/json", background=after)
 
 
 async def _pieces(here: Services, completion: Completion, standing: Standing) -> AsyncGenerator[bytes, None]:

@@ -45,13 +45,12 @@ class EventStream(Response):
 
     def __init__(
         self, here: Services, who: Principal, pieces: Pieces, *, headers: Mapping[str, str] | None = None,
-        left: Callable[[], Awaitable[None]] | None = None, farewell: bytes = b"",
-        keep_alive: float = KEEP_ALIVE_SECONDS, status_code: int = 200,
+        left: Callable[[], Awaitable[None]] | None = None, farewell: bytes = b"", status_code: int = 200,
     ) -> None:  # fmt: skip
         super().__init__(status_code=status_code, headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._here, self._who = here, who
-        self._pieces, self._left, self._farewell, self._keep_alive = pieces, left, farewell, keep_alive
+        self._pieces, self._left, self._farewell = pieces, left, farewell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -85,7 +84,7 @@ class EventStream(Response):
         await send(_body(b"" if over else self._farewell, last=True))
 
     async def _write(self, send: Send) -> None:
-        async with aclosing(kept_alive(self._pieces, self._keep_alive)) as pieces:
+        async with aclosing(kept_alive(self._pieces, KEEP_ALIVE_SECONDS)) as pieces:
             async for piece in pieces:
                 await send(_body(piece))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.ending import cancel_turn
@@ -21,6 +21,7 @@ from rolecall.frontends.http.problems import DOES_NOT_HELP, Problem, documented
 from rolecall.frontends.http.services import Here, Services
 from rolecall.frontends.http.sse import RETRY, EventStream, check_streams, disconnected, event
 from rolecall.frontends.http.task import Place, Standing, Task, begun, look, told
+from rolecall.frontends.presence import AWAY
 from rolecall.history import remembered
 
 router = APIRouter(tags=["chat"])
@@ -71,8 +72,9 @@ FOUND = documented(404, 410, 422)
              responses={**REFUSED, **documented(410, 502), 200: {"headers": NAMED}, 202: {"model": Task, "description":
              "The server has to end before the answer is there: it will be at Location"}})  # fmt: skip
 async def chat(
-    question: Question, request: Request, response: Response, here: Here, who: User, key: Key = None
-) -> Task:
+    question: Question, request: Request, response: Response, after: BackgroundTasks, here: Here, who: User,
+    key: Key = None,
+) -> Task:  # fmt: skip
     """200 with the task done or cancelled; 502 when it failed, with the task as ``task``."""
     received = await enter(here, who, question.said(), key)
     response.headers.update(headers_of(received))
@@ -87,7 +89,7 @@ async def chat(
         return standing.task
     if task.state == "failed":
         raise _failed(task, received)
-    await delivered(here, received)
+    after.add_task(delivered, here, received)
     return task
 
 
@@ -206,7 +208,8 @@ async def end(here: Services, place: Place) -> None:
 async def delivered(here: Services, received: Received) -> None:
     """Note in the transcript that the answer was handed over, unless another request may have."""
     if received.turn and received.outcome != "DUP":
-        await here.front.delivered(received)
+        with suppress(*AWAY):
+            await here.front.delivered(received)
 
 
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
