@@ -18,6 +18,8 @@ from rolecall.cli.columns import print_lines, print_table
 from rolecall.cli.visit import visiting
 from rolecall.cli.welcome import warm_with_bar
 from rolecall.errors import ConfigError, MissingExtra, NothingRunning
+from rolecall.models.hosted import commanded
+from rolecall.models.model import Model
 from rolecall.models.registry import open_model
 from rolecall.runtime import process_name
 from rolecall.serving.directory import Directory
@@ -50,8 +52,11 @@ async def load(app_dir: Path | None, name: str, console: Console) -> int:
     name = _full(name)
     async with visiting(app_dir) as session, _serving(session) as serving:
         await _check_use(session, name)
-        settings, began = session.application.settings, time.monotonic()
-        model = open_model(name, settings, session.application.state_dir, serving)
+        application, began = session.application, time.monotonic()
+        if command := application.commands.get(name):
+            model: Model = commanded(name, command, application.settings, serving)
+        else:
+            model = open_model(name, application.settings, application.state_dir, serving)
         try:
             await warm_with_bar(console, name, model)
         finally:
@@ -97,12 +102,19 @@ async def clean(app_dir: Path | None, console: Console) -> int:
 
 async def _check_use(session: Session, name: str) -> None:
     """Raise where nothing would use the model: its server leaves when nobody needs it."""
-    named = [one for one in session.application.model_names if one.endswith("@local")]
+    ours = session.application.commands
+    named = [one for one in session.application.model_names if one.endswith("@local") or one in ours]
     if name not in named:
         known = ", ".join(named) or "none of this machine"
         raise ConfigError(f"no role uses {name}: config.py and GEN_MODEL name {known}")
     if not await registry.processes(session.bus):
         raise NothingRunning("no process is running that would use it: `rolecall up` starts one, and loads its models")
+
+
+def _opened(application: Application, name: str, serving: Serving) -> Model:
+    if command := application.commands.get(name):
+        return commanded(name, command, application.settings, serving)
+    return open_model(name, application.settings, application.state_dir, serving)
 
 
 @asynccontextmanager
