@@ -18,6 +18,8 @@ from rolecall.session import Session
 
 logger = logging.getLogger(__name__)
 AWAY = (RedisError, OSError, ServerUnavailable)
+LEAVING_SECONDS = 3.0
+"""How long an end waits for a server that is away."""
 
 
 @asynccontextmanager
@@ -42,8 +44,9 @@ async def registered(session: Session, kind: str) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-        with suppress(*AWAY):
-            await registry.unregister(session.bus)
+        with suppress(*AWAY, TimeoutError):
+            async with asyncio.timeout(LEAVING_SECONDS):
+                await registry.unregister(session.bus)
 
 
 async def _register(session: Session, kind: str, began: float) -> None:
