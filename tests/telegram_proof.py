@@ -46,10 +46,11 @@ class Kills:
 
 
 async def kill_front_ends(
-    place: Place, *, turns: int, users: int, every: float = 2.0, lose: float = 0.05, fronts: int = 3, quiet: float = 3
-) -> Kills:
-    """Answer ``turns`` messages of ``users`` while the front end that serves is killed ``every`` so many seconds, and
-    Telegram does what it is asked but loses the answer for the share ``lose`` of the requests."""
+    place: Place, *, turns: int, users: int, every: float = 2.0, lose: float = 0.05, fronts: int = 3, quiet: float = 3,
+    most: float = math.inf,
+) -> Kills:  # fmt: skip
+    """Answer ``turns`` messages of ``users`` while the front end that serves is killed ``every`` so many seconds (``most``
+    times at most), and Telegram does what it is asked but loses the answer for the share ``lose`` of the requests."""
     worker, began = place.start("worker"), time.monotonic()
     for _ in range(fronts):
         place.start("telegram")
@@ -58,7 +59,7 @@ async def kill_front_ends(
     people = [place.api.user(100 + number) for number in range(users)]
     counts = [turns // users + (number < turns % users) for number in range(users)]
     result = Kills(turns)
-    killing = asyncio.create_task(_kill(place, every, result), name="proof kills")
+    killing = asyncio.create_task(_kill(place, every, most, result), name="proof kills")
     writing = asyncio.gather(*(_write(place.api, user, count) for user, count in zip(people, counts, strict=True)))
     try:
         await asyncio.wait_for(writing, 60 + turns * 2)
@@ -75,8 +76,8 @@ async def kill_front_ends(
     return result
 
 
-async def _kill(place: Place, every: float, result: Kills) -> None:
-    while True:
+async def _kill(place: Place, every: float, most: float, result: Kills) -> None:
+    while result.kills < most:
         await asyncio.sleep(every)
         leaders = [process for process in place.processes if SERVED in process.said and not process.ended]
         if leaders:

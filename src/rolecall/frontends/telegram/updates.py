@@ -84,7 +84,7 @@ class Updates:
             self.bot, self.receive, secret=secret.get_secret_value(), host=self.settings.telegram_webhook_host,
             port=self.settings.telegram_webhook_port,
         )  # fmt: skip
-        await hook.start()
+        await self._listen(hook)
         serving = asyncio.create_task(hook.run(), name="rolecall telegram webhook")
         try:
             await self._insist(
@@ -94,6 +94,18 @@ class Updates:
         finally:
             serving.cancel()
             await asyncio.wait([serving])
+
+    async def _listen(self, hook: Webhook) -> None:
+        """Listen where Telegram is to bring updates; another process may do so for a moment yet."""
+        pause = 0.5
+        while True:
+            try:
+                return await hook.start()
+            except OSError as error:
+                where = f"TELEGRAM_WEBHOOK_HOST and _PORT, {hook.host}:{hook.port}"
+                self.tell(f"no updates, trying on: {where}: {error.strerror}")
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         """The answer of Telegram, asked for until there is one."""
