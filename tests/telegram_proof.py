@@ -49,8 +49,8 @@ async def kill_front_ends(
     place: Place, *, turns: int, users: int, every: float = 2.0, lose: float = 0.05, fronts: int = 3, quiet: float = 3,
     most: float = math.inf,
 ) -> Kills:  # fmt: skip
-    """Answer ``turns`` messages of ``users`` while the front end that serves is killed ``every`` so many seconds (``most``
-    times at most), and Telegram does what it is asked but loses the answer for the share ``lose`` of the requests."""
+    """Answer ``turns`` messages of ``users`` while the front end that serves is killed ``every`` so many seconds, at
+    most ``most`` times, and Telegram does what it is asked but loses the answer for the share ``lose`` of requests."""
     worker, began = place.start("worker"), time.monotonic()
     for _ in range(fronts):
         place.start("telegram")
