@@ -88,6 +88,19 @@ async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
     assert len(await page.get_by_label("Message").input_value()) == 70_000
 
 
+async def test_what_failed_or_was_stopped_is_shown_as_such_and_still_after_a_reload(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "bury me because I say so")
+    await expect(page.locator(".answer.failed .body")).not_to_be_empty()
+    await say(page, "slowly, " + "word after word " * 40)
+    await expect(page.locator(".answer.runs .body")).to_contain_text("word")
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".answer.stopped")).to_have_count(1)
+    await page.reload()
+    await expect(page.locator(".answer.failed .body")).not_to_be_empty()
+    await expect(page.locator(".answer.stopped")).to_have_count(1)
+
+
 async def test_conversations_are_chosen_with_the_keyboard_and_the_address(page: Page, stage: Stage) -> None:
     for name in ("web-a", "web-b"):
         await stage.deployment.ask(f"http:local:{name}", f"first of {name}")

@@ -88,19 +88,25 @@ async def _keep_taking(here: Services) -> None:
 
 async def _measure(here: Services, due: int) -> Sample:
     day, shards, fetch = time.strftime("%Y%m%d", time.gmtime(due / 1000)), here.bus.shards, here.bus.server.fetch
-    queues, alive, *counts = await asyncio.gather(
-        list_queues(here),
+    alive, counts, active = await asyncio.gather(
         registry.processes(here.bus),
-        *(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in shards),
+        asyncio.gather(*(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in shards)),
+        asyncio.gather(*(fetch("ZCARD", shard.active) for shard in shards)),
     )
     instances = [instance for state in alive for instance in state.instances]
     turns, errors = (sum(int(count[n] or 0) for count in counts) for n in (0, 1))
     return Sample(
         ms=due,
-        queues={role: sum(depths.values()) for role, depths in queues["roles"].items()},
+        queues=await _queues(here) if sum(active) else {role.name: 0 for role in here.application.roles},
         busy=sum(instance.busy for instance in instances),
         instances=len(instances),
-        in_flight=queues["in_flight"],
+        in_flight=sum(active),
         turns=turns,
         errors=errors,
     )
+
+
+async def _queues(here: Services) -> dict[str, int]:
+    """Not asked for where nothing is in flight: the queues are empty then."""
+    queues = await list_queues(here)
+    return {role: sum(depths.values()) for role, depths in queues["roles"].items()}

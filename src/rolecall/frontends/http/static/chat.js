@@ -189,10 +189,16 @@ async function open(wanted) {
   mark();
   const found = wanted ? await tried(() => ask("GET", `/web/chat/${encodeURIComponent(wanted)}`)) : null;
   if (mine !== opened) return;
-  for (const message of found?.messages ?? []) {
-    if (message.role === "user") put(message.text);
-    else new Answer().settle({ error: "failed", stopped: "cancelled" }[message.mark] ?? "done", message.text);
-  }
+  const messages = found?.messages ?? [];
+  messages.forEach((message, place) => {
+    const state = { error: "failed", stopped: "cancelled" }[message.mark] ?? "done";
+    if (message.role !== "user") return new Answer().settle(state, message.text);
+    put(message.text);
+    // What failed or was stopped before it began has no answer to remember.
+    const answered = messages[place + 1]?.role === "assistant";
+    if (!answered && state !== "done") new Answer().settle(state, state === "failed" ? "This was not answered." : "");
+    return undefined;
+  });
   for (const task of found?.tasks ?? []) {
     put(task.said);
     new Answer().follow(task.id);
