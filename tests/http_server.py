@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 
 from rolecall.config import Application
 from rolecall.frontends.http.app import build
-from rolecall.frontends.http.server import HttpServer, listen
+from rolecall.frontends.http.server import HttpServer
 from rolecall.frontends.http.services import alone
+from rolecall.listening import listen
 
 
 @asynccontextmanager

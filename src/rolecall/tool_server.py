@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from rolecall import __version__
-from rolecall.errors import ConfigError
 from rolecall.tools import FAILED, Toolbox
 
 if TYPE_CHECKING:
@@ -18,41 +15,9 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
 PATH = "/mcp"
-PORTS_TRIED = 20
-BACKLOG = 512
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
-
-
-def listen(host: str, port: int, *, open_to_all: bool) -> socket.socket:
-    """A listening socket at ``host``, on ``port`` or the next free one. Raises ConfigError, also for a host that others
-    reach unless it is ``open_to_all``."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"--host {host}: an address of this machine is allowed: {error.strerror}") from None
-    if not open_to_all and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-        raise ConfigError(f"--host {host} lets others in: set TOOLS_KEY in the environment or in .env, which they show")
-    for candidate in range(port, min(port + PORTS_TRIED, 65_536)):
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only so
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address[0], candidate))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            problem = error.strerror
-        else:
-            return listener
-    raise ConfigError(f"TOOLS_PORT={port}: no free port from there on at {host}: {problem}")
-
-
-def address_of(listener: socket.socket) -> str:
-    """Where a client on this machine finds the tools."""
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}{PATH}"
 
 
 def tools_app(toolbox: Toolbox, host: str, key: str) -> Asgi:

@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "upkeep": {"blocks", "bus", "ending", "envelope", "keys"},
     "memory": {"history", "keys", "models", "redis_client"},
     "measures": {"keys", "redis_client"},
+    "listening": {"errors"},
     "registry": {"bus", "keys", "models"},
     "policies": {"agent", "envelope", "errors"},
 }

@@ -22,6 +22,7 @@ from rolecall.cli.zone import time_zone
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.presence import listening, registered
+from rolecall.listening import address_of, is_local, listen
 from rolecall.runtime import Runtime, process_name
 from rolecall.session import Session, open_session
 
@@ -44,8 +45,6 @@ async def http(
     host = host or settings.http_host
     if fd is not None:
         return await _serve_as_one_of_several(application, host, fd)
-    from rolecall.frontends.http.server import address_of, listen
-
     async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
         await check_keys(session, host)
         listener = listen(host, settings.http_port if port is None else port)
@@ -68,7 +67,6 @@ async def beside(session: Session, runtime: Runtime, tz: tzinfo | None) -> Async
         logger.info("%s", missing)
         yield
         return
-    from rolecall.frontends.http.server import address_of, listen
     from rolecall.frontends.http.services import beside
 
     host, port = session.application.settings.http_host, session.application.settings.http_port
@@ -89,7 +87,6 @@ def check_installed() -> None:
 async def check_keys(session: Session, host: str) -> None:
     """Raise ConfigError when others can reach ``host`` and there is no API key."""
     from rolecall.frontends.http.keys import Keys
-    from rolecall.frontends.http.services import is_local
 
     given = session.application.settings.http_key
     if not is_local(host) and given is None and not await Keys(session.server).everyone():

@@ -21,7 +21,8 @@ from rolecall.cli.loop import run_loop, stop_requested
 from rolecall.cli.process_log import log_to_stderr
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra, RolecallError
-from rolecall.tool_server import address_of, listen, tools_app
+from rolecall.listening import address_of, is_local, listen
+from rolecall.tool_server import PATH, tools_app
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -35,7 +36,9 @@ def serve(app_dir: Path | None, console: Console, *, host: str, port: int | None
     _check(application)
     log_to_stderr(application.settings)
     settings, wanted = application.settings, port or application.settings.tools_port
-    with listen(host, wanted, open_to_all=settings.tools_key is not None) as listener:
+    if settings.tools_key is None and not is_local(host):
+        raise ConfigError(f"--host {host} lets others in: set TOOLS_KEY in the environment or in .env, which they show")
+    with listen(host, wanted, names=("--host", "TOOLS_PORT")) as listener:
         _show(console, application, listener, wanted)
         config = _configured(application.directory, host, settings.tools_server_workers)
         if settings.tools_server_workers > 1:
@@ -61,7 +64,7 @@ def _check(application: Application) -> None:
 def _show(console: Console, application: Application, listener: socket.socket, wanted: int) -> None:
     settings, port = application.settings, listener.getsockname()[1]
     why = "" if port == wanted else f" (port {wanted} is taken)"
-    console.print(f"tools at {address_of(listener)}{why}: {', '.join(application.tools.tools)}", highlight=False)
+    console.print(f"tools at {address_of(listener)}{PATH}{why}: {', '.join(application.tools.tools)}", highlight=False)
     if settings.tools_key is not None:
         console.print("who calls them shows TOOLS_KEY: Authorization: Bearer …", highlight=False)
     # Whoever started this through a pipe waits for the address.

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rolecall.frontends.http.keys import COOKIE, SAFE_METHODS
 from rolecall.frontends.http.pace import Pace
-from rolecall.frontends.http.services import LOOPBACK, is_local
+from rolecall.listening import LOOPBACK, is_local
 from rolecall.settings import Settings
 
 BODY_BYTES = 256 * 1024

@@ -10,43 +10,12 @@ from fastapi import FastAPI
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.errors import RolecallError
 from rolecall.frontends.http.guard import HEADER_BYTES
 
-PORTS_TRIED = 100
 DRAIN_SECONDS = 5
-BACKLOG = 1024
 STALLED_SECONDS = 30.0
 """A client that takes nothing of what waits for it for so long is hung up on."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket at ``host``, on ``port`` or the next free one, any if it is 0. Raises ConfigError."""
-    candidates = range(port, min(port + PORTS_TRIED, 65_536)) if port else (0,)
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise ConfigError(f"HTTP_HOST={host}: an address of this machine is allowed: {error.strerror}") from None
-    for candidate in candidates:
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only so
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address[0], candidate))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            problem = error
-        else:
-            listener.setblocking(False)
-            return listener
-    raise ConfigError(f"HTTP_PORT={port}: no free port from there on at {host}: {problem.strerror}")
-
-
-def address_of(listener: socket.socket) -> str:
-    """The address to open in a browser on this machine."""
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
 
 
 class HttpServer:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -21,18 +20,9 @@ from rolecall.follow import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.frontends.http.keys import Keys
 from rolecall.frontends.presence import listening, registered
+from rolecall.listening import is_local
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
-
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-
-
-def is_local(host: str) -> bool:
-    """Whether a server at ``host`` is reached from this machine alone."""
-    try:
-        return host in LOOPBACK or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass

@@ -1,0 +1,55 @@
+"""Where servers of this process listen: sockets of their own, made before anything serves on them."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from rolecall.errors import ConfigError
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+PORTS_TRIED = 100
+BACKLOG = 1024
+
+
+def is_local(host: str) -> bool:
+    """Whether a server at ``host`` is reached from this machine alone."""
+    try:
+        return host in LOOPBACK or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int, *, names: tuple[str, str] = ("HTTP_HOST", "HTTP_PORT")) -> socket.socket:
+    """A listening socket at ``host``, on ``port`` or the next free one, any if it is 0. Raises ConfigError, which calls
+    the two by their ``names``."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigError(f"{names[0]}={host}: an address of this machine is allowed: {error.strerror}") from None
+    candidates = range(port, min(port + PORTS_TRIED, 65_536)) if port else (0,)
+    for candidate in candidates:
+        try:
+            return _listening(family, address[0], candidate)
+        except OSError as error:
+            problem = error.strerror
+    raise ConfigError(f"{names[1]}={port}: no free port from there on at {host}: {problem}")
+
+
+def address_of(listener: socket.socket) -> str:
+    """The address to open on this machine."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def _listening(family: int, host: str | int, port: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only so
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
