@@ -109,7 +109,7 @@ class Stage:
         except AssertionError:
             last = (f"{call.method} {call.chat} {call.status} {call.fields}" for call in self.api.log[-15:])
             raise AssertionError("\n".join(last)) from None
-        await self.process.recorded.settle()
+        await self.process.recorded.doubts.settle()
         await wait_until(lambda: not self.process.live.showing, what="turns are still shown")
 
     def texts(self, chat: int = 7) -> list[str]:

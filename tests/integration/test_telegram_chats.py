@@ -14,8 +14,8 @@ from rolecall.bus import Bus
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
+from rolecall.frontends.telegram.doubts import DOUBTS, Doubt, Doubts
 from rolecall.frontends.telegram.recorded import Recorded
-from rolecall.frontends.telegram.sweep import Doubt, sweep
 from rolecall.frontends.telegram_text import Entity, Part
 from rolecall.placeholders import Placeholders
 from rolecall.settings import Settings
@@ -161,13 +161,20 @@ async def test_the_general_topic_is_named_for_typing_alone(api: TelegramApi, cha
 async def test_a_sweep_takes_what_is_ours_and_nobody_knows_of(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     ours = [await sent(chats, text=str(number)) for number in range(5)]
     api.user(7).write("in between")
-    fresh = Chats(chats.bot, edit_seconds=GAP)
+    placeholders = Placeholders(bus)
+    await placeholders.record(ADA.conversation, "1", str(ours[1]))
+    process = Doubts(Chats(chats.bot, edit_seconds=GAP), placeholders)
+    api.down()
+    await process.add(ADA, "2", "0", Doubt(ours[0], ours[2], ours[4] + 2))
+    await process.aclose()
+    api.up()
 
-    async def spared(message_id: int) -> bool:
-        return message_id == ours[1]
-
-    assert await sweep(fresh, ADA, Doubt(ours[0], ours[2]), ours[4] + 2, spared) == 3
-    assert api.chat(7).texts == ["hello", "0", "1", "in between"]
+    successor = Doubts(Chats(chats.bot, edit_seconds=GAP), placeholders)
+    for _ in range(2):
+        await successor.resume("telegram")
+        await successor.settle()
+        assert api.chat(7).texts == ["hello", "0", "1", "in between"]
+    assert not await placeholders.of("telegram:0", DOUBTS)
 
 
 async def test_a_sweep_spares_what_is_recorded_in_another_topic(api: TelegramApi, chats: Chats, bus: Bus) -> None:
@@ -182,7 +189,7 @@ async def test_a_sweep_spares_what_is_recorded_in_another_topic(api: TelegramApi
 
     successor = Recorded(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus))
     made = await successor.make(Address(LARGE_GROUP, 6), "1", Part("…"))
-    await successor.settle()
+    await successor.doubts.settle()
     texts = [(message.id, message.text) for message in api.chat(LARGE_GROUP).answers]
     assert texts[0] == (1, "the answer of five")
     assert texts[-1] == (made, "…")

@@ -64,8 +64,8 @@ class Deliverer:
             return False
         if outcome != "OK":
             return await self._settle(entry, shown, self.chats.reason(address) or "its message disappears")
+        await self.recorded.clear(address, turn, shown)
         await self._settle(entry, shown, "")
-        self.recorded.clear(address, turn, shown)
         await self._ring(entry, address, shown, delivery.messages[-1])
         return True
 
@@ -156,7 +156,7 @@ class Delivery:
         apart = before and self._chats.newest(self._address) > before
         return await self._recorded.make(
             self._address, self._turn, NOTICE if notice else PROMISE, name=name, after=before,
-            ring=notice and name == "0", reply_to=before if apart else None, doubts=self._shown.intents,
+            ring=notice and name == "0", reply_to=before if apart else None,
         )  # fmt: skip
 
     async def _edit(self, message: int, piece: Part | File, keyboard: Keyboard | None) -> Outcome:

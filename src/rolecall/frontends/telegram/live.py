@@ -101,6 +101,7 @@ class Live:
                 address = Address.of(conversation)
                 if address is not None and address.front == self.front:
                     count += await self._resume(conversation, address)
+        await self.recorded.doubts.resume(self.front)
         return count
 
     async def aclose(self) -> None:

@@ -5,7 +5,7 @@ is sent says nothing yet, its id is recorded, and only edits, which can be repea
 
 - before the send, or the send was refused: there is an intent and no message; the next one to look makes it.
 - sent, and the answer or this process lost: the same, but a message too many stands in the chat. The intent says behind
-  which id it must be; it is looked for there and removed (sweep.py).
+  which id it must be; it is looked for there and removed (doubts.py).
 - sent and recorded, the intent left behind: the message stands; the next one to look finds nothing to remove.
 - two at once make the same part: the first that is recorded stands, the other removes its own.
 """
@@ -15,18 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
-from redis.exceptions import RedisError
-
-from rolecall.errors import ServerUnavailable
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
+from rolecall.frontends.telegram.doubts import Doubt, Doubts
 from rolecall.frontends.telegram.outlet import Box
-from rolecall.frontends.telegram.sweep import Doubt, sweep
 from rolecall.frontends.telegram_text import Part
 from rolecall.placeholders import WHOLE, Placeholders
 
@@ -55,7 +50,7 @@ class Recorded:
         self.chats = chats
         self.placeholders = placeholders
         self._making: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = WeakValueDictionary()
-        self._sweeping: set[asyncio.Task[None]] = set()
+        self.doubts = Doubts(chats, placeholders)
 
     async def of(self, conversation: str, turn: str) -> Shown:
         """What is recorded of ``turn``."""
@@ -82,11 +77,9 @@ class Recorded:
         keyboard: Keyboard | None = None,
         ring: bool = False,
         reply_to: int | None = None,
-        doubts: dict[str, Doubt] | None = None,
     ) -> int | Gone:
         """The message that shows the part ``name`` of ``turn``: the one that stands, else a new one that reads as
-        ``part``. ``after`` is the id of a message that is older, such as the user's; 0 for none known. Should there be
-        one too many it is looked for at once, or, with ``doubts``, that is left to whoever clears these."""
+        ``part``. ``after`` is the id of a message that is older, such as the user's; 0 for none known."""
         conversation = address.conversation
         async with self._alone(conversation, turn, name):
             standing = (await self.of(conversation, turn)).messages.get(name)
@@ -99,83 +92,40 @@ class Recorded:
             if isinstance(sent, Gone):
                 await intent.forget()
                 return sent
-            return await self._record(address, turn, name, sent, intent, doubts)
+            return await self._record(address, turn, name, sent, intent)
 
     async def forget(self, address: Address, turn: str, message_id: int, name: str = WHOLE) -> None:
         """Forget a message that is gone, if it is still the one that shows the part."""
         await self.placeholders.forget(address.conversation, turn, str(message_id), name)
 
-    def clear(self, address: Address, turn: str, shown: Shown) -> None:
-        """Begin to remove what the intents in ``shown`` may have left in the chat, and the intents whose message is
-        there. No answer waits for it."""
-        if shown.intents:
-            self._in_passing(self._clear(address, turn, shown))
-
-    async def _clear(self, address: Address, turn: str, shown: Shown) -> None:
-        for name, doubt in shown.intents.items():
+    async def clear(self, address: Address, turn: str, shown: Shown) -> None:
+        """Have what the intents in ``shown`` may have left looked for, but for parts whose message is not there."""
+        for name in shown.intents:
             async with self._alone(address.conversation, turn, name):
-                now = await self.of(address.conversation, turn)
-                high = now.messages.get(name)
-                if high is not None and name in now.intents:
-                    await self._sweep(address, doubt, high)
-                    await self._forget_intent(address.conversation, turn, name)
-
-    async def settle(self) -> None:
-        """Return when no clearing up is going on."""
-        while self._sweeping:
-            await asyncio.wait(set(self._sweeping))
+                parts = await self.placeholders.of(address.conversation, turn)
+                intent, message = parts.get(f"{INTENT}{name}", ""), parts.get(name, "")
+                if intent and message:
+                    await self._doubt(address, turn, name, intent, int(message))
 
     async def aclose(self) -> None:
-        """End the clearing up that goes on; what is left of it, is known by its intent."""
-        for task in self._sweeping:
-            task.cancel()
-        await asyncio.gather(*self._sweeping, return_exceptions=True)
+        """Look no longer for what is in doubt."""
+        await self.doubts.aclose()
 
-    async def _record(
-        self, address: Address, turn: str, name: str, sent: int, intent: _Intent, doubts: dict[str, Doubt] | None
-    ) -> int:
-        conversation = address.conversation
-        if address.topic is not None:  # ids are the chat's, conversations are topics: so that no sweep takes it
-            whole = Address(address.chat, None, address.front).conversation
-            await self.placeholders.record(whole, f"{address.topic}/{turn}", str(sent), name)
-        stands = int(await self.placeholders.record(conversation, turn, str(sent), name))
+    async def _record(self, address: Address, turn: str, name: str, sent: int, intent: _Intent) -> int:
+        await self.doubts.keep(address, turn, sent, name)
+        stands = int(await self.placeholders.record(address.conversation, turn, str(sent), name))
         if stands != sent:
             await self.chats.delete(address, sent)
-        if not intent.doubtful or sent == intent.doubt.low + 1:
-            await intent.forget()
-        elif doubts is None:
-            self._in_passing(self._clear_up(address, sent, intent))
+        if intent.doubtful and sent > _doubt(intent.value).low + 1:
+            await self._doubt(address, turn, name, intent.value, sent)
         else:
-            doubts[name] = intent.doubt
+            await intent.forget()
         return stands
 
-    def _in_passing(self, sweeping: Coroutine[None, None, None]) -> None:
-        async def swept() -> None:
-            with suppress(RedisError, OSError, ServerUnavailable):
-                await sweeping
-
-        task = asyncio.create_task(swept(), name="rolecall telegram sweep")
-        self._sweeping.add(task)
-        task.add_done_callback(self._sweeping.discard)
-
-    async def _clear_up(self, address: Address, sent: int, intent: _Intent) -> None:
-        await self._sweep(address, intent.doubt, sent)
-        await intent.forget()
-
-    async def _sweep(self, address: Address, doubt: Doubt, high: int) -> None:
-        whole = Address(address.chat, None, address.front).conversation
-
-        async def spared(message_id: int) -> bool:
-            return bool(await self.placeholders.turn_of(whole, str(message_id)))
-
-        removed = await sweep(self.chats, address, doubt, high, spared)
-        if removed:
-            logger.info("%s: removed %d placeholders whose sending was in doubt", address.conversation, removed)
-
-    async def _forget_intent(self, conversation: str, turn: str, name: str) -> None:
-        parts = await self.placeholders.of(conversation, turn)
-        if value := parts.get(f"{INTENT}{name}"):
-            await self.placeholders.forget(conversation, turn, value, f"{INTENT}{name}")
+    async def _doubt(self, address: Address, turn: str, name: str, intent: str, message_id: int) -> None:
+        """Turn an intent, whose part is there, into a doubt whether that is all."""
+        await self.doubts.add(address, turn, name, replace(_doubt(intent), high=message_id))
+        await self.placeholders.forget(address.conversation, turn, intent, f"{INTENT}{name}")
 
     def _alone(self, conversation: str, turn: str, name: str) -> asyncio.Lock:
         """The lock of a part, which lives as long as someone holds it."""
@@ -203,11 +153,6 @@ class _Intent:
             mine = f"~{low}~{low + box.sending}~{secrets.token_hex(4)}"
             self.value = await self.placeholders.record(self.conversation, self.turn, mine, self.name)
             self.inherited = self.value != mine
-
-    @property
-    def doubt(self) -> Doubt:
-        """Where the message is."""
-        return _doubt(self.value)
 
     @property
     def doubtful(self) -> bool:
