@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from rolecall.config import Application
 from rolecall.frontends.http import problems, server
+from rolecall.listening import listen
 from rolecall.settings import Settings
 from tests.deployment import Deployment
 from tests.http_server import serving
@@ -221,3 +222,9 @@ async def test_a_client_that_takes_nothing_is_hung_up_on(
 
             client.settimeout(0.05)
             await wait_until(lambda: asyncio.to_thread(hung_up), what="the server hangs up")
+
+
+async def test_small_answers_leave_at_once(deployment: Deployment) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        # Else asyncio sets no TCP_NODELAY, and what follows the head of an answer waits 40 ms for its confirmation.
+        assert listener.proto == socket.IPPROTO_TCP
