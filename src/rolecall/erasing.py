@@ -20,7 +20,8 @@ async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> i
     shard = bus.shard(conversation)
     last = int(await bus.server.fetch("HGET", shard.conversation(conversation), "seq") or 0)
     turns = [str(turn) for turn in range(max(1, last - RESULTS + 1), last + 1)]
-    results = [shard.result(conversation, turn) for turn in turns]
+    parts = (shard.result, shard.question, shard.votes)
+    results = [part(conversation, turn) for turn in turns for part in parts]
     kept = (shard.history(conversation), shard.preferences(conversation), shard.events(conversation))
     await bus.server.fetch("DEL", *kept, *results)
     await bus.server.fetch("HDEL", shard.conversation(conversation), "title")
