@@ -348,7 +348,7 @@ def test_plain_text_is_cut_and_left_as_it_is() -> None:
 
 
 def test_nothing_to_see_is_no_message() -> None:
-    for nothing in ("", " \n ", "\u200b", "```\n```", "**"[:0]):
+    for nothing in ("", " \n ", "\u200b", "```\n```", "\u030a", "\n\u030a\u030a"):
         assert render(nothing) == []
 
 

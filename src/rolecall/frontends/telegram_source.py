@@ -85,7 +85,7 @@ def _clean(markdown: str) -> str:
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     text = CONTROLS.sub(" ", DROPPED.sub("", text))
     # Telegram takes this ring from its letter unless the two are one character.
-    return re.sub("(.)\u030a", lambda found: unicodedata.normalize("NFC", found[0]).replace("\u030a", ""), text)
+    return re.sub("(.?)\u030a", lambda found: unicodedata.normalize("NFC", found[0]).replace("\u030a", ""), text)
 
 
 def _without_bars(line: str) -> str:
