@@ -43,7 +43,7 @@ async def after_three_turns(deployment: Deployment, client: httpx2.AsyncClient) 
 
 async def test_figures_tell_of_turns_and_times_alike_at_any_replica_and_to_operators_only(tmp_path: Path) -> None:
     async with (
-        deployed(tmp_path, ROLES, heartbeat_seconds=0.2) as deployment,
+        deployed(tmp_path, ROLES) as deployment,
         serving(deployment.session.application) as one,
         serving(deployment.session.application) as two,
         httpx2.AsyncClient(base_url=one) as client,
@@ -52,6 +52,7 @@ async def test_figures_tell_of_turns_and_times_alike_at_any_replica_and_to_opera
         figures = await after_three_turns(deployment, client)
         assert of(figures, "turns_total", outcome="answered") == 2
         assert of(figures, "turns_total", outcome="failed") == of(figures, "errors_total", role="samplellm") == 1
+        assert of(figures, "leases_taken_over_total", role="manager") == 0
         assert of(figures, "wait_seconds_count", role="samplellm") == 3
         assert of(figures, "handling_seconds_bucket", role="manager", le="+Inf") == 3
         assert of(figures, "model_seconds_count", role="samplellm", model="echo@test") == 2

@@ -37,7 +37,7 @@ async def read_metrics(here: Here, _: Annotated[object, Depends(operator)]) -> R
         registry.band_depths(here.bus, roles),
         measured(here.bus.server),
     )
-    told = _Told([*_of_now(figures, depths), *_of_turns(figures), *_of_models(figures), *_of_work(found)])
+    told = _Told([*_of_now(figures, depths), *_of_turns(figures), *_of_models(figures), *_of_work(found, roles)])
     return Response(generate_latest(told), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -110,12 +110,12 @@ def _of_models(figures: Mapping[str, Any]) -> list[Metric]:
     ]
 
 
-def _of_work(found: Measured) -> list[Metric]:
-    roles, both = ("role",), ("role", "model")
+def _of_work(found: Measured, names: list[str]) -> list[Metric]:
+    roles, both, none = ("role",), ("role", "model"), {(name,): 0 for name in names}
+    errors, takeovers = ({**none, **found.counts.get(what, {})} for what in ("errors", "takeovers"))
     return [
-        _counter("errors", "Envelopes that an instance gave up on", roles, found.counts.get("errors", {}).items()),
-        _counter("leases_taken_over", "Envelopes taken over from an instance that was gone", roles,
-                 found.counts.get("takeovers", {}).items()),
+        _counter("errors", "Envelopes that an instance gave up on", roles, errors.items()),
+        _counter("leases_taken_over", "Envelopes taken over from an instance that was gone", roles, takeovers.items()),
         _histogram("wait_seconds", "From an envelope's being written to an instance's beginning", roles, found, "wait"),
         _histogram("handling_seconds", "From an instance's beginning to its being free", roles, found, "handling"),
         _histogram("model_seconds", "How long a model spoke for one question", both, found, "model"),

@@ -111,7 +111,8 @@ async def list_agents(here: Here) -> dict[str, Any]:
     await registry.ask_for_reports(here.bus)
     alive = await registry.processes(here.bus)
     roles = [role.name for role in here.application.roles]
-    processes = [msgspec.to_builtins(state, str_keys=True) for state in alive]
+    asdict = msgspec.structs.asdict  # with what is as usual, which the registry leaves out
+    processes = [{**asdict(state), "instances": [asdict(instance) for instance in state.instances]} for state in alive]
     return {"processes": processes, "roles": registry.by_role(alive, roles)}
 
 
