@@ -194,7 +194,7 @@ async def test_only_operators_see_more_than_the_chat_and_nobody_without_a_key(tm
         for path in (*PAGES, "/web/conversations/x?y=1"):
             answer = await client.get(path)
             assert answer.headers["location"].startswith("/web/login?next=/")
-        for path in ("/web/pulse", "/web/chat", "/web/now/events", "/web/conversations/rows"):
+        for path in ("/web/pulse", "/web/chat", "/web/now/events", "/web/conversations/events"):
             assert (await client.get(path)).status_code == 401
         for unfit in ("//evil.example", "/\\evil.example", "https://evil.example"):
             assert 'data-next="/"' in (await client.get("/web/login", params={"next": unfit})).text
@@ -204,7 +204,7 @@ async def test_only_operators_see_more_than_the_chat_and_nobody_without_a_key(tm
         page = await shown(client, "/")
         assert "/web/now" not in page
         await shown(client, "/web/now", 403)
-        assert (await client.get("/web/conversations/rows")).status_code == 403
+        assert (await client.get("/web/conversations/events")).status_code == 403
         assert (await client.get("/web/pulse")).json()["dead"] is None
         assert (await client.get("/web/chat/http:local:web-1")).status_code == 403
 

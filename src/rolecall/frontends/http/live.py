@@ -78,17 +78,11 @@ async def talk(here: Here, who: User, name: str) -> dict[str, Any]:
 # ── conversations ───────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/web/conversations/rows")
-async def rows(here: Here, _: Operator, query: Asked) -> dict[str, Any]:
-    """The rows of the list."""
-    return await views.listed(here, query)
-
-
 @router.get("/web/conversations/events")
 async def follow_list(here: Here, who: Operator, query: Asked) -> EventStream:
     """The rows whenever they change."""
-    await views.listed(here, query)  # what is asked wrongly is refused before the stream begins
-    return EventStream(here, who, _quiet(_lists(here, query)))
+    found = await views.listed(here, query)  # what is asked wrongly is refused before the stream begins
+    return EventStream(here, who, _quiet(_lists(here, query, found)))
 
 
 @router.get("/web/conversations/{which}/events")
@@ -125,17 +119,18 @@ async def _answering(here: Services, place: Place, after: str) -> Pieces:
             yield event(*told(place, one), one.id)
 
 
-async def _lists(here: Services, query: Query) -> Pieces:
+async def _lists(here: Services, query: Query, found: dict[str, Any]) -> Pieces:
     yield RETRY
-    before: dict[str, Any] | None = None
+    yield event("conversations", found)
+    took = 0.0
     while True:
-        began = time.monotonic()
-        found = await views.listed(here, query)
-        if found != before:
-            before = found
-            yield event("conversations", found)
         # Where there are very many, looking may take a tenth of the time.
-        await asyncio.sleep(max(LIST_SECONDS, 10 * (time.monotonic() - began)))
+        await asyncio.sleep(max(LIST_SECONDS, 10 * took))
+        began, before = time.monotonic(), found
+        found = await views.listed(here, query)
+        took = time.monotonic() - began
+        if found != before:
+            yield event("conversations", found)
 
 
 async def _growth(here: Services, name: str, order: tuple[int, int]) -> Pieces:

@@ -1,6 +1,6 @@
 // The list of conversations, as it changes.
 
-import { ago, all, ask, find, keep, many, parts, say, tried, walk, whole } from "./dom.js";
+import { ago, all, find, keep, many, parts, say, walk, whole } from "./dom.js";
 import { live } from "./live.js";
 
 const form = find("[data-filters]");
@@ -55,12 +55,11 @@ const reopen = live(() => `/web/conversations/events?${query(page())}`, { conver
 
 function changed() {
   clearTimeout(waiting);
-  waiting = setTimeout(async () => {
+  waiting = setTimeout(() => {
     const given = query(1);
     history.replaceState(null, "", given.size ? `?${given}` : location.pathname);
-    await tried(async () => draw(await ask("GET", `/web/conversations/rows?${given}`)));
     reopen();
-  }, 150);
+  }, 200);
 }
 
 form.addEventListener("input", changed);
