@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 
-.PHONY: run test test-browser check format proof chaos bench lock test-compose clean
+.PHONY: run test test-browser check format proof serving-proof chaos bench lock test-compose clean
 
 run: $(VENV)/all
 	@$(BIN)/rolecall up --foreground
@@ -56,6 +56,11 @@ proof: $(VENV)/dev
 	@ROLECALL_MARKDOWN_EXAMPLES=3000 $(BIN)/pytest tests/unit/test_telegram_text.py --timeout 900
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 	@$(BIN)/python -m tests.telegram_proof
+
+# Model servers: every acceptance test at full length and on the real engine, with what was measured.
+serving-proof: $(VENV)/dev
+	@ROLECALL_SERVING_PROOF=1 ROLECALL_OUTAGE_SECONDS=8 $(BIN)/pytest -n 0 -s --timeout 300 tests/serving tests/integration/test_local_model.py
+	@$(BIN)/pytest -n 0 tests/integration/test_recovery.py tests/fundamentals/test_04_control.py -k 'killed_workers or thirty_leases or poison or priority'
 
 # The virtual environment, made with the newest Python that has venv and pip.
 $(VENV)/made:

@@ -17,6 +17,7 @@ from rolecall import registry
 from rolecall.cli.columns import print_lines, print_table
 from rolecall.cli.visit import visiting
 from rolecall.cli.welcome import warm_with_bar
+from rolecall.config import Application
 from rolecall.errors import ConfigError, MissingExtra, NothingRunning
 from rolecall.models.hosted import commanded
 from rolecall.models.model import Model
