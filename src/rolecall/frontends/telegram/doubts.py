@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 DOUBTS = "doubts"
 """Stands for a turn, in the conversation of no chat: all doubts of a bot, ``<conversation>/<turn>/<part>`` each."""
 AT_ONCE = 4
-TRIES = 12
 LOOKS = 100
-"""So many ids are looked at, and so many of them tried at Telegram. Chats with people share their ids, so that between
-a message and what was last heard of there are those of others."""
+TRIES = 30
+AT_A_TIME = 6
+"""So many ids are looked at, so many of them tried at Telegram, and so many before others may send. Chats with people
+share their ids, so that between a message and what was last heard of there are those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Doubts:
             known = len(tried) == TRIES or self.chats.knows(address, message_id)
             if not known and not await self.placeholders.turn_of(_whole(address), str(message_id)):
                 tried.append(message_id)
-        return await self.chats.remove_ours(address, tried)
+        batches = [tried[first : first + AT_A_TIME] for first in range(0, len(tried), AT_A_TIME)]
+        return sum([await self.chats.remove_ours(address, batch) for batch in batches])
 
     async def keep(self, address: Address, turn: str, message_id: int, part: str) -> None:
         """Let no sweep take a message in a topic: ids are counted over the whole chat."""
