@@ -26,7 +26,7 @@ USER = Path(__file__).with_name("serving_user.py")
 def measured(what: str, seconds: float) -> None:
     """Said where it is asked for."""
     if LONG:
-        print(f"{what}: {seconds:.2f} s")
+        print(f"{what}: {seconds:.3f} s")
 
 
 def stub(name: str, *, delay: float = 0.0, port: str = "0", ram: int = 100, slots: int = 2, idle: float = 0) -> Spec:

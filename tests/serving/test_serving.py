@@ -89,7 +89,7 @@ async def test_ten_rapid_calls_start_one_and_later_ones_find_it_at_once(serving:
         await serving.ensure(spec)
         took.append(time.perf_counter() - begun)
     measured("warm ensure, 95 of 100", sorted(took)[38])
-    assert sorted(took)[20] < 0.1
+    assert sorted(took)[20] < (0.005 if LONG else 0.1)
 
 
 async def test_threads_with_loops_of_their_own_share_it_too(server_url: str, tmp_path: Path, file: Path) -> None:

@@ -128,6 +128,16 @@ async def test_memory_for_one_real_model_is_used_by_two_in_turn(
     await serving.aclose()
 
 
+async def test_an_engine_that_hangs_is_ended_and_replaced(serving: Serving, tmp_path: Path) -> None:
+    first = await serving.ensure(stub("a"))
+    begun = time.monotonic()
+    os.kill(first.pid, signal.SIGSTOP)
+    await wait_until(lambda: not running(tmp_path, "host.py"), seconds=90)
+    measured("an engine that hangs is gone", time.monotonic() - begun)
+    assert not lives(first.pid, first.birth)
+    assert (await serving.ensure(stub("a"))).pid != first.pid
+
+
 async def test_a_system_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     with rolecall_process.running(make_application(tmp_path), GEN_MODEL="smollm2@local") as up:
         await wait_until(lambda: running(tmp_path), seconds=30)

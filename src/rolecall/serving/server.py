@@ -17,30 +17,27 @@ State = Literal["starting", "ready", "away", "stopping"]
 class Spec(msgspec.Struct, frozen=True):
     """What is to be served and how: one engine per spec and machine, however many processes ask.
 
-    ``weights`` is a .gguf file for the engine that comes with the extra ``local``; ``command`` starts any other one
-    that serves the OpenAI API; ``urls`` are servers that others run. One of the three is given. ``context`` is tokens
-    per slot, ``ram`` the MB it is expected to take (0: estimated from the weights), ``idle`` the seconds without a
-    call after which it leaves (0: never). ``alias`` is what its servers call the model.
+    ``weights`` is a .gguf file for the engine that comes with the extra ``local``, or ``command`` starts any other one
+    that serves the OpenAI API. ``context`` is tokens per slot, ``ram`` the MB it is expected to take (0: estimated from
+    the weights), ``idle`` the seconds without a call after which it leaves (0: never). ``alias`` is what its server
+    calls the model.
     """
 
     model: str
     weights: str = ""
     command: tuple[str, ...] = ()
-    urls: tuple[str, ...] = ()
     slots: int = 4
     context: int = 2048
     threads: int = 0
     ram: int = 0
     idle: float = 0.0
     pinned: bool = False
-    key: str = ""
     alias: str = ""
-    weights_by_url: dict[str, float] = {}
 
     @property
     def id(self) -> str:
         """The same for the same engine: slots and context are fixed when it starts."""
-        parts = (self.model, self.weights, self.command, self.urls, self.slots, self.context, self.threads)
+        parts = (self.model, self.weights, self.command, self.slots, self.context, self.threads)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
