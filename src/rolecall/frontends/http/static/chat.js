@@ -18,6 +18,7 @@ let name = "";
 /** Tasks of the shown conversation that have not ended, by id. */
 const running = new Map();
 let opened = 0;
+let opening;
 let lastSaid = "";
 
 // ── one answer ─────────────────────────────────────────────────────────────────────────────────
@@ -180,8 +181,13 @@ function clear() {
   changed();
 }
 
-/** Shows the conversation of that name; none is a new one. */
-async function open(wanted) {
+/** Shows the conversation of that name; none is a new one. What is said meanwhile waits for it. */
+function open(wanted) {
+  opening = load(wanted);
+  return opening;
+}
+
+async function load(wanted) {
   const mine = ++opened;
   name = wanted;
   clear();
@@ -208,6 +214,7 @@ async function open(wanted) {
 }
 
 async function send(text) {
+  await opening;
   if (!name) {
     name = `web-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
     history.pushState(null, "", `#${name}`);
@@ -302,7 +309,13 @@ async function copyText(button, text) {
   setTimeout(() => say(button, "Copy"), 1500);
 }
 
-const fromAddress = () => decodeURIComponent(location.hash.slice(1));
+function fromAddress() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // no address of ours
+  }
+}
 
 box.addEventListener("input", grow);
 box.addEventListener("keydown", (event) => {
@@ -337,7 +350,6 @@ chat.addEventListener("click", (event) => {
   else if (target?.matches("[data-copy-answer]")) copyText(target, target.closest(".answer").answer.characters.join(""));
 });
 walk(keptList, () => all("a", keptList));
-addEventListener("hashchange", () => open(fromAddress()));
 addEventListener("popstate", () => { if (fromAddress() !== name) open(fromAddress()); });
 addEventListener("pageshow", (event) => { if (event.persisted) open(name); });
 
