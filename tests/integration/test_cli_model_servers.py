@@ -46,11 +46,6 @@ def test_a_model_is_loaded_shown_and_unloaded(application: Path) -> None:
     assert (left.returncode, left.stdout.strip().endswith("is unloaded")) == (0, True)
     assert not lives(shown["pid"], shown["birth"])
     assert models(application, "ps").stdout.startswith("no model server is running")
-    again = models(application, "unload", "smollm2")
-    assert (again.returncode, again.stderr.strip()) == (
-        2,
-        "rolecall: smollm2@local is not loaded; `rolecall models ps` shows what is",
-    )
 
 
 def test_a_stray_is_shown_and_ended_and_nobody_else(application: Path) -> None:
@@ -68,25 +63,15 @@ def test_a_stray_is_shown_and_ended_and_nobody_else(application: Path) -> None:
         assert str(stranger.pid) not in cleaned.stdout
         assert stray.wait(timeout=10) == -15
         assert stranger.poll() is None
-        assert models(application, "clean").stdout == "no strays\n"
     finally:
         for process in (stray, stranger):
             process.kill()
             process.wait()
 
 
-def test_what_cannot_be_is_said_in_a_line(application: Path, tmp_path: Path) -> None:
-    unknown = models(application, "load", "nobody")
-    assert (unknown.returncode, unknown.stderr) == (
-        2,
-        "rolecall: no role uses nobody@local: config.py and GEN_MODEL name smollm2@local\n",
-    )
+def test_a_model_that_there_is_not_is_not_fetched(application: Path) -> None:
     pulled = models(application, "pull", "nobody")
     assert (pulled.returncode, pulled.stderr) == (
         2,
         "rolecall: 'nobody': better or one of smollm2, qwen2.5-coder-1.5b is allowed\n",
     )
-    here = models(application, "pull", "smollm2")
-    assert here.stdout.startswith("smollm2@local is here: ")
-    nothing = models(make_application(tmp_path), "ps")
-    assert (nothing.returncode, "nothing is running" in nothing.stderr) == (1, True)

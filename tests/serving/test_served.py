@@ -22,7 +22,7 @@ from tests.serving.processes import LONG
 from tests.serving.stub_server import Offline, StubServer
 from tests.waiting import wait_until
 
-OUTAGE_SECONDS = float(os.environ.get("ROLECALL_OUTAGE_SECONDS", "2"))
+OUTAGE_SECONDS = float(os.environ.get("ROLECALL_OUTAGE_SECONDS", "1.5"))
 FLOCK = 20
 
 
@@ -57,7 +57,7 @@ async def batch(deployment: Deployment, model: str, name: str) -> list[Event]:
 
 
 async def test_six_messages_overlap_on_six_slots_and_are_sequential_on_one(tmp_path: Path) -> None:
-    seconds = 1.0 if LONG else 0.3
+    seconds = 1.0 if LONG else 0.15
     six, one = StubServer(seconds), StubServer(seconds)
     async with served(tmp_path, {"six@served": [(six, 6)], "one@served": [(one, 1)]}, "auto") as deployment:
         began = time.monotonic()
@@ -65,6 +65,7 @@ async def test_six_messages_overlap_on_six_slots_and_are_sequential_on_one(tmp_p
         grown = time.monotonic() - began
         took = {}
         for model in ("six", "one"):
+            await deployment.ask(f"first:{model}", "Hello", payload={"model": f"{model}@served"})
             began = time.monotonic()
             answers = await batch(deployment, f"{model}@served", model)
             took[model] = time.monotonic() - began

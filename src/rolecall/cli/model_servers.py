@@ -53,11 +53,7 @@ async def load(app_dir: Path | None, name: str, console: Console) -> int:
     name = _full(name)
     async with visiting(app_dir) as session, _serving(session) as serving:
         await _check_use(session, name)
-        application, began = session.application, time.monotonic()
-        if command := application.commands.get(name):
-            model: Model = commanded(name, command, application.settings, serving)
-        else:
-            model = open_model(name, application.settings, application.state_dir, serving)
+        began, model = time.monotonic(), _opened(session.application, name, serving)
         try:
             await warm_with_bar(console, name, model)
         finally:
