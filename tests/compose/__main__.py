@@ -24,6 +24,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rolecall-proof-") as directory:
         os.chmod(directory, 0o755)
         lab = Lab(Path(directory), free_port())
+        lab.clear()
         try:
             for name in wanted:
                 lab.say(f"── {name}: {(PARTS[name].__doc__ or '').strip()}")
@@ -34,8 +35,7 @@ def main() -> int:
                 lab.say(f"the last words of {service}:\n{lab.logs(service)[-1500:]}")
             return 1
         finally:
-            lab.profiles = ("local", "operator")
-            lab.compose("down", "-v", "-t", "5", check=False)
+            lab.clear()
         lab.say("PASSED")
     return 0
 

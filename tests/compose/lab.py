@@ -70,6 +70,16 @@ class Lab:
         """Start what is not started."""
         self.compose("up", "-d", "--no-build", *words)
 
+    def clear(self) -> None:
+        """Remove all of the project, what is just being restarted included."""
+        self.profiles = ("local", "operator")
+        self.compose("down", "-v", "-t", "5", check=False)
+        left = self.engine("ps", "-a", "-q", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+        if left:
+            self.engine("rm", "-f", *left, check=False)
+            self.compose("down", "-v", "-t", "5", check=False)
+        self.profiles = ()
+
     def containers(self, service: str) -> list[str]:
         """Names of the service's running containers."""
         label = f"label=com.docker.compose.service={service}"

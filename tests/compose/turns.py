@@ -87,6 +87,7 @@ def text(name: str, turn: int) -> str:
 
 def check_transcripts(lab: Lab, talk: Talk) -> None:
     """One file per session, whole, each turn received, completed once and in order, by several workers."""
+    lab.until(lambda: all(_written(lab, name) == turns for name, turns in talk.sent.items()), "all is written down")
     hosts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     for name, turns in talk.sent.items():
@@ -108,3 +109,9 @@ def check_transcripts(lab: Lab, talk: Talk) -> None:
         f"{len(talk.sent)} transcripts, one file each, whole and in order, 0 doubled; {len(hosts)} workers took part; "
         + (", ".join(f"{word} {count}" for word, count in kinds.items()) or "nothing was taken over")
     )
+
+
+def _written(lab: Lab, name: str) -> int:
+    """How many turns of a conversation its transcripts have the end of."""
+    files = (lab.directory / "log" / "conversations").glob(f"*{name}-*/*/*.log")
+    return sum(len(re.findall(r"\] PROCESSING_COMPLETE: ", path.read_text())) for path in files)
