@@ -24,7 +24,7 @@ OCCUPANTS = 8
 UNANSWERED = 3
 """How many messages a user writes ahead of the answers."""
 Rows = list[tuple[str, str, bool]]
-PROMISES = ("Thinking", "You are number", "…")
+PROMISES = ("Thinking", "Waiting", "…")
 
 
 @dataclass
