@@ -30,7 +30,7 @@ from rolecall.settings import Settings, Terms
 from rolecall.tools import Toolbox, ToolLimits
 
 Instances = int | Literal["auto"]
-Servers = dict[str, tuple[ModelAt, ...] | ModelCommand]
+Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
 MAX_INSTANCES = 1024
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
@@ -284,7 +284,8 @@ def _servers(given: Servers, environ: Mapping[str, str]) -> dict[str, tuple[Mode
             allowed = "name@served with one ModelAt(url) or more, or a ModelCommand, is allowed"
             raise ConfigError(f"config.py, servers of {name}: {allowed}")
     found = {name: places for name, places in given.items() if not isinstance(places, ModelCommand)}
-    return {name: tuple(place.resolved(name, environ) for place in places) for name, places in found.items()}
+    several = {name: (places,) if isinstance(places, ModelAt) else places for name, places in found.items()}
+    return {name: tuple(place.resolved(name, environ) for place in places) for name, places in several.items()}
 
 
 def _commands(given: Servers) -> dict[str, ModelCommand]:
@@ -312,8 +313,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyTy
     if not first["loc"]:
         return message
     name = str(first["loc"][0])
-    if name == "roles":
-        return f"roles: {message.lower()}"
+    if name in OWN:
+        return f"{name}: {message.lower()}"
     field = Settings.model_fields.get(name)
     if field is None:
         close = difflib.get_close_matches(name, Settings.model_fields, 1)
