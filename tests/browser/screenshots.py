@@ -1,4 +1,4 @@
-"""Pictures of every page, full and empty, light and dark, wide and narrow.
+"""Pictures of every page, full and empty, light and dark, wide, middle and narrow.
 
 ``python -m tests.browser.screenshots DIRECTORY [PAGE …]``
 """
@@ -22,7 +22,7 @@ from tests.browser.browser import browsing
 from tests.browser.stage import Stage, staged
 from tests.waiting import wait_until
 
-SIZES = {"wide": (1280, 800), "narrow": (360, 740)}
+SIZES = {"wide": (1280, 800), "middle": (820, 900), "narrow": (360, 740)}
 ADDRESSES = {
     "chat": "/#web-guide",
     "new": "/",
