@@ -108,7 +108,7 @@ async def endless(url: str, megabytes: int) -> str:
     """What is answered to a chunked body of so many MB, of which the server may well hear only the beginning."""
     reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
     writer.write((HEAD.format(host="localhost") + "Transfer-Encoding: chunked\r\n\r\n").encode())
-    answer = asyncio.create_task(reader.read())
+    answer = asyncio.create_task(reader.readuntil(b"}"))
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     try:
         for _ in range(megabytes * 16):
