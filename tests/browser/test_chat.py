@@ -78,6 +78,20 @@ async def test_nothing_jumps_while_an_answer_streams_in(page: Page) -> None:
     assert await page.evaluate("window.shifts") - before < 0.01, await page.evaluate("window.shifted")
 
 
+async def test_no_answer_keeps_the_page_busy_for_long(page: Page) -> None:
+    await page.goto("/")
+    size = 50_000
+    nested = "> " * 2000 + "- " * 2000
+    for hard in (
+        "*" * size, "[" * size, "`a" * (size // 2), "**a" * (size // 3), "_a" * (size // 2), "[a](" * (size // 4),
+        "# " + " " * size + "x", "``` " + "a" * size + "`", "- " * (size // 2) + "x", "|" * size + "\n" + "|-" * 999,
+        "https://a" + ")" * size, nested, "\n".join("  " * (n % 99) + "- a" for n in range(500)), "\\" * size,
+    ):  # fmt: skip
+        count = await page.locator(".answer .foot button").count()
+        await say(page, hard)
+        await expect(page.locator(".answer .foot button")).to_have_count(count + 1)
+
+
 async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
     await page.goto("/")
     await say(page, "/stop")

@@ -4,8 +4,8 @@ import { make } from "./dom.js";
 
 const LONGEST = 4000; // characters of a paragraph that are looked at for marks; more is plain text
 const DEEPEST = 6;
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*$/;
-const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:[ \t]+|$)/;
 const QUOTE = /^ {0,3}> ?/;
@@ -92,7 +92,7 @@ function build(lines, depth) {
   const fence = FENCE.exec(lines[0]);
   if (fence) return code(lines, fence);
   const heading = HEADING.exec(lines[0]);
-  if (heading) return marked(make(`h${Math.min(4, heading[1].length)}`), heading[2], 0);
+  if (heading) return marked(make(`h${Math.min(4, heading[1].length)}`), heading[2].trimEnd().replace(/[ \t]#+$/, ""), 0);
   if (RULE.test(lines[0])) return make("hr");
   if (depth < DEEPEST && QUOTE.test(lines[0])) {
     return make("blockquote", {}, ...inner(lines.map((line) => line.replace(QUOTE, "")), depth));
@@ -108,7 +108,7 @@ function code(lines, fence) {
   const closed = lines.length > 1 && closes(lines.at(-1), fence[1]);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
   const button = make("button", { type: "button", class: "plain", "data-copy": true }, "Copy");
-  const head = make("div", { class: "code-head" }, make("span", {}, fence[2].slice(0, 30) || "code"), button);
+  const head = make("div", { class: "code-head" }, make("span", {}, fence[2].trim().split(/\s/, 1)[0].slice(0, 30) || "code"), button);
   return make("div", { class: "code" }, head, make("pre", { tabindex: "0" }, make("code", {}, text)));
 }
 
