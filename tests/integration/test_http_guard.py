@@ -98,7 +98,8 @@ async def test_a_body_announced_too_large_is_refused_unread(url: str) -> None:
 
 
 async def test_an_endless_body_is_refused_and_takes_no_memory(url: str) -> None:
-    await endless(url, 16)
+    for _ in range(3):  # the client is in this process, too: its buffers and ours are as large as they get
+        await endless(url, 16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (await endless(url, MEGABYTES)).startswith("HTTP/1.1 413")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024
