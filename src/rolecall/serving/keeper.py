@@ -149,8 +149,9 @@ class Keeper:
     async def _look(self) -> None:
         """Say when the engine is ready, then see to its memory and health. Returns when it hangs."""
         url = await self._address()
-        self._change(state="ready", url=url, **await self._measured())
-        logger.info("ready at %s, %d MB", url, self._now.ram)
+        self._change(state="ready", url=url)
+        logger.info("ready at %s", url)
+        self._change(**await self._measured())
         while self._silent_looks < LOOKS:
             await asyncio.sleep(LOOK_SECONDS)
             answered = await asyncio.to_thread(_status, f"{url}/health", "")
