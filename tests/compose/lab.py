@@ -67,7 +67,8 @@ class Lab:
         return self._run([*self._engine, *words], check, timeout)
 
     def up(self, *words: str) -> None:
-        """Start what is not started."""
+        """Start what is not started, as somebody who followed docs/deploy.md."""
+        self.own_the_log()
         self.compose("up", "-d", "--no-build", *words)
 
     def clear(self) -> None:

@@ -149,13 +149,7 @@ def only_what_is_allowed(lab: Lab) -> None:
 
 def kills_and_restarts(lab: Lab) -> None:
     """Three workers; one killed while it answers, valkey restarted, all down and up: every turn once and in order."""
-    settings = (lab.directory / "config.py").read_text()
-    (lab.directory / "echo.py").write_text(re.sub(r"^MODELS = .*$", 'MODELS = ("echo@test",)', settings, flags=re.M))
-    mounts = "\n".join(f"  {s}: {{volumes: ['./echo.py:/app/config.py:ro']}}" for s in ("worker", "front"))
-    (lab.directory / "proof.yml").write_text(f"services:\n{mounts}\n")
-    (lab.directory / ".env").write_text("ECHO_DELAY=1.5\nECHO_DELTAS=3\nLEASE_SECONDS=6\nHEARTBEAT_SECONDS=2\n")
-    lab.compose("down", "-t", "20")
-    lab.profiles, lab.files = (), (*lab.files, "proof.yml")
+    _echo(lab)
     lab.up("--scale", "worker=3")
     lab.ready()
     lab.until(lambda: len(lab.containers("worker")) == 3, "three workers")
@@ -190,6 +184,9 @@ def no_service_was_refused(lab: Lab) -> None:
 
 def upgrade(lab: Lab) -> None:
     """Workers and front are replaced one after the other while turns run: none is lost."""
+    _echo(lab)
+    lab.up("--scale", "worker=2")
+    lab.ready()
     talk = Talk(lab, conversations=6)
     talk.send(3)
     for service in ("worker", "front"):
@@ -201,13 +198,16 @@ def upgrade(lab: Lab) -> None:
 
 def backup_and_restore(lab: Lab) -> None:
     """What docs/deploy.md tells, step by step: afterwards conversations go on."""
+    _echo(lab)
+    lab.up("--scale", "worker=2")
+    lab.ready()
     talk = Talk(lab, conversations=3)
     talk.send(1)
     talk.check("the day before")
     lab.compose("stop", "-t", "40")
     in_volume = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "bash", "valkey", "-c")
     saved = lab.directory / "valkey.tar.b64"
-    said = lab.compose(*in_volume, "tar -C /var/lib/rolecall -cz . | base64 -w0; echo")
+    said = lab.compose(*in_volume, "tar -C /var/lib/rolecall -cz appendonlydir | base64 -w0; echo")
     saved.write_text(max(said.split("\n"), key=len) + "\n")
     lab.compose("down", "-v", "-t", "5")
     lab.compose(*in_volume, "base64 -d | tar -C /var/lib/rolecall -xz", stdin=saved)
@@ -228,6 +228,19 @@ def port_taken(lab: Lab) -> None:
         said = lab.compose("up", "-d", "--no-build", "front", check=False)
     expect(re.search("in use|already allocated", said) and str(lab.port) in said, "it is said", said)
     lab.say(_line(said, "in use") or _line(said, "allocated"))
+
+
+def _echo(lab: Lab) -> None:
+    """Have the model that repeats what is said from now on, slowly, and a short lease."""
+    if "proof.yml" in lab.files:
+        return
+    lab.compose("down", "-t", "20")
+    settings = (lab.directory / "config.py").read_text()
+    (lab.directory / "echo.py").write_text(re.sub(r"^MODELS = .*$", 'MODELS = ("echo@test",)', settings, flags=re.M))
+    mounts = "\n".join(f"  {s}: {{volumes: ['./echo.py:/app/config.py:ro']}}" for s in ("worker", "front"))
+    (lab.directory / "proof.yml").write_text(f"services:\n{mounts}\n")
+    (lab.directory / ".env").write_text("ECHO_DELAY=1.5\nECHO_DELTAS=3\nLEASE_SECONDS=6\nHEARTBEAT_SECONDS=2\n")
+    lab.profiles, lab.files = (), (*lab.files, "proof.yml")
 
 
 def _healthy(lab: Lab, service: str) -> bool:
