@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -66,6 +67,11 @@ class QuietBot(Bot):
             await super().initialize()
         except InvalidToken:
             raise InvalidToken("Telegram does not know this token") from None
+
+    async def shutdown(self) -> None:
+        """Close the connections; those of a bot that Telegram does not know, too."""
+        await super().shutdown()
+        await asyncio.gather(self.request.shutdown(), self._updates.shutdown())
 
     async def updates(self, offset: int, seconds: int, kinds: Sequence[str]) -> list[Update]:
         """The updates of these ``kinds`` from ``offset`` on, waited for so long; those before ``offset`` are
@@ -163,14 +169,14 @@ def _secrets(settings: Settings) -> set[str]:
 def _direct(settings: Settings, url: str) -> Direct | None:
     """The way to Telegram without a proxy; None where there is one."""
     parts, proxy = urlsplit(url), proxy_of(settings.proxy)
-    if is_loopback(url):  # see client_options
-        return Direct(url, None, keep=False) if parts.scheme == "http" else None
+    if is_loopback(url):
+        return Direct(url, None) if parts.scheme == "http" else None
     system = getproxies()
     if proxy not in ("NO", "SYSTEM") or (proxy == "SYSTEM" and (parts.scheme in system or "all" in system)):
         return None
     options = client_options(url, proxy, httpx.Limits)
     secure = httpx.create_ssl_context(options.get("verify", True), trust_env=options.get("trust_env", True))
-    return Direct(url, secure if parts.scheme == "https" else None, keep=True)
+    return Direct(url, secure if parts.scheme == "https" else None)
 
 
 def _requests(settings: Settings, url: str, read: float, direct: Direct | None = None) -> Requests:

@@ -42,12 +42,12 @@ class Kept:
 
 
 class Direct:
-    """The server of ``url``; ``secure`` holds its certificates' authorities for https. With ``keep`` connections are
-    kept for the next request."""
+    """The server of ``url``; ``secure`` holds the authorities of its certificate, for https. Connections are kept for
+    the next request."""
 
-    def __init__(self, url: str, secure: ssl.SSLContext | None, *, keep: bool) -> None:
+    def __init__(self, url: str, secure: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
-        self._host, self._secure, self._keep = parts.hostname or "", secure, keep
+        self._host, self._secure = parts.hostname or "", secure
         self._port = parts.port or (443 if secure else 80)
         self._header = parts.netloc.encode("ascii")
         self.kept: deque[Kept] = deque()
@@ -62,7 +62,7 @@ class Direct:
                 status, content = await self._exchange(connection, urlsplit(url).path, body)
             whole = True
         finally:
-            if whole and self._keep and connection.http.our_state is h11.DONE is connection.http.their_state:
+            if whole and connection.http.our_state is h11.DONE is connection.http.their_state:
                 connection.http.start_next_cycle()
                 connection.since = time.monotonic()
                 self.kept.append(connection)
@@ -97,7 +97,6 @@ class Direct:
             headers=[
                 (b"Host", self._header), (b"Content-Length", b"%d" % len(body)),
                 (b"Content-Type", b"application/x-www-form-urlencoded"),
-                *(() if self._keep else [(b"Connection", b"close")]),
             ],
         )  # fmt: skip
         parts = [http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
