@@ -10,12 +10,14 @@ from tests.contract.model_wires import OpenAIWire
 
 
 class StubServer:
-    """Answers after ``seconds``; counts connections, answers, and how many it gave at once. ``fails`` is a status that
-    it answers with instead."""
+    """Answers after ``seconds``, and not before ``going`` is set; counts connections, answers, and how many it gave at
+    once. ``fails`` is a status that it answers with instead."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.fails = 0
+        self.going = asyncio.Event()
+        self.going.set()
         self.connections = self.answered = self.now = self.most = 0
         self._server: asyncio.Server | None = None
         self._port = 0
@@ -67,6 +69,7 @@ class StubServer:
             writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
             writer.write(wire.delta("so: "))
             await writer.drain()
+            await self.going.wait()
             await asyncio.sleep(self.seconds)
             writer.write(wire.delta(words) + wire.end("stop", (3, 2)))
             self.answered += 1

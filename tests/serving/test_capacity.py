@@ -21,6 +21,7 @@ from rolecall.serving.memory import Room
 from rolecall.serving.server import ModelServer
 from rolecall.serving.workers_for import MOST
 from tests.deployment import Deployment, deployed
+from tests.serving.processes import LONG
 from tests.waiting import wait_until
 
 MODEL = "echo@test"
@@ -69,7 +70,8 @@ async def test_instances_follow_the_slots_of_live_servers_across_processes(tmp_p
         for server in (one, two, three):
             await directory.end(server.id)
         took.append(await reached(deployment, 1, 1))
-        assert max(took) < 5, "it is 2 s where nothing else runs"
+        print(f"\nslots to instances: {', '.join(f'{seconds:.2f} s' for seconds in took)}")
+        assert not LONG or max(took) <= 2
         assert (await deployment.ask("a:1", "Hello")).text == "echo: Hello"
 
 

