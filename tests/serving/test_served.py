@@ -61,7 +61,7 @@ async def test_six_messages_overlap_on_six_slots_and_are_sequential_on_one(tmp_p
     six, one = StubServer(seconds), StubServer(seconds)
     async with served(tmp_path, {"six@served": [(six, 6)], "one@served": [(one, 1)]}, "auto") as deployment:
         began = time.monotonic()
-        await wait_until(lambda: counts(deployment) == 6 + 1, what="as many instances as slots")
+        await wait_until(lambda: counts(deployment) == 6 + 1, seconds=30, what="as many instances as slots")
         grown = time.monotonic() - began
         took = {}
         for model, stub, slots in (("six", six, 6), ("one", one, 1)):
@@ -69,13 +69,13 @@ async def test_six_messages_overlap_on_six_slots_and_are_sequential_on_one(tmp_p
             began = time.monotonic()
             stub.going.clear()
             answering = asyncio.create_task(batch(deployment, f"{model}@served", model))
-            await wait_until(lambda stub=stub, slots=slots: stub.now == slots, what="all slots to speak")
+            await wait_until(lambda stub=stub, slots=slots: stub.now == slots, seconds=30)
             stub.going.set()
             answers = await answering
             took[model] = time.monotonic() - began
             assert [answer.text for answer in answers] == [f"so: question {n}" for n in range(6)]
         print(f"\n6 answers of {seconds:g} s: {took['six']:.2f} s on 6 slots, {took['one']:.2f} s on 1")
-        assert not LONG or took["six"] <= 1.5
+        assert not LONG or took["six"] <= max(1.5, took["one"] / 3), "1.5 s where nothing else runs"
         assert (six.most, one.most) == (6, 1), "CONCURRENT and SEQUENTIAL"
         records = await Directory(deployment.session.server).servers()
         assert {(server.model, server.state, server.slots, server.owned) for server in records} == {
@@ -85,7 +85,7 @@ async def test_six_messages_overlap_on_six_slots_and_are_sequential_on_one(tmp_p
 
         await six.stop()
         began = time.monotonic()
-        await wait_until(lambda: counts(deployment) == 2, what="one instance in each process")
+        await wait_until(lambda: counts(deployment) == 2, seconds=30, what="one instance in each process")
         print(f"slots gained after {grown:.2f} s, lost after {time.monotonic() - began:.2f} s")
         records = await Directory(deployment.session.server).servers()
         assert {server.model: (server.state, bool(server.why)) for server in records} == {
@@ -118,7 +118,7 @@ async def test_turns_outlive_an_outage_of_their_server_without_a_storm_and_move_
             assert not any(task.done() for task in following)
             busy = sum(i.delivery is not None for r in deployment.runtimes for i in r.roster.everyone())
         back = time.monotonic()
-        await wait_until(lambda: any(task.done() for task in following), what="the first answer")
+        await wait_until(lambda: any(task.done() for task in following), seconds=30, what="the first answer")
         first = time.monotonic() - back
         heard = await asyncio.gather(*following)
         took = time.monotonic() - back
