@@ -38,7 +38,7 @@ async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]
     serving = Serving(server, "p1", tmp_path)
     yield serving
     await serving.aclose()
-    assert not running(tmp_path)
+    await wait_until(lambda: not running(tmp_path))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from rolecall.serving.serving import Serving
 from rolecall.settings import Settings
 from tests.applications import CONFIG, make_application, own_modules
 from tests.serving.processes import running, weights
+from tests.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("llama_like.py")
 
@@ -28,7 +29,7 @@ async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]
     serving = Serving(server, "p1", tmp_path)
     yield serving
     await serving.aclose()
-    assert not running(tmp_path, "llama_like.py")
+    await wait_until(lambda: not running(tmp_path, "llama_like.py"))
 
 
 @pytest.fixture(scope="module")

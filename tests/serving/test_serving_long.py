@@ -39,7 +39,7 @@ async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]
     serving = Serving(server, "p1", tmp_path)
     yield serving
     await serving.aclose()
-    assert not running(tmp_path) | running(tmp_path, "host.py")
+    await wait_until(lambda: not running(tmp_path) | running(tmp_path, "host.py"))
 
 
 async def test_a_load_longer_than_the_hold_on_its_place_starts_one(serving: Serving, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ class Keeper:
     async def _beat(self) -> None:
         """Returns when the engine has to go."""
         heard = needed = time.monotonic()
+        patience = ANSWER_SECONDS  # whoever started it spoke with Redis a moment ago: it has been ended since
         while True:
             self._news.clear()
             try:
@@ -117,10 +118,10 @@ class Keeper:
                     pulse = await self._directory.beat(self._now, again="alone" if self.ready else "no")
             except AWAY as error:
                 logger.warning("Redis is away: %s", error)
-                if time.monotonic() - heard > AWAY_SECONDS:
+                if time.monotonic() - heard > patience:
                     return
             else:
-                heard = time.monotonic()
+                heard, patience = time.monotonic(), AWAY_SECONDS
                 needed = heard if pulse.users else needed
                 if await self._is_over(pulse, heard - needed):
                     return

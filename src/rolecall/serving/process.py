@@ -41,6 +41,8 @@ def lives(pid: int, birth: str) -> bool:
 def send(pid: int, birth: str, number: signal.Signals) -> bool:
     """Send this very process a signal; False when it is gone, whoever has its pid now."""
     with suppress(ProcessLookupError, PermissionError):
+        if not (pid and birth):
+            return False
         if not hasattr(os, "pidfd_open"):
             if lives(pid, birth):
                 os.kill(pid, number)

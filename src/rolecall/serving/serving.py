@@ -25,7 +25,7 @@ from rolecall.redis_client import RedisServer
 from rolecall.serving import memory
 from rolecall.serving.directory import CALL_SECONDS, RESIDENT_SECONDS, USER_SECONDS, Claim, Directory
 from rolecall.serving.locks import make_private
-from rolecall.serving.process import lives, machine, send
+from rolecall.serving.process import birth_of, lives, machine, send
 from rolecall.serving.server import ModelServer, Spec
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Serving:
         self._patience = patience
         self._ensuring: dict[str, asyncio.Task[ModelServer]] = {}
         self._needing: asyncio.Task[None] | None = None
+        self._started: dict[str, tuple[int, str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def ensure(self, spec: Spec) -> ModelServer:
@@ -198,6 +199,7 @@ class Serving:
                 # A terminal's Ctrl-C is meant for the process in front, not for what others share.
                 start_new_session=True,
             )
+        self._started = {wanted.id: (child.pid, birth_of(child.pid)), **dict([*self._started.items()][:7])}
         # The thread keeps no process from ending and leaves no zombie, whenever the host ends.
         threading.Thread(target=child.wait, name=f"reap {spec.model}", daemon=True).start()
         assert child.stdin is not None
@@ -235,7 +237,9 @@ class Serving:
     async def _gone(self) -> None:
         """Tell the hosts of this machine to leave, and wait until they have."""
         for server in await self.directory.servers(machine=self.machine):
-            if server.owned and not send(server.host_pid, server.host_birth, signal.SIGTERM):
+            # One that is just starting has not said yet who it is; then whoever started it knows.
+            who = (server.host_pid, server.host_birth) if server.host_pid else self._started.get(server.id, (0, ""))
+            if server.owned and (not send(*who, signal.SIGTERM) or not server.host_pid):
                 await self.directory.end(server.id)
         while any(server.owned for server in await self.directory.servers(machine=self.machine)):
             await asyncio.sleep(0.02)
