@@ -131,22 +131,17 @@ def _final_at(message: Message) -> float:
     return next(look.at for look in message.looks if look.text == message.text)
 
 
-async def placeholder_seconds(place: Place, users: int, rounds: int) -> list[list[float]]:
-    """How long each of ``users`` waits for a placeholder, all writing at once while every instance is busy: several
-    times, others each time."""
+async def placeholder_seconds(place: Place, users: int) -> list[float]:
+    """How long each of ``users`` waits for a placeholder, all writing at once while every instance is busy."""
     await place.up(ECHO_DELAY="600")
     for number in range(OCCUPANTS):
         place.api.user(1 + number).write("keep them busy")
     await place.api.wait_for(lambda: all(place.api.chat(1 + number).answers for number in range(OCCUPANTS)), seconds=30)
-    waits = []
-    for first in range(rounds):
-        people = [place.api.user(1000 * (first + 1) + number) for number in range(users)]
-        for user in people:
-            user.write("hello")
-        await place.api.wait_for(lambda p=people: all(place.api.chat(user.id).answers for user in p), seconds=60)
-        waits.append(sorted(_waited(place.api, user) for user in people))
-        await asyncio.sleep(2)
-    return waits
+    people = [place.api.user(1000 + number) for number in range(users)]
+    for user in people:
+        user.write("hello")
+    await place.api.wait_for(lambda: all(place.api.chat(user.id).answers for user in people), seconds=60)
+    return sorted(_waited(place.api, user) for user in people)
 
 
 def _waited(api: TelegramApi, user: User) -> float:
@@ -238,8 +233,10 @@ async def _proof(turns: int, users: int, writers: int) -> bool:
 
 
 async def _show_latency(users: int) -> Rows:
-    async with TelegramApi() as api, _place(api) as place:
-        rounds = await placeholder_seconds(place, users, ROUNDS)
+    rounds = []
+    for _ in range(ROUNDS):
+        async with TelegramApi() as api, _place(api) as place:
+            rounds.append(await placeholder_seconds(place, users))
     p50, p99 = (sorted(percentile(waits, share) * 1000 for waits in rounds) for share in (0.5, 0.99))
     text = (
         f"p50 {p50[ROUNDS // 2]:.0f} ms, p99 {p99[ROUNDS // 2]:.0f} ms: the middle of {ROUNDS} rounds, "
