@@ -20,7 +20,7 @@ from rolecall.models.registry import open_model, probe, warm
 from rolecall.redis_client import RedisServer
 from rolecall.serving.serving import Serving
 from rolecall.settings import Settings
-from tests.serving.processes import running, weights
+from tests.serving.processes import LONG, running, weights
 from tests.waiting import wait_until
 
 SETTINGS = Settings(local_slots=2, local_threads=1, local_context=512)
@@ -75,6 +75,7 @@ async def test_a_cancelled_answer_frees_its_slot(model: LocalModel, serving: Ser
         await asking
 
 
+@pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
 async def test_a_killed_engine_is_replaced_for_the_next_question(model: LocalModel, serving: Serving) -> None:
     await model.warm()
     first = await engine_pid(serving)

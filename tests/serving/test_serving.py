@@ -27,6 +27,9 @@ from tests.serving.processes import LONG, PROCESSES, measured, running, stub, ti
 from tests.waiting import wait_until
 
 
+long = pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
+
+
 @pytest.fixture(scope="module")
 def file() -> Path:
     return weights()
@@ -92,6 +95,7 @@ async def test_ten_rapid_calls_start_one_and_later_ones_find_it_at_once(serving:
     assert sorted(took)[20] < (0.005 if LONG else 0.1)
 
 
+@long
 async def test_threads_with_loops_of_their_own_share_it_too(server_url: str, tmp_path: Path, file: Path) -> None:
     pids: set[int] = set()
 
@@ -124,6 +128,7 @@ async def test_a_killed_host_takes_its_engine_along_and_is_replaced(
     assert running(tmp_path) == {second.pid}
 
 
+@long
 async def test_a_host_killed_while_it_loads_is_replaced_by_one(serving: Serving, tmp_path: Path) -> None:
     asking = [asyncio.create_task(serving.ensure(stub("slow", delay=0.7))) for _ in range(5)]
     await wait_until(lambda: running(tmp_path, "host.py"))
@@ -146,6 +151,7 @@ async def test_a_host_that_slept_and_was_replaced_leaves_by_itself(serving: Serv
     assert (await only(serving)).id == second.id
 
 
+@long
 async def test_a_server_that_forgot_everything_is_told_anew(serving: Serving, server: RedisServer) -> None:
     first = await serving.ensure(stub("a"))
     await server.call("FLUSHALL")
@@ -216,13 +222,14 @@ async def test_a_model_that_nobody_asks_leaves_and_comes_back(serving: Serving, 
     spec = stub("a", idle=0.5)
     async with serving.calling(spec) as first:
         with pytest.raises(AssertionError):
-            await wait_until(lambda: not lives(first.pid, first.birth), seconds=1.5)
+            await wait_until(lambda: not lives(first.pid, first.birth), seconds=1.0)
     await wait_until(lambda: not running(tmp_path, "host.py"))
     assert not await serving.directory.servers()
     async with serving.calling(spec) as second:
         assert second.pid != first.pid
 
 
+@long
 async def test_a_pinned_model_stays_though_nobody_asks(serving: Serving) -> None:
     first = await serving.ensure(stub("a", idle=0.3))
     assert await serving.directory.pin(first.id, True)
