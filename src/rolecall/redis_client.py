@@ -193,10 +193,11 @@ class RedisServer:
 
     async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         chosen = script(name)
+        known, whole = ("EVALSHA_RO", "EVAL_RO") if chosen.reads else ("EVALSHA", "EVAL")
         try:
-            return await self.call("EVALSHA", chosen.sha, len(keys), *keys, *args)
+            return await self.call(known, chosen.sha, len(keys), *keys, *args)
         except NoScriptError:
-            return await self.call("EVAL", chosen.body, len(keys), *keys, *args)
+            return await self.call(whole, chosen.body, len(keys), *keys, *args)
 
 
 class BlockingReader:

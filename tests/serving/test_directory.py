@@ -9,6 +9,7 @@ import pytest
 
 from rolecall import keys
 from rolecall.redis_client import RedisServer
+from rolecall.scripts import script
 from rolecall.serving.directory import Directory
 from rolecall.serving.memory import Room
 from rolecall.serving.server import ModelServer, Spec
@@ -154,3 +155,14 @@ async def backdate(server: RedisServer, *ids: str) -> None:
         raw["ready"] -= 60_000
         raw["used"] += number - 60_000
         await server.call("HSET", keys.SERVED, one, msgspec.json.encode(raw))
+
+
+async def test_a_list_leaves_out_what_is_over_and_is_for_those_too_who_may_only_read(
+    directory: Directory, server: RedisServer
+) -> None:
+    there = await ready(directory, wanted("a"))
+    over = msgspec.structs.replace(there, id="over")
+    await server.call("HSET", keys.SERVED, "over", msgspec.json.encode({**msgspec.to_builtins(over), "lapses": 1}))
+    assert isinstance(await directory.enter(spec("a"), HERE, "call"), ModelServer)
+    assert script("served_list").reads
+    assert [(one.id, one.in_flight) for one in await directory.servers()] == [("a1", 1)]

@@ -183,6 +183,9 @@ async def test_a_shards_keys_are_for_all_services_and_the_others_for_who_needs_t
         assert {user for user in INIT.USERS if await allowed(users, user, "DEL", key)} == who, key
     assert await allowed(users, "front", "HGETALL", keys.API_KEYS)
     assert not await allowed(users, "worker", "HGETALL", keys.API_KEYS)
+    servers = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
+    assert await allowed(users, "front", "EVALSHA_RO", "0" * 40, str(len(servers)), *servers)
+    assert not await allowed(users, "front", "EVALSHA", "0" * 40, str(len(servers)), *servers)
     assert not await allowed(users, "telegram", "GET", keys.login("x"))
 
 

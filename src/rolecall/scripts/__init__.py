@@ -9,15 +9,18 @@ from hashlib import sha1
 from importlib.resources import files
 
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
+_CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Script:
-    """A script's whole text, with what it includes in front, and the SHA-1 the server knows it by."""
+    """A script's whole text, with what it includes in front, and the SHA-1 the server knows it by. One that ``reads``
+    and changes nothing may be run by users who may only read its keys."""
 
     name: str
     body: bytes
     sha: str
+    reads: bool = False
 
 
 @cache
@@ -28,7 +31,8 @@ def script(name: str) -> Script:
     for part in reversed(included.group(1).split() if included else []):
         text = _read(f"lib/{part}.lua") + text
     body = text.encode()
-    return Script(name, body, sha1(body, usedforsecurity=False).hexdigest())
+    reads = bool(_CHANGES_NOTHING.search(text))
+    return Script(name, body, sha1(body, usedforsecurity=False).hexdigest(), reads)
 
 
 @cache
