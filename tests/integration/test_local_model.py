@@ -25,7 +25,7 @@ from tests.waiting import wait_until
 
 SETTINGS = Settings(local_slots=2, local_threads=1, local_context=512)
 SYSTEM = Message("system", "You are a helpful assistant. Answer briefly and correctly.")
-LONG = Request((Message("user", "Write a long story about a dog."),), max_tokens=400)
+STORY = Request((Message("user", "Write a long story about a dog."),), max_tokens=400)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ async def test_a_conversation_too_long_is_refused(model: LocalModel) -> None:
 
 async def test_a_cancelled_answer_frees_its_slot(model: LocalModel, serving: Serving) -> None:
     await model.warm()
-    asking = asyncio.create_task(whole(model, LONG))
+    asking = asyncio.create_task(whole(model, STORY))
     await wait_until(lambda: is_busy(serving, 1))
     asking.cancel()
     await wait_until(lambda: is_busy(serving, 0), seconds=5)
@@ -87,7 +87,7 @@ async def test_a_killed_engine_is_replaced_for_the_next_question(model: LocalMod
 async def test_an_engine_killed_amid_an_answer_ends_that_answer(model: LocalModel, serving: Serving) -> None:
     said = []
     with pytest.raises(Truncated, match="smollm2@local") as caught:
-        async for event in model.stream(LONG):
+        async for event in model.stream(STORY):
             said.append(event)
             if len(said) == 3:
                 os.kill(await engine_pid(serving), signal.SIGKILL)

@@ -26,7 +26,6 @@ from rolecall.serving.serving import Serving
 from tests.serving.processes import LONG, PROCESSES, measured, running, stub, tiny, users, weights, zombies
 from tests.waiting import wait_until
 
-
 long = pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
 
 
