@@ -118,6 +118,41 @@ def local_model(lab: Lab) -> None:
     lab.say(f"from `up` to the first answer {time.monotonic() - began:.1f} s: {answer['text']!r} ({answer['model']})")
 
 
+LOOKED_AT = (
+    "/health/live", "/info", "/v1/models", "/metrics", "/agents", "/queues", "/stats", "/dead", "/conversations",
+    "/conversations/{}", "/conversations/{}/log", "/conversations/{}/log.txt", "/conversations/{}/timeline",
+    "/", "/web/conversations", "/web/now", "/web/dead", "/web/pulse",
+)  # fmt: skip
+
+
+def operators(lab: Lab) -> None:
+    """The web page and what is for operators, with the rights that the front's own user has."""
+    with lab.client() as client:
+        client.post("/chat", json={"text": "/help", "conversation_id": "looked-at"})
+
+        def found() -> list[str]:
+            return [
+                one["conversation"] for one in client.get("/conversations?search=looked-at").json()["conversations"]
+            ]
+
+        lab.until(found, "the conversation is listed")
+        name = found()[0]
+        for path in LOOKED_AT:
+            answer = client.get(path.format(name))
+            expect(answer.status_code == 200, path, answer.text)
+        for path in ("/web/now/events", "/web/conversations/events"):
+            with client.stream("GET", path) as stream:
+                expect(next((line for line in stream.iter_lines() if line.startswith("data:")), ""), path)
+        ended = client.delete(f"/conversations/{name}")
+        expect(ended.status_code == 200, "delete", ended.text)
+        lab.until(lambda: not found(), "its transcripts are gone")
+        key = client.headers.pop("authorization").removeprefix("Bearer ")
+        expect(client.get("/agents").status_code == 401, "no key, no answer")
+        answer = client.post("/login", json={"key": key})
+        expect(answer.status_code == 200 and client.get("/agents").status_code == 200, "a login", answer.text)
+    lab.say(f"{len(LOOKED_AT)} pages and routes looked at, a conversation deleted, logged in")
+
+
 def only_what_is_allowed(lab: Lab) -> None:
     """A stranger on the network gets nothing; each service can do its work and nothing else."""
     words = ("--rm", "--network", f"{PROJECT}_bus", "--entrypoint", "python", "rolecall:latest", "-c", INTRUDER)
@@ -265,7 +300,6 @@ def _line(said: str, part: str) -> str:
 
 PARTS: dict[str, Callable[[Lab], None]] = {
     part.__name__: part
-    for part in (valid, build, bad_input, empty_env, local_model, only_what_is_allowed, kills_and_restarts, upgrade,
-                 no_service_was_refused,
-                 backup_and_restore, port_taken)
+    for part in (valid, build, bad_input, empty_env, local_model, operators, only_what_is_allowed, kills_and_restarts,
+                 upgrade, no_service_was_refused, backup_and_restore, port_taken)
 }  # fmt: skip
