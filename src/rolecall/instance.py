@@ -99,9 +99,9 @@ class Instance:
     async def handle(self) -> None:
         """Handle what it occupies, settle it, and be free again."""
         assert self.delivery is not None
-        self._task = asyncio.current_task()
+        self._task, where = asyncio.current_task(), _where(self.delivery)
         WHO.set(self.id)
-        logger.info("takes %s", _where(self.delivery))
+        logger.info("takes %s", where)
         records = Records(self.id)
         try:
             await self._handle(self.delivery, records)
@@ -110,13 +110,13 @@ class Instance:
                 raise
             await self._after_loss(self.delivery, records)
         except (RedisError, OSError, ServerUnavailable) as error:
-            logger.warning("leaves %s to its lease: %s", _where(self.delivery), error)
+            logger.warning("leaves %s to its lease: %s", where, error)
         finally:
             handling = time.monotonic() - self.since
             self.around.measures.time("handling", handling, self.role)
             self.busy_seconds += handling
             self.handled += 1
-            logger.info("is done with %s after %.3f s", _where(self.delivery), time.monotonic() - self.since)
+            logger.info("is done with %s after %.3f s", where, handling)
             self.delivery = self._task = None
 
     async def _handle(self, delivery: Delivery, records: Records) -> None:

@@ -66,7 +66,10 @@ class Memory:
 
 def brought(payload: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages that a payload brings along as its ``history``: {role, text} each; anything else is nothing."""
+    history = payload.get("history")
+    if not history:
+        return ()
     try:
-        return msgspec.convert(payload.get("history") or (), tuple[Message, ...])
+        return msgspec.convert(history, tuple[Message, ...])
     except msgspec.ValidationError:
         return ()
