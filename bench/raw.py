@@ -65,15 +65,16 @@ async def _read(client: Redis, count: int) -> None:
 async def raw_two_hops(url: str, times: int) -> list[float]:
     """Milliseconds from a message to its answer over two such streams read by another process and back by a third
     stream, one at a time; sorted."""
-    async with Redis.from_url(url) as client, worker_process("raw", url):
-        last, took = "0", []
-        for number in range(times):
-            began = time.perf_counter()
-            await client.xadd(CHAIN[0], {"e": msgspec.json.encode(_body(number))})
-            reply: Any = await client.xread({CHAIN[-1]: last}, count=1, block=1000)
-            last, fields = reply[0][1][0]
-            msgspec.json.decode(fields[b"e"])
-            took.append((time.perf_counter() - began) * 1000)
+    async with Redis.from_url(url) as client:
+        async with worker_process("raw", url):
+            last, took = "0", []
+            for number in range(times):
+                began = time.perf_counter()
+                await client.xadd(CHAIN[0], {"e": msgspec.json.encode(_body(number))})
+                reply: Any = await client.xread({CHAIN[-1]: last}, count=1, block=1000)
+                last, fields = reply[0][1][0]
+                msgspec.json.decode(fields[b"e"])
+                took.append((time.perf_counter() - began) * 1000)
         await client.delete(*CHAIN)
     return sorted(took)
 
