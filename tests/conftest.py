@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from rolecall.bus import Bus
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
 from tests.valkey import ValkeyProcess
+
+
+def pytest_configure() -> None:
+    """The suite tries the same examples each time; ``ROLECALL_RANDOM=1`` looks for new ones."""
+    hypothesis.settings.register_profile("same", derandomize=True, database=None)
+    if "ROLECALL_RANDOM" not in os.environ:
+        hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

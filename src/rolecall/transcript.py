@@ -84,10 +84,10 @@ def format_line(record: Record, tz: tzinfo | None = None) -> str:
     at = (EPOCH + timedelta(milliseconds=min(max(record.ms, 0), LAST_MS))).astimezone(tz)
     since = f"{record.since // 1000}.{record.since % 1000:03d}".rjust(7)
     instance = escape(record.instance).replace("[", "\\x5b").replace("]", "\\x5d")
-    text = escape(record.text).replace("  ~", "  \\x7e")
+    text = f" {escape(record.text)}".replace("  ~", "  \\x7e")  # with the blank before it: nothing else may be the tail
     turn = "\\x2d" if record.turn == "-" else escape(record.turn).replace(" ", "\\x20") or "-"
     stamp = at.replace(tzinfo=None).isoformat(" ", "milliseconds")
-    return f"[{stamp}] [{since}s] [{instance}] {record.word}: {text}  ~{turn} {record.id}"
+    return f"[{stamp}] [{since}s] [{instance}] {record.word}:{text}  ~{turn} {record.id}"
 
 
 def parse_line(line: str, tz: tzinfo | None = None) -> Record | None:

@@ -97,8 +97,9 @@ def test_letters_of_every_script_stay_as_they_are() -> None:
     assert escape(text) == text
 
 
-def test_a_text_that_looks_like_the_tail_forges_none() -> None:
-    line = format_line(record(text="x  ~9 9999999999999-9"), UTC)
+@pytest.mark.parametrize("text", ["x  ~9 9999999999999-9", " ~9 9999999999999-9"])
+def test_a_text_that_looks_like_the_tail_forges_none(text: str) -> None:
+    line = format_line(record(text=text), UTC)
     found = parse_line(line, UTC)
     assert found is not None and (found.turn, found.id) == ("17", f"{MS}-0")
     assert line.count("  ~") == 1
