@@ -94,13 +94,12 @@ class Models:
         await self.serving.aclose()
 
     def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
+        model: Model
         if places := application.servers.get(name):
-            served = ServedModel(name, places, application.settings, server)
-            self.balances[name] = served.balance
-            self._gates[name] = Gate(server, name, application.terms.get(name) or Terms(), application.settings, wake)
-            return Guarded(served, self._gates[name])
-        if command := application.commands.get(name):
-            model: Model = commanded(name, command, application.settings, self.serving)
+            model = ServedModel(name, places, application.settings, server)
+            self.balances[name] = model.balance
+        elif command := application.commands.get(name):
+            model = commanded(name, command, application.settings, self.serving)
         else:
             model = open_model(name, application.settings, application.state_dir, self.serving)
         gate = self._gate(name, application, server, wake)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,24 +22,10 @@ from rolecall.serving.keeper import ALONE_SECONDS
 from rolecall.serving.process import birth_of, lives, ports_of, send
 from rolecall.serving.server import ModelServer, Spec
 from rolecall.serving.serving import Serving
-from tests.serving.processes import LONG, PROCESSES, measured, running, stub, tiny, users, weights, zombies
+from tests.serving.processes import LONG, PROCESSES, measured, running, stub, tiny, users
 from tests.waiting import wait_until
 
 long = pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
-
-
-@pytest.fixture(scope="module")
-def file() -> Path:
-    return weights()
-
-
-@pytest.fixture
-async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]:
-    serving = Serving(server, "p1", tmp_path)
-    yield serving
-    await serving.aclose()
-    await wait_until(lambda: not running(tmp_path) | running(tmp_path, "host.py"))
-    await wait_until(lambda: not zombies())
 
 
 async def only(serving: Serving) -> ModelServer:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,23 +22,10 @@ from rolecall.serving.serving import Serving
 from rolecall.settings import Settings
 from tests.integration import rolecall_process
 from tests.integration.rolecall_process import make_application
-from tests.serving.processes import LONG, measured, running, stub, tiny, users, weights, zombies
+from tests.serving.processes import LONG, measured, running, stub, tiny, users, zombies
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
-
-
-@pytest.fixture(scope="module")
-def file() -> Path:
-    return weights()
-
-
-@pytest.fixture
-async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]:
-    serving = Serving(server, "p1", tmp_path)
-    yield serving
-    await serving.aclose()
-    await wait_until(lambda: not running(tmp_path) | running(tmp_path, "host.py"))
 
 
 async def test_a_load_longer_than_the_hold_on_its_place_starts_one(serving: Serving, tmp_path: Path) -> None:
