@@ -196,7 +196,11 @@ async def test_an_idle_model_makes_room_and_a_busy_one_answers_first(server: Red
     second = await asking
     assert time.monotonic() - first_over < 10
     await wait_until(lambda: not lives(first.pid, first.birth))
-    assert [one.id for one in await serving.directory.servers()] == [second.id]
+
+    async def told() -> bool:
+        return [one.id for one in await serving.directory.servers()] == [second.id]
+
+    await wait_until(told, what="its host, which outlives it by a moment, says that it is gone")
     watching.cancel()
     assert most <= 150
     await serving.aclose()
@@ -228,7 +232,11 @@ async def test_a_model_is_unloaded_on_order_but_not_amid_an_answer_unless_told_s
         assert await serving.directory.stop(busy.id) == "busy"
         assert await serving.directory.stop(busy.id, busy=True) == "stopping"
         await wait_until(lambda: not lives(busy.pid, busy.birth))
-    assert await serving.directory.stop(busy.id) == "unknown"
+
+    async def told() -> bool:
+        return await serving.directory.stop(busy.id) == "unknown"
+
+    await wait_until(told, what="its host, which outlives it by a moment, says that it is gone")
 
 
 def test_a_process_is_known_by_its_birth_and_a_stranger_with_its_pid_is_spared() -> None:
