@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.app import FILLER, HOPS, ManagerAgent, PingAgent, PongAgent, SampleLLMAgent, application, settings
 from bench.raw import worker_process
 from rolecall import Agent, Context, Envelope
-from rolecall.bus import Bus
+from rolecall.bus import Bus, admit
 from rolecall.config import Role
 from rolecall.follow import Wakeups
 from rolecall.frontends.front import Front
@@ -79,7 +79,7 @@ async def _all_answered(runtime: Runtime, conversations: int, to: str) -> float:
     envelopes = [
         Envelope(conversation=f"bench:{number}", payload={"text": FILLER, "to": to}) for number in range(conversations)
     ]
-    await asyncio.gather(*(runtime.bus.admit(envelope) for envelope in envelopes))
+    await asyncio.gather(*(admit(runtime.bus, envelope) for envelope in envelopes))
     while await runtime.bus.server.call("ZCARD", active):
         await asyncio.sleep(0.002)
     return time.perf_counter() - began

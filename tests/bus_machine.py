@@ -11,7 +11,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from rolecall import keys
-from rolecall.bus import Bus, Demand, Mode
+from rolecall.bus import (
+    Bus,
+    Demand,
+    Mode,
+    admit,
+    bury,
+    complete,
+    defer,
+    emit,
+    hand_back,
+    hop,
+    notify,
+    renew,
+    start,
+    streams_of,
+    take,
+)
 from rolecall.delivery import Delivery, Records
 from rolecall.editing import edit_message
 from rolecall.ending import cancel_turn, stop_conversation
@@ -101,7 +117,8 @@ class BusMachine(RuleBasedStateMachine):
         ended = self._interrupted(conversation, user) if mode == "interrupt" and not control else None
         envelope = Envelope(conversation=name, payload={"text": text}, priority=priority, reply_to="front")
         got = self.now(
-            self.buses[0].admit(
+            admit(
+                self.buses[0],
                 envelope, idempotency=idem, principal=user, outbox=outbox, control=bool(control), mode=mode,
                 group=group, hold=hold,
             )
@@ -217,7 +234,7 @@ class BusMachine(RuleBasedStateMachine):
         if conversation is None:
             return
         self.notified += 1
-        got = self.now(self.buses[0].notify(name, "news", idempotency=str(key), front="front"))
+        got = self.now(notify(self.buses[0], name, "news", idempotency=str(key), front="front"))
         idem = f"notice:{key}"
         assert got == ("DUP" if idem in conversation.notices else "OK")
         if got == "OK":
@@ -242,7 +259,7 @@ class BusMachine(RuleBasedStateMachine):
         bus = self.buses[process]
         demands = [Demand(role, free, last_ok) for role in ROLES]
         expected = [found for demand in demands for found in self._due_to(bus, demand, start, bool(claim))]
-        taken = self.now(bus.take(SHARD, demands, start, bool(claim)))
+        taken = self.now(take(bus, SHARD, demands, start, bool(claim)))
         assert [(d.stream, d.id, d.count, d.previous) for d in taken] == expected
         for delivery in taken:
             self._taken(bus, delivery)
@@ -256,13 +273,13 @@ class BusMachine(RuleBasedStateMachine):
     def _due_to(self, bus: Bus, demand: Demand, start: int, claim: bool) -> list[tuple[str, str, int, str]]:
         found: list[tuple[str, str, int, str]] = []
         free, last = demand.free, demand.last_ok
-        for stream in bus.streams(SHARD, demand.role, start) if claim else ():
+        for stream in streams_of(bus, SHARD, demand.role, start) if claim else ():
             for entry, (holder, count) in self.shown.pending(stream).items():
                 turn = self._turn_at(stream, entry)
                 if turn and turn.expired and free and (last or count + 1 != SETTINGS.retries):
                     found.append((stream, entry, count + 1, holder))
                     free, last = free - 1, last and count + 1 != SETTINGS.retries
-        for stream in bus.streams(SHARD, demand.role, start):
+        for stream in streams_of(bus, SHARD, demand.role, start):
             held = self.shown.pending(stream)
             new = [entry for entry, _ in self.shown.entries(stream) if entry not in held][:free]
             found += [(stream, entry, 1, "") for entry in new]
@@ -319,7 +336,7 @@ class BusMachine(RuleBasedStateMachine):
     @rule(which=which)
     def start(self, which: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
-            return (await bus.start(delivery, "i"))[0]
+            return (await start(bus, delivery, "i"))[0]
 
         self._settle(which, verb)
         self.check()
@@ -328,7 +345,7 @@ class BusMachine(RuleBasedStateMachine):
     @rule(which=which)
     def emit(self, which: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
-            return await bus.emit(delivery, 0, "x")
+            return await emit(bus, delivery, 0, "x")
 
         self._settle(which, verb)
         self.check()
@@ -338,7 +355,7 @@ class BusMachine(RuleBasedStateMachine):
     def hop(self, which: int, to: str, prefers: str) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
             assert delivery.envelope is not None
-            return await bus.hop(delivery, delivery.envelope.via(to), records(), {"lang": prefers})
+            return await hop(bus, delivery, delivery.envelope.via(to), records(), {"lang": prefers})
 
         if settled := self._settle(which, verb):
             delivery, turn = settled
@@ -367,8 +384,8 @@ class BusMachine(RuleBasedStateMachine):
         async def verb(bus: Bus, delivery: Delivery) -> str:
             assert delivery.envelope is not None
             answer, changes = delivery.envelope.reply("y", tokens_in=1), {"lang": prefers}
-            return await bus.complete(
-                delivery, answer, records(), history=[b"h"], preferences=changes, forget=bool(forget)
+            return await complete(
+                bus, delivery, answer, records(), history=[b"h"], preferences=changes, forget=bool(forget)
             )
 
         if settled := self._settle(which, verb):
@@ -383,7 +400,7 @@ class BusMachine(RuleBasedStateMachine):
     @rule(which=which)
     def bury(self, which: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
-            return await bus.bury(delivery, "why", "sorry", records())
+            return await bury(bus, delivery, "why", "sorry", records())
 
         if settled := self._settle(which, verb):
             self.model.dead += 1
@@ -395,7 +412,7 @@ class BusMachine(RuleBasedStateMachine):
     def defer(self, which: int, seconds: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
             assert delivery.envelope is not None
-            return await bus.defer(delivery, seconds, delivery.envelope, "busy", records())
+            return await defer(bus, delivery, seconds, delivery.envelope, "busy", records())
 
         delivery, bus = self._pick(which)
         if delivery.control:
@@ -412,7 +429,7 @@ class BusMachine(RuleBasedStateMachine):
     def hand_back(self, which: int) -> None:
         delivery, bus = self._pick(which)
         turn, forged = self._turn_at(delivery.stream, delivery.id), (delivery.stream, delivery.id)
-        verdict = self.now(bus.hand_back(delivery))
+        verdict = self.now(hand_back(bus, delivery))
         if self.model.forged.get(forged) == bus.process:
             del self.model.forged[forged]
             self.model.forged[delivery.stream, self._newest(delivery.stream)] = ""
@@ -436,7 +453,7 @@ class BusMachine(RuleBasedStateMachine):
     def renew(self, process: int) -> None:
         bus = self.buses[process]
         held = list({(d.stream, d.id): d for d in self.seen[:20]}.values())
-        lost = self.now(bus.renew(SHARD, held))
+        lost = self.now(renew(bus, SHARD, held))
         self.model.alive.add(bus.process)
         kept = [d for d in held if self._held_by(d) == bus.process]
         assert lost == [d for d in held if d not in kept]

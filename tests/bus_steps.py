@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rolecall import keys
-from rolecall.bus import Bus, Demand
+from rolecall.bus import Bus, Demand, admit, bury, complete, defer, hop, take
 from rolecall.delivery import Delivery, Records
 from rolecall.envelope import Envelope
 from rolecall.outcomes import Admission
@@ -14,41 +14,41 @@ from rolecall.outcomes import Admission
 async def ask(bus: Bus, conversation: str = "a", text: str = "hi", **options: Any) -> Admission:
     """Admit a message; options of Envelope and of ``admit`` alike."""
     kept = {name: options.pop(name) for name in ("priority", "reply_to") if name in options}
-    return await bus.admit(Envelope(conversation=conversation, payload={"text": text}, **kept), **options)
+    return await admit(bus, Envelope(conversation=conversation, payload={"text": text}, **kept), **options)
 
 
-async def take(bus: Bus, role: str = "manager", free: int = 1, **options: Any) -> list[Delivery]:
+async def take_role(bus: Bus, role: str = "manager", free: int = 1, **options: Any) -> list[Delivery]:
     """What one TAKE in the first shard brings for one role."""
     last_ok = options.pop("last_ok", True)
-    return await bus.take(bus.shards[0], [Demand(role, free, last_ok)], **options)
+    return await take(bus, bus.shards[0], [Demand(role, free, last_ok)], **options)
 
 
 async def take_one(bus: Bus, role: str = "manager", **options: Any) -> Delivery:
-    (delivery,) = await take(bus, role, **options)
+    (delivery,) = await take_role(bus, role, **options)
     return delivery
 
 
 async def send(bus: Bus, delivery: Delivery, *roles: str) -> str:
     """Send the turn on."""
     assert delivery.envelope is not None
-    return await bus.hop(delivery, delivery.envelope.via(*roles), Records("test"))
+    return await hop(bus, delivery, delivery.envelope.via(*roles), Records("test"))
 
 
 async def answer(bus: Bus, delivery: Delivery, text: str = "hello", **extra: Any) -> str:
     """Complete the turn."""
     assert delivery.envelope is not None
     options = {name: extra.pop(name) for name in ("history", "preferences", "forget") if name in extra}
-    return await bus.complete(delivery, delivery.envelope.reply(text, **extra), Records("test"), **options)
+    return await complete(bus, delivery, delivery.envelope.reply(text, **extra), Records("test"), **options)
 
 
-async def defer(bus: Bus, delivery: Delivery, seconds: float = 1000) -> str:
+async def defer_turn(bus: Bus, delivery: Delivery, seconds: float = 1000) -> str:
     """Put the turn to sleep."""
     assert delivery.envelope is not None
-    return await bus.defer(delivery, seconds, delivery.envelope, "busy", Records("test"))
+    return await defer(bus, delivery, seconds, delivery.envelope, "busy", Records("test"))
 
 
-async def bury(bus: Bus, delivery: Delivery) -> str:
-    return await bus.bury(delivery, "why", "sorry", Records("test"))
+async def bury_turn(bus: Bus, delivery: Delivery) -> str:
+    return await bury(bus, delivery, "why", "sorry", Records("test"))
 
 
 async def expire(bus: Bus, *deliveries: Delivery) -> None:

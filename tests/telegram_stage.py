@@ -13,7 +13,7 @@ from telegram import Bot
 
 from rolecall import Role
 from rolecall.blobs import Blobs
-from rolecall.bus import Bus
+from rolecall.bus import Bus, turns_in_flight
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import open_bot
@@ -101,7 +101,7 @@ class Stage:
         """Return when all is delivered and cleared up."""
 
         async def done() -> bool:
-            running = sum([await self.bus.busy(shard) for shard in self.bus.shards])
+            running = sum([await turns_in_flight(self.bus, shard) for shard in self.bus.shards])
             return not running and not await self.process.outbox.waiting()
 
         try:

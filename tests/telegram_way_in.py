@@ -11,7 +11,7 @@ from typing import Any
 from telegram import Update
 
 from rolecall.blobs import Blobs
-from rolecall.bus import Bus
+from rolecall.bus import Bus, snapshot
 from rolecall.follow import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
@@ -49,7 +49,7 @@ class WayIn:
         found: list[dict[str, Any]] = []
 
         async def there() -> bool:
-            final = (await self.bus.snapshot(conversation, str(turn))).final
+            final = (await snapshot(self.bus, conversation, str(turn))).final
             found.extend([final] if final else [])
             return bool(final)
 

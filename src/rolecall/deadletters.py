@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from rolecall.blocks import FIRST_ROLE
-from rolecall.bus import Admission, Bus
+from rolecall.bus import Admission, Bus, admit
 from rolecall.envelope import Envelope, decode, short_turn_id
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.keys import ShardKeys
@@ -74,7 +74,8 @@ async def replay(bus: Bus, letter: DeadLetter, instance: str) -> Admission:
     Raises RolecallError for a letter that no turn can be made of.
     """
     envelope = _again(letter)
-    admission = await bus.admit(
+    admission = await admit(
+        bus,
         envelope,
         idempotency=f"replay:{letter.id}",
         instance=instance,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, emit
 from rolecall.delivery import Delivery
 from rolecall.errors import ServerUnavailable
 
@@ -65,7 +65,7 @@ class DeltaStream:
         """False when the envelope is not this instance's any more. A piece that cannot be sent is left out: followers
         see the gap and have the whole answer at the end."""
         try:
-            return not text or await self._bus.emit(self._delivery, position, text) == "OK"
+            return not text or await emit(self._bus, self._delivery, position, text) == "OK"
         except (RedisError, OSError, ServerUnavailable) as error:
             logger.debug("a piece of an answer was left out: %s", error)
             return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rolecall.blocks import final_event, finish_block, guard_block
-from rolecall.bus import MOVED_TRIES, Bus
+from rolecall.bus import MOVED_TRIES, Bus, outbox_of, tell_ended
 from rolecall.delivery import Records
 from rolecall.errors import RolecallError
 from rolecall.redis_client import Arg
@@ -24,7 +24,7 @@ async def cancel_turn(
         names, arguments = await _blocks(bus, conversation, turn)
         verdict = await bus.server.run("cancel", names, [*arguments, *tail])
         if verdict != b"MOVED":
-            await bus.tell_ended(conversation)
+            await tell_ended(bus, conversation)
             return bool(verdict == b"OK")
     raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
 
@@ -43,7 +43,7 @@ async def stop_conversation(
         arguments += [final, instance, int(forget), len(waiting), *waiting]
         ended = await bus.server.run("stop", names, [*arguments, len(history), *history])
         if ended >= 0:
-            await bus.tell_ended(conversation)
+            await tell_ended(bus, conversation)
             return int(ended)
     raise RolecallError(f"{conversation} moved on {MOVED_TRIES} times while it was to be stopped")
 
@@ -54,7 +54,7 @@ async def _blocks(bus: Bus, conversation: str, turn: str, waiting: Sequence[str]
     current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
     turn = turn or (current or b"").decode()
     stream, _, entry_id = (at or b"").decode().rpartition("|")
-    outbox = await bus.outbox_of(shard, conversation, turn, *waiting)
+    outbox = await outbox_of(bus, shard, conversation, turn, *waiting)
     names, arguments = guard_block(shard, bus.process, stream or shard.deferred, entry_id or "z", conversation, turn)
     more = finish_block(shard, bus.settings, conversation, turn, outbox)
     return names + more[0], arguments + more[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, note
 from rolecall.deadletters import dead_letters, drop
 from rolecall.delivery import Records
 from rolecall.ending import stop_conversation
@@ -30,5 +30,5 @@ async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> i
             await drop(bus, letter.id)
     records = Records(instance)
     records.add(FORGET, "")
-    await bus.note(shard, conversation, "", records)
+    await note(bus, shard, conversation, "", records)
     return ended

@@ -14,7 +14,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from rolecall import keys
-from rolecall.bus import Bus
+from rolecall.bus import Bus, snapshot
 from rolecall.errors import RolecallError, ServerUnavailable
 from rolecall.redis_client import is_transient
 from rolecall.subscriber import Subscriber
@@ -231,16 +231,16 @@ async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, 
 async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Event] | None:
     """What is left to tell of a turn that is over, from its result: the event stream may have been trimmed or have
     expired. None while it goes on, nothing when its final event is not after ``last``."""
-    snapshot = await bus.snapshot(conversation, turn)
-    if snapshot.state == "finished" and snapshot.final is not None:
-        final = snapshot.final
-        told = _order(snapshot.final_id) <= _order(last)
-        event = Event(final["kind"], snapshot.final_id, turn, final.get("text", ""), payload=final)
+    found = await snapshot(bus, conversation, turn)
+    if found.state == "finished" and found.final is not None:
+        final = found.final
+        told = _order(found.final_id) <= _order(last)
+        event = Event(final["kind"], found.final_id, turn, final.get("text", ""), payload=final)
         return [] if told else [event]
-    if snapshot.state in ("gone", "unknown"):
-        text = "The result is not kept any more." if snapshot.state == "gone" else "There is no such turn."
-        payload = {"kind": "error", "text": text, "reason": snapshot.state}
-        return [Event("error", max(last, snapshot.last, key=_order), turn, text, payload=payload)]
+    if found.state in ("gone", "unknown"):
+        text = "The result is not kept any more." if found.state == "gone" else "There is no such turn."
+        payload = {"kind": "error", "text": text, "reason": found.state}
+        return [Event("error", max(last, found.last, key=_order), turn, text, payload=payload)]
     return None
 
 

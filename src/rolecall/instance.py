@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from rolecall.agent import Agent, Context, RoleInfo
 from rolecall.attachments import Attachments
 from rolecall.blobs import Blobs
-from rolecall.bus import Bus
+from rolecall.bus import Bus, bury, complete, defer, hop, note, owns_turn, quarantine, start_soon
 from rolecall.delivery import WHO, Delivery, Records, quoted
 from rolecall.deltas import DeltaStream
 from rolecall.envelope import Envelope, short_turn_id
@@ -157,7 +157,7 @@ class Instance:
                 self.let_go("LATE")
 
         quiet = _has_waited(delivery) and delivery.count == 1
-        self.around.bus.start_soon(delivery, self.id, quiet=quiet).add_done_callback(answered)
+        start_soon(self.around.bus, delivery, self.id, quiet=quiet).add_done_callback(answered)
 
     def _measure_begin(self, delivery: Delivery, age: float, waited: float) -> None:
         self._age = age
@@ -197,15 +197,15 @@ class Instance:
         bus, changes = self.around.bus, ctx.memory.changes
         if not result.answered:
             records.add("SENT", f"to role stream {result.role}")
-            self._judge(delivery, await bus.hop(delivery, result, records, changes))
+            self._judge(delivery, await hop(bus, delivery, result, records, changes))
             return
         asked, payload = delivery.envelope, result.payload
         history: list[bytes] = []
         if asked is not None and payload.pop("remember", not delivery.control):
             history = remembered(asked.text, result.text, delivery.turn)
         records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
-        verdict = await bus.complete(
-            delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten
+        verdict = await complete(
+            bus, delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten
         )
         self._judge(delivery, verdict, ended=True)
 
@@ -216,7 +216,7 @@ class Instance:
         if later.attempt >= self.around.rules.attempts:
             return await self._bury(delivery, f"{later.attempt} tries did not help: {again}", records)
         records.add("RETRY" if again.after < 5 else "DEFERRED", f"in {again.after:.1f} s: {again}")
-        verdict = await self.around.bus.defer(delivery, again.after, later, str(again), records)
+        verdict = await defer(self.around.bus, delivery, again.after, later, str(again), records)
         if verdict == "CONTROL":
             return await self._bury(delivery, str(again), records)
         self._judge(delivery, verdict)
@@ -229,7 +229,7 @@ class Instance:
         else:
             records.add("DEFERRED", f"until it is back: {again}" if again.models else f"{again.after:.1f} s: {again}")
         later = msgspec.structs.replace(envelope, meta={**envelope.meta, WAITED: True})
-        verdict = await self.around.bus.defer(delivery, again.after, later, reason, records)
+        verdict = await defer(self.around.bus, delivery, again.after, later, reason, records)
         if verdict == "CONTROL":
             return await self._bury(delivery, str(again), records)
         self._judge(delivery, verdict)
@@ -246,22 +246,22 @@ class Instance:
         text = delivery.envelope.text if delivery.envelope else ""
         history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
         logger.warning("gave up %s: %s", _where(delivery), reason)
-        verdict = await self.around.bus.bury(delivery, reason, apology, records, history)
+        verdict = await bury(self.around.bus, delivery, reason, apology, records, history)
         self._judge(delivery, verdict, ended=True)
 
     async def _refuse(self, delivery: Delivery, records: Records) -> None:
         """What cannot be read: later if a newer version wrote it, buried if a turn waits for it, else set aside."""
         bus = self.around.bus
-        if delivery.usable and await bus.owns_turn(delivery):
+        if delivery.usable and await owns_turn(bus, delivery):
             if delivery.newer and not delivery.control:
                 # A worker of that version may be there by then; if none ever is, the turn's time ends it.
-                self._judge(delivery, await bus.defer(delivery, 1, None, delivery.problem, records))
+                self._judge(delivery, await defer(bus, delivery, 1, None, delivery.problem, records))
             else:
                 await self._bury(delivery, f"its envelope could not be read: {delivery.problem}", records)
             return
         self.errors += 1
         logger.warning("set an entry of %s aside: %s", delivery.stream, delivery.problem)
-        await bus.quarantine(delivery)
+        await quarantine(bus, delivery)
 
     async def _after_loss(self, delivery: Delivery, records: Records) -> None:
         if self.lost == "LATE":
@@ -281,7 +281,7 @@ class Instance:
         records = Records(self.id)
         records.add("FENCED", f"its work on hop {delivery.hop} is void")
         shard = self.around.bus.shards[delivery.shard]
-        await self.around.bus.note(shard, delivery.conversation, delivery.turn, records)
+        await note(self.around.bus, shard, delivery.conversation, delivery.turn, records)
 
 
 def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from rolecall import keys
-from rolecall.bus import Bus
+from rolecall.bus import Bus, turns_in_flight
 from rolecall.models.figures import model_figures
 
 BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
@@ -107,7 +107,7 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
     in_flight = 0
     for shard in bus.shards:
         users |= {name.decode() for name in await bus.server.call("HKEYS", shard.principals)}
-        in_flight += await bus.busy(shard)
+        in_flight += await turns_in_flight(bus, shard)
     return {
         "instances": by_role(alive, roles),
         "queues": await queue_depths(bus, roles),

@@ -14,7 +14,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from rolecall import __version__, keys, registry, upkeep
-from rolecall.bus import Bus
+from rolecall.bus import Bus, ensure_groups
 from rolecall.config import Application, Role
 from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.follow import Wakeups
@@ -191,7 +191,7 @@ class Runtime:
         """``deploy`` while running: new roles get their consumer groups first, live counts stay in force."""
         new = {role.name for role in application.roles} - set(self.roster.instances)
         for shard in self.bus.shards:
-            await self.bus.ensure_groups(shard, new)
+            await ensure_groups(self.bus, shard, new)
         self.deploy(application)
         await self._apply_scale()
         self.worker.freed_up()
@@ -208,7 +208,7 @@ class Runtime:
         await self.bus.prepare()
         self.deploy(self.application)
         for shard in self.bus.shards:
-            await self.bus.ensure_groups(shard, self.roster.instances)
+            await ensure_groups(self.bus, shard, self.roster.instances)
         await self._apply_scale()
         for name, group in self.roster.instances.items():
             logger.info("role %s: %d instances", name, len(group))

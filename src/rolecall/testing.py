@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from rolecall.blobs import Blobs
-from rolecall.bus import Bus
+from rolecall.bus import Bus, admit, snapshot, take
 from rolecall.config import Config, Role
 from rolecall.envelope import Envelope
 from rolecall.errors import MissingExtra, RolecallError
@@ -150,7 +150,7 @@ async def run_turn(
         await _remember(bus, conversation, preferences or {}, history)
         attached = await _attached(bus, conversation, images, documents or {})
         envelope = Envelope(conversation=conversation, payload={**attached, **(payload or {}), "text": text})
-        turn = (await bus.admit(envelope, control=control, instance="test:test:1:0")).turn
+        turn = (await admit(bus, envelope, control=control, instance="test:test:1:0")).turn
         roster = _roster(bus, roles, model or FakeModel(), tools or {}, prompts)
         trace = await _until_answered(bus, roster, conversation, turn)
         return await _outcome(bus, conversation, turn, trace)
@@ -186,9 +186,9 @@ def _prompts_above(roles: Sequence[Role]) -> Prompts:
 async def _until_answered(bus: Bus, roster: Roster, conversation: str, turn: str) -> tuple[str, ...]:
     trace: list[str] = []
     for _step in range(MAX_STEPS):
-        if (await bus.snapshot(conversation, turn)).final is not None:
+        if (await snapshot(bus, conversation, turn)).final is not None:
             return tuple(trace)
-        taken = await bus.take(bus.shards[0], roster.demands())
+        taken = await take(bus, bus.shards[0], roster.demands())
         for delivery in taken:
             trace.append(delivery.role)
             if instance := roster.pick(delivery.role):
@@ -227,7 +227,7 @@ async def _attached(
 
 
 async def _outcome(bus: Bus, conversation: str, turn: str, trace: tuple[str, ...]) -> Turn:
-    final = (await bus.snapshot(conversation, turn)).final or {}
+    final = (await snapshot(bus, conversation, turn)).final or {}
     memory = Memory(bus.server, bus.shard(conversation), conversation)
     entries = tuple((entry.role, entry.text) for entry in await memory.entries())
     return Turn(final["kind"], final.get("text", ""), final, trace, await memory.preferences(), entries)

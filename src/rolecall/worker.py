@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from redis.exceptions import RedisError, ResponseError
 
 from rolecall import keys
-from rolecall.bus import Bus, Demand
+from rolecall.bus import Bus, Demand, ensure_groups, hand_back, renew, streams_of, take, turns_in_flight
 from rolecall.delivery import Delivery, read_entry
 from rolecall.errors import ServerUnavailable
 from rolecall.instance import Instance
@@ -107,7 +107,7 @@ class Worker:
         now, limit = time.monotonic(), self.bus.settings.handling_seconds
         holders = {i.delivery.id + i.delivery.stream: i for i in held if i.delivery and now - i.since < limit}
         deliveries = [i.delivery for i in holders.values() if i.delivery]
-        for lost in await self.bus.renew(shard, deliveries):
+        for lost in await renew(self.bus, shard, deliveries):
             instance = holders[lost.id + lost.stream]
             if instance.delivery is lost:
                 instance.let_go("FENCED")
@@ -135,7 +135,7 @@ class Worker:
 
     async def _hand_back(self, delivery: Delivery) -> None:
         try:
-            await self.bus.hand_back(delivery)
+            await hand_back(self.bus, delivery)
         except (RedisError, OSError, ServerUnavailable) as error:
             logger.warning("an entry of %s waits for its lease to run out: %s", delivery.conversation, error)
 
@@ -208,7 +208,7 @@ class Intake:
             await asyncio.sleep(0)
             demands = self._demands()
             claim = self._owes(demands)
-            taken = await self._bus.take(self.shard, demands, self._first_band(), claim)
+            taken = await take(self._bus, self.shard, demands, self._first_band(), claim)
             self._look = bool(taken)
             if claim:  # where something was taken over there may be more than there was room for
                 found = {delivery.role for delivery in taken if delivery.previous}
@@ -217,7 +217,7 @@ class Intake:
 
     async def _listen(self, demands: list[Demand]) -> None:
         roles = [demand.role for demand in demands]
-        streams = [(role, stream) for role in roles for stream in self._bus.streams(self.shard, role)]
+        streams = [(role, stream) for role in roles for stream in streams_of(self._bus, self.shard, role)]
         due = max(self._next_claim, self.worker.claims_from) - time.monotonic()
         wait = max(10 if self.worker.may_claim() else 100, min(BLOCK_MS, round(due * 1000)))
         self._listening = frozenset(roles)
@@ -239,7 +239,7 @@ class Intake:
         now = time.monotonic()
         if now >= self._next_claim and self.worker.may_claim():
             self._next_claim = now + self._bus.settings.scan_seconds * random.uniform(0.7, 0.95)
-            self._owed = set(self.worker.roster.instances) if await self._bus.busy(self.shard) else set()
+            self._owed = set(self.worker.roster.instances) if await turns_in_flight(self._bus, self.shard) else set()
         return self._owes(demands)
 
     def _owes(self, demands: list[Demand]) -> bool:
@@ -256,7 +256,7 @@ class Intake:
     async def _recreated(self) -> bool:
         logger.warning("shard %d: consumer groups were gone and are made anew", self.shard.number)
         try:
-            await self._bus.ensure_groups(self.shard, self.worker.roster.instances)
+            await ensure_groups(self._bus, self.shard, self.worker.roster.instances)
         except (RedisError, OSError):
             return False
         return True

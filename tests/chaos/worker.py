@@ -11,8 +11,8 @@ import asyncio
 import sys
 from typing import Any
 
-from rolecall import scripts
-from rolecall.bus import Bus
+from rolecall import instance, scripts
+from rolecall.bus import Bus, _finishing
 from rolecall.delivery import Delivery
 
 CONTROLS = ("no-fence", "split-reply")
@@ -45,15 +45,15 @@ def break_bus(how: str) -> None:
 
     scripts._read = broken
     if how == "split-reply":
-        Bus.complete = _split(Bus.complete)  # type: ignore[method-assign]
+        instance.complete = _split(instance.complete)  # type: ignore[attr-defined]
 
 
 def _split(complete: Any) -> Any:
-    async def split(self: Bus, delivery: Delivery, *args: Any, **options: Any) -> Any:
-        verdict = await complete(self, delivery, *args, **options)
+    async def split(bus: Bus, delivery: Delivery, *args: Any, **options: Any) -> Any:
+        verdict = await complete(bus, delivery, *args, **options)
         await asyncio.sleep(GAP_SECONDS)
-        names, arguments = self._finishing(delivery, "", b"")
-        await self.server.run("release", names, arguments)
+        names, arguments = _finishing(bus, delivery, "", b"")
+        await bus.server.run("release", names, arguments)
         return verdict
 
     return split

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from rolecall.bus import turns_in_flight
 from rolecall.config import Application
 from rolecall.frontends.http import problems, server
 from rolecall.listening import listen
@@ -116,7 +117,7 @@ async def test_a_server_that_ends_ends_its_streams_and_they_go_on_elsewhere(depl
     bus = deployment.session.bus
 
     async def all_three() -> bool:
-        return await bus.busy(bus.shards[0]) == 3
+        return await turns_in_flight(bus, bus.shards[0]) == 3
 
     async with Replica(deployment) as staying:
         leaving = Replica(deployment)

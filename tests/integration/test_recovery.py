@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, keys, registry
-from rolecall.bus import Bus, Demand
+from rolecall.bus import Bus, Demand, take, turns_in_flight
 from rolecall.config import Role
 from rolecall.errors import RolecallError
 from rolecall.follow import Event, Wakeups
@@ -243,7 +243,7 @@ async def test_a_call_of_thirty_leases_is_not_stolen_by_four_claimers(stage: Sta
     stolen = 0
     while not waiting.done():
         for claimer in claimers:
-            stolen += len(await claimer.take(claimer.shards[0], [Demand("worker", 1)], 0, claim=True))
+            stolen += len(await take(claimer, claimer.shards[0], [Demand("worker", 1)], 0, claim=True))
         await asyncio.wait([waiting], timeout=0.05)
     assert (waiting.result().kind, stolen, len(stage.begun("a:1"))) == ("final", 0, 1)
 
@@ -335,7 +335,9 @@ async def test_a_dead_workers_turns_are_taken_over_though_all_slots_are_always_w
     killed = time.monotonic()
     assert [(await stage.answer(turn)).kind for turn in held] == ["final"] * 8
     assert time.monotonic() - killed < LEASE + 2 + 3
-    assert await stage.bus.busy(stage.bus.shards[0]) > 0, f"the backlog of {len(backlog)} was too short to prove it"
+    assert await turns_in_flight(stage.bus, stage.bus.shards[0]) > 0, (
+        f"the backlog of {len(backlog)} was too short to prove it"
+    )
 
 
 async def exit_status(player: Player) -> int:

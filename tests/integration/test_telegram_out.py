@@ -10,6 +10,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.blobs import Blobs
+from rolecall.bus import notify
 from rolecall.ending import cancel_turn
 from rolecall.frontends.telegram.recorded import INTENT
 from rolecall.placeholders import Placeholders
@@ -218,7 +219,7 @@ async def test_a_notice_rings_and_comes_once(tmp_path: Path) -> None:
     async with staged(tmp_path, ROLES) as stage:
         stage.api.user(7).write("/start")
         for _ in range(2):
-            await stage.bus.notify("telegram:7", "the *timer* is over", idempotency="k", front="telegram")
+            await notify(stage.bus, "telegram:7", "the *timer* is over", idempotency="k", front="telegram")
         await stage.quiet()
         await stage.crash()
         await stage.quiet()

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, emit, renew, snapshot, start
 from rolecall.ending import cancel_turn
 from rolecall.errors import RolecallError
 from rolecall.follow import LINGERING, Event, Wakeups, follow
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, defer, expire, send, take_one
+from tests.bus_steps import answer, ask, defer_turn, expire, send, take_one
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 
@@ -69,10 +69,10 @@ async def test_a_follower_sees_a_turn_from_its_acceptance_to_its_answer(bus: Bus
     follower = Follower(bus, wakeups)
     await follower.saw("accepted")
     held = await take_one(bus)
-    await bus.start(held, "manager:h:1:0")
+    await start(bus, held, "manager:h:1:0")
     await follower.saw("started")
     for position, piece in enumerate("hello"):
-        await bus.emit(held, position, piece)
+        await emit(bus, held, position, piece)
     await answer(bus, held, "hello")
     events = await follower.done()
     assert [e.kind for e in events] == ["accepted", "started", *["delta"] * 5, "final"]
@@ -89,7 +89,7 @@ async def test_many_followers_of_a_turn_that_is_being_answered_all_see_the_same(
     followers = []
     for position in range(50):
         followers.append(Follower(bus, wakeups))
-        await bus.emit(held, position, "x")
+        await emit(bus, held, position, "x")
     await answer(bus, held, "x" * 50)
     seen = [[e.id for e in await follower.done()] for follower in followers]
     assert seen == [seen[0]] * 50
@@ -100,7 +100,7 @@ async def test_a_follow_resumes_after_any_event_without_gap_or_double(bus: Bus, 
     await ask(bus)
     held = await take_one(bus)
     for position in range(5):
-        await bus.emit(held, position, "x")
+        await emit(bus, held, position, "x")
     await answer(bus, held)
     whole = await Follower(bus, wakeups).done()
     for number, event in enumerate(whole):
@@ -117,10 +117,10 @@ async def test_a_late_follower_gets_it_all(bus: Bus, wakeups: Wakeups) -> None:
 async def test_when_the_events_are_gone_the_answer_comes_from_the_result_just_once(bus: Bus, wakeups: Wakeups) -> None:
     await ask(bus)
     await answer(bus, await take_one(bus), "hello")
-    snapshot = await bus.snapshot("a", "1")
+    found = await snapshot(bus, "a", "1")
     await bus.server.call("DEL", bus.shards[0].events("a"))
     (final,) = await Follower(bus, wakeups).done()
-    assert (final.kind, final.text, final.id) == ("final", "hello", snapshot.final_id)
+    assert (final.kind, final.text, final.id) == ("final", "hello", found.final_id)
     assert await kinds(bus, wakeups, after=final.id) == []
 
 
@@ -168,13 +168,13 @@ async def test_a_follower_sees_deferral_take_over_and_cancellation(bus: Bus, oth
     await ask(bus)
     follower = Follower(bus, wakeups)
     held = await take_one(bus)
-    await bus.start(held, "one")
-    await bus.emit(held, 0, "old")
+    await start(bus, held, "one")
+    await emit(bus, held, 0, "old")
     await expire(bus, held)
     held = await take_one(other, claim=True)
-    await other.start(held, "two")
+    await start(other, held, "two")
     await send(other, held, "echo")
-    await defer(bus, await take_one(bus, "echo"))
+    await defer_turn(bus, await take_one(bus, "echo"))
     await cancel_turn(bus, "a", "1", text="half")
     events = await follower.done()
     assert [e.kind for e in events] == ["accepted", "started", "delta", "started", "queued", "cancelled"]
@@ -192,14 +192,14 @@ async def test_a_follower_lives_through_a_restart_of_the_server() -> None:
             async with listening(server) as wakeups:
                 await ask(bus)
                 held = await take_one(bus)
-                await bus.emit(held, 0, "he")
+                await emit(bus, held, 0, "he")
                 follower = Follower(bus, wakeups)
                 await follower.saw("delta")
                 process.kill()
                 await wait_until(lambda: not server.connected)
                 process.start()
-                await bus.renew(bus.shards[0], [held])
-                await bus.emit(held, 2, "llo")
+                await renew(bus, bus.shards[0], [held])
+                await emit(bus, held, 2, "llo")
                 await answer(bus, held, "hello")
                 events = await follower.done()
             assert [(e.kind, e.text) for e in events] == [

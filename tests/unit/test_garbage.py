@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.agent import Agent, Context
-from rolecall.bus import Bus
+from rolecall.bus import Bus, turns_in_flight
 from rolecall.config import Role
 from rolecall.delivery import Delivery, read_entry
 from rolecall.envelope import Envelope
 from rolecall.roster import Roster
-from tests.bus_steps import ask, entries, finals, hash_of, names, take, take_one
+from tests.bus_steps import ask, entries, finals, hash_of, names, take_one, take_role
 
 
 class ManagerAgent(Agent):
@@ -119,9 +119,9 @@ async def test_garbage_among_good_entries_never_stops_the_good(bus: Bus) -> None
     for number in range(10):
         await ask(bus, str(number))
         await put(bus, "c", str(number), "t", 1, "h", 0, "e", b"\x00" * number)
-    while got := await take(bus, free=5):
+    while got := await take_role(bus, free=5):
         await asyncio.gather(*(handle(bus, delivery) for delivery in got))
     for number in range(10):
         assert await finals(bus, str(number)) == [("1", "final")]
     assert len(await entries(bus, bus.shards[0].dead)) == 10
-    assert await bus.busy(bus.shards[0]) == 0
+    assert await turns_in_flight(bus, bus.shards[0]) == 0

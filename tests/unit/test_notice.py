@@ -11,7 +11,7 @@ import pytest
 from rolecall import registry
 from rolecall.blobs import Blob, Blobs
 from rolecall.blocks import today
-from rolecall.bus import Bus
+from rolecall.bus import Bus, notify, turns_in_flight
 from rolecall.errors import BlobTooLarge, RolecallError
 from rolecall.feedback import give_feedback
 from rolecall.memory import Memory
@@ -25,7 +25,7 @@ async def tell(
     bus: Bus, text: str = "ready", key: str = "k", conversation: str = "a", *, remember: bool = True
 ) -> Literal["OK", "DUP", "CONFLICT", "BUSY"]:
     front = {"front": "telegram", "instance": "t:h:1:0"}
-    return await bus.notify(conversation, text, idempotency=key, remember=remember, **front)
+    return await notify(bus, conversation, text, idempotency=key, remember=remember, **front)
 
 
 # ── notices ─────────────────────────────────────────────────────────────────────────────────────
@@ -38,15 +38,15 @@ async def test_a_notice_is_told_remembered_and_logged_once(bus: Bus) -> None:
     assert [m.text for m in await Memory(bus.server, bus.shards[0], "a").entries()] == ["ready"]
     log = [(e["t"], e["i"], e["w"], e["x"]) for e in await entries(bus, bus.shards[0].log)]
     assert log == [("", "t:h:1:0", "NOTE", "session of a title -"), ("", "t:h:1:0", "NOTE", 'notice: "ready"')]
-    assert await bus.busy(bus.shards[0]) == 0
+    assert await turns_in_flight(bus, bus.shards[0]) == 0
 
 
 async def test_a_notice_needs_no_more_than_a_conversation_and_a_text(bus: Bus) -> None:
-    assert [await bus.notify("telegram:42:7", "ready"), await bus.notify("telegram:42:7", "ready")] == ["OK", "OK"]
+    assert [await notify(bus, "telegram:42:7", "ready"), await notify(bus, "telegram:42:7", "ready")] == ["OK", "OK"]
     told = await entries(bus, bus.shards[0].outbox("telegram"))
     assert [(entry["c"], msgspec.json.decode(entry["e"])["text"]) for entry in told] == [("telegram:42:7", "ready")] * 2
     with pytest.raises(RolecallError):
-        await bus.notify("", "ready")
+        await notify(bus, "", "ready")
 
 
 @pytest.mark.parametrize("before", ["nothing", "a turn", "a rest"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rolecall import outbox as outbox_module
-from rolecall.bus import Bus
+from rolecall.bus import Bus, notify
 from rolecall.delivery import Records
 from rolecall.keys import GROUP
 from rolecall.lease import Lease
@@ -69,7 +69,7 @@ async def delivering(
 async def tell(bus: Bus, conversation: str, *texts: str) -> None:
     for text in texts:
         key = f"{conversation} {text}"
-        assert await bus.notify(conversation, text, idempotency=key, front="front", remember=False) == "OK"
+        assert await notify(bus, conversation, text, idempotency=key, front="front", remember=False) == "OK"
 
 
 async def left(bus: Bus) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, emit, start
 from rolecall.follow import so_far
 from rolecall.frontends.telegram.questions import Questions
 from rolecall.history import remembered
@@ -76,8 +76,8 @@ async def test_what_was_said_so_far_is_that_of_the_last_beginning(bus: Bus) -> N
     delivery = await take_one(bus)
     assert await so_far(bus, "a", "1") == ""
     for _ in range(2):
-        await bus.start(delivery, "manager:host:1:0")
+        await start(bus, delivery, "manager:host:1:0")
         for position, text in ((0, "half "), (5, "an ans"), (0, "half "), (20, "lost")):
-            await bus.emit(delivery, position, text)
+            await emit(bus, delivery, position, text)
         assert (await so_far(bus, "a", "1"))[:11] in ("half an ans", "half ")
     assert await so_far(bus, "b", "1") == ""

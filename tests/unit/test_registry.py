@@ -24,7 +24,7 @@ from rolecall.registry import (
 )
 from rolecall.settings import Settings, Terms
 from rolecall.testing import FakeServer
-from tests.bus_steps import answer, ask, bury, defer, take_one
+from tests.bus_steps import answer, ask, bury_turn, defer_turn, take_one
 
 ROLES = ("manager", "echo")
 
@@ -68,9 +68,9 @@ async def test_the_statistics_of_a_day(bus: Bus) -> None:
     for conversation in "abcde":
         await ask(bus, conversation, principal="u" if conversation < "c" else "v:w")
     await answer(bus, await take_one(bus), tokens_in=10, tokens_out=5)
-    await bury(bus, await take_one(bus))
+    await bury_turn(bus, await take_one(bus))
     await cancel_turn(bus, "c", "1")
-    await defer(bus, await take_one(bus))
+    await defer_turn(bus, await take_one(bus))
     await register(bus, state(bus.process, InstanceState("echo:host:1:0", "echo", handled=4, busy_seconds=2.5)))
     figures = await statistics(bus, ROLES)
     turns = figures["turns"]

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, admit, snapshot, turns_in_flight
 from rolecall.envelope import Envelope
 from rolecall.errors import ConfigError, EnvelopeTooLarge, RolecallError
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, entries, hash_of, names, send, take, take_one
+from tests.bus_steps import answer, ask, entries, hash_of, names, send, take_one, take_role
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_a_busy_shard_refuses_new_conversations_but_not_those_at_work(bus:
 async def test_turns_count_as_in_flight_at_whatever_hop_they_are(bus: Bus) -> None:
     await ask(bus, "a")
     await ask(bus, "b")
-    for delivery in await take(bus, free=2):
+    for delivery in await take_role(bus, free=2):
         await send(bus, delivery, "echo")
     assert (await ask(bus, "c")).outcome == "BUSY"
 
@@ -86,11 +86,11 @@ async def test_a_user_over_the_limit_is_refused_until_a_turn_ends(bus: Bus) -> N
 async def test_a_user_with_much_at_work_goes_one_band_down_at_every_hop(bus: Bus) -> None:
     await ask(bus, "a", principal="u", priority=90)
     await ask(bus, "b", principal="u", priority=90)
-    first, second = await take(bus, free=2)
+    first, second = await take_role(bus, free=2)
     assert (first.stream[-1], second.stream[-1]) == ("h", "n")
     for delivery in (first, second):
         await send(bus, delivery, "echo")
-    assert [d.stream[-1] for d in await take(bus, "echo", free=2)] == ["h", "n"]
+    assert [d.stream[-1] for d in await take_role(bus, "echo", free=2)] == ["h", "n"]
 
 
 async def test_the_control_lane_runs_beside_a_busy_conversation(bus: Bus) -> None:
@@ -99,7 +99,7 @@ async def test_the_control_lane_runs_beside_a_busy_conversation(bus: Bus) -> Non
     assert (control.outcome, control.turn) == ("RUN", "c1")
     delivery = await take_one(bus, "command")
     assert await answer(bus, delivery) == "OK"
-    assert (await bus.snapshot("a", "1")).state == "running"
+    assert (await snapshot(bus, "a", "1")).state == "running"
 
 
 async def test_the_control_lane_is_refused_by_no_limit_but_its_own(bus: Bus) -> None:
@@ -151,7 +151,7 @@ async def test_what_is_too_large_is_refused(bus: Bus) -> None:
     with pytest.raises(EnvelopeTooLarge, match="64 kB"):
         await ask(bus, text="x" * 70_000)
     with pytest.raises(EnvelopeTooLarge, match="262,144"):
-        await bus.admit(Envelope(conversation="a", payload={"blob": "x" * 300_000}))
+        await admit(bus, Envelope(conversation="a", payload={"blob": "x" * 300_000}))
     assert await names(bus) == set()
 
 
@@ -166,7 +166,7 @@ async def test_conversations_spread_over_sixteen_shards_each_in_one(server: Redi
     bus = Bus(server, Settings(shards=16), "p")
     for n in range(200):
         await ask(bus, f"telegram:{n}")
-    used = [await bus.busy(shard) for shard in bus.shards]
+    used = [await turns_in_flight(bus, shard) for shard in bus.shards]
     assert sum(used) == 200
     assert min(used) > 0
     tags = {key.partition("}")[0] for key in await names(bus)}

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from rolecall import keys
-from rolecall.bus import Bus
+from rolecall.bus import Bus, renew, snapshot, turns_in_flight
 from rolecall.ending import cancel_turn, stop_conversation
 from rolecall.redis_client import RedisServer
-from tests.bus_steps import answer, ask, defer, entries, expire, finals, send, take, take_one
+from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, send, take_one, take_role
 
 Place = Callable[[Bus, Bus], Awaitable[object]]
 
@@ -35,7 +35,7 @@ async def taken_over(bus: Bus, other: Bus) -> None:
 
 
 async def deferred(bus: Bus, other: Bus) -> None:
-    await defer(bus, await take_one(bus))
+    await defer_turn(bus, await take_one(bus))
 
 
 async def between_hops(bus: Bus, other: Bus) -> None:
@@ -43,7 +43,7 @@ async def between_hops(bus: Bus, other: Bus) -> None:
 
 
 async def addressed(bus: Bus, other: Bus) -> None:
-    await other.renew(other.shards[0], [])
+    await renew(other, other.shards[0], [])
     await send(bus, await take_one(bus), f"echo@{other.process}")
 
 
@@ -60,8 +60,8 @@ async def test_a_turn_is_cancelled_wherever_it_is_and_the_next_one_runs(bus: Bus
     assert await finals(bus) == [("1", "cancelled")]
     assert [e["t"] for e in await entries(bus, bus.shards[0].outbox("front"))] == ["1"]
     assert (await take_one(bus)).turn == "2"
-    assert await take(bus, "echo", claim=True) == []
-    assert await take(other, "echo", claim=True) == []
+    assert await take_role(bus, "echo", claim=True) == []
+    assert await take_role(other, "echo", claim=True) == []
     assert await bus.server.call("ZCARD", bus.shards[0].deferred) == 0
 
 
@@ -73,7 +73,7 @@ async def test_stop_ends_what_runs_and_all_that_waits_oldest_first(bus: Bus, oth
     assert await stop_conversation(bus, "a") == 3
     assert await stop_conversation(bus, "a") == 0
     assert await finals(bus) == [("1", "cancelled"), ("2", "cancelled"), ("3", "cancelled")]
-    assert await bus.busy(bus.shards[0]) == 0
+    assert await turns_in_flight(bus, bus.shards[0]) == 0
     assert await bus.server.call("EXISTS", bus.shards[0].principals, bus.shards[0].journal("a")) == 0
     assert (await ask(bus)).outcome == "RUN"
 
@@ -93,7 +93,7 @@ async def test_the_holder_of_a_cancelled_turn_is_fenced(bus: Bus) -> None:
     held = await take_one(bus)
     await cancel_turn(bus, "a", "1")
     assert await answer(bus, held) == "FENCED"
-    assert await bus.renew(bus.shards[0], [held]) == [held]
+    assert await renew(bus, bus.shards[0], [held]) == [held]
 
 
 async def test_an_answer_that_stands_is_not_cancelled(bus: Bus) -> None:
@@ -123,7 +123,7 @@ async def test_a_turn_that_keeps_moving_is_cancelled_all_the_same(bus: Bus, othe
             role = "echo" if role == "manager" else "manager"
             if await send(bus, held, role) != "OK":
                 return
-            if not (got := await take(bus, role)):
+            if not (got := await take_role(bus, role)):
                 return
             held = got[0]
 
@@ -176,14 +176,14 @@ async def test_an_end_is_broadcast_to_whoever_handles_the_turn(bus: Bus, server:
 async def test_a_snapshot_tells_where_a_turn_stands(bus: Bus) -> None:
     for _ in range(3):
         await ask(bus)
-    states = [await bus.snapshot("a", turn) for turn in ("1", "2", "3", "4", "0", "x", "c1")]
+    states = [await snapshot(bus, "a", turn) for turn in ("1", "2", "3", "4", "0", "x", "c1")]
     assert [(s.state, s.place) for s in states] == [
         ("running", 0), ("waiting", 1), ("waiting", 2), ("unknown", 0), ("unknown", 0), ("unknown", 0), ("unknown", 0),
     ]  # fmt: skip
     await answer(bus, await take_one(bus))
-    finished = await bus.snapshot("a", "1")
+    finished = await snapshot(bus, "a", "1")
     assert (finished.state, finished.final_id) == ("finished", finished.last)
-    assert (await bus.snapshot("a", "2")).state == "running"
+    assert (await snapshot(bus, "a", "2")).state == "running"
 
 
 @pytest.mark.parametrize("control", [False, True])
@@ -191,4 +191,4 @@ async def test_a_turn_whose_result_is_not_kept_any_more_is_gone(bus: Bus, contro
     turn = (await ask(bus, control=control)).turn
     await answer(bus, await take_one(bus, "command" if control else "manager"))
     await bus.server.call("DEL", bus.shards[0].result("a", turn))
-    assert (await bus.snapshot("a", turn)).state == "gone"
+    assert (await snapshot(bus, "a", turn)).state == "gone"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, admit, defer, hand_back, places, turns_in_flight
 from rolecall.delivery import Records
 from rolecall.editing import Edited, edit_message
 from rolecall.ending import cancel_turn, stop_conversation
@@ -16,7 +16,7 @@ from rolecall.outcomes import Admission
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
 from rolecall.upkeep import audit_one, promote, promote_due, server_ms
-from tests.bus_steps import answer, ask, defer, entries, finals, hash_of, names, send, take, take_one
+from tests.bus_steps import answer, ask, defer_turn, entries, finals, hash_of, names, send, take_one, take_role
 from tests.waiting import wait_until
 
 LONG = 1000.0
@@ -33,7 +33,7 @@ async def interrupt(bus: Bus, text: str, **options: Any) -> Admission:
 async def album(bus: Bus, text: str = "", image: str = "", **options: Any) -> Admission:
     payload: dict[str, Any] = {"text": text, "images": [image]} if image else {"text": text}
     envelope = Envelope(conversation="a", payload=payload, reply_to="front")
-    return await bus.admit(envelope, **{"hold": LONG, "group": "g", **options})
+    return await admit(bus, envelope, **{"hold": LONG, "group": "g", **options})
 
 
 async def edit(bus: Bus, text: str, key: str, version: int = 1, **payload: Any) -> Edited:
@@ -104,7 +104,7 @@ async def test_the_parts_of_a_turn_survive_a_hand_back_and_an_audit(bus: Bus, ot
     for text in "123":
         await collect(bus, text)
     await answer(bus, await take_one(bus))
-    await bus.hand_back(await take_one(bus))
+    await hand_back(bus, await take_one(bus))
     assert await said(other) == "2\n3"
     await bus.server.call("DEL", bus.shards[0].stream("manager", "n"))
     assert await audit_one(bus, bus.shards[0], "a") == "REPAIRED"
@@ -115,7 +115,7 @@ async def test_a_turn_of_a_newer_version_keeps_its_parts_while_it_sleeps(bus: Bu
     for text in "123":
         await collect(bus, text)
     await answer(bus, await take_one(bus))
-    await bus.defer(await take_one(bus), 0, None, "newer", Records("test"))
+    await defer(bus, await take_one(bus), 0, None, "newer", Records("test"))
     assert await promote(bus, bus.shards[0], "a") == "OK"
     assert await said(bus) == "2\n3"
 
@@ -143,16 +143,16 @@ async def test_twenty_messages_in_a_moment_get_one_answer_and_nineteen_are_stopp
     assert {admission.outcome for admission in got} == {"RUN"}
     assert {admission.turn for admission in got} == {str(n) for n in range(1, 21)}
     await answer(bus, await take_one(bus))
-    assert await take(bus) == []
+    assert await take_role(bus) == []
     assert await finals(bus) == [*((str(n), "cancelled") for n in range(1, 20)), ("20", "final")]
-    assert await bus.busy(bus.shards[0]) == 0
+    assert await turns_in_flight(bus, bus.shards[0]) == 0
 
 
 async def test_a_storm_against_a_turn_that_keeps_moving_leaves_one(bus: Bus, other: Bus) -> None:
     async def work() -> None:
         for _ in range(30):
             for role in ("manager", "echo"):
-                for delivery in await take(bus, role):
+                for delivery in await take_role(bus, role):
                     await send(bus, delivery, "echo" if role == "manager" else "manager")
 
     await asyncio.gather(work(), *(interrupt(other, str(n)) for n in range(20)))
@@ -188,7 +188,7 @@ async def test_a_repeated_or_refused_interruption_ends_nothing(server: RedisServ
 
 async def test_a_turn_that_sleeps_is_interrupted_too(bus: Bus) -> None:
     await ask(bus)
-    await defer(bus, await take_one(bus))
+    await defer_turn(bus, await take_one(bus))
     assert (await interrupt(bus, "two")).outcome == "RUN"
     assert await said(bus) == "two"
     assert await bus.server.call("ZCARD", bus.shards[0].deferred) == 0
@@ -200,7 +200,7 @@ async def test_a_turn_that_sleeps_is_interrupted_too(bus: Bus) -> None:
 async def test_an_album_is_one_turn_with_all_its_pictures(bus: Bus) -> None:
     got = [await album(bus, "look", "i1", idempotency="1"), await album(bus, "", "i2"), await album(bus, "nice?", "i3")]
     assert [(a.outcome, a.turn) for a in got] == [("RUN", "1"), ("MERGED", "1"), ("MERGED", "1")]
-    assert await take(bus) == []
+    assert await take_role(bus) == []
     assert await promote(bus, bus.shards[0], "a") == "EARLY"
     assert await promote(bus, bus.shards[0], "a", early=True) == "OK"
     delivery = await take_one(bus)
@@ -240,7 +240,7 @@ async def test_a_held_turn_that_had_to_wait_sleeps_out_what_is_left(bus: Bus) ->
     await ask(bus)
     assert (await album(bus, "1")).outcome == "WAIT"
     await answer(bus, await take_one(bus))
-    assert await take(bus) == []
+    assert await take_role(bus) == []
     assert (await album(bus, "2")).outcome == "MERGED"
     assert await audit_one(bus, bus.shards[0], "a") == "OK"
     assert await promote(bus, bus.shards[0], "a", early=True) == "OK"
@@ -275,7 +275,7 @@ async def test_a_held_turn_is_cancelled_stopped_and_interrupted(bus: Bus) -> Non
 
 async def test_a_deferred_turn_has_begun_and_takes_nothing_in(bus: Bus) -> None:
     await ask(bus, text="one", group="g")
-    await defer(bus, await take_one(bus))
+    await defer_turn(bus, await take_one(bus))
     assert (await ask(bus, text="two", group="g")).outcome == "WAIT"
     assert (await collect(bus, "three")).turn == "2"
 
@@ -356,10 +356,10 @@ async def test_the_log_tells_of_parts_and_edits(bus: Bus) -> None:
 async def test_places_of_all_that_waits_are_one_look(bus: Bus) -> None:
     for _ in range(4):
         await ask(bus)
-    assert await bus.places("a") == {"2": 1, "3": 2, "4": 3}
+    assert await places(bus, "a") == {"2": 1, "3": 2, "4": 3}
     await cancel_turn(bus, "a", "2")
-    assert await bus.places("a") == {"3": 1, "4": 2}
-    assert await bus.places("nobody") == {}
+    assert await places(bus, "a") == {"3": 1, "4": 2}
+    assert await places(bus, "nobody") == {}
 
 
 @pytest.mark.parametrize("mode", ["queue", "collect", "interrupt"])

@@ -7,13 +7,26 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, hand_back, hop, owns_turn, quarantine, renew, snapshot, start, turns_in_flight
 from rolecall.delivery import Records
 from rolecall.ending import cancel_turn
 from rolecall.redis_client import RedisServer
 from rolecall.settings import Settings
 from rolecall.upkeep import promote, promote_due, server_ms
-from tests.bus_steps import answer, ask, bury, defer, entries, expire, finals, hash_of, names, send, take, take_one
+from tests.bus_steps import (
+    answer,
+    ask,
+    bury_turn,
+    defer_turn,
+    entries,
+    expire,
+    finals,
+    hash_of,
+    names,
+    send,
+    take_one,
+    take_role,
+)
 
 
 async def test_a_hop_moves_the_turn_and_its_records_and_preferences_in_one_step(bus: Bus) -> None:
@@ -22,7 +35,7 @@ async def test_a_hop_moves_the_turn_and_its_records_and_preferences_in_one_step(
     assert held.envelope is not None
     records = Records("manager:h:1:0")
     records.add("SENT", "to role stream echo")
-    assert await bus.hop(held, held.envelope.via("echo"), records, {"lang": "de", "x": ""}) == "OK"
+    assert await hop(bus, held, held.envelope.via("echo"), records, {"lang": "de", "x": ""}) == "OK"
     moved = await take_one(bus, "echo")
     assert (moved.turn, moved.hop) == ("1", 1)
     assert await hash_of(bus, bus.shards[0].preferences("a")) == {"lang": "de"}
@@ -47,9 +60,9 @@ async def test_completing_writes_the_answer_once_everywhere_and_releases_the_nex
     held = await take_one(bus)
     verdict = await answer(bus, held, "hello", history=[b"q", b"a"], preferences={"lang": "de"}, tokens_out=7)
     assert verdict == "OK"
-    shard, snapshot = bus.shards[0], await bus.snapshot("a", "1")
-    assert snapshot.final is not None
-    assert (snapshot.state, snapshot.final["text"], snapshot.final["kind"]) == ("finished", "hello", "final")
+    shard, found = bus.shards[0], await snapshot(bus, "a", "1")
+    assert found.final is not None
+    assert (found.state, found.final["text"], found.final["kind"]) == ("finished", "hello", "final")
     assert [(e["c"], e["t"]) for e in await entries(bus, shard.outbox("front"))] == [("a", "1")]
     assert await bus.server.call("LRANGE", shard.history("a"), 0, -1) == [b"q", b"a"]
     following = await take_one(bus)
@@ -76,7 +89,7 @@ async def test_whatever_an_agent_puts_for_tokens_the_turn_ends(bus: Bus, tokens:
 async def test_an_answer_cannot_pass_for_another_kind_of_event(bus: Bus) -> None:
     await ask(bus)
     await answer(bus, await take_one(bus), kind="error")
-    final = (await bus.snapshot("a", "1")).final
+    final = (await snapshot(bus, "a", "1")).final
     assert final is not None
     assert final["kind"] == "final"
 
@@ -85,7 +98,7 @@ async def test_forgetting_clears_the_history_and_the_next_message_begins_a_sessi
     await ask(bus)
     await ask(bus, text="waits")
     await answer(bus, await take_one(bus), history=[b"x"], forget=True)
-    await bus.start(await take_one(bus), "i")
+    await start(bus, await take_one(bus), "i")
     await ask(bus, text="new")
     log = await entries(bus, bus.shards[0].log)
     sessions = {session: [e["w"] for e in log if e["s"] == session] for session in dict.fromkeys(e["s"] for e in log)}
@@ -109,7 +122,7 @@ async def test_a_control_answer_beside_a_running_turn_leaves_it_alone(bus: Bus) 
     await ask(bus, control=True)
     await answer(bus, await take_one(bus, "command"), preferences={"lang": "de"})
     assert await finals(bus) == [("c1", "final")]
-    assert (await bus.snapshot("a", "1")).state == "running"
+    assert (await snapshot(bus, "a", "1")).state == "running"
     assert await bus.server.call("PTTL", bus.shards[0].conversation("a")) == -1
 
 
@@ -117,8 +130,8 @@ async def test_burying_leaves_a_dead_letter_and_one_apology_and_the_next_turn_ru
     await ask(bus, outbox=True, reply_to="front")
     await ask(bus)
     held = await take_one(bus)
-    assert await bury(bus, held) == "OK"
-    assert await bury(bus, held) == "FENCED"
+    assert await bury_turn(bus, held) == "OK"
+    assert await bury_turn(bus, held) == "FENCED"
     (letter,) = await entries(bus, bus.shards[0].dead)
     assert (letter["c"], letter["t"], letter["why"], letter["e"]) == ("a", "1", "why", held.raw.decode())
     assert await finals(bus) == [("1", "error")]
@@ -130,9 +143,9 @@ async def test_a_deferred_turn_holds_nothing_and_wakes_where_it_slept(bus: Bus, 
     await ask(bus, priority=90)
     await send(bus, await take_one(bus), "echo")
     held = await take_one(bus, "echo")
-    assert await defer(bus, held) == "OK"
+    assert await defer_turn(bus, held) == "OK"
     assert await bus.server.call("XLEN", held.stream) == 0
-    assert (await bus.snapshot("a", "1")).state == "running"
+    assert (await snapshot(bus, "a", "1")).state == "running"
     assert await promote(other, bus.shards[0], "a") == "EARLY"
     assert await promote_due(other, bus.shards[0], await server_ms(bus)) == 0
     assert await promote_due(other, bus.shards[0], await server_ms(bus) + 2_000_000) == 0
@@ -145,26 +158,26 @@ async def test_a_deferred_turn_holds_nothing_and_wakes_where_it_slept(bus: Bus, 
 async def test_a_deferred_turn_that_is_due_is_woken_by_the_first_who_looks(bus: Bus, other: Bus) -> None:
     for conversation in "abc":
         await ask(bus, conversation)
-    for held in await take(bus, free=3):
-        await defer(bus, held, 0)
+    for held in await take_role(bus, free=3):
+        await defer_turn(bus, held, 0)
     now = await server_ms(bus) + 1
     assert await promote_due(bus, bus.shards[0], now) == 3
     assert await promote_due(other, bus.shards[0], now) == 0
-    assert len(await take(other, free=5)) == 3
+    assert len(await take_role(other, free=5)) == 3
 
 
 async def test_turns_that_wait_behind_a_deferred_one_keep_waiting(bus: Bus) -> None:
     await ask(bus)
     await ask(bus)
-    await defer(bus, await take_one(bus))
-    assert await take(bus, free=5) == []
-    assert (await bus.snapshot("a", "2")).place == 1
+    await defer_turn(bus, await take_one(bus))
+    assert await take_role(bus, free=5) == []
+    assert (await snapshot(bus, "a", "2")).place == 1
 
 
 async def test_a_control_turn_cannot_sleep(bus: Bus) -> None:
     await ask(bus, control=True)
     held = await take_one(bus, "command")
-    assert await defer(bus, held) == "CONTROL"
+    assert await defer_turn(bus, held) == "CONTROL"
     assert await answer(bus, held) == "OK"
 
 
@@ -172,10 +185,10 @@ async def test_garbage_is_put_aside_and_touches_no_conversation(bus: Bus) -> Non
     await ask(bus)
     stream = bus.shards[0].stream("manager", "n")
     await bus.server.call("XADD", stream, "*", "nonsense", b"\xff\xfe")
-    true, garbage = await take(bus, free=2)
+    true, garbage = await take_role(bus, free=2)
     assert not garbage.usable
-    assert await bus.quarantine(garbage) == "OK"
-    assert await bus.quarantine(garbage) == "FENCED"
+    assert await quarantine(bus, garbage) == "OK"
+    assert await quarantine(bus, garbage) == "FENCED"
     (letter,) = await entries(bus, bus.shards[0].dead)
     assert (letter["c"], letter["why"]) == ("", garbage.problem)
     assert await answer(bus, true) == "OK"
@@ -193,14 +206,14 @@ async def test_an_envelope_of_another_conversation_is_a_problem(bus: Bus) -> Non
     await bus.server.call("XADD", bus.shards[0].stream("manager", "h"), "*", "c", "a", "t", 1, "h", 0, "e", raw)
     stray = await take_one(bus)
     assert (stray.usable, stray.envelope) == (True, None)
-    assert not await bus.owns_turn(stray)
+    assert not await owns_turn(bus, stray)
 
 
 async def test_a_direct_envelope_reaches_a_living_process_and_only_that(bus: Bus, other: Bus) -> None:
     await ask(bus)
-    await other.renew(other.shards[0], [])
+    await renew(other, other.shards[0], [])
     assert await send(bus, await take_one(bus), f"echo@{other.process}") == "OK"
-    assert await take(bus, "echo") == []
+    assert await take_role(bus, "echo") == []
     held = await take_one(other, "echo")
     assert await answer(other, held) == "OK"
 
@@ -216,26 +229,26 @@ async def test_at_the_memory_limit_every_accepted_turn_still_finishes(bus: Bus, 
     for number in range(8):
         await ask(bus, str(number), outbox=True, reply_to="front", principal="u")
         await ask(bus, str(number))
-    await take(bus, "echo", free=0)
-    await bus.renew(bus.shards[0], [])
+    await take_role(bus, "echo", free=0)
+    await renew(bus, bus.shards[0], [])
     await bus.server.call("CONFIG", "SET", "maxmemory", 1)
     with pytest.raises(ResponseError, match="maxmemory"):
         await bus.server.call("SET", "x", "y")
     for _ in range(2):
-        held = await take(bus, free=8)
+        held = await take_role(bus, free=8)
         assert len(held) == 8
-        assert await bus.renew(bus.shards[0], held) == []
+        assert await renew(bus, bus.shards[0], held) == []
         await expire(bus, held[7])
         held[7] = await take_one(bus, claim=True)
-        await bus.hand_back(held[6])
+        await hand_back(bus, held[6])
         held[6] = await take_one(bus, claim=True)
         assert [await send(bus, d, "echo") for d in held] == ["OK"] * 8
-        late = await take(bus, "echo", free=8)
-        assert await defer(bus, late[0]) == "OK"
+        late = await take_role(bus, "echo", free=8)
+        assert await defer_turn(bus, late[0]) == "OK"
         assert await promote(bus, bus.shards[0], late[0].conversation, early=True) == "OK"
         late[0] = await take_one(bus, "echo")
-        assert await bury(bus, late[1]) == "OK"
+        assert await bury_turn(bus, late[1]) == "OK"
         assert await cancel_turn(bus, late[2].conversation, late[2].turn)
         assert [await answer(bus, d, history=[b"x"]) for d in (late[0], *late[3:])] == ["OK"] * 6
-    assert await bus.busy(bus.shards[0]) == 0
+    assert await turns_in_flight(bus, bus.shards[0]) == 0
     assert len(await entries(bus, bus.shards[0].outbox("front"))) == 8

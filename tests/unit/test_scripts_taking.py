@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import NoScriptError
 
-from rolecall.bus import Bus, Demand
+from rolecall.bus import Bus, Demand, bury, emit, hand_back, owns_turn, renew, snapshot, start, start_soon, take
 from rolecall.delivery import Records
-from tests.bus_steps import answer, ask, entries, expire, send, take, take_one
+from tests.bus_steps import answer, ask, entries, expire, send, take_one, take_role
 
 
 async def admitted(bus: Bus, count: int, priority: int = 50) -> None:
@@ -18,7 +18,7 @@ async def admitted(bus: Bus, count: int, priority: int = 50) -> None:
 async def test_high_comes_before_normal_before_low_and_each_in_order(bus: Bus) -> None:
     for priority in (10, 50, 90):
         await admitted(bus, 2, priority=priority)
-    got = [delivery.conversation for delivery in await take(bus, free=10)]
+    got = [delivery.conversation for delivery in await take_role(bus, free=10)]
     assert got == ["90:0", "90:1", "50:0", "50:1", "10:0", "10:1"]
 
 
@@ -32,27 +32,27 @@ async def test_a_take_may_begin_with_another_band(bus: Bus, start: int, first: s
 async def test_no_take_brings_more_than_there_are_free_slots_over_all_bands_and_roles(bus: Bus, other: Bus) -> None:
     for priority in (10, 50, 90):
         await admitted(bus, 4, priority=priority)
-    for delivery in await take(other, free=4):
+    for delivery in await take_role(other, free=4):
         await send(other, delivery, "echo")
-    await expire(other, *await take(other, free=3))
+    await expire(other, *await take_role(other, free=3))
     demands = [Demand("manager", 2), Demand("echo", 3), Demand("idle", 5)]
-    got = await bus.take(bus.shards[0], demands, claim=True)
+    got = await take(bus, bus.shards[0], demands, claim=True)
     assert [delivery.role for delivery in got] == ["manager"] * 2 + ["echo"] * 3
     assert [delivery.count for delivery in got] == [2, 2, 1, 1, 1]
 
 
 async def test_a_take_of_nothing_is_empty_and_makes_the_groups(bus: Bus) -> None:
-    assert await take(bus) == []
-    assert await take(bus, claim=True) == []
+    assert await take_role(bus) == []
+    assert await take_role(bus, claim=True) == []
 
 
 async def test_a_lease_that_ran_out_is_taken_over_with_its_holder_and_count(bus: Bus, other: Bus) -> None:
     await ask(bus)
     first = await take_one(bus)
     assert (first.count, first.previous) == (1, "")
-    assert await take(other, claim=True) == []
+    assert await take_role(other, claim=True) == []
     await expire(bus, first)
-    assert await take(other) == []
+    assert await take_role(other) == []
     second = await take_one(other, claim=True)
     assert (second.id, second.count, second.previous) == (first.id, 2, bus.process)
 
@@ -63,15 +63,15 @@ async def test_what_the_old_holder_still_does_is_fenced(bus: Bus, other: Bus) ->
     await expire(bus, old)
     new = await take_one(other, claim=True)
     shard = bus.shards[0]
-    assert (await bus.start(old, "i"))[0] == "FENCED"
-    assert await bus.emit(old, 0, "x") == "FENCED"
+    assert (await start(bus, old, "i"))[0] == "FENCED"
+    assert await emit(bus, old, 0, "x") == "FENCED"
     assert await send(bus, old, "echo") == "FENCED"
-    assert await bus.bury(old, "why", "sorry", Records("i")) == "FENCED"
-    assert await bus.hand_back(old) == "FENCED"
-    assert await bus.renew(shard, [old]) == [old]
+    assert await bury(bus, old, "why", "sorry", Records("i")) == "FENCED"
+    assert await hand_back(bus, old) == "FENCED"
+    assert await renew(bus, shard, [old]) == [old]
     assert await answer(bus, old, "late") == "FENCED"
     assert await answer(other, new, "right") == "OK"
-    final = (await bus.snapshot("a", "1")).final
+    final = (await snapshot(bus, "a", "1")).final
     assert final is not None
     assert final["text"] == "right"
 
@@ -80,28 +80,28 @@ async def test_a_renewed_lease_is_not_taken_over(bus: Bus, other: Bus) -> None:
     await ask(bus)
     held = await take_one(bus)
     await expire(bus, held)
-    assert await bus.renew(bus.shards[0], [held]) == []
-    assert await take(other, claim=True) == []
+    assert await renew(bus, bus.shards[0], [held]) == []
+    assert await take_role(other, claim=True) == []
 
 
 async def test_renewing_does_not_count_as_a_delivery(bus: Bus, other: Bus) -> None:
     await ask(bus)
     held = await take_one(bus)
     for _ in range(5):
-        await bus.renew(bus.shards[0], [held])
+        await renew(bus, bus.shards[0], [held])
     await expire(bus, held)
     assert (await take_one(other, claim=True)).count == 2
 
 
 async def test_only_one_entry_on_its_last_delivery_is_taken_at_a_time(bus: Bus, other: Bus) -> None:
     await admitted(bus, 3)
-    held = await take(bus, free=3)
+    held = await take_role(bus, free=3)
     await expire(bus, *held)
-    held = await take(bus, free=3, claim=True)
+    held = await take_role(bus, free=3, claim=True)
     assert [delivery.count for delivery in held] == [2, 2, 2]
     await expire(bus, *held)
-    assert [delivery.count for delivery in await take(other, free=3, claim=True)] == [3]
-    assert await take(other, free=3, claim=True, last_ok=False) == []
+    assert [delivery.count for delivery in await take_role(other, free=3, claim=True)] == [3]
+    assert await take_role(other, free=3, claim=True, last_ok=False) == []
 
 
 async def test_one_delivered_too_often_is_always_given_out_to_be_buried(bus: Bus) -> None:
@@ -115,7 +115,7 @@ async def test_one_delivered_too_often_is_always_given_out_to_be_buried(bus: Bus
 
 async def test_an_entry_handed_back_goes_to_anyone_at_once_and_was_not_delivered(bus: Bus, other: Bus) -> None:
     await ask(bus)
-    assert await bus.hand_back(await take_one(bus)) == "OK"
+    assert await hand_back(bus, await take_one(bus)) == "OK"
     again = await take_one(other)
     assert (again.count, again.previous) == (1, "")
     assert await answer(other, again) == "OK"
@@ -126,17 +126,17 @@ async def test_handing_back_keeps_the_count_of_those_who_died_of_it(bus: Bus, ot
     held = await take_one(bus)
     await expire(bus, held)
     second = await take_one(other, claim=True)
-    assert await other.hand_back(second) == "OK"
+    assert await hand_back(other, second) == "OK"
     assert (await take_one(bus, claim=True)).count == 2
 
 
 async def test_a_start_is_an_event_and_a_record_that_names_the_one_taken_over_from(bus: Bus, other: Bus) -> None:
     await ask(bus)
     held = await take_one(bus)
-    assert (await bus.start(held, "manager:h:1:0"))[0] == "OK"
+    assert (await start(bus, held, "manager:h:1:0"))[0] == "OK"
     await expire(bus, held)
     taken = await take_one(other, claim=True)
-    assert (await other.start(taken, "manager:h:2:0"))[0] == "OK"
+    assert (await start(other, taken, "manager:h:2:0"))[0] == "OK"
     events = [e for e in await entries(bus, bus.shards[0].events("a")) if e["k"] == "started"]
     assert [(e["r"], e["h"], e["n"], e["w"]) for e in events] == [
         ("manager", "0", "1", "manager:h:1:0"),
@@ -151,11 +151,11 @@ async def test_scripts_the_server_forgot_are_sent_again(bus: Bus) -> None:
     await bus.server.call("SCRIPT", "FLUSH")
     held = await take_one(bus)
     await bus.server.call("SCRIPT", "FLUSH")
-    begun = bus.start_soon(held, "i")
+    begun = start_soon(bus, held, "i")
     assert await answer(bus, held) == "OK"
     with pytest.raises(NoScriptError):
         await begun
-    assert (await bus.snapshot("a", "1")).state == "finished"
+    assert (await snapshot(bus, "a", "1")).state == "finished"
 
 
 async def test_a_start_the_server_did_not_know_happens_all_the_same(bus: Bus) -> None:
@@ -163,15 +163,15 @@ async def test_a_start_the_server_did_not_know_happens_all_the_same(bus: Bus) ->
     held = await take_one(bus)
     await bus.server.call("SCRIPT", "FLUSH")
     with pytest.raises(NoScriptError):
-        await bus.start_soon(held, "i")
+        await start_soon(bus, held, "i")
     await bus.server.call("PING")
     assert "started" in [e["k"] for e in await entries(bus, bus.shards[0].events("a"))]
-    assert (await bus.start_soon(held, "i"))[0] == b"OK"
+    assert (await start_soon(bus, held, "i"))[0] == b"OK"
 
 
 async def test_two_processes_never_hold_the_same_entry(bus: Bus, other: Bus) -> None:
     await admitted(bus, 20)
-    mine, theirs = await take(bus, free=15), await take(other, free=15)
+    mine, theirs = await take_role(bus, free=15), await take_role(other, free=15)
     assert len(mine) + len(theirs) == 20
     assert not {d.id for d in mine} & {d.id for d in theirs}
 
@@ -191,7 +191,7 @@ async def test_a_forged_control_turn_is_dropped_and_changes_nothing(bus: Bus) ->
     true = await take_one(bus, "command")
     await bus.server.call("XADD", true.stream, "*", "c", "a", "t", "c99", "h", 0, "e", true.raw)
     forged = await take_one(bus, "command")
-    assert not await bus.owns_turn(forged)
-    assert await bus.owns_turn(true)
+    assert not await owns_turn(bus, forged)
+    assert await owns_turn(bus, true)
     assert await answer(bus, forged) == "STALE"
     assert await bus.server.call("HGET", bus.shards[0].conversation("a"), "ctl") == b"1"

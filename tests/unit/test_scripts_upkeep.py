@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from rolecall import keys, registry
-from rolecall.bus import Bus
+from rolecall.bus import Bus, note, renew, snapshot
 from rolecall.delivery import Records
 from rolecall.ending import stop_conversation
 from rolecall.redis_client import Arg, RedisServer, Server
 from rolecall.registry import ProcessState
 from rolecall.settings import Settings
 from rolecall.upkeep import audit, audit_one, depart, promote, rescue_direct, server_ms, sweep
-from tests.bus_steps import answer, ask, defer, entries, expire, finals, names, send, take, take_one
+from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
 
 ROLES = ("manager", "echo")
 
@@ -49,7 +49,7 @@ async def live(bus: Bus) -> None:
     """Register a process and give its sign of life, as a worker does."""
     await registry.register(bus, ProcessState(bus.process))
     for shard in bus.shards:
-        await bus.renew(shard, [])
+        await renew(bus, shard, [])
 
 
 async def die(bus: Bus, gone: Bus) -> None:
@@ -62,7 +62,7 @@ async def die(bus: Bus, gone: Bus) -> None:
 async def test_an_audit_of_a_sound_shard_finds_nothing(bus: Bus) -> None:
     for conversation in "abc":
         await ask(bus, conversation)
-    await defer(bus, await take_one(bus))
+    await defer_turn(bus, await take_one(bus))
     await take_one(bus)
     await ask(bus, "a", control=True)
     assert await audit(bus, bus.shards[0], await server_ms(bus)) == 0
@@ -74,7 +74,7 @@ async def test_an_entry_lost_from_outside_is_written_again(bus: Bus, where: str)
     await ask(bus, text="hi")
     held = await take_one(bus)
     if where == "deferred":
-        await defer(bus, held)
+        await defer_turn(bus, held)
         await bus.server.call("DEL", bus.shards[0].deferred)
     else:
         await bus.server.call("DEL", held.stream)
@@ -104,7 +104,7 @@ async def test_a_turn_that_began_while_an_older_one_was_looked_at_is_not_ended(b
     watcher = Bus(Meanwhile(bus.server, "ZRANGE", lambda: answer(bus, held)), bus.settings, "watcher")
     await audit(watcher, shard, now)
     assert await finals(bus) == [("1", "final")]
-    assert (await bus.snapshot("a", "2")).state == "running"
+    assert (await snapshot(bus, "a", "2")).state == "running"
 
 
 async def test_what_was_addressed_to_a_process_moves_only_when_that_is_gone(bus: Bus, other: Bus) -> None:
@@ -123,12 +123,12 @@ async def test_a_sweep_moves_all_that_was_addressed_to_the_dead_and_removes_ever
     await live(other)
     for number in range(250):
         await ask(bus, str(number))
-    for held in await take(bus, free=250):
+    for held in await take_role(bus, free=250):
         await send(bus, held, f"echo@{other.process}")
-    await take(other, "echo", free=3)
+    await take_role(other, "echo", free=3)
     await die(bus, other)
     assert await sweep(bus, ROLES) == 1
-    assert len(await take(bus, "echo", free=300)) == 250
+    assert len(await take_role(bus, "echo", free=300)) == 250
     assert await sweep(bus, ROLES) == 0
     assert not [key for key in await names(bus) if other.process in key]
 
@@ -151,7 +151,7 @@ async def test_a_sweep_leaves_the_consumers_that_hold_entries_until_those_are_ta
 
 async def test_a_process_that_leaves_is_forgotten_like_one_that_died(bus: Bus, other: Bus) -> None:
     await live(other)
-    await take(other)
+    await take_role(other)
     await registry.unregister(other)
     assert await registry.processes(bus) == []
     await bus.server.call("DEL", bus.shards[0].alive(other.process))
@@ -170,7 +170,7 @@ async def test_what_was_addressed_to_a_process_that_departs_is_done_by_others_at
 
 async def test_a_sweep_leaves_the_living_alone(bus: Bus, other: Bus) -> None:
     await live(other)
-    await take(other)
+    await take_role(other)
     assert await sweep(bus, ROLES) == 0
     assert await consumers(bus, bus.shards[0].stream("manager", "n")) == {other.process}
 
@@ -201,7 +201,7 @@ async def test_a_note_is_written_to_the_session_of_its_turn(bus: Bus) -> None:
     await stop_conversation(bus, "a", forget=True)
     records = Records("telegram:h:1:0")
     records.add("DELIVERED", "to the chat")
-    await bus.note(bus.shards[0], "a", "1", records)
+    await note(bus, bus.shards[0], "a", "1", records)
     log = await entries(bus, bus.shards[0].log)
     assert (log[-1]["w"], log[-1]["i"]) == ("DELIVERED", "telegram:h:1:0")
     assert len({e["s"] for e in log}) == 1
@@ -213,7 +213,7 @@ async def test_nothing_but_what_expires_grows_with_finished_turns(bus: Bus) -> N
         for number in range(20):
             await ask(bus, principal="u", idempotency=str(number))
             held = await take_one(bus)
-            await defer(bus, held, 0)
+            await defer_turn(bus, held, 0)
             await promote(bus, bus.shards[0], "a")
             await answer(bus, await take_one(bus), history=[b"x" * 9] * 2)
             await bus.server.call("DEL", bus.shards[0].idempotency("a", str(number)))

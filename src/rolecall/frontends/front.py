@@ -8,7 +8,7 @@ from typing import Any
 
 from rolecall import registry
 from rolecall.blocks import FIRST_ROLE
-from rolecall.bus import Bus, Mode
+from rolecall.bus import Bus, Mode, admit, note
 from rolecall.commands import find_command
 from rolecall.delivery import Records
 from rolecall.ending import stop_conversation
@@ -97,7 +97,8 @@ class Front:
         if command is not None and command.lane == "front":
             return await self._carry_out(conversation, command.name)
         try:
-            admission = await self.bus.admit(
+            admission = await admit(
+                self.bus,
                 self._envelope(conversation, {**(payload or {}), "text": text}, priority, meta),
                 idempotency=idempotency,
                 principal=principal or conversation,
@@ -129,7 +130,7 @@ class Front:
         records = Records(self.instance)
         records.add("DELIVERED", "")
         shard = self.bus.shard(received.conversation)
-        await self.bus.note(shard, received.conversation, received.turn, records, received.at)
+        await note(self.bus, shard, received.conversation, received.turn, records, received.at)
 
     def _envelope(
         self, conversation: str, payload: Mapping[str, Any], priority: int | None, meta: Mapping[str, Any] | None

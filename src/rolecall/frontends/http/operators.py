@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
 from rolecall import registry
+from rolecall.bus import places
 from rolecall.conversations import Filters, Summary, since
 from rolecall.deadletters import ID, dead_letters, drop, find_dead_letter, plain, replay
 from rolecall.envelope import short_turn_id
@@ -231,7 +232,7 @@ async def _live(here: Services, conversation: str) -> dict[str, Any]:
     texts = [text.decode("utf-8", "replace") for text in preferences]
     return {
         "running": running.decode() if running else None,
-        "waiting": list(await here.bus.places(conversation)),
+        "waiting": list(await places(here.bus, conversation)),
         "preferences": dict(zip(texts[::2], texts[1::2], strict=True)),
     }
 

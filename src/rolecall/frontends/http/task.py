@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, snapshot
 from rolecall.envelope import short_turn_id
 from rolecall.follow import Event, Progress, progress
 from rolecall.frontends.front import Received
@@ -120,17 +120,15 @@ class Standing:
 async def look(bus: Bus, place: Place) -> Standing:
     """Where a task stands now. Raises Problem: 404 for one that never was, 410 for one whose result is gone."""
     async with promptly():
-        snapshot = await bus.snapshot(place.conversation, place.turn)
-    if snapshot.state == "finished" and snapshot.final is not None:
-        return Standing(place, place.ended(snapshot.final), snapshot.final_id, snapshot.final_id)
-    if snapshot.state == "gone":
+        stand = await snapshot(bus, place.conversation, place.turn)
+    if stand.state == "finished" and stand.final is not None:
+        return Standing(place, place.ended(stand.final), stand.final_id, stand.final_id)
+    if stand.state == "gone":
         raise Problem(410, "The result of this task is not kept any more.")
-    if snapshot.state == "unknown":
+    if stand.state == "unknown":
         raise Problem(404, "There is no such task.")
     found = await progress(bus, place.conversation, place.turn)
-    return Standing(
-        place, place.task(_state(found), place=snapshot.place, role=found.role, text=found.text), found.seen
-    )
+    return Standing(place, place.task(_state(found), place=stand.place, role=found.role, text=found.text), found.seen)
 
 
 def begun(received: Received) -> Standing:

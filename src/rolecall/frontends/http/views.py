@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from rolecall import keys, registry
+from rolecall.bus import places
 from rolecall.conversations import Filters
 from rolecall.envelope import decode
 from rolecall.errors import DecodeError
@@ -128,7 +129,7 @@ async def talk(here: Services, conversation: str) -> dict[str, Any]:
 async def _unfinished(here: Services, conversation: str) -> list[dict[str, str]]:
     bus, shard = here.bus, here.bus.shard(conversation)
     running, waiting = await asyncio.gather(
-        bus.server.fetch("HGET", shard.conversation(conversation), "cur"), bus.places(conversation)
+        bus.server.fetch("HGET", shard.conversation(conversation), "cur"), places(bus, conversation)
     )
     turns = [*([running.decode()] if running else []), *waiting]
     if not turns:

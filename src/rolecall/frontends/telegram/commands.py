@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from telegram import Bot
 
 from rolecall import keys
-from rolecall.bus import Bus
+from rolecall.bus import Bus, notify
 from rolecall.commands import COMMANDS
 from rolecall.frontends.telegram.access import Access, Member, Rank, Standing
 from rolecall.frontends.telegram.incoming import Incoming
@@ -175,7 +175,7 @@ class Commands:
             return Told(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
         told = [one.user for one in await self._members() if one.allowed and one.user != standing.user]
         for user in told:
-            await self.bus.notify(
+            await notify(self.bus, 
                 f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
                 front=self.front, remember=False,
             )  # fmt: skip

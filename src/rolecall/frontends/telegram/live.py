@@ -16,7 +16,7 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 from telegram.error import TelegramError
 
-from rolecall.bus import Bus
+from rolecall.bus import Bus, places, snapshot
 from rolecall.errors import ServerUnavailable
 from rolecall.follow import Event, Wakeups, follow
 from rolecall.frontends.front import Received
@@ -114,13 +114,13 @@ class Live:
     async def _resume(self, conversation: str, address: Address) -> int:
         shard = self.bus.shard(conversation)
         current = await self.bus.server.fetch("HGET", shard.conversation(conversation), "cur")
-        places = {current.decode(): 0} if current else {}
-        places |= await self.bus.places(conversation)
-        for turn, place in places.items():
+        waiting = {current.decode(): 0} if current else {}
+        waiting |= await places(self.bus, conversation)
+        for turn, place in waiting.items():
             shown = await self.recorded.of(conversation, turn)
             received = Received(conversation, turn, outcome="DUP", place=place, at=shown.at)
             await self.show(received, address, 0, shown.language)
-        return len(places)
+        return len(waiting)
 
     # One turn
 
@@ -152,7 +152,7 @@ class Live:
 
     async def _unfinished(self, watched: Watched) -> bool:
         """Whether there is something to show of a turn that may be an old one."""
-        return (await self.bus.snapshot(*watched.key)).state in ("running", "waiting")
+        return (await snapshot(self.bus, *watched.key)).state in ("running", "waiting")
 
     async def _placed(self, watched: Watched) -> bool:
         """Have the placeholder made; False when nobody can see it."""
@@ -189,9 +189,9 @@ class Live:
     async def _move_up(self, conversation: str) -> None:
         """Tell those who wait in ``conversation`` their places anew."""
         waiting = [one for one in self._turns.values() if one.key[0] == conversation and one.place]
-        places = await self.bus.places(conversation) if waiting else {}
+        by_turn = await places(self.bus, conversation) if waiting else {}
         for watched in waiting:
-            watched.place = places.get(watched.key[1], 0)
+            watched.place = by_turn.get(watched.key[1], 0)
             watched.changed.set()
 
     async def _paint(self, watched: Watched, painted: tuple[int, int]) -> None:
