@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.bus import at_rest, full_turns, plain_messages, two_hops
 from bench.loop import on_fastest_loop
 from bench.raw import fsync_ms, raw_messages, raw_two_hops
-from rolecall.embedded import EmbeddedServer
+from rolecall.redis.embedded import EmbeddedServer
 
 MODES = ("everysec", "always")
 RAW, PLAIN, FULL, HOPS = 20_000, 100, 2_000, 300

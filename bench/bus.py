@@ -11,13 +11,14 @@ from pathlib import Path
 from bench.app import FILLER, HOPS, ManagerAgent, PingAgent, PongAgent, SampleLLMAgent, application, settings
 from bench.raw import worker_process
 from rolecall import Agent, Context, Envelope
-from rolecall.bus import Bus, admit
+from rolecall.bus.admission import admit
+from rolecall.bus.bus import Bus
+from rolecall.bus.events import Wakeups
 from rolecall.config import Role
-from rolecall.follow import Wakeups
 from rolecall.frontends.front import Front
-from rolecall.redis_client import RedisServer
-from rolecall.runtime import Runtime, process_name
-from rolecall.scribe import Scribe
+from rolecall.redis.server import RedisServer
+from rolecall.transcripts.scribe import Scribe
+from rolecall.worker.runtime import Runtime, process_name
 
 INSTANCES = 32
 PLAIN = (Role(ManagerAgent, INSTANCES), Role(PingAgent, INSTANCES), Role(PongAgent, INSTANCES))

@@ -10,31 +10,18 @@ from typing import Any, ClassVar, Literal, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from rolecall import keys
-from rolecall.bus import (
-    Bus,
-    Demand,
-    Mode,
-    admit,
-    bury,
-    complete,
-    defer,
-    emit,
-    hand_back,
-    hop,
-    notify,
-    renew,
-    start,
-    streams_of,
-    take,
-)
-from rolecall.delivery import Delivery, Records
-from rolecall.editing import edit_message
-from rolecall.ending import cancel_turn, stop_conversation
-from rolecall.envelope import Envelope, encode
-from rolecall.redis_client import RedisServer, Server
+from rolecall.bus.admission import Mode, admit, edit_message
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn, stop_conversation
+from rolecall.bus.conversation import notify
+from rolecall.bus.envelope import Envelope, encode
+from rolecall.bus.leases import Delivery, Demand, emit, hand_back, renew, start, streams_of, take
+from rolecall.bus.maintenance import audit_one, promote, rescue_direct
+from rolecall.bus.settle import bury, complete, defer, hop
+from rolecall.bus.turn import Records
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer, Server
 from rolecall.settings import Settings
-from rolecall.upkeep import audit_one, promote, rescue_direct
 from tests.bus_model import DUMP, SHARD, Conversation, Model, Shown, Turn, check
 
 Any_ = TypeVar("Any_")

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from rolecall.envelope import decode
-from rolecall.keys import ShardKeys
+from rolecall.bus.envelope import decode
+from rolecall.redis.keys import ShardKeys
 
 SHARD = ShardKeys(0)
 FINALS = (b"final", b"error", b"cancelled")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rolecall import keys
-from rolecall.bus import Bus, Demand, admit, bury, complete, defer, hop, take
-from rolecall.delivery import Delivery, Records
-from rolecall.envelope import Envelope
-from rolecall.outcomes import Admission
+from rolecall.bus.admission import Admission, admit
+from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import Envelope
+from rolecall.bus.leases import Delivery, Demand, take
+from rolecall.bus.settle import bury, complete, defer, hop
+from rolecall.bus.turn import Records
+from rolecall.redis import keys
 
 
 async def ask(bus: Bus, conversation: str = "a", text: str = "hi", **options: Any) -> Admission:

@@ -10,8 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from rolecall.bus import Bus
-from rolecall.redis_client import RedisServer
+from rolecall.bus.bus import Bus
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.valkey import ValkeyProcess
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rolecall.agent.mcp import ToolServer
+from rolecall.bus.events import Event
 from rolecall.config import Application, Role
-from rolecall.follow import Event
 from rolecall.frontends.front import Front, Received
-from rolecall.mcp_client import ToolServer
-from rolecall.runtime import Runtime
-from rolecall.scribe import Scribe
-from rolecall.serving.external import ModelAt
+from rolecall.serving.balance import ModelAt
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
+from rolecall.transcripts.scribe import Scribe
+from rolecall.worker.runtime import Runtime
 
 
 @dataclass

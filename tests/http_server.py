@@ -11,7 +11,7 @@ from rolecall.config import Application
 from rolecall.frontends.http.app import build
 from rolecall.frontends.http.server import HttpServer
 from rolecall.frontends.http.services import alone
-from rolecall.listening import listen
+from rolecall.frontends.sockets import listen
 
 
 @asynccontextmanager

@@ -12,17 +12,17 @@ from typing import Any
 from telegram import Bot
 
 from rolecall import Role
-from rolecall.blobs import Blobs
-from rolecall.bus import Bus, turns_in_flight
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.bus import Bus
+from rolecall.bus.outbox import Outbox, Placeholders
+from rolecall.bus.turn import turns_in_flight
 from rolecall.frontends.front import Front, Received
-from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
-from rolecall.frontends.telegram.live import Live
-from rolecall.frontends.telegram.recorded import Recorded
-from rolecall.outbox import Outbox
-from rolecall.placeholders import Placeholders
+from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.placeholders import Recorded
+from rolecall.frontends.telegram.progress import Live
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
 from tests.telegram_api import TelegramApi, User

@@ -10,23 +10,23 @@ from typing import Any
 
 from telegram import Update
 
-from rolecall.blobs import Blobs
-from rolecall.bus import Bus, snapshot
-from rolecall.follow import Wakeups
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.bus import Bus
+from rolecall.bus.events import Wakeups
+from rolecall.bus.outbox import Placeholders
+from rolecall.bus.turn import snapshot
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
-from rolecall.frontends.telegram.buttons import Buttons
+from rolecall.frontends.telegram.buttons import Buttons, Questions
 from rolecall.frontends.telegram.chats import Chats
-from rolecall.frontends.telegram.commands import Commands
-from rolecall.frontends.telegram.live import Live
 from rolecall.frontends.telegram.media import Media
+from rolecall.frontends.telegram.menu import Commands
 from rolecall.frontends.telegram.pickers import Choices
-from rolecall.frontends.telegram.poller import Poller
-from rolecall.frontends.telegram.questions import Questions
+from rolecall.frontends.telegram.placeholders import Recorded
+from rolecall.frontends.telegram.progress import Live
 from rolecall.frontends.telegram.receiver import Receiver
-from rolecall.frontends.telegram.recorded import Recorded
-from rolecall.placeholders import Placeholders
+from rolecall.frontends.telegram.updates import Poller
 from tests.telegram_api import TelegramApi
 from tests.waiting import wait_until
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from rolecall.embedded import find_binary
+from rolecall.redis.embedded import find_binary
 
 
 class ValkeyProcess:

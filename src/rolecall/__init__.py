@@ -1,18 +1,18 @@
 """Rolecall: a Redis Streams message bus for multi-agent LLM assistants."""
 
-from rolecall.agent import Agent, Context, RoleInfo
-from rolecall.commands import COMMANDS, Command, parse_command
+from rolecall.agent.agent import Agent
+from rolecall.agent.context import Context, RoleInfo
+from rolecall.agent.mcp import ToolServer
+from rolecall.agent.tools import Tool
+from rolecall.bus.commands import COMMANDS, Command, parse_command
+from rolecall.bus.envelope import Envelope
 from rolecall.config import Config, Role
-from rolecall.envelope import Envelope
 from rolecall.errors import ModelError, Reject, Retry, RolecallError, ToolError
-from rolecall.mcp_client import ToolServer
 from rolecall.models.model import Answer, Message
-from rolecall.serving.command import ModelCommand
-from rolecall.serving.external import ModelAt
+from rolecall.serving.balance import ModelAt
+from rolecall.serving.spec import ModelCommand
 from rolecall.settings import Terms
-from rolecall.tools import Tool
-
-__version__ = "0.1.0"
+from rolecall.version import __version__ as __version__
 
 __all__ = [
     "COMMANDS",

@@ -19,15 +19,15 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from rolecall.agent import Agent
-from rolecall.envelope import ROLE_NAME
+from rolecall.agent.agent import Agent
+from rolecall.agent.mcp import ToolServer
+from rolecall.agent.prompts import PLACE, Prompts, load_prompts
+from rolecall.agent.tools import Toolbox, ToolLimits
+from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
-from rolecall.mcp_client import ToolServer
-from rolecall.prompts import PLACE, Prompts, load_prompts
-from rolecall.serving.command import ModelCommand
-from rolecall.serving.external import ModelAt
+from rolecall.serving.balance import ModelAt
+from rolecall.serving.spec import ModelCommand
 from rolecall.settings import Settings, Terms
-from rolecall.tools import Toolbox, ToolLimits
 
 Instances = int | Literal["auto"]
 Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]

@@ -12,11 +12,11 @@ from urllib.parse import quote, urlsplit
 
 from redis.exceptions import RedisError
 
-from rolecall.bus import Bus
+from rolecall.bus.bus import Bus
 from rolecall.config import Application, runtime_directory
-from rolecall.embedded import EmbeddedServer
 from rolecall.errors import ConfigError, NothingRunning, ServerUnavailable
-from rolecall.redis_client import RedisServer
+from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -17,20 +17,24 @@ from typing import Any
 
 import msgspec
 
-from rolecall.blobs import Blobs
-from rolecall.bus import Bus, admit, snapshot, take
+from rolecall.agent.memory import Memory
+from rolecall.agent.prompts import PLACE, Prompts, load_prompts
+from rolecall.agent.tools import Offer, Tool, Toolbox
+from rolecall.bus.admission import admit
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import Remembered
+from rolecall.bus.envelope import Envelope
+from rolecall.bus.leases import take
+from rolecall.bus.maintenance import promote
+from rolecall.bus.turn import snapshot
 from rolecall.config import Config, Role
-from rolecall.envelope import Envelope
 from rolecall.errors import MissingExtra, RolecallError
-from rolecall.memory import Memory, Remembered
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
-from rolecall.prompts import PLACE, Prompts, load_prompts
-from rolecall.redis_client import Arg
-from rolecall.roster import Roster
-from rolecall.scripts import all_scripts, script
+from rolecall.redis.pipeline import Arg
+from rolecall.redis.scripts import all_scripts, script
 from rolecall.settings import Settings
-from rolecall.tools import Offer, Tool, Toolbox
-from rolecall.upkeep import promote
+from rolecall.worker.roster import Roster
 
 MAX_STEPS = 200
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from rolecall.frontends.http.keys import Keys
+from rolecall.frontends.http.auth import Keys
 from tests.browser.stage import Stage, staged
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from rolecall.errors import RolecallError
-from rolecall.transcript import conversation_dir
+from rolecall.transcripts.record import conversation_dir
 from tests.browser.browser import WATCH
 from tests.browser.corpus import VECTORS
 from tests.browser.stage import Stage

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rolecall.transcript import Record, conversation_dir, parse_line, session_files
+from rolecall.transcripts.record import Record, conversation_dir, parse_line, session_files
 from tests.chaos.application import answer, conversation_name
 
 FAULTS = ("lost", "stuck", "doubled", "disordered", "overlapping", "wrong", "torn")

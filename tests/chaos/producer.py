@@ -18,12 +18,12 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from rolecall.bus.events import Event, Wakeups
 from rolecall.config import load
 from rolecall.errors import ServerUnavailable
-from rolecall.follow import Event, Wakeups
 from rolecall.frontends.front import Front, Received
-from rolecall.runtime import process_name
 from rolecall.session import open_session
+from rolecall.worker.runtime import process_name
 from tests.chaos.application import conversation_name, question
 
 AWAY = (RedisError, OSError, ServerUnavailable)

@@ -11,9 +11,11 @@ import asyncio
 import sys
 from typing import Any
 
-from rolecall import instance, scripts
-from rolecall.bus import Bus, _finishing
-from rolecall.delivery import Delivery
+from rolecall.bus.bus import Bus
+from rolecall.bus.leases import Delivery
+from rolecall.bus.settle import _finishing
+from rolecall.redis import scripts
+from rolecall.worker import instance
 
 CONTROLS = ("no-fence", "split-reply")
 GAP_SECONDS = 0.3
@@ -30,16 +32,17 @@ return 'OK'
 def break_bus(how: str) -> None:
     """Break this process's scripts before any is loaded."""
     read = scripts._read
+    scripts.PATHS["release"] = "bus/scripts/turn/release.lua"
 
     def broken(path: str) -> str:
-        if path == "release.lua":
+        if path == "bus/scripts/turn/release.lua":
             return RELEASE
         text = read(path)
-        if how == "no-fence" and path == "lib/guard.lua":
+        if how == "no-fence" and path == "bus/scripts/lib/guard.lua":
             return _replaced(
                 text, "local function guard()\n", "local function guard()\n  if true then return 'OK' end\n"
             )
-        if how == "split-reply" and path == "complete.lua":
+        if how == "split-reply" and path == "bus/scripts/turn/complete.lua":
             return _replaced(_replaced(text, "drop()\n", ""), "if not CONTROL then release() end\n", "")
         return text
 

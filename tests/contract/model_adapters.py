@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.models import Message, Model, ModelEvent, Request
-from rolecall.models.openai import Endpoint, OpenAIModel
+from rolecall.models.providers.openai import Endpoint, OpenAIModel
 from rolecall.models.registry import open_model
 from rolecall.settings import Settings
 from tests.contract.model_wires import GeminiWire, OllamaWire, OpenAIWire, ResponsesWire, Wire

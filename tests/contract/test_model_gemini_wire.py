@@ -10,16 +10,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from rolecall.errors import (
-    ConfigError,
-    ContentRefused,
-    ModelError,
-    ModelRefused,
-    ModelUnauthorised,
-    ModelUnavailable,
-)
+from rolecall.errors import ConfigError, ContentRefused, ModelError, ModelRefused, ModelUnauthorised, ModelUnavailable
 from rolecall.models import Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.gemini import GeminiModel
+from rolecall.models.providers.gemini import GeminiModel
 from rolecall.settings import Settings
 from tests.contract.model_vendor import Connection, Vendor, refusing, saying
 from tests.contract.model_wires import GeminiWire

@@ -11,7 +11,7 @@ import pytest
 
 from rolecall.errors import ConfigError, NoSuchModel
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.ollama import OllamaModel
+from rolecall.models.providers.ollama import OllamaModel
 from rolecall.settings import Settings
 from tests.contract.model_vendor import Connection, Vendor, refusing, saying
 from tests.contract.model_wires import OllamaWire

@@ -22,7 +22,7 @@ from rolecall.errors import (
     Truncated,
 )
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.openai import OpenAIModel
+from rolecall.models.providers.openai import OpenAIModel
 from rolecall.settings import Settings
 from tests.contract.model_vendor import Connection, Script, Vendor
 from tests.contract.model_wires import OpenAIWire

@@ -10,9 +10,9 @@ import pytest
 
 from rolecall.errors import ConfigError, ModelError, ModelUnauthorised, OverBudget
 from rolecall.models.gate import Gate
-from rolecall.models.hearing import transcribe
 from rolecall.models.model import Caller
-from rolecall.redis_client import RedisServer
+from rolecall.models.speech import transcribe
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings, Terms
 
 KEY = "sk-not-to-be-seen"

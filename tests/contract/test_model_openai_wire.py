@@ -22,9 +22,8 @@ from rolecall.errors import (
     Truncated,
 )
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.openai import Endpoint, OpenAIModel, list_models
-from rolecall.models.openai_chat import chat_body
-from rolecall.models.openai_names import chats
+from rolecall.models.providers.openai import Endpoint, OpenAIModel, list_models
+from rolecall.models.providers.openai_wire import chat_body, chats
 from rolecall.settings import Settings
 from tests.contract.model_lists import answering, openai_list
 from tests.contract.model_vendor import Connection, Script, Vendor

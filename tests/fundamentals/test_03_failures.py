@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Retry, Role
-from rolecall.ending import cancel_turn
-from rolecall.envelope import short_turn_id
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.envelope import short_turn_id
 from rolecall.errors import ModelRefused, RateLimited, Truncated
 from rolecall.models import Delta, ModelEvent, Request
 from tests.deployment import Deployment, deployed

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.ending import cancel_turn
-from rolecall.registry import processes
-from rolecall.runtime import scale
+from rolecall.bus.cancel import cancel_turn
+from rolecall.stats import processes
+from rolecall.worker.runtime import scale
 from tests.deployment import deployed
 
 

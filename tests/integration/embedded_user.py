@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from rolecall.embedded import EmbeddedServer
+from rolecall.redis.embedded import EmbeddedServer
 
 
 async def hold(state_dir: Path, runtime_dir: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from rolecall.errors import NotNow
 from rolecall.models import Caller, Message, Request, Usage
 from rolecall.models.gate import Gate
-from rolecall.redis_client import RedisServer
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings, Terms
 
 TOKENS = Usage(120, 80)

@@ -9,8 +9,8 @@ import sys
 from datetime import UTC
 from pathlib import Path
 
-from rolecall.redis_client import connected
-from rolecall.scribe import Batch, Scribe
+from rolecall.redis.server import connected
+from rolecall.transcripts.scribe import Batch, Scribe
 
 
 class HaltingScribe(Scribe):

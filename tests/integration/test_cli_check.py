@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from rolecall.cli.check_deployment import EXTRAS
+from rolecall.cli.checks_deployment import EXTRAS
 from tests.applications import AGENTS, CONFIG, make_application, run_rolecall
 from tests.valkey import ValkeyProcess
 

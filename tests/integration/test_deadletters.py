@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Role
-from rolecall.bus import Bus
-from rolecall.deadletters import dead_letters, drop, find_dead_letter, replay
+from rolecall.bus.bus import Bus
+from rolecall.bus.dead_letters import dead_letters, drop, find_dead_letter, replay
 from rolecall.errors import RolecallError
 from tests.deployment import Deployment, deployed
 
@@ -42,7 +42,7 @@ async def only_letter_of(bus: Bus, conversation: str) -> str:
 
 
 async def last_text(deployment: Deployment, conversation: str, turn: str) -> str:
-    from rolecall.follow import follow
+    from rolecall.bus.events import follow
 
     bus, wakeups = deployment.session.bus, deployment.runtime.wakeups
     return [event async for event in follow(bus, wakeups, conversation, turn)][-1].text

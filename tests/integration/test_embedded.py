@@ -19,8 +19,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from rolecall.embedded import EmbeddedServer, find_binary
 from rolecall.errors import ConfigError, MissingExtra, ServerUnavailable
+from rolecall.redis.embedded import EmbeddedServer, find_binary
 
 USER = Path(__file__).with_name("embedded_user.py")
 

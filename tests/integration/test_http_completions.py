@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from rolecall.frontends.http import sse
-from rolecall.frontends.http.keys import Keys
+from rolecall.frontends.http.auth import Keys
 from tests.deployment import Deployment
 from tests.http_server import serving
 from tests.http_stage import GateAgent, stage

@@ -10,9 +10,9 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from rolecall import keys as names
 from rolecall.errors import RolecallError
-from rolecall.frontends.http.keys import COOKIE, CSRF_HEADER, Keys
+from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, Keys
+from rolecall.redis import keys as names
 from tests.deployment import Deployment, deployed
 from tests.http_server import serving
 from tests.integration.test_http_app import ROLES

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from rolecall.transcript import conversation_dir
+from rolecall.transcripts.record import conversation_dir
 from tests.deployment import Deployment, deployed
 from tests.http_server import serving
 from tests.integration.test_http_app import ROLES

@@ -13,12 +13,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from rolecall import keys
-from rolecall.frontends.http import rendering, series
-from rolecall.frontends.http.keys import Keys
+from rolecall.frontends.http import metrics
+from rolecall.frontends.http.auth import Keys
+from rolecall.frontends.http.web import rendering
+from rolecall.redis import keys
 from rolecall.serving.directory import Directory
-from rolecall.serving.server import ModelServer
-from rolecall.transcript import conversation_dir
+from rolecall.serving.spec import ModelServer
+from rolecall.transcripts.record import conversation_dir
 from tests.browser.stage import Stage, staged
 from tests.waiting import wait_until
 
@@ -174,7 +175,7 @@ async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_se
     assert (server["model"], server["slots"], server["ram"], "key" in server) == ("tiny@local", 4, 300, False)
     assert name == "now" and now["stats"]["instances"]["samplellm"]["instances"] == 3
     assert now["sample"]["queues"].keys() == now["stats"]["queues"].keys()
-    assert now["sample"]["ms"] % series.EVERY_MS == 0
+    assert now["sample"]["ms"] % metrics.EVERY_MS == 0
     assert {process.get("kind", "worker") for process in now["agents"]["processes"]} == {"worker", "http"}
     entries = await stage.deployment.session.server.fetch("XRANGE", keys.SERIES, "-", "+")
     moments = [int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]

@@ -16,10 +16,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from rolecall.bus import turns_in_flight
+from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Application
 from rolecall.frontends.http import problems, server
-from rolecall.listening import listen
+from rolecall.frontends.sockets import listen
 from rolecall.settings import Settings
 from tests.deployment import Deployment
 from tests.http_server import serving

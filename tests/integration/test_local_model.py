@@ -15,10 +15,10 @@ import pytest
 
 from rolecall.errors import ModelRefused, ModelUnavailable, Truncated
 from rolecall.models import Delta, Done, Message, Request, Usage
-from rolecall.models.local import LocalModel
+from rolecall.models.providers.local import LocalModel
 from rolecall.models.registry import open_model, probe, warm
-from rolecall.redis_client import RedisServer
-from rolecall.serving.serving import Serving
+from rolecall.redis.server import RedisServer
+from rolecall.serving.launcher import Serving
 from rolecall.settings import Settings
 from tests.serving.processes import LONG, running, weights
 from tests.waiting import wait_until

@@ -15,12 +15,12 @@ from typing import Any
 
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
-from rolecall import keys
+from rolecall.agent.prompts import PLACE
+from rolecall.bus.events import Event
 from rolecall.config import Role
-from rolecall.follow import Event
-from rolecall.prompts import PLACE
-from rolecall.redis_client import RedisServer
-from rolecall.transcript import Record, records
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
+from rolecall.transcripts.record import Record, records
 from tests.contract.model_vendor import Connection, Vendor
 from tests.contract.model_wires import OpenAIWire
 from tests.deployment import Deployment, deployed

@@ -14,16 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from rolecall import Agent, keys, registry
-from rolecall.bus import Bus, Demand, take, turns_in_flight
+from rolecall import Agent, stats
+from rolecall.bus.bus import Bus
+from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.leases import Demand, take
+from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Role
 from rolecall.errors import RolecallError
-from rolecall.follow import Event, Wakeups
 from rolecall.frontends.front import Front, Received
-from rolecall.redis_client import RedisServer
-from rolecall.runtime import scale
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from rolecall.transcript import records
+from rolecall.transcripts.record import records
+from rolecall.worker.runtime import scale
 from tests.chaos.application import write_application
 from tests.chaos.cast import ChaosServer, Player, environment
 from tests.waiting import wait_until
@@ -92,7 +95,7 @@ class Stage:
 
     async def start(self, count: int = 1, **settings: str) -> list[Player]:
         """Start worker processes and wait until they work; the first one of a stage has the scribe."""
-        before = len(await registry.processes(self.bus))
+        before = len(await stats.processes(self.bus))
         started = []
         for _ in range(count):
             number, roles = len(self.players), ["manager", "worker"]
@@ -107,7 +110,7 @@ class Stage:
         return started
 
     async def _alive(self, count: int) -> bool:
-        return len(await registry.processes(self.bus)) >= count
+        return len(await stats.processes(self.bus)) >= count
 
     async def say(self, conversation: str, text: str) -> Received:
         """Send ``text``, which is taken."""
@@ -359,6 +362,6 @@ def counted(bus: Bus, role: str, count: int) -> Callable[[], Awaitable[bool]]:
     """Whether there are so many instances of ``role``."""
 
     async def found() -> bool:
-        return await registry.instances_of(bus, role) == count
+        return await stats.instances_of(bus, role) == count
 
     return found

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from rolecall.errors import ConfigError, ServerUnavailable
-from rolecall.redis_client import RedisServer, connected
+from rolecall.redis.server import RedisServer, connected
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 

@@ -23,13 +23,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rolecall import conversations, keys
 from rolecall.cli import logs
-from rolecall.embedded import EmbeddedServer
-from rolecall.keys import ShardKeys
-from rolecall.redis_client import RedisServer
-from rolecall.scribe import Scribe
-from rolecall.transcript import Record, conversation_dir, directories, parse_line, read_records, session_files
+from rolecall.redis import keys
+from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.keys import ShardKeys
+from rolecall.redis.server import RedisServer
+from rolecall.transcripts import reading
+from rolecall.transcripts.record import Record, conversation_dir, directories, parse_line, read_records, session_files
+from rolecall.transcripts.scribe import Scribe
 
 KILLS = int(os.environ.get("ROLECALL_SCRIBE_KILLS", "12"))
 """How often the scribe is killed; a proof sets more."""
@@ -281,7 +282,7 @@ async def test_a_full_disk_stops_no_one_loses_nothing_and_is_said_once(
     try:
         ballast = log_dir / "ballast"
         texts = [f"{number} {'x' * 500}" for number in range(20)]
-        with caplog.at_level(logging.WARNING, "rolecall.scribe"):
+        with caplog.at_level(logging.WARNING, "rolecall.transcripts.scribe"):
             async with writing(server, log_dir):
                 await add(server, texts[0])
                 await drained(server)
@@ -444,7 +445,7 @@ async def test_a_conversation_is_followed_into_its_next_session(server: RedisSer
     async with writing(server, log_dir):
         await drained(server)
         directory = log_dir / "conversations" / conversation_dir("telegram:42")
-        seen = conversations.tail(directory, poll=0.01, tz=UTC)
+        seen = reading.tail(directory, poll=0.01, tz=UTC)
         assert (await anext(seen)).text == "1"
         await add(server, "2")
         assert (await anext(seen)).text == "2"
@@ -460,12 +461,12 @@ async def test_the_logs_command_lists_filters_and_prints(server: RedisServer, lo
     async with writing(server, log_dir):
         await drained(server)
     out = Console(file=StringIO(), width=200)
-    logs.print_conversations(log_dir, conversations.Filters(user="ana"), out, as_json=True, tz=UTC)
+    logs.print_conversations(log_dir, reading.Filters(user="ana"), out, as_json=True, tz=UTC)
     (row,) = [json.loads(line) for line in printed(out).splitlines()]
     assert (row["conversation"], row["title"], row["turns"]) == ("telegram:42", "Ana \x1b[31m", 1)
-    logs.print_conversations(log_dir, conversations.Filters(errors=True), out, tz=UTC)
+    logs.print_conversations(log_dir, reading.Filters(errors=True), out, tz=UTC)
     assert "ERROR: no route to host" in printed(out) and "telegram:42" not in printed(out)
-    logs.print_records(log_dir, "telegram:42", conversations.Filters(grep="Hel+o"), out, tz=UTC)
+    logs.print_records(log_dir, "telegram:42", reading.Filters(grep="Hel+o"), out, tz=UTC)
     assert printed(out).endswith('RECEIVED: telegram:42/1 "Hello"\n')
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rolecall.bus import Bus
+from rolecall.bus.bus import Bus
 from rolecall.errors import ConfigError, OverBudget
 from rolecall.frontends.telegram.access import ALL_TRIES, USER_TRIES, Access
 from rolecall.models.gate import Gate
 from rolecall.models.model import Caller, Message, Request, Usage
-from rolecall.redis_client import RedisServer
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings, Terms
 from tests.bus_steps import names
 

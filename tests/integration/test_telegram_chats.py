@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator
 import pytest
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
-from rolecall.bus import Bus
-from rolecall.frontends.telegram.address import Address
+from rolecall.bus.bus import Bus
+from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
-from rolecall.frontends.telegram.doubts import DOUBTS, Doubt, Doubts
-from rolecall.frontends.telegram.recorded import Recorded
-from rolecall.frontends.telegram_text import Entity, Part
-from rolecall.placeholders import Placeholders
+from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.placeholders import DOUBTS, Doubt, Doubts, Recorded
+from rolecall.frontends.telegram_parts import Entity, Part
 from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 from tests.waiting import wait_until

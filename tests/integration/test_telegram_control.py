@@ -18,13 +18,14 @@ from telegram import Chat as TelegramChat
 from telegram import Message as TelegramMessage
 from telegram import User as TelegramUser
 
-from rolecall import Agent, Context, Envelope, Role, keys
+from rolecall import Agent, Context, Envelope, Role
+from rolecall.agent.memory import Memory
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import USER_TRIES
 from rolecall.frontends.telegram.bot import open_bot
-from rolecall.frontends.telegram.front import TelegramFront
-from rolecall.frontends.telegram.words import LANGUAGES, say
-from rolecall.memory import Memory
+from rolecall.frontends.telegram.telegram import TelegramFront
+from rolecall.frontends.texts import LANGUAGES, say
+from rolecall.redis import keys
 from tests.bus_steps import entries, names
 from tests.deployment import Deployment, deployed
 from tests.telegram_api import Chat, Message, TelegramApi, User

@@ -14,11 +14,11 @@ from telegram import Update
 
 from agents.voice import VoiceAgent
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.bus import Bus
-from rolecall.follow import Wakeups
-from rolecall.frontends.telegram.poller import Poller
-from rolecall.frontends.telegram.words import say
-from rolecall.redis_client import RedisServer
+from rolecall.bus.bus import Bus
+from rolecall.bus.events import Wakeups
+from rolecall.frontends.telegram.updates import Poller
+from rolecall.frontends.texts import say
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
 from tests.telegram_api import TelegramApi

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.blobs import Blobs
-from rolecall.bus import notify
-from rolecall.ending import cancel_turn
-from rolecall.frontends.telegram.recorded import INTENT
-from rolecall.placeholders import Placeholders
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.conversation import notify
+from rolecall.bus.outbox import Placeholders
+from rolecall.frontends.telegram.placeholders import INTENT
 from tests.bus_steps import entries
 from tests.telegram_stage import THINKING, Stage, staged
 from tests.waiting import wait_until

@@ -12,7 +12,7 @@ import pytest
 from telegram import Update
 
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
-from rolecall.frontends.telegram.webhook import Webhook
+from rolecall.frontends.telegram.updates import Webhook
 from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 

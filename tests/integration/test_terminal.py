@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from rolecall.follow import Event
-from rolecall.frontends.terminal_text import Rows, Shown, plain, rows_of
+from rolecall.bus.events import Event
+from rolecall.frontends.terminal.text import Rows, Shown, plain, rows_of
 from tests.integration.rolecall_process import ROLECALL, Terminal, make_application, running
 
 CTRL_C, CTRL_D = "\x03", "\x04"

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from rolecall.agent.mcp import Place, ToolServer, ToolServers
+from rolecall.agent.tools import Toolbox
 from rolecall.errors import ToolError
-from rolecall.mcp_client import Place, ToolServer, ToolServers
-from rolecall.tools import Toolbox
 from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, run_rolecall
 from tests.waiting import wait_until
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from rolecall.agent.mcp import Place, ToolServer, ToolServers
+from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.errors import ConfigError, ToolError
-from rolecall.mcp_client import Place, ToolServer, ToolServers
-from rolecall.tools import Toolbox, ToolLimits
 from tests.waiting import wait_until
 
 PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "tool_program.py"))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.redis_client import RedisServer
-from rolecall.serving.serving import Serving
+from rolecall.redis.server import RedisServer
+from rolecall.serving.launcher import Serving
 from tests.serving.processes import running, weights, zombies
 from tests.waiting import wait_until
 

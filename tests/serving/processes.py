@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from rolecall.errors import ModelUnavailable
-from rolecall.models.weights import default_cache, ensure_weights
-from rolecall.serving.server import Spec
+from rolecall.serving.spec import Spec
+from rolecall.serving.weights import default_cache, ensure_weights
 
 LONG = bool(os.environ.get("ROLECALL_SERVING_PROOF"))
 """Whether the long forms run, and say what they measured."""

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from rolecall.errors import ModelUnavailable
-from rolecall.redis_client import RedisServer
-from rolecall.serving.server import ModelServer, Spec
-from rolecall.serving.serving import Serving
+from rolecall.redis.server import RedisServer
+from rolecall.serving.launcher import Serving
+from rolecall.serving.spec import ModelServer, Spec
 
 
 async def main(url: str, logs: Path, file: str) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rolecall import keys
 from rolecall.errors import ModelUnavailable, NotNow
-from rolecall.redis_client import RedisServer
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from rolecall.serving.balance import Balance, Candidate
 from tests.waiting import wait_until
 

@@ -11,15 +11,14 @@ import pytest
 
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
+from rolecall.agent.prompts import PLACE
 from rolecall.config import Role
-from rolecall.prompts import PLACE
-from rolecall.redis_client import RedisServer
-from rolecall.runtime import Runtime
-from rolecall.serving.capacity import Follower, auto_counts, available_mb
+from rolecall.redis.server import RedisServer
+from rolecall.serving.capacity import MOST, Follower, auto_counts, available_mb
 from rolecall.serving.directory import Directory
-from rolecall.serving.memory import Room
-from rolecall.serving.server import ModelServer
-from rolecall.serving.workers_for import MOST
+from rolecall.serving.footprint import Room
+from rolecall.serving.spec import ModelServer
+from rolecall.worker.runtime import Runtime
 from tests.deployment import Deployment, deployed
 from tests.serving.processes import LONG
 from tests.waiting import wait_until

@@ -10,12 +10,12 @@ import pytest
 
 from rolecall.config import load
 from rolecall.errors import ConfigError
-from rolecall.models.hosted import commanded
+from rolecall.models.providers.local import commanded
 from rolecall.models.registry import probe
-from rolecall.redis_client import RedisServer
-from rolecall.serving.command import ModelCommand
-from rolecall.serving.memory import estimate
-from rolecall.serving.serving import Serving
+from rolecall.redis.server import RedisServer
+from rolecall.serving.footprint import estimate
+from rolecall.serving.launcher import Serving
+from rolecall.serving.spec import ModelCommand
 from rolecall.settings import Settings
 from tests.applications import CONFIG, make_application, own_modules
 from tests.serving.processes import running, weights

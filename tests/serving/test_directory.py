@@ -7,12 +7,12 @@ import asyncio
 import msgspec
 import pytest
 
-from rolecall import keys
-from rolecall.redis_client import RedisServer
-from rolecall.scripts import script
+from rolecall.redis import keys
+from rolecall.redis.scripts import script
+from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import Directory
-from rolecall.serving.memory import Room
-from rolecall.serving.server import ModelServer, Spec
+from rolecall.serving.footprint import Room
+from rolecall.serving.spec import ModelServer, Spec
 
 HERE = "machine"
 ROOM = Room(1000, 100_000)

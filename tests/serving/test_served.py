@@ -12,11 +12,11 @@ from pathlib import Path
 
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
+from rolecall.agent.prompts import PLACE
+from rolecall.bus.events import Event
 from rolecall.config import Instances, Role
-from rolecall.follow import Event
-from rolecall.prompts import PLACE
+from rolecall.serving.balance import ModelAt
 from rolecall.serving.directory import Directory
-from rolecall.serving.external import ModelAt
 from tests.deployment import Deployment, deployed
 from tests.serving.processes import LONG
 from tests.serving.stub_server import Offline, StubServer

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from rolecall import keys
 from rolecall.errors import ModelUnavailable
-from rolecall.redis_client import RedisServer
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import USER_SECONDS
 from rolecall.serving.keeper import ALONE_SECONDS
+from rolecall.serving.launcher import Serving
 from rolecall.serving.process import birth_of, lives, ports_of, send
-from rolecall.serving.server import ModelServer, Spec
-from rolecall.serving.serving import Serving
+from rolecall.serving.spec import ModelServer, Spec
 from tests.serving.processes import LONG, PROCESSES, measured, running, stub, tiny, users
 from tests.waiting import wait_until
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from rolecall import keys
 from rolecall.errors import ModelUnavailable
 from rolecall.models import Done, Message, Request
-from rolecall.models.local import LocalModel
-from rolecall.redis_client import RedisServer
+from rolecall.models.providers.local import LocalModel
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import LAPSE_SECONDS, RETRY_SECONDS
-from rolecall.serving.memory import estimate
+from rolecall.serving.footprint import estimate
+from rolecall.serving.launcher import Serving
 from rolecall.serving.process import lives, memory_of
-from rolecall.serving.serving import Serving
 from rolecall.settings import Settings
 from tests.integration import rolecall_process
 from tests.integration.rolecall_process import make_application

@@ -16,10 +16,10 @@ import pytest
 from agents.command import CommandAgent
 from agents.manager import ManagerAgent
 from rolecall import Agent, Context, Envelope
+from rolecall.bus.events import Event
 from rolecall.config import Role
-from rolecall.follow import Event
 from rolecall.serving.directory import Directory
-from rolecall.serving.server import ModelServer
+from rolecall.serving.spec import ModelServer
 from tests.applications import run_rolecall, running
 from tests.deployment import Deployment, deployed
 from tests.serving.processes import LONG, weights

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from rolecall.errors import ConfigError
-from rolecall.serving.workers_for import MOST, Sizes, check_workers, instances_for, share, workers_for
+from rolecall.serving.capacity import MOST, Sizes, check_workers, instances_for, share, workers_for
 
 F32, Q8_0 = Sizes(model=30), Sizes(model=8)
 

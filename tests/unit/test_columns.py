@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rolecall.cli.columns import columns
+from rolecall.cli.output import columns
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_numbers_end_together() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rolecall import keys
-from rolecall.redis_client import RedisServer
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.unit.test_env_example import rendered as env_example
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rolecall.envelope import (
+from rolecall.bus.envelope import (
     CUT_MARK,
     MAX_TEXT_BYTES,
     Envelope,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rolecall.bus import Bus
-from rolecall.erasing import erase_conversation
-from rolecall.feedback import give_feedback
-from rolecall.frontends.telegram.questions import Questions
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import erase_conversation
+from rolecall.bus.conversation import give_feedback
+from rolecall.frontends.telegram.buttons import Questions
 from tests.bus_steps import answer, ask, names, take_one
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.bus import Bus, emit, renew, snapshot, start
-from rolecall.ending import cancel_turn
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.events import LINGERING, Event, Wakeups, follow
+from rolecall.bus.leases import emit, renew, start
+from rolecall.bus.turn import snapshot
 from rolecall.errors import RolecallError
-from rolecall.follow import LINGERING, Event, Wakeups, follow
-from rolecall.redis_client import RedisServer
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, defer_turn, expire, send, take_one
 from tests.valkey import ValkeyProcess
@@ -127,7 +129,7 @@ async def test_when_the_events_are_gone_the_answer_comes_from_the_result_just_on
 async def test_a_final_event_that_never_reached_its_follower_is_found_in_the_result(
     bus: Bus, wakeups: Wakeups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rolecall.follow.LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("rolecall.bus.events.LOOK_AGAIN_SECONDS", 0.05)
     await ask(bus)
     held = await take_one(bus)
     follower = Follower(bus, wakeups)

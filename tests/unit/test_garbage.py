@@ -8,12 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rolecall.agent import Agent, Context
-from rolecall.bus import Bus, turns_in_flight
+from rolecall.agent.agent import Agent
+from rolecall.agent.context import Context
+from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import Envelope
+from rolecall.bus.leases import Delivery, read_entry
+from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Role
-from rolecall.delivery import Delivery, read_entry
-from rolecall.envelope import Envelope
-from rolecall.roster import Roster
+from rolecall.worker.roster import Roster
 from tests.bus_steps import ask, entries, finals, hash_of, names, take_one, take_role
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "agents").rglob("*.py"), ROOT / "config.py"])
-SCRIPTS = sorted((ROOT / "src/rolecall/scripts").glob("*.lua"))
+LUA = sorted((ROOT / "src/rolecall").rglob("*.lua"))
+SCRIPTS = [path for path in LUA if path.parent.name != "lib"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -33,13 +34,13 @@ def test_no_function_is_longer_than_fifty_lines() -> None:
     assert not long
 
 
-def test_half_of_the_functions_have_at_most_eight_lines() -> None:
-    assert median(n for path in SOURCES for _, n in functions(path)) <= 8
+def test_nine_of_ten_functions_have_at_most_twenty_five_lines() -> None:
+    assert quantiles((n for path in SOURCES for _, n in functions(path)), n=10)[-1] <= 25
 
 
-def test_no_file_is_longer_than_four_hundred_lines() -> None:
+def test_no_file_is_longer_than_five_hundred_lines() -> None:
     sizes = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
-    assert not {name: size for name, size in sizes.items() if size > 400}
+    assert not {name: size for name, size in sizes.items() if size > 500}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -53,6 +54,6 @@ def test_a_script_says_what_it_does_what_it_takes_and_what_it_returns(path: Path
 
 
 def test_scripts_use_the_time_of_the_server_alone_and_never_look_for_keys() -> None:
-    for path in (*SCRIPTS, *(ROOT / "src/rolecall/scripts/lib").glob("*.lua")):
+    for path in LUA:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"os\.(time|clock)|math\.random|'(KEYS|SCAN|EVAL|FLUSH\w*)'", text), path.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rolecall.frontends.http.pace import Pace
+from rolecall.frontends.http.guard import Pace
 
 
 def test_a_caller_has_so_many_requests_at_once_and_others_are_not_concerned() -> None:

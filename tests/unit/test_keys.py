@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall import keys
-from rolecall.keys import ShardKeys
+from rolecall.redis import keys
+from rolecall.redis.keys import ShardKeys
 
 names = st.text(alphabet="ab:1@|{}é", min_size=1, max_size=6)
 turns = st.integers(1, 20).map(str) | st.integers(1, 20).map(lambda number: f"c{number}")

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from rolecall.lease import Lease
-from rolecall.redis_client import RedisServer
+from rolecall.redis.leader import Lease
+from rolecall.redis.server import RedisServer
 from tests.valkey import ValkeyProcess
 
 

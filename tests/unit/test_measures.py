@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import RedisError
 
-from rolecall import keys
-from rolecall.measures import BUCKETS, Measures, measured
-from rolecall.redis_client import RedisServer
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
+from rolecall.stats import BUCKETS, Measures, measured
 
 
 async def test_what_two_processes_tell_is_added_up(server: RedisServer) -> None:

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rolecall.keys import ShardKeys
-from rolecall.memory import Mark, Memory, Remembered, brought, remembered
+from rolecall.agent.memory import Memory, brought
+from rolecall.bus.conversation import Mark, Remembered, remembered
 from rolecall.models.model import Message
+from rolecall.redis.keys import ShardKeys
 from rolecall.testing import FakeServer
 
 SHARD = ShardKeys(0)

@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from rolecall.errors import ModelUnavailable, NoSuchModel
-from rolecall.models.local import LocalModel
 from rolecall.models.model import Message, Request
+from rolecall.models.providers.local import LocalModel
 from rolecall.settings import Settings
 
 ASKED = Request((Message("user", "Hello"),))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from rolecall.models.by_schema import calling_by_schema
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.tool_calls import calling_by_schema
 from rolecall.testing import FakeModel
 
 ADD = ToolSpec("add", "Add.", {"type": "object", "properties": {"a": {"$ref": "#/$defs/N"}}, "$defs": {"N": {}}})

@@ -16,8 +16,8 @@ from rolecall.errors import (
     Truncated,
 )
 from rolecall.models import Delta, Done, Message, Model, ModelEvent, Request, Spoke
-from rolecall.models.echo import EchoModel
 from rolecall.models.fallback import Fallback, preferring
+from rolecall.models.providers.echo import EchoModel
 
 HELLO = Request((Message("user", "Hello"),))
 

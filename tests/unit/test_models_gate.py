@@ -10,21 +10,12 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from rolecall import keys
-from rolecall.errors import (
-    ModelError,
-    ModelRefused,
-    ModelTimeout,
-    ModelUnavailable,
-    NotNow,
-    OverBudget,
-    RateLimited,
-)
+from rolecall.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable, NotNow, OverBudget, RateLimited
 from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
 from rolecall.models.fallback import Fallback
-from rolecall.models.gate import Gate
-from rolecall.models.guarded import Guarded
-from rolecall.redis_client import RedisServer
+from rolecall.models.gate import Gate, Guarded
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings, Terms
 from tests.waiting import wait_until
 

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.models.fallback import Fallback
-from rolecall.models.local import LocalModel
-from rolecall.models.openai import OpenAIModel
+from rolecall.models.providers.local import LocalModel
+from rolecall.models.providers.openai import OpenAIModel
 from rolecall.models.registry import open_model, open_models, provider_problems, warm
 from rolecall.settings import Settings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import ModelUnavailable
-from rolecall.models.weights import CATALOGUE, Weights, ensure_weights
+from rolecall.serving.weights import CATALOGUE, Weights, ensure_weights
 
 CONTENT = b"GGUF" + bytes(range(256)) * 4096
 TINY = Weights(

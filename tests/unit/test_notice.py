@@ -8,15 +8,16 @@ from typing import Literal
 import msgspec
 import pytest
 
-from rolecall import registry
-from rolecall.blobs import Blob, Blobs
-from rolecall.blocks import today
-from rolecall.bus import Bus, notify, turns_in_flight
+from rolecall import stats
+from rolecall.agent.memory import Memory
+from rolecall.bus.blobs import Blob, Blobs
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import give_feedback, notify
+from rolecall.bus.outbox import Placeholders
+from rolecall.bus.turn import turns_in_flight
 from rolecall.errors import BlobTooLarge, RolecallError
-from rolecall.feedback import give_feedback
-from rolecall.memory import Memory
-from rolecall.placeholders import Placeholders
-from rolecall.redis_client import RedisServer
+from rolecall.redis.keys import today
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, entries, hash_of, names, take_one
 
@@ -163,7 +164,7 @@ async def test_feedback_is_noted_and_counted_once_per_user(bus: Bus) -> None:
     assert news == [True, False, True, True, False, True]
     counters = await hash_of(bus, bus.shards[0].statistics(today()))
     assert (counters["up"], counters["down"]) == ("0", "1")
-    assert (await registry.statistics(bus, []))["feedback"] == {"up": 0, "down": 1}
+    assert (await stats.statistics(bus, []))["feedback"] == {"up": 0, "down": 1}
     said = [e["x"] for e in await entries(bus, bus.shards[0].log) if e["x"].startswith("feedback")]
     assert said == ["feedback up from u", "feedback down from v", "feedback down from u", "feedback taken back from v"]
     assert await hash_of(bus, bus.shards[0].votes("a", "1")) == {"u": f"down|{today()}"}

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from rolecall import outbox as outbox_module
-from rolecall.bus import Bus, notify
-from rolecall.delivery import Records
-from rolecall.keys import GROUP
-from rolecall.lease import Lease
-from rolecall.outbox import CONSUMER, Entry, Outbox
-from rolecall.redis_client import RedisServer
+from rolecall.bus import outbox as outbox_module
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import notify
+from rolecall.bus.outbox import CONSUMER, Entry, Outbox
+from rolecall.bus.turn import Records
+from rolecall.redis.keys import GROUP
+from rolecall.redis.leader import Lease
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, entries, take_one
 from tests.valkey import ValkeyProcess

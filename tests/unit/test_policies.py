@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from rolecall.agent import Context
-from rolecall.envelope import Envelope
+from rolecall.agent.context import Context
+from rolecall.agent.policies import BACK_OFF, Handler, Rules, wrapped
+from rolecall.bus.envelope import Envelope
 from rolecall.errors import (
     ConfigError,
     ModelError,
@@ -23,7 +24,6 @@ from rolecall.errors import (
     TurnTimeout,
     UnknownRole,
 )
-from rolecall.policies import BACK_OFF, Handler, Rules, wrapped
 
 RULES = Rules("echo", frozenset({"manager", "echo", "lang"}), hop_limit=16, timeout=5, attempts=3)
 CONTEXT = cast(Context, None)

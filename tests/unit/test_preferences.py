@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.bus import Bus, emit, start
-from rolecall.follow import so_far
-from rolecall.frontends.telegram.questions import Questions
-from rolecall.history import remembered
-from rolecall.memory import Memory
-from rolecall.preferences import prefer
+from rolecall.agent.memory import Memory
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import prefer, remembered
+from rolecall.bus.events import so_far
+from rolecall.bus.leases import emit, start
+from rolecall.frontends.telegram.buttons import Questions
 from tests.bus_steps import answer, ask, entries, hash_of, take_one
 
 # ── preferences ─────────────────────────────────────────────────────────────────────────────────

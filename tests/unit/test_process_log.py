@@ -15,9 +15,9 @@ import pytest
 
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
-from rolecall.cli.process_log import ForMachines, ForPeople
+from rolecall.agent.prompts import PLACE
+from rolecall.cli.runner import ForMachines, ForPeople
 from rolecall.config import Role
-from rolecall.prompts import PLACE
 from tests.deployment import deployed
 
 PROCESS = f"{socket.gethostname()}:{os.getpid()}"
@@ -51,7 +51,7 @@ async def test_one_can_see_which_instance_took_what(tmp_path: Path, log: io.Stri
     assert {took[worker].split("/")[0] for worker in answering} == {"takes a:0", "takes a:1"}
     done = [line["worker"] for line in lines if line["text"].startswith("is done with a:")]
     assert set(answering) < set(done)
-    beside = [line["worker"] for line in lines if line["logger"] == "rolecall.runtime"]
+    beside = [line["worker"] for line in lines if line["logger"] == "rolecall.worker.runtime"]
     assert set(beside) == {PROCESS}
 
 

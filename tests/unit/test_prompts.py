@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.config import load
 from rolecall.errors import ConfigError
-from rolecall.prompts import PLACE, Prompts, load_prompts
-from rolecall.reload import reload_on_change
 from rolecall.testing import FakeModel, run_turn
+from rolecall.worker.reload import reload_on_change
 from tests.applications import CONFIG, make_application, own_modules, run_rolecall
 from tests.deployment import deployed
 from tests.waiting import wait_until
@@ -207,7 +207,7 @@ async def test_a_test_may_bring_its_own_prompts() -> None:
 async def test_a_changed_prompt_is_taken_up_and_a_broken_one_leaves_the_running_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "rolecall.reload")
+    caplog.set_level("INFO", "rolecall.worker.reload")
     with_prompt(make_application(tmp_path, config=ALONE, agents=AGENTS), PERSONA)
     with own_modules():
         async with deployed(tmp_path, load(tmp_path).roles) as app:

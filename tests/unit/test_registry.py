@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agents.stats import report
-from rolecall import keys
-from rolecall.bus import Bus
-from rolecall.ending import cancel_turn
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn
 from rolecall.models import Caller, Message, Request, Usage
 from rolecall.models.gate import Gate
-from rolecall.registry import (
+from rolecall.redis import keys
+from rolecall.settings import Settings, Terms
+from rolecall.stats import (
     InstanceState,
     ProcessState,
     instances_of,
@@ -22,7 +23,6 @@ from rolecall.registry import (
     statistics,
     unregister,
 )
-from rolecall.settings import Settings, Terms
 from rolecall.testing import FakeServer
 from tests.bus_steps import answer, ask, bury_turn, defer_turn, take_one
 

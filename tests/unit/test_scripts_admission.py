@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 
-from rolecall.bus import Bus, admit, snapshot, turns_in_flight
-from rolecall.envelope import Envelope
+from rolecall.bus.admission import admit
+from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import Envelope
+from rolecall.bus.turn import snapshot, turns_in_flight
 from rolecall.errors import ConfigError, EnvelopeTooLarge, RolecallError
-from rolecall.redis_client import RedisServer
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, entries, hash_of, names, send, take_one, take_role
 

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from rolecall import keys
-from rolecall.bus import Bus, renew, snapshot, turns_in_flight
-from rolecall.ending import cancel_turn, stop_conversation
-from rolecall.redis_client import RedisServer
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn, stop_conversation
+from rolecall.bus.leases import renew
+from rolecall.bus.turn import snapshot, turns_in_flight
+from rolecall.redis import keys
+from rolecall.redis.server import RedisServer
 from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, send, take_one, take_role
 
 Place = Callable[[Bus, Bus], Awaitable[object]]

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from rolecall.bus import Bus, admit, defer, hand_back, places, turns_in_flight
-from rolecall.delivery import Records
-from rolecall.editing import Edited, edit_message
-from rolecall.ending import cancel_turn, stop_conversation
-from rolecall.envelope import Envelope
-from rolecall.outcomes import Admission
-from rolecall.redis_client import RedisServer
+from rolecall.bus.admission import Admission, Edited, admit, edit_message, places
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn, stop_conversation
+from rolecall.bus.envelope import Envelope
+from rolecall.bus.leases import hand_back
+from rolecall.bus.maintenance import audit_one, promote, promote_due, server_ms
+from rolecall.bus.settle import defer
+from rolecall.bus.turn import Records, turns_in_flight
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from rolecall.upkeep import audit_one, promote, promote_due, server_ms
 from tests.bus_steps import answer, ask, defer_turn, entries, finals, hash_of, names, send, take_one, take_role
 from tests.waiting import wait_until
 

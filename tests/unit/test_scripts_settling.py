@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from rolecall.bus import Bus, hand_back, hop, owns_turn, quarantine, renew, snapshot, start, turns_in_flight
-from rolecall.delivery import Records
-from rolecall.ending import cancel_turn
-from rolecall.redis_client import RedisServer
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.leases import hand_back, owns_turn, renew, start
+from rolecall.bus.maintenance import promote, promote_due, server_ms
+from rolecall.bus.settle import hop, quarantine
+from rolecall.bus.turn import Records, snapshot, turns_in_flight
+from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from rolecall.upkeep import promote, promote_due, server_ms
 from tests.bus_steps import (
     answer,
     ask,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import NoScriptError
 
-from rolecall.bus import Bus, Demand, bury, emit, hand_back, owns_turn, renew, snapshot, start, start_soon, take
-from rolecall.delivery import Records
+from rolecall.bus.bus import Bus
+from rolecall.bus.leases import Demand, emit, hand_back, owns_turn, renew, start, start_soon, take
+from rolecall.bus.settle import bury
+from rolecall.bus.turn import Records, snapshot
 from tests.bus_steps import answer, ask, entries, expire, send, take_one, take_role
 
 

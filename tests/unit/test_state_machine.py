@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from redis.exceptions import RedisError
 
-from rolecall.redis_client import Arg, RedisServer
-from rolecall.scripts import script
+from rolecall.redis.pipeline import Arg
+from rolecall.redis.scripts import script
+from rolecall.redis.server import RedisServer
 from tests.bus_machine import Focus, machine_on
 
 WALKS = int(os.environ.get("ROLECALL_WALKS", "100"))

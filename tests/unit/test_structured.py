@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.agent.completion import Form, WrongForm, extracted
 from rolecall.errors import BadStructure, ConfigError
 from rolecall.models.model import Answer, Message, Request
-from rolecall.structured import Form, WrongForm, extracted
 from rolecall.testing import FakeModel, Turn, run_turn
 
 REQUEST = Request((Message("user", "Weather in Rome?"),))

@@ -6,8 +6,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from rolecall.follow import Wakeups
-from rolecall.redis_client import RedisServer
+from rolecall.bus.events import Wakeups
+from rolecall.redis.server import RedisServer
 from tests.valkey import ValkeyProcess
 
 

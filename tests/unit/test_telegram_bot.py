@@ -10,9 +10,8 @@ import pytest
 from telegram import Update
 from telegram.error import TelegramError
 
-from rolecall.frontends.telegram.bot import QuietBot, explain, open_bot
-from rolecall.frontends.telegram.poller import Poller
-from rolecall.frontends.telegram.requests import AT_ONCE, Wait
+from rolecall.frontends.telegram.bot import AT_ONCE, QuietBot, Wait, explain, open_bot
+from rolecall.frontends.telegram.updates import Poller
 from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 

@@ -10,7 +10,7 @@ import pytest
 from telegram.error import InvalidToken, NetworkError, TimedOut
 
 from rolecall.frontends.telegram import bot
-from rolecall.frontends.telegram.direct import FAILURES, Direct
+from rolecall.frontends.telegram.bot import FAILURES, Direct
 from rolecall.settings import Settings
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.frontends.telegram.documents import decoded, shortened, text_of
+from rolecall.frontends.telegram.media import decoded, shortened, text_of
 
 
 def pdf(text: str, *, stream: str = "") -> bytes:

@@ -9,9 +9,8 @@ import pytest
 from telegram import Update
 from telegram import User as Person
 
-from rolecall.frontends.telegram.address import Address
-from rolecall.frontends.telegram.incoming import Incoming, incoming_of
-from rolecall.frontends.telegram.pieces import Pieces
+from rolecall.frontends.telegram.grouping import Pieces
+from rolecall.frontends.telegram.message import Address, Incoming, incoming_of
 from tests.telegram_api import Chat, TelegramApi, User
 
 ME = Person(4242, "Rolecall", True, username="rolecall_bot")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from rolecall.frontends.telegram.lanes import Lanes
+from rolecall.frontends.telegram.grouping import Lanes
 
 
 async def test_who_leaves_early_lets_nobody_pass_those_before() -> None:

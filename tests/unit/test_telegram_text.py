@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.frontends.telegram_markdown import TAGS
-from rolecall.frontends.telegram_parts import ENTITY_BYTES, joined, utf16_len
-from rolecall.frontends.telegram_text import Part, message_entities, partial, plain, render
+from rolecall.frontends.telegram_parts import ENTITY_BYTES, Part, joined, utf16_len
+from rolecall.frontends.telegram_text import message_entities, partial, plain, render
 from tests.telegram_api_entities import accepted, size
 
 EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "0"))

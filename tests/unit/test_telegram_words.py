@@ -9,8 +9,8 @@ from string import Formatter
 
 import pytest
 
-from rolecall.commands import COMMANDS
-from rolecall.frontends.telegram.words import LANGUAGES, say, spoken, table
+from rolecall.bus.commands import COMMANDS
+from rolecall.frontends.texts import LANGUAGES, say, spoken, table
 
 SOURCES = Path(__file__).parents[2] / "src/rolecall/frontends/telegram"
 TELLING = ("say", "_tell", "tell")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rolecall.timeline import HANDLING, MODEL, WAIT, Hop, bar, bars, timelines
-from rolecall.transcript import Record
+from rolecall.transcripts.record import Record
+from rolecall.transcripts.timeline import HANDLING, MODEL, WAIT, Hop, bar, bars, timelines
 
 
 def record(since: int, instance: str, word: str, text: str = "", turn: str = "17") -> Record:

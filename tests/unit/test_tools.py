@@ -14,11 +14,11 @@ import pytest
 from pydantic import BaseModel, Field
 
 from rolecall import Tool, ToolError
-from rolecall.asking import INTERRUPTED, Asking
+from rolecall.agent.completion import INTERRUPTED, Asking
+from rolecall.agent.tools import MAX_CALLS, Toolbox, ToolLimits
 from rolecall.errors import ConfigError, RateLimited, Truncated
 from rolecall.models.model import Message, Request, ToolCall
 from rolecall.testing import FakeModel, tool_call
-from rolecall.tools import MAX_CALLS, Toolbox, ToolLimits
 
 REQUEST = Request((Message("user", "What is the weather?"),))
 

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from rolecall import Agent, Config, Context, Envelope, Role, ToolServer
+from rolecall.agent.mcp import Place, Session
 from rolecall.cli.new import new
-from rolecall.mcp_client import Place, Session
 from rolecall.settings import Settings
 from rolecall.testing import FakeModel, run_turn, tool_call
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rolecall.bus.envelope import short_turn_id
 from rolecall.cli.logs import make_filters
-from rolecall.conversations import Filters, conversations, since
-from rolecall.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError
-from rolecall.transcript import (
+from rolecall.transcripts.files import Entry, TranscriptFiles
+from rolecall.transcripts.reading import Filters, conversations, since
+from rolecall.transcripts.record import (
     EPOCH,
     HIDDEN_CATEGORIES,
     LAST_MS,
@@ -33,7 +34,6 @@ from rolecall.transcript import (
     unescape,
     visible,
 )
-from rolecall.transcript_files import Entry, TranscriptFiles
 
 BERLIN = ZoneInfo("Europe/Berlin")
 MS = 1_795_300_215_123

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from rolecall.errors import ConfigError
-from rolecall.models.transport import address, client_options, image_type, is_loopback, proxy_of
+from rolecall.models.stream import address, client_options, image_type, is_loopback, proxy_of
 
 ELSEWHERE = "http://models.example/v1"
 

@@ -10,7 +10,6 @@ from rolecall.errors import ConfigError, RolecallError
 
 def main() -> None:
     """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure."""
-    from rolecall.cli import app_models as app_models
     from rolecall.cli.app import app
 
     for stream in (sys.stdout, sys.stderr):

@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+
 app = typer.Typer(
     help="Rolecall: a message bus for multi-agent assistants, and the assistant that runs on it.",
     no_args_is_help=True,
@@ -20,10 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 dead = typer.Typer(help="Envelopes given up on.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(dead, name="dead")
 key = typer.Typer(help="Who may use the HTTP server.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(key, name="key")
-
 App = Annotated[
     Path | None, typer.Option("--app", metavar="DIR", help="application directory; else ROLECALL_APP, else here")
 ]
@@ -31,8 +29,15 @@ Json = Annotated[bool, typer.Option("--json", help="for machines: one JSON objec
 LetterId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 LetterIds = Annotated[list[str] | None, typer.Argument(metavar="ID...", show_default=False)]
 Everything = Annotated[bool, typer.Option("--all", help="all there are")]
-
 Conversation = Annotated[str, typer.Option("--conversation", metavar="ID", help="go on with this conversation")]
+models = typer.Typer(help="Language models.", no_args_is_help=True, rich_markup_mode=None)
+ModelName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+
+
+app.add_typer(dead, name="dead")
+
+
+app.add_typer(key, name="key")
 
 
 @app.command()
@@ -169,9 +174,9 @@ def top(app_dir: App = None) -> None:
 @app.command()
 def stats(app_dir: App = None, as_json: Json = False) -> None:
     """Show the figures of today: turns, users, how busy each role was, queues, errors, tokens."""
-    from rolecall.cli import stats as verb
+    from rolecall.cli import top as verb
 
-    _run(verb.stats(app_dir, _console(), as_json=as_json))
+    _run(verb.show_stats(app_dir, _console(), as_json=as_json))
 
 
 @app.command()
@@ -198,7 +203,7 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """List the conversations; or show one of them, or one turn."""
-    from rolecall.cli import transcripts
+    from rolecall.cli import logs as transcripts
 
     asked = transcripts.Asked(which, user, since, errors, grep, follow=follow, timeline=timeline, as_json=as_json)
     _run(transcripts.show(app_dir, asked, _console()))
@@ -219,7 +224,7 @@ def tools(
     port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="else TOOLS_PORT")] = None,
 ) -> None:
     """Offer the application's tools to others, as a server of the Model Context Protocol (MCP) over HTTP."""
-    from rolecall.cli import tools as verb
+    from rolecall.cli import tool_server as verb
 
     raise typer.Exit(verb.serve(app_dir, _console(), host=host, port=port))
 
@@ -236,10 +241,9 @@ def demo(
 ) -> None:
     """Send simultaneous users through a bus of its own and draw who waited for whom. Touches no data of yours."""
     from rolecall.cli import demo as verb
-    from rolecall.cli import demo_http as other
 
     if http:
-        return _run(other.demo(other.Target(http, key, role), users, messages, _console()))
+        return _run(verb.demo_http(verb.Target(http, key, role), users, messages, _console()))
     _run(verb.demo(verb.Load(users, messages, instances, delay), _console()))
 
 
@@ -282,7 +286,7 @@ def key_new(
     app_dir: App = None,
 ) -> None:
     """Make an API key and print it: it is never shown again."""
-    from rolecall.cli import key as verb
+    from rolecall.cli import http as verb
 
     _run(verb.new_key(app_dir, name, _console(), admin=admin))
 
@@ -290,7 +294,7 @@ def key_new(
 @key.command("list")
 def key_list(app_dir: App = None, as_json: Json = False) -> None:
     """List the API keys."""
-    from rolecall.cli import key as verb
+    from rolecall.cli import http as verb
 
     _run(verb.list_keys(app_dir, _console(), as_json=as_json))
 
@@ -298,14 +302,14 @@ def key_list(app_dir: App = None, as_json: Json = False) -> None:
 @key.command("revoke")
 def key_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)], app_dir: App = None) -> None:
     """Refuse an API key from now on."""
-    from rolecall.cli import key as verb
+    from rolecall.cli import http as verb
 
     _run(verb.revoke_key(app_dir, key_id, _console()))
 
 
 def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> None:
     """Run a verb's coroutine on the fastest loop there is; its value is the exit status."""
-    from rolecall.cli.loop import run_loop
+    from rolecall.cli.runner import run_loop
 
     raise typer.Exit(run_loop(work, foreground=foreground) or 0)
 
@@ -334,7 +338,7 @@ def _console(stderr: bool = False) -> Console:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from rolecall import __version__
+        from rolecall.version import __version__
 
         typer.echo(f"rolecall {__version__}")
         raise typer.Exit()
@@ -347,3 +351,63 @@ def options(
     ] = False,
 ) -> None:
     pass
+
+
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def models_list(
+    provider: Annotated[str, typer.Argument(metavar="[PROVIDER]", show_default=False)] = "", app_dir: App = None
+) -> None:
+    """List the models there are to name in config: of each provider that is set up, or of one."""
+    from rolecall.cli import models as verb
+
+    run_verb(verb.list_models(app_dir, provider, new_console(), new_console(stderr=True)))
+
+
+@models.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of a model of this machine, or better")] = "better",
+    app_dir: App = None,
+) -> None:
+    """Fetch the weights of a model of this machine; what broke off goes on where it was."""
+    from rolecall.cli import models as verb
+
+    run_verb(verb.pull(app_dir, name, new_console()))
+
+
+@models.command("ps")
+def models_ps(app_dir: App = None, as_json: Json = False) -> None:
+    """Show the model servers: slots, calls in flight, memory, and since when."""
+    from rolecall.cli import models as verb
+
+    run_verb(verb.show(app_dir, new_console(), as_json=as_json))
+
+
+@models.command("load")
+def models_load(name: ModelName, app_dir: App = None) -> None:
+    """Load a model of this machine and keep it until `unload`."""
+    from rolecall.cli import models as verb
+
+    run_verb(verb.load(app_dir, name, new_console()))
+
+
+@models.command("unload")
+def models_unload(
+    name: ModelName,
+    app_dir: App = None,
+    force: Annotated[bool, typer.Option("--force", help="though it is answering")] = False,
+) -> None:
+    """Have a model leave memory. A question to it loads it again."""
+    from rolecall.cli import models as verb
+
+    run_verb(verb.unload(app_dir, name, new_console(), force=force))
+
+
+@models.command("clean")
+def models_clean(app_dir: App = None) -> None:
+    """Show and end processes of model servers that were left behind."""
+    from rolecall.cli import models as verb
+
+    run_verb(verb.clean(app_dir, new_console()))

@@ -10,19 +10,15 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
-from rolecall import __version__
-from rolecall.cli.check_application import look_at_application
-from rolecall.cli.check_deployment import look_at_deployment
-from rolecall.cli.check_models import look_at_models
-from rolecall.cli.check_server import look_at_server
-from rolecall.cli.check_telegram import look_at_telegram
-from rolecall.cli.columns import columns, print_lines, print_table
-from rolecall.cli.finding import Finding
-from rolecall.cli.process_log import HIDDEN
+from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
+from rolecall.cli.checks_deployment import look_at_deployment
+from rolecall.cli.checks_server import look_at_models, look_at_server
+from rolecall.cli.output import columns, load_quietly, print_lines, print_table
+from rolecall.cli.runner import HIDDEN
 from rolecall.cli.scale import source_of_count
-from rolecall.cli.visit import load_quietly
 from rolecall.config import Application
 from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, ServerSettings
+from rolecall.version import __version__
 
 STYLES = {"passed": "green", "failed": "bold red", "not set up": "dim"}
 GROUPS = (ServerSettings, BusSettings, ModelSettings, FrontendSettings)

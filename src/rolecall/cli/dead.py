@@ -9,14 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolecall.bus import Bus
-from rolecall.cli.columns import print_lines, print_table
-from rolecall.cli.visit import visiting
-from rolecall.deadletters import DeadLetter, dead_letters, drop, find_dead_letter, plain, replay
-from rolecall.envelope import short_turn_id
+from rolecall.bus.bus import Bus
+from rolecall.bus.dead_letters import DeadLetter, dead_letters, drop, find_dead_letter, plain, replay
+from rolecall.bus.envelope import short_turn_id
+from rolecall.cli.output import print_lines, print_table, visiting
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.front import REFUSALS
-from rolecall.transcript import visible
+from rolecall.transcripts.record import visible
 
 REASON_CHARS = 100
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolecall import registry
-from rolecall.cli.columns import print_lines
-from rolecall.cli.visit import load_quietly, visiting
-from rolecall.registry import ProcessState
+from rolecall import stats
+from rolecall.cli.output import load_quietly, print_lines, visiting
+from rolecall.stats import ProcessState
 
 
 async def health(app_dir: Path | None, kind: str, console: Console) -> int:
@@ -21,7 +20,7 @@ async def health(app_dir: Path | None, kind: str, console: Console) -> int:
         print_lines(console, ["idle: no TELEGRAM_BOT_TOKEN is set"])
         return 0
     async with visiting(app_dir) as session:
-        alive = [state for state in await registry.processes(session.bus) if _is(state, kind, host)]
+        alive = [state for state in await stats.processes(session.bus) if _is(state, kind, host)]
     names = ", ".join(state.process.partition("~")[0] for state in alive)
     print_lines(console, [f"alive: {names}" if alive else f"no process of kind {kind} on {host} is alive"])
     return 0 if alive else 1

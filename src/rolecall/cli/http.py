@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import tzinfo
+from datetime import datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rolecall.cli.loop import stop_requested
-from rolecall.cli.process_log import log_to_stderr
-from rolecall.cli.zone import time_zone
+from rolecall.cli.output import load_quietly, print_lines, print_table, time_zone
+from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra
-from rolecall.frontends.presence import listening, registered
-from rolecall.listening import address_of, is_local, listen
-from rolecall.runtime import Runtime, process_name
+from rolecall.frontends.front import listening, registered
+from rolecall.frontends.sockets import address_of, is_local, listen
 from rolecall.session import Session, open_session
+from rolecall.transcripts.record import visible
+from rolecall.worker.runtime import Runtime, process_name
 
 if TYPE_CHECKING:
+    from rolecall.frontends.http.auth import Keys
     from rolecall.frontends.http.services import Services
+
 
 logger = logging.getLogger(__name__)
 START = "from rolecall.cli import main; main()"
@@ -86,7 +89,7 @@ def check_installed() -> None:
 
 async def check_keys(session: Session, host: str) -> None:
     """Raise ConfigError when others can reach ``host`` and there is no API key."""
-    from rolecall.frontends.http.keys import Keys
+    from rolecall.frontends.http.auth import Keys
 
     given = session.application.settings.http_key
     if not is_local(host) and given is None and not await Keys(session.server).everyone():
@@ -120,7 +123,7 @@ async def _serve_here(session: Session, host: str, listener: socket.socket, want
 async def _serve_by_processes(
     session: Session, host: str, listener: socket.socket, count: int, wanted: asyncio.Event
 ) -> None:
-    from rolecall.frontends.http.workers import Workers
+    from rolecall.frontends.http.server import Workers
 
     directory = str(session.application.directory)
     workers = Workers((sys.executable, "-c", START, "http", "--app", directory, "--host", host), count, listener)
@@ -166,3 +169,49 @@ async def _stdin_ended() -> None:
 def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
+
+
+async def new_key(app_dir: Path | None, name: str, console: Console, *, admin: bool) -> int:
+    """Make a key and print it: it is never shown again."""
+    async with _keys(app_dir) as keys:
+        key, secret = await keys.new(name, admin=admin)
+    print_lines(console, [secret])
+    what = "an operator's key" if admin else "a key"
+    print_lines(Console(stderr=True), [f"This is {what}, {key.id}; it is shown just this once. Keep it safe."])
+    return 0
+
+
+async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) -> int:
+    """List them, without what makes them good."""
+    async with _keys(app_dir) as keys:
+        found = await keys.everyone()
+    if as_json:
+        rows = ({"id": key.id, "name": key.name, "admin": key.admin, "made": key.made} for key in found)
+        print_lines(console, (json.dumps(row) for row in rows))
+    elif found:
+        lines = [(key.id, visible(key.name), "operator" if key.admin else "user", _day(key.made)) for key in found]
+        print_table(console, ("id", "name", "for", "made"), lines)
+    else:
+        print_lines(console, ["There is no key: this machine alone is let in, without one."])
+    return 0
+
+
+async def revoke_key(app_dir: Path | None, key_id: str, console: Console) -> int:
+    """Refuse it from now on, and the logins made with it; other processes do within two seconds."""
+    async with _keys(app_dir) as keys:
+        await keys.revoke(key_id)
+    print_lines(console, [f"{key_id}  revoked"])
+    return 0
+
+
+@asynccontextmanager
+async def _keys(app_dir: Path | None) -> AsyncIterator[Keys]:
+    check_installed()
+    from rolecall.frontends.http.auth import Keys
+
+    async with open_session(load_quietly(app_dir), process_name(), start=True) as session:
+        yield Keys(session.server)
+
+
+def _day(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000).strftime("%Y-%m-%d %H:%M")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from rolecall.conversations import Filters, conversations, since, tail
+from rolecall.cli.output import time_zone
+from rolecall.cli.runner import stop_requested
+from rolecall.config import load
 from rolecall.errors import ConfigError
-from rolecall.timeline import LEGEND, TurnTimeline, bars, timelines
-from rolecall.transcript import EPOCH, TROUBLE, Record, escape, find, format_line, read_records, visible
+from rolecall.transcripts.reading import Filters, conversations, since, tail
+from rolecall.transcripts.record import EPOCH, TROUBLE, Record, escape, find, format_line, read_records, visible
+from rolecall.transcripts.timeline import LEGEND, TurnTimeline, bars, timelines
 
 COLOURS = {"ERROR": "red", "DEAD_LETTER": "red", "PROCESSING_COMPLETE": "green", "RECEIVED": "bold"}
 
@@ -124,3 +129,52 @@ def _print_bars(turn: TurnTimeline, console: Console) -> None:
 def _print_json(value: object, console: Console) -> None:
     # ASCII alone: what steers a terminal, and what is no UTF-8, goes as an escape.
     console.print(Text(json.dumps(msgspec.to_builtins(value))), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: ``which`` conversation or turn, empty for the list of all; which records; how."""
+
+    which: str
+    user: str
+    since: str
+    errors: bool
+    grep: str
+    follow: bool
+    timeline: bool
+    as_json: bool
+
+
+async def show(app_dir: Path | None, asked: Asked, console: Console) -> int:
+    """Print it. Raises ConfigError for a call that makes no sense, RolecallError for what is not there."""
+    application = load(app_dir)
+    tz, log_dir = time_zone(application), application.log_dir
+    filters = make_filters(asked.user, asked.since, asked.errors, asked.grep, tz)
+    if not asked.which:
+        _check_listing(asked)
+        print_conversations(log_dir, filters, console, as_json=asked.as_json, tz=tz)
+    elif asked.timeline:
+        print_timeline(log_dir, asked.which, console, as_json=asked.as_json, tz=tz)
+    elif asked.follow:
+        following = follow(log_dir, asked.which, filters, console, as_json=asked.as_json, tz=tz)
+        async with stop_requested() as wanted:
+            await _until(wanted, asyncio.create_task(following, name="rolecall logs"))
+    else:
+        print_records(log_dir, asked.which, filters, console, as_json=asked.as_json, tz=tz)
+    return 0
+
+
+def _check_listing(asked: Asked) -> None:
+    for option, given in (("--follow", asked.follow), ("--timeline", asked.timeline)):
+        if given:
+            raise ConfigError(f"{option} needs a conversation or a turn, as `rolecall logs` lists them")
+
+
+async def _until(wanted: asyncio.Event, work: asyncio.Task[None]) -> None:
+    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
+    await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if work.done():
+        work.result()
+    work.cancel()
+    await asyncio.wait([work])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolecall.cli.columns import print_lines
+from rolecall.cli.output import print_lines
 from rolecall.errors import ConfigError
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*_cache")

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolecall import registry
-from rolecall.bus import Bus
-from rolecall.cli.columns import columns, print_lines, print_table
-from rolecall.cli.visit import visiting
+from rolecall import stats
+from rolecall.bus.bus import Bus
+from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.config import MAX_INSTANCES, Application, Role
 from rolecall.errors import ConfigError
-from rolecall.runtime import live_counts
-from rolecall.runtime import scale as scale_role
+from rolecall.worker.runtime import live_counts
+from rolecall.worker.runtime import scale as scale_role
 
 EFFECT_SECONDS = 2.0
 LOOK_SECONDS = 0.05
@@ -81,7 +80,7 @@ async def _show(bus: Bus, application: Application, console: Console) -> None:
 async def _seen(bus: Bus) -> dict[str, list[int]]:
     """Per role, how many instances each process that has any has."""
     seen: dict[str, list[int]] = {}
-    for state in await registry.processes(bus):
+    for state in await stats.processes(bus):
         roles = [instance.role for instance in state.instances]
         for role in dict.fromkeys(roles):
             seen.setdefault(role, []).append(roles.count(role))

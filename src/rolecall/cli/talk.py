@@ -17,16 +17,15 @@ from typing import TypeVar
 import msgspec
 from redis.exceptions import RedisError
 
-from rolecall.cli.loop import stop_requested
-from rolecall.cli.process_log import log_to_stderr
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.events import Event, Wakeups
+from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import Application, load
-from rolecall.ending import cancel_turn
 from rolecall.errors import ConfigError, ServerUnavailable
-from rolecall.follow import Event, Wakeups
 from rolecall.frontends.front import Front, Received
-from rolecall.frontends.terminal_text import Shown, plain
-from rolecall.runtime import process_name
+from rolecall.frontends.terminal.text import Shown, plain
 from rolecall.session import Session, open_session
+from rolecall.worker.runtime import process_name
 
 T = TypeVar("T")
 
@@ -102,7 +101,7 @@ async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
 async def prompt(session: Session, wakeups: Wakeups, conversation: str = "") -> int:
     """The chat prompt on ``session``, with its roles as completions and its file of earlier lines, until the user
     leaves; returns the exit status. Raises MissingExtra without prompt_toolkit."""
-    from rolecall.frontends.terminal import chat as chat_here
+    from rolecall.frontends.terminal.terminal import chat as chat_here
 
     application = session.application
     words = [

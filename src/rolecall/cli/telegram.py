@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rolecall.cli.loop import stop_requested
-from rolecall.cli.process_log import log_to_stderr
-from rolecall.cli.visit import load_quietly
+from rolecall.cli.output import load_quietly
+from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import load
 from rolecall.errors import ConfigError, MissingExtra
-from rolecall.frontends.presence import listening, registered
-from rolecall.runtime import process_name
+from rolecall.frontends.front import listening, registered
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
+from rolecall.worker.runtime import process_name
 
 if TYPE_CHECKING:
     from rolecall.frontends.telegram.bot import QuietBot
@@ -71,7 +70,7 @@ async def at_work(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """The front end at work in this process, as a task that ends by itself only when it cannot serve. On leaving it
     takes no more updates, and delivers what is ready."""
-    from rolecall.frontends.telegram.front import TelegramFront
+    from rolecall.frontends.telegram.telegram import TelegramFront
 
     async with listening(session) as wakeups:
         front = TelegramFront(bot, session, wakeups, tell, name=name)

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rolecall import registry
-from rolecall.blocks import FIRST_ROLE
-from rolecall.bus import Bus, Mode, admit, note
-from rolecall.commands import find_command
-from rolecall.delivery import Records
-from rolecall.ending import stop_conversation
-from rolecall.envelope import Envelope, short_turn_id
-from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError
-from rolecall.follow import Event, Wakeups, follow
-from rolecall.outcomes import Admission
+from redis.exceptions import RedisError
+
+from rolecall import stats
+from rolecall.bus.admission import Admission, Mode, admit
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import stop_conversation
+from rolecall.bus.commands import find_command
+from rolecall.bus.envelope import Envelope, short_turn_id
+from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.turn import FIRST_ROLE, Records, note
+from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerUnavailable
+from rolecall.session import Session
+from rolecall.stats import ProcessState
+from rolecall.version import __version__
 
 REFUSALS = {
     "FULL": "I am still busy with your earlier messages; this one was not taken. Try again when one is answered.",
     "BUSY": "There is too much to do at the moment; your message was not taken. Try again in a minute.",
     "CONFLICT": "This was sent before with another text; it was not taken.",
 }
+logger = logging.getLogger(__name__)
+AWAY = (RedisError, OSError, ServerUnavailable)
+LEAVING_SECONDS = 3.0
+"""How long an end waits for a server that is away."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Front:
 
     async def check_running(self) -> None:
         """Raise NothingRunning when no worker is there to answer."""
-        if not await registry.instances_of(self.bus, FIRST_ROLE):
+        if not await stats.instances_of(self.bus, FIRST_ROLE):
             raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
 
     async def receive(
@@ -149,3 +161,47 @@ class Front:
             return Received(conversation, reply="There is nothing to stop.", outcome="IDLE")
         await stop_conversation(self.bus, conversation, instance=self.instance, forget=True)
         return Received(conversation, reply="Forgotten: we begin anew.", outcome="FORGOTTEN")
+
+
+@asynccontextmanager
+async def listening(session: Session) -> AsyncIterator[Wakeups]:
+    """The wake-ups of this process, heard for as long."""
+    wakeups = Wakeups(session.server.pubsub())
+    task = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
+    try:
+        yield wakeups
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await wakeups.aclose()
+
+
+@asynccontextmanager
+async def registered(session: Session, kind: str) -> AsyncIterator[None]:
+    """In the registry as a process of this ``kind`` for as long."""
+    task = asyncio.create_task(_register(session, kind, time.monotonic()), name="rolecall registry")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        with suppress(*AWAY, TimeoutError):
+            async with asyncio.timeout(LEAVING_SECONDS):
+                await stats.unregister(session.bus)
+
+
+async def _register(session: Session, kind: str, began: float) -> None:
+    while True:
+        state = ProcessState(
+            process=session.bus.process,
+            kind=kind,
+            uptime=round(time.monotonic() - began, 1),
+            connections=session.server.connections,
+            max_connections=session.application.settings.redis_max_connections,
+            version=__version__,
+        )
+        try:
+            await stats.register(session.bus, state)
+        except AWAY as error:
+            logger.info("the server is away: %s", error)
+        await asyncio.sleep(session.application.settings.heartbeat_seconds)

@@ -18,9 +18,9 @@ from rolecall.errors import (
     OverBudget,
     RateLimited,
 )
-from rolecall.models.guarded import Guarded
+from rolecall.models.gate import Guarded
 from rolecall.models.model import Model, ModelEvent, Request, Spoke
-from rolecall.models.reading import closing
+from rolecall.models.stream import closing
 
 
 class Fallback:

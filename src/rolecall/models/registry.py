@@ -12,8 +12,8 @@ from typing import cast
 from rolecall.errors import ConfigError
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Delta, Message, Model, Request
-from rolecall.models.reading import closing
-from rolecall.serving.serving import Serving
+from rolecall.models.stream import closing
+from rolecall.serving.launcher import Serving
 from rolecall.settings import Settings
 
 Progress = Callable[[int, int | None], None]
@@ -31,12 +31,12 @@ class Provider:
 
 
 PROVIDERS = {
-    "openai": Provider("rolecall.models.openai", "OpenAIModel", "openai"),
-    "gemini": Provider("rolecall.models.gemini", "GeminiModel", "gemini"),
-    "ollama": Provider("rolecall.models.ollama", "OllamaModel", "ollama"),
-    "local": Provider("rolecall.models.local", "LocalModel", "local"),
-    "served": Provider("rolecall.models.served", "ServedModel", "openai"),
-    "test": Provider("rolecall.models.echo", "EchoModel", None),
+    "openai": Provider("rolecall.models.providers.openai", "OpenAIModel", "openai"),
+    "gemini": Provider("rolecall.models.providers.gemini", "GeminiModel", "gemini"),
+    "ollama": Provider("rolecall.models.providers.ollama", "OllamaModel", "ollama"),
+    "local": Provider("rolecall.models.providers.local", "LocalModel", "local"),
+    "served": Provider("rolecall.models.providers.remote", "ServedModel", "openai"),
+    "test": Provider("rolecall.models.providers.echo", "EchoModel", None),
 }
 
 

@@ -7,18 +7,26 @@ do calls go there again. While all are left out nobody connects but for that.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
+import re
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import msgspec
 from redis.exceptions import RedisError
 
-from rolecall import keys
-from rolecall.errors import ModelError, NotNow, ServerUnavailable
-from rolecall.redis_client import Arg, Server
+from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavailable, NotNow, ServerUnavailable
+from rolecall.redis import keys
+from rolecall.redis.leader import Lease
+from rolecall.redis.pipeline import Arg
+from rolecall.redis.server import Server
+from rolecall.serving.directory import Directory
+from rolecall.serving.spec import ModelServer
 
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
@@ -28,10 +36,15 @@ LEFT_OUT_SECONDS = 2.0
 """The longest a server is left out between two probes."""
 FULL_SECONDS = 0.15
 """How often it is seen whether a call of a full server is over."""
-
 Outcome = Literal["OK", "ALIVE", "FAILED", "NOTHING"]
 Probe = Callable[[str], Awaitable[None]]
 """Whether the server with this id is there; raises ModelError if not."""
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 4.0
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+LOOK_SECONDS = 1.0
+WATCH_SECONDS = 4.0
+AWAY = (RedisError, OSError, ServerUnavailable)
 
 
 @dataclass(frozen=True)
@@ -181,3 +194,107 @@ async def _quietly(work: Awaitable[Any]) -> None:
         await work
     except (RedisError, OSError, ServerUnavailable) as error:
         logger.info("the server is away: %s", error)
+
+
+@dataclass(frozen=True)
+class ModelAt:
+    """A server of a model by its address, such as ``http://127.0.0.1:1234/v1``: any that speaks OpenAI's protocol.
+
+    It is given up to ``slots`` calls at once, and of several the share that its ``weight`` says. ``key`` is what it
+    asks for; ``${NAME}`` in it is what the environment or .env say. ``alias`` is its own name for the model.
+    """
+
+    url: str
+    slots: int = 4
+    weight: float = 1.0
+    key: str = field(default="", repr=False)
+    alias: str = ""
+
+    def resolved(self, name: str, environ: Mapping[str, str]) -> ModelAt:
+        """This one with its variables filled in. Raises ConfigError, which names the model ``name``."""
+        where = f"config.py, servers of {name}"
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in self.url or " " in self.url:
+            raise ConfigError(f"{where}: url: an address such as http://127.0.0.1:1234/v1 is allowed")
+        if self.slots < 1 or not 0 < self.weight < float("inf"):
+            raise ConfigError(f"{where}: slots={self.slots}, weight={self.weight:g}: 1 or more, over 0 is allowed")
+        missing = [variable for variable in VARIABLE.findall(self.key) if not environ.get(variable)]
+        if missing:
+            raise ConfigError(f"{where}: key names {missing[0]}, which neither the environment nor .env sets")
+        return replace(self, url=self.url.rstrip("/"), key=VARIABLE.sub(lambda found: environ[found[1]], self.key))
+
+    def candidate(self, name: str) -> Candidate:
+        """It as a server of the model ``name``; its id is the same in every process."""
+        digest = hashlib.sha256(f"{name}\n{self.url}\n{self.alias}".encode()).hexdigest()
+        return Candidate(digest[:16], self.slots, self.weight)
+
+
+async def look(place: ModelAt, options: Mapping[str, object]) -> None:
+    """Return if the server at ``place`` is there and ready, else raise ModelUnavailable; ``options`` are those of the
+    HTTP client."""
+    try:
+        import httpx2
+    except ImportError:
+        raise MissingExtra("openai", place.url) from None
+    headers = {"Authorization": f"Bearer {place.key}"} if place.key else {}
+    wait = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+    host = urlsplit(place.url).netloc
+    try:
+        async with httpx2.AsyncClient(timeout=wait, headers=headers, **options) as http:  # type: ignore[arg-type]
+            status = (await http.get(f"{place.url}/models")).status_code
+    except (httpx2.HTTPError, ValueError) as error:
+        raise ModelUnavailable(f"no connection to {host}: {str(error) or type(error).__name__}") from None
+    if status >= 500:
+        raise ModelUnavailable(f"{host} answers with status {status}")
+
+
+class Watch:
+    """Looks after ``places``, by model, which calls reach through ``balances``, and keeps the directory of model
+    servers told; in one process at a time."""
+
+    def __init__(
+        self,
+        server: Server,
+        process: str,
+        places: Mapping[str, tuple[ModelAt, ...]],
+        balances: Mapping[str, Balance],
+    ) -> None:
+        self._directory = Directory(server)
+        self._lease = Lease(server, "model-servers", process, seconds=WATCH_SECONDS)
+        self._watched = [(name, place) for name, several in places.items() for place in several if name in balances]
+        self._balances = balances
+        self._states: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Watch until cancelled; without any server to watch do nothing."""
+        if not self._watched:
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._lease.run(), name="watch lease")
+            while True:
+                await self._lease.wait()
+                await asyncio.gather(*(self._look(name, place) for name, place in self._watched))
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self, name: str, place: ModelAt) -> None:
+        try:
+            candidate = place.candidate(name)
+            why = await self._balances[name].examine(candidate)
+            self._log(name, place, why)
+            await self._directory.beat(_record(name, place, candidate, why), again="always")
+        except AWAY as error:
+            logger.info("the server is away: %s", error)
+
+    def _log(self, name: str, place: ModelAt, why: str) -> None:
+        before = self._states.get(place.url, "")
+        self._states[place.url] = why
+        if why and not before:
+            logger.warning("%s: the server at %s is left out: %s", name, place.url, why)
+        elif before and not why:
+            logger.info("%s: the server at %s is back", name, place.url)
+
+
+def _record(name: str, place: ModelAt, candidate: Candidate, why: str) -> ModelServer:
+    spec = f"{name} elsewhere"
+    server = ModelServer(candidate.id, name, spec, url=place.url, alias=place.alias, slots=place.slots)
+    return msgspec.structs.replace(server, state="away" if why else "ready", why=why, weight=place.weight)

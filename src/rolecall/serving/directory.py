@@ -7,10 +7,11 @@ from typing import Literal
 
 import msgspec
 
-from rolecall import keys
-from rolecall.redis_client import Arg, Server
-from rolecall.serving.memory import Room
-from rolecall.serving.server import ModelServer, Spec, State
+from rolecall.redis import keys
+from rolecall.redis.pipeline import Arg
+from rolecall.redis.server import Server
+from rolecall.serving.footprint import Room
+from rolecall.serving.spec import ModelServer, Spec, State
 
 START_SECONDS = 10.0
 """How long a place is kept for a host process that is only being started."""

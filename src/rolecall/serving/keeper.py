@@ -16,11 +16,10 @@ import msgspec
 from redis.exceptions import RedisError
 
 from rolecall.errors import ServerUnavailable
-from rolecall.redis_client import RedisServer
+from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import Directory, Pulse
-from rolecall.serving.failure import why_not
 from rolecall.serving.process import birth_of, memory_of, ports_of
-from rolecall.serving.server import ModelServer, Spec
+from rolecall.serving.spec import WAYS_OUT, ModelServer, Spec
 
 logger = logging.getLogger(__name__)
 BEAT_SECONDS = 0.5
@@ -37,6 +36,7 @@ LOOKS = 4
 STOP_SECONDS = 10.0
 """How long an engine may take to end before it is killed."""
 AWAY = (RedisError, OSError, ServerUnavailable, TimeoutError)
+TAIL_BYTES = 64_000
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -220,3 +220,30 @@ def _status(url: str, key: str) -> int:
         return error.code
     except (OSError, ValueError):
         return 0
+
+
+def why_not(model: str, code: int, log: Path) -> str:
+    """What its exit status and the log of the engine say."""
+    if code == -signal.SIGILL:
+        return f"{model}: this processor lacks what the model engine needs (AVX2 on x86-64); {WAYS_OUT}"
+    if code < 0:
+        return f"{model}: the model engine was killed while loading ({signal.Signals(-code).name})"
+    reason = _reason(_tail(log).splitlines())
+    ways_out = f"; {WAYS_OUT}" if reason.startswith("xllamacpp") else ""
+    return f"{model} cannot be loaded: {reason} (all of it in {log}){ways_out}"
+
+
+def _tail(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _reason(lines: list[str]) -> str:
+    """The first line llama.cpp marks as an error, else the last words."""
+    errors = [line.partition(" E ")[2] for line in lines if " E " in line]
+    said = errors or [line for line in reversed(lines) if line.strip()] or ["it ended without a word"]
+    return said[0].strip()[:300]

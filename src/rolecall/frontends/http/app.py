@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from rolecall import __version__
 from rolecall.frontends.http import problems
 from rolecall.frontends.http.guard import Guard, listed
 from rolecall.frontends.http.services import Here as Here
@@ -19,9 +18,10 @@ from rolecall.frontends.http.services import Opened
 from rolecall.frontends.http.services import Services as Services
 from rolecall.frontends.http.services import services as services
 from rolecall.settings import Settings
+from rolecall.version import __version__
 
 EXPOSED = ("Location", "Retry-After", "X-Conversation-Id", "X-Task-Id")
-PARTS = ("health", "login", "tasks", "completions", "operators", "metrics", "pages")
+PARTS = ("probes", "web.login", "tasks", "completions", "operators", "metrics", "web.pages")
 
 
 class _Guarded(FastAPI):

@@ -6,10 +6,14 @@ Pure ASGI, around everything else. A body is read whole here, up to its limit, s
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import json
+import math
 import socket
-from collections.abc import Iterable, Mapping
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -17,9 +21,8 @@ from urllib.parse import urlsplit
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rolecall.frontends.http.keys import COOKIE, SAFE_METHODS
-from rolecall.frontends.http.pace import Pace
-from rolecall.listening import LOOPBACK, is_local
+from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS
+from rolecall.frontends.sockets import LOOPBACK, is_local
 from rolecall.settings import Settings
 
 BODY_BYTES = 256 * 1024
@@ -39,6 +42,8 @@ HEADERS = {
     "cache-control": "no-store",
 }
 """On every answer that does not set them itself."""
+CALLERS = 4096
+"""Remembered at most; idle ones are forgotten first."""
 
 
 @dataclass
@@ -237,3 +242,54 @@ async def _discard(receive: Receive) -> None:
                 pass
     except TimeoutError:
         return
+
+
+@dataclass
+class _Caller:
+    open: int = 0
+    tokens: float = 0.0
+    at: float = 0.0
+
+
+class Pace:
+    """Lets each caller have ``at_once`` requests open and ``per_minute`` begun, in bursts of up to a tenth of that."""
+
+    def __init__(self, at_once: int, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._at_once = at_once
+        self._rate = per_minute / 60
+        self._burst = max(1.0, per_minute / 10)
+        self._clock = clock
+        self._callers: OrderedDict[str, _Caller] = OrderedDict()
+
+    def enter(self, who: str) -> int | None:
+        """Begin a request of ``who``; or the seconds after which it may try again, when that is too much now."""
+        caller, now = self._caller(who), self._clock()
+        caller.tokens = min(self._burst, caller.tokens + (now - caller.at) * self._rate)
+        caller.at = now
+        if caller.open >= self._at_once:
+            return 1
+        if caller.tokens < 1:
+            return max(1, math.ceil((1 - caller.tokens) / self._rate))
+        caller.tokens -= 1
+        caller.open += 1
+        return None
+
+    def leave(self, who: str) -> None:
+        """End a request that was let in."""
+        self._caller(who).open -= 1
+
+    def _caller(self, who: str) -> _Caller:
+        name = hashlib.sha256(who.encode("utf-8", "surrogatepass")).hexdigest()
+        caller = self._callers.get(name)
+        if caller is None:
+            caller = self._callers[name] = _Caller(0, self._burst, self._clock())
+            self._forget()
+        self._callers.move_to_end(name)
+        return caller
+
+    def _forget(self) -> None:
+        if len(self._callers) <= CALLERS:
+            return
+        idle = next((name for name, caller in self._callers.items() if not caller.open), None)
+        if idle is not None:
+            del self._callers[idle]

@@ -13,18 +13,18 @@ import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
-from rolecall import registry
-from rolecall.bus import places
-from rolecall.conversations import Filters, Summary, since
-from rolecall.deadletters import ID, dead_letters, drop, find_dead_letter, plain, replay
-from rolecall.envelope import short_turn_id
-from rolecall.erasing import erase_conversation
+from rolecall import stats
+from rolecall.bus.admission import places
+from rolecall.bus.cancel import erase_conversation
+from rolecall.bus.dead_letters import ID, dead_letters, drop, find_dead_letter, plain, replay
+from rolecall.bus.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.front import REFUSALS
-from rolecall.frontends.http.keys import operator
+from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.services import Here, Services
-from rolecall.timeline import timelines
-from rolecall.transcript import Record, find, format_line, read_records, session_files, visible
+from rolecall.transcripts.reading import Filters, Summary, since
+from rolecall.transcripts.record import Record, find, format_line, read_records, session_files, visible
+from rolecall.transcripts.timeline import timelines
 
 router = APIRouter(tags=["operators"], dependencies=[Depends(operator)])
 
@@ -109,25 +109,25 @@ async def delete_conversation(which: str, here: Here) -> dict[str, Any]:
 @router.get("/agents", summary="The live processes and what each of their instances does now")
 async def list_agents(here: Here) -> dict[str, Any]:
     """As each process said a moment ago; ``roles`` sums it up."""
-    await registry.ask_for_reports(here.bus)
-    alive = await registry.processes(here.bus)
+    await stats.ask_for_reports(here.bus)
+    alive = await stats.processes(here.bus)
     roles = [role.name for role in here.application.roles]
     asdict = msgspec.structs.asdict  # with what is as usual, which the registry leaves out
     processes = [{**asdict(state), "instances": [asdict(instance) for instance in state.instances]} for state in alive]
-    return {"processes": processes, "roles": registry.by_role(alive, roles)}
+    return {"processes": processes, "roles": stats.by_role(alive, roles)}
 
 
 @router.get("/queues", summary="How much waits or is being handled, by role and priority")
 async def list_queues(here: Here) -> dict[str, Any]:
     """Over all shards; ``deferred`` turns sleep until their time or a model comes back."""
     roles = [role.name for role in here.application.roles]
-    return {"roles": await registry.band_depths(here.bus, roles), **await _beside(here)}
+    return {"roles": await stats.band_depths(here.bus, roles), **await _beside(here)}
 
 
 @router.get("/stats", summary="Figures of today (UTC) and of now")
 async def figures(here: Here) -> dict[str, Any]:
     """As ``rolecall stats --json`` prints them."""
-    return await registry.statistics(
+    return await stats.statistics(
         here.bus, [role.name for role in here.application.roles], here.application.model_names
     )
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from rolecall.errors import BlobTooLarge, EnvelopeTooLarge, RolecallError, ServerUnavailable
-from rolecall.redis_client import is_transient
+from rolecall.redis.server import is_transient
 
 logger = logging.getLogger(__name__)
 AWAY_SECONDS = 3

@@ -13,16 +13,15 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from rolecall.bus import Bus
+from rolecall.bus.bus import Bus
+from rolecall.bus.events import Wakeups
 from rolecall.config import Application
-from rolecall.conversations import Summaries
-from rolecall.follow import Wakeups
-from rolecall.frontends.front import Front
-from rolecall.frontends.http.keys import Keys
-from rolecall.frontends.presence import listening, registered
-from rolecall.listening import is_local
+from rolecall.frontends.front import Front, listening, registered
+from rolecall.frontends.http.auth import Keys
+from rolecall.frontends.sockets import is_local
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
+from rolecall.transcripts.reading import Summaries
 
 
 @dataclass

@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from rolecall.frontends.http.keys import Principal
+from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.problems import Problem
 from rolecall.frontends.http.services import Services
 

@@ -1,4 +1,4 @@
-"""A task: a turn as HTTP shows it."""
+"""A task: one turn as the HTTP API shows it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from rolecall.bus import Bus, snapshot
-from rolecall.envelope import short_turn_id
-from rolecall.follow import Event, Progress, progress
+from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.events import Event, Progress, progress
+from rolecall.bus.turn import snapshot
 from rolecall.frontends.front import Received
-from rolecall.frontends.http.keys import Principal
+from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.problems import Problem, promptly
 
 ID = re.compile(r"([A-Za-z0-9_-]{1,1100})\.(c?[1-9]\d{0,15})", re.ASCII)

@@ -1,4 +1,4 @@
-"""The native API: ask and wait, ask and stream, ask and come back for the answer."""
+"""A task: a turn as HTTP shows it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, BackgroundTasks, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from rolecall.ending import cancel_turn
-from rolecall.envelope import decode
-from rolecall.follow import follow, keeps, so_far
-from rolecall.frontends.front import Received
-from rolecall.frontends.http.entrance import IMAGES, Said, enter, headers_of
-from rolecall.frontends.http.keys import User
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.conversation import remembered
+from rolecall.bus.envelope import decode
+from rolecall.bus.events import follow, keeps, so_far
+from rolecall.frontends.front import AWAY, Received
+from rolecall.frontends.http.auth import User
+from rolecall.frontends.http.intake import IMAGES, Said, enter, headers_of
 from rolecall.frontends.http.problems import DOES_NOT_HELP, Problem, documented
 from rolecall.frontends.http.services import Here, Services
 from rolecall.frontends.http.sse import RETRY, EventStream, check_streams, disconnected, event
 from rolecall.frontends.http.task import Place, Standing, Task, begun, look, told
-from rolecall.frontends.presence import AWAY
-from rolecall.history import remembered
 
 router = APIRouter(tags=["chat"])
 LONGEST_WAIT = 60.0
@@ -30,7 +29,6 @@ EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,20}))?", re.ASCII)
 LAST_NUMBER = 2**64 - 1
 Outcome = Literal["left", "stopping", "late"]
 T = TypeVar("T")
-
 Name = Annotated[str, Field(max_length=64)]
 Value = Annotated[str, Field(max_length=512)]
 
@@ -59,12 +57,22 @@ class Question(BaseModel):
 
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="repeats within 24 h are the same task")]
+
+
 TaskId = Annotated[str, Path(max_length=1200, description="as an answer named it")]
+
+
 NAMED = {name: {"schema": {"type": "string"}} for name in ("Location", "X-Task-Id", "X-Conversation-Id")}
+
+
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
+
+
 REFUSED = documented(400, 403, 413, 422, 429)
+
+
 FOUND = documented(404, 410, 422)
 
 

@@ -11,9 +11,9 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rolecall import keys
-from rolecall.blocks import milliseconds
-from rolecall.bus import Bus
+from rolecall.bus.bus import Bus
+from rolecall.redis import keys
+from rolecall.redis.scripts import milliseconds
 
 Rank = Literal["admin", "user", "guest", "stranger"]
 Redeemed = Literal["admin", "user", "guest", "KNOWN", "WRONG", "TOO_MANY"]

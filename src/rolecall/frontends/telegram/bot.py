@@ -5,29 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import select
+import ssl
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies
 
+import anyio
+import h11
 import httpx
 import msgspec
+from anyio.abc import ByteStream, SocketAttribute
+from h11 import Connection as Http
 from pydantic import SecretStr
 from telegram import Bot, Update
-from telegram.error import (
-    BadRequest,
-    Conflict,
-    Forbidden,
-    InvalidToken,
-    NetworkError,
-    TelegramError,
-    TimedOut,
-)
+from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError, TimedOut
+from telegram.request import HTTPXRequest, RequestData
 
 from rolecall.errors import ConfigError
-from rolecall.frontends.telegram.direct import Direct
-from rolecall.frontends.telegram.requests import AT_ONCE, Requests, Wait
-from rolecall.models.transport import address, client_options, is_loopback, proxy_of
+from rolecall.models.stream import address, client_options, is_loopback, proxy_of
 from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,16 @@ UPDATES_SECONDS = 10.0
 HIDDEN = "•••"
 TALKATIVE = ("httpx", "httpcore", "telegram", "telegram.Bot", "telegram.request.BaseRequest", "telegram.HTTPXRequest")
 """Loggers that show addresses and parameters of requests. A filter does not reach the children of its logger."""
+AT_ONCE = 24
+"""Requests on their way at once. More would only wait in Telegram's own limits, and each would slow down all others:
+the library below goes through all of its connections for every request."""
+TOO_MANY = 429
+READ_BYTES = 65_536
+IDLE_SECONDS = 15.0
+"""A connection unused for longer may be just about to be closed by the other side."""
+FAILURES = (OSError, ssl.SSLError, h11.ProtocolError, anyio.ClosedResourceError, anyio.BrokenResourceError,
+            anyio.EndOfStream)  # fmt: skip
+"""What ``Direct.post`` raises when the server cannot be reached, or breaks off; TimeoutError is one of them."""
 
 
 class QuietBot(Bot):
@@ -197,3 +207,169 @@ def _conflict(text: str) -> str:
     if "webhook" in text.lower():
         return "a webhook is set for this bot, so that it cannot be polled"
     return "another program polls this bot with the same token: end it, or get a token of its own from @BotFather"
+
+
+class Wait(TelegramError):
+    """Raised when Telegram asks to wait for so many ``seconds``; the library's own error warns whoever reads them."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Telegram asks to wait {seconds:g} s")
+        self.seconds = seconds
+
+
+class _Parameters(msgspec.Struct):
+    retry_after: float
+
+
+class _Refusal(msgspec.Struct):
+    parameters: _Parameters
+
+
+class Requests(HTTPXRequest):
+    """Requests to Telegram, a few at a time; the others wait in the order they came, for as long as it takes. That the
+    bot is typing is not said while others wait: raises TimedOut. Raises Wait in place of RetryAfter."""
+
+    __slots__ = ("_direct", "_room")
+
+    def __init__(self, direct: Direct | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._direct = direct
+
+    async def shutdown(self) -> None:
+        """See HTTPXRequest."""
+        if self._direct is not None:
+            await self._direct.aclose()
+        await super().shutdown()
+
+    async def do_request(
+        self, url: str, method: str, request_data: RequestData | None = None, *timeouts: Any, **named: Any
+    ) -> tuple[int, bytes]:
+        """See HTTPXRequest."""
+        if self._room.locked() and url.endswith("/sendChatAction"):
+            raise TimedOut("left out: others wait")
+        async with self._room:
+            if self._direct is not None and method == "POST" and not (request_data and request_data.contains_files):
+                status, payload = await self._post(self._direct, url, request_data)
+            else:
+                status, payload = await super().do_request(url, method, request_data, *timeouts, **named)
+        if status == TOO_MANY:
+            raise Wait(_seconds(payload))
+        return status, payload
+
+    async def _post(self, direct: Direct, url: str, data: RequestData | None) -> tuple[int, bytes]:
+        form = urlencode(data.json_parameters if data else {}).encode()
+        timeout = self.read_timeout or 0
+        try:
+            return await direct.post(url, form, connect=timeout, answer=timeout)
+        except TimeoutError:
+            raise TimedOut from None
+        except FAILURES as error:
+            raise NetworkError(f"{type(error).__name__}: {error}") from None
+
+
+def _seconds(payload: bytes) -> float:
+    """How long a refusal asks to wait; one that does not say, for a moment."""
+    try:
+        return msgspec.json.decode(payload, type=_Refusal).parameters.retry_after
+    except msgspec.MsgspecError:
+        return 1.0
+
+
+@dataclass
+class Kept:
+    """A connection between two requests."""
+
+    stream: ByteStream
+    http: Http
+    since: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether it may be used once more: not too old, and the other side has said nothing meanwhile, not even that
+        it closes."""
+        if time.monotonic() - self.since > IDLE_SECONDS:
+            return False
+        readable, _, _ = select.select([self.stream.extra(SocketAttribute.raw_socket)], [], [], 0)
+        return not readable
+
+
+class Direct:
+    """The server of ``url``; ``secure`` holds the authorities of its certificate, for https. Connections are kept for
+    the next request."""
+
+    def __init__(self, url: str, secure: ssl.SSLContext | None) -> None:
+        parts = urlsplit(url)
+        self._host, self._secure = parts.hostname or "", secure
+        self._port = parts.port or (443 if secure else 80)
+        self._header = parts.netloc.encode("ascii")
+        self.kept: deque[Kept] = deque()
+
+    async def post(self, url: str, body: bytes, *, connect: float, answer: float) -> tuple[int, bytes]:
+        """The status and the content of the answer to a form. Seconds: to ``connect``, and until the whole ``answer``
+        is there. Raises one of FAILURES."""
+        connection = await self._connection(connect)
+        whole = False
+        try:
+            async with asyncio.timeout(answer):
+                status, content = await self._exchange(connection, urlsplit(url).path, body)
+            whole = True
+        finally:
+            if whole and connection.http.our_state is h11.DONE is connection.http.their_state:
+                connection.http.start_next_cycle()
+                connection.since = time.monotonic()
+                self.kept.append(connection)
+            else:
+                await anyio.aclose_forcefully(connection.stream)
+        return status, content
+
+    async def aclose(self) -> None:
+        """Close what is kept."""
+        while self.kept:
+            await anyio.aclose_forcefully(self.kept.pop().stream)
+
+    async def _connection(self, seconds: float) -> Kept:
+        while self.kept:
+            kept = self.kept.pop()
+            if kept.good:
+                return kept
+            await anyio.aclose_forcefully(kept.stream)
+        async with asyncio.timeout(seconds):
+            if self._secure is None:
+                stream: ByteStream = await anyio.connect_tcp(self._host, self._port)
+            else:
+                stream = await anyio.connect_tcp(
+                    self._host, self._port, ssl_context=self._secure, tls_standard_compatible=False
+                )
+        return Kept(stream, Http(h11.CLIENT))
+
+    async def _exchange(self, connection: Kept, path: str, body: bytes) -> tuple[int, bytes]:
+        http, stream = connection.http, connection.stream
+        head = h11.Request(
+            method=b"POST", target=path.encode("ascii"),
+            headers=[
+                (b"Host", self._header), (b"Content-Length", b"%d" % len(body)),
+                (b"Content-Type", b"application/x-www-form-urlencoded"),
+            ],
+        )  # fmt: skip
+        parts = [http.send(event) for event in (head, h11.Data(data=body), h11.EndOfMessage())]
+        await stream.send(b"".join(part for part in parts if part))
+        status, content = 0, bytearray()
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(await _received(stream))
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                content += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                return status, bytes(content)
+
+
+async def _received(stream: ByteStream) -> bytes:
+    """What comes next; nothing when the other side has closed."""
+    try:
+        return await stream.receive(READ_BYTES)
+    except anyio.EndOfStream:
+        return b""

@@ -9,32 +9,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from telegram import Bot, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message
 from telegram.error import TelegramError
 
-from rolecall.ending import cancel_turn
-from rolecall.feedback import Vote, give_feedback
-from rolecall.follow import so_far
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.conversation import Remembered, Vote, give_feedback, prefer, remembered
+from rolecall.bus.events import so_far
+from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, Standing
-from rolecall.frontends.telegram.address import Address
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
-from rolecall.frontends.telegram.incoming import address_of
+from rolecall.frontends.telegram.message import Address, address_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, picked
-from rolecall.frontends.telegram.questions import Questions
-from rolecall.frontends.telegram.words import say
-from rolecall.frontends.telegram_text import Part
-from rolecall.history import remembered
-from rolecall.placeholders import Placeholders
-from rolecall.preferences import prefer
+from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.texts import say
+from rolecall.redis.scripts import milliseconds
 
 if TYPE_CHECKING:
-    from rolecall.frontends.telegram.live import Live
+    from rolecall.frontends.telegram.progress import Live
+
 
 logger = logging.getLogger(__name__)
 TURN = re.compile(r"\d{1,18}", re.ASCII)
@@ -250,3 +250,47 @@ async def _quietly(work: Coroutine[Any, Any, object]) -> None:
 
 def _row(*buttons: tuple[str, str]) -> InlineKeyboardMarkup:
     return InlineKeyboardMarkup([[InlineKeyboardButton(text, callback_data=data) for text, data in buttons]])
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The payloads of turns. To be kept right after a message was admitted (MERGED and DUP too) or its edit was seen,
+    whether that came in time or not."""
+
+    bus: Bus
+    hours: float = 24
+
+    async def keep(self, conversation: str, turn: str, message: str, payload: Mapping[str, Any]) -> None:
+        """Remember that ``message`` (its idempotency key) brought ``payload`` to ``turn``; the latest stands."""
+        key = self.bus.shard(conversation).question(conversation, turn)
+        told = self.bus.server.send("HSET", key, message, msgspec.json.encode(payload))
+        await self.bus.server.call("PEXPIRE", key, milliseconds(self.hours * 3_600))
+        await told
+
+    async def of(self, conversation: str, turn: str) -> dict[str, Any] | None:
+        """The payload of the whole turn: texts joined, lists one after the other; None if it was too long ago."""
+        flat = await self.bus.server.fetch("HGETALL", self.bus.shard(conversation).question(conversation, turn))
+        whole: dict[str, Any] = {}
+        for _, raw in sorted(zip(flat[::2], flat[1::2], strict=True), key=_in_order):
+            for name, value in msgspec.json.decode(raw, type=dict[str, Any]).items():
+                whole[name] = _joined(whole[name], value) if name in whole else value
+        return whole or None
+
+    async def forget(self, conversation: str, turn: str) -> None:
+        """Let ``turn`` and its answer be no part of the history any more, say because it is asked once more."""
+        history = self.bus.shard(conversation).history(conversation)
+        for entry in await self.bus.server.fetch("LRANGE", history, 0, -1):
+            if msgspec.json.decode(entry, type=Remembered).turn == turn:
+                await self.bus.server.call("LREM", history, 0, entry)
+
+
+def _in_order(message: tuple[bytes, bytes]) -> tuple[int, bytes]:
+    """Messages of a chat count up, and their keys end in their numbers."""
+    number = message[0].rpartition(b":")[2]
+    return int(number) if number.isdigit() else 0, message[0]
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(first, str) and isinstance(second, str):
+        return "\n".join(filter(None, (first, second)))
+    return [*first, *second] if isinstance(first, list) and isinstance(second, list) else first

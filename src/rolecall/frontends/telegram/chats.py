@@ -18,22 +18,22 @@ from telegram import Bot, InlineKeyboardMarkup, InputMediaDocument, InputMediaPh
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, TelegramError
 
-from rolecall.frontends.telegram.address import Address
-from rolecall.frontends.telegram.file import File as File
-from rolecall.frontends.telegram.outlet import Box, Outlet, Outlets, Unwanted, is_blocked, outcome_of
-from rolecall.frontends.telegram.outlet import Outcome as Outcome
-from rolecall.frontends.telegram_text import Part, message_entities
+from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.outlet import Box, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
+from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_text import message_entities
 
 logger = logging.getLogger(__name__)
 Keyboard = InlineKeyboardMarkup
 Edit = Callable[[], Awaitable[Any]]
 Wanted = Callable[[], bool]
-
 EDIT_SECONDS = 1.2
 GROUP_FACTOR = 2.5
 """Telegram takes 20 messages and edits a minute in a group: what may be left out comes less often there."""
 TELLS = 16
 FILE_SECONDS = 60.0
+PHOTOS = {"image/png", "image/jpeg", "image/webp"}
+PHOTO_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,3 +294,17 @@ class Chats:
 
     def _chat(self, address: Address) -> int:
         return self._moved.get(address.chat, address.chat)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An image or a document on its way out."""
+
+    data: bytes
+    media_type: str
+    name: str
+
+    @property
+    def is_photo(self) -> bool:
+        """Whether Telegram may show it as a photo."""
+        return self.media_type in PHOTOS and len(self.data) <= PHOTO_BYTES

@@ -12,16 +12,18 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rolecall.blobs import Blobs
-from rolecall.delivery import Records
-from rolecall.frontends.telegram.address import Address
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.outbox import Entry, Outbox
+from rolecall.bus.turn import Records
 from rolecall.frontends.telegram.buttons import answered
-from rolecall.frontends.telegram.chats import Chats, File, Gone, Keyboard, Outcome
-from rolecall.frontends.telegram.live import RING, Live
-from rolecall.frontends.telegram.recorded import Recorded, Shown
-from rolecall.frontends.telegram.words import say
-from rolecall.frontends.telegram_text import Part, plain, render
-from rolecall.outbox import Entry, Outbox
+from rolecall.frontends.telegram.chats import Chats, File, Gone, Keyboard
+from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.outlet import Outcome
+from rolecall.frontends.telegram.placeholders import Recorded, Shown
+from rolecall.frontends.telegram.progress import RING, Live
+from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_text import plain, render
+from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
 PROMISE = Part("…")

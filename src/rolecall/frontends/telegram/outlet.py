@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from telegram.error import BadRequest, ChatMigrated, Forbidden, TelegramError, TimedOut
 
-from rolecall.frontends.telegram.requests import Wait
+from rolecall.frontends.telegram.bot import Wait
 
 T = TypeVar("T")
 Outcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "DROPPED"]

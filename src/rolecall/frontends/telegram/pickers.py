@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
-from rolecall.bus import Bus
+from rolecall.agent.memory import Memory
+from rolecall.bus.bus import Bus
 from rolecall.config import Application
-from rolecall.frontends.telegram.words import say
-from rolecall.memory import Memory
+from rolecall.frontends.texts import say
 
 PICKERS = ("model", "role", "queue")
 """What is picked, as the command and the preference are named."""

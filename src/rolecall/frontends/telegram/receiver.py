@@ -11,27 +11,23 @@ from typing import Any, cast
 from redis.exceptions import RedisError
 from telegram import Message, Update, User
 
-from rolecall.bus import Mode
-from rolecall.commands import find_command
-from rolecall.editing import edit_message
-from rolecall.envelope import Envelope
+from rolecall.bus.admission import Mode, edit_message
+from rolecall.bus.commands import find_command
+from rolecall.bus.envelope import Envelope
 from rolecall.errors import EnvelopeTooLarge, ServerUnavailable
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import Access, Standing
-from rolecall.frontends.telegram.address import Address
-from rolecall.frontends.telegram.buttons import Buttons
+from rolecall.frontends.telegram.buttons import Buttons, Questions
 from rolecall.frontends.telegram.chats import Chats, Keyboard
-from rolecall.frontends.telegram.commands import TELEGRAM_COMMANDS, Commands
-from rolecall.frontends.telegram.incoming import PLAIN_COMMANDS, Incoming, address_of, incoming_of
-from rolecall.frontends.telegram.lanes import Lane, Lanes
-from rolecall.frontends.telegram.live import Live
+from rolecall.frontends.telegram.grouping import Group, Lane, Lanes, Pieces
 from rolecall.frontends.telegram.media import Fetched, Media
-from rolecall.frontends.telegram.pieces import Group, Pieces
-from rolecall.frontends.telegram.questions import Questions
-from rolecall.frontends.telegram.words import say
-from rolecall.frontends.telegram_text import Part
-from rolecall.redis_client import is_transient
+from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
+from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of
+from rolecall.frontends.telegram.progress import Live
+from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.texts import say
+from rolecall.redis.server import is_transient
 
 logger = logging.getLogger(__name__)
 MODES = ("queue", "collect", "interrupt")

@@ -1,0 +1,72 @@
+"""What comes with a message beside its text: images, documents, voice, and what it replies to.
+
+A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}); ``quoted`` is {from, text}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rolecall.bus.blobs import Blob, Blobs
+
+LOST = "(this file is not kept any more)"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as text."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Attachments:
+    """Fetches what the payloads of one conversation name."""
+
+    blobs: Blobs
+    conversation: str
+
+    async def images(self, payload: Mapping[str, Any]) -> tuple[bytes, ...]:
+        """The images as whole encoded files; those that are not kept any more are left out."""
+        found = [await self.blobs.get(self.conversation, str(one)) for one in _listed(payload, "images")]
+        return tuple(blob.data for blob in found if blob)
+
+    async def documents(self, payload: Mapping[str, Any]) -> tuple[Document, ...]:
+        """The files that are text; of one that is not kept any more, a word about that."""
+        return tuple([
+            Document(str(one.get("name", "")), blob.data.decode("utf-8", "replace") if blob else LOST)
+            for one, blob in await self._files(payload, "text/")
+        ])  # fmt: skip
+
+    async def sounds(self, payload: Mapping[str, Any]) -> tuple[Blob, ...]:
+        """The voice messages and other recordings; those that are not kept any more are left out."""
+        found = [*await self._files(payload, "audio/"), *await self._files(payload, "video/")]
+        return tuple(blob for _, blob in found if blob)
+
+    async def _files(self, payload: Mapping[str, Any], kind: str) -> list[tuple[Mapping[str, Any], Blob | None]]:
+        wanted = [one for one in _listed(payload, "files") if isinstance(one, dict)]
+        wanted = [one for one in wanted if str(one.get("type", "")).startswith(kind)]
+        return [(one, await self.blobs.get(self.conversation, str(one.get("blob", "")))) for one in wanted]
+
+
+def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[str, Any]) -> str:
+    """``question`` behind the documents that came with it and what it replies to."""
+    parts = [f"<document name={one.name!r}>\n{_harmless(one.text)}\n</document>" for one in documents]
+    quoted = payload.get("quoted")
+    if isinstance(quoted, dict) and quoted.get("text"):
+        who = str(quoted.get("from") or "you")
+        parts.append(f"<quoted from={who!r}>\n{_harmless(str(quoted['text']))}\n</quoted>")
+    return "\n\n".join([*parts, question] if question else parts)
+
+
+def _harmless(text: str) -> str:
+    """``text`` that does not end what it stands in."""
+    return text.replace("</document", "< /document").replace("</quoted", "< /quoted")
+
+
+def _listed(payload: Mapping[str, Any], name: str) -> list[Any]:
+    found = payload.get(name)
+    return found if isinstance(found, list) else []

@@ -1,0 +1,347 @@
+"""Tools of others: servers that speak the Model Context Protocol, as programs or over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+import mcp_types
+
+from rolecall.agent.tools import FAILED, Tool, Toolbox
+from rolecall.errors import ConfigError, MissingExtra, ToolError
+from rolecall.models.model import ToolSpec
+from rolecall.models.stream import address, client_options, proxy_of
+from rolecall.version import __version__
+
+if TYPE_CHECKING:
+    from mcp import Client
+    from mcp.server.lowlevel import Server
+
+
+logger = logging.getLogger(__name__)
+CLOSE_SECONDS = 8.0
+"""A program gets two seconds to end by itself and two more after SIGTERM; then it is killed."""
+MAX_PAGES = 100
+UNCLEAN = re.compile(r"[^A-Za-z0-9_-]")
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+PATH = "/mcp"
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Asgi = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class ToolServer:
+    """A tool server: the ``command`` that starts one, or the ``url`` of one.
+
+    ``${NAME}`` in the values of ``env`` and ``headers`` is what the environment or .env say. A program inherits
+    nothing of the environment but HOME, PATH and the like. ``only`` names the tools to offer, all if empty;
+    ``prefix`` is put before their names. ``seconds`` is how long it may take to be reached, and to list its tools.
+    """
+
+    command: tuple[str, ...] = ()
+    url: str = field(default="", repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    only: tuple[str, ...] = ()
+    prefix: str = ""
+    seconds: float = 10.0
+
+    def resolved(self, name: str, environ: Mapping[str, str]) -> ToolServer:
+        """This one with its variables filled in. Raises ConfigError for what cannot be a tool server."""
+        where = f"config.py, tool server {name}"
+        if isinstance(self.command, str) or bool(self.command) == bool(self.url):
+            raise ConfigError(f"{where}: command=('program', 'argument', …) or url='http://…' is allowed, one of them")
+        if self.url:
+            address(f"{where}: url", self.url)
+        env, headers = (_filled(values, environ, where) for values in (self.env, self.headers))
+        return replace(self, env=env, headers=headers)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where tool servers run and how they are reached: the directory of the application, the one for its state, and
+    PROXY."""
+
+    directory: Path
+    state_dir: Path
+    proxy: str = "SYSTEM"
+
+
+class ToolServers:
+    """The tool servers of a deployment, each with one session in this process, opened when first asked for."""
+
+    def __init__(self, servers: Mapping[str, ToolServer], place: Place) -> None:
+        self._sessions = {name: Session(name, server, place) for name, server in servers.items()}
+
+    async def tools(self, name: str) -> Sequence[Tool]:
+        """The tools of the server ``name``. Raises ToolError when it is away, ConfigError when there is none."""
+        session = self._sessions.get(name)
+        if session is None:
+            known = ", ".join(self._sessions) or "none"
+            raise ConfigError(f"there is no tool server {name!r} in config.py; there are: {known}")
+        return await session.tools()
+
+    async def aclose(self) -> None:
+        """End all sessions and the programs behind them. Idempotent; a later question opens new ones."""
+        await asyncio.gather(*(session.aclose() for session in self._sessions.values()))
+
+
+class Session:
+    """The session with one tool server. A task of its own opens and closes it: both must happen in the same."""
+
+    def __init__(self, name: str, server: ToolServer, place: Place) -> None:
+        self._name, self._server, self._place = name, server, place
+        self._client: Client | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._leave = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._refusal = ""
+
+    async def tools(self) -> Sequence[Tool]:
+        """What it offers now. A session that broke since the last time is opened anew. Raises ToolError."""
+        client = await self._ready()
+        try:
+            listed = await self._listed(client)
+        except ToolError:  # it may be the session alone that is gone
+            listed = await self._listed(await self._ready())
+        only = self._server.only
+        return [self._tool(tool) for tool in listed if not only or tool.name in only]
+
+    async def aclose(self) -> None:
+        """End the session. Idempotent."""
+        if self._client is not None:
+            await self._drop(self._client)
+
+    def _tool(self, tool: mcp_types.Tool) -> Tool:
+        async def run(arguments: str) -> object:
+            return await self._call(tool.name, _object(arguments))
+
+        name = UNCLEAN.sub("_", f"{self._server.prefix}{tool.name}")[:64]
+        return Tool(ToolSpec(name, tool.description or tool.title or name, tool.input_schema), run)
+
+    async def _listed(self, client: Client) -> list[mcp_types.Tool]:
+        try:
+            async with asyncio.timeout(self._server.seconds):
+                return await _all_tools(client)
+        except Exception as error:  # the boundary: what the SDK raises for a broken session is not settled
+            await self._drop(client)
+            raise self._away(error) from error
+
+    async def _call(self, name: str, arguments: dict[str, Any]) -> str:
+        from mcp import MCPError
+        from mcp_types import CONNECTION_CLOSED
+
+        client = await self._ready()
+        try:
+            result = await client.call_tool(name, arguments)
+        except Exception as error:  # the boundary, as above
+            if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
+                raise ToolError(f"the tool server {self._name} says: {error}") from error
+            await self._drop(client)
+            raise self._away(error) from error
+        if result.is_error:
+            raise ToolError(_told(result) or "it failed and did not say why")
+        return _told(result) or "done"
+
+    # ── opening and closing ─────────────────────────────────────────────────────────────────────
+
+    async def _ready(self) -> Client:
+        async with self._changing:
+            if self._client is not None and self._keeper is not None and not self._keeper.done():
+                return self._client
+            if importlib.util.find_spec("mcp") is None:
+                raise MissingExtra("tools", f"the tool server {self._name}")
+            opened: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+            self._leave = asyncio.Event()
+            self._keeper = asyncio.create_task(self._keep(opened, self._leave), name=f"tool server {self._name}")
+            try:
+                self._client = await opened
+            except asyncio.CancelledError:
+                self._keeper.cancel()
+                raise
+            return self._client
+
+    async def _keep(self, opened: asyncio.Future[Client], leave: asyncio.Event) -> None:
+        """Hold a session open until ``leave``."""
+        problem: BaseException = asyncio.CancelledError()
+        try:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(self._server.seconds):
+                    client = await self._connect(stack)
+                if not opened.done():
+                    opened.set_result(client)
+                    await leave.wait()
+        except (Exception, BaseExceptionGroup) as error:  # the boundary: told to who waits for it
+            problem = error
+            if opened.done() and not leave.is_set():
+                logger.warning("%s", self._away(error))
+        finally:
+            if not opened.done():
+                opened.set_exception(self._away(problem))
+
+    async def _drop(self, client: Client) -> None:
+        """End the session of ``client``, unless another one took its place meanwhile."""
+        async with self._changing:
+            if self._client is not client or self._keeper is None:
+                return
+            keeper, self._client, self._keeper = self._keeper, None, None
+            self._leave.set()
+            await asyncio.wait({keeper}, timeout=CLOSE_SECONDS)
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+
+    async def _connect(self, stack: AsyncExitStack) -> Client:
+        # In a thread: importing the SDK takes most of a second, in which heartbeats must go on.
+        await asyncio.to_thread(importlib.import_module, "mcp")
+        from mcp import Client
+
+        transport = self._program(stack) if self._server.command else await self._http(stack)
+        return await stack.enter_async_context(Client(transport, cache=None))
+
+    def _program(self, stack: AsyncExitStack) -> Any:
+        from mcp import StdioServerParameters, stdio_client
+
+        command, *arguments = self._server.command
+        self.last_words.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        said = stack.enter_context(self.last_words.open("w"))
+        self.last_words.chmod(0o600)
+        env, directory = dict(self._server.env), self._place.directory
+        return stdio_client(StdioServerParameters(command=command, args=arguments, env=env, cwd=directory), said)
+
+    async def _http(self, stack: AsyncExitStack) -> Any:
+        import httpx2
+        from mcp.client.streamable_http import streamable_http_client
+
+        async def remember(response: httpx2.Response) -> None:
+            self._refusal = f"HTTP {response.status_code} {response.reason_phrase}" if response.is_error else ""
+
+        http = httpx2.AsyncClient(
+            headers=dict(self._server.headers),
+            timeout=httpx2.Timeout(self._server.seconds, read=None),
+            event_hooks={"response": [remember]},
+            **client_options(self._server.url, proxy_of(self._place.proxy), httpx2.Limits),
+        )
+        return streamable_http_client(self._server.url, http_client=await stack.enter_async_context(http))
+
+    # ── what to tell ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def last_words(self) -> Path:
+        """What a program says on stderr."""
+        return self._place.state_dir / "tools" / f"{UNCLEAN.sub('_', self._name)}.log"
+
+    def _away(self, error: BaseException) -> ToolError:
+        """What to tell of a server that is away: no header, no query, no variable."""
+        command, url = self._server.command, urlsplit(self._server.url)
+        at = command[0] if command else f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        said = command and self.last_words.exists() and self.last_words.stat().st_size
+        hint = f"; {self.last_words} has its last words" if said else ""
+        return ToolError(f"the tool server {self._name} ({at}) is away: {self._reason(error)}{hint}")
+
+    def _reason(self, error: BaseException) -> str:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, TimeoutError):
+            return f"no answer within {self._server.seconds:g} s"
+        if isinstance(error, asyncio.CancelledError):
+            return "the session broke"
+        return self._refusal or str(error) or type(error).__name__
+
+
+def _filled(values: Mapping[str, str], environ: Mapping[str, str], where: str) -> dict[str, str]:
+    for name in (name for value in values.values() for name in VARIABLE.findall(value)):
+        if not environ.get(name):
+            raise ConfigError(f"{where} needs {name}: set it in the environment or in .env")
+    return {key: VARIABLE.sub(lambda found: environ[found[1]], value) for key, value in values.items()}
+
+
+async def _all_tools(client: Client) -> list[mcp_types.Tool]:
+    tools: list[mcp_types.Tool] = []
+    cursor: str | None = None
+    for _ in range(MAX_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        tools += page.tools
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    return tools
+
+
+def _object(arguments: str) -> dict[str, Any]:
+    try:
+        found = json.loads(arguments.strip() or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ToolError(f"the arguments are no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ToolError("the arguments are no JSON object")
+    return found
+
+
+def _told(result: mcp_types.CallToolResult) -> str:
+    """A result in words; of pictures and the like only that they are there."""
+    parts = [block.text if block.type == "text" else f"[{block.type}]" for block in result.content]
+    if not parts and result.structured_content is not None:
+        return json.dumps(result.structured_content, ensure_ascii=False)
+    return "\n".join(parts)
+
+
+def tools_app(toolbox: Toolbox, host: str, key: str) -> Asgi:
+    """The ASGI application that offers ``toolbox`` at PATH to those who show ``key``, to all if that is empty."""
+    app: Asgi = _server(toolbox).streamable_http_app(
+        streamable_http_path=PATH, stateless_http=True, json_response=True, host=host
+    )
+    return Guard(app, key) if key else app
+
+
+class Guard:
+    """Lets through to ``app`` who shows ``key``."""
+
+    def __init__(self, app: Asgi, key: str) -> None:
+        self._app, self._expected = app, f"bearer {key}".encode()
+
+    async def __call__(
+        self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        if scope["type"] == "http" and not self._lets_in(scope):
+            headers = [(b"www-authenticate", b"Bearer"), (b"content-type", b"text/plain; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b"The key is missing or wrong: TOOLS_KEY as a bearer.\n"})
+            return
+        await self._app(scope, receive, send)
+
+    def _lets_in(self, scope: Scope) -> bool:
+        shown = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, key = (shown[0] if len(shown) == 1 else b"").partition(b" ")
+        return hmac.compare_digest(scheme.lower() + b" " + key.strip(), self._expected)
+
+
+def _server(toolbox: Toolbox) -> Server[Any]:
+    import mcp_types
+    from mcp.server.lowlevel import Server
+
+    async def listed(context: Any, parameters: Any) -> mcp_types.ListToolsResult:
+        tools = [
+            mcp_types.Tool(name=s.name, description=s.description, input_schema=s.parameters) for s in toolbox.specs
+        ]
+        return mcp_types.ListToolsResult(tools=tools)
+
+    async def called(context: Any, parameters: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
+        result = await toolbox.run(parameters.name, json.dumps(parameters.arguments or {}))
+        text = mcp_types.TextContent(
+            type="text", text=result.text.removeprefix(FAILED) if result.failed else result.text
+        )
+        return mcp_types.CallToolResult(content=[text], is_error=result.failed)
+
+    return Server("rolecall", version=__version__, on_list_tools=listed, on_call_tool=called)

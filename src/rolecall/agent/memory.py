@@ -1,0 +1,73 @@
+"""What is remembered of a conversation: its history and its preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from rolecall.bus.conversation import Remembered
+from rolecall.models.model import Message
+from rolecall.redis.keys import ShardKeys
+from rolecall.redis.server import Server
+
+_decoder = msgspec.json.Decoder(Remembered)
+
+
+@dataclass
+class Memory:
+    """One conversation's memory as a handler sees it. Changes travel with the handler's settling step: a handling
+    that is repeated changes nothing twice."""
+
+    server: Server
+    keys: ShardKeys
+    conversation: str
+    limit: int = 20
+    without: str = ""
+    """A turn that is not shown: its question is asked once more."""
+    brought: tuple[Message, ...] = ()
+    """Messages that came with the envelope: they stand in place of the remembered ones, or before them when all of
+    them are the system's."""
+    changes: dict[str, str] = field(default_factory=dict)
+    forgotten: bool = False
+
+    async def entries(self) -> list[Remembered]:
+        """The remembered messages, oldest first, at most ``limit``, with their marks."""
+        if self.limit == 0:
+            return []
+        raw: Sequence[bytes] = await self.server.fetch("LRANGE", self.keys.history(self.conversation), -self.limit, -1)
+        return [entry for entry in map(_decoder.decode, raw) if not self.without or entry.turn != self.without]
+
+    async def history(self) -> list[Message]:
+        """The messages so far as a model may see them: turns that failed are left out."""
+        if any(message.role != "system" for message in self.brought):
+            return list(self.brought)
+        kept = [Message(entry.role, entry.text) for entry in await self.entries() if entry.mark != "error"]
+        return [*self.brought, *kept]
+
+    async def preferences(self) -> dict[str, str]:
+        """The conversation's preferences, those set in this handling included."""
+        flat: Sequence[bytes] = await self.server.fetch("HGETALL", self.keys.preferences(self.conversation))
+        stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        return {name: value for name, value in {**stored, **self.changes}.items() if value}
+
+    def prefer(self, **changes: str) -> None:
+        """Change preferences when this handling settles; an empty value removes one."""
+        self.changes.update(changes)
+
+    def forget(self) -> None:
+        """Forget the history when this handling completes its turn."""
+        self.forgotten = True
+
+
+def brought(payload: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages that a payload brings along as its ``history``: {role, text} each; anything else is nothing."""
+    history = payload.get("history")
+    if not history:
+        return ()
+    try:
+        return msgspec.convert(history, tuple[Message, ...])
+    except msgspec.ValidationError:
+        return ()

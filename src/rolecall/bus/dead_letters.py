@@ -1,0 +1,134 @@
+"""The envelopes given up on: looked at, sent again, or dropped by an operator."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from rolecall.bus.admission import Admission, admit
+from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import Envelope, decode, short_turn_id
+from rolecall.bus.turn import FIRST_ROLE
+from rolecall.errors import ConfigError, DecodeError, RolecallError
+from rolecall.redis.keys import ShardKeys
+
+ID = re.compile(r"(\d{1,20}-\d{1,20})(?:@(\d{1,3}))?", re.ASCII)
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """One dead letter. ``id`` names it on this bus, ``ms`` is when it was given up (since 1970), ``envelope`` what
+    was on its way; conversation and turn are empty for an entry that belonged to none."""
+
+    id: str
+    conversation: str
+    turn: str
+    reason: str
+    deliveries: int
+    ms: int
+    envelope: str
+
+    @property
+    def role(self) -> str:
+        """The role that had it, empty if the envelope does not tell."""
+        try:
+            return decode(self.envelope.encode()).role
+        except DecodeError:
+            return ""
+
+
+def plain(letter: DeadLetter) -> dict[str, object]:
+    """For JSON: also with its time, the role that had it, the short id of its turn, and the envelope as an object."""
+    when = datetime.fromtimestamp(letter.ms / 1000, UTC).isoformat(timespec="milliseconds")
+    whole: dict[str, object] = {**msgspec.to_builtins(letter), "ms": letter.ms, "time": when, "role": letter.role}
+    try:
+        whole["envelope"] = json.loads(letter.envelope)
+    except ValueError:
+        whole["envelope"] = letter.envelope
+    return {**whole, "turn_id": short_turn_id(letter.conversation, letter.turn) if letter.turn else ""}
+
+
+async def dead_letters(bus: Bus) -> list[DeadLetter]:
+    """All of them, the newest last."""
+    found = []
+    for shard in bus.shards:
+        entries = await bus.server.call("XRANGE", shard.dead, "-", "+")
+        found += [_read(shard, raw_id, flat) for raw_id, flat in entries]
+    return sorted(found, key=lambda letter: (letter.ms, letter.id))
+
+
+async def find_dead_letter(bus: Bus, letter_id: str) -> DeadLetter:
+    """The one of that id. Raises ConfigError for what is no id, RolecallError when there is none."""
+    shard, entry_id = _place(bus, letter_id)
+    for raw_id, flat in await bus.server.call("XRANGE", shard.dead, entry_id, entry_id):
+        return _read(shard, raw_id, flat)
+    raise RolecallError(f"there is no dead letter {letter_id}; `rolecall dead list` shows those there are")
+
+
+async def replay(bus: Bus, letter: DeadLetter, instance: str) -> Admission:
+    """Admit the envelope again, as the newest turn of its conversation, and remove the dead letter; it stays when
+    it was refused (FULL, BUSY). A second replay of the same letter, whoever does it, makes no second turn.
+
+    Raises RolecallError for a letter that no turn can be made of.
+    """
+    envelope = _again(letter)
+    admission = await admit(
+        bus,
+        envelope,
+        idempotency=f"replay:{letter.id}",
+        instance=instance,
+        outbox=await _delivered_by_outbox(bus, envelope),
+        control=letter.turn.startswith("c"),
+    )
+    if admission.accepted:
+        await drop(bus, letter.id)
+    return admission
+
+
+async def drop(bus: Bus, letter_id: str) -> bool:
+    """Remove a dead letter for good; False when there was none. Raises ConfigError for what is no id."""
+    shard, entry_id = _place(bus, letter_id)
+    return bool(await bus.server.call("XDEL", shard.dead, entry_id))
+
+
+def _again(letter: DeadLetter) -> Envelope:
+    if not letter.conversation:
+        raise RolecallError(f"dead letter {letter.id} belongs to no conversation and can only be dropped")
+    try:
+        envelope = decode(letter.envelope.encode())
+    except DecodeError as error:
+        raise RolecallError(f"dead letter {letter.id} cannot be read and can only be dropped: {error}") from None
+    # Every turn begins at the first role. Where this one was bound for goes with it as what a user may ask for.
+    bound = (envelope.role, *envelope.route)[-1].partition("@")[0]
+    payload = envelope.payload if bound == FIRST_ROLE else {"role": bound, **envelope.payload}
+    return msgspec.structs.replace(envelope, role=FIRST_ROLE, route=(), attempt=0, payload=payload)
+
+
+async def _delivered_by_outbox(bus: Bus, envelope: Envelope) -> bool:
+    """Whether the front end that asked reads an outbox: its stream is there from its first start on."""
+    outbox = bus.shard(envelope.conversation).outbox(envelope.reply_to)
+    return bool(envelope.reply_to and await bus.server.call("EXISTS", outbox))
+
+
+def _place(bus: Bus, letter_id: str) -> tuple[ShardKeys, str]:
+    """``<stream id>``, followed by ``@<shard>`` in all shards but the first."""
+    parts = ID.fullmatch(letter_id)
+    if not parts or int(parts[2] or 0) >= len(bus.shards):
+        raise ConfigError(f"{letter_id!r} is no id of a dead letter: as `rolecall dead list` shows them is allowed")
+    return bus.shards[int(parts[2] or 0)], parts[1]
+
+
+def _read(shard: ShardKeys, raw_id: bytes, flat: list[bytes]) -> DeadLetter:
+    fields: dict[bytes, Any] = dict(zip(flat[::2], flat[1::2], strict=True))
+    return DeadLetter(
+        id=raw_id.decode() + (f"@{shard.number}" if shard.number else ""),
+        conversation=fields[b"c"].decode("utf-8", "replace"),
+        turn=fields[b"t"].decode("utf-8", "replace"),
+        reason=fields[b"why"].decode("utf-8", "replace"),
+        deliveries=int(fields[b"n"]),
+        ms=int(fields[b"ms"]),
+        envelope=fields[b"e"].decode("utf-8", "backslashreplace"),
+    )

@@ -1,0 +1,208 @@
+"""The frozen message that travels, its encoding and its limits."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import unicodedata
+import uuid
+from typing import Any
+
+import msgspec
+
+from rolecall.errors import DecodeError, EnvelopeTooLarge, NewerVersion, RolecallError, UnknownRole
+
+VERSION = 1
+MAX_BYTES = 256 * 1024
+MAX_TEXT_BYTES = 64 * 1024
+MAX_DEPTH = 32
+MAX_HOPS = 16
+LISTS = ("images", "files")
+"""What a payload may list beside its text; see blobs.py."""
+CUT_MARK = " … [cut]"
+ROLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+DESTINATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}(@[^\s@]{1,120})?")
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One turn's message on its way: a value, never changed, only replaced by the next one.
+
+    ``turn`` and ``hops`` travel beside the JSON and are set by the bus when it hands the envelope out.
+    ``meta`` is free for later versions; every version carries it on untouched.
+    """
+
+    conversation: str
+    payload: dict[str, Any]
+    id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    turn: str = ""
+    role: str = "manager"
+    route: tuple[str, ...] = ()
+    reply_to: str = ""
+    priority: int = 50
+    attempt: int = 0
+    hops: int = 0
+    created: int = msgspec.field(default_factory=lambda: time.time_ns() // 1_000_000)
+    meta: dict[str, Any] = {}
+    v: int = VERSION
+
+    @property
+    def text(self) -> str:
+        """The user's words, or the answer's."""
+        text = self.payload.get("text", "")
+        return text if isinstance(text, str) else ""
+
+    @property
+    def answered(self) -> bool:
+        """True for what ``reply`` made: nothing is left to route."""
+        return self.role == ""
+
+    def via(self, *roles: str, **changes: Any) -> Envelope:
+        """Route to ``roles`` in order, in place of whatever route was left, with ``changes`` merged into the payload.
+
+        ``role@process`` is one process. Raises UnknownRole for what can be no role's name.
+        """
+        if not roles:
+            raise UnknownRole("via() needs at least one role")
+        for role in roles:
+            if not DESTINATION.fullmatch(role):
+                raise UnknownRole(f"{role!r} is no role name: a-z 0-9 _ - are allowed, up to 40 characters")
+        return self._next(role=roles[0], route=roles[1:], payload={**self.payload, **changes})
+
+    def forward(self, **changes: Any) -> Envelope:
+        """Pass on to the next role of the route, with ``changes`` merged into the payload."""
+        if not self.route:
+            raise UnknownRole(f"{self.role} has nobody to forward to: the route is at its end")
+        payload = {**self.payload, **changes}
+        return self._next(role=self.route[0], route=self.route[1:], payload=payload)
+
+    def reply(self, answer: Any, **extra: Any) -> Envelope:
+        """End the turn with ``answer``: a text, or an Answer with its model and token counts."""
+        payload: dict[str, Any] = {"text": answer} if isinstance(answer, str) else msgspec.to_builtins(answer)
+        payload["text"] = cut(payload["text"])
+        return self._next(role="", route=(), payload={**payload, **extra})
+
+    def _next(self, **changes: Any) -> Envelope:
+        return msgspec.structs.replace(self, hops=self.hops + 1, attempt=0, **changes)
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a message brings to a turn that it became a part of."""
+
+    text: str = ""
+    images: list[Any] = []
+    files: list[Any] = []
+
+
+_encoder = msgspec.json.Encoder()
+
+
+_decoder = msgspec.json.Decoder(Envelope)
+
+
+_parts_decoder = msgspec.json.Decoder(list[str | Part])
+
+
+_any_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def encode(envelope: Envelope) -> bytes:
+    """JSON of ``envelope``. Raises EnvelopeTooLarge over 256 kB, and for text over 64 kB of UTF-8."""
+    try:
+        raw = _encoder.encode(envelope)
+    except (UnicodeEncodeError, TypeError, RecursionError) as error:
+        raise RolecallError(f"this envelope cannot be written as JSON: {error}") from None
+    if len(raw) > MAX_BYTES:
+        raise EnvelopeTooLarge(f"the envelope has {len(raw):,} bytes; {MAX_BYTES:,} are allowed")
+    if len(raw) > MAX_TEXT_BYTES and len(envelope.text.encode()) > MAX_TEXT_BYTES:
+        raise EnvelopeTooLarge(f"the text is longer than {MAX_TEXT_BYTES // 1024} kB")
+    return raw
+
+
+def encode_part(envelope: Envelope) -> bytes:
+    """JSON of what ``envelope`` brings to a turn that takes it in: its text, and its images and files if it has any.
+    There is no newline in it."""
+    lists = {name: found for name in LISTS if (found := _listed(envelope.payload, name))}
+    return _encoder.encode(Part(envelope.text, **lists) if lists else envelope.text)
+
+
+def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> Envelope:
+    """The envelope in ``raw``; ``parts`` are messages that were merged into it: JSON array items, each a text or a
+    Part. Texts are joined by line ends, images and files follow each other. Raises DecodeError."""
+    if len(raw) > MAX_BYTES:
+        raise DecodeError(f"{len(raw):,} bytes; {MAX_BYTES:,} are allowed", raw)
+    try:
+        envelope = _decoder.decode(raw)
+        if envelope.v > VERSION:
+            raise NewerVersion(f"written by version {envelope.v}, this one reads {VERSION}", raw)
+        check_conversation(envelope.conversation)
+        payload = _merged(envelope.payload, parts) if parts else envelope.payload
+        if len(raw) + len(parts) > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+            raise DecodeError(f"nested deeper than {MAX_DEPTH}", raw)
+    except NewerVersion:
+        raise
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RolecallError) as error:
+        raise _decode_failure(raw, error) from None
+    return msgspec.structs.replace(envelope, turn=turn, hops=hops, payload=payload)
+
+
+def check_conversation(conversation: str) -> str:
+    """``conversation`` itself when it may be one: 1–200 characters, none of them a control character."""
+    if not 0 < len(conversation) <= 200:
+        raise RolecallError("a conversation id has 1 to 200 characters")
+    if not conversation.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in conversation):
+        raise RolecallError("a conversation id has no control characters")
+    return conversation
+
+
+def cut(text: str) -> str:
+    """``text``, at most 64 kB of UTF-8; a longer one ends in a visible mark."""
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= MAX_TEXT_BYTES:
+        return text if text.isascii() else raw.decode()
+    return raw[: MAX_TEXT_BYTES - len(CUT_MARK.encode())].decode("utf-8", "ignore") + CUT_MARK
+
+
+def short_turn_id(conversation: str, turn: str) -> str:
+    """What an apology shows and ``rolecall logs`` opens: six hex digits of the conversation's SHA-256, and the turn."""
+    return f"{hashlib.sha256(conversation.encode()).hexdigest()[:6]}-{turn}"
+
+
+def _merged(payload: dict[str, Any], raw: bytes) -> dict[str, Any]:
+    parts = [Part(item) if isinstance(item, str) else item for item in _parts_decoder.decode(b"[" + raw + b"]")]
+    first, merged = payload.get("text", ""), dict(payload)
+    texts = [first if isinstance(first, str) else "", *(part.text for part in parts)]
+    merged["text"] = "\n".join(text for text in texts if text)
+    for name in LISTS:
+        if found := [*_listed(payload, name), *(item for part in parts for item in getattr(part, name))]:
+            merged[name] = found
+    return merged
+
+
+def _listed(payload: dict[str, Any], name: str) -> list[Any]:
+    found = payload.get(name)
+    return found if isinstance(found, list) else []
+
+
+def _decode_failure(raw: bytes, error: Exception) -> DecodeError:
+    try:
+        version = _any_decoder.decode(raw).get("v", VERSION)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        version = VERSION
+    if isinstance(version, int) and version > VERSION:
+        return NewerVersion(f"written by version {version}, this one reads {VERSION}", raw)
+    return DecodeError(f"no envelope: {error}", raw)
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level and deepest <= MAX_DEPTH:
+        deepest += 1
+        level = [child for item in level for child in _children(item)]
+    return deepest
+
+
+def _children(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return list(item.values())
+    return item if isinstance(item, list) else []

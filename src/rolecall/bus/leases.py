@@ -1,0 +1,217 @@
+"""What goes into the bus's verbs and what they answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from redis.exceptions import NoScriptError, ResponseError
+
+from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import Envelope, decode
+from rolecall.bus.turn import Verdict, guard_block, verdict_of
+from rolecall.errors import DecodeError, NewerVersion
+from rolecall.redis import keys
+from rolecall.redis.keys import ShardKeys
+from rolecall.redis.pipeline import Arg
+from rolecall.redis.scripts import milliseconds, script
+from rolecall.redis.server import Server
+
+WHO = ContextVar("rolecall instance", default="")
+"""The instance whose work this is, for the process log; "" beside the work of any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a process would take for one role: free slots, and whether one may be on its last delivery."""
+
+    role: str
+    free: int
+    last_ok: bool = True
+
+
+async def take(
+    bus: Bus, shard: ShardKeys, demands: Sequence[Demand], start: int = 0, claim: bool = False
+) -> list[Delivery]:
+    """Lease entries for ``demands``, never more than their free slots, without blocking.
+
+    Bands are served from number ``start`` on (0 high, 1 normal, 2 low). With ``claim``, entries whose holder
+    let its lease run out come first; one delivered once too often comes only if ``last_ok``.
+    """
+    streams: list[tuple[str, str]] = []
+    arguments: list[Arg] = [
+        bus.process,
+        milliseconds(bus.settings.lease_seconds) if claim else 0,
+        bus.settings.retries,
+    ]
+    arguments.append(len(demands))
+    for demand in demands:
+        own = streams_of(bus, shard, demand.role, start)
+        streams += ((demand.role, stream) for stream in own)
+        arguments += (demand.free, int(demand.last_ok), len(own))
+    taken = await bus.server.run("take", [stream for _, stream in streams], arguments)
+    return [
+        read_entry(shard.number, streams[k - 1][1], streams[k - 1][0], (entry_id, fields), count, previous)
+        for k, entry_id, count, previous, fields in taken
+    ]
+
+
+def streams_of(bus: Bus, shard: ShardKeys, role: str, start: int = 0) -> list[str]:
+    """The streams of ``role`` in ``shard`` that this process reads, in the order to serve them."""
+    bands = (*keys.BANDS[start:], *keys.BANDS[:start])
+    return [*(shard.stream(role, band) for band in bands), shard.direct(role, bus.process)]
+
+
+async def ensure_groups(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
+    """Create the consumer groups that blocking reads of ``roles`` need, from the streams' beginning."""
+    for role in roles:
+        for stream in streams_of(bus, shard, role):
+            await create_group(bus.server, stream)
+
+
+async def start(bus: Bus, delivery: Delivery, instance: str) -> tuple[Verdict, float]:
+    """Tell that ``instance`` begins; returns the verdict and the seconds since the turn was received."""
+    verdict, age, _ = await bus.server.run("start", *_start(bus, delivery, instance))
+    return verdict.decode(), age / 1000
+
+
+def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = False) -> asyncio.Future[Any]:
+    """``start`` sent now, in order before whatever is sent later; the future holds its raw reply. ``quiet`` asks
+    for the verdict alone: neither event nor record."""
+    names, arguments = _start(bus, delivery, instance)
+    if quiet:
+        arguments.append("quiet")
+    chosen, rest = script("start"), (len(names), *names, *arguments)
+
+    def unknown(future: asyncio.Future[Any]) -> None:
+        if not future.cancelled() and isinstance(future.exception(), NoScriptError):
+            bus.server.send("EVAL", chosen.body, *rest).add_done_callback(_heard)
+
+    sent = bus.server.send("EVALSHA", chosen.sha, *rest)
+    sent.add_done_callback(unknown)
+    return sent
+
+
+async def emit(bus: Bus, delivery: Delivery, position: int, text: str) -> Verdict:
+    """Publish a piece of the answer in the making; ``position`` is its offset in characters."""
+    reply = await bus.server.run("emit", *guarded(bus, delivery, position, text))
+    return verdict_of(reply)
+
+
+async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[Delivery]:
+    """Keep the leases of ``held`` and this process's sign of life; returns those that are lost."""
+    names = [shard.alive(bus.process), *(delivery.stream for delivery in held)]
+    arguments: list[Arg] = [
+        bus.process,
+        milliseconds(bus.settings.lease_seconds),
+        *(delivery.id for delivery in held),
+    ]
+    return [held[index - 1] for index in await bus.server.run("renew", names, arguments)]
+
+
+async def hand_back(bus: Bus, delivery: Delivery) -> Verdict:
+    """Return an entry without counting its delivery; any process may take it at once."""
+    conversation = bus.shards[delivery.shard].conversation(delivery.conversation)
+    arguments: list[Arg] = [
+        delivery.id,
+        bus.process,
+        milliseconds(bus.settings.lease_seconds),
+        delivery.turn,
+    ]
+    return verdict_of(await bus.server.run("handback", [delivery.stream, conversation], arguments))
+
+
+async def owns_turn(bus: Bus, delivery: Delivery) -> bool:
+    """Whether a turn is held by just this entry: the conversation's running one, or an open control turn."""
+    shard = bus.shards[delivery.shard]
+    if delivery.control:
+        journal = shard.journal(delivery.conversation)
+        return bool(await bus.server.fetch("HEXISTS", journal, f"{delivery.turn}:e"))
+    current, at = await bus.server.fetch("HMGET", shard.conversation(delivery.conversation), "cur", "at")
+    return bool(current == delivery.turn.encode() and at == f"{delivery.stream}|{delivery.id}".encode())
+
+
+def guarded(bus: Bus, delivery: Delivery, *arguments: Arg) -> tuple[list[Arg], list[Arg]]:
+    shard = bus.shards[delivery.shard]
+    names, own = guard_block(shard, bus.process, delivery.stream, delivery.id, delivery.conversation, delivery.turn)
+    return names, [*own, *arguments]
+
+
+def _start(bus: Bus, delivery: Delivery, instance: str) -> tuple[list[Arg], list[Arg]]:
+    return guarded(bus, delivery, instance, delivery.count, delivery.hop, delivery.previous, delivery.role)
+
+
+async def create_group(server: Server, stream: str) -> None:
+    """Create the consumer group of ``stream`` from its beginning, unless it is there."""
+    try:
+        await server.call("XGROUP", "CREATE", stream, keys.GROUP, "0", "MKSTREAM")
+    except ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Nobody waits for this one; its failure was heard of."""
+    if not future.cancelled():
+        future.exception()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One leased entry. ``envelope`` is None when it could not be read; ``problem`` then says why.
+
+    ``usable`` tells whether the entry names a conversation and a turn at all. ``count`` is how often it was
+    delivered, this time included; ``previous`` is the process that held it before, if one did.
+    """
+
+    shard: int
+    stream: str
+    id: str
+    role: str
+    count: int
+    previous: str
+    conversation: str
+    turn: str
+    hop: int
+    raw: bytes
+    envelope: Envelope | None
+    problem: str = ""
+    usable: bool = True
+    newer: bool = False
+    taken: float = field(default_factory=time.monotonic)
+
+    @property
+    def control(self) -> bool:
+        """Whether this turn is in the control lane, beside the conversation's order."""
+        return self.turn.startswith("c")
+
+
+def read_entry(shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"") -> Delivery:
+    """The delivery made of a raw stream entry ``[id, [field, value, …]]``. Never raises for what is inside."""
+    raw_id, flat = entry
+    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    raw = fields.get(b"e", b"")
+    common = (shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"))
+    try:
+        conversation, turn, hop = fields[b"c"].decode(), fields[b"t"].decode(), int(fields[b"h"])
+    except (KeyError, ValueError):
+        shown = msgspec.json.encode({_text(k): _text(v) for k, v in fields.items()})
+        return Delivery(*common, "", "", 0, shown, None, "the entry names no conversation and turn", usable=False)
+    try:
+        envelope = decode(raw, turn=turn, hops=hop, parts=fields.get(b"x", b""))
+    except DecodeError as error:
+        newer = isinstance(error, NewerVersion)
+        return Delivery(*common, conversation, turn, hop, raw, None, str(error), newer=newer)
+    if envelope.conversation != conversation:
+        problem = "the envelope names another conversation than its entry"
+        return Delivery(*common, conversation, turn, hop, raw, None, problem)
+    return Delivery(*common, conversation, turn, hop, raw, envelope)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")

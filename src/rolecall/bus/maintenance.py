@@ -1,0 +1,135 @@
+"""What keeps the bus right beside the work: waking deferred turns, auditing, ending what is overdue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.turn import FIRST_ROLE
+from rolecall.redis import keys
+from rolecall.redis.keys import ShardKeys
+
+logger = logging.getLogger(__name__)
+PAGE = 100
+
+
+async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
+    """Wake the deferred turns whose time has come by the server's clock; returns how many. ``now_ms`` only saves
+    asking for those that are far away. Any number of processes may do this."""
+    due = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", round(now_ms), "LIMIT", 0, PAGE)
+    woken = 0
+    for conversation in due:
+        woken += await promote(bus, shard, conversation.decode()) == "OK"
+    return woken
+
+
+async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool = False) -> str:
+    """Wake one deferred turn if it is due, or with ``early`` in any case."""
+    stream = await bus.server.call("HGET", shard.journal(conversation), "defer:s")
+    names = (shard.deferred, shard.conversation(conversation), shard.journal(conversation), stream or shard.deferred)
+    verdict: bytes = await bus.server.run("promote", names, (conversation, int(early)))
+    return verdict.decode()
+
+
+async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
+    """See that every running turn of the shard has its entry, and end those in flight too long; returns how many
+    entries had to be written again, which is 0 unless data was lost from outside."""
+    repaired, flat = 0, await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")
+    for member, since in zip(flat[::2], flat[1::2], strict=True):
+        conversation = member.decode()
+        if "\x1f" in conversation:
+            continue
+        if _overdue(bus, now_ms, float(since)):
+            await _expire(bus, shard, conversation, now_ms)
+        else:
+            repaired += await audit_one(bus, shard, conversation) == "REPAIRED"
+    return repaired
+
+
+async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
+    """Audit one conversation: OK, IDLE, MOVED or REPAIRED."""
+    at: Any = await bus.server.call("HGET", shard.conversation(conversation), "at") or b""
+    stream = at.rpartition(b"|")[0] or shard.deferred
+    names = (
+        shard.conversation(conversation), shard.journal(conversation), shard.active, shard.deferred, stream,
+        *(shard.stream(FIRST_ROLE, band) for band in keys.BANDS),
+    )  # fmt: skip
+    verdict: bytes = await bus.server.run("audit", names, (conversation, at))
+    if verdict == b"REPAIRED":
+        logger.error("the entry of %s was missing and has been written again", conversation)
+    return verdict.decode()
+
+
+async def rescue_direct(bus: Bus, shard: ShardKeys, roles: Iterable[str], gone: str) -> int:
+    """Move what was addressed to the process ``gone`` to the streams of its roles; returns how many entries."""
+    moved = 0
+    for role in roles:
+        page = PAGE
+        while page == PAGE:
+            page = await _rescue_page(bus, shard, role, gone)
+            moved += page
+    return moved
+
+
+async def retire(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) -> bool:
+    """Tidy up in ``shard`` after the process ``gone``; True when nothing of it is left."""
+    await rescue_direct(bus, shard, roles, gone)
+    own = [shard.direct(role, gone) for role in roles]
+    shared = [shard.stream(role, band) for role in roles for band in keys.BANDS]
+    return bool(await bus.server.run("retire", [shard.alive(gone), *own, *shared], (gone, len(own))) == 0)
+
+
+async def sweep(bus: Bus, roles: Sequence[str]) -> int:
+    """Tidy up after processes that are gone: what was addressed to them moves to its role, their consumers go.
+    Returns how many processes. Any number of processes may do this."""
+    gone = 0
+    for raw in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1):
+        process = raw.decode()
+        if await bus.server.call("EXISTS", keys.worker(process)):
+            continue
+        if all([await retire(bus, shard, roles, process) for shard in bus.shards]):
+            await bus.server.call("ZREM", keys.WORKERS, process)
+            gone += 1
+    return gone
+
+
+async def depart(bus: Bus, roles: Sequence[str]) -> None:
+    """Leave for good: from now on nothing is addressed to this process, and what was moves to its role at once."""
+    for shard in bus.shards:
+        await bus.server.call("DEL", shard.alive(bus.process))
+        await retire(bus, shard, roles, bus.process)
+
+
+async def server_ms(bus: Bus) -> float:
+    """The server's clock in ms."""
+    seconds, micros = await bus.server.call("TIME")
+    return int(seconds) * 1000 + int(micros) / 1000
+
+
+async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
+    stream, destination, moved = shard.direct(role, gone), shard.stream(role, "n"), 0
+    for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
+        fields = dict(zip(flat[::2], flat[1::2], strict=False))
+        conversation = shard.conversation(fields.get(b"c", b"").decode("utf-8", "replace"))
+        names = (stream, destination, conversation, shard.alive(gone))
+        moved += await bus.server.run("fallback", names, (entry_id, fields.get(b"t", b""))) == b"OK"
+    return moved
+
+
+async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) -> None:
+    current = await bus.server.call("HGET", shard.conversation(conversation), "cur")
+    # Asked for after `cur`: the turn seen there is as old as this says, or another one has begun since.
+    since = await bus.server.call("ZSCORE", shard.active, conversation)
+    if current and since and _overdue(bus, now_ms, float(since)):
+        turn = current.decode()
+        text = f"Sorry, this took too long and was given up. (turn {short_turn_id(conversation, turn)})"
+        why = "in flight too long"
+        await cancel_turn(bus, conversation, turn, instance="upkeep", kind="error", text=text, reason=why)
+
+
+def _overdue(bus: Bus, now_ms: float, since: float) -> bool:
+    return now_ms - since > bus.settings.turn_seconds * 1000

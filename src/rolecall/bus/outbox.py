@@ -1,0 +1,300 @@
+"""The outbox of a front end: what it still has to deliver, read by one process at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError, ResponseError
+
+from rolecall.bus.bus import Bus
+from rolecall.bus.leases import create_group
+from rolecall.bus.turn import Records, guard_block
+from rolecall.errors import ServerUnavailable
+from rolecall.redis.keys import GROUP
+from rolecall.redis.scripts import milliseconds
+from rolecall.redis.server import BlockingReader, RedisServer
+
+logger = logging.getLogger(__name__)
+AWAY = (RedisError, OSError, ServerUnavailable)
+CONSUMER = "deliverer"
+"""The same for every process, so that a successor finds as its own what its predecessor had read."""
+PAGE = 100
+AHEAD = 1000
+"""Entries in memory; of those beyond, and beyond CONVERSATION_AHEAD of one conversation, the ids alone."""
+CONVERSATION_AHEAD = 20
+KNOWN = 100_000
+"""Entries read and not delivered; beyond that reading waits."""
+BLOCK_MS = 1000
+LOOK_SECONDS = 0.1
+LEAVING_SECONDS = 6.0
+TRIES = 5
+LONGEST_WAIT = 5.0
+WHOLE = "0"
+"""The first part of an answer, and most often the only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is to be delivered: the final event of ``turn``, or a notice, which has no turn. ``payload`` is the event
+    with its ``kind`` and ``text``, None while it is not in memory."""
+
+    shard: int
+    id: str
+    conversation: str
+    turn: str
+    payload: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """final, error, cancelled or notice."""
+        return str((self.payload or {}).get("kind", ""))
+
+    @property
+    def at(self) -> int:
+        """When it was put here, in ms of the server's clock."""
+        return int(self.id.partition("-")[0])
+
+
+Deliver = Callable[[Entry], Awaitable[bool]]
+"""Delivers an entry and says so by Outbox.delivered; False when it may not, as it is not this process's to do."""
+
+
+class Outbox:
+    """Has the entries of ``front`` delivered: those of one conversation in order, conversations side by side. One that
+    stalls holds up no other. ``holding`` says whether this process is the one that delivers.
+
+    An entry stays until it is delivered: whatever stops this, a successor begins with what was not.
+    """
+
+    def __init__(
+        self, bus: Bus, server: RedisServer, front: str, *, holding: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.bus, self.front, self.holding = bus, front, holding
+        self._server = server
+        self._streams = {shard.outbox(front): shard.number for shard in bus.shards}
+        self._reader: BlockingReader | None = None
+        self._queues: dict[str, deque[Entry]] = {}
+        self._workers: set[asyncio.Task[None]] = set()
+        self._loaded = 0
+        self._known = 0
+        self._lapsed = False
+        self._room = asyncio.Event()
+
+    async def run(self, deliver: Deliver) -> None:
+        """Hand entries to ``deliver`` whenever this process holds, until cancelled. Server away: it waits and goes
+        on."""
+        self._deliver = deliver
+        try:
+            while True:
+                if self.holding():
+                    try:
+                        await self._serve()
+                    except AWAY as error:
+                        logger.info("the outbox of %s: the server is away: %s", self.front, error)
+                    await self._leave()
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            for worker in self._workers:
+                worker.cancel()
+            await asyncio.gather(*self._workers, return_exceptions=True)
+            if self._reader is not None:
+                await self._reader.aclose()
+
+    async def delivered(self, entry: Entry, records: Records, received: int = 0) -> bool:
+        """Say, once, that ``entry`` is delivered, or never will be; ``records`` go into the transcript with it.
+        ``received`` is when its turn was received, in ms, if that is known. False when it was said before."""
+        shard = self.bus.shards[entry.shard]
+        names, arguments = guard_block(
+            shard, self.bus.process, shard.outbox(self.front), entry.id, entry.conversation, entry.turn
+        )
+        return bool(await self.bus.server.run("delivered", names, [*arguments, received, *records.arguments()]))
+
+    async def waiting(self) -> int:
+        """How many entries are to be delivered."""
+        return sum([await self.bus.server.fetch("XLEN", stream) for stream in self._streams])
+
+    # Reading
+
+    async def _serve(self) -> None:
+        """Read for as long as this process holds: what was read before and not delivered first. Should it lapse for a
+        moment, all that was in memory is read anew."""
+        self._lapsed = False
+        for stream in self._streams:
+            await create_group(self.bus.server, stream)
+            last = "0"
+            while page := await self._page(stream, last):
+                last = page[-1][0].decode()
+                await self._take(stream, page)
+        while self._holds():
+            reply = await self._read("BLOCK", BLOCK_MS, "STREAMS", *self._streams, *(">" for _ in self._streams))
+            for name, page in reply or ():
+                await self._take(name.decode(), page)
+
+    async def _page(self, stream: str, last: str) -> Sequence[Any]:
+        reply = await self._read("STREAMS", stream, last) if self._holds() else None
+        return reply[0][1] if reply else ()
+
+    async def _read(self, *options: Any) -> Any:
+        """Never cut off: cancelled, it wakes the reader and passes that on."""
+        if self._reader is None:
+            self._reader = self._server.reader()
+        reading = asyncio.create_task(
+            self._reader.read("XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", PAGE, *options),
+            name="rolecall outbox read",
+        )
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await self._reader.wake()
+            await asyncio.wait([reading])
+            reading.cancelled() or reading.exception()
+            raise
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            raise ServerUnavailable("the server has lost the outbox") from error
+
+    async def _take(self, stream: str, page: Sequence[Any]) -> None:
+        for raw_id, flat in page:
+            while self._known >= KNOWN and self._holds():
+                self._room.clear()
+                await self._room.wait()
+            entry = _entry(self._streams[stream], raw_id.decode(), flat)
+            if entry is None:
+                await self._drop(stream, raw_id)
+            else:
+                self._queue(entry)
+
+    async def _drop(self, stream: str, entry_id: bytes) -> None:
+        """What cannot be read, or was deleted before, is nobody's."""
+        await self.bus.server.call("XACK", stream, GROUP, entry_id)
+        await self.bus.server.call("XDEL", stream, entry_id)
+
+    def _queue(self, entry: Entry) -> None:
+        queue = self._queues.get(entry.conversation)
+        if queue is None:
+            queue = self._queues[entry.conversation] = deque()
+            worker = asyncio.create_task(self._work(entry.conversation, queue), name="rolecall outbox worker")
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        self._known += 1
+        if len(queue) >= CONVERSATION_AHEAD or self._loaded >= AHEAD:
+            queue.append(Entry(entry.shard, entry.id, entry.conversation, entry.turn))
+        else:
+            self._loaded += 1
+            queue.append(entry)
+
+    # Delivering
+
+    async def _work(self, conversation: str, queue: deque[Entry]) -> None:
+        """Deliver what is queued of one conversation."""
+        try:
+            while queue and await self._insist(queue[0]):
+                self._forget(queue.popleft())
+        finally:
+            for entry in queue:
+                self._forget(entry)
+            if self._queues.get(conversation) is queue:
+                del self._queues[conversation]
+
+    def _forget(self, entry: Entry) -> None:
+        self._known -= 1
+        self._loaded -= entry.payload is not None
+        self._room.set()
+
+    def _holds(self) -> bool:
+        """Whether this process holds, and has ever since it began to read."""
+        self._lapsed = self._lapsed or not self.holding()
+        return not self._lapsed
+
+    async def _insist(self, entry: Entry) -> bool:
+        """Deliver it, as often as it takes; False when that is this process's to do no more. What fails for another
+        reason than the server being away has a few tries: nothing may hold up a conversation for ever."""
+        failures = 0
+        while self._holds():
+            try:
+                found = entry if entry.payload is not None else await self._load(entry)
+                if found is None or await self._deliver(found):
+                    return True
+            except AWAY as error:
+                logger.info("%s: delivering waits for the server: %s", entry.conversation, error)
+            except Exception as error:  # a boundary: a front end's fault in one answer must not stop all others
+                failures += 1
+                logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)
+                if failures >= TRIES:
+                    await self._give_up(entry, error)
+                    return True
+            await asyncio.sleep(min(0.2 * 2**failures, LONGEST_WAIT))
+        return False
+
+    async def _give_up(self, entry: Entry, error: Exception) -> None:
+        records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
+        records.add("ERROR", f"not delivered: {type(error).__name__}: {error}")
+        await self.delivered(entry, records)
+
+    async def _load(self, entry: Entry) -> Entry | None:
+        stream = self.bus.shards[entry.shard].outbox(self.front)
+        for raw_id, flat in await self.bus.server.fetch("XRANGE", stream, entry.id, entry.id):
+            return _entry(entry.shard, raw_id.decode(), flat)
+        return None
+
+    async def _leave(self) -> None:
+        """Forget what was read: whoever holds next reads it again. What is being delivered comes to its end."""
+        if self._workers:
+            await asyncio.wait(set(self._workers), timeout=LEAVING_SECONDS)
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+
+def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> Entry | None:
+    """The entry, None when it has no fields any more or cannot be read."""
+    fields = dict(zip(flat[::2], flat[1::2], strict=False)) if flat else {}
+    try:
+        payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
+        return Entry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+        if fields:
+            logger.error("outbox entry %s cannot be read and is left out: %s", entry_id, error)
+        return None
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """What a front end remembers of the messages it sent, for ``days`` after the last of a turn. An answer of several
+    messages has several parts; each is named as the front end likes."""
+
+    bus: Bus
+    days: float = 7
+
+    async def record(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> str:
+        """Remember that the outside ``message`` shows ``part`` of ``turn``, unless one does already; returns the one
+        that stands. When that is another, the caller's is one too many."""
+        shard = self.bus.shard(conversation)
+        names = (shard.shown(conversation, turn), shard.shows(conversation, message))
+        arguments = (part, message, turn, milliseconds(self.days * 86_400))
+        stands: bytes = await self.bus.server.run("show", names, arguments)
+        return stands.decode()
+
+    async def forget(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> bool:
+        """Forget the outside ``message``, say because it is gone there, if it is still the one that shows ``part``."""
+        shard = self.bus.shard(conversation)
+        names = (shard.shown(conversation, turn), shard.shows(conversation, message))
+        return bool(await self.bus.server.run("unshow", names, (part, message)))
+
+    async def of(self, conversation: str, turn: str) -> dict[str, str]:
+        """The outside messages that show ``turn``, by part."""
+        flat = await self.bus.server.fetch("HGETALL", self.bus.shard(conversation).shown(conversation, turn))
+        return {part.decode(): message.decode() for part, message in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def turn_of(self, conversation: str, message: str) -> str:
+        """The turn that the outside ``message`` shows, empty when it is none of ours or long ago."""
+        key = self.bus.shard(conversation).shows(conversation, message)
+        turn: bytes | None = await self.bus.server.fetch("GET", key)
+        return (turn or b"").decode()

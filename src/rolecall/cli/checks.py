@@ -1,0 +1,164 @@
+"""What a look at one thing found."""
+
+from __future__ import annotations
+
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import SecretStr
+
+from rolecall.agent.prompts import PLACE
+from rolecall.bus.commands import COMMANDS
+from rolecall.cli.output import time_zone
+from rolecall.config import Application, Role
+from rolecall.errors import ConfigError
+from rolecall.settings import Settings
+
+State = Literal["passed", "failed", "not set up"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a checklist; ``remedy`` says what to do, for a problem always."""
+
+    state: State
+    name: str
+    text: str
+    remedy: str = ""
+
+
+def judged(name: str, good: bool, text: str, remedy: str, otherwise: State = "failed") -> Finding:
+    """Passed, without a remedy, when ``good``; else ``otherwise``."""
+    return Finding("passed", name, text) if good else Finding(otherwise, name, text, remedy)
+
+
+def look_at_application(application: Application) -> list[Finding]:
+    """Its roles, prompts, directories, ``.env`` and time zone."""
+    names = ", ".join(role.name for role in application.roles)
+    return [
+        Finding("passed", "config.py", f"{len(application.roles)} roles: {names}"),
+        *_matches(application.roles),
+        _prompts(application),
+        _writable("log directory", application.log_dir, "LOG_DIR"),
+        _writable("state directory", application.state_dir, "--app"),
+        _private(application),
+        _time_zone(application),
+    ]
+
+
+def _matches(roles: tuple[Role, ...]) -> list[Finding]:
+    given = [role for role in roles if role.match]
+    words = [(role.match or "").lower() for role in given]
+    problems = []
+    for role, word in zip(given, words, strict=True):
+        if words.count(word) > 1:
+            problems.append((role.name, f"match={role.match!r} is another role's too: the first of them gets it all"))
+        elif any(word == f"/{command.name}" for command in COMMANDS):
+            problems.append((role.name, f"match={role.match!r} is a built-in command, which comes first"))
+    remedy = "give each role a match of its own in config.py"
+    return [Finding("failed", f"role {name}", text, remedy) for name, text in problems]
+
+
+def _prompts(application: Application) -> Finding:
+    try:
+        names = application.prompts.names
+    except ConfigError as error:
+        return Finding("failed", "prompts", str(error), "put this right: until then nothing starts")
+    if not names:
+        return Finding("not set up", "prompts", f"no file in {PLACE}; an agent that asks for one is refused")
+    return Finding("passed", "prompts", f"{len(names)} in {PLACE}: {', '.join(names)}")
+
+
+def _writable(name: str, directory: Path, setting: str) -> Finding:
+    """Tried with a file in it, or where it would be made."""
+    place = directory
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        remedy = f"give this user the right to write there, or choose another place with {setting}"
+        return Finding("failed", name, f"{place}: {error.strerror}", remedy)
+    return Finding("passed", name, f"{directory} can be written" + ("" if place == directory else ", not made yet"))
+
+
+def _private(application: Application) -> Finding:
+    path = application.directory / ".env"
+    if not path.exists():
+        return Finding("not set up", ".env", "there is none: keys come from the environment alone")
+    mode = path.stat().st_mode
+    open_to = [who for who, bits in (("the group", stat.S_IRWXG), ("others", stat.S_IRWXO)) if mode & bits]
+    if open_to and any(application.sources.get(name) == ".env" for name in _secret_names()):
+        text = f"holds keys, and {' and '.join(open_to)} may use it (mode {stat.S_IMODE(mode):o})"
+        return Finding("failed", ".env", text, f"chmod 600 {path}")
+    return Finding("passed", ".env", f"mode {stat.S_IMODE(mode):o}{'' if open_to else ', this user alone'}")
+
+
+def _secret_names() -> list[str]:
+    return [
+        name.upper() for name, field in Settings.model_fields.items() if SecretStr.__name__ in str(field.annotation)
+    ]
+
+
+def _time_zone(application: Application) -> Finding:
+    try:
+        zone = time_zone(application)
+    except ConfigError as error:
+        return Finding("failed", "time zone", str(error), "set TZ to such a name, or leave it out for the system's")
+    return Finding("passed", "time zone", f"transcripts use {zone or 'that of this machine'}")
+
+
+async def look_at_telegram(application: Application) -> list[Finding]:
+    """What Telegram says of the bot of TELEGRAM_BOT_TOKEN. Nothing is changed there."""
+    settings = application.settings
+    if settings.telegram_bot_token is None:
+        remedy = "get a token from @BotFather and put TELEGRAM_BOT_TOKEN=… into .env"
+        return [Finding("not set up", "bot", "no TELEGRAM_BOT_TOKEN", remedy)]
+    try:
+        return await _ask(settings)
+    except ImportError:
+        return [Finding("failed", "bot", "its libraries are not there", "pip install 'rolecall[telegram]'")]
+    except ConfigError as error:
+        return [Finding("failed", "bot", str(error))]
+
+
+async def _ask(settings: Settings) -> list[Finding]:
+    from telegram.error import TelegramError
+
+    from rolecall.frontends.telegram.bot import explain, open_bot
+
+    bot = open_bot(settings)
+    try:
+        await bot.initialize()
+        hooked = (await bot.get_webhook_info()).url
+        whole = bool(bot.bot.can_read_all_group_messages)
+    except TelegramError as error:
+        remedy = "see the token, and that this machine reaches Telegram (PROXY, TELEGRAM_API_URL)"
+        return [Finding("failed", "bot", explain(error), remedy)]
+    finally:
+        await bot.shutdown()
+    return [
+        Finding("passed", "bot", f"Telegram knows it as @{bot.username}"),
+        _updates(settings, hooked),
+        _groups(whole),
+    ]
+
+
+def _updates(settings: Settings, hooked: str) -> Finding:
+    if settings.telegram_webhook_url:
+        return Finding("passed", "updates", "by webhook, which is set at each start")
+    if hooked:
+        text = "a webhook is set for this bot, though it is to be polled"
+        return Finding("not set up", "updates", text, "nothing: it is deleted when the front end starts")
+    return Finding("passed", "updates", "by polling")
+
+
+def _groups(whole: bool) -> Finding:
+    if whole:
+        return Finding("passed", "groups", "it sees all messages of its groups")
+    text = "privacy mode: in groups it sees commands, mentions and replies to it alone"
+    return Finding("passed", "groups", text, "for TELEGRAM_KEYWORDS turn it off at @BotFather: /setprivacy")

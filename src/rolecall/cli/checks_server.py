@@ -1,0 +1,246 @@
+"""Whether the server answers, has this application's bus, and how fast its disk is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from redis.exceptions import RedisError, ResponseError
+
+from rolecall import stats
+from rolecall.bus.bus import Bus
+from rolecall.cli.checks import Finding, judged
+from rolecall.config import Application, runtime_directory
+from rolecall.errors import (
+    ConfigError,
+    ModelError,
+    ModelUnauthorised,
+    NoSuchModel,
+    RateLimited,
+    RolecallError,
+    ServerUnavailable,
+)
+from rolecall.models.model import Model
+from rolecall.models.providers.local import commanded
+from rolecall.models.providers.remote import unbalanced
+from rolecall.models.registry import open_model, probe
+from rolecall.redis import keys
+from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.server import RedisServer
+from rolecall.serving.launcher import Serving
+from rolecall.serving.weights import CATALOGUE, default_cache
+from rolecall.session import configured_url
+from rolecall.worker.runtime import live_counts, process_name
+
+PINGS = 20
+SYNCS = 20
+SYNC_BYTES = 4096
+SLOW_SYNC_MS = 20.0
+FSYNC_ADVICE = (
+    "every turn waits for a few of these; APPENDFSYNC=everysec is faster and may lose the last second in a power cut"
+)
+
+
+@dataclass
+class ServerLook:
+    """What was seen of the server. ``live`` are counts set by ``rolecall scale``; ``info`` is the server's own INFO,
+    empty when it did not answer."""
+
+    findings: list[Finding] = field(default_factory=list)
+    live: Mapping[str, int] = field(default_factory=dict)
+    info: Mapping[str, str] = field(default_factory=dict)
+    appendfsync: str = ""
+
+
+async def look_at_server(application: Application) -> ServerLook:
+    """Ask the application's server; the bundled one, if it does not run, is started for as long as that takes.
+    Nothing is written to it."""
+    look = ServerLook()
+    try:
+        async with reached(application) as (server, was_up):
+            found = await server.check()
+            look.findings.append(Finding("passed", "server", await _described(server, found, application, was_up)))
+            look.info = _parsed(await server.call("INFO"))
+            look.appendfsync = await _appendfsync(server)
+            await _look_at_bus(look, Bus(server, application.settings, process_name()), application)
+    except RolecallError as error:
+        remedy = "see that it runs and that REDIS_URL or REDIS_HOST name it; unset both for the bundled one"
+        look.findings.append(Finding("failed", "server", str(error), remedy))
+    except (RedisError, OSError) as error:
+        remedy = "see that the user may run INFO, EVAL and the stream commands (deploy/ has an ACL)"
+        look.findings.append(Finding("failed", "server", f"it refused: {error}", remedy))
+    if configured_url(application.settings) is None and look.info:
+        look.findings.append(await _disk(application.state_dir))
+    return look
+
+
+@asynccontextmanager
+async def reached(application: Application) -> AsyncIterator[tuple[RedisServer, bool]]:
+    """A connection to the server, and whether it was up before. The bundled one is started if need be, and ended."""
+    settings, embedded, was_up = application.settings, None, True
+    url = configured_url(settings)
+    if url is None:
+        where = {"runtime_dir": runtime_directory()}
+        embedded = await EmbeddedServer.find(application.state_dir, **where)
+        was_up = embedded is not None
+        embedded = embedded or await EmbeddedServer.join(
+            application.state_dir, appendfsync=settings.appendfsync, **where
+        )
+        url = embedded.url
+    server = RedisServer(url, socket_timeout=settings.redis_socket_timeout)
+    try:
+        yield server, was_up
+    finally:
+        await server.aclose()
+        if embedded is not None:
+            with suppress(ServerUnavailable):
+                await embedded.leave()
+
+
+async def _described(server: RedisServer, found: str, application: Application, was_up: bool) -> str:
+    times = []
+    for _ in range(PINGS):
+        began = time.perf_counter()
+        await server.call("PING")
+        times.append((time.perf_counter() - began) * 1000)
+    bundled = configured_url(application.settings) is None
+    where = "bundled" if bundled else server.address
+    state = "" if was_up else ", started for this check alone"
+    return f"{found}, {where}, answers in {median(times):.2f} ms{state}"
+
+
+async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
+    look.live = await live_counts(bus, application.roles, application.count)
+    made, wanted = await bus.server.call("HGET", keys.META, "shards"), application.settings.shards
+    if made is None:
+        look.findings.append(Finding("passed", "bus", f"none there yet; the first start makes {wanted} shards"))
+    else:
+        good, remedy = int(made) == wanted, f"set SHARDS={int(made)}, or empty the server to change it"
+        text = f"SHARDS={wanted}, it was made with {int(made)}"
+        look.findings.append(judged("bus", good, text, remedy))
+    alive = [state.process for state in await stats.processes(bus)]
+    text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
+    remedy = "`rolecall up` or `make run` starts it all"
+    look.findings.append(judged("processes", bool(alive), text, remedy, otherwise="not set up"))
+
+
+async def _appendfsync(server: RedisServer) -> str:
+    """Empty when the server has no append-only file, "unknown" when this user may not ask."""
+    try:
+        flat = await server.call("CONFIG", "GET", "append*")
+    except ResponseError:
+        return "unknown"
+    found = dict(zip(flat[::2], flat[1::2], strict=True))
+    return str(found[b"appendfsync"].decode()) if found.get(b"appendonly") == b"yes" else ""
+
+
+async def _disk(state_dir: Path) -> Finding:
+    """How long the disk under the bundled server takes to have 4 kB for good."""
+    try:
+        times = await asyncio.to_thread(_sync_times, state_dir)
+    except OSError as error:
+        return Finding("failed", "disk", f"{state_dir}: {error.strerror}", "free space there, or see who may write")
+    text = f"{state_dir}: fsync takes {median(times):.2f} ms, at most {max(times):.2f} ms of {SYNCS}"
+    return Finding("passed", "disk", text, FSYNC_ADVICE if median(times) > SLOW_SYNC_MS else "")
+
+
+def _sync_times(state_dir: Path) -> list[float]:
+    times = []
+    with tempfile.TemporaryFile(dir=state_dir) as file:
+        for _ in range(SYNCS):
+            file.write(b"\0" * SYNC_BYTES)
+            file.flush()
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append((time.perf_counter() - began) * 1000)
+    return times
+
+
+def _parsed(raw: bytes) -> dict[str, str]:
+    lines = raw.decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+async def look_at_models(application: Application) -> list[Finding]:
+    """One finding per model, each asked for one word; and the roles that have none to ask."""
+    names = list(dict.fromkeys(name for role in application.roles for name in role.models))
+    async with _served(application, names) as serving:
+        found = list(await asyncio.gather(*(_look_at(application, name, serving) for name in names)))
+    if not names:
+        remedy = "name one in config.py, models=('smollm2@local',), or set GEN_MODEL"
+        found.append(Finding("not set up", "models", "no role has one", remedy))
+    return found
+
+
+@asynccontextmanager
+async def _served(application: Application, names: list[str]) -> AsyncIterator[Serving | None]:
+    """What serves the models of this machine, where there are some and a server to serve them by."""
+    async with AsyncExitStack() as stack:
+        serving = None
+        local = any(name.endswith("@local") for name in names) and not application.settings.local_url
+        if local or any(name in application.commands for name in names):
+            with suppress(RolecallError):
+                server, _ = await stack.enter_async_context(reached(application))
+                logs, limit = application.state_dir / "models", application.settings.local_ram
+                serving = Serving(server, process_name(), logs, limit=limit, patience=0)
+                stack.push_async_callback(serving.aclose)
+        yield serving
+
+
+async def _look_at(application: Application, name: str, serving: Serving | None) -> Finding:
+    if not application.settings.local_url and (size := still_to_fetch(name)) is not None:
+        text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
+        return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
+    try:
+        model = _opened(application, name, serving)
+    except ConfigError as error:
+        return Finding("failed", name, str(error), _without(application, name))
+    try:
+        return judged(name, True, (await probe(model)).removeprefix(f"{name}: "), "")
+    except ModelError as error:
+        return Finding("failed", name, str(error) or type(error).__name__, _remedy(error, application, name))
+    finally:
+        await model.aclose()
+
+
+def _opened(application: Application, name: str, serving: Serving | None) -> Model:
+    if places := application.servers.get(name):
+        return unbalanced(name, places, application.settings)
+    if command := application.commands.get(name):
+        return commanded(name, command, application.settings, serving)
+    return open_model(name, application.settings, application.state_dir, serving)
+
+
+def still_to_fetch(name: str) -> int | None:
+    """Bytes of a local model's weights that are not here yet. Asking it would fetch them."""
+    model, _, provider = name.rpartition("@")
+    if provider != "local" or model not in CATALOGUE:
+        return None
+    weights = CATALOGUE[model]
+    return None if (default_cache() / weights.file).exists() else weights.fetched_size
+
+
+def _remedy(error: ModelError, application: Application, name: str) -> str:
+    provider = name.rpartition("@")[2]
+    if isinstance(error, ModelUnauthorised):
+        return f"put a valid key for @{provider} into the environment or .env, and see that its account has credit"
+    if isinstance(error, NoSuchModel):
+        return f"choose one of those that `rolecall models list {provider}` shows"
+    if isinstance(error, RateLimited):
+        return "wait, or raise the limits of your account there"
+    return _without(application, name)
+
+
+def _without(application: Application, name: str) -> str:
+    """What becomes of the roles that would use it."""
+    alone = [role.name for role in application.roles if role.models == (name,)]
+    if alone:
+        return f"role {alone[0]} has no other model: put this right, or give it one in config.py or GEN_MODEL"
+    return "put this right, or take it out of config.py; until then the next model in order answers"

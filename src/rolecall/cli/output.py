@@ -1,0 +1,80 @@
+"""Rows of text in columns, as calm and as easy to cut apart as `ls -l`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from redis.exceptions import RedisError
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from rolecall.cli.runner import log_to_stderr
+from rolecall.config import Application, load
+from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.session import Session, open_session
+from rolecall.worker.runtime import process_name
+
+GAP = "  "
+
+
+def columns(rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> list[str]:
+    """The rows as lines; the columns numbered in ``right`` are flush right, the last one is never padded."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    return [GAP.join(_padded(row, widths, right)).rstrip() for row in cells]
+
+
+def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Each line as it is: no markup, no wrapping, nothing coloured by guess."""
+    for line in lines:
+        console.print(Text(line, style=style), soft_wrap=True)
+
+
+def print_table(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[int] = ()
+) -> None:
+    """``rows`` under a dim ``head``."""
+    first, *rest = columns([head, *rows], right=right)
+    print_lines(console, [first], style="dim")
+    print_lines(console, rest)
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> list[str]:
+    pads = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+    return [pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(row, pads, strict=True))]
+
+
+def time_zone(application: Application) -> tzinfo | None:
+    """The time zone of the transcripts: TZ, or None for the system's. Raises ConfigError for an unknown one."""
+    name = application.settings.tz
+    if name is None:
+        return None
+    try:
+        return ZoneInfo(name.removeprefix(":"))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigError(f"TZ={name}: no such time zone; Europe/Berlin or UTC, for instance, is allowed") from None
+
+
+def load_quietly(app_dir: Path | None) -> Application:
+    """The application, with only warnings on stderr unless LOG_LEVEL is set. Raises ConfigError."""
+    application = load(app_dir)
+    quiet = "LOG_LEVEL" not in application.sources
+    log_to_stderr(application.settings.model_copy(update={"log_level": "WARNING"}) if quiet else application.settings)
+    return application
+
+
+@asynccontextmanager
+async def visiting(app_dir: Path | None) -> AsyncIterator[Session]:
+    """The server that the application's processes use; none is started. Raises NothingRunning, ServerUnavailable,
+    ConfigError."""
+    application = load_quietly(app_dir)
+    try:
+        async with open_session(application, process_name(), start=False) as session:
+            yield session
+    except RedisError as error:
+        raise ServerUnavailable(f"the server went away or refused: {error}") from error

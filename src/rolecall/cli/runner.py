@@ -1,0 +1,135 @@
+"""Running a verb: event loop, signals, the terminal's foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from typing import Any
+
+import msgspec
+from pydantic import SecretStr
+
+from rolecall.bus.leases import WHO
+from rolecall.settings import Settings
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp", "uvicorn")
+HIDDEN = "•••"
+
+
+def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False) -> int | None:
+    """Run ``work`` on uvloop where it is installed. ``foreground``: see own_foreground."""
+    with own_foreground() if foreground else nullcontext(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop
+    return new_event_loop
+
+
+@contextmanager
+def own_foreground() -> Iterator[None]:
+    """Make this process the terminal's foreground group for as long: a Ctrl-C then reaches it alone, and a `make`
+    that started it does not report an error of its own."""
+    if not (os.isatty(0) and hasattr(os, "tcsetpgrp")):
+        yield
+        return
+    before = os.tcgetpgrp(0)
+    ttou = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    try:
+        with suppress(OSError):
+            os.setpgid(0, 0)
+            os.tcsetpgrp(0, os.getpgrp())
+        yield
+    finally:
+        with suppress(OSError):
+            os.tcsetpgrp(0, before)
+        signal.signal(signal.SIGTTOU, ttou)
+
+
+@asynccontextmanager
+async def stop_requested() -> AsyncIterator[asyncio.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one ends the process at once."""
+    loop, wanted = asyncio.get_running_loop(), asyncio.Event()
+
+    def ask() -> None:
+        if wanted.is_set():
+            print("rolecall: ended without waiting", file=sys.stderr)
+            os._exit(130)
+        wanted.set()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield wanted
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Send this process's log to stderr as the settings say."""
+    secrets = tuple(
+        value.get_secret_value()
+        for name in type(settings).model_fields
+        if isinstance(value := getattr(settings, name), SecretStr) and value.get_secret_value()
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(ForPeople(secrets) if sys.stderr.isatty() else ForMachines(secrets))
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Redacting(logging.Formatter):
+    """Takes the known secrets out of whatever was formatted, tracebacks included; knows who speaks."""
+
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        super().__init__()
+        self._secrets = secrets
+        self._process = f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def who(self) -> str:
+        """The instance whose work this is, else the process."""
+        return WHO.get() or self._process
+
+    def redacted(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+
+class ForPeople(_Redacting):
+    """``22:30:15 warning samplellm:m4:12345:2 text``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = super().format(record)
+        return self.redacted(f"{clock} {record.levelname.lower():7} {self.who} {text}")
+
+
+class ForMachines(_Redacting):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {
+            "time": f"{clock}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "worker": self.who,
+            "text": self.redacted(super().format(record)),
+        }
+        return msgspec.json.encode(entry).decode()

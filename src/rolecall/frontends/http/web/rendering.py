@@ -1,0 +1,147 @@
+"""Templates to pages. All text is escaped; a page runs no script but its own files, and parses no HTML in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import timedelta, tzinfo
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+
+from rolecall.frontends.http.auth import Principal
+from rolecall.frontends.http.guard import HEADERS
+from rolecall.frontends.http.services import Services
+from rolecall.transcripts.record import EPOCH, LAST_MS, TROUBLE, conversation_dir, visible
+
+TEMPLATES = Path(__file__).with_name("templates")
+THEME_COOKIE = "rolecall_theme"
+POLICY = f"{HEADERS['content-security-policy']}; require-trusted-types-for 'script'; trusted-types 'none'"
+CHAT = ("Chat", "/", "chat")
+OPERATORS = (
+    ("Conversations", "/web/conversations", "conversations"),
+    ("Now", "/web/now", "now"),
+    ("Dead letters", "/web/dead", "dead"),
+)
+STATE_TONES = {"running": "runs", "answered": "good", "delivered": "good", "cancelled": "warn", "given up": "bad"}
+WORD_TONES = {"RECEIVED": "begins", "PROCESSING_COMPLETE": "good", "ERROR": "bad", "DEAD_LETTER": "bad"}
+BLANK = {
+    "conversation": {
+        "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
+    },
+    "turn": {"turn": "", "said": "", "total": 0, "state": "", "hops": ()},
+    "hop": {"instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0},
+    "record": {"ms": 0, "since": 0, "turn": "", "instance": "", "word": "", "text": "", "id": ""},
+}  # fmt: skip
+"""What the rows are made of that scripts fill."""
+router = APIRouter(include_in_schema=False)
+STATIC = Path(__file__).with_name("static")
+TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FOR_GOOD = "public, max-age=31536000, immutable"
+
+
+def render(
+    here: Services, request: Request, who: Principal | None, template: str, name: str = "", status: int = 200,
+    **values: Any,
+) -> HTMLResponse:  # fmt: skip
+    """The page ``template``; ``name`` is the entry of the navigation that it belongs to."""
+    theme = request.cookies.get(THEME_COOKIE, "")
+    text = (
+        _environment(here.tz)
+        .get_template(template)
+        .render(
+            who=who,
+            here=name,
+            page=template.removesuffix(".html"),
+            nav=(CHAT, *(OPERATORS if who and who.admin else ())),
+            dead=0,
+            theme=theme if theme in ("dark", "light") else "",
+            **values,
+        )
+    )
+    return HTMLResponse(text, status, {"content-security-policy": POLICY})
+
+
+def seconds(ms: float) -> str:
+    """As the scripts say it: 12 ms, 1.23 s, 12.3 s."""
+    if ms < 1000:
+        return f"{ms:.0f} ms"
+    return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
+
+
+def share(ms: float, total: float) -> float:
+    """Of a bar 1000 wide that stands for ``total``."""
+    return round(min(1000.0, 1000 * ms / total), 1) if total else 0.0
+
+
+@cache
+def _environment(tz: tzinfo | None) -> jinja2.Environment:
+    def at(ms: int, form: str) -> str:
+        return (EPOCH + timedelta(milliseconds=min(max(ms, 0), LAST_MS))).astimezone(tz).strftime(form)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"static": address, "blank": BLANK}
+    environment.filters |= {
+        "moment": lambda ms: at(ms, "%d %b %H:%M"),
+        "clock": lambda ms: f"{at(ms, '%H:%M:%S')}.{ms % 1000:03d}",
+        "seconds": seconds,
+        "share": share,
+        "state_tone": lambda state: STATE_TONES.get(state, ""),
+        "word_tone": lambda word: WORD_TONES.get(word, "warn" if word in TROUBLE else ""),
+        "visible": visible,
+        "pretty": _pretty,
+        "directory": conversation_dir,
+    }
+    return environment
+
+
+def _pretty(envelope: object) -> str:
+    """An envelope to read: JSON, or what there is instead of it; with nothing hidden in it."""
+    text = envelope if isinstance(envelope, str) else json.dumps(envelope, indent=2, ensure_ascii=False)
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def address(name: str) -> str:
+    """Where the file ``name`` is served; another one as soon as any of the files changes."""
+    return f"/static/{version()}/{name}"
+
+
+@router.get("/static/{wanted}/{name}")
+async def asset(wanted: str, name: str) -> Response:
+    """A file of the page."""
+    found = files().get(name)
+    if found is None:
+        raise HTTPException(404, "There is no such file.")
+    headers = {"cache-control": FOR_GOOD if wanted == version() else "no-cache"}
+    return Response(found, media_type=TYPES[Path(name).suffix], headers=headers)
+
+
+@router.get("/favicon.ico")
+async def favicon() -> Response:
+    """What browsers ask for by themselves."""
+    return await asset(version(), "icon.svg")
+
+
+@cache
+def files() -> dict[str, bytes]:
+    """All of them by name."""
+    return {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
+
+
+@cache
+def version() -> str:
+    """Names what the files hold."""
+    digest = hashlib.sha256()
+    for name, content in files().items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]

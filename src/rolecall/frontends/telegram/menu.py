@@ -1,0 +1,280 @@
+"""The commands that Telegram has beside those of every front end, and the menus that name them all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from telegram import (
+    Bot,
+    BotCommand,
+    BotCommandScope,
+    BotCommandScopeAllGroupChats,
+    BotCommandScopeAllPrivateChats,
+    BotCommandScopeChat,
+)
+from telegram.error import BadRequest, Forbidden, TelegramError
+
+from rolecall.agent.memory import Memory
+from rolecall.bus.bus import Bus
+from rolecall.bus.commands import COMMANDS
+from rolecall.bus.conversation import notify
+from rolecall.frontends.telegram.access import Access, Member, Rank, Standing
+from rolecall.frontends.telegram.bot import Wait, explain
+from rolecall.frontends.telegram.message import Incoming
+from rolecall.frontends.telegram.pickers import Choices, Told, menu
+from rolecall.frontends.texts import LANGUAGES, say
+from rolecall.redis import keys
+
+INVITATION_DAYS = 7
+LISTED_MEMBERS = 50
+LISTED_NAME_CHARS = 24
+USAGE = {"allow": "/allow NUMBER [admin|user|guest]", "deny": "/deny NUMBER", "broadcast": "/broadcast TEXT"}
+Answer = Callable[[Incoming, Standing], Awaitable[Told | None]]
+logger = logging.getLogger(__name__)
+OPEN = (*(command.name for command in COMMANDS), "queue")
+ADMIN = ("invite", "users", "allow", "deny", "broadcast")
+"""For admins alone, in private."""
+TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "model", "role", "queue", *ADMIN})
+"""Answered here; in groups they need no name of the bot behind them."""
+PRIVATE_ONLY = ("start",)
+NAME = re.compile(r"[a-z0-9_]{1,32}", re.ASCII)
+MENU_CHARS = 256
+TRIES = 3
+
+
+@dataclass
+class Commands:
+    """Answers Telegram's own commands. No model is asked and no envelope written."""
+
+    bot: Bot
+    bus: Bus
+    access: Access
+    choices: Choices
+    front: str = "telegram"
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
+
+    async def answer(self, incoming: Incoming, standing: Standing) -> Told | None:
+        """The answer to ``incoming`` if it is one of Telegram's own commands, else None: it goes to the bus.
+
+        To be asked for ``/start`` of strangers too (a code lets them in), and for nothing else of theirs; None then
+        is a stranger's refusal.
+        """
+        name = incoming.command
+        if not standing.allowed:
+            return await self._redeem(incoming, standing) if name == "start" and incoming.argument else None
+        if name in ADMIN:
+            if standing.rank != "admin":
+                return Told(say(incoming.language, "admins_only"))
+            if not incoming.address.private:
+                return Told(say(incoming.language, "privately"))
+        answers: dict[str, Answer] = {
+            "start": self._start, "help": self._help, "whoami": self._whoami, "model": self._pick, "role": self._pick,
+            "queue": self._pick, "invite": self._invite, "users": self._users, "allow": self._allow,
+            "deny": self._deny, "broadcast": self._broadcast,
+        }  # fmt: skip
+        return await answers[name](incoming, standing) if name in answers else None
+
+    async def set_menus(self) -> None:
+        """Tell Telegram the commands, for private chats, groups and each admin, in all languages of words.toml.
+        What Telegram refuses is logged; nothing is raised but CancelledError."""
+        await self._menus.set_all(await self._admins())
+
+    async def aclose(self) -> None:
+        """End what is still to be told to Telegram."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def _menus(self) -> Menus:
+        return Menus(self.bot, self.choices.prefixes)
+
+    # ── for all ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _start(self, incoming: Incoming, standing: Standing) -> Told | None:
+        if incoming.argument:
+            return await self._redeem(incoming, standing) or Told(say(incoming.language, "code_tries"))
+        return Told(say(incoming.language, "welcome"))
+
+    async def _redeem(self, incoming: Incoming, standing: Standing) -> Told | None:
+        """What a code led to; None when there were too many wrong ones, and that was said."""
+        language, user = incoming.language, incoming.user
+        verdict = await self.access.redeem(user, incoming.name, incoming.argument)
+        if verdict == "TOO_MANY":
+            first = await self.access.first_refusal(user, "warned")
+            await self.access.first_refusal(user)  # that was said by this, too
+            return Told(say(language, "code_tries")) if first else None
+        if verdict == "WRONG":
+            return Told(say(language, "code_wrong", id=user))
+        if verdict == "admin":
+            self._menu_later(user, "admin")
+            return Told(say(language, "welcome_admin"))
+        return Told(say(language, "welcome"))
+
+    async def _help(self, incoming: Incoming, standing: Standing) -> Told:
+        language = incoming.language
+        usages = {command.name: command.usage for command in COMMANDS}
+        names = (*OPEN, *(ADMIN if standing.rank == "admin" and incoming.address.private else ()))
+        lines = [
+            f"{usages.get(name) or USAGE.get(name, f'/{name}')} – {say(language, f'menu_{name}')}" for name in names
+        ]
+        return Told("\n".join([*lines, *(f"{prefix} – {what}" for prefix, what in self.choices.prefixes)]))
+
+    async def _whoami(self, incoming: Incoming, standing: Standing) -> Told:
+        language, conversation = incoming.language, incoming.address.conversation
+        rank = say(language, f"rank_{standing.rank}")
+        stored = await Memory(self.bus.server, self.bus.shard(conversation), conversation).preferences()
+        choices = ", ".join(f"/{name} {stored[name]}" for name in ("lang", "model", "role", "queue") if name in stored)
+        tokens = (await self._tokens([incoming.user]))[incoming.user]
+        lines = [
+            say(language, "whoami", id=incoming.user, rank=rank, conversation=conversation),
+            say(language, "preferences", choices=choices or say(language, "automatic")),
+            say(language, "used_today", tokens=tokens),
+        ]
+        return Told("\n".join(lines))
+
+    async def _pick(self, incoming: Incoming, standing: Standing) -> Told | None:
+        """The buttons; with a model or a role behind it the command is the bus's."""
+        if incoming.argument and incoming.command != "queue":
+            return None
+        conversation = incoming.address.conversation
+        return await menu(self.bus, conversation, incoming.command, self.choices, incoming.language)
+
+    # ── for admins ──────────────────────────────────────────────────────────────────────────────
+
+    async def _invite(self, incoming: Incoming, standing: Standing) -> Told:
+        code = await self.access.invite(days=INVITATION_DAYS)
+        link = f"https://t.me/{self.bot.username}?start={code}"
+        return Told(say(incoming.language, "invitation", days=INVITATION_DAYS, link=link))
+
+    async def _users(self, incoming: Incoming, standing: Standing) -> Told:
+        language, members = incoming.language, await self._members()
+        if not members:
+            return Told(say(language, "nobody"))
+        shown = members[:LISTED_MEMBERS]
+        tokens = await self._tokens([member.user for member in shown])
+        lines = [
+            f"{one.user} {one.name[:LISTED_NAME_CHARS]} – {say(language, f'rank_{one.rank}')}, {tokens[one.user]}"
+            for one in shown
+        ]
+        more = len(members) - len(shown)
+        return Told("\n".join([*lines, *([say(language, "others", count=more)] if more else [])]))
+
+    async def _allow(self, incoming: Incoming, standing: Standing) -> Told:
+        number, _, wanted = incoming.argument.partition(" ")
+        ranks: dict[str, Rank] = {"": "user", "user": "user", "guest": "guest", "admin": "admin"}
+        rank = ranks.get(wanted.strip().lower())
+        if not _is_user(number) or rank is None:
+            return Told(say(incoming.language, "which_user", usage=USAGE["allow"]))
+        await self.access.allow(int(number), rank)
+        self._menu_later(int(number), rank)
+        return Told(say(incoming.language, "let_in", id=number, rank=say(incoming.language, f"rank_{rank}")))
+
+    async def _deny(self, incoming: Incoming, standing: Standing) -> Told:
+        number = incoming.argument
+        if not _is_user(number):
+            return Told(say(incoming.language, "which_user", usage=USAGE["deny"]))
+        # Nobody locks himself out: then there might be no admin, and the start link would be good again.
+        if int(number) == standing.user or not await self.access.deny(int(number)):
+            return Told(say(incoming.language, "cannot_deny", id=number))
+        self._menu_later(int(number), "stranger")
+        return Told(say(incoming.language, "shut_out", id=number))
+
+    async def _broadcast(self, incoming: Incoming, standing: Standing) -> Told:
+        """A notice to each one's private chat; whoever never opened it gets none."""
+        if not incoming.argument:
+            return Told(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
+        told = [one.user for one in await self._members() if one.allowed and one.user != standing.user]
+        for user in told:
+            await notify(self.bus, 
+                f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
+                front=self.front, remember=False,
+            )  # fmt: skip
+        return Told(say(incoming.language, "broadcast", count=len(told)))
+
+    # ── what they share ─────────────────────────────────────────────────────────────────────────
+
+    async def _members(self) -> list[Member]:
+        """All whom the settings or the server know, groups left out."""
+        known = await self.access.members()
+        own = {member.user for member in known}
+        named = sorted(user for user in (self.access.admins | self.access.listed) - own if user > 0)
+        listed = [Member(user, (await self.access.look(user)).rank, 0, "") for user in named]
+        return [*listed, *known]
+
+    async def _admins(self) -> list[int]:
+        return [member.user for member in await self._members() if member.rank == "admin"]
+
+    async def _tokens(self, users: list[int]) -> dict[int, int]:
+        """What each used of the models today."""
+        day = time.strftime("%Y%m%d", time.gmtime())
+        fields = [f"u:telegram:user:{user}:tokens" for user in users]
+        found = await self.bus.server.fetch("HMGET", keys.spent(day), *fields)
+        return {user: int(tokens or 0) for user, tokens in zip(users, found, strict=True)}
+
+    def _menu_later(self, user: int, rank: Rank) -> None:
+        task = asyncio.create_task(self._menus.set_for(user, admin=rank == "admin"), name="rolecall telegram menu")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _is_user(number: str) -> bool:
+    return number.isascii() and number.isdigit() and 0 < len(number) < 19 and int(number) > 0
+
+
+@dataclass(frozen=True)
+class Menus:
+    """Sets the menus of ``bot``. ``prefixes`` are those of roles that users call by them, such as ``/weather``."""
+
+    bot: Bot
+    prefixes: Sequence[tuple[str, str]] = ()
+
+    async def set_all(self, admins: Iterable[int]) -> None:
+        """The menus of private chats and groups, and those of ``admins``."""
+        await self._set(BotCommandScopeAllPrivateChats(), OPEN)
+        await self._set(BotCommandScopeAllGroupChats(), [name for name in OPEN if name not in PRIVATE_ONLY])
+        for user in admins:
+            await self.set_for(user, admin=True)
+
+    async def set_for(self, user: int, *, admin: bool) -> None:
+        """The menu of one user's private chat with the bot: that of admins, or the usual one."""
+        await self._set(BotCommandScopeChat(user), [*OPEN, *ADMIN] if admin else [])
+
+    async def _set(self, scope: BotCommandScope, names: Sequence[str]) -> None:
+        """One menu in all languages; what has none of its own is English. Without names it is removed."""
+        for language in LANGUAGES:
+            code = None if language == "en" else language
+            if not await self._told(scope, code, self._commands(names, language) if names else []):
+                return
+
+    async def _told(self, scope: BotCommandScope, code: str | None, commands: Sequence[BotCommand]) -> bool:
+        """Whether Telegram has it; it is asked again while it may help."""
+        error: TelegramError | None = None
+        for _ in range(TRIES):
+            try:
+                if commands:
+                    await self.bot.set_my_commands(commands, scope, code)
+                else:
+                    await self.bot.delete_my_commands(scope, code)
+                return True
+            except Wait as wait:
+                error = wait
+                await asyncio.sleep(wait.seconds)
+            except (BadRequest, Forbidden) as refused:  # such as the chat of an admin who never wrote
+                logger.info("no menu for %s: %s", scope.to_json(), explain(refused))
+                return False
+            except TelegramError as failed:
+                error = failed
+        if error is not None:
+            logger.warning("a menu could not be set: %s", explain(error))
+        return False
+
+    def _commands(self, names: Sequence[str], language: str) -> list[BotCommand]:
+        own = [BotCommand(name, say(language, f"menu_{name}")) for name in names]
+        called = [(prefix.removeprefix("/"), what or prefix) for prefix, what in self.prefixes if prefix[:1] == "/"]
+        return own + [BotCommand(name, what[:MENU_CHARS]) for name, what in called if NAME.fullmatch(name)]

@@ -1,0 +1,287 @@
+"""A conversation in a terminal: the prompt stays, answers stream above it, what waits is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from rolecall.bus.bus import Bus
+from rolecall.bus.commands import COMMANDS, find_command
+from rolecall.bus.envelope import check_conversation
+from rolecall.bus.events import Event, Wakeups
+from rolecall.errors import MissingExtra, NothingRunning, RolecallError
+from rolecall.frontends.front import Front, Received
+from rolecall.frontends.terminal.text import Rows, Shown, plain, rows_of
+
+if TYPE_CHECKING:
+    from rolecall.frontends.terminal.prompt import Line, Prompt
+
+
+AWAY = (RolecallError, RedisError, OSError)
+AGAIN_SECONDS = 2.0
+PATIENCE_SECONDS = 0.3
+"""What is done within this is not worth a word about its state."""
+
+
+@dataclass(eq=False)
+class Said:
+    """A text of the user. ``beside`` are commands that do not wait for the answers before them."""
+
+    text: str
+    beside: bool
+    received: Received = field(default_factory=lambda: Received(""))
+    role: str = ""
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it was said, or its answer's turn came."""
+        return time.monotonic() - self.since
+
+
+async def chat(
+    bus: Bus,
+    wakeups: Wakeups,
+    *,
+    name: str = "me",
+    conversation: str = "",
+    words: Sequence[tuple[str, str]] = (),
+    history: Path | None = None,
+) -> None:
+    """Talk in this process's terminal until the user leaves.
+
+    The conversation is ``conversation``, else ``terminal:<name>``. ``words`` are completed besides the commands,
+    ``history`` is the file of earlier lines. Raises MissingExtra without prompt_toolkit, RolecallError for an id
+    that no conversation can have.
+    """
+    try:
+        from rolecall.frontends.terminal.prompt import Prompt
+    except ModuleNotFoundError:
+        raise MissingExtra("terminal", "the chat prompt (--no-chat does without)") from None
+    talk = Chat(Front(bus, wakeups, "terminal"), check_conversation(conversation or f"terminal:{name}"))
+    known = [(f"/{command.name}", command.help) for command in COMMANDS]
+    talk.prompt = Prompt(talk.say, talk.interrupt, talk.status, [*known, *words], history)
+    await talk.run()
+
+
+class Chat:
+    """One conversation at the prompt. Texts are sent in the order they were entered and answered in that order."""
+
+    prompt: Prompt
+
+    def __init__(self, front: Front, conversation: str) -> None:
+        self._front = front
+        self._conversation = conversation
+        self._unsent: asyncio.Queue[Said] = asyncio.Queue()
+        self._taken: asyncio.Queue[Said] = asyncio.Queue()
+        self._waiting: deque[Said] = deque()
+        self._current: Said | None = None
+        self._rows = Rows(lambda: self.prompt.width)
+        self._errands: set[asyncio.Task[None]] = set()
+        self._left = False
+        self._stopping: asyncio.Task[None] | None = None
+        self._interrupted = -AGAIN_SECONDS
+        self._hint = ""
+
+    async def run(self) -> None:
+        """Talk until the user leaves."""
+        async with asyncio.TaskGroup() as group:
+            working = [
+                group.create_task(self._send_all(), name="rolecall chat sends"),
+                group.create_task(self._answer_all(), name="rolecall chat answers"),
+            ]
+            await self.prompt.show([("", "")])
+            await self.prompt.run()
+            self._left = True
+            if self._stopping is not None:
+                await asyncio.wait([self._stopping], timeout=AGAIN_SECONDS)
+            for task in (*working, *self._errands):
+                task.cancel()
+        await self._farewell()
+
+    # ── what the prompt calls ───────────────────────────────────────────────────────────────────
+
+    def say(self, text: str) -> None:
+        """Send ``text``, after what was said before."""
+        text = text.strip()
+        if not text:
+            return
+        self._interrupted = -AGAIN_SECONDS
+        command = find_command(text)
+        said = Said(text, beside=command is not None and command.lane != "ordered")
+        if not said.beside:
+            self._waiting.append(said)
+        self._unsent.put_nowait(said)
+
+    def interrupt(self, typed: bool) -> None:
+        """Ctrl-C: stops the answers; when there are none empties the line; then, or soon after, leaves."""
+        again = time.monotonic() - self._interrupted < AGAIN_SECONDS
+        busy = self._current is not None or bool(self._waiting)
+        if again or not (busy or typed):
+            return self.prompt.leave()
+        self._interrupted = time.monotonic()
+        self._hint = "  stopped, Ctrl-C again leaves" if busy else "  Ctrl-C again leaves"
+        if busy:
+            self._stopping = self._errand(self._stop())
+        else:
+            self.prompt.clear()
+
+    def status(self) -> list[str]:
+        """What is waited for, one row each."""
+        shown = [said for said in self._waiting if self._current or said.seconds > PATIENCE_SECONDS]
+        rows = [f"  {_place(said, place)}: {_line(said.text)}" for place, said in enumerate(shown, 1)]
+        if time.monotonic() - self._interrupted < AGAIN_SECONDS:
+            return [*rows, self._hint]
+        current = self._current
+        if current is None or current.seconds < PATIENCE_SECONDS:
+            return rows
+        doing = current.role or (f"waiting, place {current.received.place}" if current.received.place else "sent")
+        return [*rows, f"  {doing} · {current.seconds:.0f} s · Ctrl-C stops"]
+
+    # ── on the way ──────────────────────────────────────────────────────────────────────────────
+
+    async def _send_all(self) -> None:
+        while not self._left:
+            said = await self._unsent.get()
+            try:
+                said.received = await self._front.receive(self._conversation, said.text)
+            except AWAY as error:
+                await self._settle_beside(said, f"not sent: {error}", "error")
+                continue
+            if not said.received.turn:
+                await self._settle_beside(said, said.received.reply, "error" if said.received.refused else "")
+            elif said.beside:
+                self._errand(self._answer_beside(said))
+            else:
+                self._taken.put_nowait(said)
+
+    async def _answer_all(self) -> None:
+        # Not for ever: on Python 3.11 wait_for, which redis-py sends with, may swallow the cancellation.
+        while not self._left:
+            said = await self._taken.get()
+            self._waiting.remove(said)
+            self._current, said.since = said, time.monotonic()
+            await self._show(_asked(said, self.prompt.width))
+            await self._warn_if_alone()
+            try:
+                final = await self._answer(said)
+            except AWAY as error:
+                self._current = self._stopping = None
+                await self._show([*self._ended(), ("error", f"the answer was lost from sight: {error}"), ("", "")])
+            else:
+                await self._delivered(said, final)
+
+    async def _answer(self, said: Said) -> Event | None:
+        shown, event = Shown(), None
+        async for event in self._front.follow(said.received):
+            if event.kind == "delta":
+                await self._grow(shown.piece(event))
+            elif event.kind == "started":
+                said.role = event.role
+                if shown.begin_again():
+                    await self._show([*self._ended(), ("dim", "… begun again")])
+            elif event.last:
+                await self._finish(said, event, shown)
+        return event
+
+    async def _finish(self, said: Said, event: Event, shown: Shown) -> None:
+        self._current = self._stopping = None
+        if event.kind == "cancelled":
+            return await self._show([*self._ended(), ("dim", "stopped"), ("", "")])
+        if event.kind == "error":
+            text = plain(_with_id(event.text, said.received))
+            rows = rows_of(text, self.prompt.width)
+            return await self._show([*self._ended(), *(("error", row) for row in rows), ("", "")])
+        rest = shown.rest(event.text)
+        if rest is None:
+            await self._show([*self._ended(), ("dim", "… the answer is, in full:")])
+        await self._grow(event.text if rest is None else rest)
+        await self._show([*self._ended(), ("", "")])
+
+    async def _answer_beside(self, said: Said) -> None:
+        async for event in self._front.follow(said.received):
+            if event.last:
+                await self._settle_beside(said, event.text, "error" if event.kind == "error" else "")
+                await self._delivered(said, event)
+
+    # ── showing ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _settle_beside(self, said: Said, text: str, style: str) -> None:
+        """Show question and answer in one block, which may stand in the midst of another answer."""
+        with suppress(ValueError):
+            self._waiting.remove(said)
+        margin = "  " if self._current else ""
+        width = self.prompt.width - len(margin)
+        block = [*_asked(said, width), *((style, row) for row in rows_of(plain(text), width))]
+        await self._show([*((kind, f"{margin}{row}") for kind, row in block), ("", "")])
+
+    async def _grow(self, text: str) -> None:
+        done = self._rows.add(plain(text))
+        await self._show([("", row) for row in done])
+
+    async def _show(self, lines: Sequence[Line]) -> None:
+        await self.prompt.show(lines, self._rows.growing)
+
+    def _ended(self) -> list[Line]:
+        return [("", row) for row in self._rows.end()]
+
+    async def _farewell(self) -> None:
+        if self._current is None:
+            return
+        turn = self._current.received.short_id
+        last = "stopped" if self._stopping else f"the answer goes on without you: rolecall logs {turn}"
+        await self._show([*self._ended(), ("dim", last)])
+
+    # ── beside ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _stop(self) -> None:
+        try:
+            await self._front.stop(self._conversation)
+        except AWAY as error:
+            self._hint = "  Ctrl-C again leaves"
+            await self._show([("error", row) for row in rows_of(f"not stopped: {error}", self.prompt.width)])
+
+    async def _warn_if_alone(self) -> None:
+        try:
+            await self._front.check_running()
+        except NothingRunning as error:
+            rows = rows_of(f"this waits: {error}", self.prompt.width)
+            await self._show([("dim", row) for row in rows])
+        except AWAY:
+            pass  # to follow the turn is to wait for the server
+
+    async def _delivered(self, said: Said, final: Event | None) -> None:
+        if final is not None and final.kind != "cancelled":
+            with suppress(*AWAY):
+                await self._front.delivered(said.received)
+
+    def _errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name="rolecall chat errand")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+        return task
+
+
+def _asked(said: Said, width: int) -> list[Line]:
+    first, *more = rows_of(plain(said.text), width - 2)
+    return [("asked", f"› {first}"), *(("asked", f"  {row}") for row in more)]
+
+
+def _place(said: Said, place: int) -> str:
+    return f"waiting, place {place}" if said.received.turn else "sending"
+
+
+def _line(text: str) -> str:
+    return plain(" ".join(text.split()))
+
+
+def _with_id(text: str, received: Received) -> str:
+    return text if received.short_id in text else f"{text} (turn {received.short_id})"

@@ -1,0 +1,259 @@
+"""Models behind an Ollama server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from rolecall.errors import MissingExtra, ModelError, ModelTimeout, ModelUnavailable, NoSuchModel
+from rolecall.models import failures
+from rolecall.models.failures import Refusal
+from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.providers.openai import Endpoint
+from rolecall.models.stream import Patience, Source, address, client_options, closing, proxy_of, read
+from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
+from rolecall.settings import Settings
+
+if TYPE_CHECKING:
+    from ollama import AsyncClient, ChatResponse, ResponseError
+
+
+OLLAMA_URL = "http://127.0.0.1:11434"
+LIST_SECONDS = 20
+TOO_LONG = re.compile(r"exceeds? the (available )?context|exceed_context_size|context (length|size) exceeded", re.I)
+
+
+class OllamaModel:
+    """A model of an Ollama server. SDK and connections come with the first question.
+
+    How much of a conversation the model sees is the server's setting; it drops the oldest messages without a word.
+    It knows no way to insist on a call: with ``must_call`` a model may still answer in words.
+    """
+
+    def __init__(self, name: str, endpoint: Endpoint) -> None:
+        self.name = name
+        self._model = name.rpartition("@")[0]
+        self._endpoint = endpoint
+        self._sdk: AsyncClient | None = None
+        self._making = asyncio.Lock()
+
+    @classmethod
+    def open(cls, model: str, settings: Settings, state_dir: Path) -> OllamaModel:
+        """``model`` as the settings reach it, on this machine if they say nothing. Raises ConfigError for a
+        missing extra or bad address."""
+        name = f"{model}@ollama"
+        return cls(name, _endpoint(name, settings))
+
+    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+        """See Model.stream. What the model thinks before it speaks is counted, not shown.
+
+        While the server reads the model from disk, which may take minutes, there is no limit to the first token.
+        """
+        clock = asyncio.get_running_loop().time
+        begun, sdk = clock(), await self._ready()
+        first = None if await self._loads(sdk) else self._endpoint.first_token
+        whole = None if request.timeout is None else max(0.0, request.timeout - (clock() - begun))
+        patience = Patience(first, self._endpoint.idle_token, whole)
+        async with closing(read(self._events(sdk, request), patience, self.name)) as events:
+            async for event in events:
+                yield event
+
+    async def names(self) -> list[str]:
+        """The models that the server has. Raises ModelError."""
+        sdk = await self._ready()
+        try:
+            return [model.model for model in (await sdk.list()).models if model.model]
+        except self._failures() as error:
+            raise self._translated(error) from None
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent; a later question opens new ones."""
+        sdk, self._sdk = self._sdk, None
+        if sdk:
+            await sdk.close()  # type: ignore[no-untyped-call]
+
+    async def _loads(self, sdk: AsyncClient) -> bool:
+        """Whether the server says that the model is not in its memory yet. Raises ModelUnavailable."""
+        import httpx
+
+        if self._endpoint.first_token is None:
+            return False
+        try:
+            async with asyncio.timeout(self._endpoint.connect):
+                running = (await sdk.ps()).models
+        except (httpx.TransportError, ConnectionError) as error:
+            raise self._translated(error) from None
+        except self._failures():
+            return False
+        return _full(self._model) not in {_full(model.model or model.name or "") for model in running}
+
+    async def _events(self, sdk: AsyncClient, request: Request) -> Source:
+        from ollama import ChatResponse
+
+        calls: list[ToolCall] = []
+        last: ChatResponse | None = None
+        try:
+            # Not sdk.chat(): it drops from the tools' parameters whatever lies deeper than one level.
+            answer = await sdk._request(ChatResponse, "POST", "/api/chat", json=self._body(request), stream=True)
+            async with aclosing(cast("AsyncGenerator[ChatResponse]", answer)) as chunks:
+                async for chunk in chunks:
+                    last = chunk
+                    calls += _calls(chunk)
+                    yield Delta(chunk.message.content) if chunk.message.content else None
+        except self._failures() as error:
+            raise self._translated(error) from None
+        if last is not None and last.done:
+            for event in _ending(last, calls):
+                yield event
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        given = {"num_predict": request.max_tokens, "temperature": request.temperature}
+        options = {name: value for name, value in given.items() if value is not None}
+        names = names_of_calls(request.messages)
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [_message(message, names) for message in request.messages],
+            "stream": True,
+        }
+        if options:
+            body["options"] = options
+        if request.tools:
+            body["tools"] = [_tool(tool) for tool in request.tools]
+        if request.schema is not None:
+            body["format"] = request.schema
+        return body
+
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What the SDK may raise. ValueError: no JSON; TypeError, AttributeError: JSON of another shape;
+        RuntimeError: closed by aclose meanwhile."""
+        import httpx
+        from ollama import ResponseError
+
+        return (ResponseError, httpx.HTTPError, OSError, ValueError, TypeError, AttributeError, RuntimeError)
+
+    def _translated(self, error: Exception) -> ModelError:
+        return translated(error, self.name, self._endpoint.url, self._endpoint.key)
+
+    async def _ready(self) -> AsyncClient:
+        async with self._making:
+            if self._sdk is None:
+                # In a thread: importing the SDK takes a good part of a second, in which heartbeats must go on.
+                self._sdk = await asyncio.to_thread(self._make)
+            return self._sdk
+
+    def _make(self) -> AsyncClient:
+        import httpx
+        from ollama import AsyncClient
+
+        url, key = self._endpoint.url, self._endpoint.key
+        wait = httpx.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        options = client_options(url, self._endpoint.proxy, httpx.Limits)
+        try:
+            return AsyncClient(url, timeout=wait, headers=headers, **options)
+        except (ImportError, ValueError) as error:
+            raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
+
+
+async def list_models(settings: Settings) -> list[str]:
+    """``name@ollama`` of all that the server of the settings has, sorted. Raises ConfigError and ModelError."""
+    model = OllamaModel("ollama", _endpoint("ollama", settings))
+    try:
+        async with asyncio.timeout(LIST_SECONDS):
+            return sorted(f"{name}@ollama" for name in await model.names())
+    except TimeoutError:
+        raise ModelTimeout(f"ollama: no list of models within {LIST_SECONDS} s") from None
+    finally:
+        await model.aclose()
+
+
+def _endpoint(name: str, settings: Settings) -> Endpoint:
+    """The server of ``settings``; ``name`` is what needs it, for messages."""
+    if importlib.util.find_spec("ollama") is None:
+        raise MissingExtra("ollama", name)
+    variable = "OLLAMA_HOST" if settings.ollama_host and not settings.ollama_url else "OLLAMA_URL"
+    return Endpoint(
+        url=address(variable, settings.ollama_address or OLLAMA_URL),
+        key=settings.ollama_api_key.get_secret_value() if settings.ollama_api_key else "",
+        proxy=proxy_of(settings.proxy),
+        connect=settings.connect_seconds,
+        first_token=settings.first_token_seconds,
+        idle_token=settings.idle_token_seconds,
+    )
+
+
+def _full(model: str) -> str:
+    """With its tag, as the server shows it."""
+    return (model if ":" in model.rpartition("/")[2] else f"{model}:latest").lower()
+
+
+def _calls(chunk: ChatResponse) -> list[ToolCall]:
+    functions = [call.function for call in chunk.message.tool_calls or ()]
+    return [ToolCall(new_call_id(), function.name, written(function.arguments)) for function in functions]
+
+
+def _ending(last: ChatResponse, calls: list[ToolCall]) -> list[ModelEvent]:
+    """What follows the text. An answer cut at its limit loses its calls."""
+    counted = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
+    if last.done_reason == "length":
+        return [counted, Done("length")]
+    return [*calls, counted, Done("tool_calls" if calls else "stop")]
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    return {"type": "function", "function": msgspec.structs.asdict(tool)}
+
+
+def _message(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+    written: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.images:
+        written["images"] = [base64.b64encode(image).decode() for image in message.images]
+    if message.calls:
+        calls = [{"name": call.name, "arguments": arguments_of(call)} for call in message.calls]
+        written["tool_calls"] = [{"function": call} for call in calls]
+    if message.role == "tool":
+        written["tool_name"] = names.get(message.call, message.call)
+    return written
+
+
+def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
+    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``."""
+    import httpx
+    from ollama import ResponseError
+
+    where = failures.host_of(url)
+    if isinstance(error, ResponseError):
+        return _answered(error, name, where, key)
+    if isinstance(error, httpx.TimeoutException):
+        return failures.not_accepted(name, where)
+    # The SDK makes a ConnectionError of some of httpx's errors, with words of its own.
+    if isinstance(error, (httpx.HTTPError, OSError)):
+        return failures.unreachable(name, where, error)
+    if isinstance(error, RuntimeError):
+        return ModelUnavailable(f"{name}: {error}")
+    return failures.not_the_protocol(name, where, "Ollama", error)
+
+
+def _answered(error: ResponseError, name: str, where: str, key: str) -> ModelError:
+    words = failures.safe_words(error.error, key)
+    said = Refusal(name, where, max(0, error.status_code), words, _retry_after(error))
+    if said.status == 404:
+        model = name.rpartition("@")[0]
+        return NoSuchModel(f"{name}: {where} has no such model; `ollama pull {model}` fetches it there")
+    if said.status in (0, 400, 413, 500) and TOO_LONG.search(words):
+        return said.too_long()
+    return said.error()
+
+
+def _retry_after(error: ResponseError) -> float | None:
+    """The SDK drops the headers, but not the error of httpx that it raised its own for."""
+    headers = getattr(getattr(error.__context__, "response", None), "headers", None)
+    return None if headers is None else failures.retry_after(headers)

@@ -1,0 +1,283 @@
+"""OpenAI's models, and those of every server that speaks its protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from rolecall.errors import (
+    ConfigError,
+    ContentRefused,
+    ImagesRefused,
+    MissingExtra,
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnavailable,
+    NoSuchModel,
+    RateLimited,
+)
+from rolecall.models.failures import (
+    Refusal,
+    host_of,
+    not_accepted,
+    not_the_protocol,
+    retry_after,
+    safe_words,
+    unreachable,
+)
+from rolecall.models.model import ModelEvent, Request
+from rolecall.models.providers.openai_wire import (
+    RESPONSES,
+    chat_body,
+    chat_events,
+    chats,
+    needs_responses,
+    responses_body,
+    responses_events,
+    wire_name,
+)
+from rolecall.models.stream import Patience, Source, address, client_options, proxy_of, read
+from rolecall.settings import Settings
+
+if TYPE_CHECKING:
+    from openai import APIError, AsyncOpenAI
+
+
+OPENAI_URL = "https://api.openai.com/v1"
+SOUND_NAMES = {"audio/mpeg": "mp3", "audio/mp4": "m4a", "audio/x-m4a": "m4a", "audio/x-wav": "wav"}
+"""Endings of files by media type, where they differ: OpenAI goes by the ending."""
+LIST_SECONDS = 20
+NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
+FILTERED = {"content_filter", "invalid_prompt"}
+UNKNOWN = {"model_not_found", "model_not_available"}
+SAYS_TOO_LONG = re.compile(r"(maximum|max|available) context|context (length|size|window)|prompt is too long", re.I)
+SAYS_NO_IMAGES = re.compile(r"image|vision|multi-?modal|mmproj", re.I)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server that speaks OpenAI's protocol, and how to treat it; times in seconds, None is no limit."""
+
+    url: str
+    key: str = field(repr=False)
+    proxy: str = "SYSTEM"
+    connect: float = 5
+    first_token: float | None = 60
+    idle_token: float | None = 30
+
+    @property
+    def official(self) -> bool:
+        """True for OpenAI's own servers, those of its regions included."""
+        return f".{urlsplit(self.url).hostname}".endswith(".api.openai.com")
+
+
+class OpenAIModel:
+    """A model behind a server that speaks OpenAI's protocols. SDK and connections come with the first question.
+
+    Asked by chat completions, unless ``responses``: then by the Responses API.
+    """
+
+    def __init__(self, name: str, endpoint: Endpoint, responses: bool = False) -> None:
+        self.name = name
+        self.responses = responses
+        self._endpoint = endpoint
+        self._sdk: AsyncOpenAI | None = None
+        self._making = asyncio.Lock()
+
+    @classmethod
+    def open(cls, model: str, settings: Settings, state_dir: Path) -> OpenAIModel:
+        """``model`` as the settings reach it; with ``responses:`` before its name by the Responses API, which OpenAI's
+        own server is also asked by where a model has no other. Raises ConfigError for a missing key, extra or bad
+        address."""
+        name = f"{model}@openai"
+        endpoint = _endpoint(name, settings)
+        responses = model.startswith(RESPONSES) or (endpoint.official and needs_responses(model))
+        return cls(name, endpoint, responses)
+
+    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+        """See Model.stream."""
+        patience = Patience(self._endpoint.first_token, self._endpoint.idle_token, request.timeout)
+        events = read(self._events(await self._ready(), request), patience, self.name)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent; a later question opens new ones."""
+        sdk, self._sdk = self._sdk, None
+        if sdk:
+            await sdk.close()
+
+    async def _events(self, sdk: AsyncOpenAI, request: Request) -> Source:
+        try:
+            async with aclosing(self._asked(sdk, request)) as events:
+                async for event in events:
+                    yield event
+        except ModelError:
+            raise
+        except _failures() as error:
+            images = any(message.images for message in request.messages)
+            raise translated(error, self.name, self._endpoint.url, self._endpoint.key, images) from None
+
+    def _asked(self, sdk: AsyncOpenAI, request: Request) -> Source:
+        model = wire_name(self.name.rpartition("@")[0])
+        if self.responses:
+            return responses_events(sdk, self.name, responses_body(model, request))
+        return chat_events(sdk, self.name, chat_body(model, request, self._endpoint.official))
+
+    async def _ready(self) -> AsyncOpenAI:
+        async with self._making:
+            if self._sdk is None:
+                # In a thread: importing the SDK takes most of a second, in which heartbeats must go on.
+                self._sdk = await asyncio.to_thread(_connected, self.name, self._endpoint)
+            return self._sdk
+
+
+async def list_models(settings: Settings) -> list[str]:
+    """``name@openai`` of all the server offers, sorted; of OpenAI's own only what answers in text.
+
+    Raises ConfigError as open does, and ModelError.
+    """
+    endpoint = _endpoint("openai", settings)
+    sdk = await asyncio.to_thread(_connected, "openai", endpoint)
+    try:
+        async with asyncio.timeout(LIST_SECONDS), sdk:
+            names = [model.id async for model in sdk.models.list()]
+    except TimeoutError:
+        raise ModelTimeout(f"openai: no list of models within {LIST_SECONDS} s") from None
+    except _failures() as error:
+        raise translated(error, "openai", endpoint.url, endpoint.key) from None
+    return sorted(f"{name}@openai" for name in names if chats(name) or not endpoint.official)
+
+
+async def transcribe(model: str, sound: bytes, media_type: str, settings: Settings) -> str:
+    """The words in ``sound``. Raises ConfigError as open does, and ModelError."""
+    name = f"{model}@openai"
+    endpoint = _endpoint(name, settings)
+    sdk = await asyncio.to_thread(_connected, name, endpoint)
+    file = (f"sound.{SOUND_NAMES.get(media_type, media_type.rpartition('/')[2])}", sound, media_type)
+    try:
+        async with sdk:
+            return (await sdk.audio.transcriptions.create(model=model, file=file)).text
+    except _failures() as error:
+        raise translated(error, name, endpoint.url, endpoint.key) from None
+
+
+def _endpoint(name: str, settings: Settings) -> Endpoint:
+    """The server of ``settings``; ``name`` is what needs it, for messages."""
+    if importlib.util.find_spec("openai") is None:
+        raise MissingExtra("openai", name)
+    secret = settings.openai_api_key.get_secret_value().strip() if settings.openai_api_key else ""
+    if not secret and not settings.openai_base_url:
+        raise ConfigError(
+            f"{name} needs OPENAI_API_KEY: set it in the environment or in .env, "
+            "or set OPENAI_BASE_URL to a server of your own"
+        )
+    return Endpoint(
+        url=address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
+        # The SDK wants one, and servers of one's own often ask for none.
+        key=secret or "none",
+        proxy=proxy_of(settings.proxy),
+        connect=settings.connect_seconds,
+        first_token=settings.first_token_seconds,
+        idle_token=settings.idle_token_seconds,
+    )
+
+
+def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
+    import httpx2
+    from openai import AsyncOpenAI
+
+    options = client_options(endpoint.url, endpoint.proxy, httpx2.Limits)
+    wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
+    try:
+        http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **options)
+    except (ImportError, ValueError) as error:
+        raise ModelUnavailable(f"{name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
+    return AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=wait, http_client=http)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the SDK raises. ValueError: no JSON; TypeError, AttributeError: JSON of another shape, which it lets
+    through unchecked; RuntimeError: closed by aclose meanwhile."""
+    from openai import OpenAIError
+
+    return OpenAIError, ValueError, TypeError, AttributeError, RuntimeError
+
+
+def translated(error: Exception, name: str, url: str, key: str, images: bool = False) -> ModelError:
+    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``. ``images``: some were sent."""
+    import openai
+
+    where = host_of(url)
+    if isinstance(error, openai.APITimeoutError):
+        return not_accepted(name, where)
+    if isinstance(error, openai.APIConnectionError):
+        return unreachable(name, where, error)
+    if isinstance(error, openai.APIError):
+        kinds = {str(kind) for kind in (error.code, error.type) if kind}
+        said = Refusal(name, where, _status(error), safe_words(_words(error), key), retry_after(_headers(error)))
+        return _by_kind(said, kinds) or _by_words(said, images) or said.error()
+    if isinstance(error, RuntimeError):
+        return ModelUnavailable(f"{name}: {error}")
+    return not_the_protocol(name, where, "OpenAI", error)
+
+
+def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
+    """What the code within the answer says; it stands where the status is missing, and says more than it."""
+    if kinds & NO_CREDIT:
+        return said.no_credit()
+    if kinds & TOO_LONG:
+        return said.too_long()
+    if kinds & FILTERED or any("policy" in kind for kind in kinds):
+        return ContentRefused(f"{said.model}: the provider's content filter stopped this question: {said.words}")
+    if kinds & UNKNOWN:
+        return _unknown(said)
+    if "rate_limit_exceeded" in kinds:
+        return RateLimited(f"{said.model}: {said.where} asks to wait: {said.words}", said.retry_after)
+    if not said.status and any(kind.startswith("invalid_") or "image" in kind for kind in kinds):
+        return ModelRefused(f"{said.model}: {said.where} refuses this request: {said.words}")
+    return None
+
+
+def _by_words(said: Refusal, images: bool) -> ModelError | None:
+    """Servers other than OpenAI's tell these apart by their words only, and not all by 400."""
+    if images and said.status in (400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
+        return ImagesRefused(f"{said.model}: takes no images, or not these: {said.words}")
+    if said.status in (400, 413) and SAYS_TOO_LONG.search(said.words):
+        return said.too_long()
+    return _unknown(said) if said.status == 404 else None
+
+
+def _unknown(said: Refusal) -> NoSuchModel:
+    if "v1/responses" in said.words:
+        return NoSuchModel(f"{said.model}: needs the Responses API: name it {RESPONSES}{said.model}")
+    return NoSuchModel(f"{said.model}: {said.where} has no such model for this key; check the name: {said.words}")
+
+
+def _status(error: APIError) -> int:
+    """The HTTP status; of an error object within a stream the one it names, else 0."""
+    status = str(getattr(error, "status_code", None) or error.code)
+    return int(status) if status.isdecimal() else 0
+
+
+def _words(error: APIError) -> str:
+    """The server's own, where it sent any: the SDK's hold the whole body."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return said if isinstance(said, str) and said else error.message
+
+
+def _headers(error: APIError) -> Mapping[str, str]:
+    response = getattr(error, "response", None)
+    return response.headers if response is not None else {}

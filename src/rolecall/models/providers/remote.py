@@ -1,0 +1,110 @@
+"""A model that one or several servers of others serve: LM Studio, Ollama, llama.cpp or vLLM, here or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from rolecall.errors import ConfigError, ModelError, ModelUnavailable, RateLimited, Truncated
+from rolecall.models.fallback import Fallback
+from rolecall.models.model import Model, ModelEvent, Request
+from rolecall.models.providers.openai import Endpoint, OpenAIModel
+from rolecall.models.stream import client_options, closing, proxy_of
+from rolecall.redis.server import Server
+from rolecall.serving.balance import Balance, ModelAt, Picked, look
+from rolecall.settings import Settings
+
+
+class ServedModel:
+    """The model ``name`` at ``places``. Each call goes to the least busy of them; one that fails before its first word
+    is answered by another, and the server left out until it is back. Raises NotNow while all are away."""
+
+    def __init__(self, name: str, places: Sequence[ModelAt], settings: Settings, server: Server) -> None:
+        self.name = name
+        self.places = {place.candidate(name).id: place for place in places}
+        self.balance = Balance(server, name, self.look)
+        self._candidates = [place.candidate(name) for place in places]
+        self._speakers = {one: OpenAIModel(*_speaking(name, place, settings)) for one, place in self.places.items()}
+        self._proxy = proxy_of(settings.proxy)
+
+    @classmethod
+    def open(cls, model: str, settings: Settings, state_dir: Path) -> ServedModel:
+        """Raises ConfigError: where its servers are stands in config alone."""
+        name = f"{model}@served"
+        raise ConfigError(
+            f"{name}: config.py does not say where it is: servers={{{name!r}: (ModelAt('http://…/v1'),)}} "
+            "or a ModelCommand('llama-server …')"
+        )
+
+    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+        """See Model.stream."""
+        for others in reversed(range(len(self.places))):
+            place = await self.balance.pick(self._candidates)
+            try:
+                async with closing(self._asked(place, request)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except _Elsewhere as failed:
+                if not others:
+                    raise failed.error from None
+
+    async def look(self, server: str) -> None:
+        """Return if the server with this id is there, else raise ModelUnavailable."""
+        import httpx2
+
+        place = self.places[server]
+        await look(place, client_options(place.url, self._proxy, httpx2.Limits))
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        await self.balance.aclose()
+        for speaker in self._speakers.values():
+            await speaker.aclose()
+
+    async def _asked(self, place: Picked, request: Request) -> AsyncIterator[ModelEvent]:
+        begun = over = False
+        try:
+            async with closing(self._speakers[place.server].stream(request)) as events:
+                async for event in events:
+                    begun = True
+                    yield event
+            over = True
+            await self.balance.left(place, "OK")
+        except ModelError as error:
+            over = True
+            theirs = isinstance(error, ModelUnavailable | Truncated | RateLimited)
+            after = error.retry_after if isinstance(error, RateLimited) else None
+            await self.balance.left(place, "FAILED" if theirs else "OK", str(error), after)
+            if theirs and not begun:
+                raise _Elsewhere(error) from None
+            raise
+        finally:
+            if not over:  # cancelled, or left alone in the middle
+                self.balance.abandoned(place)
+
+
+def unbalanced(name: str, places: Sequence[ModelAt], settings: Settings) -> Model:
+    """The model for a single question from where no Redis is: its servers in their order."""
+    speakers = [OpenAIModel(*_speaking(name, place, settings)) for place in places]
+    return speakers[0] if len(speakers) == 1 else Fallback(speakers)
+
+
+def _speaking(name: str, place: ModelAt, settings: Settings) -> tuple[str, Endpoint]:
+    endpoint = Endpoint(
+        place.url,
+        place.key or "none",
+        proxy=proxy_of(settings.proxy),
+        connect=settings.connect_seconds,
+        first_token=settings.first_token_seconds,
+        idle_token=settings.idle_token_seconds,
+    )
+    return f"{place.alias}@served" if place.alias else name, endpoint
+
+
+class _Elsewhere(Exception):
+    """``error`` came before the first word and is the server's fault: another one may answer."""
+
+    def __init__(self, error: ModelError) -> None:
+        super().__init__(str(error))
+        self.error = error

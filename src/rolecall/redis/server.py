@@ -1,0 +1,259 @@
+"""A process's connections to its server: one pipelined for commands, one per blocking reader, one for pub/sub.
+
+Connecting, authentication, TLS and parsing are redis-py's; the pipelined connection is in wire.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry as RetryPolicy
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.redis.pipeline import Arg, Connection, Wire, new_connection, packed
+from rolecall.redis.scripts import script
+from rolecall.redis.subscriber import Subscriber
+
+BLOCK_MS = 2000
+TRANSIENT = (RedisConnectionError, RedisTimeoutError, OSError)
+RECOVERING = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "BUSY ",
+    "UNBLOCKED",
+)
+MINIMUM_VERSION = (7, 0)
+
+
+def _shut_out(error: BaseException | None) -> bool:
+    """Whether user or password were refused, or this user may not even look; redis-py may wrap that once more."""
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return True
+    return error is not None and _shut_out(error.__cause__ or error.__context__)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether repeating an idempotent script later may help: a lost connection, or a server on its way back."""
+    return isinstance(error, TRANSIENT) or (isinstance(error, ResponseError) and str(error).startswith(RECOVERING))
+
+
+class Server(Protocol):
+    """What the bus needs of a server: raw commands in bytes mode and scripts by name."""
+
+    def send(self, *args: Arg) -> asyncio.Future[Any]:
+        """Send one command now; commands reach the server in the order of these calls. The future holds the raw
+        reply or one of redis-py's errors."""
+        ...
+
+    async def call(self, *args: Arg) -> Any:
+        """The raw reply of one command. Raises redis-py's errors."""
+        ...
+
+    async def fetch(self, *args: Arg) -> Any:
+        """The raw reply of one command that changes nothing, repeated as ``run`` repeats a script."""
+        ...
+
+    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """The raw reply of the named script. Repeats it while the server is unreachable, up to a patience;
+        then raises ServerUnavailable. Scripts are idempotent by their guards, so a repeat is safe."""
+        ...
+
+
+class Reader(Protocol):
+    """A connection of its own for reads that block."""
+
+    async def read(self, *args: Arg) -> Any:
+        """The raw reply of a blocking command, or None. Never cancel it: call ``wake``."""
+        ...
+
+    async def wake(self) -> None:
+        """Let a read in progress return None now; without one, do nothing."""
+        ...
+
+
+class RedisServer:
+    """The connections of one process to a Redis or Valkey server at ``url``."""
+
+    def __init__(
+        self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0, patience: float = 30.0
+    ) -> None:
+        self.url = url
+        self.patience = patience
+        self._options: dict[str, Any] = {
+            "decode_responses": False,
+            "protocol": 2,
+            "retry": RetryPolicy(NoBackoff(), 0),
+            "socket_connect_timeout": 2,
+            "client_name": name,
+        }
+        self._pool = ConnectionPool.from_url(url, socket_timeout=None, **self._options)
+        self._wire = Wire(self._pool, socket_timeout)
+        self._readers: list[BlockingReader] = []
+        self._subscribers: list[Subscriber] = []
+
+    def send(self, *args: Arg) -> asyncio.Future[Any]:
+        """See Server.send."""
+        return self._wire.send(args)
+
+    async def call(self, *args: Arg) -> Any:
+        """See Server.call."""
+        return await self._wire.send(args)
+
+    async def fetch(self, *args: Arg) -> Any:
+        """See Server.fetch."""
+        return await self._patiently(lambda: self.call(*args))
+
+    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """See Server.run."""
+        return await self._patiently(lambda: self._evaluate(name, keys, args))
+
+    def reader(self) -> BlockingReader:
+        """A new connection for blocking reads, closed with this server."""
+        options = {**self._options, "socket_timeout": BLOCK_MS / 1000 + 2}
+        reader = BlockingReader(new_connection(ConnectionPool.from_url(self.url, **options)), self)
+        self._readers.append(reader)
+        return reader
+
+    def pubsub(self) -> Subscriber:
+        """A new connection for publish/subscribe, closed with this server."""
+        # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancel.
+        # For a connection that hangs followers make up, who look by themselves as well.
+        pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
+        self._subscribers.append(Subscriber(new_connection(pool)))
+        return self._subscribers[-1]
+
+    async def check(self) -> str:
+        """The server's name and version. Raises ServerUnavailable when it is away or too old, ConfigError when it does
+        not let this user in."""
+        try:
+            info = _parse_info(await self.call("INFO", "server"))
+        except (RedisError, OSError) as error:
+            if _shut_out(error):
+                raise ConfigError(
+                    f"the server at {self.address} does not let us in: {error}; see user and password in REDIS_URL, or "
+                    "REDIS_USERNAME and REDIS_PASSWORD"
+                ) from error
+            raise ServerUnavailable(f"no server answers at {self.address}: {error}") from error
+        version = info.get("redis_version", "0")
+        found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
+        if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
+            raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is the least")
+        return found
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without user and password."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the command connection is open; it is opened by the first command."""
+        return self._wire.connected
+
+    @property
+    def connections(self) -> int:
+        """Connections this object has open."""
+        return sum(part.connected for part in self._parts())
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        for part in self._parts():
+            await part.aclose()
+
+    def _parts(self) -> list[Wire | BlockingReader | Subscriber]:
+        return [*self._readers, *self._subscribers, self._wire]
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                return await ask()
+            except (RedisError, OSError) as error:
+                if not is_transient(error):
+                    raise
+                if time.monotonic() > give_up:
+                    raise ServerUnavailable(f"the server did not answer for {self.patience:g} s") from error
+                await asyncio.sleep(random.uniform(0.05, 0.5))
+
+    async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        chosen = script(name)
+        known, whole = ("EVALSHA_RO", "EVAL_RO") if chosen.reads else ("EVALSHA", "EVAL")
+        try:
+            return await self.call(known, chosen.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self.call(whole, chosen.body, len(keys), *keys, *args)
+
+
+class BlockingReader:
+    """One connection for reads that block up to two seconds."""
+
+    def __init__(self, connection: Connection, server: RedisServer) -> None:
+        self._connection = connection
+        self._server = server
+        self._id = 0
+        self._reads = 0
+        self._reading = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is open."""
+        return bool(self._connection.is_connected)
+
+    async def read(self, *args: Arg) -> Any:
+        """See Reader.read. Raises redis-py's errors; the next read connects again."""
+        self._reads += 1
+        self._reading = self._reads
+        try:
+            if not self._connection.is_connected:
+                await self._connection.connect()
+                await self._connection.send_command("CLIENT", "ID")
+                self._id = int(await self._connection.read_response())
+            await self._connection.send_packed_command(packed(args))
+            return await self._connection.read_response()
+        finally:
+            self._reading = 0
+
+    async def wake(self) -> None:
+        """See Reader.wake. Asks again while the read has not reached the server yet, for it would then block."""
+        read = self._reading
+        with suppress(RedisError, OSError):
+            while read and self._reading == read:
+                if self._id and await self._server.call("CLIENT", "UNBLOCK", self._id):
+                    return
+                await asyncio.sleep(0.001)
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        with suppress(RedisError, OSError):
+            await self._connection.disconnect(nowait=True)
+
+
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[RedisServer]:
+    """A RedisServer that is checked at the start and closed at the end."""
+    server = RedisServer(url, **options)
+    try:
+        await server.check()
+        yield server
+    finally:
+        await server.aclose()
+
+
+def _parse_info(raw: bytes) -> dict[str, str]:
+    lines = raw.decode("utf-8", "replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)

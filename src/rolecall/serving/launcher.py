@@ -1,0 +1,274 @@
+"""A process's use of the model servers: each model it asks for has exactly one engine on this machine, whoever asked
+first, and calls of it are counted for all to see."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerUnavailable
+from rolecall.redis.leader import make_private
+from rolecall.redis.server import RedisServer
+from rolecall.serving import footprint
+from rolecall.serving.directory import CALL_SECONDS, RESIDENT_SECONDS, USER_SECONDS, Claim, Directory
+from rolecall.serving.process import birth_of, lives, machine, send
+from rolecall.serving.spec import ModelServer, Spec
+
+logger = logging.getLogger(__name__)
+START_SECONDS = 300.0
+"""How long a model may take to load before its users are told that it does not."""
+LEAVE_SECONDS = 3.0
+"""How long the last process waits for the engines to be gone."""
+EAGER_SECONDS = 5.0
+"""From then on it is looked less often whether a model is there."""
+HUNGRY_SECONDS = 5.0
+"""Who has waited so long for memory has models leave that are always busy, as soon as they have answered."""
+AWAY = (RedisError, OSError, ServerUnavailable, TimeoutError)
+
+
+class Serving:
+    """What the process called ``process`` needs of the model servers known in ``server``.
+
+    ``logs`` is the directory where engines write down what they have to say; ``limit`` is MB of memory for all model
+    servers of this machine together, None for what it has; a model that does not fit is waited for up to ``patience``
+    seconds; one that was loaded stays for ``resident`` seconds. Safe for any number of tasks; each event loop, thread
+    or process has one of its own.
+    """
+
+    def __init__(
+        self,
+        server: RedisServer,
+        process: str,
+        logs: Path,
+        *,
+        limit: int | None = None,
+        patience: float = 60.0,
+        resident: float = RESIDENT_SECONDS,
+    ) -> None:
+        self.directory = Directory(server, resident=resident)
+        self.machine = machine()
+        self.user = f"{self.machine}/{process}~{secrets.token_hex(4)}"
+        self._redis = server.url
+        self._logs = logs
+        self._limit = limit
+        self._patience = patience
+        self._ensuring: dict[str, asyncio.Task[ModelServer]] = {}
+        self._needing: asyncio.Task[None] | None = None
+        self._started: dict[str, tuple[int, str]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def ensure(self, spec: Spec) -> ModelServer:
+        """The ready server of ``spec``; started if there is none, by exactly one of all who ask.
+
+        Raises ModelUnavailable with the reason in one line, for some seconds without another try, and with the numbers
+        when the memory does not suffice. Cancelled while the model loads, the engine goes on loading.
+        """
+        task = self._ensuring.get(spec.id)
+        if task is None:
+            task = self._ensuring[spec.id] = asyncio.create_task(self._ensured(spec), name=f"ensure {spec.model}")
+            task.add_done_callback(lambda done: self._over(spec.id, done))
+        return await asyncio.shield(task)
+
+    @asynccontextmanager
+    async def calling(self, spec: Spec) -> AsyncIterator[ModelServer]:
+        """A call of the model: its ready server, as in ``ensure``. As long as it lasts the server is busy, and nothing
+        but the death of this process or an order to unload it makes it leave."""
+        call = secrets.token_hex(6)
+        server = await self._entered(spec, call)
+        holding = asyncio.create_task(self._hold(server.id, call), name=f"hold {spec.model}")
+        try:
+            yield server
+        finally:
+            holding.cancel()
+            self._later(self.directory.leave(server.id, call))
+
+    async def suspect(self, server: ModelServer) -> bool:
+        """``server`` did not answer: forget it if its process is gone. True if it is not there any more."""
+        if server.machine == self.machine and not lives(server.pid, server.birth):
+            await self.directory.end(server.id)
+            return True
+        return all(one.id != server.id for one in await self.directory.servers())
+
+    async def aclose(self) -> None:
+        """Need no model any more. Idempotent. The last process of a machine waits until its engines are gone."""
+        for task in (*self._ensuring.values(), *([self._needing] if self._needing else [])):
+            task.cancel()
+            await asyncio.wait([task])
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._needing is not None:
+            self._needing = None
+            with suppress(*AWAY):
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    if not await self.directory.needed_by(self.user, still=False):
+                        await self._gone()
+
+    # ── one server per model ────────────────────────────────────────────────────────────────────
+
+    async def _ensured(self, spec: Spec) -> ModelServer:
+        self._need()
+        wanted = self._wanted(spec)
+        begun = time.monotonic()
+        hungry: float | None = None
+        while True:
+            waited = time.monotonic() - hungry if hungry else 0.0
+            claim = await self.directory.claim(wanted, self.user, self._room(), hungry=waited > HUNGRY_SECONDS)
+            if claim.server and await self._is_there(claim.server) and claim.word == "READY":
+                return claim.server
+            passed = time.monotonic() - begun
+            if claim.word == "START":
+                self._start(spec, wanted)
+            hungry = (hungry or time.monotonic()) if claim.word == "FULL" else None
+            self._give_up(spec, wanted, claim, passed, waited)
+            await asyncio.sleep(0.03 if passed < EAGER_SECONDS else 0.2)
+
+    def _give_up(self, spec: Spec, wanted: ModelServer, claim: Claim, passed: float, waited: float) -> None:
+        if claim.word == "FAILED":
+            raise ModelUnavailable(claim.why)
+        if claim.word == "NEVER" or (claim.word == "FULL" and waited > self._patience):
+            raise ModelUnavailable(_no_room(spec, wanted, claim))
+        if passed > START_SECONDS:
+            raise ModelUnavailable(f"{spec.model} was not loaded within {START_SECONDS:g} s: see {self._log(spec)}")
+
+    async def _is_there(self, server: ModelServer) -> bool:
+        """False if the process that should be there is not: its place is then free."""
+        if server.machine != self.machine or not server.host_pid:
+            return True
+        if lives(server.host_pid, server.host_birth) and lives(server.pid, server.birth):
+            return True
+        if not lives(server.host_pid, server.host_birth):  # else it is about to say itself what became of its engine
+            await self.directory.end(server.id)
+        return False
+
+    async def _entered(self, spec: Spec, call: str) -> ModelServer:
+        self._need()
+        while True:
+            server = await self.directory.enter(spec, self.machine, call)
+            if isinstance(server, ModelServer):
+                if await self._is_there(server):
+                    return server
+                await self.directory.leave(server.id, call)
+            await self.ensure(spec)
+
+    def _wanted(self, spec: Spec) -> ModelServer:
+        return ModelServer(
+            id=secrets.token_hex(8),
+            model=spec.model,
+            spec=spec.id,
+            machine=self.machine,
+            host=socket.gethostname(),
+            key=secrets.token_urlsafe(32),
+            alias=spec.alias,
+            slots=spec.slots,
+            ram=_estimated(spec),
+            pinned=spec.pinned,
+        )
+
+    def _room(self) -> footprint.Room:
+        try:
+            return footprint.room(self._limit)
+        except ImportError:
+            raise ConfigError(str(MissingExtra("local", "a model on this machine"))) from None
+
+    def _start(self, spec: Spec, wanted: ModelServer) -> None:
+        """Start the host, which starts the engine. It is nobody's child for long: whoever started it may leave."""
+        log = self._log(spec)
+        make_private(log.parent)
+        orders = {"server": wanted, "spec": spec, "redis": self._redis, "log": str(log)}
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                # -P: nothing in the current directory may pass for a module of the standard library.
+                [sys.executable, "-P", str(Path(__file__).with_name("host.py")), spec.model],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+                # A terminal's Ctrl-C is meant for the process in front, not for what others share.
+                start_new_session=True,
+            )
+        self._started = {wanted.id: (child.pid, birth_of(child.pid)), **dict([*self._started.items()][:7])}
+        # The thread keeps no process from ending and leaves no zombie, whenever the host ends.
+        threading.Thread(target=child.wait, name=f"reap {spec.model}", daemon=True).start()
+        assert child.stdin is not None
+        with suppress(BrokenPipeError), child.stdin:
+            child.stdin.write(msgspec.json.encode(orders))
+        logger.info("%s: its server is being started, host process %d", spec.model, child.pid)
+
+    def _log(self, spec: Spec) -> Path:
+        name = "".join(c if c.isalnum() or c in ".-_" else "_" for c in Path(spec.model.rpartition("@")[0]).name)
+        return self._logs / f"{name[:40]}-{spec.id[:6]}.log"
+
+    def _over(self, spec_id: str, task: asyncio.Task[ModelServer]) -> None:
+        self._ensuring.pop(spec_id, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it; if all were cancelled nobody wants it
+
+    # ── being there ─────────────────────────────────────────────────────────────────────────────
+
+    def _need(self) -> None:
+        if self._needing is None:
+            self._needing = asyncio.create_task(self._go_on_needing(), name="need model servers")
+
+    async def _go_on_needing(self) -> None:
+        while True:
+            with suppress(*AWAY):
+                await self.directory.needed_by(self.user)
+            await asyncio.sleep(USER_SECONDS / 4)
+
+    async def _hold(self, server: str, call: str) -> None:
+        while True:
+            await asyncio.sleep(CALL_SECONDS / 3)
+            with suppress(*AWAY):
+                await self.directory.hold(server, call)
+
+    async def _gone(self) -> None:
+        """Tell the hosts of this machine to leave, and wait until they have."""
+        for server in await self.directory.servers(machine=self.machine):
+            # One that is just starting has not said yet who it is; then whoever started it knows.
+            who = (server.host_pid, server.host_birth) if server.host_pid else self._started.get(server.id, (0, ""))
+            if server.owned and (not send(*who, signal.SIGTERM) or not server.host_pid):
+                await self.directory.end(server.id)
+        while any(server.owned for server in await self.directory.servers(machine=self.machine)):
+            await asyncio.sleep(0.02)
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(_quietly(work), name="model call over")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _estimated(spec: Spec) -> int:
+    if found := footprint.estimate(spec):
+        return found
+    raise ModelUnavailable(
+        f"{spec.model}: nothing tells how much memory it takes: give its server ram=MB, or name a .gguf file that is "
+        "there in its command"
+    )
+
+
+def _no_room(spec: Spec, wanted: ModelServer, claim: Claim) -> str:
+    return (
+        f"{spec.model} needs about {wanted.ram} MB of memory; model servers here may take {claim.most} MB and those "
+        f"that cannot leave take {claim.used} MB. Lower LOCAL_SLOTS or LOCAL_CONTEXT, choose a smaller model, or raise "
+        "LOCAL_RAM"
+    )
+
+
+async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await work
+    except AWAY as error:
+        logger.info("the server is away: %s", error)

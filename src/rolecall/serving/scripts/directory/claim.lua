@@ -1,0 +1,58 @@
+-- Ask for a server of a model: find the one there is, or get leave to start it if the machine has the memory for it.
+-- KEYS lib/served
+-- ARGV 1 the server as it is to be, JSON · 2 this process · 3 ms this process may need a server · 4 ms the place is kept
+--      5 MB of memory for all servers of this machine · 6 MB free there now · 7 ms a loaded model stays at least
+--      8 '1' has busy servers leave too, once they have answered what they were asked
+-- Returns {READY|STARTING, server} | {START} | {FAILED, why, ms to the next try}
+-- | {FULL, MB used, MB there are, 1 if some server leaves} | {NEVER, MB used by what may not leave, MB there are}
+-- include: directory
+local wanted, most = cjson.decode(ARGV[1]), tonumber(ARGV[5])
+local servers = live()
+redis.call('ZADD', USERS, NOW + tonumber(ARGV[3]), ARGV[2])
+outlive(USERS, tonumber(ARGV[3]))
+
+local used, resident, leaving, pinned, idle = 0, 0, 0, 0, {}
+for _, server in ipairs(servers) do
+  local mine = server.spec == wanted.spec and (server.machine == wanted.machine or server.machine == '')
+  if mine and server.state == 'ready' then return { 'READY', cjson.encode(server) } end
+  if mine and server.state == 'starting' then return { 'STARTING', cjson.encode(server) } end
+  if server.machine == wanted.machine then
+    used = used + server.ram
+    if server.measured then resident = resident + server.ram end
+    if server.state == 'stopping' then leaving = leaving + server.ram end
+    if server.pinned then pinned = pinned + server.ram end
+    local stayed = server.state == 'ready' and NOW - server.ready > tonumber(ARGV[7])
+    if stayed and not server.pinned and (server.in_flight == 0 or ARGV[8] == '1') then idle[#idle + 1] = server end
+  end
+end
+
+local failed = redis.call('HGET', FAILED, wanted.spec)
+if failed then
+  local till, why = string.match(failed, '^(%d+)|(.*)$')
+  if tonumber(till) > NOW then return { 'FAILED', why, tonumber(till) - NOW } end
+  redis.call('HDEL', FAILED, wanted.spec)
+end
+
+local budget = math.min(most, tonumber(ARGV[6]) + resident)
+if used + wanted.ram > budget then
+  if pinned + wanted.ram > most then return { 'NEVER', pinned, most } end
+  table.sort(idle, function(a, b)
+    if (a.in_flight == 0) ~= (b.in_flight == 0) then return a.in_flight == 0 end
+    return a.used < b.used
+  end)
+  local free, out = budget - used + leaving, {}
+  for _, server in ipairs(idle) do
+    if free >= wanted.ram then break end
+    free, out[#out + 1] = free + server.ram, server
+  end
+  -- None is sent away in vain.
+  if free < wanted.ram then return { 'FULL', used, budget, leaving > 0 and 1 or 0 } end
+  for _, server in ipairs(out) do
+    server.state = 'stopping'
+    keep(server)
+  end
+  return { 'FULL', used, budget, 1 }
+end
+wanted.lapses, wanted.since, wanted.used = NOW + tonumber(ARGV[4]), NOW, NOW
+keep(wanted)
+return { 'START' }

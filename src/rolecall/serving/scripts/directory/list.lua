@@ -1,0 +1,20 @@
+-- The model servers there are.
+-- Changes nothing: those whose time is over are left out, and left to who may write.
+-- KEYS lib/served  ARGV none
+-- Returns each as JSON, with its calls in flight and `age`, ms since it was started.
+-- include: directory
+local shown, flat = {}, redis.call('HGETALL', SERVERS)
+local under_way = redis.call('ZRANGEBYSCORE', CALLS, '(' .. NOW, '+inf')
+for i = 2, #flat, 2 do
+  local server = cjson.decode(flat[i])
+  if server.lapses > NOW then
+    local start = server.id .. ' '
+    server.in_flight = 0
+    for _, call in ipairs(under_way) do
+      if string.sub(call, 1, #start) == start then server.in_flight = server.in_flight + 1 end
+    end
+    server.age, server.idle = NOW - server.since, NOW - server.used
+    shown[#shown + 1] = cjson.encode(server)
+  end
+end
+return shown

@@ -1,0 +1,312 @@
+"""Who is alive: the processes, their instances and figures, as any process can read them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from rolecall.bus.bus import Bus
+from rolecall.bus.turn import turns_in_flight
+from rolecall.models.gate import MICRO
+from rolecall.redis import keys
+from rolecall.redis.server import Server
+
+BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Upper bounds in seconds; one bucket more has the rest."""
+TELL_SECONDS = 1.0
+
+
+class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One instance: what it does, and what it has done since its process started."""
+
+    id: str
+    role: str
+    busy: bool = False
+    conversation: str = ""
+    turn: str = ""
+    seconds: float = 0.0
+    handled: int = 0
+    errors: int = 0
+    busy_seconds: float = 0.0
+
+
+class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One process as it registered itself; ``uptime`` in seconds, ``connections`` those to the server, ``http`` the
+    address it serves at beside other work."""
+
+    process: str
+    kind: str = "worker"
+    uptime: float = 0.0
+    instances: tuple[InstanceState, ...] = ()
+    connections: int = 0
+    max_connections: int = 0
+    scribe: bool = False
+    version: str = ""
+    http: str = ""
+
+
+async def register(bus: Bus, state: ProcessState) -> None:
+    """Say that this process lives, for three heartbeats from now."""
+    await bus.server.run(
+        "register",
+        (keys.WORKERS, keys.worker(state.process)),
+        (state.process, msgspec.json.encode(state), _lifetime(bus)),
+    )
+
+
+async def unregister(bus: Bus) -> None:
+    """Say that this process leaves."""
+    await bus.server.run("register", (keys.WORKERS, keys.worker(bus.process)), (bus.process, "", _lifetime(bus)))
+
+
+async def ask_for_reports(bus: Bus) -> None:
+    """Ask every process to say now, not at its next heartbeat, how it is doing."""
+    await bus.server.call("PUBLISH", keys.CONTROL, b'{"report":true}')
+
+
+async def processes(bus: Bus) -> list[ProcessState]:
+    """The live processes, oldest sign of life first."""
+    names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]
+    found = await asyncio.gather(*(bus.server.call("GET", keys.worker(name)) for name in names))
+    return [msgspec.json.decode(raw, type=ProcessState) for raw in found if raw]
+
+
+async def instances_of(bus: Bus, role: str) -> int:
+    """How many live instances ``role`` has over all processes."""
+    return (await instance_counts(bus)).get(role, 0)
+
+
+async def instance_counts(bus: Bus) -> dict[str, int]:
+    """How many live instances each role has over all processes; a role without any is left out."""
+    return dict(Counter(instance.role for state in await processes(bus) for instance in state.instances))
+
+
+async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
+    """Entries per role that wait or are being handled, over all shards and bands."""
+    return {role: sum(bands.values()) for role, bands in (await band_depths(bus, roles)).items()}
+
+
+async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The same, by role and then by priority: ``high``, ``normal``, ``low``."""
+    rows = [(shard, role, band) for shard in bus.shards for role in roles for band in keys.BANDS]
+    lengths = await asyncio.gather(*(bus.server.fetch("XLEN", shard.stream(role, band)) for shard, role, band in rows))
+    depths = {role: dict.fromkeys(BAND_NAMES.values(), 0) for role in roles}
+    for (_, role, band), length in zip(rows, lengths, strict=True):
+        depths[role][BAND_NAMES[band]] += length
+    return depths
+
+
+async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
+    """The figures behind ``rolecall stats``: instances, queues, turns of today (UTC), tokens, users, connections, and
+    those of models.figures."""
+    alive = await processes(bus)
+    counters = await _counters(bus)
+    turns = counters.get("turns", 0)
+    users: set[str] = set()
+    in_flight = 0
+    for shard in bus.shards:
+        users |= {name.decode() for name in await bus.server.call("HKEYS", shard.principals)}
+        in_flight += await turns_in_flight(bus, shard)
+    return {
+        "instances": by_role(alive, roles),
+        "queues": await queue_depths(bus, roles),
+        "turns": {
+            "today": turns,
+            "errors": counters.get("error", 0),
+            "cancelled": counters.get("cancelled", 0),
+            "in_flight": in_flight,
+            "average_ms": round(counters.get("ms", 0) / turns) if turns else 0,
+        },
+        "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
+        "feedback": {"up": counters.get("up", 0), "down": counters.get("down", 0)},
+        "users_now": len(users),
+        "users": _by_user(counters),
+        "connections": {
+            state.process: {"open": state.connections, "allowed": state.max_connections} for state in alive
+        },
+        "dead_letters": sum([await bus.server.call("XLEN", shard.dead) for shard in bus.shards]),
+        "deferred": sum([await bus.server.call("ZCARD", shard.deferred) for shard in bus.shards]),
+        **await model_figures(bus.server, models),
+    }
+
+
+def by_role(alive: Sequence[ProcessState], roles: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Per role how many instances there are and are busy, handled envelopes and errors, and the share of their time
+    that they were busy."""
+    figures = {role: {"instances": 0, "busy": 0, "handled": 0, "errors": 0, "utilisation": 0.0} for role in roles}
+    seconds = dict.fromkeys(roles, 0.0)
+    for state in alive:
+        for instance in state.instances:
+            row = figures.setdefault(instance.role, {"instances": 0, "busy": 0, "handled": 0, "errors": 0})
+            row["instances"] += 1
+            row["busy"] += instance.busy
+            row["handled"] += instance.handled
+            row["errors"] += instance.errors
+            row["utilisation"] = row.get("utilisation", 0.0) + instance.busy_seconds
+            seconds[instance.role] = seconds.get(instance.role, 0.0) + state.uptime
+    for role, row in figures.items():
+        row["utilisation"] = round(row["utilisation"] / seconds[role], 3) if seconds.get(role) else 0.0
+    return figures
+
+
+def _by_user(counters: dict[str, int]) -> dict[str, dict[str, int]]:
+    users: dict[str, dict[str, int]] = {}
+    for name, value in counters.items():
+        if name.startswith("u:"):
+            user, _, counter = name[2:].rpartition(":")
+            users.setdefault(user, {})[counter] = value
+    for row in users.values():
+        row["average_ms"] = round(row.get("ms", 0) / row["turns"]) if row.get("turns") else 0
+    return users
+
+
+async def _counters(bus: Bus) -> dict[str, int]:
+    day, total = time.strftime("%Y%m%d", time.gmtime()), dict[str, int]()
+    for shard in bus.shards:
+        flat = await bus.server.call("HGETALL", shard.statistics(day))
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            total[name.decode()] = total.get(name.decode(), 0) + int(value)
+    return total
+
+
+def _lifetime(bus: Bus) -> int:
+    return round(bus.settings.heartbeat_seconds * 3000)
+
+
+class Measures:
+    """This process's, since it last told the server. Labels have no white space."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        self._times: dict[tuple[str, ...], list[float]] = {}
+
+    def count(self, name: str, *labels: str, by: int = 1) -> None:
+        """Count something."""
+        self._counts[name, "n", *labels] += by
+
+    def time(self, name: str, seconds: float, *labels: str) -> None:
+        """Note how long something took."""
+        row = self._times.get((name, *labels))
+        if row is None:
+            row = self._times[name, *labels] = [0.0] * (len(BUCKETS) + 2)
+        row[bisect_left(BUCKETS, seconds)] += 1
+        row[-1] += seconds
+
+    async def tell(self, server: Server) -> None:
+        """Add what was gathered to the server's. Raises redis-py's errors, and then tells it the next time."""
+        told, self._counts = self._gathered(), Counter()
+        adding = [server.send("HINCRBY", keys.METRICS, " ".join(name), by) for name, by in told.items()]
+        replies = await asyncio.gather(*adding, return_exceptions=True)
+        failed = [reply for reply in replies if isinstance(reply, BaseException)]
+        for (name, by), reply in zip(told.items(), replies, strict=True):
+            if isinstance(reply, BaseException):
+                self._counts[name] += by
+        if failed:
+            raise failed[0]
+
+    def _gathered(self) -> Counter[tuple[str, ...]]:
+        times, self._times = self._times, {}
+        for (name, *labels), (*buckets, seconds) in times.items():
+            for number, count in enumerate(buckets):
+                if count:
+                    self._counts[name, str(number), *labels] += int(count)
+            self._counts[name, "us", *labels] += round(seconds * 1_000_000)
+        return self._counts
+
+
+@dataclass
+class Times:
+    """All that was noted of one thing under the same labels: how many fell into each bucket, the last for the rest,
+    and the sum in seconds."""
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    seconds: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return sum(self.buckets)
+
+
+@dataclass
+class Measured:
+    """What all processes told since the server was first used, by name and labels."""
+
+    counts: dict[str, dict[tuple[str, ...], int]] = field(default_factory=dict)
+    times: dict[str, dict[tuple[str, ...], Times]] = field(default_factory=dict)
+
+
+async def measured(server: Server) -> Measured:
+    """Read it. Raises redis-py's errors and ServerUnavailable."""
+    found, flat = Measured(), await server.fetch("HGETALL", keys.METRICS)
+    for raw, value in zip(flat[::2], flat[1::2], strict=True):
+        name, part, *labels = raw.decode().split(" ")
+        if part == "n":
+            found.counts.setdefault(name, {})[tuple(labels)] = int(value)
+            continue
+        times = found.times.setdefault(name, {}).setdefault(tuple(labels), Times())
+        if part == "us":
+            times.seconds = int(value) / 1_000_000
+        elif int(part) < len(times.buckets):
+            times.buckets[int(part)] = int(value)
+    return found
+
+
+async def model_figures(server: Server, names: Iterable[str]) -> dict[str, Any]:
+    """``models``: per name calls, failures, tokens, money, average ms, calls in flight, turns that wait, and ``state``:
+    ``ready``, or what keeps it from being asked; ``cost``: money spent today (UTC) on all; ``spenders``: tokens and
+    money per user."""
+    names = list(names)
+    spent = _whole(await server.fetch("HGETALL", keys.spent(time.strftime("%Y%m%d", time.gmtime()))))
+    seconds, micros = await server.fetch("TIME")
+    now = int(seconds) * 1000 + int(micros) / 1000
+    states = await asyncio.gather(*(_state(server, name, now) for name in names))
+    return {
+        "models": {name: {**_used(spent, name), **state} for name, state in zip(names, states, strict=True)},
+        "cost": spent.get("cost", 0) / MICRO,
+        "spenders": _spenders(spent),
+    }
+
+
+async def _state(server: Server, name: str, now: float) -> dict[str, Any]:
+    flat, busy, waiting = await asyncio.gather(
+        server.fetch("HGETALL", keys.model(name, "state")),
+        server.fetch("ZCOUNT", keys.model(name, "busy"), now, "+inf"),
+        server.fetch("ZCARD", keys.model(name, "waiting")),
+    )
+    state = {field.decode(): value.decode() for field, value in zip(flat[::2], flat[1::2], strict=True)}
+    return {"in_flight": busy, "waiting": waiting, "state": _word(state, now)}
+
+
+def _word(state: dict[str, str], now: float) -> str:
+    if state.get("open") == "1":
+        return f"away: {state.get('why', '')}"
+    left = (float(state.get("until", 0)) - now) / 1000
+    return f"asks to wait {left:.0f} s: {state.get('why', '')}" if left > 0 else "ready"
+
+
+def _used(spent: dict[str, int], name: str) -> dict[str, Any]:
+    figures = {part: spent.get(f"m:{name}:{part}", 0) for part in ("calls", "failed", "in", "out", "cost", "ms")}
+    average = round(figures.pop("ms") / figures["calls"]) if figures["calls"] else 0
+    return {**figures, "cost": figures["cost"] / MICRO, "average_ms": average}
+
+
+def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:
+    users: dict[str, dict[str, float]] = {}
+    for name, value in spent.items():
+        if name.startswith("u:"):
+            user, _, what = name[2:].rpartition(":")
+            users.setdefault(user, {})[what] = value / MICRO if what == "cost" else value
+    return users
+
+
+def _whole(flat: list[bytes]) -> dict[str, int]:
+    return {field.decode(): int(value) for field, value in zip(flat[::2], flat[1::2], strict=True)}

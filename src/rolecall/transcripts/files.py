@@ -1,0 +1,257 @@
+"""The files of the transcripts under their one writer: each record once, in order, no line torn."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import tzinfo
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from rolecall.bus.turn import FORGET
+from rolecall.transcripts.record import Record, conversation_dir, entry_order, format_line, parse_line, session_file
+
+OPEN_FILES = 64
+SYNCS = 8
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+UNSAFE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK, errno.ENODEV})
+"""What the system says of a link, or of anything but a file, where a transcript should be."""
+WINDOW = 64 * 1024
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A record with the conversation and the session (its start, ms) whose file it belongs to."""
+
+    conversation: str
+    session: int
+    record: Record
+
+
+class TranscriptFiles:
+    """The files below ``log_dir/conversations``: directories 0700, files 0600, and no link is ever followed there.
+
+    ``log_dir`` itself may be a link. One process at a time may use a directory, and one thread at a time this object.
+    """
+
+    def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
+        self.refused: list[str] = []
+        """Paths not written to because a link or something else but a file was there; the caller empties it."""
+        self._log_dir = log_dir
+        self._tz = tz
+        self._generation = 0
+        self._open: OrderedDict[PurePosixPath, _File] = OrderedDict()
+
+    def begin(self, born: str) -> None:
+        """Write for the server named ``born``. One that is new here gets new files, as its entry ids may start over.
+
+        Raises OSError.
+        """
+        self.close()
+        with _root(self._log_dir) as root, closing(_File(root, ".scribe-born")) as noted:
+            known = noted.text().split()
+            if born not in known:
+                noted.write(f"{born}\n".encode())
+                noted.sync()
+                known.append(born)
+            self._generation = known.index(born)
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Append what the files do not have yet, and bring it to the disk.
+
+        ``entries`` of one conversation come in rising order. Raises OSError, no line torn; call again with the same.
+        """
+        waiting: dict[PurePosixPath, list[Record]] = {}
+        for entry in entries:
+            if entry.record.word == FORGET:
+                self._append_all(waiting)
+                self._forget(conversation_dir(entry.conversation))
+            else:
+                path = session_file(entry.conversation, entry.session, self._tz, self._generation)
+                waiting.setdefault(path, []).append(entry.record)
+        self._append_all(waiting)
+
+    def close(self) -> None:
+        """Close all files. The next write opens them again."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _append_all(self, waiting: dict[PurePosixPath, list[Record]]) -> None:
+        paths = list(waiting)
+        for start in range(0, len(paths), OPEN_FILES):
+            some = paths[start : start + OPEN_FILES]
+            try:
+                _sync([file for path in some if (file := self._append(path, waiting[path]))])
+            except OSError:
+                for path in some:
+                    self._discard(path)
+                raise
+        waiting.clear()
+
+    def _append(self, path: PurePosixPath, records: list[Record]) -> _File | None:
+        """The file, if it got something new that is still to be brought to the disk."""
+        try:
+            file = self._file(path)
+        except OSError as error:
+            if error.errno not in UNSAFE:
+                raise
+            self.refused.append(str(path))
+            return None
+        fresh = [record for record in records if record.order > file.last]
+        if not fresh:
+            return None
+        lines = [format_line(record, self._tz) for record in fresh]
+        file.write(("\n".join(lines) + "\n").encode())
+        file.last = fresh[-1].order
+        return file
+
+    def _file(self, path: PurePosixPath) -> _File:
+        """The open file of ``path``. One removed under our hands is made anew."""
+        file = self._open.get(path)
+        if file is not None and file.linked():
+            self._open.move_to_end(path)
+            return file
+        self._discard(path)
+        with _root(self._log_dir) as root, _below(root, "conversations", *path.parts[:-1]) as directory:
+            file = self._open[path] = _File(directory, path.name)
+        if len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return file
+
+    def _discard(self, path: PurePosixPath) -> None:
+        """Close it; what is not on the disk yet is cut off."""
+        if path in self._open:
+            file = self._open.pop(path)
+            file.cut()
+            file.close()
+
+    def _forget(self, name: str) -> None:
+        for path in [path for path in self._open if path.parts[0] == name]:
+            self._discard(path)
+        with _root(self._log_dir) as root, _below(root, "conversations") as conversations:
+            try:
+                shutil.rmtree(name, dir_fd=conversations)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno is not None and error.errno not in UNSAFE:
+                    raise
+                self.refused.append(name)
+            os.fsync(conversations)
+
+
+class _File:
+    """One open file; a torn last line is cut off at once. ``last`` is the order of its last record.
+
+    A new file's name needs no fsync of its directory: the file systems in use bring it to the disk with the file's.
+    """
+
+    def __init__(self, directory: int, name: str) -> None:
+        self._fd = os.open(name, APPEND, 0o600, dir_fd=directory)
+        try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise OSError(errno.ENXIO, "not a regular file", name)
+            self.last = self._mend()
+            self._safe = os.fstat(self._fd).st_size
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def linked(self) -> bool:
+        """Whether the file still has a name."""
+        return os.fstat(self._fd).st_nlink > 0
+
+    def text(self) -> str:
+        """All of it."""
+        return os.pread(self._fd, os.fstat(self._fd).st_size, 0).decode("utf-8", "replace")
+
+    def write(self, data: bytes) -> None:
+        """Append all of ``data``, or some of it and raise OSError."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        os.fsync(self._fd)
+        self._safe = os.fstat(self._fd).st_size
+
+    def cut(self) -> None:
+        """Take back what was written and not synced."""
+        with suppress(OSError):  # what stays is mended or recognised when the file is opened again
+            os.ftruncate(self._fd, self._safe)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+    def _mend(self) -> tuple[int, int]:
+        size = os.fstat(self._fd).st_size
+        window = WINDOW
+        while True:
+            start = max(0, size - window)
+            tail = os.pread(self._fd, size - start, start)
+            whole = tail[: tail.rfind(b"\n") + 1]
+            last = _last_order(whole)
+            if start == 0 or last is not None:
+                if len(whole) < len(tail):
+                    os.ftruncate(self._fd, start + len(whole))
+                return last or (0, 0)
+            window *= 4
+
+
+def _sync(files: list[_File]) -> None:
+    """Sync all. Side by side, as the system then makes one trip to the disk for many; raises the first OSError."""
+    if len(files) == 1:
+        files[0].sync()
+    elif files:
+        with ThreadPoolExecutor(min(len(files), SYNCS), thread_name_prefix="rolecall-sync") as pool:
+            list(pool.map(_File.sync, files))
+
+
+def _last_order(whole: bytes) -> tuple[int, int] | None:
+    """Order of the last record in ``whole`` lines, the first of which may lack its beginning."""
+    for line in reversed(whole.split(b"\n")):
+        record = parse_line(line.decode("utf-8", "replace"))
+        if record is not None:
+            return entry_order(record.id)
+    return None
+
+
+@contextmanager
+def _root(log_dir: Path) -> Iterator[int]:
+    log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = os.open(log_dir, DIRECTORY & ~os.O_NOFOLLOW)
+    try:
+        yield root
+    finally:
+        os.close(root)
+
+
+@contextmanager
+def _below(root: int, *names: str) -> Iterator[int]:
+    """The directory reached from ``root`` by ``names``, made where missing. Every step refuses a link."""
+    reached = os.dup(root)
+    try:
+        for name in names:
+            upper, reached = reached, _step(reached, name)
+            os.close(upper)
+        yield reached
+    finally:
+        os.close(reached)
+
+
+def _step(directory: int, name: str) -> int:
+    try:
+        return os.open(name, DIRECTORY, dir_fd=directory)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=directory)
+        return os.open(name, DIRECTORY, dir_fd=directory)

@@ -1,0 +1,181 @@
+"""The conversations that have transcripts: found, summed up, and read while they grow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+
+import msgspec
+
+from rolecall.errors import ConfigError
+from rolecall.transcripts.record import (
+    EPOCH,
+    FAILURES,
+    Record,
+    directories,
+    escape,
+    format_line,
+    identity,
+    parse_line,
+    read_records,
+    session_files,
+    visible,
+)
+
+POLL_SECONDS = 0.2
+AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which conversations, or which records of one: all that are given must fit.
+
+    ``user`` is part of an id or a title, ``since`` ms since 1970 by the server's clock, ``grep`` a regular expression.
+    """
+
+    user: str = ""
+    since: int | None = None
+    errors: bool = False
+    grep: str = ""
+
+    def takes(self, record: Record) -> bool:
+        """Whether a record fits ``since``, ``errors`` and ``grep``."""
+        return (
+            (self.since is None or record.ms >= self.since)
+            and (not self.errors or record.word in FAILURES)
+            and (not self.grep or re.search(self.grep, f"{record.word}: {record.text}") is not None)
+        )
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A conversation in one row; times in ms since 1970, ``name`` is its directory."""
+
+    conversation: str
+    title: str
+    name: str
+    first: int
+    last: int
+    turns: int
+    errors: int
+    line: str
+
+
+def since(text: str, now: datetime, tz: tzinfo | None = None) -> int:
+    """``2h``, ``30m``, ``7d``, or a day or moment such as ``2026-11-21`` in ``tz``, as ms since 1970.
+
+    Raises ConfigError for anything else.
+    """
+    ago = AGO.fullmatch(text)
+    try:
+        moment = now - timedelta(**{UNITS[ago[2]]: int(ago[1])}) if ago else datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=tz)
+        return (moment.astimezone(UTC) - EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{escape(text)}: 90s, 30m, 2h, 7d or a day such as 2026-11-21 is allowed") from None
+
+
+def conversations(log_dir: Path, filters: Filters, tz: tzinfo | None = None) -> list[Summary]:
+    """The conversations that fit, the one last active last. With errors or grep, those with a record that fits."""
+    found = (_summary(directory, filters, tz) for directory in directories(log_dir))
+    return sorted((summary for summary in found if summary), key=lambda summary: summary.last)
+
+
+class Summaries:
+    """The conversations below ``log_dir``, asked for again and again: only what has grown since is read anew. May be
+    used by several threads at once."""
+
+    def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
+        self._log_dir = log_dir
+        self._tz = tz
+        self._known: dict[str, tuple[tuple[tuple[str, int], ...], Summary | None]] = {}
+
+    def find(self, filters: Filters) -> list[Summary]:
+        """As ``conversations``, the one last active first."""
+        here = directories(self._log_dir)
+        found = [summary for directory in here if (summary := self._fitting(directory, filters))]
+        for gone in set(self._known.copy()) - {directory.name for directory in here}:
+            self._known.pop(gone, None)
+        return sorted(found, key=lambda summary: -summary.last)
+
+    def of(self, directory: Path) -> Summary | None:
+        """The one whose directory that is; None while it has no records."""
+        with suppress(FileNotFoundError):  # it was forgotten meanwhile
+            stamp = tuple((str(path), path.stat().st_size) for path in session_files(directory))
+            known = self._known.get(directory.name)
+            if known is None or known[0] != stamp:
+                known = self._known[directory.name] = (stamp, _summary(directory, Filters(), self._tz))
+            return known[1]
+        return None
+
+    def _fitting(self, directory: Path, filters: Filters) -> Summary | None:
+        summary = self.of(directory)
+        if summary is None or not _is_user(filters.user, summary.conversation, summary.title):
+            return None
+        if (filters.since or 0) > summary.last or (filters.errors and not summary.errors):
+            return None
+        by_record = filters.grep or (filters.errors and filters.since)
+        return _summary(directory, filters, self._tz) if by_record else summary
+
+
+async def tail(
+    directory: Path, *, last: int = 10, poll: float = POLL_SECONDS, tz: tzinfo | None = None
+) -> AsyncGenerator[Record, None]:
+    """The ``last`` records of a conversation, then each as it is written, once, new sessions' included."""
+    read: dict[Path, int] = {}
+    order = (-1, -1)
+    first = list(_grown(directory, read, tz))
+    for record in first[len(first) - min(last, len(first)) :]:
+        yield record
+    if first:
+        order = max(record.order for record in first)
+    while True:
+        await asyncio.sleep(poll)
+        for record in _grown(directory, read, tz):
+            if record.order > order:
+                order = record.order
+                yield record
+
+
+def _grown(directory: Path, read: dict[Path, int], tz: tzinfo | None) -> Iterator[Record]:
+    """What the newest two files have beyond ``read`` bytes; an older session's last turn may end in a new one."""
+    for path in session_files(directory)[-2:]:
+        with suppress(FileNotFoundError), path.open("rb") as file:  # it was forgotten meanwhile
+            start = read.get(path, 0)
+            if start > os.fstat(file.fileno()).st_size:  # cut, or begun anew
+                start = 0
+            file.seek(start)
+            whole, newline, _ = file.read().rpartition(b"\n")
+            read[path] = start + len(whole + newline)
+            lines = whole.decode("utf-8", "backslashreplace").split("\n")
+            yield from (record for line in lines if (record := parse_line(line, tz)))
+
+
+def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | None:
+    conversation, title, turns, errors, fits = directory.name, "", 0, 0, False
+    first: Record | None = None
+    last: Record | None = None
+    for last in read_records(directory, tz):
+        first = first or last
+        if conversation == directory.name or last.text.startswith("session of "):
+            claimed, named = identity(directory, last)
+            conversation = conversation if claimed == directory.name else claimed
+            title = named or title
+        turns += last.word == "RECEIVED"
+        errors += last.word in FAILURES
+        fits = fits or filters.takes(last)
+    if first is None or last is None or not fits or not _is_user(filters.user, conversation, title):
+        return None
+    line = visible(format_line(last, tz))
+    return Summary(conversation, title, directory.name, first.ms, last.ms, turns, errors, line)
+
+
+def _is_user(user: str, conversation: str, title: str) -> bool:
+    return user.casefold() in conversation.casefold() or user.casefold() in title.casefold()

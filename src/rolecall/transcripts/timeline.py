@@ -1,0 +1,137 @@
+"""A turn as bars, one a hop: how long it waited, was handled, and of that how long the model took. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rolecall.transcripts.record import Record
+
+WAIT, HANDLING, MODEL = "·", "─", "█"
+LEGEND = f"{WAIT} waits  {HANDLING} handled  {MODEL} model"
+MODEL_TIME = re.compile(r"\bmodel (\d+(?:\.\d+)?) s\b")
+HOP_NUMBER = re.compile(r"hop (\d+)")
+BEGINS = frozenset({"STARTED", "TAKEN_OVER"})
+ENDS = frozenset({"SENT", "PROCESSING_COMPLETE", "RETRY", "DEFERRED", "CANCELLED", "DEAD_LETTER", "ERROR", "FENCED"})
+OVER = {
+    "PROCESSING_COMPLETE": "answered",
+    "DELIVERED": "delivered",
+    "CANCELLED": "cancelled",
+    "DEAD_LETTER": "given up",
+}
+
+
+@dataclass
+class Hop:
+    """One handling, in ms after its turn was received: waits from ``queued``, handled from ``started`` to ``ended``."""
+
+    number: int
+    instance: str
+    queued: int
+    started: int
+    ended: int
+    word: str = ""
+    """The word that ended it; "" while it runs, TAKEN_OVER when another instance went on with it."""
+    model: int = 0
+    """Of the handling, ms that a model took."""
+
+    @property
+    def role(self) -> str:
+        """The role of its instance."""
+        return self.instance.partition(":")[0]
+
+    @property
+    def wait(self) -> int:
+        """ms in the queue."""
+        return self.started - self.queued
+
+    @property
+    def handling(self) -> int:
+        """ms in the instance's hands."""
+        return self.ended - self.started
+
+
+@dataclass
+class TurnTimeline:
+    """A turn's hops, in order. ``total`` is ms from its reception to its last record."""
+
+    turn: str
+    ms: int
+    said: str = ""
+    state: str = "running"
+    total: int = 0
+    queued: int = 0
+    hops: list[Hop] = field(default_factory=list)
+
+
+def timelines(records: Iterable[Record]) -> list[TurnTimeline]:
+    """The turns among ``records``, oldest first; each needs only its own records, in order."""
+    turns: dict[str, TurnTimeline] = {}
+    for record in records:
+        if not record.turn:
+            continue
+        turn = turns.setdefault(record.turn, TurnTimeline(record.turn, record.ms - record.since))
+        _add(turn, record)
+    return list(turns.values())
+
+
+def bars(turn: TurnTimeline, width: int = 60) -> list[str]:
+    """The turn as text: a headline, then a line per hop with its bar in ``width`` columns and its times."""
+    headline = (f"turn {turn.turn}", turn.said, f"{turn.state}, {_seconds(turn.total)}")
+    lines = ["  ".join(part for part in headline if part)]
+    names = max((len(hop.instance) for hop in turn.hops), default=0)
+    for hop in turn.hops:
+        times = f"waited {_seconds(hop.wait)}, handled {_seconds(hop.handling)}"
+        if hop.model:
+            times += f", model {_seconds(hop.model)}"
+        if hop.word not in ("SENT", "PROCESSING_COMPLETE"):
+            times += f", {hop.word.lower().replace('_', ' ') or 'running'}"
+        lines.append(f"  {hop.instance.ljust(names)}  {bar(hop, turn.total, width)}  {times}")
+    return lines
+
+
+def bar(hop: Hop, total: int, width: int) -> str:
+    """``width`` columns that stand for ``total`` ms, blank where the hop was not yet or no more."""
+    ends = _columns((hop.queued, hop.started, hop.ended - hop.model, hop.ended), total, width)
+    queued, started, model, ended = ends
+    drawn = WAIT * (started - queued) + HANDLING * (model - started) + MODEL * (ended - model)
+    # A hop too short for a column still shows where it was.
+    return (" " * queued + (drawn or HANDLING))[-width:].ljust(width)
+
+
+def _add(turn: TurnTimeline, record: Record) -> None:
+    turn.total = max(turn.total, record.since)
+    running = turn.hops[-1] if turn.hops and not turn.hops[-1].word else None
+    if record.word == "RECEIVED":
+        turn.said = record.text.partition(f"/{record.turn} ")[2] or record.text
+    elif record.word in BEGINS:
+        _begin(turn, running, record)
+    elif running is not None:
+        running.ended = record.since
+        running.model = min(running.model + _model(record.text), running.handling)
+        if record.word in ENDS:
+            running.word = record.word
+            turn.queued = record.since
+    turn.state = OVER.get(record.word, turn.state)
+
+
+def _begin(turn: TurnTimeline, running: Hop | None, record: Record) -> None:
+    if running is not None:
+        running.ended, running.word = record.since, "TAKEN_OVER"
+        turn.queued = record.since
+    found = HOP_NUMBER.search(record.text)
+    number = int(found[1]) if found else len(turn.hops)
+    turn.hops.append(Hop(number, record.instance, turn.queued, record.since, record.since))
+
+
+def _model(text: str) -> int:
+    return sum(round(float(seconds) * 1000) for seconds in MODEL_TIME.findall(text))
+
+
+def _columns(moments: Sequence[int], total: int, width: int) -> list[int]:
+    return [round(moment * width / total) if total else 0 for moment in moments]
+
+
+def _seconds(ms: int) -> str:
+    return f"{ms / 1000:.3f} s"

@@ -1,0 +1,45 @@
+"""Development: the application's agents are loaded again when their files change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from rolecall.config import APP_MODULES, Application, load
+from rolecall.errors import ConfigError
+from rolecall.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+LOOK_SECONDS = 0.5
+
+
+async def reload_on_change(runtime: Runtime) -> None:
+    """Watch config.py, ``.env`` and agents/ of the runtime's application, and deploy what they say now; a version
+    that does not load is named in the log and the running one stays. Runs until cancelled."""
+    directory = runtime.application.directory
+    seen = await asyncio.to_thread(_stamps, directory)
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        now = await asyncio.to_thread(_stamps, directory)
+        if now == seen:
+            continue
+        seen = now
+        try:
+            await runtime.redeploy(load_anew(directory))
+            logger.info("agents reloaded")
+        except ConfigError as error:
+            logger.error("not reloaded, the running agents stay: %s", error)
+
+
+def load_anew(directory: Path) -> Application:
+    """Load the application as its files are now, not as they were imported before."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in APP_MODULES]:
+        del sys.modules[name]
+    return load(directory)
+
+
+def _stamps(directory: Path) -> dict[Path, tuple[int, int]]:
+    files = [directory / "config.py", directory / ".env", *(directory / "agents").rglob("*")]
+    return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()}
