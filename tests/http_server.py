@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from rolecall.config import Application
 from rolecall.frontends.http.app import build
-from rolecall.frontends.http.server import HttpServer
+from rolecall.frontends.http.hosting import HttpServer
 from rolecall.frontends.http.services import alone
 from rolecall.frontends.sockets import listen
 

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Application
-from rolecall.frontends.http import problems, server
+from rolecall.frontends.http import problems
 from rolecall.frontends.sockets import listen
 from rolecall.settings import Settings
 from tests.deployment import Deployment
@@ -207,7 +207,7 @@ async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: 
 async def test_a_client_that_takes_nothing_is_hung_up_on(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(hosting, "STALLED_SECONDS", 0.3)
     async with serving(deployment.session.application) as url:
         address = urlsplit(url)
         client = socket.create_connection((address.hostname, address.port), timeout=20)

@@ -23,7 +23,7 @@ from rolecall.agent.memory import Memory
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import USER_TRIES
 from rolecall.frontends.telegram.bot import open_bot
-from rolecall.frontends.telegram.telegram import TelegramFront
+from rolecall.frontends.telegram.telegram_front import TelegramFront
 from rolecall.frontends.texts import LANGUAGES, say
 from rolecall.redis import keys
 from tests.bus_steps import entries, names

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.frontends.telegram import telegram
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.session import Session, open_session
 from tests import telegram_proof
@@ -66,7 +65,7 @@ async def serving(app: Deployment, told: list[str], **options: Any) -> AsyncIter
 
 async def _serve(session: Session, app: Deployment, told: list[str], **options: Any) -> None:
     bot = open_bot(session.application.settings)
-    await telegram.TelegramFront(bot, session, app.runtime.wakeups, told.append, **options).run()
+    await telegram_front.TelegramFront(bot, session, app.runtime.wakeups, told.append, **options).run()
 
 
 async def answered(api: TelegramApi, text: str) -> None:
@@ -120,7 +119,7 @@ async def test_a_token_that_telegram_does_not_know_is_one_line(api: TelegramApi,
 async def test_a_standby_takes_over_when_the_one_that_serves_ends(
     api: TelegramApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telegram, "STAND_BY_SECONDS", 0.2)
+    monkeypatch.setattr(telegram_front, "STAND_BY_SECONDS", 0.2)
     first: list[str] = []
     second: list[str] = []
     async with deployment(tmp_path, api) as app:

@@ -10,7 +10,7 @@ from rolecall.errors import ConfigError, RolecallError
 
 def main() -> None:
     """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure."""
-    from rolecall.cli.app import app
+    from rolecall.cli.main import app
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

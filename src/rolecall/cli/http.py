@@ -123,7 +123,7 @@ async def _serve_here(session: Session, host: str, listener: socket.socket, want
 async def _serve_by_processes(
     session: Session, host: str, listener: socket.socket, count: int, wanted: asyncio.Event
 ) -> None:
-    from rolecall.frontends.http.server import Workers
+    from rolecall.frontends.http.hosting import Workers
 
     directory = str(session.application.directory)
     workers = Workers((sys.executable, "-c", START, "http", "--app", directory, "--host", host), count, listener)
@@ -136,7 +136,7 @@ async def _serve_by_processes(
 @asynccontextmanager
 async def _serving(services: Services, host: str, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
     from rolecall.frontends.http.app import build
-    from rolecall.frontends.http.server import HttpServer
+    from rolecall.frontends.http.hosting import HttpServer
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Services]:

@@ -70,7 +70,7 @@ async def at_work(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """The front end at work in this process, as a task that ends by itself only when it cannot serve. On leaving it
     takes no more updates, and delivers what is ready."""
-    from rolecall.frontends.telegram.telegram import TelegramFront
+    from rolecall.frontends.telegram.telegram_front import TelegramFront
 
     async with listening(session) as wakeups:
         front = TelegramFront(bot, session, wakeups, tell, name=name)
