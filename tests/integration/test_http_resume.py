@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Application
-from rolecall.frontends.http import problems
+from rolecall.frontends.http import hosting, problems
 from rolecall.frontends.sockets import listen
 from rolecall.settings import Settings
 from tests.deployment import Deployment

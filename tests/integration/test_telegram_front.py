@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.frontends.telegram import telegram_front
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.session import Session, open_session
 from tests import telegram_proof
