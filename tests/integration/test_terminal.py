@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from rolecall.bus.events import Event
-from rolecall.frontends.terminal.text import Rows, Shown, plain, rows_of
+from rolecall.bus.events import AnswerText, Event
+from rolecall.frontends.terminal.text import Rows, plain, rows_of
 from tests.integration.rolecall_process import ROLECALL, Terminal, make_application, running
 
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -121,19 +121,19 @@ def delta(position: int, text: str) -> Event:
 
 
 def test_each_character_of_an_answer_is_shown_once() -> None:
-    shown = Shown()
-    pieces = [shown.piece(event) for event in (delta(0, "abc"), delta(1, "bcde"), delta(9, "xyz"))]
+    answer = AnswerText()
+    pieces = [answer.apply(event) for event in (delta(0, "abc"), delta(1, "bcde"), delta(9, "xyz"))]
     assert pieces == ["abc", "de", ""]
-    assert shown.rest("abcdefghixyz") == "fghixyz"
+    assert answer.rest("abcdefghixyz") == "fghixyz"
 
 
 def test_an_answer_begun_again_is_shown_from_its_start() -> None:
-    shown = Shown()
-    assert not shown.begin_again()
-    shown.piece(delta(0, "first try"))
-    assert shown.begin_again()
-    assert shown.piece(delta(0, "second")) == "second"
-    assert shown.rest("another text") is None
+    answer = AnswerText()
+    assert not answer.restart()
+    answer.apply(delta(0, "first try"))
+    assert answer.restart()
+    assert answer.apply(delta(0, "second")) == "second"
+    assert answer.rest("another text") is None
 
 
 def test_rows_break_at_spaces_and_never_exceed_their_width() -> None:

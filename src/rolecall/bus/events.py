@@ -183,24 +183,52 @@ async def follow(
 
 
 @dataclass(slots=True)
-class Progress:
-    """How far a turn came, as its events tell: the newest is of this ``kind`` and has the id ``seen``; ``text`` is the
-    answer so far, ``role`` is at it."""
+class AnswerText:
+    """The text of an answer so far, put together from the events of its turn."""
+
+    text: str = ""
+
+    def apply(self, event: Event) -> str:
+        """Apply ``event`` and return what a delta added. ``started`` clears the text; ``final`` sets the whole answer.
+
+        A delta behind a gap is skipped: the final event has the whole answer.
+        """
+        if event.kind == "started":
+            self.restart()
+        elif event.kind == "final":
+            self.text = event.text
+        elif event.kind == "delta" and event.position <= len(self.text):
+            added = event.text[len(self.text) - event.position :]
+            self.text += added
+            return added
+        return ""
+
+    def restart(self) -> bool:
+        """Clear the text; returns whether there was any."""
+        had_text, self.text = bool(self.text), ""
+        return had_text
+
+    def rest(self, whole: str) -> str | None:
+        """What ``whole`` adds to the text so far; None when it begins differently."""
+        return whole[len(self.text) :] if whole.startswith(self.text) else None
+
+
+@dataclass(slots=True)
+class Progress(AnswerText):
+    """How far a turn has come: ``kind`` and ``seen`` are those of its newest event, ``role`` is working on it."""
 
     kind: str = ""
     seen: str = "0-0"
-    text: str = ""
     role: str = ""
 
     def add(self, event: Event) -> None:
         """Go on by one event."""
         self.kind, self.seen = event.kind, event.id
+        self.apply(event)
         if event.kind == "started":
-            self.text, self.role = "", event.role
+            self.role = event.role
         elif event.kind == "queued":
             self.role = ""
-        elif event.kind == "delta" and event.position <= len(self.text):
-            self.text = self.text[: event.position] + event.text
 
 
 async def progress(bus: Bus, conversation: str, turn: str) -> Progress:

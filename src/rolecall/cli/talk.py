@@ -18,12 +18,12 @@ import msgspec
 from redis.exceptions import RedisError
 
 from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.frontends.front import Front, Received
-from rolecall.frontends.terminal.text import Shown, plain
+from rolecall.frontends.terminal.text import plain
 from rolecall.session import Session, open_session
 from rolecall.worker.runtime import process_name
 
@@ -55,15 +55,15 @@ class Outcome(msgspec.Struct, frozen=True):
     tokens_out: int = 0
     seconds: float = 0.0
 
-    def print(self, as_json: bool, shown: Shown) -> int:
+    def print(self, as_json: bool, answer: AnswerText) -> int:
         """Answers and JSON on stdout, what went wrong on stderr; returns the exit status."""
         if as_json:
             print(msgspec.json.encode(self).decode())
         if self.kind == "final":
             if not as_json:
-                _print_rest(self.text, shown)
+                _print_rest(self.text, answer)
             return 0
-        if shown.text:
+        if answer.text:
             print()
         turn = f" (turn {self.short_id})" if self.turn and self.short_id not in self.text else ""
         print(f"rolecall: {plain(self.text)}{turn}", file=sys.stderr)
@@ -79,13 +79,13 @@ async def ask(app_dir: Path | None, question: Question, *, as_json: bool) -> int
     _check(question, application)
     streaming = sys.stdout.isatty() and not as_json
     async with stop_requested() as wanted, _at_the_bus(application) as (_session, front):
-        shown = Shown()
-        asking = asyncio.create_task(_ask(front, question, shown, streaming), name="rolecall ask")
+        answer = AnswerText()
+        asking = asyncio.create_task(_ask(front, question, answer, streaming), name="rolecall ask")
         outcome = await until_stopped(asking, wanted)
         if outcome is None:
             print("rolecall: stopped", file=sys.stderr)
             return 130
-        return outcome.print(as_json, shown)
+        return outcome.print(as_json, answer)
 
 
 async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
@@ -175,14 +175,14 @@ def _check(question: Question, application: Application) -> None:
         raise ConfigError(f"--model {question.model}: no role is configured with it; there are {known}")
 
 
-async def _ask(front: Front, question: Question, shown: Shown, streaming: bool) -> Outcome:
+async def _ask(front: Front, question: Question, answer: AnswerText, streaming: bool) -> Outcome:
     began = time.monotonic()
     payload = {name: value for name in ("role", "model") if (value := getattr(question, name))}
     conversation = question.conversation or f"terminal:ask-{secrets.token_hex(4)}"
     received = await front.receive(conversation, question.text, payload=payload, priority=question.priority)
     if not received.turn:
         return Outcome(conversation, "", "", "refused" if received.refused else "final", received.reply)
-    event = await _final_event(front, received, question.timeout, shown if streaming else None)
+    event = await _final_event(front, received, question.timeout, answer if streaming else None)
     if event.kind != "cancelled":
         await front.delivered(received)
     return Outcome(
@@ -198,11 +198,11 @@ async def _ask(front: Front, question: Question, shown: Shown, streaming: bool) 
     )
 
 
-async def _final_event(front: Front, received: Received, seconds: float | None, shown: Shown | None) -> Event:
+async def _final_event(front: Front, received: Received, seconds: float | None, answer: AnswerText | None) -> Event:
     """The turn's end. When time is up, or nobody waits any more, the turn is stopped."""
     try:
         async with asyncio.timeout(seconds):
-            return await _followed(front, received, shown)
+            return await _followed(front, received, answer)
     except TimeoutError:
         reason = f"no answer within {seconds:g} s, so it was stopped"
         await cancel_turn(front.bus, received.conversation, received.turn, instance=front.instance, reason=reason)
@@ -212,22 +212,22 @@ async def _final_event(front: Front, received: Received, seconds: float | None, 
         raise
 
 
-async def _followed(front: Front, received: Received, shown: Shown | None) -> Event:
-    """The final event; deltas go to stdout as they come when ``shown`` keeps count of them."""
+async def _followed(front: Front, received: Received, answer: AnswerText | None) -> Event:
+    """The final event; deltas go to stdout as they come when ``answer`` keeps count of them."""
     async for event in front.follow(received):
         if event.last:
             return event
-        if shown is not None and event.kind == "delta":
-            print(plain(shown.piece(event)), end="", flush=True)
-        elif shown is not None and event.kind == "started" and shown.begin_again():
+        if answer is not None and event.kind == "delta":
+            print(plain(answer.apply(event)), end="", flush=True)
+        elif answer is not None and event.kind == "started" and answer.restart():
             print("\n… begun again", flush=True)
     raise ServerUnavailable("the answer was lost from sight")
 
 
-def _print_rest(text: str, shown: Shown) -> None:
-    if not shown.text:
+def _print_rest(text: str, answer: AnswerText) -> None:
+    if not answer.text:
         return print(plain(text) if sys.stdout.isatty() else text)
-    rest = shown.rest(text)
+    rest = answer.rest(text)
     print(plain(rest) if rest is not None else f"\n… the answer is, in full:\n{plain(text)}")
 
 
@@ -236,8 +236,8 @@ async def _answer_lines(front: Front, conversation: str) -> int:
     status, lines = 0, _stdin_lines()
     while (line := await lines.get()) is not None:
         if line.strip():
-            outcome = await _ask(front, Question(line.strip(), conversation), Shown(), False)
-            status = max(status, outcome.print(False, Shown()))
+            outcome = await _ask(front, Question(line.strip(), conversation), AnswerText(), False)
+            status = max(status, outcome.print(False, AnswerText()))
             sys.stdout.flush()
     return status
 

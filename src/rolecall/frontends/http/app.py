@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from rolecall.frontends.http import problems
@@ -33,8 +34,11 @@ class _Guarded(FastAPI):
         return self.guard(super().build_middleware_stack())
 
 
-def build(opened: Opened, settings: Settings, *, host: str = "127.0.0.1") -> FastAPI:
-    """The application that a server at ``host`` runs; ``opened`` makes its services when it starts."""
+def build(
+    opened: Opened, settings: Settings, *, host: str = "127.0.0.1", routes: Sequence[BaseRoute] = ()
+) -> FastAPI:  # fmt: skip
+    """Build the application that a server at ``host`` runs. ``opened`` makes its services when it starts; ``routes``
+    are served as well, such as the webhook of another front end."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -52,4 +56,5 @@ def build(opened: Opened, settings: Settings, *, host: str = "127.0.0.1") -> Fas
     for part in PARTS:
         if find_spec(f"rolecall.frontends.http.{part}"):
             app.include_router(import_module(f"rolecall.frontends.http.{part}").router)
+    app.router.routes.extend(routes)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -14,7 +14,7 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from rolecall.bus.events import Event, follow
+from rolecall.bus.events import AnswerText, Event, follow
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import User
@@ -49,17 +49,17 @@ class Completion:
     received: Received
     model: str
     usage: bool = False
-    text: str = ""
+    answer: AnswerText = field(default_factory=AnswerText)
     sent: str = ""
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self.answer.text
 
     def add(self, event: Event) -> str:
         """Take ``event`` in and return what it adds to what was sent."""
-        if event.kind == "started":
-            self.text = ""
-        elif event.kind == "delta" and event.position <= len(self.text):
-            self.text = self.text[: event.position] + event.text
-        elif event.kind == "final":
-            self.text = event.text
+        self.answer.apply(event)
         new = self.text[len(self.sent) :] if self.text.startswith(self.sent) else ""
         self.sent += new
         return new

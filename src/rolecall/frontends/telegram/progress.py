@@ -19,7 +19,7 @@ from telegram.error import TelegramError
 
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.events import AnswerText, Event, Wakeups, follow
 from rolecall.bus.turn import snapshot
 from rolecall.errors import ServerUnavailable
 from rolecall.frontends.front import Received
@@ -30,7 +30,6 @@ from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import Recorded
 from rolecall.frontends.telegram_parts import Part
 from rolecall.frontends.telegram_text import partial
-from rolecall.frontends.terminal.text import Shown as Growing
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
@@ -187,9 +186,9 @@ class Live:
             watched.place = event.place
         elif event.kind == "started":
             watched.place = 0
-            watched.growing.begin_again()
+            watched.growing.restart()
         elif event.kind == "delta":
-            watched.growing.piece(event)
+            watched.growing.apply(event)
         watched.changed.set()
 
     async def _move_up(self, conversation: str) -> None:
@@ -280,7 +279,7 @@ class Watched:
     message_id: int
     language: str | None
     place: int = 0
-    growing: Growing = field(default_factory=Growing)
+    growing: AnswerText = field(default_factory=AnswerText)
     over: bool = False
     message: int = 0
     draft: bool = False

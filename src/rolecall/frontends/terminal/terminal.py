@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS, find_command
 from rolecall.bus.envelope import check_conversation
-from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.errors import MissingExtra, NothingRunning, RolecallError
 from rolecall.frontends.front import Front, Received
-from rolecall.frontends.terminal.text import Rows, Shown, plain, rows_of
+from rolecall.frontends.terminal.text import Rows, plain, rows_of
 
 if TYPE_CHECKING:
     from rolecall.frontends.terminal.prompt import Line, Prompt
@@ -180,19 +180,19 @@ class Chat:
                 await self._delivered(said, final)
 
     async def _answer(self, said: Said) -> Event | None:
-        shown, event = Shown(), None
+        answer, event = AnswerText(), None
         async for event in self._front.follow(said.received):
             if event.kind == "delta":
-                await self._grow(shown.piece(event))
+                await self._grow(answer.apply(event))
             elif event.kind == "started":
                 said.role = event.role
-                if shown.begin_again():
+                if answer.restart():
                     await self._show([*self._ended(), ("dim", "… begun again")])
             elif event.last:
-                await self._finish(said, event, shown)
+                await self._finish(said, event, answer)
         return event
 
-    async def _finish(self, said: Said, event: Event, shown: Shown) -> None:
+    async def _finish(self, said: Said, event: Event, answer: AnswerText) -> None:
         self._current = self._stopping = None
         if event.kind == "cancelled":
             return await self._show([*self._ended(), ("dim", "stopped"), ("", "")])
@@ -200,7 +200,7 @@ class Chat:
             text = plain(_with_id(event.text, said.received))
             rows = rows_of(text, self.prompt.width)
             return await self._show([*self._ended(), *(("error", row) for row in rows), ("", "")])
-        rest = shown.rest(event.text)
+        rest = answer.rest(event.text)
         if rest is None:
             await self._show([*self._ended(), ("dim", "… the answer is, in full:")])
         await self._grow(event.text if rest is None else rest)

@@ -1,4 +1,4 @@
-"""An answer as a terminal shows it while it grows: what of it is new, and where its rows end."""
+"""An answer as a terminal shows it while it grows: plain text, broken into rows."""
 
 from __future__ import annotations
 
@@ -8,38 +8,12 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from rolecall.bus.events import Event
-
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def plain(text: str) -> str:
     """``text`` without the characters that steer a terminal; a tab becomes spaces."""
     return CONTROLS.sub("", text.replace("\t", "    "))
-
-
-@dataclass
-class Shown:
-    """How much of an answer its reader has seen."""
-
-    text: str = ""
-
-    def piece(self, event: Event) -> str:
-        """What the delta ``event`` adds; nothing when a piece before it is missing, for the final brings it."""
-        if event.position > len(self.text):
-            return ""
-        new = event.text[len(self.text) - event.position :]
-        self.text += new
-        return new
-
-    def begin_again(self) -> bool:
-        """The answer starts over; returns whether something of it had been seen."""
-        seen, self.text = bool(self.text), ""
-        return seen
-
-    def rest(self, final: str) -> str | None:
-        """What ``final`` has beyond what was seen; None when it says something else."""
-        return final[len(self.text) :] if final.startswith(self.text) else None
 
 
 @dataclass
