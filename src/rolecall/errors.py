@@ -42,8 +42,25 @@ class UnknownRole(RolecallError):
     """Raised when a route names a role that this deployment does not configure."""
 
 
-class ServerUnavailable(RolecallError):
-    """Raised when the Redis or Valkey server cannot be reached or is too old."""
+class ServerError(RolecallError):
+    """Root of what can go wrong between this process and its Redis or Valkey server. ``__cause__`` holds the error of
+    the client library. Loops that must survive whatever the server does catch this class."""
+
+
+class ServerUnavailable(ServerError):
+    """Raised when the Redis or Valkey server cannot be reached, is on its way back, or is too old."""
+
+
+class ServerRefused(ServerError):
+    """Raised when the server answers a command with an error; ``code`` is its first word, such as WRONGTYPE."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ServerFull(ServerRefused):
+    """Raised when the server refuses a write because it is out of memory; nothing was written."""
 
 
 class NothingRunning(RolecallError):

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from redis.exceptions import RedisError
-
 from rolecall.bus.bus import Bus
 from rolecall.config import Application, runtime_directory
-from rolecall.errors import ConfigError, NothingRunning, ServerUnavailable
+from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
@@ -143,5 +141,5 @@ async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
             if await embedded.revive():
                 logger.warning("the bundled server had died and was started again")
             await server.call("PING")
-        except (ServerUnavailable, ConfigError, RedisError, OSError) as error:
-            logger.warning("the bundled server is away: %s", error)
+        except (ServerError, ConfigError, OSError) as error:
+            logger.warning("the bundled server: %s", error)

@@ -201,7 +201,7 @@ class Measures:
         row[-1] += seconds
 
     async def tell(self, server: Server) -> None:
-        """Add what was gathered to the server's. Raises redis-py's errors, and then tells it the next time."""
+        """Add what was gathered to the server's. Raises ServerError, and then tells it the next time."""
         told, self._counts = self._gathered(), Counter()
         adding = [server.send("HINCRBY", keys.METRICS, " ".join(name), by) for name, by in told.items()]
         replies = await asyncio.gather(*adding, return_exceptions=True)
@@ -245,7 +245,7 @@ class Measured:
 
 
 async def measured(server: Server) -> Measured:
-    """Read it. Raises redis-py's errors and ServerUnavailable."""
+    """Read it. Raises ServerError."""
     found, flat = Measured(), await server.fetch("HGETALL", keys.METRICS)
     for raw, value in zip(flat[::2], flat[1::2], strict=True):
         name, part, *labels = raw.decode().split(" ")

@@ -31,7 +31,7 @@ from rolecall.bus.turn import snapshot
 from rolecall.config import Config, Role
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
-from rolecall.redis.pipeline import Arg
+from rolecall.redis.pipeline import Arg, translated
 from rolecall.redis.scripts import all_scripts, script
 from rolecall.settings import Settings
 from rolecall.worker.roster import Roster
@@ -95,7 +95,8 @@ class FakeServer:
         """See Server.call."""
         if args[0] == "EVALSHA":
             args = ("EVAL", next(s.body for s in all_scripts() if s.sha == args[1]), *args[2:])
-        return await self._client.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped in redis-py
+        with translated():
+            return await self._client.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
     async def fetch(self, *args: Arg) -> Any:
         """See Server.fetch."""

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from rolecall.bus.events import Event, Wakeups
 from rolecall.config import load
 from rolecall.errors import ServerUnavailable
@@ -26,7 +24,6 @@ from rolecall.session import open_session
 from rolecall.worker.runtime import process_name
 from tests.chaos.application import conversation_name, question
 
-AWAY = (RedisError, OSError, ServerUnavailable)
 FRONT = "chaos"
 
 
@@ -73,7 +70,7 @@ class Producer:
                 received = await self.front.receive(
                     conversation_name(conversation), question(conversation, number), idempotency=key
                 )
-            except AWAY:
+            except ServerUnavailable:
                 received = None
             if received is not None and received.turn:
                 self._write("admitted", conversation, number, turn=received.turn)
@@ -84,7 +81,7 @@ class Producer:
         while True:
             try:
                 final, streamed = await self._followed(received)
-            except AWAY:
+            except ServerUnavailable:
                 await asyncio.sleep(0.2)
                 continue
             told = {"turn": received.turn, "kind": final.kind, "text": final.text, "streamed": streamed}

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 
-from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.errors import ConfigError, ServerRefused, ServerUnavailable
 from rolecall.redis.server import RedisServer, connected
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
@@ -31,8 +30,9 @@ async def test_a_refused_command_does_not_disturb_its_neighbours(server: RedisSe
     good, bad, also_good = (server.send("SET", "a", 1), server.send("LPUSH", "a", 1), server.send("GET", "a"))
 
     assert await good == b"OK"
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
+    with pytest.raises(ServerRefused, match="WRONGTYPE") as refused:
         await bad
+    assert refused.value.code == "WRONGTYPE"
     assert await also_good == b"1"
 
 
@@ -60,8 +60,9 @@ async def test_a_server_that_comes_back_is_used_again_by_scripts_without_a_word(
     assert await server.run("lease", ["{bus:0}:lease:x"], ["me", 60_000]) == 1
 
     process.kill()
-    with pytest.raises(RedisConnectionError):
+    with pytest.raises(ServerUnavailable) as away:
         await server.call("PING")
+    assert isinstance(away.value.__cause__, RedisConnectionError)
     waiting = asyncio.create_task(server.run("lease", ["{bus:0}:lease:x"], ["me", 60_000]))
     await wait_until(lambda: not server.connected)
     process.start()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from redis.exceptions import RedisError
 
+from rolecall.errors import ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.stats import BUCKETS, Measures, measured
@@ -36,7 +36,7 @@ async def test_what_could_not_be_told_is_told_the_next_time(server: RedisServer)
     measures = Measures()
     measures.count("errors", "lang")
     await server.call("SET", keys.METRICS, "in the way")
-    with pytest.raises(RedisError):
+    with pytest.raises(ServerRefused):
         await measures.tell(server)
     await server.call("DEL", keys.METRICS)
     await measures.tell(server)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
@@ -13,6 +12,7 @@ from rolecall.bus.leases import hand_back, owns_turn, renew, start
 from rolecall.bus.maintenance import promote, promote_due, server_ms
 from rolecall.bus.settle import hop, quarantine
 from rolecall.bus.turn import Records, snapshot, turns_in_flight
+from rolecall.errors import ServerFull
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import (
@@ -234,7 +234,7 @@ async def test_at_the_memory_limit_every_accepted_turn_still_finishes(bus: Bus, 
     await take_role(bus, "echo", free=0)
     await renew(bus, bus.shards[0], [])
     await bus.server.call("CONFIG", "SET", "maxmemory", 1)
-    with pytest.raises(ResponseError, match="maxmemory"):
+    with pytest.raises(ServerFull, match="maxmemory"):
         await bus.server.call("SET", "x", "y")
     for _ in range(2):
         held = await take_role(bus, free=8)

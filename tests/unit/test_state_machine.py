@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from redis.exceptions import RedisError
 
+from rolecall.errors import ServerError
 from rolecall.redis.pipeline import Arg
 from rolecall.redis.scripts import script
 from rolecall.redis.server import RedisServer
@@ -123,5 +123,5 @@ def test_a_broken_script_is_noticed(
     loop: asyncio.AbstractEventLoop, walked: RedisServer, focus: Focus, name: str, line: str, by: str
 ) -> None:
     broken = Broken(walked, name, line, by)
-    with pytest.raises((AssertionError, RedisError)):
+    with pytest.raises((AssertionError, ServerError)):
         run_state_machine_as_test(machine_on(loop, walked, broken, focus), settings=SHORT)

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
-from redis.exceptions import OutOfMemoryError
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import remembered
@@ -26,7 +25,7 @@ from rolecall.bus.turn import (
     quoted,
     tell_ended,
 )
-from rolecall.errors import RolecallError
+from rolecall.errors import RolecallError, ServerFull
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.pipeline import Arg
@@ -110,7 +109,7 @@ async def admit(
             await asyncio.sleep(random.uniform(0, tries / 1000))
         try:
             outcome, turn, place, at, event = await _offer(bus, offer)
-        except OutOfMemoryError:  # refused at its first write
+        except ServerFull:  # refused at its first write
             return Admission("BUSY", "", 0)
         if outcome != b"MOVED":
             return Admission(outcome.decode(), turn.decode(), place, at, event.decode())

@@ -6,10 +6,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from redis.exceptions import OutOfMemoryError
-
 from rolecall.bus.bus import Bus
-from rolecall.errors import BlobTooLarge, RolecallError
+from rolecall.errors import BlobTooLarge, RolecallError, ServerFull
 from rolecall.redis.scripts import milliseconds
 
 MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[A-Za-z0-9.+_-]{1,100}", re.ASCII)
@@ -44,7 +42,7 @@ class Blobs:
         blob_id = hashlib.sha256(conversation.encode() + b"\0" + value).hexdigest()[:32]
         try:
             await self.bus.server.call("SET", key(blob_id), value, "PX", milliseconds(self.hours * 3_600))
-        except OutOfMemoryError:
+        except ServerFull:
             raise RolecallError("the server has no room for files at the moment; try again in a minute") from None
         return blob_id
 

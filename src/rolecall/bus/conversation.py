@@ -7,11 +7,11 @@ import secrets
 from typing import Literal
 
 import msgspec
-from redis.exceptions import OutOfMemoryError
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import check_conversation, cut
 from rolecall.bus.turn import final_event, guard_block, quoted
+from rolecall.errors import ServerFull
 from rolecall.redis.keys import ShardKeys, today
 from rolecall.redis.pipeline import Arg
 from rolecall.redis.scripts import milliseconds
@@ -40,7 +40,7 @@ async def notify(
     )  # fmt: skip
     try:
         verdict: bytes = await bus.server.run("notify", names, arguments)
-    except OutOfMemoryError:  # refused at its first write
+    except ServerFull:  # refused at its first write
         return "BUSY"
     return verdict.decode()  # type: ignore[return-value]  # the script answers just these words
 

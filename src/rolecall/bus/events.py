@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-from redis.exceptions import RedisError
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import snapshot
-from rolecall.errors import RolecallError, ServerUnavailable
+from rolecall.errors import RolecallError, ServerError, ServerUnavailable
 from rolecall.redis import keys
-from rolecall.redis.server import is_transient
 from rolecall.redis.subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
@@ -79,8 +77,8 @@ class Wakeups:
                 message = await self._pubsub.get_message(timeout=30)
                 if message is not None:
                     self._heard(message)
-            except (RedisError, OSError) as error:
-                logger.info("wake-ups: the server is away: %s", error)
+            except ServerError as error:
+                logger.info("wake-ups: %s", error)
                 await asyncio.sleep(0.2)
                 self._wake_everyone()
 
@@ -174,10 +172,8 @@ async def follow(
                     for event in ending:
                         yield event
                     return
-            except (RedisError, OSError, ServerUnavailable) as error:
-                if isinstance(error, RedisError) and not is_transient(error):
-                    raise
-                logger.info("following %s: the server is away: %s", conversation, error)
+            except ServerUnavailable as error:
+                logger.info("following %s: %s", conversation, error)
             # Woken, the events tell; what has no event any more is looked for now and then.
             look = not await _doze(woken)
 
@@ -356,6 +352,6 @@ class DeltaStream:
         see the gap and have the whole answer at the end."""
         try:
             return not text or await emit(self._bus, self._delivery, position, text) == "OK"
-        except (RedisError, OSError, ServerUnavailable) as error:
+        except ServerError as error:
             logger.debug("a piece of an answer was left out: %s", error)
             return True

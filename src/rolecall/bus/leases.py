@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from redis.exceptions import NoScriptError, ResponseError
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, decode
 from rolecall.bus.turn import Verdict, guard_block, verdict_of
-from rolecall.errors import DecodeError, NewerVersion
+from rolecall.errors import DecodeError, NewerVersion, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.pipeline import Arg
@@ -89,7 +88,8 @@ def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = Fal
     chosen, rest = script("start"), (len(names), *names, *arguments)
 
     def unknown(future: asyncio.Future[Any]) -> None:
-        if not future.cancelled() and isinstance(future.exception(), NoScriptError):
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, ServerRefused) and error.code == "NOSCRIPT":
             bus.server.send("EVAL", chosen.body, *rest).add_done_callback(_heard)
 
     sent = bus.server.send("EVALSHA", chosen.sha, *rest)
@@ -150,8 +150,8 @@ async def create_group(server: Server, stream: str) -> None:
     """Create the consumer group of ``stream`` from its beginning, unless it is there."""
     try:
         await server.call("XGROUP", "CREATE", stream, keys.GROUP, "0", "MKSTREAM")
-    except ResponseError as error:
-        if not str(error).startswith("BUSYGROUP"):
+    except ServerRefused as error:
+        if error.code != "BUSYGROUP":
             raise
 
 

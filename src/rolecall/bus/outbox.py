@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError, ResponseError
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import create_group
 from rolecall.bus.turn import Records, guard_block
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError, ServerRefused, ServerUnavailable
 from rolecall.redis.keys import GROUP
 from rolecall.redis.scripts import milliseconds
 from rolecall.redis.server import BlockingReader, RedisServer
 
 logger = logging.getLogger(__name__)
-AWAY = (RedisError, OSError, ServerUnavailable)
 CONSUMER = "deliverer"
 """The same for every process, so that a successor finds as its own what its predecessor had read."""
 PAGE = 100
@@ -95,8 +93,8 @@ class Outbox:
                 if self.holding():
                     try:
                         await self._serve()
-                    except AWAY as error:
-                        logger.info("the outbox of %s: the server is away: %s", self.front, error)
+                    except ServerError as error:
+                        logger.info("the outbox of %s: %s", self.front, error)
                     await self._leave()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
@@ -155,8 +153,8 @@ class Outbox:
             await asyncio.wait([reading])
             reading.cancelled() or reading.exception()
             raise
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+        except ServerRefused as error:
+            if error.code != "NOGROUP":
                 raise
             raise ServerUnavailable("the server has lost the outbox") from error
 
@@ -222,8 +220,8 @@ class Outbox:
                 found = entry if entry.payload is not None else await self._load(entry)
                 if found is None or await self._deliver(found):
                     return True
-            except AWAY as error:
-                logger.info("%s: delivering waits for the server: %s", entry.conversation, error)
+            except (ServerError, OSError) as error:  # OSError: the front end's own network
+                logger.info("%s: the delivery waits: %s", entry.conversation, error)
             except Exception as error:  # a boundary: a front end's fault in one answer must not stop all others
                 failures += 1
                 logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from redis.exceptions import RedisError, ResponseError
-
 from rolecall import stats
 from rolecall.bus.bus import Bus
 from rolecall.cli.checks import Finding, judged
@@ -25,6 +23,7 @@ from rolecall.errors import (
     NoSuchModel,
     RateLimited,
     RolecallError,
+    ServerRefused,
     ServerUnavailable,
 )
 from rolecall.models.model import Model
@@ -70,12 +69,12 @@ async def look_at_server(application: Application) -> ServerLook:
             look.info = _parsed(await server.call("INFO"))
             look.appendfsync = await _appendfsync(server)
             await _look_at_bus(look, Bus(server, application.settings, process_name()), application)
+    except ServerRefused as error:
+        remedy = "see that the user may run INFO, EVAL and the stream commands (deploy/ has an ACL)"
+        look.findings.append(Finding("failed", "server", f"it refused: {error}", remedy))
     except RolecallError as error:
         remedy = "see that it runs and that REDIS_URL or REDIS_HOST name it; unset both for the bundled one"
         look.findings.append(Finding("failed", "server", str(error), remedy))
-    except (RedisError, OSError) as error:
-        remedy = "see that the user may run INFO, EVAL and the stream commands (deploy/ has an ACL)"
-        look.findings.append(Finding("failed", "server", f"it refused: {error}", remedy))
     if configured_url(application.settings) is None and look.info:
         look.findings.append(await _disk(application.state_dir))
     return look
@@ -135,7 +134,7 @@ async def _appendfsync(server: RedisServer) -> str:
     """Empty when the server has no append-only file, "unknown" when this user may not ask."""
     try:
         flat = await server.call("CONFIG", "GET", "append*")
-    except ResponseError:
+    except ServerRefused:
         return "unknown"
     found = dict(zip(flat[::2], flat[1::2], strict=True))
     return str(found[b"appendfsync"].decode()) if found.get(b"appendonly") == b"yes" else ""

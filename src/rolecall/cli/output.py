@@ -8,14 +8,13 @@ from datetime import tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from redis.exceptions import RedisError
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from rolecall.cli.runner import log_to_stderr
 from rolecall.config import Application, load
-from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.errors import ConfigError
 from rolecall.session import Session, open_session
 from rolecall.worker.runtime import process_name
 
@@ -73,8 +72,5 @@ async def visiting(app_dir: Path | None) -> AsyncIterator[Session]:
     """The server that the application's processes use; none is started. Raises NothingRunning, ServerUnavailable,
     ConfigError."""
     application = load_quietly(app_dir)
-    try:
-        async with open_session(application, process_name(), start=False) as session:
-            yield session
-    except RedisError as error:
-        raise ServerUnavailable(f"the server went away or refused: {error}") from error
+    async with open_session(application, process_name(), start=False) as session:
+        yield session

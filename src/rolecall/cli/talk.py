@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from redis.exceptions import RedisError
 
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.events import AnswerText, Event, Wakeups
@@ -151,8 +150,6 @@ async def _at_the_bus(application: Application) -> AsyncIterator[tuple[Session, 
             front = Front(session.bus, wakeups, "terminal")
             await front.check_running()
             yield session, front
-        except RedisError as error:
-            raise ServerUnavailable(f"the server went away: {error}") from error
         finally:
             await _end(listening)
             await wakeups.aclose()

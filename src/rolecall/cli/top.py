@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from redis.exceptions import RedisError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -20,6 +19,7 @@ from rich.text import Text
 from rolecall import stats
 from rolecall.cli.output import print_lines, print_table, visiting
 from rolecall.cli.runner import stop_requested
+from rolecall.errors import ServerError
 from rolecall.session import Session
 from rolecall.stats import InstanceState, ProcessState, ask_for_reports
 from rolecall.transcripts.record import visible
@@ -141,8 +141,8 @@ def screen(alive: Sequence[ProcessState], figures: Mapping[str, Any], height: in
 async def _refresh(session: Session, live: Live, height: int) -> None:
     try:
         live.update(Group(*await _look(session, height)), refresh=True)
-    except (RedisError, OSError) as error:
-        live.update(Text(f"The server is away: {error}"), refresh=True)
+    except ServerError as error:
+        live.update(Text(str(error)), refresh=True)
 
 
 async def _look(session: Session, height: int | None) -> list[RenderableType]:

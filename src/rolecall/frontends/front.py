@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from rolecall import stats
 from rolecall.bus.admission import Admission, Mode, admit
 from rolecall.bus.bus import Bus
@@ -20,7 +18,7 @@ from rolecall.bus.commands import find_command
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow
 from rolecall.bus.turn import FIRST_ROLE, Records, note
-from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerUnavailable
+from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
 from rolecall.session import Session
 from rolecall.stats import ProcessState
 from rolecall.version import __version__
@@ -31,7 +29,6 @@ REFUSALS = {
     "CONFLICT": "This was sent before with another text; it was not taken.",
 }
 logger = logging.getLogger(__name__)
-AWAY = (RedisError, OSError, ServerUnavailable)
 LEAVING_SECONDS = 3.0
 """How long an end waits for a server that is away."""
 
@@ -185,7 +182,7 @@ async def registered(session: Session, kind: str) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-        with suppress(*AWAY, TimeoutError):
+        with suppress(ServerError, TimeoutError):
             async with asyncio.timeout(LEAVING_SECONDS):
                 await stats.unregister(session.bus)
 
@@ -202,6 +199,6 @@ async def _register(session: Session, kind: str, began: float) -> None:
         )
         try:
             await stats.register(session.bus, state)
-        except AWAY as error:
-            logger.info("the server is away: %s", error)
+        except ServerError as error:
+            logger.info("not registered: %s", error)
         await asyncio.sleep(session.application.settings.heartbeat_seconds)

@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redis.exceptions import RedisError
-
 from rolecall.errors import (
     ModelError,
     ModelRefused,
@@ -28,7 +26,7 @@ from rolecall.errors import (
     NotNow,
     OverBudget,
     RateLimited,
-    ServerUnavailable,
+    ServerError,
     Truncated,
 )
 from rolecall.models.model import Caller, Model, ModelEvent, Request, Usage
@@ -187,7 +185,7 @@ class Gate:
             await asyncio.sleep(LEASE_SECONDS / 3)
             try:
                 await self._server.run("model_hold", [keys.model(self.name, "busy")], [call, LEASE_SECONDS * 1000])
-            except (RedisError, OSError, ServerUnavailable) as error:
+            except ServerError as error:
                 logger.debug("a call of %s could not be held: %s", self.name, error)
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -223,8 +221,8 @@ def _over(user: bool) -> str:
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
     try:
         await work
-    except (RedisError, OSError, ServerUnavailable) as error:
-        logger.info("the server is away: %s", error)
+    except ServerError as error:
+        logger.info("%s", error)
 
 
 class Guarded:

@@ -13,14 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
-from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.errors import ConfigError, ServerError
 from rolecall.redis import keys
 from rolecall.redis.server import Server
 
 logger = logging.getLogger(__name__)
-AWAY = (RedisError, OSError, ServerUnavailable)
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A clock that goes on while the machine sleeps: on Linux the monotonic one does not."""
 RENEWALS = 4
@@ -63,7 +60,7 @@ class Lease:
         """Take the lease and keep it, until cancelled; then give it up. While the server is away nobody has it."""
         try:
             while True:
-                with suppress(*AWAY):
+                with suppress(ServerError):
                     await self._renew()
                 await self._tell()
                 await asyncio.sleep(min(self._seconds / RENEWALS, self._seconds if self._token else LOOK_SECONDS))
@@ -118,7 +115,7 @@ class Lease:
     async def _give_up(self) -> None:
         token, self._token = self._token, ""
         if token:
-            with suppress(*AWAY, TimeoutError):
+            with suppress(ServerError, TimeoutError):
                 async with asyncio.timeout(1):
                     await self._server.run("lease", [keys.lease(self.name)], [token, 0])
         if self._lock is not None:

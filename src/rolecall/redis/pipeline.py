@@ -7,17 +7,41 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import hiredis
 from redis.asyncio import ConnectionPool
+from redis.exceptions import (
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavailable
 from rolecall.redis.scripts import all_scripts
+
+OUTAGES = (
+    RedisConnectionError, RedisTimeoutError, OSError, ReadOnlyError, TryAgainError, ClusterDownError,
+)  # fmt: skip
+"""Lost connections, and replies of a server on its way back. redis-py makes a ConnectionError of LOADING and a
+ClusterDownError of MASTERDOWN."""
+OUTAGE_CODES = ("NOREPLICAS", "BUSY", "UNBLOCKED")
+"""More such replies, for which redis-py has no class."""
+CODES: dict[type[BaseException], str] = {
+    OutOfMemoryError: "OOM",
+    NoScriptError: "NOSCRIPT",
+    NoPermissionError: "NOPERM",
+}
+"""The codes that redis-py removes from the text of these errors."""
 
 Arg = str | bytes | int | float
 Connection = Any
@@ -111,7 +135,7 @@ class Wire:
             if error is None:
                 future.set_result(reply)
             else:
-                future.set_exception(error)
+                future.set_exception(server_error(error))
 
     async def _watch(self) -> None:
         while True:
@@ -127,13 +151,37 @@ class Wire:
         self._something.clear()
         for future in pending:
             if not future.done():
-                future.set_exception(RedisConnectionError(str(error)) if isinstance(error, OSError) else error)
+                future.set_exception(server_error(error))
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
+
+
+def server_error(error: BaseException) -> ServerError:
+    """The ServerError for an error of redis-py or the operating system, which becomes its cause."""
+    text = str(error) or type(error).__name__
+    code = CODES.get(type(error), "") or (text.split()[0] if isinstance(error, ResponseError) else "")
+    found: ServerError
+    if isinstance(error, OUTAGES) or code in OUTAGE_CODES:
+        found = ServerUnavailable(f"the server is unavailable: {text}")
+    elif isinstance(error, OutOfMemoryError):
+        found = ServerFull(f"the server is out of memory: {text}", code)
+    else:
+        found = ServerRefused(text, code)
+    found.__cause__ = error
+    return found
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise errors of redis-py and the operating system as ServerError."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise server_error(error) from error
 
 
 def new_connection(pool: ConnectionPool) -> Connection:

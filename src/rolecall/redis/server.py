@@ -15,61 +15,37 @@ from typing import Any, Protocol
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from rolecall.errors import ConfigError, ServerUnavailable
-from rolecall.redis.pipeline import Arg, Connection, Wire, new_connection, packed
+from rolecall.errors import ConfigError, ServerError, ServerRefused, ServerUnavailable
+from rolecall.redis.pipeline import Arg, Connection, Wire, new_connection, packed, translated
 from rolecall.redis.scripts import script
 from rolecall.redis.subscriber import Subscriber
 
 BLOCK_MS = 2000
-TRANSIENT = (RedisConnectionError, RedisTimeoutError, OSError)
-RECOVERING = (
-    "LOADING",
-    "READONLY",
-    "MASTERDOWN",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "NOREPLICAS",
-    "BUSY ",
-    "UNBLOCKED",
-)
 MINIMUM_VERSION = (7, 0)
 
 
-def _shut_out(error: BaseException | None) -> bool:
-    """Whether user or password were refused, or this user may not even look; redis-py may wrap that once more."""
-    if isinstance(error, AuthenticationError | NoPermissionError):
-        return True
-    return error is not None and _shut_out(error.__cause__ or error.__context__)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether repeating an idempotent script later may help: a lost connection, or a server on its way back."""
-    return isinstance(error, TRANSIENT) or (isinstance(error, ResponseError) and str(error).startswith(RECOVERING))
-
-
 class Server(Protocol):
-    """What the bus needs of a server: raw commands in bytes mode and scripts by name."""
+    """Raw commands in bytes mode, and scripts by name. Every failure is a ServerError: ServerUnavailable while the
+    server cannot be reached, ServerRefused when it answers with an error."""
 
     def send(self, *args: Arg) -> asyncio.Future[Any]:
         """Send one command now; commands reach the server in the order of these calls. The future holds the raw
-        reply or one of redis-py's errors."""
+        reply or a ServerError."""
         ...
 
     async def call(self, *args: Arg) -> Any:
-        """The raw reply of one command. Raises redis-py's errors."""
+        """The raw reply of one command, which is sent once. Raises ServerError."""
         ...
 
     async def fetch(self, *args: Arg) -> Any:
-        """The raw reply of one command that changes nothing, repeated as ``run`` repeats a script."""
+        """The raw reply of a command that changes nothing, repeated as ``run`` repeats a script. Raises ServerError."""
         ...
 
     async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
-        """The raw reply of the named script. Repeats it while the server is unreachable, up to a patience;
-        then raises ServerUnavailable. Scripts are idempotent by their guards, so a repeat is safe."""
+        """The raw reply of the script ``name``, repeated while the server is unavailable, up to a patience. Scripts are
+        idempotent by their guards, so a repeat is safe. Raises ServerError."""
         ...
 
 
@@ -141,13 +117,13 @@ class RedisServer:
         not let this user in."""
         try:
             info = _parse_info(await self.call("INFO", "server"))
-        except (RedisError, OSError) as error:
-            if _shut_out(error):
+        except ServerError as error:
+            if _is_unauthorised(error):
                 raise ConfigError(
-                    f"the server at {self.address} does not let us in: {error}; see user and password in REDIS_URL, or "
-                    "REDIS_USERNAME and REDIS_PASSWORD"
+                    f"the server at {self.address} does not let us in: {error.__cause__}; see user and password in "
+                    "REDIS_URL, or REDIS_USERNAME and REDIS_PASSWORD"
                 ) from error
-            raise ServerUnavailable(f"no server answers at {self.address}: {error}") from error
+            raise ServerUnavailable(f"no server answers at {self.address}: {error.__cause__}") from error
         version = info.get("redis_version", "0")
         found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
@@ -183,11 +159,10 @@ class RedisServer:
         while True:
             try:
                 return await ask()
-            except (RedisError, OSError) as error:
-                if not is_transient(error):
-                    raise
+            except ServerUnavailable as error:
                 if time.monotonic() > give_up:
-                    raise ServerUnavailable(f"the server did not answer for {self.patience:g} s") from error
+                    text = f"the server did not answer for {self.patience:g} s"
+                    raise ServerUnavailable(text) from error.__cause__
                 await asyncio.sleep(random.uniform(0.05, 0.5))
 
     async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
@@ -195,7 +170,9 @@ class RedisServer:
         known, whole = ("EVALSHA_RO", "EVAL_RO") if chosen.reads else ("EVALSHA", "EVAL")
         try:
             return await self.call(known, chosen.sha, len(keys), *keys, *args)
-        except NoScriptError:
+        except ServerRefused as error:
+            if error.code != "NOSCRIPT":
+                raise
             return await self.call(whole, chosen.body, len(keys), *keys, *args)
 
 
@@ -215,23 +192,24 @@ class BlockingReader:
         return bool(self._connection.is_connected)
 
     async def read(self, *args: Arg) -> Any:
-        """See Reader.read. Raises redis-py's errors; the next read connects again."""
+        """See Reader.read. Raises ServerError; the next read connects again."""
         self._reads += 1
         self._reading = self._reads
         try:
-            if not self._connection.is_connected:
-                await self._connection.connect()
-                await self._connection.send_command("CLIENT", "ID")
-                self._id = int(await self._connection.read_response())
-            await self._connection.send_packed_command(packed(args))
-            return await self._connection.read_response()
+            with translated():
+                if not self._connection.is_connected:
+                    await self._connection.connect()
+                    await self._connection.send_command("CLIENT", "ID")
+                    self._id = int(await self._connection.read_response())
+                await self._connection.send_packed_command(packed(args))
+                return await self._connection.read_response()
         finally:
             self._reading = 0
 
     async def wake(self) -> None:
         """See Reader.wake. Asks again while the read has not reached the server yet, for it would then block."""
         read = self._reading
-        with suppress(RedisError, OSError):
+        with suppress(ServerError):
             while read and self._reading == read:
                 if self._id and await self._server.call("CLIENT", "UNBLOCK", self._id):
                     return
@@ -257,3 +235,10 @@ async def connected(url: str, **options: Any) -> AsyncIterator[RedisServer]:
 def _parse_info(raw: bytes) -> dict[str, str]:
     lines = raw.decode("utf-8", "replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _is_unauthorised(error: BaseException | None) -> bool:
+    """Whether the server refused user or password, or this user's first command; redis-py may wrap that once more."""
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return True
+    return error is not None and _is_unauthorised(error.__cause__ or error.__context__)

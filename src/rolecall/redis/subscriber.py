@@ -8,6 +8,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from rolecall.errors import ServerError
+from rolecall.redis.pipeline import translated
+
 
 class Subscriber:
     """Hears what is published on ``channels``. One task calls ``get_message``, and it alone opens the connection;
@@ -36,13 +39,14 @@ class Subscriber:
 
     async def get_message(self, timeout: float) -> dict[str, Any] | None:
         """The next ``type``, ``channel`` and ``data``, or None after ``timeout`` seconds: what is published, and the
-        confirmation of each subscription, also after a reconnection. Raises redis-py's errors and OSError; the next
-        call connects again."""
+        confirmation of each subscription, also after a reconnection. Raises ServerError; the next call connects
+        again."""
         try:
-            if not self.connected:
-                await self._connect()
-            reply = await self._connection.read_response(timeout=timeout, disconnect_on_error=False)
-        except (RedisError, OSError, asyncio.CancelledError):
+            with translated():
+                if not self.connected:
+                    await self._connect()
+                reply = await self._connection.read_response(timeout=timeout, disconnect_on_error=False)
+        except (ServerError, asyncio.CancelledError):
             await self.aclose()
             raise
         return None if reply is None else {"type": reply[0].decode(), "channel": reply[1], "data": reply[-1]}

@@ -18,9 +18,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from redis.exceptions import RedisError
 
-from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavailable, NotNow, ServerUnavailable
+from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavailable, NotNow, ServerError
 from rolecall.redis import keys
 from rolecall.redis.leader import Lease
 from rolecall.redis.pipeline import Arg
@@ -44,7 +43,6 @@ ANSWER_SECONDS = 4.0
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 LOOK_SECONDS = 1.0
 WATCH_SECONDS = 4.0
-AWAY = (RedisError, OSError, ServerUnavailable)
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def _keys(name: str) -> list[Arg]:
 async def _quietly(work: Awaitable[Any]) -> None:
     try:
         await work
-    except (RedisError, OSError, ServerUnavailable) as error:
+    except ServerError as error:
         logger.info("the server is away: %s", error)
 
 
@@ -282,7 +280,7 @@ class Watch:
             why = await self._balances[name].examine(candidate)
             self._log(name, place, why)
             await self._directory.beat(_record(name, place, candidate, why), again="always")
-        except AWAY as error:
+        except ServerError as error:
             logger.info("the server is away: %s", error)
 
     def _log(self, name: str, place: ModelAt, why: str) -> None:

@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-from redis.exceptions import RedisError
 
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError
 from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import Directory, Pulse
 from rolecall.serving.process import birth_of, memory_of, ports_of
@@ -35,7 +34,6 @@ LOOKS = 4
 """Looks in a row without any answer after which an engine is taken to hang."""
 STOP_SECONDS = 10.0
 """How long an engine may take to end before it is killed."""
-AWAY = (RedisError, OSError, ServerUnavailable, TimeoutError)
 TAIL_BYTES = 64_000
 
 
@@ -116,7 +114,7 @@ class Keeper:
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     pulse = await self._directory.beat(self._now, again="alone" if self.ready else "no")
-            except AWAY as error:
+            except (ServerError, TimeoutError) as error:
                 logger.warning("Redis is away: %s", error)
                 if time.monotonic() - heard > patience:
                     return
@@ -141,7 +139,7 @@ class Keeper:
 
     async def _stopped(self, *, busy: bool) -> bool:
         """Whether it may go: a call that came just now keeps one that is merely idle."""
-        with suppress(*AWAY):
+        with suppress(ServerError, TimeoutError):
             return await self._directory.stop(self._now.id, busy=busy) != "busy"
         return False
 
@@ -192,7 +190,7 @@ class Keeper:
 
 
 async def _quietly(directory: Directory, server: str, why: str) -> None:
-    with suppress(*AWAY):
+    with suppress(ServerError, TimeoutError):
         async with asyncio.timeout(ANSWER_SECONDS):
             await directory.end(server, why)
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError
 
-from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerUnavailable
+from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerError
 from rolecall.redis.leader import make_private
 from rolecall.redis.server import RedisServer
 from rolecall.serving import footprint
@@ -37,7 +36,6 @@ EAGER_SECONDS = 5.0
 """From then on it is looked less often whether a model is there."""
 HUNGRY_SECONDS = 5.0
 """Who has waited so long for memory has models leave that are always busy, as soon as they have answered."""
-AWAY = (RedisError, OSError, ServerUnavailable, TimeoutError)
 
 
 class Serving:
@@ -112,7 +110,7 @@ class Serving:
             await asyncio.wait(self._tasks)
         if self._needing is not None:
             self._needing = None
-            with suppress(*AWAY):
+            with suppress(ServerError, TimeoutError):
                 async with asyncio.timeout(LEAVE_SECONDS):
                     if not await self.directory.needed_by(self.user, still=False):
                         await self._gone()
@@ -224,14 +222,14 @@ class Serving:
 
     async def _go_on_needing(self) -> None:
         while True:
-            with suppress(*AWAY):
+            with suppress(ServerError, TimeoutError):
                 await self.directory.needed_by(self.user)
             await asyncio.sleep(USER_SECONDS / 4)
 
     async def _hold(self, server: str, call: str) -> None:
         while True:
             await asyncio.sleep(CALL_SECONDS / 3)
-            with suppress(*AWAY):
+            with suppress(ServerError, TimeoutError):
                 await self.directory.hold(server, call)
 
     async def _gone(self) -> None:
@@ -270,5 +268,5 @@ def _no_room(spec: Spec, wanted: ModelServer, claim: Claim) -> str:
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
     try:
         await work
-    except AWAY as error:
+    except (ServerError, TimeoutError) as error:
         logger.info("the server is away: %s", error)

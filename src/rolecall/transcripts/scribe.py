@@ -17,10 +17,8 @@ from datetime import tzinfo
 from pathlib import Path
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError, ResponseError
-
 from rolecall.bus.turn import FORGET
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP, ShardKeys
 from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer
@@ -83,7 +81,7 @@ class Scribe:
             while not self._stopped.is_set():
                 try:
                     await self._serve()
-                except (RedisError, OSError, ServerUnavailable) as error:
+                except (ServerError, OSError) as error:
                     self._report(_explained(error, self.log_dir))
                 self.writing = False
                 await self._pause(self._lease_seconds / 4 if not self._problem else 0.5)
@@ -148,14 +146,14 @@ class Scribe:
         born = await self.server.call("HGET", keys.META, "born")
         await _finished(asyncio.to_thread(self._files.begin, born.decode()))
         for stream in self._streams:
-            with suppress(ResponseError):  # BUSYGROUP: it is there; anything else shows at the first read
+            with suppress(ServerRefused):  # BUSYGROUP: it is there; anything else shows at the first read
                 await self.server.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
 
     async def _leave(self) -> None:
         self.writing = False
         self._files.close()
         if self._renew_at:
-            with suppress(RedisError, OSError, ServerUnavailable):
+            with suppress(ServerError):
                 await asyncio.wait_for(self.server.run("lease", [keys.lease("scribe")], [self._token, 0]), 1)
         if self._reader is not None:
             await self._reader.aclose()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.attachments import Attachments
@@ -27,7 +26,7 @@ from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Delivery, owns_turn, start_soon
 from rolecall.bus.settle import bury, complete, defer, hop, quarantine
 from rolecall.bus.turn import Records, note, quoted
-from rolecall.errors import Reject, Retry, ServerUnavailable, TurnTimeout
+from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Gate
 from rolecall.models.model import Caller, Model
@@ -113,7 +112,7 @@ class Instance:
             if not self.lost:
                 raise
             await self._after_loss(self.delivery, records)
-        except (RedisError, OSError, ServerUnavailable) as error:
+        except ServerError as error:
             logger.warning("leaves %s to its lease: %s", where, error)
         finally:
             handling = time.monotonic() - self.since

@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from rolecall import stats
 from rolecall.agent.mcp import Place, ToolServers
 from rolecall.bus import maintenance
@@ -20,7 +18,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.bus.leases import ensure_groups
 from rolecall.config import Application, Role
-from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Guarded, Wake
 from rolecall.models.model import Model
@@ -46,7 +44,6 @@ UNGUARDED = "@test"
 """Models that cannot be away; with terms they are guarded like any."""
 SWEEP_SECONDS = 60.0
 FOLLOW_SECONDS = 1.0
-AWAY = (RedisError, OSError, ServerUnavailable)
 
 
 def process_name() -> str:
@@ -175,8 +172,8 @@ class Runtime:
             await stats.unregister(self.bus)
             await maintenance.depart(self.bus, list(self.roster.roles))
             await self.measures.tell(self._server)
-        except AWAY:
-            logger.info("the registry could not be told: the server is away")
+        except ServerError as error:
+            logger.info("the registry could not be told: %s", error)
 
     def deploy(self, application: Application) -> None:
         """Run ``application``'s agents from the next envelope on (its settings stay those of the start).
@@ -220,11 +217,8 @@ class Runtime:
         await maintenance.promote(self.bus, self.bus.shard(conversation), conversation, early=True)
 
     async def _statistics(self) -> Mapping[str, Any]:
-        try:
-            roles = [role.name for role in self.application.roles]
-            return await stats.statistics(self.bus, roles, self.application.model_names)
-        except AWAY as error:
-            raise ServerUnavailable(f"the figures are not to be had: {error}") from error
+        roles = [role.name for role in self.application.roles]
+        return await stats.statistics(self.bus, roles, self.application.model_names)
 
     # ── orders from outside ─────────────────────────────────────────────────────────────────────
 
@@ -369,5 +363,5 @@ async def _quietly(work: Any) -> None:
     """Await ``work``; a server that is away is for the next time."""
     try:
         await work
-    except AWAY as error:
-        logger.info("the server is away: %s", error)
+    except ServerError as error:
+        logger.info("%s", error)

@@ -8,12 +8,10 @@ import random
 import time
 from collections.abc import Callable, Iterable
 
-from redis.exceptions import RedisError, ResponseError
-
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, Demand, ensure_groups, hand_back, read_entry, renew, streams_of, take
 from rolecall.bus.turn import turns_in_flight
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import BLOCK_MS, Reader
@@ -118,7 +116,7 @@ class Worker:
             try:
                 await self.check_leases()
                 self._note_renewal()
-            except (RedisError, OSError, ServerUnavailable) as error:
+            except ServerError as error:
                 logger.warning("leases could not be renewed: %s", error)
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
@@ -137,7 +135,7 @@ class Worker:
     async def _hand_back(self, delivery: Delivery) -> None:
         try:
             await hand_back(self.bus, delivery)
-        except (RedisError, OSError, ServerUnavailable) as error:
+        except ServerError as error:
             logger.warning("an entry of %s waits for its lease to run out: %s", delivery.conversation, error)
 
     def _freed(self, task: asyncio.Task[None]) -> None:
@@ -172,10 +170,10 @@ class Intake:
             try:
                 await self._round()
                 pause = 0.05
-            except (RedisError, OSError, ServerUnavailable) as error:
-                if isinstance(error, ResponseError) and str(error).startswith("NOGROUP") and await self._recreated():
+            except ServerError as error:
+                if isinstance(error, ServerRefused) and error.code == "NOGROUP" and await self._recreated():
                     continue
-                logger.warning("shard %d: the server is away: %s", self.shard.number, error)
+                logger.warning("shard %d: %s", self.shard.number, error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 1.0)
 
@@ -258,6 +256,6 @@ class Intake:
         logger.warning("shard %d: consumer groups were gone and are made anew", self.shard.number)
         try:
             await ensure_groups(self._bus, self.shard, self.worker.roster.instances)
-        except (RedisError, OSError):
+        except ServerError:
             return False
         return True

@@ -21,10 +21,9 @@ from prometheus_client.metrics_core import (
     SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
-from redis.exceptions import RedisError, ResponseError
 
 from rolecall import stats
-from rolecall.frontends.front import AWAY
+from rolecall.errors import ServerError, ServerRefused
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.operators import list_queues
 from rolecall.frontends.http.services import Here, Services
@@ -216,7 +215,7 @@ async def take(here: Services) -> int:
         sample = msgspec.json.encode(await _measure(here, due))
         try:
             await here.bus.server.call("XADD", keys.SERIES, "MAXLEN", KEPT, f"{due}-1", "s", sample)
-        except ResponseError:
+        except ServerRefused:
             logger.debug("another process took the sample of %d", due)  # in the same moment
     return due + EVERY_MS - now
 
@@ -226,8 +225,8 @@ async def _keep_taking(here: Services) -> None:
         wait = EVERY_MS
         try:
             wait = await take(here)
-        except (*AWAY, RedisError) as error:
-            logger.info("no sample: the server is away: %s", error)
+        except ServerError as error:
+            logger.info("no sample: %s", error)
         # Not all at the same moment: then one finds what another took, and is done.
         await asyncio.sleep(wait / 1000 + random.uniform(0, 0.4))
 

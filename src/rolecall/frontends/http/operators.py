@@ -18,7 +18,7 @@ from rolecall.bus.admission import places
 from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.dead_letters import ID, dead_letters, drop, find_dead_letter, plain, replay
 from rolecall.bus.envelope import short_turn_id
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.errors import ConfigError, RolecallError, ServerError
 from rolecall.frontends.front import REFUSALS
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.services import Here, Services
@@ -249,5 +249,7 @@ async def _letter(here: Services, letter_id: str) -> Any:
         return await find_dead_letter(here.bus, letter_id)
     except ConfigError as error:
         raise HTTPException(422, f"{error}.") from None
+    except ServerError:
+        raise
     except RolecallError:
         raise HTTPException(404, f"There is no dead letter {letter_id[:60]}.") from None

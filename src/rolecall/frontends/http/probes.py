@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Response
-from redis.exceptions import RedisError
 
 from rolecall import stats
 from rolecall.config import Role
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.services import Here, Services
 from rolecall.version import __version__
@@ -30,7 +29,7 @@ async def ready(here: Here, response: Response) -> dict[str, Any]:
     """200 when the bus is reachable and each role that is to have instances has one; else 503 and what is missing."""
     try:
         figures = await stats.instance_counts(here.bus)
-    except (RedisError, OSError, ServerUnavailable):
+    except ServerError:
         response.status_code = 503
         return {"status": "unavailable", "bus": "away", "missing": []}
     missing = [role.name for role in _required(here) if not figures.get(role.name)]

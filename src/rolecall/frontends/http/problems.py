@@ -13,11 +13,16 @@ import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from rolecall.errors import BlobTooLarge, EnvelopeTooLarge, RolecallError, ServerUnavailable
-from rolecall.redis.server import is_transient
+from rolecall.errors import (
+    BlobTooLarge,
+    EnvelopeTooLarge,
+    RolecallError,
+    ServerError,
+    ServerRefused,
+    ServerUnavailable,
+)
 
 logger = logging.getLogger(__name__)
 AWAY_SECONDS = 3
@@ -77,8 +82,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AnyHTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(RolecallError, _ours)
-    for away in (RedisError, ConnectionError, ServerUnavailable):
-        app.add_exception_handler(away, _away)
+    app.add_exception_handler(ServerError, _away)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -124,9 +128,9 @@ async def _ours(request: Request, error: Exception) -> Response:
 
 
 async def _away(request: Request, error: Exception) -> Response:
-    if isinstance(error, RedisError) and not is_transient(error):
+    if isinstance(error, ServerRefused):
         raise error
-    logger.info("%s %s: the server is away: %s", request.method, request.url.path, error)
+    logger.info("%s %s: %s", request.method, request.url.path, error)
     detail = "The bus cannot be reached at the moment. Try again soon; with an Idempotency-Key nothing is done twice."
     return answer(request, Problem(503, detail, "bus_unavailable", headers={"Retry-After": str(AWAY_SECONDS)}))
 

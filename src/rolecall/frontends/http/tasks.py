@@ -15,7 +15,8 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import remembered
 from rolecall.bus.envelope import decode
 from rolecall.bus.events import follow, keeps, so_far
-from rolecall.frontends.front import AWAY, Received
+from rolecall.errors import ServerError
+from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.intake import IMAGES, Said, enter, headers_of
 from rolecall.frontends.http.problems import DOES_NOT_HELP, Problem, documented
@@ -216,7 +217,7 @@ async def end(here: Services, place: Place) -> None:
 async def delivered(here: Services, received: Received) -> None:
     """Note in the transcript that the answer was handed over, unless another request may have."""
     if received.turn and received.outcome != "DUP":
-        with suppress(*AWAY):
+        with suppress(ServerError):
             await here.front.delivered(received)
 
 

@@ -100,8 +100,7 @@ class Buttons:
 
     async def press(self, query: CallbackQuery) -> None:
         """Return when what was asked is safe in the server; what Telegram shows of it follows by itself, and never
-        holds up other updates. Raises ServerUnavailable and redis-py's errors when the server is away: try again,
-        nothing is done twice."""
+        holds up other updates. Raises ServerUnavailable: try again, nothing is done twice."""
         toast = await self._pressed(query)
         self._later(self.bot.answer_callback_query(query.id, toast[:TOAST_CHARS]), "toast")
 

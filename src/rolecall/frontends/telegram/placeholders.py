@@ -20,10 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
-from redis.exceptions import RedisError
-
 from rolecall.bus.outbox import WHOLE, Placeholders
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box
@@ -253,7 +251,7 @@ class Doubts:
 
     async def _looked(self, address: Address, name: str, value: str) -> None:
         low, guess, high = map(int, value.split("~")[1:])
-        with suppress(RedisError, OSError, ServerUnavailable):
+        with suppress(ServerError):
             async with self._room:
                 removed = await self.sweep(address, Doubt(low, guess, high))
                 await self.placeholders.forget(_nowhere(address.front), DOUBTS, value, name)

@@ -14,14 +14,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from redis.exceptions import RedisError
 from telegram.error import TelegramError
 
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import AnswerText, Event, Wakeups, follow
 from rolecall.bus.turn import snapshot
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.buttons import working
@@ -133,8 +132,8 @@ class Live:
         try:
             if watched.received.outcome in ("RUN", "WAIT") or await self._unfinished(watched):
                 await self._show(watched)
-        except* (RedisError, OSError, ServerUnavailable) as errors:
-            logger.info("%s is not shown any more: the server is away: %s", watched.key[0], errors.exceptions[0])
+        except* ServerError as errors:
+            logger.info("%s is not shown any more: %s", watched.key[0], errors.exceptions[0])
         except* TelegramError as errors:
             logger.warning("%s is not shown any more: %s", watched.key[0], explain(errors.exceptions[0]))
         finally:
@@ -264,7 +263,7 @@ class Live:
 
     async def _hush(self, address: Address) -> None:
         """Who writes has seen that the last answer was ready: the notice of it goes."""
-        with suppress(RedisError, OSError, ServerUnavailable):
+        with suppress(ServerError):
             for name, message in (await self.recorded.of(address.conversation, RING)).messages.items():
                 await self.chats.delete(address, message)
                 await self.recorded.forget(address, RING, message, name)

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from redis.exceptions import RedisError
 from telegram import Message, Update, User
 
 from rolecall.bus.admission import Mode, edit_message
@@ -27,7 +26,6 @@ from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incomin
 from rolecall.frontends.telegram.progress import Live
 from rolecall.frontends.telegram_parts import Part
 from rolecall.frontends.texts import say
-from rolecall.redis.server import is_transient
 
 logger = logging.getLogger(__name__)
 MODES = ("queue", "collect", "interrupt")
@@ -89,10 +87,8 @@ class Receiver:
         while True:
             try:
                 return await step()
-            except (RedisError, OSError, ServerUnavailable) as error:
-                if isinstance(error, RedisError) and not is_transient(error):
-                    return self._failed(error, incoming)
-                logger.info("an update waits, for the server is away: %s", error)
+            except ServerUnavailable as error:
+                logger.info("an update waits: %s", error)
             except Exception as error:  # the boundary: no update may stop those behind it
                 return self._failed(error, incoming)
             await asyncio.sleep(pause)

@@ -7,13 +7,12 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from redis.exceptions import RedisError
 from telegram.error import Forbidden, InvalidToken, TelegramError
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.events import Wakeups
 from rolecall.bus.outbox import Outbox, Placeholders
-from rolecall.errors import ConfigError, ServerUnavailable
+from rolecall.errors import ConfigError, ServerError
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import QuietBot, explain
@@ -36,7 +35,6 @@ STAND_BY_SECONDS = 2.0
 """How long it may take to get the lease before it is said that another process has it."""
 DRAIN_SECONDS = 5.0
 PRIVACY = "; in groups it sees commands, mentions and replies to it alone (/setprivacy at @BotFather)"
-AWAY = (RedisError, OSError, ServerUnavailable)
 LOOK_SECONDS = 0.05
 
 
@@ -200,7 +198,7 @@ class Serving:
         """Take no more updates, and return when nothing is left to be delivered, or after ``seconds``."""
         if self._taking is not None:
             await ended(self._taking)
-        with suppress(*AWAY, TimeoutError):
+        with suppress(ServerError, TimeoutError):
             async with asyncio.timeout(seconds):
                 while await self.outbox.waiting():
                     await asyncio.sleep(LOOK_SECONDS)
@@ -209,8 +207,8 @@ class Serving:
         """What is good to have soon, and stops nothing when it fails."""
         try:
             await self.live.resume()
-        except AWAY as error:
-            logger.info("turns in the making are not shown: the server is away: %s", error)
+        except ServerError as error:
+            logger.info("turns in the making are not shown: %s", error)
         await self.commands.set_menus()
 
 

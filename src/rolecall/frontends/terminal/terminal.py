@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS, find_command
 from rolecall.bus.envelope import check_conversation
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from rolecall.frontends.terminal.prompt import Line, Prompt
 
 
-AWAY = (RolecallError, RedisError, OSError)
 AGAIN_SECONDS = 2.0
 PATIENCE_SECONDS = 0.3
 """What is done within this is not worth a word about its state."""
@@ -153,7 +150,7 @@ class Chat:
             said = await self._unsent.get()
             try:
                 said.received = await self._front.receive(self._conversation, said.text)
-            except AWAY as error:
+            except RolecallError as error:
                 await self._settle_beside(said, f"not sent: {error}", "error")
                 continue
             if not said.received.turn:
@@ -173,7 +170,7 @@ class Chat:
             await self._warn_if_alone()
             try:
                 final = await self._answer(said)
-            except AWAY as error:
+            except RolecallError as error:
                 self._current = self._stopping = None
                 await self._show([*self._ended(), ("error", f"the answer was lost from sight: {error}"), ("", "")])
             else:
@@ -245,7 +242,7 @@ class Chat:
     async def _stop(self) -> None:
         try:
             await self._front.stop(self._conversation)
-        except AWAY as error:
+        except RolecallError as error:
             self._hint = "  Ctrl-C again leaves"
             await self._show([("error", row) for row in rows_of(f"not stopped: {error}", self.prompt.width)])
 
@@ -255,12 +252,12 @@ class Chat:
         except NothingRunning as error:
             rows = rows_of(f"this waits: {error}", self.prompt.width)
             await self._show([("dim", row) for row in rows])
-        except AWAY:
+        except RolecallError:
             pass  # to follow the turn is to wait for the server
 
     async def _delivered(self, said: Said, final: Event | None) -> None:
         if final is not None and final.kind != "cancelled":
-            with suppress(*AWAY):
+            with suppress(RolecallError):
                 await self._front.delivered(said.received)
 
     def _errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header
 from fastapi import Query as Parameter
 
 from rolecall.bus.events import follow
-from rolecall.frontends.front import AWAY
+from rolecall.errors import ServerError
 from rolecall.frontends.http import metrics, operators
 from rolecall.frontends.http.auth import Operator, User
 from rolecall.frontends.http.intake import conversation_of
@@ -168,7 +168,7 @@ async def _quiet(pieces: Pieces) -> Pieces:
     try:
         async for piece in pieces:
             yield piece
-    except AWAY:
+    except ServerError:
         return
     finally:
         await pieces.aclose()

@@ -10,7 +10,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from rolecall.config import Role
-from rolecall.frontends.front import AWAY
+from rolecall.errors import ServerError
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal, require
 from rolecall.frontends.http.metrics import sampling
@@ -98,7 +98,7 @@ async def _shown(
             there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return RedirectResponse(f"/web/login?next={quote(there, safe='/')}", 303)
         return _problem(request, here, who, refused.status_code, str(refused.detail))
-    except AWAY:
+    except ServerError:
         return _problem(request, here, who, 503, "It cannot be reached at the moment. Load this page again soon.")
     return render(here, request, who, template, name, **values)
 
