@@ -18,10 +18,10 @@ from rolecall.cli.runner import stop_requested
 from rolecall.config import load
 from rolecall.errors import ConfigError
 from rolecall.transcripts.reading import Filters, conversations, since, tail
-from rolecall.transcripts.record import EPOCH, TROUBLE, Record, escape, find, format_line, read_records, visible
+from rolecall.transcripts.record import EPOCH, Record, escape, find, format_line, read_records, tone_of, visible
 from rolecall.transcripts.timeline import LEGEND, TurnTimeline, bars, timelines
 
-COLOURS = {"ERROR": "red", "DEAD_LETTER": "red", "PROCESSING_COMPLETE": "green", "RECEIVED": "bold"}
+STYLES = {"begins": "bold", "good": "green", "warn": "yellow", "bad": "red"}
 
 
 def make_filters(user: str, since_text: str, errors: bool, grep: str, tz: tzinfo | None = None) -> Filters:
@@ -114,7 +114,7 @@ def _print_record(record: Record, console: Console, *, as_json: bool, tz: tzinfo
     if as_json:
         _print_json(record, console)
     else:
-        style = COLOURS.get(record.word, "yellow" if record.word in TROUBLE else "")
+        style = STYLES.get(tone_of(record.word), "")
         console.print(Text(visible(format_line(record, tz)), style=style), soft_wrap=True)
 
 

@@ -6,20 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rolecall.transcripts.record import Record
+from rolecall.transcripts.record import WORDS, Record, Word
 
 WAIT, HANDLING, MODEL = "·", "─", "█"
 LEGEND = f"{WAIT} waits  {HANDLING} handled  {MODEL} model"
 MODEL_TIME = re.compile(r"\bmodel (\d+(?:\.\d+)?) s\b")
 HOP_NUMBER = re.compile(r"hop (\d+)")
-BEGINS = frozenset({"STARTED", "TAKEN_OVER"})
-ENDS = frozenset({"SENT", "PROCESSING_COMPLETE", "RETRY", "DEFERRED", "CANCELLED", "DEAD_LETTER", "ERROR", "FENCED"})
-OVER = {
-    "PROCESSING_COMPLETE": "answered",
-    "DELIVERED": "delivered",
-    "CANCELLED": "cancelled",
-    "DEAD_LETTER": "given up",
-}
 
 
 @dataclass
@@ -103,17 +95,18 @@ def bar(hop: Hop, total: int, width: int) -> str:
 def _add(turn: TurnTimeline, record: Record) -> None:
     turn.total = max(turn.total, record.since)
     running = turn.hops[-1] if turn.hops and not turn.hops[-1].word else None
+    word = WORDS.get(record.word, Word())
     if record.word == "RECEIVED":
         turn.said = record.text.partition(f"/{record.turn} ")[2] or record.text
-    elif record.word in BEGINS:
+    elif word.hop == "begins":
         _begin(turn, running, record)
     elif running is not None:
         running.ended = record.since
         running.model = min(running.model + _model(record.text), running.handling)
-        if record.word in ENDS:
+        if word.hop == "ends":
             running.word = record.word
             turn.queued = record.since
-    turn.state = OVER.get(record.word, turn.state)
+    turn.state = word.state or turn.state
 
 
 def _begin(turn: TurnTimeline, running: Hop | None, record: Record) -> None:

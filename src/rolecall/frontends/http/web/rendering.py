@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.guard import HEADERS
 from rolecall.frontends.http.services import Services
-from rolecall.transcripts.record import EPOCH, LAST_MS, TROUBLE, conversation_dir, visible
+from rolecall.transcripts.record import EPOCH, LAST_MS, conversation_dir, tone_of, visible
 
 TEMPLATES = Path(__file__).with_name("templates")
 THEME_COOKIE = "rolecall_theme"
@@ -27,13 +27,11 @@ OPERATORS = (
     ("Now", "/web/now", "now"),
     ("Dead letters", "/web/dead", "dead"),
 )
-STATE_TONES = {"running": "runs", "answered": "good", "delivered": "good", "cancelled": "warn", "given up": "bad"}
-WORD_TONES = {"RECEIVED": "begins", "PROCESSING_COMPLETE": "good", "ERROR": "bad", "DEAD_LETTER": "bad"}
 BLANK = {
     "conversation": {
         "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
     },
-    "turn": {"turn": "", "said": "", "total": 0, "state": "", "hops": ()},
+    "turn": {"turn": "", "said": "", "total": 0, "state": "", "tone": "", "hops": ()},
     "hop": {"instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0},
     "record": {"ms": 0, "since": 0, "turn": "", "instance": "", "word": "", "text": "", "id": ""},
 }  # fmt: skip
@@ -96,8 +94,7 @@ def _environment(tz: tzinfo | None) -> jinja2.Environment:
         "clock": lambda ms: f"{at(ms, '%H:%M:%S')}.{ms % 1000:03d}",
         "seconds": seconds,
         "share": share,
-        "state_tone": lambda state: STATE_TONES.get(state, ""),
-        "word_tone": lambda word: WORD_TONES.get(word, "warn" if word in TROUBLE else ""),
+        "tone": tone_of,
         "visible": visible,
         "pretty": _pretty,
         "directory": conversation_dir,

@@ -24,12 +24,14 @@ from rolecall.frontends.http.task import Place
 from rolecall.redis import keys
 from rolecall.transcripts.reading import Filters
 from rolecall.transcripts.record import (
+    STATES,
     Record,
     conversation_dir,
     parse_line,
     read_lines,
     read_records,
     session_files,
+    tone_of,
     visible,
 )
 from rolecall.transcripts.timeline import timelines
@@ -89,12 +91,12 @@ def turns_of(records: list[Record]) -> list[dict[str, Any]]:
     """The last turns among ``records`` with their hops; ``now`` is this moment."""
     now = time.time_ns() // 1_000_000
     shown = [{**msgspec.to_builtins(turn), "now": now} for turn in timelines(records)[-TURNS:]]
-    return [{**turn, "said": _unquoted(turn["said"])} for turn in shown]
+    return [{**turn, "said": _unquoted(turn["said"]), "tone": STATES.get(turn["state"], "")} for turn in shown]
 
 
 def line_of(record: Record) -> dict[str, Any]:
-    """A record for the log: ``shown`` is its text with nothing hidden in it."""
-    return {**msgspec.to_builtins(record), "shown": visible(record.text)}
+    """A record for the log: ``shown`` is its text with nothing hidden in it, ``tone`` the tone of its word."""
+    return {**msgspec.to_builtins(record), "shown": visible(record.text), "tone": tone_of(record.word)}
 
 
 async def now(here: Services) -> dict[str, Any]:

@@ -4,9 +4,6 @@ import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, tried }
 import { live } from "./live.js";
 
 const MOST_LINES = 5000;
-const TONES = { answered: "good", delivered: "good", cancelled: "warn", "given up": "bad", running: "runs" };
-const WORDS = { RECEIVED: "begins", PROCESSING_COMPLETE: "good", ERROR: "bad", DEAD_LETTER: "bad" };
-const TROUBLE = ["RETRY", "DEFERRED", "TAKEN_OVER", "FENCED", "CANCELLED"];
 
 const page = find("[data-conversation]");
 const which = page.dataset.conversation;
@@ -22,7 +19,7 @@ let after = page.dataset.after;
 function add(record) {
   const line = copy(find("[data-log-line]"));
   const part = parts(line);
-  line.className = WORDS[record.word] ?? (TROUBLE.includes(record.word) ? "warn" : "");
+  line.className = record.tone;
   line.dataset.turn = record.turn;
   line.title = record.turn ? `${record.instance}, turn ${record.turn}` : record.instance;
   say(part.at, clock(record.ms));
@@ -78,7 +75,7 @@ function fillTurn(element, turn) {
   say(part.id, `turn ${turn.turn}`);
   say(part.total, seconds(total));
   say(part.state, turn.state);
-  part.state.className = `pill ${TONES[turn.state] ?? ""}`;
+  part.state.className = `pill ${turn.tone}`;
   while (part.hops.childElementCount > turn.hops.length) part.hops.lastElementChild.remove();
   turn.hops.forEach((hop, place) => {
     if (!part.hops.children[place]) part.hops.append(copy(find("[data-hop-row]")));
