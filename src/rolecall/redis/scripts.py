@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
-from importlib.resources import files
+from pathlib import Path
 
 PATHS = {
     "admit": "bus/scripts/turn/admit.lua",
@@ -102,7 +102,7 @@ def _lib(name: str) -> str:
 
 
 def _read(path: str) -> str:
-    return files("rolecall").joinpath(path).read_text(encoding="utf-8")
+    return (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
 
 
 def milliseconds(seconds: float) -> int:
