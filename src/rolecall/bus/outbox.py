@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import create_group
 from rolecall.bus.turn import Records, guard_block
@@ -78,7 +79,7 @@ class Outbox:
         self._streams = {shard.outbox(front): shard.number for shard in bus.shards}
         self._reader: BlockingReader | None = None
         self._queues: dict[str, deque[Entry]] = {}
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers = BackgroundTasks()
         self._loaded = 0
         self._known = 0
         self._lapsed = False
@@ -98,9 +99,7 @@ class Outbox:
                     await self._leave()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
-            for worker in self._workers:
-                worker.cancel()
-            await asyncio.gather(*self._workers, return_exceptions=True)
+            await self._workers.drain(0)
             if self._reader is not None:
                 await self._reader.aclose()
 
@@ -178,9 +177,7 @@ class Outbox:
         queue = self._queues.get(entry.conversation)
         if queue is None:
             queue = self._queues[entry.conversation] = deque()
-            worker = asyncio.create_task(self._work(entry.conversation, queue), name="rolecall outbox worker")
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.start(self._work(entry.conversation, queue), "rolecall outbox worker")
         self._known += 1
         if len(queue) >= CONVERSATION_AHEAD or self._loaded >= AHEAD:
             queue.append(Entry(entry.shard, entry.id, entry.conversation, entry.turn))
@@ -244,11 +241,7 @@ class Outbox:
 
     async def _leave(self) -> None:
         """Forget what was read: whoever holds next reads it again. What is being delivered comes to its end."""
-        if self._workers:
-            await asyncio.wait(set(self._workers), timeout=LEAVING_SECONDS)
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._workers.drain(LEAVING_SECONDS)
 
 
 def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> Entry | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rolecall.cli.output import load_quietly, print_lines, print_table, time_zone
-from rolecall.cli.runner import log_to_stderr, stop_requested
+from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import listening, registered
@@ -117,7 +117,7 @@ async def _serve_here(session: Session, host: str, listener: socket.socket, want
         services = beside(session, wakeups, host, time_zone(session.application))
         async with _serving(services, host, listener) as serving:
             logger.info("http: pid %d serves", os.getpid())
-            await _first(wanted, serving)
+            await until_stopped(serving, wanted, cancel=False)
 
 
 async def _serve_by_processes(
@@ -128,7 +128,7 @@ async def _serve_by_processes(
     directory = str(session.application.directory)
     workers = Workers((sys.executable, "-c", START, "http", "--app", directory, "--host", host), count, listener)
     running = asyncio.create_task(workers.run(), name="rolecall http processes")
-    await _first(wanted, running)
+    await until_stopped(running, wanted, cancel=False)
     workers.stop()
     await running
 
@@ -151,13 +151,6 @@ async def _serving(services: Services, host: str, listener: socket.socket) -> As
     finally:
         server.stop()
         await serving
-
-
-async def _first(wanted: asyncio.Event, work: asyncio.Task[None]) -> None:
-    """Until ``wanted``, or until ``work`` is over by itself."""
-    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
-    await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
 
 
 async def _stdin_ended() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rolecall.cli.output import time_zone
-from rolecall.cli.runner import stop_requested
+from rolecall.cli.runner import stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError
 from rolecall.transcripts.reading import Filters, conversations, since, tail
@@ -158,7 +158,7 @@ async def show(app_dir: Path | None, asked: Asked, console: Console) -> int:
     elif asked.follow:
         following = follow(log_dir, asked.which, filters, console, as_json=asked.as_json, tz=tz)
         async with stop_requested() as wanted:
-            await _until(wanted, asyncio.create_task(following, name="rolecall logs"))
+            await until_stopped(asyncio.create_task(following, name="rolecall logs"), wanted)
     else:
         print_records(log_dir, asked.which, filters, console, as_json=asked.as_json, tz=tz)
     return 0
@@ -168,13 +168,3 @@ def _check_listing(asked: Asked) -> None:
     for option, given in (("--follow", asked.follow), ("--timeline", asked.timeline)):
         if given:
             raise ConfigError(f"{option} needs a conversation or a turn, as `rolecall logs` lists them")
-
-
-async def _until(wanted: asyncio.Event, work: asyncio.Task[None]) -> None:
-    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
-    await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if work.done():
-        work.result()
-    work.cancel()
-    await asyncio.wait([work])

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from rolecall.background import BackgroundTasks
 from rolecall.cli import http, talk, telegram
 from rolecall.cli.output import time_zone
-from rolecall.cli.runner import log_to_stderr, stop_requested
+from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Model
@@ -70,23 +71,20 @@ async def worker(app_dir: Path | None, *, roles: Sequence[str] | None, dev: bool
 async def _until_stopped(
     session: Session, runtime: Runtime, console: Console, wanted: asyncio.Event, interactive: bool
 ) -> None:
-    warming = asyncio.create_task(
-        prepare_models(console if interactive else None, runtime), name="rolecall warm models"
-    )
-    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
+    preparing = prepare_models(console if interactive else None, runtime)
+    warming = asyncio.create_task(BackgroundTasks().attempt(preparing, "models"), name="rolecall warm models")
     if interactive:
-        await asyncio.wait([warming, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await until_stopped(warming, wanted, cancel=False)
         if not wanted.is_set():
             talking = asyncio.create_task(talk.prompt(session, runtime.wakeups), name="rolecall chat")
             try:
-                await talk.until_stopped(talking, wanted)
+                await until_stopped(talking, wanted)
             except MissingExtra as error:
                 console.print(f"{error}\nall else is at work; Ctrl-C ends it", markup=False, highlight=False)
-                await stopping
+                await wanted.wait()
     else:
-        await stopping
+        await wanted.wait()
     warming.cancel()
-    stopping.cancel()
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from pydantic import SecretStr
@@ -22,6 +22,7 @@ from rolecall.settings import Settings
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp", "uvicorn")
 HIDDEN = "•••"
+T = TypeVar("T")
 
 
 def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False) -> int | None:
@@ -76,6 +77,24 @@ async def stop_requested() -> AsyncIterator[asyncio.Event]:
     finally:
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
+
+
+async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel: bool = True) -> T | None:
+    """Wait until ``work`` ends or ``wanted`` is set, whichever is first; return the result of the work and raise what
+    it raised. A stop cancels the work, waits for its end and returns None; with ``cancel`` False the work goes on."""
+    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
+    await asyncio.wait([work, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if cancel:
+        await cancel_and_wait(work)
+    return None if not work.done() or work.cancelled() else work.result()
+
+
+async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
+    """Cancel ``task`` until it has ended: on Python 3.11 wait_for, which redis-py sends with, may swallow it once."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
 
 
 def log_to_stderr(settings: Settings) -> None:

@@ -18,7 +18,7 @@ import msgspec
 
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.events import AnswerText, Event, Wakeups
-from rolecall.cli.runner import log_to_stderr, stop_requested
+from rolecall.cli.runner import cancel_and_wait, log_to_stderr, stop_requested, until_stopped
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.frontends.front import Front, Received
@@ -113,15 +113,6 @@ async def prompt(session: Session, wakeups: Wakeups, conversation: str = "") -> 
     return 0
 
 
-async def until_stopped(talking: asyncio.Task[T], wanted: asyncio.Event) -> T | None:
-    """The result of ``talking``; None when a stop was ``wanted`` and ended it. Raises what it raised."""
-    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
-    await asyncio.wait([talking, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    await _end(talking)
-    return None if talking.cancelled() else talking.result()
-
-
 def text_of(argument: str) -> str:
     """``argument``, or all of stdin for ``-``. Raises ConfigError when there is nothing in it."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if argument == "-" else argument
@@ -151,15 +142,8 @@ async def _at_the_bus(application: Application) -> AsyncIterator[tuple[Session, 
             await front.check_running()
             yield session, front
         finally:
-            await _end(listening)
+            await cancel_and_wait(listening)
             await wakeups.aclose()
-
-
-async def _end(task: asyncio.Task[T]) -> None:
-    """Cancel ``task`` until it has ended: on Python 3.11 wait_for, which redis-py sends with, may swallow it once."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.2)
 
 
 def _check(question: Question, application: Application) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rolecall.cli.output import load_quietly
-from rolecall.cli.runner import log_to_stderr, stop_requested
+from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import listening, registered
@@ -44,7 +44,8 @@ async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: 
             registered(session, "telegram"),
             at_work(session, bot, lambda line: say(console, line), name) as serving,
         ):
-            return await _until_stopped(serving, wanted)
+            await until_stopped(serving, wanted, cancel=False)
+            return 0 if wanted.is_set() else 1
 
 
 async def invite(app_dir: Path | None, console: Console, *, admin: bool, days: float, name: str) -> int:
@@ -114,15 +115,6 @@ def open_bot(settings: Settings) -> QuietBot:
 def say(console: Console, line: str) -> None:
     """Print one line as it is."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-async def _until_stopped(serving: asyncio.Task[None], wanted: asyncio.Event) -> int:
-    stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
-    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if serving.done():
-        serving.result()
-    return 0 if wanted.is_set() else 1
 
 
 def _report(task: asyncio.Task[None], tell: Tell) -> None:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rolecall.background import BackgroundTasks
 from rolecall.errors import (
     ModelError,
     ModelRefused,
@@ -81,7 +82,7 @@ class Gate:
         self._server = server
         self._settings = settings
         self._wake = wake
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     async def enter(self, request: Request, *, book: bool) -> Call:
         """Be let in. Raises NotNow, with ``book`` after booking a place in the quota, and OverBudget."""
@@ -121,8 +122,7 @@ class Gate:
 
     async def aclose(self) -> None:
         """Wait for what is still to be told."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.drain()
 
     def _entering(self, call: str, caller: Caller, request: Request, book: bool) -> list[Arg]:
         terms, s, user = self.terms, self._settings, f"u:{caller.user}"
@@ -189,9 +189,7 @@ class Gate:
                 logger.debug("a call of %s could not be held: %s", self.name, error)
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(_quietly(work), name=f"gate {self.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work, f"gate {self.name}")
 
     def _keys(self) -> list[Arg]:
         parts = ("state", "use", "booked", "busy", "waiting")
@@ -216,13 +214,6 @@ def _most(caller: Caller, allowed: float | None) -> int:
 def _over(user: bool) -> str:
     whose = "You have used up what you may use of the models" if user else "What may be spent on models is used up"
     return f"{whose} for today; it begins anew at midnight UTC."
-
-
-async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await work
-    except ServerError as error:
-        logger.info("%s", error)
 
 
 class Guarded:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavailable, NotNow, ServerError
 from rolecall.redis import keys
 from rolecall.redis.leader import Lease
@@ -78,7 +79,7 @@ class Balance:
         self.name = name
         self._server = server
         self._probe = probe
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
 
     async def pick(self, candidates: Sequence[Candidate]) -> Picked:
         """A place at one of ``candidates``; waits while those that are well are full.
@@ -123,8 +124,7 @@ class Balance:
 
     async def aclose(self) -> None:
         """Wait for what is still to be told."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.drain()
 
     async def _picked(self, call: str, candidates: Sequence[Candidate]) -> list[Any]:
         flat: list[Arg] = []
@@ -161,12 +161,11 @@ class Balance:
     async def _hold(self, member: str) -> None:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
-            await _quietly(self._server.run("model_hold", _keys(self.name)[:1], [member, LEASE_SECONDS * 1000]))
+            holding = self._server.run("model_hold", _keys(self.name)[:1], [member, LEASE_SECONDS * 1000])
+            await self._tasks.attempt(holding, f"balance {self.name}")
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(_quietly(work), name=f"balance {self.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work, f"balance {self.name}")
 
 
 async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[str, Condition]:
@@ -185,13 +184,6 @@ async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[
 
 def _keys(name: str) -> list[Arg]:
     return [keys.SERVED_CALLS, keys.model(name, "servers")]
-
-
-async def _quietly(work: Awaitable[Any]) -> None:
-    try:
-        await work
-    except ServerError as error:
-        logger.info("the server is away: %s", error)
 
 
 @dataclass(frozen=True)

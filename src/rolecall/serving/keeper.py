@@ -54,7 +54,7 @@ async def keep(raw: bytes, engine: subprocess.Popen[bytes] | OSError, port: int)
     try:
         if isinstance(engine, OSError):
             why = f"{orders.spec.model}: {orders.spec.command[0]} cannot be run: {engine.strerror}"
-            await _quietly(Directory(redis), orders.server.id, why)
+            await _give_place_up(Directory(redis), orders.server.id, why)
         else:
             await Keeper(orders, engine, port, Directory(redis)).run()
     finally:
@@ -101,7 +101,7 @@ class Keeper:
             why = why_not(self._orders.spec.model, self._child.returncode, Path(self._orders.log))
         await self._ended(exited)
         logger.info("engine %d is gone: %s", self._child.pid, why or ("it died" if died else "not needed"))
-        await _quietly(self._directory, self._now.id, why)
+        await _give_place_up(self._directory, self._now.id, why)
 
     # ── its place ───────────────────────────────────────────────────────────────────────────────
 
@@ -189,7 +189,7 @@ class Keeper:
                     return
 
 
-async def _quietly(directory: Directory, server: str, why: str) -> None:
+async def _give_place_up(directory: Directory, server: str, why: str) -> None:
     with suppress(ServerError, TimeoutError):
         async with asyncio.timeout(ANSWER_SECONDS):
             await directory.end(server, why)

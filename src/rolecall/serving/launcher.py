@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerError
 from rolecall.redis.leader import make_private
 from rolecall.redis.server import RedisServer
@@ -67,7 +68,7 @@ class Serving:
         self._ensuring: dict[str, asyncio.Task[ModelServer]] = {}
         self._needing: asyncio.Task[None] | None = None
         self._started: dict[str, tuple[int, str]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks()
 
     async def ensure(self, spec: Spec) -> ModelServer:
         """The ready server of ``spec``; started if there is none, by exactly one of all who ask.
@@ -106,8 +107,7 @@ class Serving:
         for task in (*self._ensuring.values(), *([self._needing] if self._needing else [])):
             task.cancel()
             await asyncio.wait([task])
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.drain()
         if self._needing is not None:
             self._needing = None
             with suppress(ServerError, TimeoutError):
@@ -243,9 +243,7 @@ class Serving:
             await asyncio.sleep(0.02)
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(_quietly(work), name="model call over")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work, "model call over")
 
 
 def _estimated(spec: Spec) -> int:
@@ -263,10 +261,3 @@ def _no_room(spec: Spec, wanted: ModelServer, claim: Claim) -> str:
         f"that cannot leave take {claim.used} MB. Lower LOCAL_SLOTS or LOCAL_CONTEXT, choose a smaller model, or raise "
         "LOCAL_RAM"
     )
-
-
-async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await work
-    except (ServerError, TimeoutError) as error:
-        logger.info("the server is away: %s", error)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rolecall import stats
 from rolecall.agent.mcp import Place, ToolServers
+from rolecall.background import BackgroundTasks
 from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
@@ -137,7 +138,7 @@ class Runtime:
         self._started = time.monotonic()
         self._ready = asyncio.Event()
         self._followed: dict[str, int] = {}
-        self._orders: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     async def run(self) -> None:
         """Work until ``stop`` is called. Raises ConfigError before anything starts when the deployment is wrong."""
@@ -157,6 +158,7 @@ class Runtime:
             await self.worker.run()
             for task in around:
                 task.cancel()
+        await self._background.drain(0)
         await self.wakeups.aclose()
         await self.models.aclose()
         await self.tool_servers.aclose()
@@ -224,14 +226,9 @@ class Runtime:
 
     def _on_control(self, order: dict[str, Any]) -> None:
         if "scale" in order or "report" in order:
-            self._order(self._report())
+            self._background.start(self._report(), "rolecall order")
         if isinstance(order.get("ended"), str):
-            self._order(self.worker.check_leases(order["ended"]))
-
-    def _order(self, work: Any) -> None:
-        task = asyncio.create_task(_quietly(work), name="rolecall order")
-        self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
+            self._background.start(self.worker.check_leases(order["ended"]), "rolecall order")
 
     async def _report(self) -> None:
         await self._apply_scale()
@@ -250,14 +247,14 @@ class Runtime:
 
     async def _register(self) -> None:
         while True:
-            await _quietly(stats.register(self.bus, self._state()))
+            await self._background.attempt(stats.register(self.bus, self._state()), "rolecall registry")
             await asyncio.sleep(self.application.settings.heartbeat_seconds)
-            await _quietly(self._apply_scale())
+            await self._background.attempt(self._apply_scale(), "rolecall registry")
 
     async def _follow(self) -> None:
         """Have as many instances of the roles with instances="auto" as their model servers answer at once."""
         while True:
-            await _quietly(self._count_slots())
+            await self._background.attempt(self._count_slots(), "rolecall model servers")
             await asyncio.sleep(FOLLOW_SECONDS)
 
     async def _count_slots(self) -> None:
@@ -285,7 +282,7 @@ class Runtime:
 
     async def _promote(self) -> None:
         while True:
-            await _quietly(self._promote_for(SWEEP_SECONDS))
+            await self._background.attempt(self._promote_for(SWEEP_SECONDS), "rolecall promote")
             await asyncio.sleep(PROMOTE_SECONDS)
 
     async def _promote_for(self, seconds: float) -> None:
@@ -299,7 +296,7 @@ class Runtime:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            await _quietly(self._sweep_once())
+            await self._background.attempt(self._sweep_once(), "rolecall sweep")
 
     async def _sweep_once(self) -> None:
         now = await maintenance.server_ms(self.bus)
@@ -310,7 +307,7 @@ class Runtime:
     async def _measure(self) -> None:
         while True:
             await asyncio.sleep(TELL_SECONDS)
-            await _quietly(self.measures.tell(self._server))
+            await self._background.attempt(self.measures.tell(self._server), "rolecall metrics")
 
     def _state(self) -> ProcessState:
         return ProcessState(
@@ -357,11 +354,3 @@ def _instance_state(instance: Instance) -> InstanceState:
         errors=instance.errors,
         busy_seconds=round(instance.busy_seconds + running, 1),
     )
-
-
-async def _quietly(work: Any) -> None:
-    """Await ``work``; a server that is away is for the next time."""
-    try:
-        await work
-    except ServerError as error:
-        logger.info("%s", error)

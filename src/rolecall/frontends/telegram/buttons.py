@@ -6,7 +6,6 @@ other conversation. Whoever presses is looked at as whoever writes is.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -17,6 +16,7 @@ import msgspec
 from telegram import Bot, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message
 from telegram.error import TelegramError
 
+from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import Remembered, Vote, give_feedback, prefer, remembered
@@ -96,7 +96,7 @@ class Buttons:
     placeholders: Placeholders
     chats: Chats
     live: Live
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
+    _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
     async def press(self, query: CallbackQuery) -> None:
         """Return when what was asked is safe in the server; what Telegram shows of it follows by itself, and never
@@ -106,9 +106,7 @@ class Buttons:
 
     async def aclose(self) -> None:
         """End what is still to be shown."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.drain(0)
 
     async def _pressed(self, query: CallbackQuery) -> str:
         """What the user is told."""
@@ -234,13 +232,11 @@ class Buttons:
         return before not in (None, press.id.encode())
 
     def _later(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        task = asyncio.create_task(_quietly(work), name=f"rolecall telegram {what}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(_shown(work), f"rolecall telegram {what}")
 
 
-async def _quietly(work: Coroutine[Any, Any, object]) -> None:
-    """What is only shown may fail: a press that is answered too late, a message that is gone."""
+async def _shown(work: Coroutine[Any, Any, object]) -> None:
+    """Await what Telegram may refuse: a press that is answered too late, a message that is gone."""
     try:
         await work
     except TelegramError as error:

@@ -5,7 +5,6 @@ A chat that Telegram lets wait (429), or that it does not answer for, holds up i
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from telegram import Bot, InlineKeyboardMarkup, InputMediaDocument, InputMediaPh
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, TelegramError
 
+from rolecall.background import BackgroundTasks
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
 from rolecall.frontends.telegram_parts import Part
@@ -51,7 +51,7 @@ class Chats:
         self.edit_seconds = edit_seconds
         self._outlets = Outlets()
         self._moved: dict[int, int] = {}
-        self._telling: set[asyncio.Task[None]] = set()
+        self._telling = BackgroundTasks()
 
     # ── what is sent ────────────────────────────────────────────────────────────────────────────
 
@@ -159,16 +159,12 @@ class Chats:
         if outlet.telling >= TELLS:
             return False
         outlet.telling += 1
-        task = asyncio.create_task(self._tell(outlet, address, part, reply_to, keyboard), name="rolecall telegram tell")
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        self._telling.start(self._tell(outlet, address, part, reply_to, keyboard), "rolecall telegram tell")
         return True
 
     async def aclose(self) -> None:
         """End what ``tell`` still had to send."""
-        for task in self._telling:
-            task.cancel()
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        await self._telling.drain(0)
 
     async def remove_ours(self, address: Address, ids: Iterable[int]) -> int:
         """Remove those of the messages ``ids`` that are ours and still unknown here, before anything else is sent;

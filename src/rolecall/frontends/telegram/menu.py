@@ -20,6 +20,7 @@ from telegram import (
 from telegram.error import BadRequest, Forbidden, TelegramError
 
 from rolecall.agent.memory import Memory
+from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify
@@ -56,7 +57,7 @@ class Commands:
     access: Access
     choices: Choices
     front: str = "telegram"
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set, repr=False)
+    _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
     async def answer(self, incoming: Incoming, standing: Standing) -> Told | None:
         """The answer to ``incoming`` if it is one of Telegram's own commands, else None: it goes to the bus.
@@ -86,9 +87,7 @@ class Commands:
 
     async def aclose(self) -> None:
         """End what is still to be told to Telegram."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.drain(0)
 
     @property
     def _menus(self) -> Menus:
@@ -218,9 +217,7 @@ class Commands:
         return {user: int(tokens or 0) for user, tokens in zip(users, found, strict=True)}
 
     def _menu_later(self, user: int, rank: Rank) -> None:
-        task = asyncio.create_task(self._menus.set_for(user, admin=rank == "admin"), name="rolecall telegram menu")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._menus.set_for(user, admin=rank == "admin"), "rolecall telegram menu")
 
 
 def _is_user(number: str) -> bool:

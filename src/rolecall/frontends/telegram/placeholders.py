@@ -16,12 +16,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
+from rolecall.background import BackgroundTasks
 from rolecall.bus.outbox import WHOLE, Placeholders
-from rolecall.errors import ServerError
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box
@@ -200,7 +199,7 @@ class Doubts:
 
     def __init__(self, chats: Chats, placeholders: Placeholders) -> None:
         self.chats, self.placeholders = chats, placeholders
-        self._looking: set[asyncio.Task[None]] = set()
+        self._looking = BackgroundTasks()
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def add(self, address: Address, turn: str, part: str, doubt: Doubt) -> None:
@@ -219,14 +218,11 @@ class Doubts:
 
     async def settle(self) -> None:
         """Return when nothing is looked for."""
-        while self._looking:
-            await asyncio.wait(set(self._looking))
+        await self._looking.drain()
 
     async def aclose(self) -> None:
         """Stop looking."""
-        for task in self._looking:
-            task.cancel()
-        await asyncio.gather(*self._looking, return_exceptions=True)
+        await self._looking.drain(0)
 
     async def sweep(self, address: Address, doubt: Doubt) -> int:
         """Remove the messages of ours in ``doubt`` that nobody knows of: neither this process nor what is recorded.
@@ -245,18 +241,15 @@ class Doubts:
             await self.placeholders.record(_whole(address), f"{address.topic}/{turn}", str(message_id), part)
 
     def _look(self, address: Address, name: str, value: str) -> None:
-        task = asyncio.create_task(self._looked(address, name, value), name="rolecall telegram doubt")
-        self._looking.add(task)
-        task.add_done_callback(self._looking.discard)
+        self._looking.start(self._looked(address, name, value), "rolecall telegram doubt")
 
     async def _looked(self, address: Address, name: str, value: str) -> None:
         low, guess, high = map(int, value.split("~")[1:])
-        with suppress(ServerError):
-            async with self._room:
-                removed = await self.sweep(address, Doubt(low, guess, high))
-                await self.placeholders.forget(_nowhere(address.front), DOUBTS, value, name)
-            if removed:
-                logger.info("%s: removed %d placeholders whose sending was in doubt", address.conversation, removed)
+        async with self._room:
+            removed = await self.sweep(address, Doubt(low, guess, high))
+            await self.placeholders.forget(_nowhere(address.front), DOUBTS, value, name)
+        if removed:
+            logger.info("%s: removed %d placeholders whose sending was in doubt", address.conversation, removed)
 
 
 def _whole(address: Address) -> str:

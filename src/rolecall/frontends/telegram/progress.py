@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from telegram.error import TelegramError
 
+from rolecall.background import BackgroundTasks
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import AnswerText, Event, Wakeups, follow
@@ -62,7 +63,7 @@ class Live:
         self.front, self.holding, self.drafts = front, holding, drafts
         self._turns: dict[tuple[str, str], Watched] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._passing: set[asyncio.Task[None]] = set()
+        self._passing = BackgroundTasks()
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def show(self, received: Received, address: Address, message_id: int, language: str | None) -> None:
@@ -110,10 +111,11 @@ class Live:
 
     async def aclose(self) -> None:
         """Stop showing. What was shown stays, the answers will take its place."""
-        tasks = [*self._tasks.values(), *self._passing]
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._passing.drain(0)
 
     async def _resume(self, conversation: str, address: Address) -> int:
         shard = self.bus.shard(conversation)
@@ -257,9 +259,7 @@ class Live:
     # Beside turns
 
     def _in_passing(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = asyncio.create_task(work, name=f"rolecall telegram {name}")
-        self._passing.add(task)
-        task.add_done_callback(self._passing.discard)
+        self._passing.start(work, f"rolecall telegram {name}")
 
     async def _hush(self, address: Address) -> None:
         """Who writes has seen that the last answer was ready: the notice of it goes."""

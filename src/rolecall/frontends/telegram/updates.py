@@ -17,6 +17,7 @@ from h11 import Connection as Http
 from telegram import Update
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
 
+from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError
 from rolecall.frontends.telegram.bot import QuietBot, Wait, explain
 from rolecall.settings import Settings
@@ -218,7 +219,7 @@ class Webhook:
         self.bot, self.receive, self.host, self.port = bot, receive, host, port
         self._secret = secret.encode()
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections = BackgroundTasks()
         self._open: dict[int, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -240,9 +241,10 @@ class Webhook:
             self._server.close()
         if self._open:
             await asyncio.wait(self._open.values(), timeout=LEAVE_SECONDS)
-        for task in [*self._open.values(), *self._connections]:
+        for task in self._open.values():
             task.cancel()
-        await asyncio.gather(*self._open.values(), *self._connections, return_exceptions=True)
+        await asyncio.gather(*self._open.values(), return_exceptions=True)
+        await self._connections.drain(0)
 
     # ── one request ─────────────────────────────────────────────────────────────────────────────
 
@@ -250,9 +252,7 @@ class Webhook:
         if len(self._connections) >= MOST_CONNECTIONS:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(reader, writer), name="telegram webhook request")
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections.start(self._serve(reader, writer), "telegram webhook request")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request; there is no second one on a connection."""

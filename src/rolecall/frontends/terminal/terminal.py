@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS, find_command
 from rolecall.bus.envelope import check_conversation
@@ -82,7 +83,7 @@ class Chat:
         self._waiting: deque[Said] = deque()
         self._current: Said | None = None
         self._rows = Rows(lambda: self.prompt.width)
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = BackgroundTasks()
         self._left = False
         self._stopping: asyncio.Task[None] | None = None
         self._interrupted = -AGAIN_SECONDS
@@ -100,8 +101,9 @@ class Chat:
             self._left = True
             if self._stopping is not None:
                 await asyncio.wait([self._stopping], timeout=AGAIN_SECONDS)
-            for task in (*working, *self._errands):
+            for task in working:
                 task.cancel()
+            self._errands.cancel()
         await self._farewell()
 
     # ── what the prompt calls ───────────────────────────────────────────────────────────────────
@@ -261,10 +263,7 @@ class Chat:
                 await self._front.delivered(said.received)
 
     def _errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name="rolecall chat errand")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-        return task
+        return self._errands.start(work, "rolecall chat errand")
 
 
 def _asked(said: Said, width: int) -> list[Line]:
