@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 
-.PHONY: run test test-browser check format proof serving-proof chaos bench lock test-compose clean
+.PHONY: run test test-browser check format proof serving-proof chaos bench pictures figures lock test-compose clean
 
 run: $(VENV)/all
 	@$(BIN)/rolecall up --foreground
@@ -28,6 +28,14 @@ format: $(VENV)/dev
 
 chaos: $(VENV)/dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+# What the house is made of: files, lines, circles, names used twice.
+figures: $(VENV)/dev
+	@$(BIN)/python -m tests.figures $(ARGS)
+
+# The pictures of the README, from a real run; the web page's needs a Chromium, as test-browser does.
+pictures: $(VENV)/browser
+	@$(BIN)/python -m tests.pictures
 
 bench: $(VENV)/dev
 	@$(BIN)/python -m bench $(ARGS)
