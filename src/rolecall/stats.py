@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.turn import turns_in_flight
 from rolecall.models.gate import MICRO
 from rolecall.redis import keys
-from rolecall.redis.server import Server
+from rolecall.redis.server import Server, pairs, server_ms, text_map
 
 BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -169,10 +168,10 @@ def _by_user(counters: dict[str, int]) -> dict[str, dict[str, int]]:
 
 
 async def _counters(bus: Bus) -> dict[str, int]:
-    day, total = time.strftime("%Y%m%d", time.gmtime()), dict[str, int]()
+    day, total = keys.today(), dict[str, int]()
     for shard in bus.shards:
         flat = await bus.server.call("HGETALL", shard.statistics(day))
-        for name, value in zip(flat[::2], flat[1::2], strict=True):
+        for name, value in pairs(flat):
             total[name.decode()] = total.get(name.decode(), 0) + int(value)
     return total
 
@@ -247,7 +246,7 @@ class Measured:
 async def measured(server: Server) -> Measured:
     """Read it. Raises ServerError."""
     found, flat = Measured(), await server.fetch("HGETALL", keys.METRICS)
-    for raw, value in zip(flat[::2], flat[1::2], strict=True):
+    for raw, value in pairs(flat):
         name, part, *labels = raw.decode().split(" ")
         if part == "n":
             found.counts.setdefault(name, {})[tuple(labels)] = int(value)
@@ -265,9 +264,8 @@ async def model_figures(server: Server, names: Iterable[str]) -> dict[str, Any]:
     ``ready``, or what keeps it from being asked; ``cost``: money spent today (UTC) on all; ``spenders``: tokens and
     money per user."""
     names = list(names)
-    spent = _whole(await server.fetch("HGETALL", keys.spent(time.strftime("%Y%m%d", time.gmtime()))))
-    seconds, micros = await server.fetch("TIME")
-    now = int(seconds) * 1000 + int(micros) / 1000
+    spent = _whole(await server.fetch("HGETALL", keys.spent(keys.today())))
+    now = await server_ms(server)
     states = await asyncio.gather(*(_state(server, name, now) for name in names))
     return {
         "models": {name: {**_used(spent, name), **state} for name, state in zip(names, states, strict=True)},
@@ -282,7 +280,7 @@ async def _state(server: Server, name: str, now: float) -> dict[str, Any]:
         server.fetch("ZCOUNT", keys.model(name, "busy"), now, "+inf"),
         server.fetch("ZCARD", keys.model(name, "waiting")),
     )
-    state = {field.decode(): value.decode() for field, value in zip(flat[::2], flat[1::2], strict=True)}
+    state = text_map(flat)
     return {"in_flight": busy, "waiting": waiting, "state": _word(state, now)}
 
 
@@ -309,4 +307,4 @@ def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:
 
 
 def _whole(flat: list[bytes]) -> dict[str, int]:
-    return {field.decode(): int(value) for field, value in zip(flat[::2], flat[1::2], strict=True)}
+    return {field.decode(): int(value) for field, value in pairs(flat)}

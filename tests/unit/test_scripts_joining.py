@@ -12,10 +12,10 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import hand_back
-from rolecall.bus.maintenance import audit_one, promote, promote_due, server_ms
+from rolecall.bus.maintenance import audit_one, promote, promote_due
 from rolecall.bus.settle import defer
 from rolecall.bus.turn import Records, turns_in_flight
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, defer_turn, entries, finals, hash_of, names, send, take_one, take_role
 from tests.waiting import wait_until
@@ -227,14 +227,14 @@ async def test_a_hold_ends_by_itself_and_each_part_renews_it_up_to_five_times(bu
     await bus.server.call("ZADD", shard.deferred, second, "a")
 
     async def woken() -> bool:
-        return await promote_due(bus, shard, await server_ms(bus)) == 1
+        return await promote_due(bus, shard, await server_ms(bus.server)) == 1
 
     await wait_until(woken)
     assert await said(bus) == "1\n2\n3"
 
 
 async def _passed(bus: Bus, ms: float) -> bool:
-    return await server_ms(bus) > ms
+    return await server_ms(bus.server) > ms
 
 
 async def test_a_held_turn_that_had_to_wait_sleeps_out_what_is_left(bus: Bus) -> None:

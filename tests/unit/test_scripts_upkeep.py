@@ -12,11 +12,11 @@ from rolecall import stats
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.leases import renew
-from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, server_ms, sweep
+from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, sweep
 from rolecall.bus.turn import Records, note, snapshot
 from rolecall.redis import keys
 from rolecall.redis.pipeline import Arg
-from rolecall.redis.server import RedisServer, Server
+from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
 from rolecall.stats import ProcessState
 from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
@@ -68,7 +68,7 @@ async def test_an_audit_of_a_sound_shard_finds_nothing(bus: Bus) -> None:
     await defer_turn(bus, await take_one(bus))
     await take_one(bus)
     await ask(bus, "a", control=True)
-    assert await audit(bus, bus.shards[0], await server_ms(bus)) == 0
+    assert await audit(bus, bus.shards[0], await server_ms(bus.server)) == 0
     assert await audit_one(bus, bus.shards[0], "nobody") == "IDLE"
 
 
@@ -81,8 +81,8 @@ async def test_an_entry_lost_from_outside_is_written_again(bus: Bus, where: str)
         await bus.server.call("DEL", bus.shards[0].deferred)
     else:
         await bus.server.call("DEL", held.stream)
-    assert await audit(bus, bus.shards[0], await server_ms(bus)) == 1
-    assert await audit(bus, bus.shards[0], await server_ms(bus)) == 0
+    assert await audit(bus, bus.shards[0], await server_ms(bus.server)) == 1
+    assert await audit(bus, bus.shards[0], await server_ms(bus.server)) == 0
     again = await take_one(bus)
     assert again.envelope is not None
     assert (again.turn, again.envelope.text) == ("1", "hi")
@@ -93,7 +93,7 @@ async def test_a_turn_in_flight_too_long_ends_with_an_error_and_the_next_runs(bu
     await ask(bus)
     await ask(bus)
     held = await take_one(bus)
-    await audit(bus, bus.shards[0], await server_ms(bus) + 3_601_000)
+    await audit(bus, bus.shards[0], await server_ms(bus.server) + 3_601_000)
     assert await finals(bus) == [("1", "error")]
     assert await answer(bus, held) == "FENCED"
     assert (await take_one(bus)).turn == "2"
@@ -102,7 +102,7 @@ async def test_a_turn_in_flight_too_long_ends_with_an_error_and_the_next_runs(bu
 async def test_a_turn_that_began_while_an_older_one_was_looked_at_is_not_ended(bus: Bus) -> None:
     await ask(bus)
     await ask(bus)
-    held, shard, now = await take_one(bus), bus.shards[0], await server_ms(bus)
+    held, shard, now = await take_one(bus), bus.shards[0], await server_ms(bus.server)
     await bus.server.call("ZADD", shard.active, now - 3_700_000, "a")
     watcher = Bus(Meanwhile(bus.server, "ZRANGE", lambda: answer(bus, held)), bus.settings, "watcher")
     await audit(watcher, shard, now)

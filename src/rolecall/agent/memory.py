@@ -11,7 +11,7 @@ import msgspec
 from rolecall.bus.conversation import Remembered
 from rolecall.models.model import Message
 from rolecall.redis.keys import ShardKeys
-from rolecall.redis.server import Server
+from rolecall.redis.server import Server, text_map
 
 _decoder = msgspec.json.Decoder(Remembered)
 
@@ -50,7 +50,7 @@ class Memory:
     async def preferences(self) -> dict[str, str]:
         """The conversation's preferences, those set in this handling included."""
         flat: Sequence[bytes] = await self.server.fetch("HGETALL", self.keys.preferences(self.conversation))
-        stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        stored = text_map(flat)
         return {name: value for name, value in {**stored, **self.changes}.items() if value}
 
     def prefer(self, **changes: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -15,6 +14,7 @@ from rolecall.bus.envelope import Envelope, decode, short_turn_id
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.redis.keys import ShardKeys
+from rolecall.redis.server import field_map
 
 ID = re.compile(r"(\d{1,20}-\d{1,20})(?:@(\d{1,3}))?", re.ASCII)
 
@@ -122,13 +122,13 @@ def _place(bus: Bus, letter_id: str) -> tuple[ShardKeys, str]:
 
 
 def _read(shard: ShardKeys, raw_id: bytes, flat: list[bytes]) -> DeadLetter:
-    fields: dict[bytes, Any] = dict(zip(flat[::2], flat[1::2], strict=True))
+    found = field_map(flat)
     return DeadLetter(
         id=raw_id.decode() + (f"@{shard.number}" if shard.number else ""),
-        conversation=fields[b"c"].decode("utf-8", "replace"),
-        turn=fields[b"t"].decode("utf-8", "replace"),
-        reason=fields[b"why"].decode("utf-8", "replace"),
-        deliveries=int(fields[b"n"]),
-        ms=int(fields[b"ms"]),
-        envelope=fields[b"e"].decode("utf-8", "backslashreplace"),
+        conversation=found[b"c"].decode("utf-8", "replace"),
+        turn=found[b"t"].decode("utf-8", "replace"),
+        reason=found[b"why"].decode("utf-8", "replace"),
+        deliveries=int(found[b"n"]),
+        ms=int(found[b"ms"]),
+        envelope=found[b"e"].decode("utf-8", "backslashreplace"),
     )

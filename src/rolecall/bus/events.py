@@ -18,6 +18,7 @@ from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import snapshot
 from rolecall.errors import RolecallError, ServerError, ServerUnavailable
 from rolecall.redis import keys
+from rolecall.redis.server import field_map
 from rolecall.redis.subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
@@ -252,7 +253,7 @@ async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, 
         page = await bus.server.call("XRANGE", stream, f"({last}", "+", "COUNT", PAGE)
         for raw_id, flat in page:
             last = raw_id.decode()
-            yield last, dict(zip(flat[::2], flat[1::2], strict=True))
+            yield last, field_map(flat)
         if len(page) < PAGE:
             return
 

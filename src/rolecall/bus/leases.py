@@ -19,7 +19,7 @@ from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.pipeline import Arg
 from rolecall.redis.scripts import milliseconds, script
-from rolecall.redis.server import Server
+from rolecall.redis.server import Server, field_map
 
 WHO = ContextVar("rolecall instance", default="")
 """The instance whose work this is, for the process log; "" beside the work of any."""
@@ -194,7 +194,7 @@ class Delivery:
 def read_entry(shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"") -> Delivery:
     """The delivery made of a raw stream entry ``[id, [field, value, …]]``. Never raises for what is inside."""
     raw_id, flat = entry
-    fields = dict(zip(flat[::2], flat[1::2], strict=False))
+    fields = field_map(flat)
     raw = fields.get(b"e", b"")
     common = (shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"))
     try:

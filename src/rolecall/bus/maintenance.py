@@ -12,6 +12,7 @@ from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
+from rolecall.redis.server import field_map, pairs
 
 logger = logging.getLogger(__name__)
 PAGE = 100
@@ -39,7 +40,7 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     """See that every running turn of the shard has its entry, and end those in flight too long; returns how many
     entries had to be written again, which is 0 unless data was lost from outside."""
     repaired, flat = 0, await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")
-    for member, since in zip(flat[::2], flat[1::2], strict=True):
+    for member, since in pairs(flat):
         conversation = member.decode()
         if "\x1f" in conversation:
             continue
@@ -104,16 +105,10 @@ async def depart(bus: Bus, roles: Sequence[str]) -> None:
         await retire(bus, shard, roles, bus.process)
 
 
-async def server_ms(bus: Bus) -> float:
-    """The server's clock in ms."""
-    seconds, micros = await bus.server.call("TIME")
-    return int(seconds) * 1000 + int(micros) / 1000
-
-
 async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
     stream, destination, moved = shard.direct(role, gone), shard.stream(role, "n"), 0
     for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
-        fields = dict(zip(flat[::2], flat[1::2], strict=False))
+        fields = field_map(flat)
         conversation = shard.conversation(fields.get(b"c", b"").decode("utf-8", "replace"))
         names = (stream, destination, conversation, shard.alive(gone))
         moved += await bus.server.run("fallback", names, (entry_id, fields.get(b"t", b""))) == b"OK"

@@ -18,7 +18,7 @@ from rolecall.bus.turn import Records, guard_block
 from rolecall.errors import ServerError, ServerRefused, ServerUnavailable
 from rolecall.redis.keys import GROUP
 from rolecall.redis.scripts import milliseconds
-from rolecall.redis.server import BlockingReader, RedisServer
+from rolecall.redis.server import BlockingReader, RedisServer, field_map, text_map
 
 logger = logging.getLogger(__name__)
 CONSUMER = "deliverer"
@@ -246,7 +246,7 @@ class Outbox:
 
 def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> Entry | None:
     """The entry, None when it has no fields any more or cannot be read."""
-    fields = dict(zip(flat[::2], flat[1::2], strict=False)) if flat else {}
+    fields = field_map(flat)
     try:
         payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
         return Entry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
@@ -282,7 +282,7 @@ class Placeholders:
     async def of(self, conversation: str, turn: str) -> dict[str, str]:
         """The outside messages that show ``turn``, by part."""
         flat = await self.bus.server.fetch("HGETALL", self.bus.shard(conversation).shown(conversation, turn))
-        return {part.decode(): message.decode() for part, message in zip(flat[::2], flat[1::2], strict=True)}
+        return text_map(flat)
 
     async def turn_of(self, conversation: str, message: str) -> str:
         """The turn that the outside ``message`` shows, empty when it is none of ours or long ago."""

@@ -32,7 +32,7 @@ from rolecall.models.providers.remote import unbalanced
 from rolecall.models.registry import open_model, probe
 from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import RedisServer, field_map
 from rolecall.serving.launcher import Serving
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
@@ -136,7 +136,7 @@ async def _appendfsync(server: RedisServer) -> str:
         flat = await server.call("CONFIG", "GET", "append*")
     except ServerRefused:
         return "unknown"
-    found = dict(zip(flat[::2], flat[1::2], strict=True))
+    found = field_map(flat)
     return str(found[b"appendfsync"].decode()) if found.get(b"appendonly") == b"yes" else ""
 
 

@@ -193,7 +193,7 @@ class Gate:
 
     def _keys(self) -> list[Arg]:
         parts = ("state", "use", "booked", "busy", "waiting")
-        return [*(keys.model(self.name, part) for part in parts), keys.spent(time.strftime("%Y%m%d", time.gmtime()))]
+        return [*(keys.model(self.name, part) for part in parts), keys.spent(keys.today())]
 
     def _arguments(self, call: str, *more: Arg) -> list[Arg]:
         return [call, self.terms.concurrent or 0, *more]

@@ -166,6 +166,6 @@ class ShardKeys:
         return f"{self.prefix}:up:{process}"
 
 
-def today() -> str:
-    """The day in UTC, as the statistics name it."""
-    return time.strftime("%Y%m%d", time.gmtime())
+def today(at: float | None = None) -> str:
+    """The day in UTC, as the statistics name it; ``at`` is another time in seconds since the epoch."""
+    return time.strftime("%Y%m%d", time.gmtime(at))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
@@ -230,6 +230,27 @@ async def connected(url: str, **options: Any) -> AsyncIterator[RedisServer]:
         yield server
     finally:
         await server.aclose()
+
+
+def pairs(flat: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """The fields and values of a flat reply such as HGETALL's."""
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def field_map(flat: Sequence[Any] | None) -> dict[bytes, Any]:
+    """A flat reply as a dict; empty for an entry that was deleted."""
+    return dict(pairs(flat or ()))
+
+
+def text_map(flat: Sequence[bytes]) -> dict[str, str]:
+    """A flat reply of texts as a dict."""
+    return {name.decode(): value.decode() for name, value in pairs(flat)}
+
+
+async def server_ms(server: Server) -> float:
+    """The server's clock in ms since the epoch."""
+    seconds, micros = await server.fetch("TIME")
+    return int(seconds) * 1000 + int(micros) / 1000
 
 
 def _parse_info(raw: bytes) -> dict[str, str]:

@@ -24,7 +24,7 @@ from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavaila
 from rolecall.redis import keys
 from rolecall.redis.leader import Lease
 from rolecall.redis.pipeline import Arg
-from rolecall.redis.server import Server
+from rolecall.redis.server import Server, server_ms, text_map
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
 
@@ -171,11 +171,9 @@ class Balance:
 async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[str, Condition]:
     """How each of ``servers`` of the model ``name`` does, by id."""
     calls, known = _keys(name)
-    seconds, micros = await server.fetch("TIME")
-    now = int(seconds) * 1000 + int(micros) // 1000
+    now = round(await server_ms(server))
     members = [member.decode().partition(" ")[0] for member in await server.fetch("ZRANGEBYSCORE", calls, now, "+inf")]
-    flat = [part.decode() for part in await server.fetch("HGETALL", known)]
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    fields = text_map(await server.fetch("HGETALL", known))
     return {
         one: Condition(members.count(one), fields.get(f"{one} why", "left out") if f"{one} until" in fields else "")
         for one in servers

@@ -21,7 +21,7 @@ from rolecall.bus.turn import FORGET
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP, ShardKeys
-from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer
+from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer, field_map
 from rolecall.transcripts.files import Entry, TranscriptFiles
 from rolecall.transcripts.record import WORDS, Record, entry_order
 
@@ -248,7 +248,7 @@ def _directory_name(lock: int) -> str:
 def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[Entry]:
     """The records among the entries of one stream. An entry without fields was written and deleted before."""
     for entry_id, fields in found:
-        values = dict(zip(fields[::2], fields[1::2], strict=False)) if fields else {}
+        values = field_map(fields)
         if b"c" in values:
             yield _entry(entry_id.decode(), values)
         elif values:

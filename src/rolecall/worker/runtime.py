@@ -27,7 +27,7 @@ from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import ServedModel
 from rolecall.models.registry import open_model
 from rolecall.redis import keys
-from rolecall.redis.server import RedisServer, Server
+from rolecall.redis.server import RedisServer, Server, server_ms, text_map
 from rolecall.serving.balance import Balance, Watch
 from rolecall.serving.capacity import Follower, auto_counts
 from rolecall.serving.directory import Directory
@@ -287,7 +287,7 @@ class Runtime:
 
     async def _promote_for(self, seconds: float) -> None:
         """Wake what is due, with one reading of the server's clock for as long."""
-        began, clock = time.monotonic(), await maintenance.server_ms(self.bus)
+        began, clock = time.monotonic(), await server_ms(self._server)
         while (passed := time.monotonic() - began) < seconds:
             for shard in self.bus.shards:
                 await maintenance.promote_due(self.bus, shard, clock + passed * 1000)
@@ -299,7 +299,7 @@ class Runtime:
             await self._background.attempt(self._sweep_once(), "rolecall sweep")
 
     async def _sweep_once(self) -> None:
-        now = await maintenance.server_ms(self.bus)
+        now = await server_ms(self._server)
         for shard in self.bus.shards:
             await maintenance.audit(self.bus, shard, now)
         await maintenance.sweep(self.bus, [role.name for role in self.application.roles])
@@ -325,7 +325,7 @@ class Runtime:
 async def live_counts(bus: Bus, roles: Iterable[Role], configured: Any) -> dict[str, int]:
     """Counts set by ``rolecall scale``, by role; one set against another configured count is ignored."""
     flat = await bus.server.call("HGETALL", keys.SCALE)
-    stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    stored = text_map(flat)
     counts = {}
     for role in roles:
         wanted, _, replaced = stored.get(role.name, "").partition("|")
