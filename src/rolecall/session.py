@@ -1,4 +1,4 @@
-"""An application's connection to its server: the configured one, or the Valkey that comes with the package."""
+"""An application's connection to its server: the configured one, or the bundled Valkey."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rolecall.bus.bus import Bus
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.leader import Leader
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 
@@ -23,8 +24,8 @@ WATCH_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Session:
-    """One process's use of an application's server. ``embedded`` is None for a server of one's own; ``found`` names
-    the server and its version."""
+    """One process's use of an application's server. ``found`` is the server's name and version; ``embedded`` is None
+    unless it is the bundled server."""
 
     application: Application
     server: RedisServer
@@ -32,13 +33,19 @@ class Session:
     found: str
     embedded: EmbeddedServer | None
 
+    def leader(self, name: str) -> Leader:
+        """A candidate in the election ``name``; the processes of this application directory replace each other at
+        once, those of others after the lease."""
+        lock = self.application.state_dir / f"{name}.lock"
+        return Leader(self.server, name, self.bus.process, seconds=self.bus.settings.lease_seconds, lock=lock)
+
 
 @asynccontextmanager
 async def open_session(application: Application, process: str, *, start: bool) -> AsyncIterator[Session]:
-    """Connect to the application's server; ``start`` starts the bundled one where none runs.
+    """Connect to the application's server; with ``start`` start the bundled one if it is not running.
 
-    Raises NothingRunning when the bundled one does not run and may not be started, ServerUnavailable when a server
-    cannot be reached or is too old, ConfigError when the bus there was made with other settings.
+    Raises NothingRunning when the bundled server is not running and ``start`` is False, ServerUnavailable when a server
+    cannot be reached or is too old, ConfigError when the bus there was created with other settings.
     """
     settings = application.settings
     _check_connections(settings)
@@ -55,7 +62,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
 
 
 def configured_url(settings: Settings) -> str | None:
-    """The address of REDIS_URL or REDIS_HOST; None means the bundled server."""
+    """The URL from REDIS_URL or REDIS_HOST; None means the bundled server. Raises ConfigError."""
     if settings.redis_url is not None:
         url = settings.redis_url.get_secret_value()
         _check_url(url)
@@ -70,28 +77,28 @@ def configured_url(settings: Settings) -> str | None:
 
 
 def connections_needed(settings: Settings) -> int:
-    """The most connections to the server that one process has: for commands, for pub/sub, for the scribe, one that
-    blocks per shard, and for Telegram one that follows turns and one for what is to be delivered."""
+    """The most connections that one process opens: for commands, pub/sub and the scribe, a blocking one per shard, and
+    with Telegram one to follow turns and one for its outbox."""
     return 3 + settings.shards + 2 * (settings.telegram_bot_token is not None)
 
 
 def _check_connections(settings: Settings) -> None:
     if (need := connections_needed(settings)) > settings.redis_max_connections:
         raise ConfigError(
-            f"REDIS_MAX_CONNECTIONS={settings.redis_max_connections}: {need} or more is allowed with "
-            f"SHARDS={settings.shards}, for one process has up to {need}"
+            f"REDIS_MAX_CONNECTIONS={settings.redis_max_connections} is too low: a process opens up to {need} "
+            f"connections when SHARDS={settings.shards}"
         )
 
 
 def _check_url(url: str) -> None:
-    allowed = "redis://user:password@host:6379/0, rediss://… or unix:///path is allowed"
+    expected = "expected redis://user:password@host:6379/0, rediss://… or unix:///path"
     try:
         parts = urlsplit(url)
         wrong = parts.scheme not in ("redis", "rediss", "unix") or parts.port == 0
     except ValueError:
         wrong = True
     if wrong:
-        raise ConfigError(f"REDIS_URL=(secret): {allowed}")
+        raise ConfigError(f"REDIS_URL=(secret) is invalid: {expected}")
 
 
 @asynccontextmanager
@@ -122,7 +129,7 @@ async def _embedded(application: Application, start: bool, runtime_dir: Path | N
 
 @asynccontextmanager
 async def _kept_alive(server: RedisServer, embedded: EmbeddedServer | None) -> AsyncIterator[None]:
-    """Start the bundled server again should it die under its users."""
+    """Restart the bundled server when it dies while in use."""
     task = asyncio.create_task(_watch(server, embedded), name="rolecall server watch") if embedded else None
     try:
         yield
@@ -139,7 +146,7 @@ async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
             continue
         try:
             if await embedded.revive():
-                logger.warning("the bundled server had died and was started again")
+                logger.warning("the bundled server died and was restarted")
             await server.call("PING")
         except (ServerError, ConfigError, OSError) as error:
             logger.warning("the bundled server: %s", error)

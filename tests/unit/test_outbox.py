@@ -17,7 +17,7 @@ from rolecall.bus.conversation import notify
 from rolecall.bus.outbox import CONSUMER, Entry, Outbox
 from rolecall.bus.turn import Records
 from rolecall.redis.keys import GROUP
-from rolecall.redis.leader import Lease
+from rolecall.redis.leader import Leader
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus_steps import answer, ask, entries, take_one
@@ -211,7 +211,7 @@ async def test_a_moment_without_the_lease_loses_nothing(bus: Bus, server: RedisS
 async def test_while_another_process_has_the_lease_nothing_is_delivered(
     bus: Bus, other: Bus, server: RedisServer
 ) -> None:
-    leases = [Lease(server, "front", each.process, seconds=1) for each in (bus, other)]
+    leases = [Leader(server, "front", each.process, seconds=1) for each in (bus, other)]
     keeping = [asyncio.create_task(lease.run(), name="test lease") for lease in leases]
     try:
         await wait_until(lambda: any(lease.held for lease in leases))

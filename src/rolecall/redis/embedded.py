@@ -28,6 +28,7 @@ from typing import BinaryIO, ClassVar, Literal, Self
 from urllib.parse import quote
 
 from rolecall.errors import ConfigError, MissingExtra, ServerUnavailable
+from rolecall.redis.file_lock import FileLock, make_private
 
 Durability = Literal["always", "everysec"]
 TURN_SECONDS = 30.0
@@ -62,7 +63,7 @@ class EmbeddedServer:
     def __init__(self, state_dir: Path, runtime_dir: Path | None = None) -> None:
         self._files = _Files(state_dir, runtime_dir)
         self._appendfsync: Durability = "always"
-        self._users: int | None = None
+        self._users: FileLock | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._socket = self._files.socket
@@ -115,9 +116,12 @@ class EmbeddedServer:
             return
         async with self._files.turn():
             self._drop_users()
-            if (alone := _try_lock(self._files.users_lock)) is not None:
-                with os.fdopen(alone):
+            users = FileLock(self._files.users_lock)
+            if users.take():
+                try:
                     await self._stop()
+                finally:
+                    users.drop()
 
     async def _enter(self, *, start: bool) -> bool:
         up = False
@@ -151,18 +155,22 @@ class EmbeddedServer:
     def _lives(self, *, start: bool) -> bool:
         """Whether a server process is there, started now if need be. Only while holding ``start.lock``."""
         with self._files.usable():
-            if (lock := _try_lock(self._files.server_lock)) is None:
+            lock = FileLock(self._files.server_lock)
+            if not lock.take():
                 self._hold()
                 self._socket = self._files.recorded_socket()
                 return True
-            with os.fdopen(lock):
+            try:
                 if start:
-                    self._start(lock)
+                    self._start(lock.file)
+            finally:
+                lock.drop()
         return start
 
     def _hold(self) -> None:
         if self._users is None:
-            self._users = _try_lock(self._files.users_lock, shared=True)
+            users = FileLock(self._files.users_lock)
+            self._users = users if users.take(shared=True) else None
         self._password = self._files.password()
 
     def _start(self, lock: int) -> None:
@@ -207,12 +215,13 @@ class EmbeddedServer:
         """Shut the server down. Only while holding ``start.lock`` and ``users.lock``, both exclusively."""
         deadline = time.monotonic() + self.answer_seconds
         reply = ""
-        while (lock := _try_lock(self._files.server_lock)) is None:
+        lock = FileLock(self._files.server_lock)
+        while not lock.take():
             if time.monotonic() > deadline:
                 raise ServerUnavailable(self._silence(f"does not stop ({reply or 'no answer'})"))
             reply = await self._ask("SHUTDOWN NOSAVE")
             await asyncio.sleep(POLL_SECONDS)
-        os.close(lock)
+        lock.drop()
         self._files.server_json.unlink(missing_ok=True)
 
     async def _ask(self, command: str) -> str:
@@ -249,7 +258,7 @@ class EmbeddedServer:
 
     def _drop_users(self) -> None:
         if self._users is not None:
-            os.close(self._users)
+            self._users.drop()
             self._users = None
 
 
@@ -272,16 +281,17 @@ class _Files:
         """Hold ``start.lock``. Polled, not waited for in a thread, which cancellation could not end."""
         deadline = time.monotonic() + TURN_SECONDS
         with self.usable():
-            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make_private(self.data)
-            while (lock := _try_lock(self.start_lock)) is None:
+            make_private(self.state_dir)
+            _make_own(self.data)
+            lock = FileLock(self.start_lock)
+            while not lock.take():
                 if time.monotonic() > deadline:
                     raise ServerUnavailable(f"{self.start_lock} is held for {TURN_SECONDS:g} s; end its holder")
                 await asyncio.sleep(POLL_SECONDS)
         try:
             yield
         finally:
-            os.close(lock)
+            lock.drop()
 
     @contextmanager
     def usable(self) -> Iterator[None]:
@@ -302,14 +312,14 @@ class _Files:
 
     def record(self, socket: Path, pid: int | None) -> None:
         """Write down where the server listens, for users with another ``runtime_dir``."""
-        _make_private(socket.parent)
+        _make_own(socket.parent)
         _write_private(self.server_json, json.dumps({"socket": str(socket), "pid": pid}))
 
     def recorded_socket(self) -> Path:
         """Where the live server listens. Its directory is checked, for the password will be sent there."""
         recorded = self.recorded().get("socket")
         socket = Path(recorded) if isinstance(recorded, str) else self.socket
-        _make_private(socket.parent)
+        _make_own(socket.parent)
         return socket
 
     def recorded(self) -> dict[str, object]:
@@ -350,7 +360,7 @@ def _socket_path(state_dir: Path, runtime_dir: Path | None) -> Path:
     return Path("/tmp") / own / name
 
 
-def _make_private(directory: Path) -> None:
+def _make_own(directory: Path) -> None:
     """Make ``directory`` this user's alone; a ConfigError if it is another's, or a link to elsewhere."""
     directory.mkdir(mode=0o700, exist_ok=True)
     found = directory.lstat()
@@ -370,21 +380,6 @@ def _write_private(path: Path, text: str) -> None:
 
 def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _try_lock(path: Path, *, shared: bool = False) -> int | None:
-    """A descriptor that holds the flock of ``path`` until all who have it closed it; None if it is busy."""
-    import fcntl  # absent on Windows, where this module must still import
-
-    lock = _open_private(str(path), os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if isinstance(error, BlockingIOError):
-            return None
-        raise
-    return lock
 
 
 def _last_useful_line(log: str) -> str:

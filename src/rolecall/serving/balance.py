@@ -22,7 +22,7 @@ import msgspec
 from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavailable, NotNow, ServerError
 from rolecall.redis import keys
-from rolecall.redis.leader import Lease
+from rolecall.redis.leader import Leader
 from rolecall.redis.pipeline import Arg
 from rolecall.redis.server import Server, server_ms, text_map
 from rolecall.serving.directory import Directory
@@ -248,7 +248,7 @@ class Watch:
         balances: Mapping[str, Balance],
     ) -> None:
         self._directory = Directory(server)
-        self._lease = Lease(server, "model-servers", process, seconds=WATCH_SECONDS)
+        self._leader = Leader(server, "model-servers", process, seconds=WATCH_SECONDS)
         self._watched = [(name, place) for name, several in places.items() for place in several if name in balances]
         self._balances = balances
         self._states: dict[str, str] = {}
@@ -258,9 +258,9 @@ class Watch:
         if not self._watched:
             return
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._lease.run(), name="watch lease")
+            group.create_task(self._leader.run(), name="watch leader")
             while True:
-                await self._lease.wait()
+                await self._leader.wait()
                 await asyncio.gather(*(self._look(name, place) for name, place in self._watched))
                 await asyncio.sleep(LOOK_SECONDS)
 

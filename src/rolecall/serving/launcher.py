@@ -21,7 +21,7 @@ import msgspec
 
 from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerError
-from rolecall.redis.leader import make_private
+from rolecall.redis.file_lock import make_private
 from rolecall.redis.server import RedisServer
 from rolecall.serving import footprint
 from rolecall.serving.directory import CALL_SECONDS, RESIDENT_SECONDS, USER_SECONDS, Claim, Directory

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx2
 
 from rolecall.errors import MissingExtra, ModelUnavailable
-from rolecall.redis.leader import FileLock, make_private
+from rolecall.redis.file_lock import FileLock, make_private
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes fetched so far and in all (None: not known); at last with both the same."""

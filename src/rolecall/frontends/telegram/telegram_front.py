@@ -26,7 +26,7 @@ from rolecall.frontends.telegram.placeholders import Recorded
 from rolecall.frontends.telegram.progress import Live
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import WATCHDOG_SECONDS, Updates
-from rolecall.redis.leader import Lease
+from rolecall.redis.leader import Leader
 from rolecall.session import Session
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class TelegramFront:
     ) -> None:  # fmt: skip
         self.bot, self.session, self.wakeups, self.watchdog_seconds = bot, session, wakeups, watchdog_seconds
         lock, seconds = session.application.state_dir / f"{name}.lock", session.bus.settings.lease_seconds
-        self.lease = Lease(session.server, name, session.bus.process, seconds=seconds, lock=lock)
+        self.lease = Leader(session.server, name, session.bus.process, seconds=seconds, lock=lock)
         self.serving: Serving | None = None
         """Set while this process leads."""
         self._tell = tell
@@ -149,7 +149,7 @@ class Serving:
     """Takes the updates of ``bot`` and delivers, while ``run`` runs and ``lease`` is held."""
 
     def __init__(
-        self, bot: QuietBot, session: Session, wakeups: Wakeups, lease: Lease, tell: Callable[[str], None],
+        self, bot: QuietBot, session: Session, wakeups: Wakeups, lease: Leader, tell: Callable[[str], None],
         *, watchdog_seconds: float,
     ) -> None:  # fmt: skip
         bus, settings = session.bus, session.application.settings
