@@ -12,7 +12,7 @@ from typing import Any
 from rolecall import Agent, Context, Envelope, Reject
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
-from tests.http_server import serving
+from tests.http.server import serving
 
 PIECE = 12
 SLOW = 0.2

@@ -11,7 +11,7 @@ import pytest
 from rolecall import Agent, Context, Envelope, Reject
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
-from tests.http_server import serving
+from tests.http.server import serving
 
 
 class ManagerAgent(Agent):

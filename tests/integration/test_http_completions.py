@@ -12,12 +12,12 @@ import httpx2
 import openai
 import pytest
 import pytest_asyncio
+from fastapi import routing
 
-from rolecall.frontends.http import sse
 from rolecall.frontends.http.auth import Keys
 from tests.deployment import Deployment
-from tests.http_server import serving
-from tests.http_stage import GateAgent, stage
+from tests.http.server import serving
+from tests.http.stage import GateAgent, stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 HELLO: Any = [{"role": "user", "content": "hello there"}]
@@ -69,7 +69,7 @@ async def test_a_stream_brings_the_answer_as_it_is_made(client: openai.AsyncOpen
 async def test_comments_in_the_silence_disturb_nobody(
     client: openai.AsyncOpenAI, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sse, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(routing, "_PING_INTERVAL", 0.02)
     GateAgent.gate.clear()
     theirs = await client.chat.completions.create(model="gate", messages=HELLO, stream=True)
     async with httpx2.AsyncClient(base_url=url, timeout=20) as plain:
@@ -77,7 +77,7 @@ async def test_comments_in_the_silence_disturb_nobody(
         async with plain.stream("POST", "/v1/chat/completions", json=body) as response:
             comments = 0
             async for line in response.aiter_lines():
-                comments += line == ": keep-alive"
+                comments += line == ": ping"
                 if comments == 3:
                     GateAgent.gate.set()
     assert comments >= 3
@@ -156,7 +156,7 @@ async def test_pictures_reach_the_agent(client: openai.AsyncOpenAI) -> None:
     found = await told(client, [{"role": "user", "content": content}])
     assert (found["text"], found["images"]) == ("what is it?", [5])
     found = await told(client, [{"role": "user", "content": content}, *HELLO])
-    assert found["history"] == [["user", "what is it?\n[a picture]"]]
+    assert found["history"] == [["user", "what is it?\n[image]"]]
 
 
 async def test_commands_work_too(client: openai.AsyncOpenAI) -> None:

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from tests.applications import ROLECALL, clean_environment
-from tests.http_server import serving
-from tests.http_stage import stage
+from tests.http.server import serving
+from tests.http.stage import stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,7 +52,7 @@ async def test_the_messages_of_one_user_follow_each_other(url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
-        (("--role", "nobody"), 1, "was refused: role: there are"),
+        (("--role", "nobody"), 1, "was refused: role: expected one of"),
         (("--http", "nonsense"), 2, "an address such as http://127.0.0.1:10007 is allowed"),
         (("--http", "http://127.0.0.1:1"), 1, "no server answers at http://127.0.0.1:1"),
     ],

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.http_server import serving
-from tests.http_stage import stage
+from tests.http.server import serving
+from tests.http.stage import stage
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from rolecall.frontends.http.guard import BODY_BYTES
 from tests.deployment import deployed
-from tests.http_server import serving
+from tests.http.server import serving
 from tests.integration.test_http_app import ROLES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -14,7 +14,7 @@ from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, Keys
 from rolecall.redis import keys as names
 from tests.deployment import Deployment, deployed
-from tests.http_server import serving
+from tests.http.server import serving
 from tests.integration.test_http_app import ROLES
 
 

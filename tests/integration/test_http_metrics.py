@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rolecall.frontends.http.auth import Keys
 from tests.deployment import Deployment, deployed
-from tests.http_server import serving
+from tests.http.server import serving
 from tests.integration.test_http_app import ROLES
 from tests.waiting import wait_until
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from rolecall.transcripts.record import conversation_dir
 from tests.deployment import Deployment, deployed
-from tests.http_server import serving
+from tests.http.server import serving
 from tests.integration.test_http_app import ROLES
 from tests.waiting import wait_until
 

@@ -113,7 +113,7 @@ async def test_a_conversation_is_found_by_what_names_it(stage: Stage, client: ht
         assert "PROCESSING_COMPLETE" in page
     assert "telegram:42" in await shown(client, "/web/conversations?search=telegram:42&errors=0")
     assert "Nothing fits" in await shown(client, "/web/conversations?search=nobody+said+that")
-    assert "no conversation" in await shown(client, "/web/conversations/nobody", 404)
+    assert "No conversation" in await shown(client, "/web/conversations/nobody", 404)
 
 
 async def test_a_conversation_and_the_list_of_them_are_followed_live(stage: Stage, client: httpx2.AsyncClient) -> None:

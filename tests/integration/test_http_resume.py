@@ -22,8 +22,8 @@ from rolecall.frontends.http import hosting, problems
 from rolecall.frontends.sockets import listen
 from rolecall.settings import Settings
 from tests.deployment import Deployment
-from tests.http_server import serving
-from tests.http_stage import ROLES, Events, GateAgent, stage
+from tests.http.server import serving
+from tests.http.stage import ROLES, Events, GateAgent, stage
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 

@@ -18,8 +18,8 @@ import pytest
 
 from rolecall.config import Role
 from tests.deployment import deployed
-from tests.http_server import serving
-from tests.http_stage import ManagerAgent, SampleLLMAgent, TellAgent
+from tests.http.server import serving
+from tests.http.stage import ManagerAgent, SampleLLMAgent, TellAgent
 
 EXAMPLES = int(os.environ.get("ROLECALL_SCHEMA_EXAMPLES", "0"))
 SHORT = ("--phases", "fuzzing", "--max-examples", "4", "--include-path-regex", "^/(chat|v1)")

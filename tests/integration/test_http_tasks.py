@@ -14,8 +14,8 @@ import pytest_asyncio
 
 from rolecall.frontends.http.auth import Keys
 from tests.deployment import Deployment
-from tests.http_server import serving
-from tests.http_stage import Events, GateAgent, stage
+from tests.http.server import serving
+from tests.http.stage import Events, GateAgent, stage
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -70,13 +70,13 @@ async def beside(session: Session, runtime: Runtime, tz: tzinfo | None) -> Async
         logger.info("%s", missing)
         yield
         return
-    from rolecall.frontends.http.services import beside
+    from rolecall.frontends.http.services import services_for
 
     host, port = session.application.settings.http_host, session.application.settings.http_port
     await check_keys(session, host)
     with listen(host, port) as listener:
         runtime.http = address_of(listener)
-        async with _serving(beside(session, runtime.wakeups, host, tz), host, listener):
+        async with _serving(services_for(session, runtime.wakeups, host, tz), host, listener):
             yield
 
 
@@ -111,10 +111,10 @@ async def _serve_as_one_of_several(application: Application, host: str, fd: int)
 
 
 async def _serve_here(session: Session, host: str, listener: socket.socket, wanted: asyncio.Event) -> None:
-    from rolecall.frontends.http.services import beside
+    from rolecall.frontends.http.services import services_for
 
     async with listening(session) as wakeups, registered(session, "http"):
-        services = beside(session, wakeups, host, time_zone(session.application))
+        services = services_for(session, wakeups, host, time_zone(session.application))
         async with _serving(services, host, listener) as serving:
             logger.info("http: pid %d serves", os.getpid())
             await until_stopped(serving, wanted, cancel=False)
@@ -123,10 +123,10 @@ async def _serve_here(session: Session, host: str, listener: socket.socket, want
 async def _serve_by_processes(
     session: Session, host: str, listener: socket.socket, count: int, wanted: asyncio.Event
 ) -> None:
-    from rolecall.frontends.http.hosting import Workers
+    from rolecall.frontends.http.hosting import HttpProcesses
 
     directory = str(session.application.directory)
-    workers = Workers((sys.executable, "-c", START, "http", "--app", directory, "--host", host), count, listener)
+    workers = HttpProcesses((sys.executable, "-c", START, "http", "--app", directory, "--host", host), count, listener)
     running = asyncio.create_task(workers.run(), name="rolecall http processes")
     await until_stopped(running, wanted, cancel=False)
     workers.stop()

@@ -1,4 +1,4 @@
-"""API keys and logins: who may use the HTTP server. The server keeps only their SHA-256."""
+"""Who may use the HTTP server: API keys, logins to the web page, and the routes to log in and out."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import hmac
 import re
 import secrets
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
+from pydantic import BaseModel, Field
 
 from rolecall.errors import RolecallError
-from rolecall.frontends.http.problems import promptly
+from rolecall.frontends.http.problems import bus_timeout
 from rolecall.redis import keys
 from rolecall.redis.server import Server
 
@@ -30,8 +31,9 @@ KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 GIVEN = "given"
 """Id of the key that the settings give."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-NO_KEY = "An API key is needed: Authorization: Bearer rk_…; `rolecall key new NAME` makes one."
-bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="made by `rolecall key new NAME`")
+NO_KEY = "An API key is required: Authorization: Bearer rk_… Create one with `rolecall key new NAME`."
+bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="created by `rolecall key new NAME`")
+router = APIRouter(tags=["login"])
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -45,8 +47,8 @@ class ApiKey(msgspec.Struct, frozen=True):
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who asks. ``id`` is the key's, or ``local`` where no key is needed; ``digest`` the key's SHA-256; ``csrf`` the
-    token that a page of this login sends along with what changes something."""
+    """Who sends a request. ``id`` and ``digest`` (SHA-256) are those of the API key; ``id`` is ``local`` if no key is
+    required. ``csrf`` is the token that pages of a login send with every change."""
 
     id: str
     name: str
@@ -150,32 +152,57 @@ class Keys:
 
 
 async def require(request: Request, admin: bool = False) -> Principal:
-    """Who sends ``request``. Raises HTTPException: 401 without a key or login, 403 for a login without its CSRF token
-    where something changes, 403 where ``admin`` is asked for and the key is not an operator's."""
+    """Authenticate ``request``. Raises HTTPException: 401 without a key or login; 403 for a change by a login
+    without its CSRF token, and when ``admin`` is set and the key is not an operator's."""
     found: Keys = request.app.state.services.keys
-    async with promptly():
+    async with bus_timeout():
         principal = await _principal(request, found)
     if principal is None:
         raise HTTPException(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
     if admin and not principal.admin:
-        raise HTTPException(403, "This needs an operator's key: `rolecall key new NAME --admin` makes one.")
+        raise HTTPException(403, "This requires an operator's key. Create one with `rolecall key new NAME --admin`.")
     return principal
 
 
 async def user(request: Request, _: Annotated[object, Depends(bearer)] = None) -> Principal:
-    """Anyone who may use the server; see ``require``."""
+    """Dependency: any API key or login."""
     return await require(request)
 
 
 async def operator(request: Request, _: Annotated[object, Depends(bearer)] = None) -> Principal:
-    """An operator; see ``require``."""
+    """Dependency: an operator's key or login."""
     return await require(request, admin=True)
 
 
 User = Annotated[Principal, Depends(user)]
-
-
 Operator = Annotated[Principal, Depends(operator)]
+
+
+class Credentials(BaseModel):
+    """What to log in with."""
+
+    key: str = Field(max_length=200, examples=["rk_0123abcd_…"])
+
+
+@router.post("/login", summary="Log in to the web page with an API key")
+async def log_in(credentials: Credentials, request: Request, response: Response) -> dict[str, Any]:
+    """Sets a cookie. Later requests that change something send `csrf` in the header X-CSRF-Token."""
+    services = request.app.state.services
+    found = await services.keys.log_in(credentials.key)
+    if found is None:
+        raise HTTPException(401, "This key is unknown or was revoked.")
+    principal, cookie = found
+    seconds = round(services.settings.login_hours * 3600)
+    secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
+    response.set_cookie(COOKIE, cookie, max_age=seconds, httponly=True, samesite="strict", secure=secure)
+    return {"name": principal.name, "admin": principal.admin, "csrf": principal.csrf}
+
+
+@router.post("/logout", status_code=204, summary="Log out of the web page")
+async def log_out(request: Request, response: Response, _: User) -> None:
+    """Does nothing without a login."""
+    await request.app.state.services.keys.log_out(request.cookies.get(COOKIE, ""))
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
 
 async def _principal(request: Request, found: Keys) -> Principal | None:
@@ -193,7 +220,7 @@ async def _principal(request: Request, found: Keys) -> Principal | None:
 def _check_token(request: Request, principal: Principal) -> None:
     sent = request.headers.get(CSRF_HEADER, "")
     if not hmac.compare_digest(sent.encode(), principal.csrf.encode()):
-        raise HTTPException(403, "The CSRF token of this login is missing or wrong: load the page again.")
+        raise HTTPException(403, "The CSRF token is missing or invalid. Reload the page.")
 
 
 def _digest(secret: str) -> str:

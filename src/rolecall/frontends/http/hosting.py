@@ -1,4 +1,4 @@
-"""uvicorn in this process, on a socket of ours."""
+"""uvicorn in this process, or in several processes that share one socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
 
 from fastapi import FastAPI
 from uvicorn import Config, Server
@@ -20,71 +20,60 @@ from rolecall.frontends.http.guard import HEADER_BYTES
 
 DRAIN_SECONDS = 5
 STALLED_SECONDS = 30.0
-"""A client that takes nothing of what waits for it for so long is hung up on."""
-logger = logging.getLogger(__name__)
+"""A connection is aborted when its client reads nothing of what waits for it for so long."""
 STEADY_SECONDS = 5.0
-"""A process that ends sooner than this could not start."""
+"""A process that ends sooner than this counts as one that could not start."""
 TRIES = 3
-AGAIN_SECONDS = 0.5
+RESTART_SECONDS = 0.5
+logger = logging.getLogger(__name__)
 
 
 class HttpServer:
-    """``app`` on ``listener`` until ``stop``; open streams are ended then, and requests have a few seconds."""
+    """Serves ``app`` on ``listener`` until ``stop``. A client has ``head_seconds`` to send the head of a request."""
 
     def __init__(self, app: FastAPI, listener: socket.socket, *, head_seconds: float = 10) -> None:
         self._app = app
         self._listener = listener
         self._ready = asyncio.Event()
-        self._server = _Uvicorn(
-            _Config(
-                app,
-                http=_Connection,
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                h11_max_incomplete_event_size=HEADER_BYTES,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
-            ),
-            self._ready,
+        config = Config(
+            app,
+            http=_connection_class(head_seconds),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
         )
-        self._server.config.head_seconds = head_seconds
+        self._server = _Uvicorn(config, self._ready)
 
     async def run(self) -> None:
         """Serve. Raises RolecallError when it cannot start; the cause is in the log."""
         try:
-            await self._server._serve([self._listener])
+            await self._server.serve([self._listener])
         except SystemExit:
-            raise RolecallError("the HTTP server could not start; its log says why") from None
+            raise RolecallError("the HTTP server could not start; see its log") from None
         finally:
             self._ready.set()
 
     async def ready(self) -> None:
-        """Wait until it answers."""
+        """Wait until it accepts requests."""
         await self._ready.wait()
 
     def stop(self) -> None:
-        """Take no more requests, end the streams, and end."""
-        found = getattr(self._app.state, "services", None)
-        if found is not None:
-            found.stopping.set()
+        """Stop accepting requests and end open streams; requests in progress get DRAIN_SECONDS to finish."""
+        services = getattr(self._app.state, "services", None)
+        if services is not None:
+            services.stopping.set()
         self._server.should_exit = True
 
 
-class _Config(Config):
-    """uvicorn's, with the seconds a client has for the head of a request."""
-
-    head_seconds: float
-
-
 class _Uvicorn(Server):
-    """uvicorn's, telling when it is ready. ``_serve`` leaves the signals to us."""
+    """uvicorn, except that it reports when it is ready and leaves signals to the process it is embedded in."""
 
-    config: _Config
-
-    def __init__(self, config: _Config, ready: asyncio.Event) -> None:
+    def __init__(self, config: Config, ready: asyncio.Event) -> None:
         super().__init__(config)
         self._ready = ready
 
@@ -92,55 +81,58 @@ class _Uvicorn(Server):
         await super().startup(sockets)
         self._ready.set()
 
-
-class _Connection(H11Protocol):
-    """uvicorn's, closed when the head of a request does not come whole in time, or an answer is not taken."""
-
-    _late: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._watch_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._in_time()
-        self._taken()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._taken()
-
-    def _watch_head(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._in_time()
-        elif self._late is None:
-            seconds = cast(_Config, self.config).head_seconds
-            self._late = self.loop.call_later(seconds, self.transport.close)
-
-    def _in_time(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _taken(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a context manager as well
+        return nullcontext()
 
 
-class Workers:
-    """``count`` processes that run ``command`` and ``--fd N``, the number of ``listener`` in them. Each has a pipe for
-    its stdin that ends when this process does, however that is: it ends itself then."""
+def _connection_class(head_seconds: float) -> type[asyncio.Protocol]:
+    # uvicorn times out idle connections only after their first request, and never a client that stops reading. Both
+    # need the protocol's own state, so this extends the h11 protocol; Config(http=...) takes such a class.
+    class Connection(H11Protocol):
+        late: asyncio.TimerHandle | None = None
+        stalled: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+            super().connection_made(transport)
+            self.watch_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.watch_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            _cancel(self.late)
+            _cancel(self.stalled)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            _cancel(self.stalled)
+
+        def watch_head(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                _cancel(self.late)
+                self.late = None
+            elif self.late is None:
+                self.late = self.loop.call_later(head_seconds, self.transport.close)
+
+    return Connection
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class HttpProcesses:
+    """Keeps ``count`` processes of ``command --fd N`` running, N being ``listener`` as they inherit it.
+
+    Each has a pipe as its stdin, which closes when this process ends in whatever way: then they end themselves.
+    """
 
     def __init__(self, command: Sequence[str], count: int, listener: socket.socket) -> None:
         self._command = (*command, "--fd", str(listener.fileno()))
@@ -150,7 +142,7 @@ class Workers:
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep them at work until ``stop``. Raises RolecallError, the others ended, when one cannot start."""
+        """Run them until ``stop``. When one cannot start, ends the others and raises RolecallError."""
         logger.info("http: parent pid %d, %d processes", os.getpid(), self._count)
         try:
             async with asyncio.TaskGroup() as group:
@@ -161,7 +153,7 @@ class Workers:
                 _kill(process)
 
     def stop(self) -> None:
-        """Let all of them end: requests have a few seconds."""
+        """Terminate them; requests in progress get DRAIN_SECONDS to finish."""
         self._stopped.set()
         for process in self._running.values():
             if process.returncode is None:
@@ -170,18 +162,18 @@ class Workers:
     async def _keep(self, number: int) -> None:
         failures = 0
         while not self._stopped.is_set():
-            began = time.monotonic()
+            started = time.monotonic()
             status = await self._run_one(number)
             if self._stopped.is_set():
                 return
-            failures = failures + 1 if time.monotonic() - began < STEADY_SECONDS else 0
+            failures = failures + 1 if time.monotonic() - started < STEADY_SECONDS else 0
             if failures >= TRIES:
-                raise RolecallError("a process of the HTTP server cannot start; its log says why")
-            logger.warning("http: process %d ended with status %s and is started again", number, status)
-            await asyncio.sleep(AGAIN_SECONDS)
+                raise RolecallError("a process of the HTTP server cannot start; see its log")
+            logger.warning("http: process %d ended with status %s and is restarted", number, status)
+            await asyncio.sleep(RESTART_SECONDS)
 
     async def _run_one(self, number: int) -> int:
-        # A session of its own: Ctrl-C reaches the parent alone, which then ends them in order.
+        # A session of its own, so that Ctrl-C reaches only the parent, which then ends them in order.
         process = await asyncio.create_subprocess_exec(
             *self._command, stdin=subprocess.PIPE, pass_fds=[self._listener.fileno()], start_new_session=True
         )

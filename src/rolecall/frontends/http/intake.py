@@ -1,4 +1,4 @@
-"""The way in: a message that came by HTTP becomes a turn, or a problem."""
+"""How a message that came by HTTP becomes a turn, or a Problem."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
+
+from fastapi import Header
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.envelope import MAX_TEXT_BYTES, check_conversation
@@ -18,21 +20,26 @@ from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
-from rolecall.frontends.http.problems import DOES_NOT_HELP, Problem, promptly
+from rolecall.frontends.http.problems import NO_RETRY, Problem, bus_timeout
 from rolecall.frontends.http.services import Services
-from rolecall.frontends.http.task import Place
+from rolecall.frontends.http.task import TaskRef
 
 PREFIX = "http:"
-IMAGE = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.ASCII | re.DOTALL)
-IMAGES = 16
-KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?", re.ASCII)
-STATUSES = {"FULL": (429, 5), "BUSY": (503, 10)}
+DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.ASCII | re.DOTALL)
+MAX_IMAGES = 16
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?", re.ASCII)
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="a request repeated with the same key within 24 h is the same task"),
+]
+OVERLOADED = {"FULL": (429, 5), "BUSY": (503, 10)}
+"""Status and Retry-After seconds by the outcome of an admission."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What somebody wants to be answered. ``history`` are messages, {role, text}, that go before it in place of what
-    is remembered, or beside that when they are all of the system's."""
+class ChatRequest:
+    """A message to be answered. ``images`` are data URLs. ``history`` is a list of {role, text}: if all of it is of the
+    system it goes before the stored history, else it replaces that."""
 
     text: str
     conversation: str = ""
@@ -44,7 +51,7 @@ class Said:
     history: Sequence[Mapping[str, str]] = ()
 
     def payload(self, blobs: Sequence[str]) -> dict[str, Any]:
-        """What travels beside the text: only what was given, so that a repeat is the same."""
+        """What travels with the text. Empty values are left out, so that a repeated request has the same digest."""
         given = {
             "role": self.role, "model": self.model, "metadata": dict(self.metadata), "images": list(blobs),
             "history": list(self.history),
@@ -52,35 +59,36 @@ class Said:
         return {name: value for name, value in given.items() if value}
 
 
-async def enter(here: Services, who: Principal, said: Said, idempotency: str | None) -> Received:
-    """Take what was said, as a turn or as a command that was carried out at once. Raises Problem when it is refused,
-    and what is answered with 503 when the bus is away."""
-    _check(here, said)
-    conversation = conversation_of(who, said.conversation, _checked(idempotency))
-    async with promptly():
-        images = [await _put_away(here, conversation, one) for one in said.images]
-        received = await here.front.receive(
+async def submit(services: Services, who: Principal, request: ChatRequest, idempotency_key: str | None) -> Received:
+    """Admit a message as a turn, or execute it at once if it is such a command. Raises Problem when it is refused and
+    ServerUnavailable when the bus cannot be reached."""
+    _check(services, request)
+    _check_idempotency_key(idempotency_key)
+    conversation = conversation_of(who, request.conversation, idempotency_key)
+    async with bus_timeout():
+        blobs = [await _store_image(services, conversation, url) for url in request.images]
+        received = await services.front.receive(
             conversation,
-            said.text,
-            payload=said.payload(images),
-            idempotency=_scoped(who, idempotency) if idempotency else None,
+            request.text,
+            payload=request.payload(blobs),
+            idempotency=_scoped(who, idempotency_key) if idempotency_key else None,
             principal=f"{PREFIX}{who.id}",
             title=who.name,
-            priority=said.priority,
+            priority=request.priority,
         )
     if received.refused:
-        raise _refusal(received)
+        raise _refused(received)
     return received
 
 
-def conversation_of(who: Principal, given: str, idempotency: str | None = None) -> str:
-    """The whole id of the conversation that ``given`` names for this key; a new one without a name. A repeat of a
-    request comes to the same one. Raises Problem."""
+def conversation_of(who: Principal, given: str, idempotency_key: str | None = None) -> str:
+    """The full id of the conversation that this key calls ``given``; without a name a new one, the same for a repeated
+    request. Raises Problem."""
     own = f"{PREFIX}{who.id}:"
     if not given:
-        return own + (_scoped(who, idempotency)[:16] if idempotency else secrets.token_hex(8))
+        return own + (_scoped(who, idempotency_key)[:16] if idempotency_key else secrets.token_hex(8))
     if given.startswith(PREFIX) and not given.startswith(own) and not who.admin:
-        raise Problem(403, "This conversation was begun with another key.", param="conversation_id")
+        raise Problem(403, "This conversation belongs to another key.", param="conversation_id")
     try:
         return check_conversation(given if given.startswith(PREFIX) else own + given)
     except RolecallError as error:
@@ -88,55 +96,55 @@ def conversation_of(who: Principal, given: str, idempotency: str | None = None) 
 
 
 def headers_of(received: Received) -> dict[str, str]:
-    """The headers that name the turn and its conversation."""
+    """The response headers that name a turn and its conversation."""
     headers = {"X-Conversation-Id": quote(received.conversation, safe=":/@")}
     if received.turn:
-        task = Place(received.conversation, received.turn).id
-        headers |= {"X-Task-Id": task, "Location": f"/chat/task/{task}"}
+        task_id = TaskRef(received.conversation, received.turn).id
+        headers |= {"X-Task-Id": task_id, "Location": f"/chat/task/{task_id}"}
     return headers
 
 
-def _check(here: Services, said: Said) -> None:
-    roles = sorted(role.name for role in here.application.roles if role.name != FIRST_ROLE)
-    if said.role and said.role not in roles:
-        raise Problem(422, f"role: there are {', '.join(roles)}.", "unknown_role", param="role")
-    if said.model and said.model not in here.application.model_names:
-        names = ", ".join(here.application.model_names) or "none"
-        raise Problem(422, f"model: there are {names}.", "unknown_model", param="model")
-    if len(said.text.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
+def _check(services: Services, request: ChatRequest) -> None:
+    roles = sorted(role.name for role in services.application.roles if role.name != FIRST_ROLE)
+    if request.role and request.role not in roles:
+        raise Problem(422, f"role: expected one of {', '.join(roles)}.", "unknown_role", param="role")
+    if request.model and request.model not in services.application.model_names:
+        names = ", ".join(services.application.model_names) or "no model: none is configured"
+        raise Problem(422, f"model: expected one of {names}.", "unknown_model", param="model")
+    if len(request.text.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
         raise Problem(413, f"text: at most {MAX_TEXT_BYTES // 1024} kB of UTF-8 are allowed.", "text_too_long")
-    if len(said.images) > IMAGES:
-        raise Problem(422, f"images: at most {IMAGES} are allowed.", param="images")
+    if len(request.images) > MAX_IMAGES:
+        raise Problem(422, f"images: at most {MAX_IMAGES} are allowed.", param="images")
 
 
-def _checked(idempotency: str | None) -> str | None:
-    if idempotency is not None and not KEY.fullmatch(idempotency):
-        raise Problem(422, "Idempotency-Key: 1 to 255 visible ASCII characters are allowed.", "invalid_idempotency_key")
-    return idempotency
+def _check_idempotency_key(key: str | None) -> None:
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise Problem(422, "Idempotency-Key: expected 1 to 255 visible ASCII characters.", "invalid_idempotency_key")
 
 
-def _scoped(who: Principal, idempotency: str) -> str:
-    """A name that no other key can come to: it would give another's answer away."""
-    digest = hashlib.sha256(f"{who.id}\0{who.digest}\0{idempotency}".encode()).hexdigest()
-    return digest[:32]
+def _scoped(who: Principal, idempotency_key: str) -> str:
+    """A name that no other API key can produce: with it, that key would get this one's answer."""
+    return hashlib.sha256(f"{who.id}\0{who.digest}\0{idempotency_key}".encode()).hexdigest()[:32]
 
 
-async def _put_away(here: Services, conversation: str, url: str) -> str:
-    found = IMAGE.fullmatch(url)
+async def _store_image(services: Services, conversation: str, url: str) -> str:
+    found = DATA_URL.fullmatch(url)
     if found is None:
-        raise Problem(422, "An image is a data URL of PNG, JPEG, GIF or WebP: data:image/png;base64,…", param="images")
+        detail = "images: expected data URLs of PNG, JPEG, GIF or WebP images, such as data:image/png;base64,…"
+        raise Problem(422, detail, param="images")
     try:
         data = base64.b64decode(found[2], validate=True)
     except (binascii.Error, ValueError):
-        raise Problem(422, "The base64 of an image is broken.", param="images") from None
-    return await Blobs(here.bus).put(conversation, data, found[1])
+        raise Problem(422, "images: invalid base64.", param="images") from None
+    return await Blobs(services.bus).put(conversation, data, found[1])
 
 
-def _refusal(received: Received) -> Problem:
-    told, code = received.reply, received.outcome.lower()
-    if received.outcome in STATUSES:
-        status, seconds = STATUSES[received.outcome]
-        return Problem(status, told, code, headers={"Retry-After": str(seconds)})
+def _refused(received: Received) -> Problem:
+    detail, code = received.reply, received.outcome.lower()
+    if received.outcome in OVERLOADED:
+        status, seconds = OVERLOADED[received.outcome]
+        return Problem(status, detail, code, headers={"Retry-After": str(seconds)})
     if received.outcome == "CONFLICT":
-        return Problem(422, "This Idempotency-Key was used with another request.", "idempotency_conflict")
-    return Problem(413 if received.outcome == "TOO_LARGE" else 422, told, headers=DOES_NOT_HELP)
+        detail = "This Idempotency-Key was already used for a different request."
+        return Problem(422, detail, "idempotency_conflict")
+    return Problem(413 if received.outcome == "TOO_LARGE" else 422, detail, headers=NO_RETRY)

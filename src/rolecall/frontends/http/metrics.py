@@ -1,4 +1,4 @@
-"""Figures for Prometheus: of the whole deployment, so that any process answers alike."""
+"""Prometheus metrics and the samples of the web page. They describe the whole deployment, whichever process answers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from rolecall import stats
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.operators import list_queues
-from rolecall.frontends.http.services import Here, Services
+from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.redis import keys
 from rolecall.stats import BUCKETS, Measured, Times, measured
 from rolecall.version import __version__
 
 router = APIRouter(tags=["operators"])
-USERS = 100
-"""Users told of one by one: those with the most turns today."""
+MAX_USERS = 100
+"""Users with metrics of their own: those with the most turns today."""
 BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")
 logger = logging.getLogger(__name__)
 EVERY_MS = 5000
@@ -41,22 +41,22 @@ KEPT = 192
 """Sixteen minutes."""
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-async def read_metrics(here: Here, _: Annotated[object, Depends(operator)]) -> Response:
-    """Counters marked "today" begin anew at midnight UTC, as a counter does when a process is started again."""
-    roles, models = [role.name for role in here.application.roles], here.application.model_names
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def read_metrics(services: ServicesDep, _: Annotated[object, Depends(operator)]) -> Response:
+    """Counters of "today" restart at midnight UTC, as a counter does when its process restarts."""
+    roles, models = [role.name for role in services.application.roles], services.application.model_names
     figures, depths, found = await asyncio.gather(
-        stats.statistics(here.bus, roles, models),
-        stats.band_depths(here.bus, roles),
-        measured(here.bus.server),
+        stats.statistics(services.bus, roles, models),
+        stats.band_depths(services.bus, roles),
+        measured(services.bus.server),
     )
-    told = _Told([*_of_now(figures, depths), *_of_turns(figures), *_of_models(figures), *_of_work(found, roles)])
-    return Response(generate_latest(told), media_type=CONTENT_TYPE_LATEST)
+    collected = _Collected(
+        [*_of_now(figures, depths), *_of_turns(figures), *_of_models(figures), *_of_work(found, roles)]
+    )
+    return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)
 
 
-class _Told(Collector):
-    """What is told, as the library takes it."""
-
+class _Collected(Collector):
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
 
@@ -89,7 +89,7 @@ def _of_turns(figures: Mapping[str, Any]) -> list[Metric]:
     turns, tokens = figures["turns"], figures["tokens"]
     failed, cancelled = turns["errors"], turns["cancelled"]
     outcomes = {"answered": turns["today"] - failed - cancelled, "failed": failed, "cancelled": cancelled}
-    users = sorted(figures["users"].items(), key=lambda item: -item[1].get("turns", 0))[:USERS]
+    users = sorted(figures["users"].items(), key=lambda item: -item[1].get("turns", 0))[:MAX_USERS]
     by_user = SummaryMetricFamily(
         "rolecall_user_response_seconds", "From a user's message to its end, today; the 100 busiest", labels=("user",)
     )
@@ -193,48 +193,52 @@ async def sampling(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-async def read(here: Services) -> list[Sample]:
+async def read(services: Services) -> list[Sample]:
     """The samples there are, oldest first."""
-    entries = await here.bus.server.fetch("XRANGE", keys.SERIES, "-", "+")
+    entries = await services.bus.server.fetch("XRANGE", keys.SERIES, "-", "+")
     return [msgspec.json.decode(flat[1], type=Sample) for _, flat in entries]
 
 
-async def newest(here: Services) -> Sample | None:
+async def newest(services: Services) -> Sample | None:
     """The last sample."""
-    for _, flat in await here.bus.server.fetch("XREVRANGE", keys.SERIES, "+", "-", "COUNT", 1):
+    for _, flat in await services.bus.server.fetch("XREVRANGE", keys.SERIES, "+", "-", "COUNT", 1):
         return msgspec.json.decode(flat[1], type=Sample)
     return None
 
 
-async def take(here: Services) -> int:
+async def take(services: Services) -> int:
     """Take the sample of this time unless another process has; returns ms until the next is due."""
-    (seconds, micros), last = await asyncio.gather(here.bus.server.fetch("TIME"), newest(here))
+    (seconds, micros), last = await asyncio.gather(services.bus.server.fetch("TIME"), newest(services))
     now = int(seconds) * 1000 + int(micros) // 1000
     due = now - now % EVERY_MS
     if last is None or last.ms < due:
-        sample = msgspec.json.encode(await _measure(here, due))
+        sample = msgspec.json.encode(await _measure(services, due))
         try:
-            await here.bus.server.call("XADD", keys.SERIES, "MAXLEN", KEPT, f"{due}-1", "s", sample)
+            await services.bus.server.call("XADD", keys.SERIES, "MAXLEN", KEPT, f"{due}-1", "s", sample)
         except ServerRefused:
             logger.debug("another process took the sample of %d", due)  # in the same moment
     return due + EVERY_MS - now
 
 
-async def _keep_taking(here: Services) -> None:
+async def _keep_taking(services: Services) -> None:
     while True:
         wait = EVERY_MS
         try:
-            wait = await take(here)
+            wait = await take(services)
         except ServerError as error:
             logger.info("no sample: %s", error)
         # Not all at the same moment: then one finds what another took, and is done.
         await asyncio.sleep(wait / 1000 + random.uniform(0, 0.4))
 
 
-async def _measure(here: Services, due: int) -> Sample:
-    day, shards, fetch = time.strftime("%Y%m%d", time.gmtime(due / 1000)), here.bus.shards, here.bus.server.fetch
+async def _measure(services: Services, due: int) -> Sample:
+    day, shards, fetch = (
+        time.strftime("%Y%m%d", time.gmtime(due / 1000)),
+        services.bus.shards,
+        services.bus.server.fetch,
+    )
     alive, counts, active = await asyncio.gather(
-        stats.processes(here.bus),
+        stats.processes(services.bus),
         asyncio.gather(*(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in shards)),
         asyncio.gather(*(fetch("ZCARD", shard.active) for shard in shards)),
     )
@@ -242,7 +246,7 @@ async def _measure(here: Services, due: int) -> Sample:
     turns, errors = (sum(int(count[n] or 0) for count in counts) for n in (0, 1))
     return Sample(
         ms=due,
-        queues=await _queues(here) if sum(active) else {role.name: 0 for role in here.application.roles},
+        queues=await _queues(services) if sum(active) else {role.name: 0 for role in services.application.roles},
         busy=sum(instance.busy for instance in instances),
         instances=len(instances),
         in_flight=sum(active),
@@ -251,7 +255,7 @@ async def _measure(here: Services, due: int) -> Sample:
     )
 
 
-async def _queues(here: Services) -> dict[str, int]:
+async def _queues(services: Services) -> dict[str, int]:
     """Not asked for where nothing is in flight: the queues are empty then."""
-    queues = await list_queues(here)
+    queues = await list_queues(services)
     return {role: sum(depths.values()) for role, depths in queues["roles"].items()}

@@ -1,4 +1,4 @@
-"""Whether this process lives, whether the deployment is ready to answer, and what it consists of."""
+"""Liveness, readiness, and a description of the deployment."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from rolecall import stats
+from rolecall.bus.envelope import MAX_TEXT_BYTES
 from rolecall.config import Role
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User
-from rolecall.frontends.http.services import Here, Services
+from rolecall.frontends.http.guard import BODY_BYTES
+from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.version import __version__
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live", summary="Whether this process answers")
+@router.get("/health/live", summary="Check that this process responds")
 async def live() -> dict[str, str]:
-    """Asks nothing of anyone else."""
+    """Depends on nothing else."""
     return {"status": "ok"}
 
 
-@router.get("/health/ready", summary="Whether a message sent now would be answered")
+@router.get("/health/ready", summary="Check that a message sent now would be answered")
 @router.get("/health", summary="The same as /health/ready")
-async def ready(here: Here, response: Response) -> dict[str, Any]:
-    """200 when the bus is reachable and each role that is to have instances has one; else 503 and what is missing."""
+async def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
+    """200 if the bus is reachable and every configured role has a live instance; otherwise 503 and what is missing."""
     try:
-        figures = await stats.instance_counts(here.bus)
+        missing = await missing_roles(services)
     except ServerError:
         response.status_code = 503
         return {"status": "unavailable", "bus": "away", "missing": []}
-    missing = [role.name for role in _required(here) if not figures.get(role.name)]
     if missing:
         response.status_code = 503
     return {"status": "unavailable" if missing else "ok", "bus": "ok", "missing": missing}
 
 
-@router.get("/info", summary="What this deployment consists of")
-async def info(here: Here, _: User) -> dict[str, Any]:
+@router.get("/info", summary="Describe the deployment")
+async def info(services: ServicesDep, _: User) -> dict[str, Any]:
     """Version, roles with their models and live instances, and the limits of a message."""
-    counts, settings = await stats.instance_counts(here.bus), here.settings
+    counts, settings = await stats.instance_counts(services.bus), services.settings
     return {
         "name": "rolecall",
         "version": __version__,
-        "roles": [_described(role, counts) for role in here.application.roles],
-        "models": here.application.model_names,
+        "roles": [_describe(role, counts) for role in services.application.roles],
+        "models": services.application.model_names,
         "limits": {
-            "body_bytes": 256 * 1024,
-            "text_bytes": 64 * 1024,
+            "body_bytes": BODY_BYTES,
+            "text_bytes": MAX_TEXT_BYTES,
             "waiting_turns_of_a_conversation": settings.mailbox_limit,
             "unfinished_turns_of_a_user": settings.user_limit,
             "turn_seconds": settings.turn_seconds,
@@ -59,15 +60,23 @@ async def info(here: Here, _: User) -> dict[str, Any]:
     }
 
 
-def _required(here: Services) -> list[Role]:
-    return [role for role in here.application.roles if here.application.count(role) > 0]
+async def missing_roles(services: Services, counts: Mapping[str, int] | None = None) -> list[str]:
+    """The configured roles without a live instance. ``counts`` are the live instances by role, if known."""
+    live = await stats.instance_counts(services.bus) if counts is None else counts
+    application = services.application
+    return [role.name for role in application.roles if application.count(role) > 0 and not live.get(role.name)]
 
 
-def _described(role: Role, counts: Mapping[str, int]) -> dict[str, Any]:
+def description_of(role: Role) -> str:
+    """A role's description: the first line of its docstring."""
     lines = (role.agent.__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _describe(role: Role, counts: Mapping[str, int]) -> dict[str, Any]:
     return {
         "name": role.name,
-        "description": lines[0] if lines else "",
+        "description": description_of(role),
         "match": role.match,
         "models": list(role.models),
         "instances": counts.get(role.name, 0),

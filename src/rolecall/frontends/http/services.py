@@ -1,4 +1,4 @@
-"""What the routes work with: the bus, the front end and the keys of this process."""
+"""What the routes of one process work with: the bus, the front end, the API keys."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ from rolecall.transcripts.reading import Summaries
 
 @dataclass
 class Services:
-    """One process's. ``keys`` says who may come in; ``stopping`` is set when the process is to end: what streams
-    should end then; ``streams`` counts the open ones by key; ``tz`` is the time zone of the transcripts, None the
-    system's."""
+    """The services of one process. ``tz`` is the time zone of the transcripts, None for the system's; ``stopping`` is
+    set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key."""
 
     session: Session
     wakeups: Wakeups
@@ -52,7 +51,7 @@ class Services:
 
     @property
     def bus(self) -> Bus:
-        """The bus."""
+        """Its bus."""
         return self.session.bus
 
     @property
@@ -62,24 +61,24 @@ class Services:
 
     @property
     def log_dir(self) -> Path:
-        """Where the transcripts lie."""
+        """The directory of the transcripts."""
         return self.application.log_dir
 
 
-Opened = Callable[[], AbstractAsyncContextManager[Services]]
-"""Makes the services of a process, and closes them at its end."""
+OpenServices = Callable[[], AbstractAsyncContextManager[Services]]
+"""Opens the services of a process for as long as its server runs."""
 
 
-def services(request: Request) -> Services:
+def get_services(request: Request) -> Services:
     """The services of the process that handles ``request``."""
     return cast(Services, request.app.state.services)
 
 
-Here = Annotated[Services, Depends(services)]
+ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-def beside(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = None) -> Services:
-    """Services that share the connections of what runs in this process already."""
+def services_for(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = None) -> Services:
+    """Services that share the connections of a process that does other work as well."""
     settings = session.application.settings
     given = settings.http_key.get_secret_value() if settings.http_key else ""
     keys = Keys(session.server, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given)
@@ -87,11 +86,13 @@ def beside(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = No
 
 
 @asynccontextmanager
-async def alone(application: Application, process: str, host: str, tz: tzinfo | None = None) -> AsyncIterator[Services]:
+async def open_services(
+    application: Application, process: str, host: str, tz: tzinfo | None = None
+) -> AsyncIterator[Services]:
     """Services with connections of their own. Raises what open_session raises."""
     async with (
         open_session(application, process, start=True) as session,
         listening(session) as wakeups,
         registered(session, "http"),
     ):
-        yield beside(session, wakeups, host, tz)
+        yield services_for(session, wakeups, host, tz)

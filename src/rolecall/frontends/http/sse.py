@@ -1,122 +1,79 @@
-"""Server-sent events, written by hand: ids, keep-alive comments, and an end when the client or the server leaves."""
+"""Server-sent events: FastAPI encodes them and sends pings; this adds a limit per key and an end at shutdown."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from fastapi import Depends, Response
+from fastapi.sse import ServerSentEvent
 
-from rolecall.frontends.http.auth import Principal
+from rolecall.errors import ServerError
+from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.problems import Problem
-from rolecall.frontends.http.services import Services
+from rolecall.frontends.http.services import Services, ServicesDep
 
-KEEP_ALIVE_SECONDS = 15.0
-KEEP_ALIVE = b": keep-alive\n\n"
-RETRY = b"retry: 1000\n\n"
-"""Asks an EventSource to come back within a second: another replica may be there already."""
-HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-
-Pieces = AsyncGenerator[bytes, None]
+logger = logging.getLogger(__name__)
+RETRY = ServerSentEvent(retry=1000)
+"""Asks an EventSource to reconnect after a second: another replica may be there already."""
+Events = AsyncGenerator[ServerSentEvent]
 
 
-def event(name: str, data: Any, event_id: str = "") -> bytes:
+def event(name: str, data: Any, event_id: str = "") -> ServerSentEvent:
     """One event; ``data`` becomes JSON."""
-    head = f"id: {event_id}\n" if event_id else ""
-    return f"{head}event: {name}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+    return ServerSentEvent(event=name, raw_data=msgspec.json.encode(data).decode(), id=event_id or None)
 
 
-def check_streams(here: Services, principal: Principal) -> None:
-    """Raise Problem when this key has as many streams open in this process as it may."""
-    if here.streams[principal.id] >= here.settings.http_streams:
-        detail = f"{here.settings.http_streams} streams of this key are open here; end one or try again."
+async def open_stream(services: ServicesDep, who: User, response: Response) -> AsyncIterator[None]:
+    """Count a stream of this key while it is open. Raises Problem (429) when the key has as many as it may."""
+    if services.streams[who.id] >= services.settings.http_streams:
+        detail = f"This key has {services.settings.http_streams} open streams here. Close one, or try again later."
         raise Problem(429, detail, "too_many_streams", headers={"Retry-After": "5"})
-
-
-class EventStream(Response):
-    """``pieces`` as they come, until they end, the client leaves (then ``left`` is called) or the process is to end
-    (then ``farewell`` is the last that is sent). Nothing is buffered: a slow reader is waited for."""
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, here: Services, who: Principal, pieces: Pieces, *, headers: Mapping[str, str] | None = None,
-        left: Callable[[], Awaitable[None]] | None = None, farewell: bytes = b"", status_code: int = 200,
-    ) -> None:  # fmt: skip
-        super().__init__(status_code=status_code, headers={**HEADERS, **(headers or {})})
-        del self.headers["content-length"]
-        self._here, self._who = here, who
-        self._pieces, self._left, self._farewell = pieces, left, farewell
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        check_streams(self._here, self._who)
-        self._here.streams[self._who.id] += 1
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await self._stream(receive, send)
-        finally:
-            self._here.streams[self._who.id] -= 1
-            await self._pieces.aclose()
-
-    async def _stream(self, receive: Receive, send: Send) -> None:
-        writing = asyncio.create_task(self._write(send), name="http stream")
-        leaving = asyncio.create_task(disconnected(receive), name="http stream's client")
-        stopping = asyncio.create_task(self._here.stopping.wait(), name="http stream's end")
-        tasks = (writing, leaving, stopping)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            over, gone = writing.done(), leaving.done()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        if over:
-            writing.result()
-        elif gone:
-            if self._left is not None:
-                await self._left()
-            return
-        await send(_body(b"" if over else self._farewell, last=True))
-
-    async def _write(self, send: Send) -> None:
-        async with aclosing(kept_alive(self._pieces, KEEP_ALIVE_SECONDS)) as pieces:
-            async for piece in pieces:
-                await send(_body(piece))
-
-
-async def kept_alive(pieces: AsyncIterator[bytes], seconds: float) -> Pieces:
-    """``pieces``, and a comment whenever none came for ``seconds``."""
-    coming = asyncio.create_task(_next(pieces), name="http stream's next")
+    response.headers["cache-control"] = "no-store"
+    services.streams[who.id] += 1
     try:
-        while True:
-            done, _ = await asyncio.wait([coming], timeout=seconds)
-            if not done:
-                yield KEEP_ALIVE
-            elif (piece := coming.result()) is None:
-                return
-            else:
-                yield piece
-                coming = asyncio.create_task(_next(pieces), name="http stream's next")
+        yield
     finally:
-        coming.cancel()
-        with suppress(asyncio.CancelledError):
-            await coming
+        services.streams[who.id] -= 1
 
 
-async def disconnected(receive: Receive) -> None:
-    """Until the client is gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+Streaming = Depends(open_stream)
+"""The dependency of every route that streams. FastAPI resolves it before the first event: it can still refuse."""
 
 
-async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(pieces, None)
+async def until_stopped(services: Services, events: Events, farewell: ServerSentEvent | None = None) -> Events:
+    """Yield ``events`` until they end, the process stops (``farewell`` is the last event then) or the bus is lost. In
+    the last two cases an EventSource reconnects and resumes."""
+    waiting: asyncio.Timeout | None = None
 
+    def interrupt(_: object) -> None:
+        if waiting is not None:
+            waiting.reschedule(0)
 
-def _body(piece: bytes, *, last: bool = False) -> Message:
-    return {"type": "http.response.body", "body": piece, "more_body": not last}
+    stop = asyncio.create_task(services.stopping.wait(), name="http stream's end")
+    stop.add_done_callback(interrupt)
+    try:
+        async with aclosing(events):
+            while not stop.done():
+                try:
+                    # Not around the yield: it must not fire while the consumer's code runs.
+                    async with asyncio.timeout(None) as waiting:
+                        event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    break
+                finally:
+                    waiting = None
+                yield event
+            if farewell is not None:
+                yield farewell
+    except ServerError as error:
+        logger.warning("a stream ended early: %s", error)
+    finally:
+        stop.remove_done_callback(interrupt)
+        stop.cancel()

@@ -1,101 +1,114 @@
-"""A task: one turn as the HTTP API shows it."""
+"""A task: one turn as the HTTP API shows it, and what the native and the OpenAI-compatible API do with it."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, Field
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import short_turn_id
-from rolecall.bus.events import Event, Progress, progress
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.conversation import remembered
+from rolecall.bus.envelope import decode, short_turn_id
+from rolecall.bus.events import Event, follow, progress, so_far
 from rolecall.bus.turn import snapshot
+from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
-from rolecall.frontends.http.problems import Problem, promptly
+from rolecall.frontends.http.problems import Problem, bus_timeout
+from rolecall.frontends.http.services import Services
 
-ID = re.compile(r"([A-Za-z0-9_-]{1,1100})\.(c?[1-9]\d{0,15})", re.ASCII)
+TASK_ID = re.compile(r"([A-Za-z0-9_-]{1,1100})\.(c?[1-9]\d{0,15})", re.ASCII)
 State = Literal["pending", "running", "done", "failed", "cancelled"]
-ENDS: Mapping[str, State] = {"final": "done", "error": "failed", "cancelled": "cancelled"}
+END_STATES: Mapping[str, State] = {"final": "done", "error": "failed", "cancelled": "cancelled"}
+"""The state of a task by the kind of its turn's last event."""
+NoResult = Literal["left", "stopping", "late"]
+"""Why waiting ended without a result: the client left, the process is stopping, time was up."""
+T = TypeVar("T")
 
 
 class Failure(BaseModel):
-    """Why there is no answer; ``text`` is what the user is told."""
+    """Why there is no answer. ``text`` is the message for the user."""
 
     reason: str = Field(examples=["it took too long"])
     text: str
 
 
 class Tokens(BaseModel):
-    """What the answer cost, as the model counts it."""
+    """Tokens of the answer, as counted by the model."""
 
     tokens_in: int = 0
     tokens_out: int = 0
 
 
 class Task(BaseModel):
-    """A turn of a conversation: where it stands, and its answer. ``id`` is null for a command that was carried out at
-    once. ``place`` counts from 1 while it waits behind others."""
+    """One message and its answer. ``id`` is null for a command that was executed at once; ``place`` counts from 1 while
+    the task waits behind others of its conversation."""
 
     id: str | None = Field(examples=["aHR0cDpsb2NhbDo1ZjNj.1"])
     conversation_id: str = Field(examples=["http:local:5f3c"])
     turn: str = Field("", examples=["1"])
-    turn_id: str = Field("", description="what `rolecall logs` opens", examples=["9c2e41-1"])
+    turn_id: str = Field("", description="the id that `rolecall logs` accepts", examples=["9c2e41-1"])
     state: State = Field(examples=["done"])
     place: int = 0
-    role: str = Field("", description="the role that is at it", examples=[""])
-    text: str = Field("", description="the answer, or as much of it as there is", examples=["Paris."])
+    role: str = Field("", description="the role working on it", examples=[""])
+    text: str = Field("", description="the answer so far", examples=["Paris."])
     error: Failure | None = Field(None, examples=[None])
-    model: str = Field("", description="who spoke", examples=["smollm2@local"])
+    model: str = Field("", description="the model that answered", examples=["smollm2@local"])
     finish: str = Field("", examples=["stop"])
     usage: Tokens = Tokens()
 
     @property
     def ended(self) -> bool:
-        """Whether it stays as it is."""
-        return self.state in ENDS.values()
+        """Whether the task is done, failed or cancelled."""
+        return self.state in END_STATES.values()
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which turn of which conversation."""
+class TaskRef:
+    """The turn that a task shows."""
 
     conversation: str
     turn: str
 
     @property
     def id(self) -> str:
-        """The task's id: any replica reads the place from it."""
+        """The task's id. It holds the turn, so that any replica finds it."""
         return f"{base64.urlsafe_b64encode(self.conversation.encode()).decode().rstrip('=')}.{self.turn}"
 
     @classmethod
-    def read(cls, task_id: str, who: Principal) -> Place:
-        """Where the task of that id is. Raises Problem (404), also for a task of another key, unless ``who`` is an
-        operator."""
-        found = ID.fullmatch(task_id)
+    def parse(cls, task_id: str, who: Principal) -> TaskRef:
+        """The turn of the task ``task_id``. Raises Problem (404) for an invalid id and, unless ``who`` is an operator,
+        for a task of another key."""
+        found = TASK_ID.fullmatch(task_id)
         try:
             conversation = base64.urlsafe_b64decode(found[1] + "=" * (-len(found[1]) % 4)).decode() if found else ""
         except (binascii.Error, ValueError):
             conversation = ""
-        place = cls(conversation, found[2] if found else "")
+        ref = cls(conversation, found[2] if found else "")
         own = who.admin or conversation.startswith(f"http:{who.id}:")
-        if not conversation or not own or place.id != task_id or len(conversation) > 200:
-            raise Problem(404, "There is no such task.")
-        return place
+        if not conversation or not own or ref.id != task_id or len(conversation) > 200:
+            raise Problem(404, "No such task.")
+        return ref
 
-    def task(self, state: State, **more: Any) -> Task:
-        """The task that is here."""
+    def task(self, state: State, **fields: Any) -> Task:
+        """The task in this ``state``."""
         turn_id = short_turn_id(self.conversation, self.turn)
-        return Task(id=self.id, conversation_id=self.conversation, turn=self.turn, turn_id=turn_id, state=state, **more)
+        return Task(
+            id=self.id, conversation_id=self.conversation, turn=self.turn, turn_id=turn_id, state=state, **fields
+        )
 
-    def ended(self, final: Mapping[str, Any]) -> Task:
-        """The task after its ``final`` event."""
-        state, text = ENDS[str(final["kind"])], str(final.get("text", ""))
+    def ended_task(self, final: Mapping[str, Any]) -> Task:
+        """The task after the ``final`` event of its turn."""
+        state, text = END_STATES[str(final["kind"])], str(final.get("text", ""))
         if state == "failed":
             return self.task(state, error=Failure(reason=str(final.get("reason", "")), text=text))
         return self.task(
@@ -108,42 +121,56 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A task as it was found. ``seen`` is the id of the newest event in it; ``final_id`` that of its last event, once
-    it has ended."""
+class TaskSnapshot:
+    """A task as it was at one moment: ``seen`` is the id of the newest event it includes, ``final_id`` the id of its
+    last event once it has ended."""
 
-    place: Place
+    ref: TaskRef
     task: Task
     seen: str = ""
     final_id: str = ""
 
-
-async def look(bus: Bus, place: Place) -> Standing:
-    """Where a task stands now. Raises Problem: 404 for one that never was, 410 for one whose result is gone."""
-    async with promptly():
-        stand = await snapshot(bus, place.conversation, place.turn)
-    if stand.state == "finished" and stand.final is not None:
-        return Standing(place, place.ended(stand.final), stand.final_id, stand.final_id)
-    if stand.state == "gone":
-        raise Problem(410, "The result of this task is not kept any more.")
-    if stand.state == "unknown":
-        raise Problem(404, "There is no such task.")
-    found = await progress(bus, place.conversation, place.turn)
-    return Standing(place, place.task(_state(found), place=stand.place, role=found.role, text=found.text), found.seen)
+    @classmethod
+    def of(cls, received: Received) -> TaskSnapshot:
+        """A task just accepted, or a command executed at once."""
+        ref = TaskRef(received.conversation, received.turn)
+        if not received.turn:
+            return cls(ref, Task(id=None, conversation_id=received.conversation, state="done", text=received.reply))
+        return cls(ref, ref.task("pending", place=received.place), received.before)
 
 
-def begun(received: Received) -> Standing:
-    """A task that was taken just now, or a command that was carried out at once."""
-    place = Place(received.conversation, received.turn)
-    if not received.turn:
-        return Standing(place, Task(id=None, conversation_id=received.conversation, state="done", text=received.reply))
-    return Standing(place, place.task("pending", place=received.place), received.before)
+async def find_task(bus: Bus, ref: TaskRef) -> TaskSnapshot:
+    """A task as it is now. Raises Problem: 404 if it never existed, 410 if its result is no longer stored."""
+    async with bus_timeout():
+        found = await snapshot(bus, ref.conversation, ref.turn)
+    if found.state == "finished" and found.final is not None:
+        return TaskSnapshot(ref, ref.ended_task(found.final), found.final_id, found.final_id)
+    if found.state == "gone":
+        raise Problem(410, "The result of this task is no longer stored.")
+    if found.state == "unknown":
+        raise Problem(404, "No such task.")
+    so_far = await progress(bus, ref.conversation, ref.turn)
+    state: State = "pending" if so_far.kind in ("accepted", "queued") else "running"
+    return TaskSnapshot(ref, ref.task(state, place=found.place, role=so_far.role, text=so_far.text), so_far.seen)
 
 
-def told(place: Place, event: Event) -> tuple[str, dict[str, Any]]:
-    """The name and the data that ``event`` has in a stream."""
+async def accepted_task(bus: Bus, received: Received) -> TaskSnapshot:
+    """The task of a message just received. Raises what find_task raises, for the repeat of an earlier request."""
+    accepted = TaskSnapshot.of(received)
+    return await find_task(bus, accepted.ref) if received.outcome == "DUP" else accepted
+
+
+async def follow_task(services: Services, ref: TaskRef, after: str) -> AsyncGenerator[Event]:
+    """The events of a task after the event id ``after``, its last one included."""
+    async with aclosing(follow(services.bus, services.wakeups, ref.conversation, ref.turn, after)) as events:
+        async for event in events:
+            yield event
+
+
+def event_data(ref: TaskRef, event: Event) -> tuple[str, dict[str, Any]]:
+    """The name and the data of a turn's event as streams send it."""
     if event.last:
-        task = place.ended(event.payload)
+        task = ref.ended_task(event.payload)
         return task.state, task.model_dump()
     if event.kind == "delta":
         return "delta", {"position": event.position, "text": event.text}
@@ -154,8 +181,56 @@ def told(place: Place, event: Event) -> tuple[str, dict[str, Any]]:
     return event.kind, {}
 
 
-def _state(found: Progress) -> State:
-    return "pending" if found.kind in ("accepted", "queued") else "running"
+async def ended_task(services: Services, ref: TaskRef, after: str) -> Task:
+    """Wait until a task has ended. ``after`` is the id of an event before its end."""
+    async with aclosing(follow_task(services, ref, after)) as events:
+        async for event in events:
+            if event.last:
+                return ref.ended_task(event.payload)
+    return (await find_task(services.bus, ref)).task  # it ended before `after`
+
+
+async def wait_for(
+    services: Services, request: Request, work: Coroutine[Any, Any, T], seconds: float | None = None
+) -> T | NoResult:
+    """Return what ``work`` returns, or why that is not awaited any longer."""
+    working = asyncio.create_task(work, name="http answer")
+    leaving = asyncio.create_task(_disconnected(request), name="http answer's client")
+    stopping = asyncio.create_task(services.stopping.wait(), name="http answer's end")
+    tasks = (working, leaving, stopping)
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if working in done:
+        return working.result()
+    return "left" if leaving in done else "stopping" if stopping in done else "late"
+
+
+async def cancel_task(services: Services, ref: TaskRef) -> None:
+    """Cancel a turn wherever it is; its message and the answer so far stay in the history. Does nothing if it ended."""
+    bus, conversation, turn = services.bus, ref.conversation, ref.turn
+    journal = bus.shard(conversation).journal(conversation)
+    raw, parts = await bus.server.fetch("HMGET", journal, f"{turn}:e", f"{turn}:x")
+    if raw is None:
+        return
+    words = decode(raw, parts=parts or b"").text
+    history = remembered(words, await so_far(bus, conversation, turn), turn, "stopped") if words else []
+    await cancel_turn(bus, conversation, turn, instance=services.front.instance, history=history)
+
+
+async def note_delivered(services: Services, received: Received) -> None:
+    """Note in the transcript that the answer was delivered, unless this repeats another request."""
+    if received.turn and received.outcome != "DUP":
+        with suppress(ServerError):
+            await services.front.delivered(received)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _count(final: Mapping[str, Any], name: str) -> int:

@@ -1,4 +1,4 @@
-"""What the pages ask for once they are open: rows, streams of what changes, and the few things they do."""
+"""What open pages request: streams of what changes, and the few actions that the API does not have."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header
 from fastapi import Query as Parameter
+from fastapi.sse import EventSourceResponse
 
-from rolecall.bus.events import follow
-from rolecall.errors import ServerError
 from rolecall.frontends.http import metrics, operators
 from rolecall.frontends.http.auth import Operator, User
 from rolecall.frontends.http.intake import conversation_of
-from rolecall.frontends.http.services import Here, Services
-from rolecall.frontends.http.sse import RETRY, EventStream, Pieces, event
-from rolecall.frontends.http.task import Place, look, told
+from rolecall.frontends.http.services import Services, ServicesDep
+from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
+from rolecall.frontends.http.task import TaskRef, event_data, find_task, follow_task
 from rolecall.frontends.http.web import views
 from rolecall.frontends.http.web.views import Query
 from rolecall.transcripts.record import Record, entry_order, read_records, session_files
@@ -27,148 +26,159 @@ router = APIRouter(include_in_schema=False)
 LIST_SECONDS = 1.0
 LOG_SECONDS = 0.4
 NOW_SECONDS = 2.0
-"""How often each looks."""
+"""How often each of them polls."""
 RECORD_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
-BEFORE_ALL = (-1, -1)
+START = (-1, -1)
 Text = Annotated[str, Parameter(max_length=200)]
 
 
-def _asked(
+def _query(
     search: Text = "", since: Text = "", errors: bool = False,
     page: Annotated[int, Parameter(ge=1, le=1_000_000)] = 1,
 ) -> Query:  # fmt: skip
     return Query(search, since, errors, page)
 
 
-Asked = Annotated[Query, Depends(_asked)]
+QueryDep = Annotated[Query, Depends(_query)]
 
 
 @router.get("/web/pulse")
-async def pulse(here: Here, who: User) -> dict[str, Any]:
-    """Whether all is well."""
-    return await views.pulse(here, who)
+async def pulse(services: ServicesDep, who: User) -> dict[str, Any]:
+    """Whether everything is well."""
+    return await views.pulse(services, who)
 
 
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @router.get("/web/chat")
-async def kept(here: Here, who: User) -> dict[str, Any]:
-    """The conversations of this key."""
-    return {"conversations": await views.kept(here, who)}
+async def list_chats(services: ServicesDep, who: User) -> dict[str, Any]:
+    """The stored conversations of this key."""
+    return {"conversations": await views.stored_conversations(services, who)}
 
 
-@router.get("/web/chat/tasks/{task_id}/events")
-async def follow_task(
-    here: Here, who: User, task_id: str, last_event_id: Annotated[str, Header()] = ""
-) -> EventStream:  # fmt: skip
-    """A task's events from its first one that is kept: so it is seen who was at it, however late one comes."""
-    place = Place.read(task_id, who)
-    await look(here.bus, place)  # one that is not there is refused before the stream begins
+async def _found_task(services: ServicesDep, who: User, task_id: str) -> TaskRef:
+    ref = TaskRef.parse(task_id, who)
+    await find_task(services.bus, ref)
+    return ref
+
+
+@router.get("/web/chat/tasks/{task_id}/events", response_class=EventSourceResponse, dependencies=[Streaming])
+async def follow_chat(
+    services: ServicesDep, ref: Annotated[TaskRef, Depends(_found_task)], last_event_id: Annotated[str, Header()] = ""
+) -> Events:
+    """A task's events from the first that is stored, so that it shows every role that worked on it."""
     after = last_event_id if RECORD_ID.fullmatch(last_event_id) else "0-0"
-    return EventStream(here, who, _quiet(_answering(here, place, after)))
+    async with aclosing(until_stopped(services, _task_events(services, ref, after))) as events:
+        async for one in events:
+            yield one
 
 
 @router.get("/web/chat/{name:path}")
-async def talk(here: Here, who: User, name: str) -> dict[str, Any]:
-    """What was said in one of them, and what is being answered."""
-    return await views.talk(here, conversation_of(who, name))
+async def show_chat(services: ServicesDep, who: User, name: str) -> dict[str, Any]:
+    """The messages of a conversation, and its tasks that have not ended."""
+    return await views.chat(services, conversation_of(who, name))
 
 
 # ── conversations ───────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/web/conversations/events")
-async def follow_list(here: Here, who: Operator, query: Asked) -> EventStream:
-    """The rows whenever they change."""
-    found = await views.listed(here, query)  # what is asked wrongly is refused before the stream begins
-    return EventStream(here, who, _quiet(_lists(here, query, found)))
+async def _first_page(services: ServicesDep, query: QueryDep) -> dict[str, Any]:
+    return await views.list_conversations(services, query)
 
 
-@router.get("/web/conversations/{which}/events")
+@router.get("/web/conversations/events", response_class=EventSourceResponse, dependencies=[Streaming])
+async def follow_list(
+    services: ServicesDep, _: Operator, query: QueryDep, page: Annotated[dict[str, Any], Depends(_first_page)]
+) -> Events:
+    """A page of conversations, whenever it changes."""
+    async with aclosing(until_stopped(services, _list_events(services, query, page))) as events:
+        async for one in events:
+            yield one
+
+
+async def _shown(services: ServicesDep, _: Operator, which: str) -> dict[str, Any]:
+    return await operators.show_conversation(which, services)
+
+
+Shown = Annotated[dict[str, Any], Depends(_shown)]
+
+
+@router.get("/web/conversations/{which}/events", response_class=EventSourceResponse, dependencies=[Streaming])
 async def follow_conversation(
-    here: Here, who: Operator, which: str, after: Text = "", last_event_id: Annotated[str, Header()] = ""
-) -> EventStream:
+    services: ServicesDep, shown: Shown, after: Text = "", last_event_id: Annotated[str, Header()] = ""
+) -> Events:
     """A conversation's records after one of them, and its turns whenever they change."""
-    shown = await operators.show_conversation(which, here)
     known = last_event_id or after
-    order = entry_order(known) if RECORD_ID.fullmatch(known) else BEFORE_ALL
-    return EventStream(here, who, _quiet(_growth(here, shown["name"], order)))
+    order = entry_order(known) if RECORD_ID.fullmatch(known) else START
+    async with aclosing(until_stopped(services, _conversation_events(services, shown["name"], order))) as events:
+        async for one in events:
+            yield one
 
 
 @router.post("/web/conversations/{which}/stop")
-async def stop(here: Here, _: Operator, which: str) -> dict[str, int]:
-    """End what runs and waits in a conversation."""
-    shown = await operators.show_conversation(which, here)
-    return {"turns": await here.front.stop(shown["id"])}
+async def stop(services: ServicesDep, shown: Shown) -> dict[str, int]:
+    """Cancel every turn of a conversation."""
+    return {"turns": await services.front.stop(shown["id"])}
 
 
-@router.get("/web/now/events")
-async def follow_now(here: Here, who: Operator) -> EventStream:
-    """The samples of the last minutes, then how things are, again and again."""
-    return EventStream(here, who, _quiet(_present(here)))
+@router.get("/web/now/events", response_class=EventSourceResponse, dependencies=[Streaming])
+async def follow_now(services: ServicesDep, _: Operator) -> Events:
+    """The samples of the last minutes, then the current state every two seconds."""
+    async with aclosing(until_stopped(services, _now_events(services))) as events:
+        async for one in events:
+            yield one
 
 
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _answering(here: Services, place: Place, after: str) -> Pieces:
+async def _task_events(services: Services, ref: TaskRef, after: str) -> Events:
     yield RETRY
-    async with aclosing(follow(here.bus, here.wakeups, place.conversation, place.turn, after)) as found:
+    async with aclosing(follow_task(services, ref, after)) as found:
         async for one in found:
-            yield event(*told(place, one), one.id)
+            yield event(*event_data(ref, one), one.id)
 
 
-async def _lists(here: Services, query: Query, found: dict[str, Any]) -> Pieces:
+async def _list_events(services: Services, query: Query, found: dict[str, Any]) -> Events:
     yield RETRY
     yield event("conversations", found)
     took = 0.0
     while True:
-        # Where there are very many, looking may take a tenth of the time.
+        # Polling takes at most a tenth of the time, however many conversations there are.
         await asyncio.sleep(max(LIST_SECONDS, 10 * took))
-        began, before = time.monotonic(), found
-        found = await views.listed(here, query)
-        took = time.monotonic() - began
+        started, before = time.monotonic(), found
+        found = await views.list_conversations(services, query)
+        took = time.monotonic() - started
         if found != before:
             yield event("conversations", found)
 
 
-async def _growth(here: Services, name: str, order: tuple[int, int]) -> Pieces:
+async def _conversation_events(services: Services, name: str, order: tuple[int, int]) -> Events:
     yield RETRY
-    directory = here.log_dir / "conversations" / name
+    directory = services.log_dir / "conversations" / name
     stamp: object = None
     records: list[Record] = []
     ran = False
     while session_files(directory):
-        began, before = time.monotonic(), stamp
+        started, before = time.monotonic(), stamp
         stamp = [(path, path.stat().st_size) for path in session_files(directory)]
         if stamp != before:
-            records = await asyncio.to_thread(lambda: list(read_records(directory, here.tz)))
-        shown = await operators.show_conversation(name, here)
+            records = await asyncio.to_thread(lambda: list(read_records(directory, services.tz)))
+        shown = await operators.show_conversation(name, services)
         if stamp != before or shown["running"] or ran:
             new = [record for record in records if record.order > order][-views.LINES :]
             order = max([order, *(record.order for record in new)])
-            told = {"records": list(map(views.line_of, new)), "turns": views.turns_of(records), "shown": shown}
-            yield event("grown", told, f"{order[0]}-{order[1]}" if order[0] >= 0 else "")
+            data = {"records": list(map(views.line_of, new)), "turns": views.turns_of(records), "shown": shown}
+            yield event("grown", data, f"{order[0]}-{order[1]}" if order[0] >= 0 else "")
         ran = bool(shown["running"])
-        await asyncio.sleep(max(LOG_SECONDS, 10 * (time.monotonic() - began)))
+        await asyncio.sleep(max(LOG_SECONDS, 10 * (time.monotonic() - started)))
     yield event("gone", {})
 
 
-async def _present(here: Services) -> Pieces:
+async def _now_events(services: Services) -> Events:
     yield RETRY
-    yield event("series", {"samples": await metrics.read(here)})
+    yield event("series", {"samples": await metrics.read(services)})
     while True:
-        yield event("now", await views.now(here))
+        yield event("now", await views.now(services))
         await asyncio.sleep(NOW_SECONDS)
-
-
-async def _quiet(pieces: Pieces) -> Pieces:
-    """``pieces`` until the bus is away: the page comes back by itself."""
-    try:
-        async for piece in pieces:
-            yield piece
-    except ServerError:
-        return
-    finally:
-        await pieces.aclose()

@@ -1,4 +1,4 @@
-"""The web page: chat, conversations, now, dead letters. What changes on them comes by live.py and the APIs."""
+"""The web page: chat, conversations, now, dead letters. What changes on a page comes from live.py and the API."""
 
 from __future__ import annotations
 
@@ -9,85 +9,90 @@ from urllib.parse import quote
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from rolecall.config import Role
 from rolecall.errors import ServerError
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal, require
 from rolecall.frontends.http.metrics import sampling
-from rolecall.frontends.http.services import Here, Services
+from rolecall.frontends.http.probes import description_of
+from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.web import live, rendering, views
 from rolecall.frontends.http.web.rendering import render
 
 router = APIRouter(routes=[*rendering.router.routes, *live.router.routes], include_in_schema=False, lifespan=sampling)
 IDEAS = ("What can you do?", "Write a haiku about queues.", "/help")
-TITLES = {403: "Not for this key", 404: "Not found", 503: "The bus is away"}
-Filled = Callable[[Principal], Awaitable[Mapping[str, Any]]]
+TITLES = {403: "Not allowed", 404: "Not found", 503: "Temporarily unavailable"}
+Fill = Callable[[Principal], Awaitable[Mapping[str, Any]]]
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 
 
 @router.get("/")
-async def chat(request: Request, here: Here) -> Response:
-    """Talk to the agents."""
+async def chat(request: Request, services: ServicesDep) -> Response:
+    """Chat with the agents."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
-        return {"roles": [_described(role) for role in here.application.roles if _answers(role)], "ideas": IDEAS}
+        roles = [
+            {"name": role.name, "description": description_of(role)}
+            for role in services.application.roles
+            if role.models or role.match
+        ]
+        return {"roles": roles, "ideas": IDEAS}
 
-    return await _shown(request, here, "chat.html", "Chat", fill, admin=False)
+    return await _render(request, services, "chat.html", "Chat", fill, admin=False)
 
 
 @router.get("/web/login")
-async def log_in(request: Request, here: Here, next: str = "/") -> Response:
-    """Ask for a key."""
-    # Only to a page of ours: //host and /\host lead elsewhere.
+async def log_in(request: Request, services: ServicesDep, next: str = "/") -> Response:
+    """Ask for an API key."""
+    # Only to a page of this server: //host and /\host lead elsewhere.
     local = next.startswith("/") and not next.startswith(("//", "/\\")) and next.isprintable()
-    return render(here, request, None, "login.html", next=next if local else "/")
+    return render(services, request, None, "login.html", next=next if local else "/")
 
 
 @router.get("/web/conversations")
-async def list_conversations(request: Request, here: Here, query: live.Asked) -> Response:
-    """All of them, searched and filtered."""
+async def list_conversations(request: Request, services: ServicesDep, query: live.QueryDep) -> Response:
+    """List and search conversations."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
-        return {"found": await views.listed(here, query), "query": query}
+        return {"found": await views.list_conversations(services, query), "query": query}
 
-    return await _shown(request, here, "conversations.html", "Conversations", fill)
+    return await _render(request, services, "conversations.html", "Conversations", fill)
 
 
 @router.get("/web/conversations/{which}")
-async def show_conversation(request: Request, here: Here, which: str) -> Response:
-    """One of them, by its id, its directory or a short turn id."""
+async def show_conversation(request: Request, services: ServicesDep, which: str) -> Response:
+    """Show a conversation, by its id, its directory or a short turn id."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
-        found = await views.conversation(here, which)
+        found = await views.show_conversation(services, which)
         return {"shown": found.shown, "turns": found.turns, "records": found.records, "total": found.total}
 
-    return await _shown(request, here, "conversation.html", "Conversations", fill)
+    return await _render(request, services, "conversation.html", "Conversations", fill)
 
 
 @router.get("/web/now")
-async def show_now(request: Request, here: Here) -> Response:
-    """What is going on."""
+async def show_now(request: Request, services: ServicesDep) -> Response:
+    """Show what is happening now."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
         return {}
 
-    return await _shown(request, here, "now.html", "Now", fill)
+    return await _render(request, services, "now.html", "Now", fill)
 
 
 @router.get("/web/dead")
-async def list_dead(request: Request, here: Here, page: Page = 1) -> Response:
-    """What was given up on."""
+async def list_dead(request: Request, services: ServicesDep, page: Page = 1) -> Response:
+    """List dead letters."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
-        return {"found": await operators.list_dead(here, page, 20)}
+        return {"found": await operators.list_dead(services, page, 20)}
 
-    return await _shown(request, here, "dead.html", "Dead letters", fill)
+    return await _render(request, services, "dead.html", "Dead letters", fill)
 
 
-async def _shown(
-    request: Request, here: Services, template: str, name: str, fill: Filled, *, admin: bool = True
+async def _render(
+    request: Request, services: Services, template: str, name: str, fill: Fill, *, admin: bool = True
 ) -> Response:
-    """The page, or what keeps it from being shown: the login, or a page that says why."""
+    """Render the page; or redirect to the login, or render a page that says why it cannot be shown."""
     who: Principal | None = None
     try:
         who = await require(request)
@@ -97,21 +102,12 @@ async def _shown(
         if refused.status_code == 401:
             there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return RedirectResponse(f"/web/login?next={quote(there, safe='/')}", 303)
-        return _problem(request, here, who, refused.status_code, str(refused.detail))
+        return _problem(request, services, who, refused.status_code, str(refused.detail))
     except ServerError:
-        return _problem(request, here, who, 503, "It cannot be reached at the moment. Load this page again soon.")
-    return render(here, request, who, template, name, **values)
+        return _problem(request, services, who, 503, "The message bus is unreachable. Reload this page in a moment.")
+    return render(services, request, who, template, name, **values)
 
 
-def _problem(request: Request, here: Services, who: Principal | None, status: int, detail: str) -> Response:
-    title = TITLES.get(status, "This did not work")
-    return render(here, request, who, "problem.html", status=status, title=title, detail=detail)
-
-
-def _answers(role: Role) -> bool:
-    return bool(role.models or role.match)
-
-
-def _described(role: Role) -> dict[str, str]:
-    lines = (role.agent.__doc__ or "").strip().splitlines()
-    return {"name": role.name, "description": lines[0] if lines else ""}
+def _problem(request: Request, services: Services, who: Principal | None, status: int, detail: str) -> Response:
+    title = TITLES.get(status, "Something went wrong")
+    return render(services, request, who, "problem.html", status=status, title=title, detail=detail)

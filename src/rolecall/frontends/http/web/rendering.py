@@ -1,4 +1,4 @@
-"""Templates to pages. All text is escaped; a page runs no script but its own files, and parses no HTML in them."""
+"""Pages from templates. All text is escaped; a page runs only scripts of its own files, which never parse HTML."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ BLANK = {
     "hop": {"instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0},
     "record": {"ms": 0, "since": 0, "turn": "", "instance": "", "word": "", "text": "", "id": ""},
 }  # fmt: skip
-"""What the rows are made of that scripts fill."""
+"""Empty rows, which scripts copy and fill."""
 router = APIRouter(include_in_schema=False)
 STATIC = Path(__file__).with_name("static")
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-FOR_GOOD = "public, max-age=31536000, immutable"
+IMMUTABLE = "public, max-age=31536000, immutable"
 
 
 def render(
-    here: Services, request: Request, who: Principal | None, template: str, name: str = "", status: int = 200,
+    services: Services, request: Request, who: Principal | None, template: str, name: str = "", status: int = 200,
     **values: Any,
 ) -> HTMLResponse:  # fmt: skip
-    """The page ``template``; ``name`` is the entry of the navigation that it belongs to."""
+    """Render ``template``. ``name`` is the page's entry in the navigation."""
     theme = request.cookies.get(THEME_COOKIE, "")
     text = (
-        _environment(here.tz)
+        _environment(services.tz)
         .get_template(template)
         .render(
             who=who,
@@ -65,14 +65,14 @@ def render(
 
 
 def seconds(ms: float) -> str:
-    """As the scripts say it: 12 ms, 1.23 s, 12.3 s."""
+    """A duration as the scripts format it: 12 ms, 1.23 s, 12.3 s."""
     if ms < 1000:
         return f"{ms:.0f} ms"
     return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
 
 
 def share(ms: float, total: float) -> float:
-    """Of a bar 1000 wide that stands for ``total``."""
+    """The width of ``ms`` in a bar that is 1000 wide and stands for ``total``."""
     return round(min(1000.0, 1000 * ms / total), 1) if total else 0.0
 
 
@@ -103,41 +103,41 @@ def _environment(tz: tzinfo | None) -> jinja2.Environment:
 
 
 def _pretty(envelope: object) -> str:
-    """An envelope to read: JSON, or what there is instead of it; with nothing hidden in it."""
+    """An envelope as indented JSON, with control characters escaped."""
     text = envelope if isinstance(envelope, str) else json.dumps(envelope, indent=2, ensure_ascii=False)
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def address(name: str) -> str:
-    """Where the file ``name`` is served; another one as soon as any of the files changes."""
+    """The URL of a static file; it changes whenever any of the files does."""
     return f"/static/{version()}/{name}"
 
 
 @router.get("/static/{wanted}/{name}")
 async def asset(wanted: str, name: str) -> Response:
-    """A file of the page."""
+    """Serve a static file."""
     found = files().get(name)
     if found is None:
-        raise HTTPException(404, "There is no such file.")
-    headers = {"cache-control": FOR_GOOD if wanted == version() else "no-cache"}
+        raise HTTPException(404, "No such file.")
+    headers = {"cache-control": IMMUTABLE if wanted == version() else "no-cache"}
     return Response(found, media_type=TYPES[Path(name).suffix], headers=headers)
 
 
 @router.get("/favicon.ico")
 async def favicon() -> Response:
-    """What browsers ask for by themselves."""
+    """Serve the icon that browsers request on their own."""
     return await asset(version(), "icon.svg")
 
 
 @cache
 def files() -> dict[str, bytes]:
-    """All of them by name."""
+    """The static files by name."""
     return {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
 
 
 @cache
 def version() -> str:
-    """Names what the files hold."""
+    """A digest of all static files."""
     digest = hashlib.sha256()
     for name, content in files().items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)

@@ -1,4 +1,4 @@
-"""What the pages show, gathered: for their templates, and again whenever it changes."""
+"""The data that the pages show: for their templates, and for their streams whenever it changes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from rolecall.errors import DecodeError
 from rolecall.frontends.http import metrics, operators
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.intake import PREFIX
+from rolecall.frontends.http.probes import missing_roles
 from rolecall.frontends.http.services import Services
-from rolecall.frontends.http.task import Place
+from rolecall.frontends.http.task import TaskRef
 from rolecall.redis import keys
 from rolecall.transcripts.reading import Filters
 from rolecall.transcripts.record import (
@@ -36,7 +37,7 @@ from rolecall.transcripts.record import (
 )
 from rolecall.transcripts.timeline import timelines
 
-KEPT_CONVERSATIONS = 50
+MAX_STORED = 50
 MESSAGES = 200
 ROWS = 50
 TURNS = 20
@@ -46,24 +47,24 @@ LINES = 1000
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked for in the list of conversations."""
+    """A search in the list of conversations."""
 
     search: str = ""
     since: str = ""
     errors: bool = False
     page: int = 1
 
-    def on(self, page: int) -> str:
-        """The same on another page, for an address."""
+    def on_page(self, page: int) -> str:
+        """The query string of another page of the same search."""
         given = {"search": self.search, "since": self.since, "errors": "1" if self.errors else "", "page": page}
         return urlencode({name: value for name, value in given.items() if value})
 
 
-async def listed(here: Services, query: Query) -> dict[str, Any]:
-    """A page of conversations as the operators' API has it, also with ``running``, and ``said`` for the last line."""
-    asked = operators.list_conversations(here, query.search, "", query.since, query.errors, query.page, ROWS)
+async def list_conversations(services: Services, query: Query) -> dict[str, Any]:
+    """A page of conversations as in the operators' API, with ``running`` and the text of the last line as ``said``."""
+    asked = operators.list_conversations(services, query.search, "", query.since, query.errors, query.page, ROWS)
     found: dict[str, Any] = await asked
-    active = await _active(here)
+    active = await _active(services)
     for row in found["conversations"]:
         row["running"] = row["id"] in active
         row["said"] = row["line"].split("] ", 3)[-1]
@@ -71,8 +72,8 @@ async def listed(here: Services, query: Query) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One conversation: ``shown`` as the operators' API has it, its last ``turns`` and ``records``, of ``total``."""
+class ConversationView:
+    """One conversation: ``shown`` as in the operators' API, its last turns, and its last records of ``total``."""
 
     shown: dict[str, Any]
     turns: list[dict[str, Any]]
@@ -80,65 +81,73 @@ class Shown:
     total: int
 
 
-async def conversation(here: Services, which: str) -> Shown:
-    """The one that ``which`` names: an id, a directory, a short turn id. Raises HTTPException (404)."""
-    shown = await operators.show_conversation(which, here)
-    records = await asyncio.to_thread(_records, here, shown["name"])
-    return Shown(shown, turns_of(records), records[-LINES:], len(records))
+async def show_conversation(services: Services, which: str) -> ConversationView:
+    """Find a conversation by its id, its directory or a short turn id. Raises HTTPException (404)."""
+    shown = await operators.show_conversation(which, services)
+    records = await asyncio.to_thread(_records, services, shown["name"])
+    return ConversationView(shown, turns_of(records), records[-LINES:], len(records))
 
 
 def turns_of(records: list[Record]) -> list[dict[str, Any]]:
-    """The last turns among ``records`` with their hops; ``now`` is this moment."""
+    """The last turns among ``records``, with their hops; ``now`` is the current time in ms."""
     now = time.time_ns() // 1_000_000
     shown = [{**msgspec.to_builtins(turn), "now": now} for turn in timelines(records)[-TURNS:]]
     return [{**turn, "said": _unquoted(turn["said"]), "tone": STATES.get(turn["state"], "")} for turn in shown]
 
 
 def line_of(record: Record) -> dict[str, Any]:
-    """A record for the log: ``shown`` is its text with nothing hidden in it, ``tone`` the tone of its word."""
+    """A record as a line of the log: ``shown`` is its text with control characters escaped."""
     return {**msgspec.to_builtins(record), "shown": visible(record.text), "tone": tone_of(record.word)}
 
 
-async def now(here: Services) -> dict[str, Any]:
-    """Everything the page *Now* draws."""
-    agents, stats, sample, servers = await asyncio.gather(
-        operators.list_agents(here), operators.figures(here), metrics.newest(here), _model_servers(here)
+async def now(services: Services) -> dict[str, Any]:
+    """Everything on the page *Now*."""
+    agents, statistics, sample, servers = await asyncio.gather(
+        operators.list_agents(services),
+        operators.read_stats(services),
+        metrics.newest(services),
+        _model_servers(services),
     )
     for process in agents["processes"]:
         for instance in process.get("instances", ()):
             if instance.get("busy"):
                 instance["place"] = conversation_dir(instance["conversation"])
-    return {"ms": time.time_ns() // 1_000_000, "agents": agents, "stats": stats, "sample": sample, "servers": servers}
+    return {
+        "ms": time.time_ns() // 1_000_000,
+        "agents": agents,
+        "stats": statistics,
+        "sample": sample,
+        "servers": servers,
+    }
 
 
-async def pulse(here: Services, who: Principal) -> dict[str, Any]:
-    """Whether all is well: roles without an instance; for operators how many instances and dead letters there are."""
-    counts = await stats.instance_counts(here.bus)
-    needed = [role.name for role in here.application.roles if here.application.count(role)]
-    missing = [name for name in needed if not counts.get(name)]
+async def pulse(services: Services, who: Principal) -> dict[str, Any]:
+    """The roles without a live instance; for operators also the numbers of instances and dead letters."""
+    counts = await stats.instance_counts(services.bus)
+    missing = await missing_roles(services, counts)
     if not who.admin:
         return {"missing": missing, "instances": None, "dead": None}
-    letters = await asyncio.gather(*(here.bus.server.fetch("XLEN", shard.dead) for shard in here.bus.shards))
+    letters = await asyncio.gather(*(services.bus.server.fetch("XLEN", shard.dead) for shard in services.bus.shards))
     return {"missing": missing, "instances": sum(counts.values()), "dead": sum(letters)}
 
 
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def kept(here: Services, who: Principal) -> list[dict[str, Any]]:
-    """The conversations of this key, the one last active first: name, what was said first, when it was last active."""
-    return await asyncio.to_thread(_kept, here, f"{PREFIX}{who.id}:")
+async def stored_conversations(services: Services, who: Principal) -> list[dict[str, Any]]:
+    """The conversations of this key, most recently active first: name, first message, time of the last activity."""
+    return await asyncio.to_thread(_stored_conversations, services, f"{PREFIX}{who.id}:")
 
 
-async def talk(here: Services, conversation: str) -> dict[str, Any]:
-    """What is remembered of a conversation, and the tasks in it that have not ended, with what was said."""
-    memory = Memory(here.bus.server, here.bus.shard(conversation), conversation, MESSAGES)
-    entries, tasks = await asyncio.gather(memory.entries(), _unfinished(here, conversation))
+async def chat(services: Services, conversation: str) -> dict[str, Any]:
+    """The history of a conversation, and its tasks that have not ended with their messages."""
+    memory = Memory(services.bus.server, services.bus.shard(conversation), conversation, MESSAGES)
+    entries, tasks = await asyncio.gather(memory.entries(), _unfinished(services, conversation))
     return {"messages": [msgspec.to_builtins(entry) for entry in entries], "tasks": tasks}
 
 
-async def _unfinished(here: Services, conversation: str) -> list[dict[str, str]]:
-    bus, shard = here.bus, here.bus.shard(conversation)
+async def _unfinished(services: Services, conversation: str) -> list[dict[str, str]]:
+    bus, shard = services.bus, services.bus.shard(conversation)
     running, waiting = await asyncio.gather(
         bus.server.fetch("HGET", shard.conversation(conversation), "cur"), places(bus, conversation)
     )
@@ -147,7 +156,9 @@ async def _unfinished(here: Services, conversation: str) -> list[dict[str, str]]
         return []
     found = await bus.server.fetch("HMGET", shard.journal(conversation), *(f"{turn}:e" for turn in turns))
     return [
-        {"id": Place(conversation, turn).id, "said": _text(raw)} for turn, raw in zip(turns, found, strict=True) if raw
+        {"id": TaskRef(conversation, turn).id, "said": _text(raw)}
+        for turn, raw in zip(turns, found, strict=True)
+        if raw
     ]
 
 
@@ -158,19 +169,19 @@ def _text(raw: bytes) -> str:
         return ""
 
 
-def _kept(here: Services, own: str) -> list[dict[str, Any]]:
-    found = [summary for summary in here.summaries.find(Filters(own)) if summary.conversation.startswith(own)]
+def _stored_conversations(services: Services, own: str) -> list[dict[str, Any]]:
+    found = [summary for summary in services.summaries.find(Filters(own)) if summary.conversation.startswith(own)]
     return [
-        {"name": row.conversation.removeprefix(own), "said": _first_said(here, row.name), "last": row.last}
-        for row in found[:KEPT_CONVERSATIONS]
+        {"name": row.conversation.removeprefix(own), "said": _first_message(services, row.name), "last": row.last}
+        for row in found[:MAX_STORED]
     ]
 
 
-def _first_said(here: Services, name: str) -> str:
-    """What a conversation began with, as far as its transcript tells."""
-    for path in session_files(here.log_dir / "conversations" / name)[:1]:
+def _first_message(services: Services, name: str) -> str:
+    """The first message of a conversation, according to its transcript."""
+    for path in session_files(services.log_dir / "conversations" / name)[:1]:
         for line in read_lines(path):
-            record = parse_line(line, here.tz)
+            record = parse_line(line, services.tz)
             if record is not None and record.word == "RECEIVED":
                 return _unquoted(record.text.partition(f"/{record.turn} ")[2])[:100]
     return ""
@@ -179,23 +190,25 @@ def _first_said(here: Services, name: str) -> str:
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _unquoted(said: str) -> str:
-    return said[1:-1] if len(said) > 1 and said[0] == said[-1] == '"' else said
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
-async def _model_servers(here: Services) -> list[dict[str, Any]]:
+async def _model_servers(services: Services) -> list[dict[str, Any]]:
     """The servers of models that run, by model; of what is kept of them, never the key."""
     names = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
-    found = [msgspec.json.decode(raw) for raw in await here.bus.server.run("served_list", names, ())]
+    found = [msgspec.json.decode(raw) for raw in await services.bus.server.run("served_list", names, ())]
     shown = [{name: server.get(name) for name in SERVER_FIELDS} for server in found]
     return sorted(shown, key=lambda server: (server["model"], server["id"]))
 
 
-async def _active(here: Services) -> set[str]:
+async def _active(services: Services) -> set[str]:
     """The conversations in which something runs."""
-    found = await asyncio.gather(*(here.bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in here.bus.shards))
+    found = await asyncio.gather(
+        *(services.bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in services.bus.shards)
+    )
     return {name.decode("utf-8", "replace").partition("\x1f")[0] for names in found for name in names}
 
 
-def _records(here: Services, name: str) -> list[Record]:
-    return list(read_records(Path(here.log_dir, "conversations", name), here.tz))
+def _records(services: Services, name: str) -> list[Record]:
+    return list(read_records(Path(services.log_dir, "conversations", name), services.tz))

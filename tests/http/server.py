@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from rolecall.config import Application
 from rolecall.frontends.http.app import build
 from rolecall.frontends.http.hosting import HttpServer
-from rolecall.frontends.http.services import alone
+from rolecall.frontends.http.services import open_services
 from rolecall.frontends.sockets import listen
 
 
@@ -19,7 +19,7 @@ async def serving(application: Application, host: str = "127.0.0.1") -> AsyncIte
     """A replica of ``application``'s HTTP server with connections of its own; yields ``http://127.0.0.1:<port>``.
     ``host`` is what it believes it listens on."""
     process = f"host:9~{secrets.token_hex(3)}"
-    app = build(lambda: alone(application, process, host), application.settings, host=host)
+    app = build(lambda: open_services(application, process, host), application.settings, host=host)
     listener = listen("127.0.0.1", 0)
     server = HttpServer(app, listener, head_seconds=application.settings.http_read_seconds)
     running = asyncio.create_task(server.run(), name="http server")

@@ -1,0 +1,219 @@
+"""The native chat API: ask and wait, stream the answer, or come back for it later."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi.sse import EventSourceResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from rolecall.bus.events import keeps
+from rolecall.frontends.front import Received
+from rolecall.frontends.http.auth import Principal, User
+from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, headers_of, submit
+from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses
+from rolecall.frontends.http.services import Services, ServicesDep
+from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
+from rolecall.frontends.http.task import (
+    NoResult,
+    Task,
+    TaskRef,
+    TaskSnapshot,
+    accepted_task,
+    cancel_task,
+    ended_task,
+    event_data,
+    find_task,
+    follow_task,
+    note_delivered,
+    wait_for,
+)
+
+router = APIRouter(tags=["chat"])
+MAX_WAIT_SECONDS = 60.0
+EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,20}))?", re.ASCII)
+MAX_NUMBER = 2**64 - 1
+TaskId = Annotated[str, Path(max_length=1200, description="the `id` of a task")]
+TASK_HEADERS = {name: {"schema": {"type": "string"}} for name in ("Location", "X-Task-Id", "X-Conversation-Id")}
+SUBMITTED = problem_responses(400, 403, 410, 413, 422, 429)
+FOUND = problem_responses(404, 410, 422)
+
+
+class ChatBody(BaseModel):
+    """A message and how to answer it."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "What is 6 × 7?"}]})
+
+    text: str = Field("", max_length=65_536, description="the message; required unless there are images")
+    conversation_id: str = Field("", max_length=200, description="the conversation to continue; empty starts a new one")
+    role: str = Field("", max_length=40, description="the role that answers; empty lets the manager decide")
+    model: str = Field("", max_length=200, description="name@provider; empty uses the role's model")
+    priority: int | None = Field(None, ge=0, le=100, description="higher runs first; 50 by default")
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        {}, max_length=16, description="passed on to the agents"
+    )
+    images: list[str] = Field([], max_length=MAX_IMAGES, description="data URLs: data:image/png;base64,…")
+    cancel_on_disconnect: bool = Field(False, description="cancel the task if this connection closes before its end")
+
+    def chat_request(self) -> ChatRequest:
+        """The request to submit. Raises Problem for an empty message."""
+        if not self.text.strip() and not self.images:
+            raise Problem(422, "text: a message needs text or images.", param="text")
+        return ChatRequest(
+            self.text, self.conversation_id, self.role, self.model, self.priority, self.metadata, tuple(self.images)
+        )
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A message that was admitted, and its task at that moment."""
+
+    received: Received
+    snapshot: TaskSnapshot
+
+
+@router.post("/chat", summary="Ask and wait for the answer",
+             responses={**SUBMITTED, **problem_responses(502), 200: {"headers": TASK_HEADERS}, 202: {"model": Task,
+             "description": "The server is shutting down; the answer will be at Location"}})  # fmt: skip
+async def chat(
+    body: ChatBody, request: Request, response: Response, after: BackgroundTasks, services: ServicesDep, who: User,
+    key: IdempotencyKey = None,
+) -> Task:  # fmt: skip
+    """Returns the task once it is done or cancelled. If it failed, the status is 502 and the task is in `task`."""
+    submitted = await _submit(body, response, services, who, key)
+    received, snapshot = submitted.received, submitted.snapshot
+    task: Task | NoResult = snapshot.task
+    if not snapshot.task.ended:
+        task = await wait_for(services, request, ended_task(services, snapshot.ref, received.before))
+    if task == "left" and body.cancel_on_disconnect:
+        await cancel_task(services, snapshot.ref)
+    if not isinstance(task, Task):
+        response.status_code = 202
+        return snapshot.task
+    if task.state == "failed":
+        detail = task.error.text if task.error else ""
+        raise Problem(502, detail, "failed", headers={**headers_of(received), **NO_RETRY}, task=task.model_dump())
+    after.add_task(note_delivered, services, received)
+    return task
+
+
+async def _streamed(
+    body: ChatBody, response: Response, services: ServicesDep, who: User, key: IdempotencyKey = None
+) -> AsyncIterator[Submitted]:
+    submitted = await _submit(body, response, services, who, key)
+    try:
+        yield submitted
+    finally:  # the stream has ended: with its turn, or because the client left
+        if body.cancel_on_disconnect and not services.stopping.is_set():
+            await cancel_task(services, submitted.snapshot.ref)
+
+
+@router.post("/chat/stream", summary="Ask and stream the answer", response_class=EventSourceResponse,
+             responses=SUBMITTED, dependencies=[Streaming])  # fmt: skip
+async def stream(submitted: Annotated[Submitted, Depends(_streamed)], services: ServicesDep) -> Events:
+    """Server-sent events: `snapshot`, then `accepted`, `queued`, `started` and `delta` as they happen, and finally
+    `done`, `failed` or `cancelled`."""
+    async with aclosing(
+        until_stopped(services, _events_of(services, submitted.snapshot, submitted.received))
+    ) as events:
+        async for one in events:
+            yield one
+
+
+@router.post("/chat/async", status_code=202, summary="Ask and fetch the answer later",
+             responses={**SUBMITTED, 202: {"headers": TASK_HEADERS}})  # fmt: skip
+async def ask_later(
+    body: ChatBody, response: Response, services: ServicesDep, who: User, key: IdempotencyKey = None
+) -> Task:  # fmt: skip
+    """Returns the task, which can be fetched at `Location`. A command that was executed at once has the status 200 and
+    no task."""
+    submitted = await _submit(body, response, services, who, key)
+    response.status_code = 202 if submitted.received.turn else 200
+    return submitted.snapshot.task
+
+
+@router.get("/chat/task/{task_id}", summary="Get a task", responses=FOUND)
+async def show(
+    task_id: TaskId, request: Request, services: ServicesDep, who: User,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS, description="seconds to wait for its end")] = 0,
+) -> Task:  # fmt: skip
+    """With `wait`, returns as soon as the task has ended, or after that time as it is then."""
+    snapshot = await find_task(services.bus, TaskRef.parse(task_id, who))
+    if wait and not snapshot.task.ended:
+        task = await wait_for(services, request, ended_task(services, snapshot.ref, snapshot.seen), wait)
+        return task if isinstance(task, Task) else (await find_task(services.bus, snapshot.ref)).task
+    return snapshot.task
+
+
+async def _resumed(
+    task_id: TaskId, services: ServicesDep, who: User,
+    last_event_id: Annotated[str, Header(alias="Last-Event-ID", description="resume after this event")] = "",
+    after: Annotated[str, Query(description="the same, for clients that cannot set that header")] = "",
+) -> Events:  # fmt: skip
+    after = last_event_id or after
+    order = _order_of(after) if after else (0, 0)
+    snapshot = await find_task(services.bus, TaskRef.parse(task_id, who))
+    if after and snapshot.final_id and order >= _order_of(snapshot.final_id):
+        raise HTTPException(204)
+    if after and await keeps(services.bus, snapshot.ref.conversation, after):
+        return _events_after(services, snapshot.ref, after)
+    return _events_of(services, snapshot)
+
+
+@router.get("/chat/task/{task_id}/events", summary="Stream a task's events", response_class=EventSourceResponse,
+            dependencies=[Streaming], responses={**FOUND, **problem_responses(429),
+            204: {"description": "There is nothing after that event"}})  # fmt: skip
+async def events(resumed: Annotated[Events, Depends(_resumed)], services: ServicesDep) -> Events:
+    """Starts with a `snapshot`; or, given the id of an event that is still stored, with the event after it. No event is
+    missed or repeated."""
+    async with aclosing(until_stopped(services, resumed)) as found:
+        async for one in found:
+            yield one
+
+
+@router.post("/chat/task/{task_id}/cancel", summary="Cancel a task", responses=FOUND)
+async def cancel(task_id: TaskId, services: ServicesDep, who: User) -> Task:
+    """Returns the task as it ended, now or before."""
+    snapshot = await find_task(services.bus, TaskRef.parse(task_id, who))
+    if snapshot.task.ended:
+        return snapshot.task
+    await cancel_task(services, snapshot.ref)
+    return (await find_task(services.bus, snapshot.ref)).task
+
+
+async def _submit(body: ChatBody, response: Response, services: Services, who: Principal, key: str | None) -> Submitted:
+    received = await submit(services, who, body.chat_request(), key)
+    response.headers.update(headers_of(received))
+    return Submitted(received, await accepted_task(services.bus, received))
+
+
+async def _events_of(services: Services, snapshot: TaskSnapshot, received: Received | None = None) -> Events:
+    task = snapshot.task
+    yield RETRY
+    yield event("snapshot", task.model_dump(), snapshot.seen if not task.ended else "")
+    if task.ended:
+        yield event(task.state, task.model_dump(), snapshot.final_id)
+    else:
+        async with aclosing(_events_after(services, snapshot.ref, snapshot.seen)) as following:
+            async for one in following:
+                yield one
+    if received is not None:
+        await note_delivered(services, received)
+
+
+async def _events_after(services: Services, ref: TaskRef, after: str) -> Events:
+    async with aclosing(follow_task(services, ref, after)) as following:
+        async for one in following:
+            yield event(*event_data(ref, one), one.id)
+
+
+def _order_of(event_id: str) -> tuple[int, int]:
+    found = EVENT_ID.fullmatch(event_id)
+    if found is None or int(found[2] or 0) > MAX_NUMBER:
+        raise Problem(422, "after: expected the id of an event, such as 1795246462181-0.", param="after")
+    return int(found[1]), int(found[2] or 0)
