@@ -6,21 +6,27 @@ import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.turn import turns_in_flight
+from rolecall.errors import ServerRefused
 from rolecall.models.gate import MICRO
 from rolecall.redis import keys
 from rolecall.redis.server import Server, pairs, server_ms, text_map
+from rolecall.serving.directory import Directory
+from rolecall.serving.spec import ModelServer
 
 BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds in seconds; one bucket more has the rest."""
 TELL_SECONDS = 1.0
+SAMPLE_MS = 5000
+MAX_SAMPLES = 192
+"""Sixteen minutes."""
 
 
 class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -103,6 +109,15 @@ async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int
     return depths
 
 
+async def totals(bus: Bus) -> dict[str, int]:
+    """The turns that are deferred and in flight, and the dead letters, over all shards."""
+    commands = (("deferred", "ZCARD"), ("in_flight", "ZCARD"), ("dead_letters", "XLEN"))
+    keys_of = [(shard.deferred, shard.active, shard.dead) for shard in bus.shards]
+    asked = [bus.server.fetch(command, found[n]) for found in keys_of for n, (_, command) in enumerate(commands)]
+    counts = await asyncio.gather(*asked)
+    return {name: sum(counts[n :: len(commands)]) for n, (name, _) in enumerate(commands)}
+
+
 async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
     """The figures behind ``rolecall stats``: instances, queues, turns of today (UTC), tokens, users, connections, and
     those of models.figures."""
@@ -110,10 +125,9 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
     counters = await _counters(bus)
     turns = counters.get("turns", 0)
     users: set[str] = set()
-    in_flight = 0
+    found = await totals(bus)
     for shard in bus.shards:
         users |= {name.decode() for name in await bus.server.call("HKEYS", shard.principals)}
-        in_flight += await turns_in_flight(bus, shard)
     return {
         "instances": by_role(alive, roles),
         "queues": await queue_depths(bus, roles),
@@ -121,7 +135,7 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
             "today": turns,
             "errors": counters.get("error", 0),
             "cancelled": counters.get("cancelled", 0),
-            "in_flight": in_flight,
+            "in_flight": found["in_flight"],
             "average_ms": round(counters.get("ms", 0) / turns) if turns else 0,
         },
         "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
@@ -131,8 +145,8 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
         "connections": {
             state.process: {"open": state.connections, "allowed": state.max_connections} for state in alive
         },
-        "dead_letters": sum([await bus.server.call("XLEN", shard.dead) for shard in bus.shards]),
-        "deferred": sum([await bus.server.call("ZCARD", shard.deferred) for shard in bus.shards]),
+        "dead_letters": found["dead_letters"],
+        "deferred": found["deferred"],
         **await model_figures(bus.server, models),
     }
 
@@ -174,6 +188,69 @@ async def _counters(bus: Bus) -> dict[str, int]:
         for name, value in pairs(flat):
             total[name.decode()] = total.get(name.decode(), 0) + int(value)
     return total
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """The deployment at ``ms`` since 1970: envelopes in the queues of each role, including those being handled; busy
+    instances and all of them; turns in flight; turns and errors of the day (UTC) so far."""
+
+    ms: int
+    queues: dict[str, int]
+    busy: int
+    instances: int
+    in_flight: int
+    turns: int
+    errors: int
+
+
+async def samples(bus: Bus) -> list[Sample]:
+    """The stored samples, oldest first: one every SAMPLE_MS of the last minutes."""
+    entries = await bus.server.fetch("XRANGE", keys.SERIES, "-", "+")
+    return [msgspec.json.decode(flat[1], type=Sample) for _, flat in entries]
+
+
+async def newest_sample(bus: Bus) -> Sample | None:
+    """The last stored sample."""
+    for _, flat in await bus.server.fetch("XREVRANGE", keys.SERIES, "+", "-", "COUNT", 1):
+        return msgspec.json.decode(flat[1], type=Sample)
+    return None
+
+
+async def take_sample(bus: Bus, roles: Sequence[str]) -> int:
+    """Store the sample that is due, unless another process has done so; returns the ms until the next is due."""
+    now, last = await asyncio.gather(server_ms(bus.server), newest_sample(bus))
+    due = int(now) - int(now) % SAMPLE_MS
+    if last is None or last.ms < due:
+        sample = msgspec.json.encode(await _measure(bus, roles, due))
+        with suppress(ServerRefused):  # another process stored it at the same moment
+            await bus.server.call("XADD", keys.SERIES, "MAXLEN", MAX_SAMPLES, f"{due}-1", "s", sample)
+    return due + SAMPLE_MS - int(now)
+
+
+async def _measure(bus: Bus, roles: Sequence[str], due: int) -> Sample:
+    day, fetch = keys.today(due / 1000), bus.server.fetch
+    alive, counts, found = await asyncio.gather(
+        processes(bus),
+        asyncio.gather(*(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in bus.shards)),
+        totals(bus),
+    )
+    instances = [instance for state in alive for instance in state.instances]
+    turns, errors = (sum(int(count[n] or 0) for count in counts) for n in (0, 1))
+    return Sample(
+        ms=due,
+        # Without turns in flight the queues are empty.
+        queues=await queue_depths(bus, roles) if found["in_flight"] else dict.fromkeys(roles, 0),
+        busy=sum(instance.busy for instance in instances),
+        instances=len(instances),
+        in_flight=found["in_flight"],
+        turns=turns,
+        errors=errors,
+    )
+
+
+async def model_servers(bus: Bus) -> list[ModelServer]:
+    """The live model servers, by model."""
+    return sorted(await Directory(bus.server).servers(), key=lambda server: (server.model, server.id))
 
 
 def _lifetime(bus: Bus) -> int:

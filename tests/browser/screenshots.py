@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 from playwright.async_api import Browser, Page
 
-from rolecall.frontends.http import metrics
+from rolecall import stats
 from rolecall.redis import keys
 from tests.browser.browser import browsing
 from tests.browser.stage import Stage, staged
@@ -68,7 +68,7 @@ async def remember(stage: Stage) -> None:
         turns += round(1.4 * swell + (number % 7 == 0))
         queues = dict(zip(roles, (number % 2, 0, waiting + busy, round(swell)), strict=True))
         ms = (now - (181 - number) * 5000) // 5000 * 5000
-        sample = metrics.Sample(ms, queues, busy, 6, busy, turns, 0)
+        sample = stats.Sample(ms, queues, busy, 6, busy, turns, 0)
         orders.append(("XADD", keys.SERIES, f"{ms}-1", "s", msgspec.json.encode(sample)))
     await asyncio.gather(*(server.call(*order) for order in orders))  # in one go: nothing comes between
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from fastapi import routing
 
-from rolecall.frontends.http.auth import Keys
+from rolecall.bus.access_keys import create_key, revoke_key
 from tests.deployment import Deployment
 from tests.http.server import serving
 from tests.http.stage import GateAgent, stage
@@ -280,8 +280,8 @@ async def test_a_repeat_with_the_same_key_is_the_same_answer(client: openai.Asyn
 
 
 async def test_a_wrong_key_is_refused_as_openai_does(deployment: Deployment, url: str) -> None:
-    keys = Keys(deployment.session.server)
-    key, secret = await keys.new("ann")
+    bus = deployment.session.bus
+    key, secret = await create_key(bus, "ann")
     async with serving(deployment.session.application) as here:
         async with openai.AsyncOpenAI(base_url=f"{here}/v1", api_key="rk_wrong") as stranger:
             with pytest.raises(openai.AuthenticationError) as caught:
@@ -289,4 +289,4 @@ async def test_a_wrong_key_is_refused_as_openai_does(deployment: Deployment, url
             assert caught.value.code == "invalid_api_key"
         async with openai.AsyncOpenAI(base_url=f"{here}/v1", api_key=secret) as ann:
             assert (await ann.models.list()).data
-    await keys.revoke(key.id)
+    await revoke_key(bus, key.id)

@@ -10,8 +10,9 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
+from rolecall.bus.access_keys import create_key, revoke_key
 from rolecall.errors import RolecallError
-from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, Keys
+from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, Authenticator
 from rolecall.redis import keys as names
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
@@ -24,8 +25,9 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         yield running
 
 
-def keys_of(deployment: Deployment) -> Keys:
-    return Keys(deployment.session.server)
+async def new_key(deployment: Deployment, name: str, *, admin: bool = False) -> str:
+    _, secret = await create_key(deployment.session.bus, name, admin=admin)
+    return secret
 
 
 def bearing(secret: str) -> dict[str, str]:
@@ -44,7 +46,7 @@ async def test_without_any_key_this_machine_alone_is_let_in(deployment: Deployme
 
 
 async def test_with_a_key_everyone_needs_one(deployment: Deployment) -> None:
-    _, secret = await keys_of(deployment).new("ann")
+    secret = await new_key(deployment, "ann")
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
         assert (await client.get("/info", headers=bearing(secret))).status_code == 200
         altered = secret[:-1] + ("A" if secret[-1] != "A" else "B")
@@ -55,34 +57,34 @@ async def test_with_a_key_everyone_needs_one(deployment: Deployment) -> None:
 
 
 async def test_what_is_the_operators_needs_an_operators_key(deployment: Deployment) -> None:
-    _, secret = await keys_of(deployment).new("ann")
-    _, admin = await keys_of(deployment).new("root", admin=True)
+    secret = await new_key(deployment, "ann")
+    admin = await new_key(deployment, "root", admin=True)
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
         assert (await client.get("/agents", headers=bearing(secret))).status_code == 403
         assert (await client.get("/agents", headers=bearing(admin))).status_code == 200
 
 
 async def test_the_server_does_not_know_the_key_itself(deployment: Deployment) -> None:
-    _, secret = await keys_of(deployment).new("ann")
+    secret = await new_key(deployment, "ann")
     found = await deployment.session.server.call("HGETALL", names.API_KEYS)
     assert secret.encode() not in b"".join(found)
     assert secret.rpartition("_")[2].encode() not in b"".join(found)
 
 
 async def test_a_revoked_key_is_refused_and_its_logins_with_it(deployment: Deployment) -> None:
-    keys = keys_of(deployment)
-    key, secret = await keys.new("ann")
-    login = await keys.log_in(secret)
+    bus = deployment.session.bus
+    key, secret = await create_key(bus, "ann")
+    login = await Authenticator(bus).log_in(secret)
     assert login is not None
-    await keys.revoke(key.id)
-    assert await keys.find(secret) is None
-    assert await keys.logged_in(login[1]) is None
+    await revoke_key(bus, key.id)
+    assert await Authenticator(bus).find(secret) is None
+    assert await Authenticator(bus).logged_in(login[1]) is None
     with pytest.raises(RolecallError, match="there is no key"):
-        await keys.revoke(key.id)
+        await revoke_key(bus, key.id)
 
 
 async def test_a_login_reads_with_its_cookie_and_changes_only_with_its_token(deployment: Deployment) -> None:
-    _, secret = await keys_of(deployment).new("root", admin=True)
+    secret = await new_key(deployment, "root", admin=True)
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
         assert (await client.post("/login", json={"key": "rk_wrong"})).status_code == 401
         answer = await client.post("/login", json={"key": secret})
@@ -104,10 +106,10 @@ async def test_a_key_of_the_settings_is_an_operators_beside_the_others(deploymen
     given = "rk_0123abcd_" + "g" * 43
     settings = deployment.session.application.settings.model_copy(update={"http_key": SecretStr(given)})
     application = replace(deployment.session.application, settings=settings)
-    _, made = await keys_of(deployment).new("ann")
+    made = await new_key(deployment, "ann")
     async with serving(application, "0.0.0.0") as url, httpx2.AsyncClient(base_url=url) as client:
         for secret, status in ((given, 200), (made, 403), (given[:-1] + "h", 401)):
             assert (await client.get("/agents", headers=bearing(secret))).status_code == status
-    logged_in = Keys(deployment.session.server, given=given)
+    logged_in = Authenticator(deployment.session.bus, given=given)
     login = await logged_in.log_in(given)
     assert login is not None and await logged_in.logged_in(login[1]) is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from rolecall.frontends.http.auth import Keys
+from rolecall.bus.access_keys import create_key
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 from tests.integration.test_http_app import ROLES
@@ -68,7 +68,7 @@ async def test_figures_tell_of_turns_and_times_alike_at_any_replica_and_to_opera
         same = [name for name in figures if not name[0].startswith("rolecall_connections")]
         assert [elsewhere[name] for name in same] == [figures[name] for name in same]
 
-        _, secret = await Keys(deployment.session.server).new("ann")
+        _, secret = await create_key(deployment.session.bus, "ann")
 
         async def refused() -> bool:
             answer = await other.get("/metrics", headers={"authorization": f"Bearer {secret}"})

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from rolecall.frontends.http import metrics
-from rolecall.frontends.http.auth import Keys
+from rolecall import stats
+from rolecall.bus.access_keys import create_key
 from rolecall.frontends.http.web import rendering
 from rolecall.redis import keys
 from rolecall.serving.directory import Directory
@@ -175,7 +175,7 @@ async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_se
     assert (server["model"], server["slots"], server["ram"], "key" in server) == ("tiny@local", 4, 300, False)
     assert name == "now" and now["stats"]["instances"]["samplellm"]["instances"] == 3
     assert now["sample"]["queues"].keys() == now["stats"]["queues"].keys()
-    assert now["sample"]["ms"] % metrics.EVERY_MS == 0
+    assert now["sample"]["ms"] % stats.SAMPLE_MS == 0
     assert {process.get("kind", "worker") for process in now["agents"]["processes"]} == {"worker", "http"}
     entries = await stage.deployment.session.server.fetch("XRANGE", keys.SERIES, "-", "+")
     moments = [int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]
@@ -184,9 +184,9 @@ async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_se
 
 async def test_only_operators_see_more_than_the_chat_and_nobody_without_a_key(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage, httpx2.AsyncClient(base_url=stage.url) as client:
-        made = Keys(stage.deployment.session.server)
-        _, secret = await made.new("ann")
-        _, admin = await made.new("olga <b>", admin=True)
+        bus = stage.deployment.session.bus
+        _, secret = await create_key(bus, "ann")
+        _, admin = await create_key(bus, "olga <b>", admin=True)
 
         async def locked() -> bool:
             return (await client.get("/")).status_code == 303

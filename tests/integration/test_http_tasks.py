@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from rolecall.frontends.http.auth import Keys
+from rolecall.bus.access_keys import create_key, list_keys, revoke_key
 from tests.deployment import Deployment
 from tests.http.server import serving
 from tests.http.stage import Events, GateAgent, stage
@@ -320,9 +320,9 @@ async def test_only_an_event_id_resumes(client: httpx2.AsyncClient, after: str) 
 
 
 async def test_keys_see_nothing_of_each_other(client: httpx2.AsyncClient, deployment: Deployment) -> None:
-    keys = Keys(deployment.session.server)
-    (ann, ann_key), (_, bob_key) = await keys.new("ann"), await keys.new("bob")
-    _, admin_key = await keys.new("root", admin=True)
+    bus = deployment.session.bus
+    (ann, ann_key), (_, bob_key) = await create_key(bus, "ann"), await create_key(bus, "bob")
+    _, admin_key = await create_key(bus, "root", admin=True)
     of = {name: {"Authorization": f"Bearer {key}"} for name, key in
           (("ann", ann_key), ("bob", bob_key), ("root", admin_key))}  # fmt: skip
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as other:
@@ -339,8 +339,8 @@ async def test_keys_see_nothing_of_each_other(client: httpx2.AsyncClient, deploy
         problem(await other.post(f"{where}/cancel", headers=of["bob"]), 404)
         problem(await other.post("/chat", json={"text": "x", "conversation_id": whole}, headers=of["bob"]), 403)
         problem(await other.get(where), 401)
-    for key in await keys.everyone():
-        await keys.revoke(key.id)
+    for key in await list_keys(bus):
+        await revoke_key(bus, key.id)
 
 
 async def test_streams_of_one_key_are_counted(client: httpx2.AsyncClient, deployment: Deployment) -> None:

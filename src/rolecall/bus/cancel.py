@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import envelopes_of, remembered
 from rolecall.bus.dead_letters import dead_letters, drop
+from rolecall.bus.events import so_far
 from rolecall.bus.turn import (
     FORGET,
     MOVED_TRIES,
@@ -40,6 +42,19 @@ async def cancel_turn(
             await tell_ended(bus, conversation)
             return bool(verdict == b"OK")
     raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
+
+
+async def cancel_by_user(
+    bus: Bus, conversation: str, turn: str, *, instance: str = "front", text: str = "Stopped."
+) -> bool:  # fmt: skip
+    """Cancel a turn for its user: the message and the answer so far stay in the history, marked as stopped. False when
+    the turn had ended already."""
+    envelope = (await envelopes_of(bus, conversation, [turn])).get(turn)
+    if envelope is None:
+        return False
+    answer = await so_far(bus, conversation, turn) if envelope.text else ""
+    history = remembered(envelope.text, answer, turn, "stopped") if envelope.text else []
+    return await cancel_turn(bus, conversation, turn, instance=instance, text=text, history=history)
 
 
 async def stop_conversation(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import check_conversation, cut
+from rolecall.bus.envelope import Envelope, check_conversation, cut, decode
 from rolecall.bus.turn import final_event, guard_block, quoted
-from rolecall.errors import ServerFull
+from rolecall.errors import DecodeError, ServerFull
 from rolecall.redis.keys import ShardKeys, today
 from rolecall.redis.pipeline import Arg
 from rolecall.redis.scripts import milliseconds
+from rolecall.redis.server import text_map
 from rolecall.settings import Settings
 
 Mark = Literal["", "error", "stopped"]
@@ -54,12 +58,55 @@ class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
     mark: Mark = ""
 
 
+_decoder = msgspec.json.Decoder(Remembered)
+
+
 def remembered(text: str, answer: str, turn: str, mark: Mark = "") -> list[bytes]:
     """A turn as its history entries: the user's words, then the answer unless it is empty."""
     entries = [Remembered("user", text, turn, mark)]
     if answer:
         entries.append(Remembered("assistant", answer, turn, mark))
     return [msgspec.json.encode(entry) for entry in entries]
+
+
+async def history(bus: Bus, conversation: str, limit: int) -> list[Remembered]:
+    """The last ``limit`` messages of the history, oldest first."""
+    if limit == 0:
+        return []
+    raw = await bus.server.fetch("LRANGE", bus.shard(conversation).history(conversation), -limit, -1)
+    return [_decoder.decode(entry) for entry in raw]
+
+
+async def preferences_of(bus: Bus, conversation: str) -> dict[str, str]:
+    """The preferences of ``conversation``."""
+    return text_map(await bus.server.fetch("HGETALL", bus.shard(conversation).preferences(conversation)))
+
+
+async def running_turn(bus: Bus, conversation: str) -> str:
+    """The turn of ``conversation`` that is not waiting for another one; empty when there is none."""
+    current = await bus.server.fetch("HGET", bus.shard(conversation).conversation(conversation), "cur")
+    return (current or b"").decode()
+
+
+async def active_conversations(bus: Bus) -> set[str]:
+    """The conversations with an unfinished turn."""
+    found = await asyncio.gather(*(bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in bus.shards))
+    return {name.decode("utf-8", "replace").partition("\x1f")[0] for names in found for name in names}
+
+
+async def envelopes_of(bus: Bus, conversation: str, turns: Sequence[str]) -> dict[str, Envelope]:
+    """The envelopes of the unfinished turns among ``turns``, with the messages that joined them. One that cannot be
+    read is left out."""
+    if not turns:
+        return {}
+    fields = [f"{turn}:{part}" for turn in turns for part in "ex"]
+    found = await bus.server.fetch("HMGET", bus.shard(conversation).journal(conversation), *fields)
+    envelopes = {}
+    for turn, raw, parts in zip(turns, found[::2], found[1::2], strict=True):
+        if raw is not None:
+            with suppress(DecodeError):
+                envelopes[turn] = decode(raw, parts=parts or b"")
+    return envelopes
 
 
 async def prefer(bus: Bus, conversation: str, name: str, value: str, *, instance: str = "front") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from datetime import UTC, datetime
@@ -58,6 +59,11 @@ async def dead_letters(bus: Bus) -> list[DeadLetter]:
         entries = await bus.server.call("XRANGE", shard.dead, "-", "+")
         found += [_read(shard, raw_id, flat) for raw_id, flat in entries]
     return sorted(found, key=lambda letter: (letter.ms, letter.id))
+
+
+async def count_dead_letters(bus: Bus) -> int:
+    """How many there are."""
+    return sum(await asyncio.gather(*(bus.server.fetch("XLEN", shard.dead) for shard in bus.shards)))
 
 
 async def find_dead_letter(bus: Bus, letter_id: str) -> DeadLetter:

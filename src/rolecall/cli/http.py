@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rolecall.bus import access_keys
+from rolecall.bus.bus import Bus
 from rolecall.cli.output import load_quietly, print_lines, print_table, time_zone
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import Application, load
@@ -28,7 +30,6 @@ from rolecall.transcripts.record import visible
 from rolecall.worker.runtime import Runtime, process_name
 
 if TYPE_CHECKING:
-    from rolecall.frontends.http.auth import Keys
     from rolecall.frontends.http.services import Services
 
 
@@ -89,10 +90,8 @@ def check_installed() -> None:
 
 async def check_keys(session: Session, host: str) -> None:
     """Raise ConfigError when others can reach ``host`` and there is no API key."""
-    from rolecall.frontends.http.auth import Keys
-
     given = session.application.settings.http_key
-    if not is_local(host) and given is None and not await Keys(session.server).everyone():
+    if not is_local(host) and given is None and not await access_keys.list_keys(session.bus):
         raise ConfigError(
             f"HTTP_HOST={host} lets others in, and there is no API key yet: make one with `rolecall key new NAME`, "
             "set HTTP_KEY, or listen on 127.0.0.1"
@@ -166,8 +165,8 @@ def _say(console: Console, line: str) -> None:
 
 async def new_key(app_dir: Path | None, name: str, console: Console, *, admin: bool) -> int:
     """Make a key and print it: it is never shown again."""
-    async with _keys(app_dir) as keys:
-        key, secret = await keys.new(name, admin=admin)
+    async with _bus(app_dir) as bus:
+        key, secret = await access_keys.create_key(bus, name, admin=admin)
     print_lines(console, [secret])
     what = "an operator's key" if admin else "a key"
     print_lines(Console(stderr=True), [f"This is {what}, {key.id}; it is shown just this once. Keep it safe."])
@@ -176,8 +175,8 @@ async def new_key(app_dir: Path | None, name: str, console: Console, *, admin: b
 
 async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) -> int:
     """List them, without what makes them good."""
-    async with _keys(app_dir) as keys:
-        found = await keys.everyone()
+    async with _bus(app_dir) as bus:
+        found = await access_keys.list_keys(bus)
     if as_json:
         rows = ({"id": key.id, "name": key.name, "admin": key.admin, "made": key.made} for key in found)
         print_lines(console, (json.dumps(row) for row in rows))
@@ -191,19 +190,18 @@ async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) ->
 
 async def revoke_key(app_dir: Path | None, key_id: str, console: Console) -> int:
     """Refuse it from now on, and the logins made with it; other processes do within two seconds."""
-    async with _keys(app_dir) as keys:
-        await keys.revoke(key_id)
+    async with _bus(app_dir) as bus:
+        await access_keys.revoke_key(bus, key_id)
     print_lines(console, [f"{key_id}  revoked"])
     return 0
 
 
 @asynccontextmanager
-async def _keys(app_dir: Path | None) -> AsyncIterator[Keys]:
+async def _bus(app_dir: Path | None) -> AsyncIterator[Bus]:
     check_installed()
-    from rolecall.frontends.http.auth import Keys
 
     async with open_session(load_quietly(app_dir), process_name(), start=True) as session:
-        yield Keys(session.server)
+        yield session.bus
 
 
 def _day(ms: int) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import re
-import secrets
 import time
 from typing import Annotated, Any
 
@@ -16,34 +14,23 @@ from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, Field
 
-from rolecall.errors import RolecallError
+from rolecall.bus.access_keys import ApiKey, create_login, delete_login, digest_of, find_login, list_keys
+from rolecall.bus.bus import Bus
 from rolecall.frontends.http.problems import bus_timeout
-from rolecall.redis import keys
-from rolecall.redis.server import Server
 
 FRESH_SECONDS = 2.0
-"""How long a process goes by the list of keys as it read it; a revoked key is refused everywhere after that."""
+"""How long a process uses the list of keys as it read it: a revoked key is refused everywhere after that."""
 NEW_SECONDS = 0.2
-"""The same when it does not know the key it is shown: that may have been made just now."""
+"""The same for an unknown key, which may have been created just now."""
 COOKIE = "rolecall_login"
 CSRF_HEADER = "x-csrf-token"
 KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 GIVEN = "given"
-"""Id of the key that the settings give."""
+"""The id of the key in the settings."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 NO_KEY = "An API key is required: Authorization: Bearer rk_… Create one with `rolecall key new NAME`."
 bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="created by `rolecall key new NAME`")
 router = APIRouter(tags=["login"])
-
-
-class ApiKey(msgspec.Struct, frozen=True):
-    """A key as the server keeps it: ``digest`` is the SHA-256 of the whole of it, ``made`` ms since 1970."""
-
-    id: str
-    name: str
-    digest: str
-    admin: bool = False
-    made: int = 0
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -57,104 +44,71 @@ class Principal(msgspec.Struct, frozen=True):
     csrf: str = ""
 
 
-class Login(msgspec.Struct, frozen=True):
-    """A login to the web page, made with the key of that id."""
-
-    key: str
-    csrf: str
-
-
 LOCAL = Principal("local", "local", admin=True)
 
 
-class Keys:
-    """The API keys and logins of a deployment. With ``open_locally`` everyone is let in as an operator while there is
-    no key at all: only for a server that just this machine can reach. ``given`` is an operator's key of the settings
-    that is good beside them."""
+class Authenticator:
+    """Knows whose an API key or a login is. ``given`` is an operator's key from the settings. With ``open_locally``
+    everyone is an operator as long as there is no key: only for a server that just this machine can reach."""
 
-    def __init__(
-        self, server: Server, *, open_locally: bool = False, login_seconds: float = 43_200, given: str = ""
-    ) -> None:
-        self._server = server
-        self._given = {GIVEN: ApiKey(GIVEN, "operator", _digest(given), admin=True)} if given else {}
+    def __init__(self, bus: Bus, *, open_locally: bool = False, login_seconds: float = 43_200, given: str = "") -> None:
+        self._bus = bus
+        self._given = {GIVEN: ApiKey(GIVEN, "operator", digest_of(given), admin=True)} if given else {}
         self._open_locally = open_locally
         self._login_seconds = login_seconds
         self._known: dict[str, ApiKey] = {}
-        self._read = -FRESH_SECONDS
+        self._read_at = -FRESH_SECONDS
         self._reading = asyncio.Lock()
 
-    async def new(self, name: str, *, admin: bool = False) -> tuple[ApiKey, str]:
-        """Make a key; the text returned with it is the only time it is seen."""
-        key_id = secrets.token_hex(4)
-        secret = f"rk_{key_id}_{secrets.token_urlsafe(32)}"
-        key = ApiKey(key_id, name, _digest(secret), admin, time.time_ns() // 1_000_000)
-        await self._server.call("HSET", keys.API_KEYS, key_id, msgspec.json.encode(key))
-        self._read = -FRESH_SECONDS
-        return key, secret
-
-    async def everyone(self) -> list[ApiKey]:
-        """All keys, the oldest first."""
-        flat = await self._server.fetch("HGETALL", keys.API_KEYS)
-        return sorted((msgspec.json.decode(raw, type=ApiKey) for raw in flat[1::2]), key=lambda key: key.made)
-
-    async def revoke(self, key_id: str) -> None:
-        """Let no one in with that key any more, nor with a login made with it. Raises RolecallError for an unknown
-        one."""
-        if not await self._server.call("HDEL", keys.API_KEYS, key_id):
-            raise RolecallError(f"there is no key {key_id[:60]!r}; `rolecall key list` shows those there are")
-        self._read = -FRESH_SECONDS
-
     async def find(self, secret: str) -> Principal | None:
-        """Whose key ``secret`` is; nobody's is None."""
-        form, digest, current = KEY_FORM.fullmatch(secret), _digest(secret), await self._current()
+        """Whose key ``secret`` is; None for an unknown or revoked key."""
+        form, digest, current = KEY_FORM.fullmatch(secret), digest_of(secret), await self._current()
         if form and form[1] not in current:
             current = await self._current(NEW_SECONDS)
         for key in (current.get(form[1]) if form else None, current.get(GIVEN)):
-            known = key.digest if key else _digest("")
+            known = key.digest if key else digest_of("")
             if hmac.compare_digest(known, digest) and key is not None:
-                return Principal(key.id, key.name, key.admin, key.digest)
+                return _principal_of(key)
         return None
 
     async def log_in(self, secret: str) -> tuple[Principal, str] | None:
-        """Begin a login with a key: who it is, and the cookie's value; None for no key of ours."""
+        """Create a login with a key: its owner, and the value of the cookie. None for an unknown key."""
         principal = await self.find(secret)
         if principal is None:
             return None
-        cookie, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-        login = msgspec.json.encode(Login(principal.id, csrf))
-        milliseconds = round(self._login_seconds * 1000)
-        await self._server.call("SET", keys.login(_digest(cookie)), login, "PX", milliseconds)
-        return msgspec.structs.replace(principal, csrf=csrf), cookie
+        login, cookie = await create_login(self._bus, principal.id, self._login_seconds)
+        return msgspec.structs.replace(principal, csrf=login.csrf), cookie
 
     async def log_out(self, cookie: str) -> None:
         """End a login."""
-        await self._server.call("DEL", keys.login(_digest(cookie)))
+        await delete_login(self._bus, cookie)
 
     async def logged_in(self, cookie: str) -> Principal | None:
-        """Whose login the cookie is of; None when it is over, or its key was revoked."""
-        raw = await self._server.fetch("GET", keys.login(_digest(cookie)))
-        if raw is None:
-            return None
-        login = msgspec.json.decode(raw, type=Login)
-        key = (await self._current()).get(login.key)
-        return Principal(key.id, key.name, key.admin, key.digest, login.csrf) if key else None
+        """Whose login the cookie is of; None when it has expired or its key was revoked."""
+        login = await find_login(self._bus, cookie)
+        key = (await self._current()).get(login.key) if login is not None else None
+        return _principal_of(key, login.csrf) if key is not None and login is not None else None
 
     async def open(self) -> bool:
-        """Whether everyone is let in."""
+        """Whether no key is required."""
         return self._open_locally and not await self._current()
 
-    async def _current(self, fresh: float = FRESH_SECONDS) -> dict[str, ApiKey]:
+    async def _current(self, max_age: float = FRESH_SECONDS) -> dict[str, ApiKey]:
         async with self._reading:
-            if time.monotonic() - self._read > fresh:
-                self._known = {key.id: key for key in await self.everyone()} | self._given
-                self._read = time.monotonic()
+            if time.monotonic() - self._read_at > max_age:
+                self._known = {key.id: key for key in await list_keys(self._bus)} | self._given
+                self._read_at = time.monotonic()
         return self._known
+
+
+def _principal_of(key: ApiKey, csrf: str = "") -> Principal:
+    return Principal(key.id, key.name, key.admin, key.digest, csrf)
 
 
 async def require(request: Request, admin: bool = False) -> Principal:
     """Authenticate ``request``. Raises HTTPException: 401 without a key or login; 403 for a change by a login
     without its CSRF token, and when ``admin`` is set and the key is not an operator's."""
-    found: Keys = request.app.state.services.keys
+    found: Authenticator = request.app.state.services.auth
     async with bus_timeout():
         principal = await _principal(request, found)
     if principal is None:
@@ -188,7 +142,7 @@ class Credentials(BaseModel):
 async def log_in(credentials: Credentials, request: Request, response: Response) -> dict[str, Any]:
     """Sets a cookie. Later requests that change something send `csrf` in the header X-CSRF-Token."""
     services = request.app.state.services
-    found = await services.keys.log_in(credentials.key)
+    found = await services.auth.log_in(credentials.key)
     if found is None:
         raise HTTPException(401, "This key is unknown or was revoked.")
     principal, cookie = found
@@ -201,11 +155,11 @@ async def log_in(credentials: Credentials, request: Request, response: Response)
 @router.post("/logout", status_code=204, summary="Log out of the web page")
 async def log_out(request: Request, response: Response, _: User) -> None:
     """Does nothing without a login."""
-    await request.app.state.services.keys.log_out(request.cookies.get(COOKIE, ""))
+    await request.app.state.services.auth.log_out(request.cookies.get(COOKIE, ""))
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
 
-async def _principal(request: Request, found: Keys) -> Principal | None:
+async def _principal(request: Request, found: Authenticator) -> Principal | None:
     scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     if scheme.lower() == "bearer" and (principal := await found.find(secret)):
         return principal
@@ -221,7 +175,3 @@ def _check_token(request: Request, principal: Principal) -> None:
     sent = request.headers.get(CSRF_HEADER, "")
     if not hmac.compare_digest(sent.encode(), principal.csrf.encode()):
         raise HTTPException(403, "The CSRF token is missing or invalid. Reload the page.")
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,17 +1,12 @@
-"""Prometheus metrics and the samples of the web page. They describe the whole deployment, whichever process answers."""
+"""Prometheus metrics. They describe the whole deployment, whichever process answers."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
-import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -23,11 +18,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from rolecall import stats
-from rolecall.errors import ServerError, ServerRefused
 from rolecall.frontends.http.auth import operator
-from rolecall.frontends.http.operators import list_queues
-from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.redis import keys
+from rolecall.frontends.http.services import ServicesDep
 from rolecall.stats import BUCKETS, Measured, Times, measured
 from rolecall.version import __version__
 
@@ -35,10 +27,6 @@ router = APIRouter(tags=["operators"])
 MAX_USERS = 100
 """Users with metrics of their own: those with the most turns today."""
 BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")
-logger = logging.getLogger(__name__)
-EVERY_MS = 5000
-KEPT = 192
-"""Sixteen minutes."""
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
@@ -167,95 +155,3 @@ def _cumulative(times: Times) -> list[tuple[str, float]]:
         total += count
         rows.append((bound, float(total)))
     return rows
-
-
-class Sample(msgspec.Struct, frozen=True):
-    """What was at ``ms`` since 1970: entries in each role's queues, those being handled included; instances and the
-    busy ones; turns in flight; turns and errors since the day began (UTC)."""
-
-    ms: int
-    queues: dict[str, int]
-    busy: int
-    instances: int
-    in_flight: int
-    turns: int
-    errors: int
-
-
-@asynccontextmanager
-async def sampling(app: FastAPI) -> AsyncIterator[None]:
-    """Samples are taken for as long."""
-    task = asyncio.create_task(_keep_taking(app.state.services), name="http samples")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def read(services: Services) -> list[Sample]:
-    """The samples there are, oldest first."""
-    entries = await services.bus.server.fetch("XRANGE", keys.SERIES, "-", "+")
-    return [msgspec.json.decode(flat[1], type=Sample) for _, flat in entries]
-
-
-async def newest(services: Services) -> Sample | None:
-    """The last sample."""
-    for _, flat in await services.bus.server.fetch("XREVRANGE", keys.SERIES, "+", "-", "COUNT", 1):
-        return msgspec.json.decode(flat[1], type=Sample)
-    return None
-
-
-async def take(services: Services) -> int:
-    """Take the sample of this time unless another process has; returns ms until the next is due."""
-    (seconds, micros), last = await asyncio.gather(services.bus.server.fetch("TIME"), newest(services))
-    now = int(seconds) * 1000 + int(micros) // 1000
-    due = now - now % EVERY_MS
-    if last is None or last.ms < due:
-        sample = msgspec.json.encode(await _measure(services, due))
-        try:
-            await services.bus.server.call("XADD", keys.SERIES, "MAXLEN", KEPT, f"{due}-1", "s", sample)
-        except ServerRefused:
-            logger.debug("another process took the sample of %d", due)  # in the same moment
-    return due + EVERY_MS - now
-
-
-async def _keep_taking(services: Services) -> None:
-    while True:
-        wait = EVERY_MS
-        try:
-            wait = await take(services)
-        except ServerError as error:
-            logger.info("no sample: %s", error)
-        # Not all at the same moment: then one finds what another took, and is done.
-        await asyncio.sleep(wait / 1000 + random.uniform(0, 0.4))
-
-
-async def _measure(services: Services, due: int) -> Sample:
-    day, shards, fetch = (
-        time.strftime("%Y%m%d", time.gmtime(due / 1000)),
-        services.bus.shards,
-        services.bus.server.fetch,
-    )
-    alive, counts, active = await asyncio.gather(
-        stats.processes(services.bus),
-        asyncio.gather(*(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in shards)),
-        asyncio.gather(*(fetch("ZCARD", shard.active) for shard in shards)),
-    )
-    instances = [instance for state in alive for instance in state.instances]
-    turns, errors = (sum(int(count[n] or 0) for count in counts) for n in (0, 1))
-    return Sample(
-        ms=due,
-        queues=await _queues(services) if sum(active) else {role.name: 0 for role in services.application.roles},
-        busy=sum(instance.busy for instance in instances),
-        instances=len(instances),
-        in_flight=sum(active),
-        turns=turns,
-        errors=errors,
-    )
-
-
-async def _queues(services: Services) -> dict[str, int]:
-    """Not asked for where nothing is in flight: the queues are empty then."""
-    queues = await list_queues(services)
-    return {role: sum(depths.values()) for role, depths in queues["roles"].items()}

@@ -16,6 +16,7 @@ from fastapi.responses import PlainTextResponse
 from rolecall import stats
 from rolecall.bus.admission import places
 from rolecall.bus.cancel import erase_conversation
+from rolecall.bus.conversation import preferences_of, running_turn
 from rolecall.bus.dead_letters import ID, dead_letters, drop, find_dead_letter, plain, replay
 from rolecall.bus.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError, ServerError
@@ -125,7 +126,7 @@ async def list_agents(services: ServicesDep) -> dict[str, Any]:
 async def list_queues(services: ServicesDep) -> dict[str, Any]:
     """Over all shards, including envelopes being handled. `deferred` turns wait for their time or for a model."""
     roles = [role.name for role in services.application.roles]
-    return {"roles": await stats.band_depths(services.bus, roles), **await _totals(services)}
+    return {"roles": await stats.band_depths(services.bus, roles), **await stats.totals(services.bus)}
 
 
 @router.get("/stats", summary="Get the statistics of today (UTC) and of this moment")
@@ -228,24 +229,11 @@ def _order_of(record_id: str) -> tuple[int, int]:
 
 
 async def _current(services: Services, conversation: str) -> dict[str, Any]:
-    shard = services.bus.shard(conversation)
-    running, preferences = await asyncio.gather(
-        services.bus.server.fetch("HGET", shard.conversation(conversation), "cur"),
-        services.bus.server.fetch("HGETALL", shard.preferences(conversation)),
+    bus = services.bus
+    running, waiting, preferences = await asyncio.gather(
+        running_turn(bus, conversation), places(bus, conversation), preferences_of(bus, conversation)
     )
-    texts = [text.decode("utf-8", "replace") for text in preferences]
-    return {
-        "running": running.decode() if running else None,
-        "waiting": list(await places(services.bus, conversation)),
-        "preferences": dict(zip(texts[::2], texts[1::2], strict=True)),
-    }
-
-
-async def _totals(services: Services) -> dict[str, int]:
-    shards, fetch = services.bus.shards, services.bus.server.fetch
-    asked = [fetch(*ask) for s in shards for ask in (("ZCARD", s.deferred), ("ZCARD", s.active), ("XLEN", s.dead))]
-    counts = await asyncio.gather(*asked)
-    return {name: sum(counts[n::3]) for n, name in enumerate(("deferred", "in_flight", "dead_letters"))}
+    return {"running": running or None, "waiting": list(waiting), "preferences": preferences}
 
 
 async def _letter(services: Services, letter_id: str) -> Any:

@@ -17,7 +17,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application
 from rolecall.frontends.front import Front, listening, registered
-from rolecall.frontends.http.auth import Keys
+from rolecall.frontends.http.auth import Authenticator
 from rolecall.frontends.sockets import is_local
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
@@ -31,7 +31,7 @@ class Services:
 
     session: Session
     wakeups: Wakeups
-    keys: Keys
+    auth: Authenticator
     tz: tzinfo | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
@@ -81,8 +81,10 @@ def services_for(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | Non
     """Services that share the connections of a process that does other work as well."""
     settings = session.application.settings
     given = settings.http_key.get_secret_value() if settings.http_key else ""
-    keys = Keys(session.server, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given)
-    return Services(session, wakeups, keys, tz)
+    auth = Authenticator(
+        session.bus, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given
+    )
+    return Services(session, wakeups, auth, tz)
 
 
 @asynccontextmanager

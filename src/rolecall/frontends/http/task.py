@@ -15,10 +15,9 @@ from fastapi import Request
 from pydantic import BaseModel, Field
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.conversation import remembered
-from rolecall.bus.envelope import decode, short_turn_id
-from rolecall.bus.events import Event, follow, progress, so_far
+from rolecall.bus.cancel import cancel_by_user
+from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.events import Event, follow, progress
 from rolecall.bus.turn import snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
@@ -210,15 +209,8 @@ async def wait_for(
 
 
 async def cancel_task(services: Services, ref: TaskRef) -> None:
-    """Cancel a turn wherever it is; its message and the answer so far stay in the history. Does nothing if it ended."""
-    bus, conversation, turn = services.bus, ref.conversation, ref.turn
-    journal = bus.shard(conversation).journal(conversation)
-    raw, parts = await bus.server.fetch("HMGET", journal, f"{turn}:e", f"{turn}:x")
-    if raw is None:
-        return
-    words = decode(raw, parts=parts or b"").text
-    history = remembered(words, await so_far(bus, conversation, turn), turn, "stopped") if words else []
-    await cancel_turn(bus, conversation, turn, instance=services.front.instance, history=history)
+    """Cancel a task; its message and the answer so far stay in the history. Does nothing if it has ended."""
+    await cancel_by_user(services.bus, ref.conversation, ref.turn, instance=services.front.instance)
 
 
 async def note_delivered(services: Services, received: Received) -> None:

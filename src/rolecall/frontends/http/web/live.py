@@ -12,7 +12,8 @@ from fastapi import APIRouter, Depends, Header
 from fastapi import Query as Parameter
 from fastapi.sse import EventSourceResponse
 
-from rolecall.frontends.http import metrics, operators
+from rolecall import stats
+from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Operator, User
 from rolecall.frontends.http.intake import conversation_of
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -178,7 +179,7 @@ async def _conversation_events(services: Services, name: str, order: tuple[int, 
 
 async def _now_events(services: Services) -> Events:
     yield RETRY
-    yield event("series", {"samples": await metrics.read(services)})
+    yield event("series", {"samples": await stats.samples(services.bus)})
     while True:
         yield event("now", await views.now(services))
         await asyncio.sleep(NOW_SECONDS)

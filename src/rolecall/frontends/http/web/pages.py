@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from rolecall import stats
 from rolecall.errors import ServerError
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal, require
-from rolecall.frontends.http.metrics import sampling
 from rolecall.frontends.http.probes import description_of
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.web import live, rendering, views
 from rolecall.frontends.http.web.rendering import render
+
+logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def sampling(app: FastAPI) -> AsyncIterator[None]:
+    """Store samples of the deployment, for the plots of the page *Now*."""
+    services: Services = app.state.services
+    task = asyncio.create_task(_keep_sampling(services), name="http samples")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _keep_sampling(services: Services) -> None:
+    roles = [role.name for role in services.application.roles]
+    while True:
+        wait_ms = stats.SAMPLE_MS
+        try:
+            wait_ms = await stats.take_sample(services.bus, roles)
+        except ServerError as error:
+            logger.info("no sample: %s", error)
+        # Not all processes at once: the first one takes the sample, the others find it.
+        await asyncio.sleep(wait_ms / 1000 + random.uniform(0, 0.4))
+
 
 router = APIRouter(routes=[*rendering.router.routes, *live.router.routes], include_in_schema=False, lifespan=sampling)
 IDEAS = ("What can you do?", "Write a haiku about queues.", "/help")

@@ -12,17 +12,16 @@ from urllib.parse import urlencode
 import msgspec
 
 from rolecall import stats
-from rolecall.agent.memory import Memory
 from rolecall.bus.admission import places
-from rolecall.bus.envelope import decode
-from rolecall.errors import DecodeError
-from rolecall.frontends.http import metrics, operators
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import active_conversations, envelopes_of, history, running_turn
+from rolecall.bus.dead_letters import count_dead_letters
+from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.probes import missing_roles
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
-from rolecall.redis import keys
 from rolecall.transcripts.reading import Filters
 from rolecall.transcripts.record import (
     STATES,
@@ -38,7 +37,7 @@ from rolecall.transcripts.record import (
 from rolecall.transcripts.timeline import timelines
 
 MAX_STORED = 50
-MESSAGES = 200
+MAX_MESSAGES = 200
 ROWS = 50
 TURNS = 20
 SERVER_FIELDS = ("id", "model", "state", "host", "slots", "in_flight", "ram", "age", "pinned", "why")
@@ -64,7 +63,7 @@ async def list_conversations(services: Services, query: Query) -> dict[str, Any]
     """A page of conversations as in the operators' API, with ``running`` and the text of the last line as ``said``."""
     asked = operators.list_conversations(services, query.search, "", query.since, query.errors, query.page, ROWS)
     found: dict[str, Any] = await asked
-    active = await _active(services)
+    active = await active_conversations(services.bus)
     for row in found["conversations"]:
         row["running"] = row["id"] in active
         row["said"] = row["line"].split("] ", 3)[-1]
@@ -105,20 +104,16 @@ async def now(services: Services) -> dict[str, Any]:
     agents, statistics, sample, servers = await asyncio.gather(
         operators.list_agents(services),
         operators.read_stats(services),
-        metrics.newest(services),
-        _model_servers(services),
+        stats.newest_sample(services.bus),
+        stats.model_servers(services.bus),
     )
     for process in agents["processes"]:
         for instance in process.get("instances", ()):
             if instance.get("busy"):
                 instance["place"] = conversation_dir(instance["conversation"])
-    return {
-        "ms": time.time_ns() // 1_000_000,
-        "agents": agents,
-        "stats": statistics,
-        "sample": sample,
-        "servers": servers,
-    }
+    shown = [{name: getattr(server, name) for name in SERVER_FIELDS} for server in servers]
+    ms = time.time_ns() // 1_000_000
+    return {"ms": ms, "agents": agents, "stats": statistics, "sample": sample, "servers": shown}
 
 
 async def pulse(services: Services, who: Principal) -> dict[str, Any]:
@@ -127,8 +122,7 @@ async def pulse(services: Services, who: Principal) -> dict[str, Any]:
     missing = await missing_roles(services, counts)
     if not who.admin:
         return {"missing": missing, "instances": None, "dead": None}
-    letters = await asyncio.gather(*(services.bus.server.fetch("XLEN", shard.dead) for shard in services.bus.shards))
-    return {"missing": missing, "instances": sum(counts.values()), "dead": sum(letters)}
+    return {"missing": missing, "instances": sum(counts.values()), "dead": await count_dead_letters(services.bus)}
 
 
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────
@@ -141,32 +135,16 @@ async def stored_conversations(services: Services, who: Principal) -> list[dict[
 
 async def chat(services: Services, conversation: str) -> dict[str, Any]:
     """The history of a conversation, and its tasks that have not ended with their messages."""
-    memory = Memory(services.bus.server, services.bus.shard(conversation), conversation, MESSAGES)
-    entries, tasks = await asyncio.gather(memory.entries(), _unfinished(services, conversation))
+    entries, tasks = await asyncio.gather(
+        history(services.bus, conversation, MAX_MESSAGES), _unfinished(services.bus, conversation)
+    )
     return {"messages": [msgspec.to_builtins(entry) for entry in entries], "tasks": tasks}
 
 
-async def _unfinished(services: Services, conversation: str) -> list[dict[str, str]]:
-    bus, shard = services.bus, services.bus.shard(conversation)
-    running, waiting = await asyncio.gather(
-        bus.server.fetch("HGET", shard.conversation(conversation), "cur"), places(bus, conversation)
-    )
-    turns = [*([running.decode()] if running else []), *waiting]
-    if not turns:
-        return []
-    found = await bus.server.fetch("HMGET", shard.journal(conversation), *(f"{turn}:e" for turn in turns))
-    return [
-        {"id": TaskRef(conversation, turn).id, "said": _text(raw)}
-        for turn, raw in zip(turns, found, strict=True)
-        if raw
-    ]
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return decode(raw).text
-    except DecodeError:
-        return ""
+async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, str]]:
+    running, waiting = await asyncio.gather(running_turn(bus, conversation), places(bus, conversation))
+    envelopes = await envelopes_of(bus, conversation, [*filter(None, [running]), *waiting])
+    return [{"id": TaskRef(conversation, turn).id, "said": envelope.text} for turn, envelope in envelopes.items()]
 
 
 def _stored_conversations(services: Services, own: str) -> list[dict[str, Any]]:
@@ -192,22 +170,6 @@ def _first_message(services: Services, name: str) -> str:
 
 def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-async def _model_servers(services: Services) -> list[dict[str, Any]]:
-    """The servers of models that run, by model; of what is kept of them, never the key."""
-    names = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
-    found = [msgspec.json.decode(raw) for raw in await services.bus.server.run("served_list", names, ())]
-    shown = [{name: server.get(name) for name in SERVER_FIELDS} for server in found]
-    return sorted(shown, key=lambda server: (server["model"], server["id"]))
-
-
-async def _active(services: Services) -> set[str]:
-    """The conversations in which something runs."""
-    found = await asyncio.gather(
-        *(services.bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in services.bus.shards)
-    )
-    return {name.decode("utf-8", "replace").partition("\x1f")[0] for names in found for name in names}
 
 
 def _records(services: Services, name: str) -> list[Record]:
