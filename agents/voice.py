@@ -10,7 +10,7 @@ class VoiceAgent(Agent):
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Adds what it hears to the text, with which the turn goes on."""
-        heard = await ctx.heard(envelope)
+        heard = await ctx.transcribe(envelope)
         if not heard:
             return envelope.reply(NO_WORDS, remember=False)
         ctx.log(f"heard {len(heard)} characters")

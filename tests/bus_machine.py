@@ -34,7 +34,7 @@ SETTINGS = Settings(
     user_soft_limit=3,
     lease_seconds=60,
     heartbeat_seconds=5,
-    retries=2,
+    max_deliveries=2,
 )
 PROCESSES = ("host:1~aaaaaa", "host:2~bbbbbb")
 NAMES = ("a", "a:1", "b", "c")
@@ -263,9 +263,9 @@ class BusMachine(RuleBasedStateMachine):
         for stream in streams_of(bus, SHARD, demand.role, start) if claim else ():
             for entry, (holder, count) in self.shown.pending(stream).items():
                 turn = self._turn_at(stream, entry)
-                if turn and turn.expired and free and (last or count + 1 != SETTINGS.retries):
+                if turn and turn.expired and free and (last or count + 1 != SETTINGS.max_deliveries):
                     found.append((stream, entry, count + 1, holder))
-                    free, last = free - 1, last and count + 1 != SETTINGS.retries
+                    free, last = free - 1, last and count + 1 != SETTINGS.max_deliveries
         for stream in streams_of(bus, SHARD, demand.role, start):
             held = self.shown.pending(stream)
             new = [entry for entry, _ in self.shown.entries(stream) if entry not in held][:free]

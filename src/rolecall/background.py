@@ -43,8 +43,11 @@ class BackgroundTasks:
         else:
             self._unavailable = False
 
-    async def repeat(self, step: Callable[[], Awaitable[object]], seconds: float, name: str) -> None:
-        """``attempt`` the step, wait, and so on until cancelled."""
+    async def repeat(
+        self, step: Callable[[], Awaitable[object]], seconds: float, name: str, *, delay: float = 0
+    ) -> None:
+        """Wait ``delay``, then ``attempt`` the step every ``seconds`` until cancelled."""
+        await asyncio.sleep(delay)
         while True:
             await self.attempt(step(), name)
             await asyncio.sleep(seconds)

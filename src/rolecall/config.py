@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -27,11 +28,12 @@ from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
-from rolecall.settings import Settings, Terms
+from rolecall.settings import FORMER_NAMES, Settings, Terms
 
 Instances = int | Literal["auto"]
 Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
 MAX_INSTANCES = 1024
+logger = logging.getLogger(__name__)
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
 OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers"})
@@ -154,6 +156,9 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     config = _import_config(directory)
     environ = {**_dotenv(directory), **os.environ}
     settings = read_settings(directory, config)
+    for former, name in FORMER_NAMES.items():
+        if environ.get(former):
+            logger.warning("%s still works, but is called %s now: rename it", former, name)
     roles = tuple(_resolve(role, environ, settings) for role in config.roles)
     _check_roles(roles, settings)
     servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
@@ -348,12 +353,14 @@ def _origins(directory: Path, config: Config | None) -> dict[str, str]:
     own = config.model_fields_set - OWN if config else ()
     environ = [name.upper() for name, value in os.environ.items() if value]
     files = _secrets_in_files({**_dotenv(directory), **os.environ})
-    return {
+    origins = {
         **{name.upper(): "config.py" for name in own},
         **{name.upper(): f"{name.upper()}_FILE" for name in files},
         **dict.fromkeys(_dotenv(directory), ".env"),
         **dict.fromkeys(environ, "environment"),
     }
+    former = {FORMER_NAMES[name]: origin for name, origin in origins.items() if name in FORMER_NAMES}
+    return {**former, **origins}
 
 
 def _sources(directory: Path, config: Config) -> dict[str, str]:

@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
+"""Environment names of an earlier version that still work, and what they are called now."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
@@ -33,7 +35,11 @@ class BusSettings(BaseModel):
     lease_seconds: Seconds = Field(15, description="hold on an envelope without a heartbeat before others take over")
     heartbeat_seconds: Seconds = Field(4, description="seconds between renewals of the leases held")
     scan_seconds: Seconds = Field(3, description="seconds between looks for envelopes whose holder is gone")
-    retries: int = Field(3, ge=1, le=100, description="deliveries of one envelope before it is a dead letter")
+    max_deliveries: int = Field(
+        3, ge=1, le=100, validation_alias=AliasChoices("max_deliveries", "retries"),
+        description="deliveries of one envelope before it becomes a dead letter",
+    )  # fmt: skip
+    max_attempts: int = Field(8, ge=1, le=100, description="attempts of one turn whose model fails, before it ends")
     default_priority: int = Field(50, ge=0, le=100, description="priority of a message that names none")
     total_instances: int = Field(256, ge=1, le=10_000, description="ceiling of instances in one worker process")
     mailbox_limit: int = Field(8, ge=1, le=10_000, description="waiting turns per conversation before FULL")

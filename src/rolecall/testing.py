@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from rolecall.agent.context import AgentServices
 from rolecall.agent.memory import Memory
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.agent.tools import Offer, Tool, Toolbox
@@ -34,7 +35,7 @@ from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolC
 from rolecall.redis.pipeline import Arg, translated
 from rolecall.redis.scripts import all_scripts, script
 from rolecall.settings import Settings
-from rolecall.worker.roster import Roster
+from rolecall.worker.roster import Roster, role_infos
 
 MAX_STEPS = 200
 
@@ -173,9 +174,16 @@ def _roster(
     async def tools_of(server: str) -> Sequence[Tool]:
         return tuple(Toolbox(tools.get(server, ())).tools.values())
 
-    roster = Roster(bus, lambda role: model, {model.name: model}, tool_source=tools_of)
-    roster.prompts = prompts or _prompts_above(roles)
-    roster.deploy(roles, roles)
+    services = AgentServices(
+        bus,
+        roles=role_infos(roles),
+        models={model.name: model},
+        role_models={role.name: model for role in roles},
+        prompts=prompts or _prompts_above(roles),
+        tools=tools_of,
+    )
+    roster = Roster(services)
+    roster.deploy(roles, services)
     for role in roles:
         roster.set_count(role.name, 1)
     return roster

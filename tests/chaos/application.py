@@ -39,7 +39,7 @@ class WorkerAgent(Agent):
 '''
 CLOCKS = {"LEASE_SECONDS": "2", "HEARTBEAT_SECONDS": "0.5", "SCAN_SECONDS": "0.4", "DRAIN_SECONDS": "5"}
 """The clocks of the bus at an eighth of their defaults. What waits for a lease here waits eight times as long there."""
-RETRIES = {"RETRIES": "6"}
+DELIVERIES = {"MAX_DELIVERIES": "6"}
 """With a death a second an innocent turn may well die three times, and chaos wants its answer all the same."""
 
 

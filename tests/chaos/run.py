@@ -11,7 +11,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from tests.chaos.application import ANSWERING, CLOCKS, RETRIES, write_application
+from tests.chaos.application import ANSWERING, CLOCKS, DELIVERIES, write_application
 from tests.chaos.cast import Cast, ChaosServer, Player, environment
 from tests.chaos.checker import Books, Findings, check
 from tests.chaos.producer import FRONT
@@ -116,7 +116,7 @@ def _workers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Playe
         control = "none" if role == "scribe" else plan.control
         argv = ["tests.chaos.worker", control, "worker", "--app", str(directory / "app"), "--role", role]
         name = role if role == "scribe" else f"{role}{number}"
-        yield Player(name, argv, environment(server.url, CLOCKS | RETRIES), directory / f"{name}.log")
+        yield Player(name, argv, environment(server.url, CLOCKS | DELIVERIES), directory / f"{name}.log")
 
 
 def _producers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Player]:
@@ -127,7 +127,7 @@ def _producers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Pla
         argv = ["tests.chaos.producer", str(directory / "app"), str(book)]
         argv += [str(first), str(beyond), str(plan.turns), str(plan.spread)]
         log = directory / f"producer{number}.log"
-        yield Player(f"producer{number}", argv, environment(server.url, CLOCKS | RETRIES), log, finite=True)
+        yield Player(f"producer{number}", argv, environment(server.url, CLOCKS | DELIVERIES), log, finite=True)
 
 
 def _answered(directory: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.cancel import cancel_turn
 from rolecall.stats import processes
-from rolecall.worker.runtime import scale
+from rolecall.worker.roster import scale
 from tests.deployment import deployed
 
 

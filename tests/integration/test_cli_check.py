@@ -24,7 +24,7 @@ def test_a_good_application_passes_and_every_value_has_its_source(tmp_path: Path
     assert shown["LEASE_SECONDS"] == ["LEASE_SECONDS", "20", "environment"]
     assert shown["SCAN_SECONDS"] == ["SCAN_SECONDS", "2", ".env"]
     assert shown["APPENDFSYNC"] == ["APPENDFSYNC", "everysec", "config.py"]
-    assert shown["RETRIES"] == ["RETRIES", "3", "default"]
+    assert shown["MAX_DELIVERIES"] == ["MAX_DELIVERIES", "3", "default"]
     assert shown["OPENAI_API_KEY"] == ["OPENAI_API_KEY", "(set,", "secret)", ".env"]
     assert shown["samplellm"] == ["samplellm", "3", "environment", "echo@test", "(config.py)"]
     assert "sk-verysecret" not in done.stdout

@@ -26,7 +26,7 @@ from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.transcripts.record import records
-from rolecall.worker.runtime import scale
+from rolecall.worker.roster import scale
 from tests.chaos.application import write_application
 from tests.chaos.cast import ChaosServer, Player, environment
 from tests.waiting import wait_until

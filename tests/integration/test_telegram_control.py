@@ -43,8 +43,8 @@ class ManagerAgent(Agent):
         if "long" in envelope.text:
             await ctx.emit("half an answer")
             await asyncio.sleep(60)
-        if envelope.text == "my share" and ctx.caller:
-            return envelope.reply(f"{ctx.caller.share} of {ctx.caller.user}")
+        if envelope.text == "my share":
+            return envelope.reply(f"{float(envelope.meta['share'])} of {envelope.meta['user']}")
         past = [message.text for message in await ctx.memory.history()]
         liked = await ctx.memory.preferences()
         return envelope.reply(f"{envelope.text} by {liked.get('model', 'any')} after {past}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from rolecall.agent.mcp import Place, ToolServer, ToolServers
+from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.tools import Toolbox
 from rolecall.errors import ToolError
 from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, run_rolecall
@@ -78,7 +78,7 @@ def serving(
 @asynccontextmanager
 async def tools_at(url: str, directory: Path, key: str = "") -> AsyncIterator[Toolbox]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    servers = ToolServers({"them": ToolServer(url=url, headers=headers)}, Place(directory, directory))
+    servers = ToolServers({"them": ToolServer(url=url, headers=headers)}, ToolServerHost(directory, directory))
     try:
         yield Toolbox([await servers.tools("them")])
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.agent.mcp import Place, ToolServer, ToolServers
+from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.errors import ConfigError, ToolError
 from tests.waiting import wait_until
@@ -25,7 +25,7 @@ PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "tool_program.py"))
 @asynccontextmanager
 async def connected(directory: Path, server: ToolServer, **environ: str) -> AsyncIterator[Callable[..., Any]]:
     """A way to call the tools of ``server``."""
-    servers = ToolServers({"notes": server.resolved("notes", environ)}, Place(directory, directory / "state"))
+    servers = ToolServers({"notes": server.resolved("notes", environ)}, ToolServerHost(directory, directory / "state"))
 
     async def call(name: str, /, **arguments: object) -> str:
         toolbox = Toolbox([await servers.tools("notes")], ToolLimits(seconds=20))
@@ -145,4 +145,4 @@ def test_what_cannot_be_a_tool_server_is_refused_at_the_start(server: ToolServer
 
 async def test_a_server_that_is_not_configured_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no tool server 'files' in config\.py; there are: none"):
-        await ToolServers({}, Place(tmp_path, tmp_path)).tools("files")
+        await ToolServers({}, ToolServerHost(tmp_path, tmp_path)).tools("files")

@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.agent.agent import Agent
-from rolecall.agent.context import Context
+from rolecall.agent.context import AgentServices, Context
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery, read_entry
 from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Role
-from rolecall.worker.roster import Roster
+from rolecall.worker.roster import Roster, role_infos
 from tests.bus_steps import ask, entries, finals, hash_of, names, take_one, take_role
 
 
@@ -32,9 +32,9 @@ class CommandAgent(ManagerAgent):
 
 async def handle(bus: Bus, delivery: Delivery) -> None:
     """Let an instance of the delivery's role handle it."""
-    roster = Roster(bus)
     roles = (Role(ManagerAgent), Role(CommandAgent))
-    roster.deploy(roles, roles)
+    roster = Roster(AgentServices(bus))
+    roster.deploy(roles, AgentServices(bus, roles=role_infos(roles)))
     roster.set_count(delivery.role, 1)
     instance = roster.pick(delivery.role)
     assert instance is not None

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.agent.completion import Form, WrongForm, extracted
+from rolecall.agent.structured_output import SchemaMismatch, StructuredOutput, run_structured
 from rolecall.errors import BadStructure, ConfigError
 from rolecall.models.model import Answer, Message, Request
 from rolecall.testing import FakeModel, Turn, run_turn
@@ -61,9 +61,9 @@ class Tree(BaseModel):
     ],
 )
 def test_an_answer_becomes_a_value_of_its_form(kind: Any, text: str, value: object) -> None:
-    form = Form.of(kind)
-    assert form.read(text) == value
-    assert form.schema["type"] == "object"
+    output = StructuredOutput.of(kind)
+    assert output.parse(text) == value
+    assert output.schema["type"] == "object"
 
 
 @pytest.mark.parametrize(
@@ -76,28 +76,28 @@ def test_an_answer_becomes_a_value_of_its_form(kind: Any, text: str, value: obje
     ],
 )
 def test_fences_and_words_around_the_json_are_borne(text: str) -> None:
-    assert Form.of(Weather).read(text).city == "Rome"
+    assert StructuredOutput.of(Weather).parse(text).city == "Rome"
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "it is no JSON"),
-        ("sunny", "it is no JSON"),
-        ('{"city": "Rome"', "it is no JSON"),
+        ("", "it is not JSON"),
+        ("sunny", "it is not JSON"),
+        ('{"city": "Rome"', "it is not JSON"),
         ('{"city": "Rome", "degrees": "warm"}', "degrees: Input should be a valid number"),
         ("[]", "valid dictionary or object|instance of Weather|object"),
-        ("[" * 100_000, "it is no JSON"),
+        ("[" * 100_000, "it is not JSON"),
     ],
 )
 def test_what_is_not_of_the_form_is_said_in_words(text: str, why: str) -> None:
-    with pytest.raises(WrongForm, match=why):
-        Form.of(Weather).read(text)
+    with pytest.raises(SchemaMismatch, match=why):
+        StructuredOutput.of(Weather).parse(text)
 
 
 def test_a_type_without_a_schema_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be the form of an answer"):
-        Form.of(threading.Event)
+    with pytest.raises(ConfigError, match="cannot be the type of an answer"):
+        StructuredOutput.of(threading.Event)
 
 
 class Answers:
@@ -114,21 +114,21 @@ class Answers:
 
 async def test_a_wrong_answer_is_told_what_is_wrong_once() -> None:
     answers, notes = Answers('{"city": "Rome"}', GOOD), list[str]()
-    weather = await extracted(Form.of(Weather), REQUEST, answers.ask, notes.append)
+    weather = await run_structured(StructuredOutput.of(Weather), REQUEST, answers.ask, notes.append)
     assert weather.degrees == 21
     assert [request.schema is not None for request in answers.requests] == [True, True]
     _, wrong, repair = answers.requests[1].messages
     assert (wrong.role, wrong.text, repair.role) == ("assistant", '{"city": "Rome"}', "user")
     assert "degrees: Field required" in repair.text
     assert notes == [
-        "fake@test gave no Weather, and is asked to correct it: degrees: Field required; day: Field required"
+        "fake@test gave no valid Weather and is asked to correct it: degrees: Field required; day: Field required"
     ]
 
 
 async def test_a_form_the_model_cannot_meet_ends_after_two_tries() -> None:
     answers = Answers("no", "never", "no more")
-    with pytest.raises(BadStructure, match="fake@test twice gave no answer of the form Weather: it is no JSON"):
-        await extracted(Form.of(Weather), REQUEST, answers.ask, lambda text: None)
+    with pytest.raises(BadStructure, match="fake@test twice gave no valid Weather: it is not JSON"):
+        await run_structured(StructuredOutput.of(Weather), REQUEST, answers.ask, lambda text: None)
     assert len(answers.requests) == 2
 
 
@@ -151,11 +151,11 @@ async def test_an_agent_works_with_the_value() -> None:
     model = FakeModel(GOOD)
     assert (await asked(model)).text == "21 degrees in Rome"
     request = model.requests[0]
-    assert request.schema == Form.of(Weather).schema
-    assert request.messages[0].text.startswith("You know the weather.\n\nAnswer with JSON alone")
+    assert request.schema == StructuredOutput.of(Weather).schema
+    assert request.messages[0].text.startswith("You know the weather.\n\nAnswer with JSON only")
 
 
 async def test_the_user_hears_why_there_is_no_value() -> None:
     turn = await asked(FakeModel("sunny"))
     assert turn.kind == "error"
-    assert "fake@test twice gave no answer of the form Weather" in turn.text
+    assert "fake@test twice gave no valid Weather" in turn.text

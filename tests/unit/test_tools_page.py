@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from rolecall import Agent, Config, Context, Envelope, Role, ToolServer
-from rolecall.agent.mcp import Place, Session
+from rolecall.agent.mcp import ToolServerHost, ToolSession
 from rolecall.cli.new import new
 from rolecall.settings import Settings
 from rolecall.testing import FakeModel, run_turn, tool_call
@@ -95,6 +95,6 @@ def test_the_limits_are_those_in_force(name: str) -> None:
 
 
 def test_the_last_words_lie_where_the_page_says(tmp_path: Path) -> None:
-    session = Session("files", ToolServer(command=("x",)), Place(tmp_path, tmp_path / ".rolecall"))
+    session = ToolSession("files", ToolServer(command=("x",)), ToolServerHost(tmp_path, tmp_path / ".rolecall"))
     assert session.last_words.relative_to(tmp_path) == Path(".rolecall/tools/files.log")
     assert "`.rolecall/tools/<name>.log`" in PAGE

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rolecall.bus.envelope import short_turn_id
 from rolecall.cli.logs import make_filters
 from rolecall.errors import ConfigError, RolecallError
-from rolecall.transcripts.files import Entry, TranscriptFiles
+from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.reading import Filters, conversations, since
 from rolecall.transcripts.record import (
     EPOCH,
@@ -157,9 +157,9 @@ def log_dir(tmp_path: Path) -> Path:
         (MS, record("PROCESSING_COMPLETE", "reply 3 chars", turn="1", ms=MS + 1000)),
         (MS + day, record("RECEIVED", 'telegram:42/2 "More"', turn="2", ms=MS + day)),
     ]
-    files.write(Entry("telegram:42", session, made) for session, made in entries)
-    files.write([Entry("http:a/b title c", MS, record("RECEIVED", 'http:a/b title c/1 "Hi"', turn="1"))])
-    files.write([Entry("http:a/b title c", MS, record("DEAD_LETTER", "three deliveries", turn="1", ms=MS + 5))])
+    files.write(LogEntry("telegram:42", session, made) for session, made in entries)
+    files.write([LogEntry("http:a/b title c", MS, record("RECEIVED", 'http:a/b title c/1 "Hi"', turn="1"))])
+    files.write([LogEntry("http:a/b title c", MS, record("DEAD_LETTER", "three deliveries", turn="1", ms=MS + 5))])
     files.close()
     return tmp_path
 
@@ -169,7 +169,7 @@ def test_writing_again_what_is_there_changes_nothing(log_dir: Path) -> None:
     before = file.read_bytes()
     files = TranscriptFiles(log_dir, UTC)
     files.begin("a")
-    files.write([Entry("http:a/b title c", MS, record("RECEIVED", "again", turn="1"))])
+    files.write([LogEntry("http:a/b title c", MS, record("RECEIVED", "again", turn="1"))])
     files.close()
     assert file.read_bytes() == before
 

@@ -1,29 +1,36 @@
-"""What a handler may use: a Context."""
+"""What a handler may use besides its envelope: a Context."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from rolecall.agent.attachments import Attachments, Document, in_context
-from rolecall.agent.completion import Asking, Form, Show, extracted, unseen
-from rolecall.agent.memory import Memory
+from rolecall.agent.completion import Completion, Emit, discard
+from rolecall.agent.memory import Memory, brought
 from rolecall.agent.prompts import Prompts
+from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
+from rolecall.bus.leases import Delivery
 from rolecall.bus.turn import Records
 from rolecall.errors import ConfigError
+from rolecall.models.fallback import preferring
+from rolecall.models.gate import Gate
 from rolecall.models.model import Answer, Caller, Message, Model, Request
+from rolecall.models.speech import transcribe
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RoleInfo:
-    """What agents may know of a configured role."""
+    """What agents may know about a configured role."""
 
     name: str
     description: str
@@ -31,52 +38,100 @@ class RoleInfo:
     models: tuple[str, ...]
 
 
-async def _nowhere(position: int, text: str) -> None:
-    """Deltas of a handling that nobody follows."""
+class Meter(Protocol):
+    """Counts events and durations of this process, by labels."""
+
+    def count(self, name: str, *labels: str, by: int = 1) -> None: ...
+
+    def time(self, name: str, seconds: float, *labels: str) -> None: ...
 
 
-def _unmeasured(model: str, seconds: float) -> None:
-    """Where nobody wants to know."""
+class NoMeter:
+    """A Meter that measures nothing."""
+
+    def count(self, name: str, *labels: str, by: int = 1) -> None:
+        """See Meter.count."""
+
+    def time(self, name: str, seconds: float, *labels: str) -> None:
+        """See Meter.time."""
 
 
-@dataclass
-class Context:
-    """What a handler may use beside its envelope."""
+@dataclass(frozen=True)
+class AgentServices:
+    """What the handlers of a process share: made once by the runtime, replaced as a whole when it deploys, and passed
+    down to every Context. A new capability is a field here and a method of Context."""
 
-    instance: str
-    memory: Memory
-    roles: Mapping[str, RoleInfo]
-    models: Mapping[str, Model]
-    records: Records
-    model_name: str | None = None
-    chosen: Model | None = None
-    publish: Callable[[int, str], Awaitable[None]] = _nowhere
-    statistics: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
-    caller: Caller | None = None
-    attachments: Attachments | None = None
-    hear: Callable[[bytes, str], Awaitable[str]] | None = None
+    bus: Bus
+    roles: Mapping[str, RoleInfo] = field(default_factory=dict)
+    """Every role of the deployment, by name."""
+    models: Mapping[str, Model] = field(default_factory=dict)
+    """Every model of the deployment, by name."""
+    role_models: Mapping[str, Model] = field(default_factory=dict)
+    """The model of each role that has one: its configured models in fallback order."""
     prompts: Prompts = field(default_factory=Prompts)
-    tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
-    tool_limits: ToolLimits = field(default_factory=ToolLimits)
-    model_seconds: float = 0.0
-    asked: Callable[[str, float], None] = _unmeasured
-    """Told the model and the seconds of each answer."""
-    position: int = field(default=0)
+    tools: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
+    """The tools of a tool server, by its name."""
+    voice: Gate | None = None
+    """The gate of the model that transcribes."""
+    stats: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    waits: Callable[[str, str], Awaitable[None]] | None = None
+    """Told the model and the conversation when a turn is deferred until that model is back."""
+    meter: Meter = field(default_factory=NoMeter)
+
+
+class Context:
+    """What one handling of an envelope may use besides the envelope."""
+
+    def __init__(
+        self,
+        services: AgentServices,
+        delivery: Delivery,
+        envelope: Envelope,
+        *,
+        instance: str,
+        records: Records,
+        publish: Callable[[int, str], Awaitable[None]],
+    ) -> None:
+        bus, conversation = services.bus, delivery.conversation
+        self.instance = instance
+        """The id of the instance that handles, ``<role>:<host>:<pid>:<n>``."""
+        self.roles = services.roles
+        """Every role of the deployment, by name."""
+        self.models = services.models
+        """Every model of the deployment, by name."""
+        self.memory = Memory(
+            bus.server, bus.shards[delivery.shard], conversation, bus.settings.assistant_history_limit,
+            without=str(envelope.meta.get("again", "")), brought=brought(envelope.payload),
+        )  # fmt: skip
+        """The conversation's history and preferences."""
+        self.model_seconds = 0.0
+        """How long models took to answer so far."""
+        self._services = services
+        self._role = delivery.role
+        self._caller = Caller(conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope))
+        self._attachments = Attachments(Blobs(bus), conversation)
+        self._model = services.role_models.get(delivery.role)
+        if self._model and (preferred := services.models.get(str(envelope.payload.get("model")))):
+            self._model = preferring(preferred, self._model)
+        self._records = records
+        self._publish = publish
+        self._position = 0
 
     @property
     def model(self) -> Model:
-        """This role's model: the one the conversation prefers, else the configured ones in fallback order."""
-        if self.chosen is None:
+        """This role's model: the one the conversation prefers, else the configured ones in fallback order. Raises
+        ConfigError for a role without one."""
+        if self._model is None:
             raise ConfigError(
                 "this role has no model: give it models=('smollm2@local',) in config.py, or set GEN_MODEL"
             )
-        return self.chosen
+        return self._model
 
     def prompt(self, name: str, /, **variables: object) -> str:
-        """The text of ``agents/prompts/<name>.md`` with exactly the variables it declares, without white space around
-        it. Raises ConfigError, which refuses the turn, when there is none of that name or a variable is missing or
-        not declared."""
-        return self.prompts.render(name, variables)
+        """The text of ``agents/prompts/<name>.md`` with exactly the variables it declares, without surrounding white
+        space. Raises ConfigError, which refuses the turn, when no such prompt exists or a variable is missing or not
+        declared."""
+        return self._services.prompts.render(name, variables)
 
     async def stream(
         self,
@@ -89,15 +144,15 @@ class Context:
         tools: Sequence[Offer] = (),
         **options: Any,
     ) -> Answer:
-        """Ask ``model`` for the answer to ``text`` after ``history``, emitting deltas; returns the whole answer.
-        ``images`` are whole encoded files that go with the text. Raises ImagesRefused when the model takes none.
+        """Ask ``model`` for the answer to ``text`` after ``history`` and show it to the user as it comes; return the
+        whole answer. ``images`` are whole encoded files. Raises ImagesRefused when the model takes none.
 
-        ``tools`` are typed functions with a docstring, or what ``tools`` gives: the model may call them before it
-        answers, and a call that fails is told to it. ``options`` are those of Request. An answer that breaks off
-        after it began is returned as far as it came, with a visible mark and ``finish="interrupted"``: nothing the
-        user saw is repeated. Raises ModelError, and ConfigError for a tool that cannot be one.
+        ``tools`` are typed functions with a docstring, or what ``ctx.tools`` returns: the model may call them before it
+        answers, and is told when a call fails. ``options`` are the fields of Request. An answer that breaks off after
+        it began is returned as far as it came, with a visible mark and ``finish="interrupted"``; it is not retried.
+        Raises ModelError, and ConfigError for something that cannot be a tool.
         """
-        return await self._answer(model, _request(history, text, system, options, images), self.emit, tools)
+        return await self._complete(model, _request(history, text, system, options, images), self.emit, tools)
 
     async def ask(
         self,
@@ -110,8 +165,8 @@ class Context:
         tools: Sequence[Offer] = (),
         **options: Any,
     ) -> Answer:
-        """As ``stream``, but the user sees none of it: for questions between agents and models."""
-        return await self._answer(model, _request(history, text, system, options, images), unseen, tools)
+        """Like ``stream``, but nothing is shown to the user."""
+        return await self._complete(model, _request(history, text, system, options, images), discard, tools)
 
     async def extract(
         self,
@@ -123,65 +178,70 @@ class Context:
         system: str = "",
         **options: Any,
     ) -> T:
-        """Ask ``model`` for data: the answer to ``text`` as a ``kind``, any type that pydantic checks.
+        """Ask ``model`` for data: the answer to ``text`` as a ``kind``, any type that pydantic validates.
 
-        The user sees none of it. An answer of another form is sent back once. Raises BadStructure, ModelError, and
-        ConfigError for a type that has no JSON schema.
+        Nothing is shown to the user. An answer that does not match is sent back once. Raises BadStructure, ModelError,
+        and ConfigError for a type that has no JSON schema.
         """
-        form = Form.of(kind)
-        request = _request(history, text, f"{system}\n\n{form.instruction}".strip(), options)
-        return await extracted(form, request, lambda asked: self._answer(model, asked, unseen), self.log)
+        output = StructuredOutput.of(kind)
+        request = _request(history, text, f"{system}\n\n{output.instruction}".strip(), options)
+        return await run_structured(output, request, lambda asked: self._complete(model, asked, discard), self.log)
 
     async def tools(self, server: str) -> Sequence[Tool]:
-        """The tools of one of the ``tool_servers`` in config.py. Raises ToolError when it is away, ConfigError when
-        there is none of that name."""
-        if self.tool_source is None:
+        """The tools of ``server``, one of the ``tool_servers`` in config.py. Raises ToolError when it is unavailable,
+        ConfigError when no server has this name."""
+        if self._services.tools is None:
             raise ConfigError("no tool server is configured: Config(tool_servers={…}) in config.py names them")
-        return await self.tool_source(server)
+        return await self._services.tools(server)
 
     async def images(self, envelope: Envelope) -> tuple[bytes, ...]:
         """The images that came with ``envelope``, as whole encoded files."""
-        return await self.attachments.images(envelope.payload) if self.attachments else ()
+        return await self._attachments.images(envelope.payload)
 
     async def documents(self, envelope: Envelope) -> tuple[Document, ...]:
         """The documents that came with ``envelope``, as text."""
-        return await self.attachments.documents(envelope.payload) if self.attachments else ()
+        return await self._attachments.documents(envelope.payload)
 
     async def question(self, envelope: Envelope, text: str | None = None) -> str:
-        """What a model is to be asked: ``text``, or that of ``envelope``, behind the documents that came with it and
-        what it replies to."""
+        """The question for a model: ``text``, or that of ``envelope``, preceded by the documents that came with it and
+        the message it replies to."""
         return in_context(envelope.text if text is None else text, await self.documents(envelope), envelope.payload)
 
+    async def transcribe(self, envelope: Envelope) -> str:
+        """The words in the recordings that came with ``envelope``, transcribed by VOICE_MODEL. Raises ModelError, and
+        ConfigError when VOICE_MODEL names no model that can transcribe."""
+        settings, voice = self._services.bus.settings, self._services.voice
+        sounds = await self._attachments.sounds(envelope.payload)
+        return "\n".join([
+            await transcribe(sound.data, sound.media_type, settings, voice, self._caller) for sound in sounds
+        ])  # fmt: skip
+
     async def heard(self, envelope: Envelope) -> str:
-        """What is said in the recordings that came with ``envelope``, written down by VOICE_MODEL. Raises ModelError,
-        and ConfigError when no model hears here."""
-        if self.attachments is None or self.hear is None:
-            return ""
-        sounds = await self.attachments.sounds(envelope.payload)
-        return "\n".join([await self.hear(sound.data, sound.media_type) for sound in sounds])
+        """``transcribe`` by its former name, which applications may still use."""
+        return await self.transcribe(envelope)
 
     async def emit(self, text: str) -> None:
-        """Show the user ``text`` as the next piece of the answer in the making."""
-        position, self.position = self.position, self.position + len(text)
-        await self.publish(position, text)
+        """Show ``text`` to the user as the next piece of the answer."""
+        position, self._position = self._position, self._position + len(text)
+        await self._publish(position, text)
 
     def log(self, text: str) -> None:
         """Write a NOTE to the conversation's transcript when this handling settles."""
-        self.records.add("NOTE", text)
+        self._records.add("NOTE", text)
 
     async def stats(self) -> Mapping[str, Any]:
-        """Figures of the running system, as ``rolecall stats --json`` prints them."""
-        return await self.statistics() if self.statistics else {}
+        """The state and usage of the running system, as ``rolecall stats --json`` prints it."""
+        return await self._services.stats() if self._services.stats else {}
 
-    async def _answer(self, model: Model, request: Request, show: Show, tools: Sequence[Offer] = ()) -> Answer:
-        asking = Asking(model, self.log, show)
+    async def _complete(self, model: Model, request: Request, emit: Emit, tools: Sequence[Offer] = ()) -> Answer:
+        completion = Completion(model, self.log, emit)
         try:
-            request = msgspec.structs.replace(request, caller=self.caller)
-            return await asking.answer(request, Toolbox(tools, self.tool_limits))
+            request = msgspec.structs.replace(request, caller=self._caller)
+            return await completion.run(request, Toolbox(tools, ToolLimits.of(self._services.bus.settings)))
         finally:
-            self.model_seconds += asking.seconds
-            if asking.said:
-                self.asked(asking.speaker, asking.seconds)
+            self.model_seconds += completion.seconds
+            if completion.emitted:
+                self._services.meter.time("model", completion.seconds, self._role, completion.speaker)
 
 
 def _request(
@@ -189,3 +249,9 @@ def _request(
 ) -> Request:
     opening = (Message("system", system),) if system else ()
     return Request(messages=(*opening, *history, Message("user", text, tuple(images))), **options)
+
+
+def _share(envelope: Envelope) -> float:
+    """The part of the daily budgets that the front end grants this user; 1 unless it says otherwise."""
+    share = envelope.meta.get("share")
+    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 1.0

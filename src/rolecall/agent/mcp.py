@@ -70,7 +70,7 @@ class ToolServer:
 
 
 @dataclass(frozen=True)
-class Place:
+class ToolServerHost:
     """Where tool servers run and how they are reached: the directory of the application, the one for its state, and
     PROXY."""
 
@@ -82,8 +82,8 @@ class Place:
 class ToolServers:
     """The tool servers of a deployment, each with one session in this process, opened when first asked for."""
 
-    def __init__(self, servers: Mapping[str, ToolServer], place: Place) -> None:
-        self._sessions = {name: Session(name, server, place) for name, server in servers.items()}
+    def __init__(self, servers: Mapping[str, ToolServer], host: ToolServerHost) -> None:
+        self._sessions = {name: ToolSession(name, server, host) for name, server in servers.items()}
 
     async def tools(self, name: str) -> Sequence[Tool]:
         """The tools of the server ``name``. Raises ToolError when it is away, ConfigError when there is none."""
@@ -98,11 +98,11 @@ class ToolServers:
         await asyncio.gather(*(session.aclose() for session in self._sessions.values()))
 
 
-class Session:
+class ToolSession:
     """The session with one tool server. A task of its own opens and closes it: both must happen in the same."""
 
-    def __init__(self, name: str, server: ToolServer, place: Place) -> None:
-        self._name, self._server, self._place = name, server, place
+    def __init__(self, name: str, server: ToolServer, host: ToolServerHost) -> None:
+        self._name, self._server, self._host = name, server, host
         self._client: Client | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._leave = asyncio.Event()
@@ -217,7 +217,7 @@ class Session:
         self.last_words.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         said = stack.enter_context(self.last_words.open("w"))
         self.last_words.chmod(0o600)
-        env, directory = dict(self._server.env), self._place.directory
+        env, directory = dict(self._server.env), self._host.directory
         return stdio_client(StdioServerParameters(command=command, args=arguments, env=env, cwd=directory), said)
 
     async def _http(self, stack: AsyncExitStack) -> Any:
@@ -231,7 +231,7 @@ class Session:
             headers=dict(self._server.headers),
             timeout=httpx2.Timeout(self._server.seconds, read=None),
             event_hooks={"response": [remember]},
-            **client_options(self._server.url, proxy_of(self._place.proxy), httpx2.Limits),
+            **client_options(self._server.url, proxy_of(self._host.proxy), httpx2.Limits),
         )
         return streamable_http_client(self._server.url, http_client=await stack.enter_async_context(http))
 
@@ -240,7 +240,7 @@ class Session:
     @property
     def last_words(self) -> Path:
         """What a program says on stderr."""
-        return self._place.state_dir / "tools" / f"{UNCLEAN.sub('_', self._name)}.log"
+        return self._host.state_dir / "tools" / f"{UNCLEAN.sub('_', self._name)}.log"
 
     def _away(self, error: BaseException) -> ToolError:
         """What to tell of a server that is away: no header, no query, no variable."""
@@ -302,10 +302,10 @@ def tools_app(toolbox: Toolbox, host: str, key: str) -> Asgi:
     app: Asgi = _server(toolbox).streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, json_response=True, host=host
     )
-    return Guard(app, key) if key else app
+    return KeyGuard(app, key) if key else app
 
 
-class Guard:
+class KeyGuard:
     """Lets through to ``app`` who shows ``key``."""
 
     def __init__(self, app: Asgi, key: str) -> None:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from rolecall.agent.context import Context
+from rolecall.agent.context import AgentServices, Context
 from rolecall.bus.envelope import Envelope, encode
 from rolecall.errors import (
     BadStructure,
@@ -42,6 +42,14 @@ class Rules:
     hop_limit: int
     timeout: float
     attempts: int = 8
+
+    @classmethod
+    def of(cls, role: str, services: AgentServices) -> Rules:
+        """The limits of ``role`` in a deployment."""
+        settings = services.bus.settings
+        return cls(
+            role, frozenset(services.roles), settings.hop_limit, settings.assistant_timeout, settings.max_attempts
+        )
 
 
 Policy = Callable[[Handler, Rules], Handler]

@@ -216,12 +216,12 @@ def _validated(taken: TypeAdapter[dict[str, Any]], arguments: str) -> dict[str, 
             raise ToolError("the arguments are no JSON object")
         return taken.validate_json(arguments)
     except ValidationError as error:
-        raise ToolError(f"wrong arguments: {told(error)}") from None
+        raise ToolError(f"wrong arguments: {explain_validation(error)}") from None
     except ValueError as error:
         raise ToolError(f"the arguments are no JSON: {error}") from None
 
 
-def told(error: ValidationError) -> str:
+def explain_validation(error: ValidationError) -> str:
     """What is wrong, for a model: where and what is allowed, without addresses of documentation."""
     parts = []
     for found in error.errors(include_url=False, include_context=False)[:5]:

@@ -46,7 +46,7 @@ async def take(
     arguments: list[Arg] = [
         bus.process,
         milliseconds(bus.settings.lease_seconds) if claim else 0,
-        bus.settings.retries,
+        bus.settings.max_deliveries,
     ]
     arguments.append(len(demands))
     for demand in demands:

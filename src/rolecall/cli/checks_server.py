@@ -36,7 +36,8 @@ from rolecall.redis.server import RedisServer, field_map
 from rolecall.serving.launcher import Serving
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
-from rolecall.worker.runtime import live_counts, process_name
+from rolecall.worker.roster import live_counts
+from rolecall.worker.runtime import process_name
 
 PINGS = 20
 SYNCS = 20

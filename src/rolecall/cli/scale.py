@@ -14,8 +14,8 @@ from rolecall.bus.bus import Bus
 from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.config import MAX_INSTANCES, Application, Role
 from rolecall.errors import ConfigError
-from rolecall.worker.runtime import live_counts
-from rolecall.worker.runtime import scale as scale_role
+from rolecall.worker.roster import live_counts
+from rolecall.worker.roster import scale as scale_role
 
 EFFECT_SECONDS = 2.0
 LOOK_SECONDS = 0.05

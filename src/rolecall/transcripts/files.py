@@ -27,7 +27,7 @@ UNSAFE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno
 WINDOW = 64 * 1024
 
 
-class Entry(msgspec.Struct, frozen=True):
+class LogEntry(msgspec.Struct, frozen=True):
     """A record with the conversation and the session (its start, ms) whose file it belongs to."""
 
     conversation: str
@@ -63,7 +63,7 @@ class TranscriptFiles:
                 known.append(born)
             self._generation = known.index(born)
 
-    def write(self, entries: Iterable[Entry]) -> None:
+    def write(self, entries: Iterable[LogEntry]) -> None:
         """Append what the files do not have yet, and bring it to the disk.
 
         ``entries`` of one conversation come in rising order. Raises OSError, no line torn; call again with the same.

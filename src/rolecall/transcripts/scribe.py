@@ -19,7 +19,7 @@ from rolecall.redis import keys
 from rolecall.redis.keys import GROUP, ShardKeys
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer, field_map
-from rolecall.transcripts.files import Entry, TranscriptFiles
+from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.record import WORDS, Record, entry_order
 
 CONSUMER = "scribe"
@@ -31,7 +31,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 LONGEST_WAIT = 5.0
 NUMBER = re.compile(rb"\d{1,15}")
 T = TypeVar("T")
-Batch = list[tuple[bytes, list[bytes], list[Entry]]]
+Batch = list[tuple[bytes, list[bytes], list[LogEntry]]]
 """Stream, ids of its entries, and the entries that are records."""
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def _explained(error: Exception, log_dir: Path) -> str:
     return f"transcripts wait for the server: {error}"
 
 
-def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[Entry]:
+def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[LogEntry]:
     """The records among the entries of one stream. An entry without fields was written and deleted earlier."""
     for entry_id, fields in found:
         values = field_map(fields)
@@ -207,7 +207,7 @@ def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[
             logger.warning("log entry %s has no conversation and is skipped", entry_id.decode())
 
 
-def _entry(entry_id: str, values: dict[bytes, bytes]) -> Entry:
+def _entry(entry_id: str, values: dict[bytes, bytes]) -> LogEntry:
     """A record with an unknown word becomes a NOTE: no record is lost because of its form."""
 
     def text(name: bytes) -> str:
@@ -229,7 +229,7 @@ def _entry(entry_id: str, values: dict[bytes, bytes]) -> Entry:
         text=words,
         id=entry_id,
     )
-    return Entry(text(b"c"), number(b"s", now), record)
+    return LogEntry(text(b"c"), number(b"s", now), record)
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, T], wake: Callable[[], Awaitable[None]] | None = None) -> T:

@@ -1,64 +1,46 @@
-"""The instances of this process: how many of each role, which are free, on which agent class and model."""
+"""The instances of this process: how many of each role, which are free, and what they run."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from rolecall.agent.context import RoleInfo
-from rolecall.agent.policies import Rules
-from rolecall.agent.prompts import Prompts
-from rolecall.agent.tools import Tool
+from rolecall.agent.context import AgentServices, RoleInfo
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Demand
 from rolecall.config import Role
-from rolecall.models.gate import Gate
-from rolecall.models.model import Model
-from rolecall.stats import Measures
-from rolecall.worker.instance import Instance, Surroundings
-
-Statistics = Callable[[], Awaitable[Mapping[str, Any]]]
+from rolecall.redis import keys
+from rolecall.redis.server import text_map
+from rolecall.worker.instance import Instance
 
 
 @dataclass
 class Roster:
-    """Makes and keeps the instances. ``model_of`` gives a role its model; ``models`` are all there are, by name."""
+    """Creates and keeps the instances, which all share ``services``."""
 
-    bus: Bus
-    model_of: Callable[[Role], Model | None] = lambda role: None
-    models: Mapping[str, Model] = field(default_factory=dict)
-    statistics: Statistics | None = None
-    waits: Callable[[str, str], Awaitable[None]] | None = None
-    prompts: Prompts = field(default_factory=Prompts)
-    tool_source: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
-    measures: Measures = field(default_factory=Measures)
-    hearing: Gate | None = None
+    services: AgentServices
     roles: dict[str, Role] = field(default_factory=dict)
-    known: dict[str, RoleInfo] = field(default_factory=dict)
     instances: dict[str, list[Instance]] = field(default_factory=dict)
 
-    def deploy(self, roles: Iterable[Role], known: Iterable[Role]) -> None:
-        """Have ``roles`` here, among all the ``known`` ones of the deployment. Instances that exist get the new agent
-        class for their next envelope; counts are ``set_count``'s."""
+    def deploy(self, roles: Iterable[Role], services: AgentServices) -> None:
+        """Run ``roles`` in this process, with ``services``. Existing instances use the new agent class and services
+        from their next envelope on; ``set_count`` decides how many there are."""
+        self.services = services
         self.roles = {role.name: role for role in roles}
-        self.known = {role.name: _info(role) for role in known}
         for name, role in self.roles.items():
-            around = self._surroundings(role)
             for instance in self.instances.setdefault(name, []):
-                instance.assign(role.agent(), around)
+                instance.deploy(role.agent(), services)
 
     def set_count(self, role: str, count: int) -> None:
-        """Have ``count`` instances of ``role``; those too many end after what they handle now."""
+        """Have ``count`` instances of ``role``; surplus ones end after their current envelope."""
         group = self.instances[role]
         for instance in group[count:]:
             instance.retiring = True
         for instance in group[:count]:
             instance.retiring = False
         group[:] = [i for n, i in enumerate(group) if n < count or i.delivery is not None]
-        around = self._surroundings(self.roles[role])
         for _ in range(len(group), count):
-            group.append(Instance(self._id(role, group), role, self.roles[role].agent(), around))
+            group.append(Instance(self._id(role, group), role, self.roles[role].agent(), self.services))
 
     def free(self, role: str) -> int:
         """How many instances of ``role`` may take an envelope now."""
@@ -74,41 +56,47 @@ class Roster:
         return [instance for group in self.instances.values() for instance in group]
 
     def demands(self) -> list[Demand]:
-        """What there is room for; at most one entry on its last delivery per role at a time."""
-        retries, wanted = self.bus.settings.retries, []
+        """What there is room for. Of entries on their last delivery a role takes one at a time, so that a poisonous
+        envelope kills nothing else."""
+        last_delivery, wanted = self.services.bus.settings.max_deliveries, []
         for role, group in self.instances.items():
             free, last_ok = 0, True
-            for instance in group:  # asked for at every step of the reader, hence in one pass
+            for instance in group:  # computed at every step of the reader, hence in one pass
                 if instance.delivery is None:
                     free += not instance.retiring
-                elif instance.delivery.count >= retries:
+                elif instance.delivery.count >= last_delivery:
                     last_ok = False
             if free:
                 wanted.append(Demand(role, free, last_ok))
         return wanted
 
-    def _surroundings(self, role: Role) -> Surroundings:
-        settings = self.bus.settings
-        rules = Rules(role.name, frozenset(self.known), settings.hop_limit, settings.assistant_timeout)
-        return Surroundings(
-            self.bus,
-            rules,
-            self.known,
-            self.models,
-            self.model_of(role),
-            self.statistics,
-            self.waits,
-            prompts=self.prompts,
-            tool_source=self.tool_source,
-            measures=self.measures,
-            hearing=self.hearing,
-        )
-
     def _id(self, role: str, group: list[Instance]) -> str:
-        """The id with the least number that none in ``group`` has."""
-        stem, used = f"{role}:{self.bus.process.partition('~')[0]}", {instance.id for instance in group}
+        """The id with the lowest number that is not in use in ``group``."""
+        process = self.services.bus.process.partition("~")[0]
+        stem, used = f"{role}:{process}", {instance.id for instance in group}
         return next(name for number in range(len(group) + 1) if (name := f"{stem}:{number}") not in used)
 
 
-def _info(role: Role) -> RoleInfo:
-    return RoleInfo(role.name, (role.agent.__doc__ or "").strip().split("\n")[0], role.match, role.models)
+def role_infos(roles: Iterable[Role]) -> dict[str, RoleInfo]:
+    """What agents may know about ``roles``, by name."""
+    return {
+        role.name: RoleInfo(role.name, (role.agent.__doc__ or "").strip().split("\n")[0], role.match, role.models)
+        for role in roles
+    }
+
+
+async def live_counts(bus: Bus, roles: Iterable[Role], configured: Callable[[Role], int]) -> dict[str, int]:
+    """The counts that ``rolecall scale`` set, by role; a count set against another ``configured`` one is ignored."""
+    stored = text_map(await bus.server.call("HGETALL", keys.SCALE))
+    counts = {}
+    for role in roles:
+        wanted, _, replaced = stored.get(role.name, "").partition("|")
+        if wanted and replaced == str(configured(role)):
+            counts[role.name] = int(wanted)
+    return counts
+
+
+async def scale(bus: Bus, role: Role, configured: int, count: int) -> None:
+    """Set ``role`` to ``count`` instances in every process, now and after restarts, until its configuration changes."""
+    await bus.server.call("HSET", keys.SCALE, role.name, f"{count}|{configured}")
+    await bus.server.call("PUBLISH", keys.CONTROL, b'{"scale":true}')

@@ -61,7 +61,7 @@ class Worker:
             await asyncio.wait(self._handling, timeout=self.bus.settings.drain_seconds)
         left = [(i, i.delivery) for i in self.roster.everyone() if i.delivery is not None]
         for instance, _ in left:
-            instance.let_go("DRAIN")
+            instance.cancel("DRAIN")
         if self._handling:
             await asyncio.wait(self._handling, timeout=5)
         for _, delivery in left:
@@ -109,7 +109,7 @@ class Worker:
         for lost in await renew(self.bus, shard, deliveries):
             instance = holders[lost.id + lost.stream]
             if instance.delivery is lost:
-                instance.let_go("FENCED")
+                instance.cancel("FENCED")
 
     async def _beat(self) -> None:
         while True:

@@ -1,0 +1,122 @@
+"""What a worker process does besides handling envelopes: it registers itself, wakes deferred turns, cleans up after
+dead processes, follows its model servers and reports metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rolecall import stats
+from rolecall.background import BackgroundTasks
+from rolecall.bus import maintenance
+from rolecall.config import Role
+from rolecall.redis.server import server_ms
+from rolecall.serving.balance import Watch
+from rolecall.serving.capacity import Follower, auto_counts
+from rolecall.serving.directory import Directory
+from rolecall.stats import TELL_SECONDS, InstanceState, ProcessState
+from rolecall.version import __version__
+from rolecall.worker.instance import Instance
+
+if TYPE_CHECKING:
+    from rolecall.worker.runtime import Runtime
+
+PROMOTE_SECONDS = 1.0
+SWEEP_SECONDS = 60.0
+FOLLOW_SECONDS = 1.0
+
+
+class Duties:
+    """The duties of one runtime. A failing duty is logged and tried again at its next turn."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._server = runtime.server
+        self._background = BackgroundTasks()
+
+    async def run(self) -> None:
+        """Do all duties until cancelled."""
+        runtime, repeat = self._runtime, self._background.repeat
+        heartbeat = runtime.application.settings.heartbeat_seconds
+        async with asyncio.TaskGroup() as group:
+            for duty in (
+                repeat(self.register, heartbeat, "registry"),
+                repeat(runtime.apply_scale, heartbeat, "scale", delay=heartbeat),
+                repeat(self.promote, PROMOTE_SECONDS, "promote"),
+                repeat(self.sweep, SWEEP_SECONDS, "sweep", delay=SWEEP_SECONDS),
+                repeat(self.follow_model_servers, FOLLOW_SECONDS, "model servers"),
+                repeat(self.report_metrics, TELL_SECONDS, "metrics", delay=TELL_SECONDS),
+                Watch(self._server, runtime.bus.process, runtime.application.servers, runtime.models.balances).run(),
+            ):
+                group.create_task(duty)
+
+    async def register(self) -> None:
+        """Tell the registry how this process and its instances are doing."""
+        runtime = self._runtime
+        state = ProcessState(
+            process=runtime.bus.process,
+            uptime=round(time.monotonic() - runtime.started, 1),
+            instances=tuple(instance_state(instance) for instance in runtime.roster.everyone()),
+            connections=self._server.connections,
+            max_connections=runtime.application.settings.redis_max_connections,
+            scribe=runtime.scribe,
+            version=__version__,
+            http=runtime.http,
+        )
+        await stats.register(runtime.bus, state)
+
+    async def promote(self, seconds: float = SWEEP_SECONDS) -> None:
+        """Wake the deferred turns that are due, for ``seconds`` by one reading of the server's clock."""
+        bus, began, clock = self._runtime.bus, time.monotonic(), await server_ms(self._server)
+        while (passed := time.monotonic() - began) < seconds:
+            for shard in bus.shards:
+                await maintenance.promote_due(bus, shard, clock + passed * 1000)
+            await asyncio.sleep(PROMOTE_SECONDS)
+
+    async def sweep(self) -> None:
+        """Audit the running turns, and rescue what was addressed to processes that are gone."""
+        bus, now = self._runtime.bus, await server_ms(self._server)
+        for shard in bus.shards:
+            await maintenance.audit(bus, shard, now)
+        await maintenance.sweep(bus, [role.name for role in self._runtime.application.roles])
+
+    async def follow_model_servers(self) -> None:
+        """Have as many instances of the roles with ``instances="auto"`` as their model servers have slots."""
+        runtime = self._runtime
+        roles = [role for role in runtime.roster.roles.values() if role.instances == "auto"]
+        if not roles:
+            return
+        alive = await stats.processes(runtime.bus)
+        followers = {role.name: self._follower(role, alive) for role in roles}
+        each = runtime.application.settings.auto_instance_mb
+        runtime.slot_counts = await auto_counts(Directory(self._server), followers, each=each)
+        await runtime.apply_scale()
+
+    async def report_metrics(self) -> None:
+        """Add what this process counted to the server's metrics."""
+        await self._runtime.metrics.tell(self._server)
+
+    def _follower(self, role: Role, alive: Iterable[ProcessState]) -> Follower:
+        process = self._runtime.bus.process
+        running = {state.process for state in alive if any(one.role == role.name for one in state.instances)}
+        names = sorted(running | {process})
+        return Follower(role.models, len(names), names.index(process), len(self._runtime.roster.instances[role.name]))
+
+
+def instance_state(instance: Instance) -> InstanceState:
+    """The instance as the registry shows it."""
+    delivery = instance.delivery
+    running = time.monotonic() - instance.since if delivery else 0.0
+    return InstanceState(
+        id=instance.id,
+        role=instance.role,
+        busy=delivery is not None,
+        conversation=delivery.conversation if delivery else "",
+        turn=delivery.turn if delivery else "",
+        seconds=round(running, 1),
+        handled=instance.handled,
+        errors=instance.errors,
+        busy_seconds=round(instance.busy_seconds + running, 1),
+    )
