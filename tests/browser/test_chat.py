@@ -58,7 +58,7 @@ async def test_an_answer_goes_on_after_the_page_was_left_and_opened_again(page: 
     await say(page, text)
     await say(page, "and this afterwards")
     await expect(page.locator(".answer").first.locator(".body")).to_contain_text("slowly, 0 1 2 3")
-    await expect(page.locator(".answer").last.locator(".trail")).to_have_text("waits behind 1 other")
+    await expect(page.locator(".answer").last.locator(".trail")).to_have_text("queued behind 1")
     await page.reload()
     await expect(page.locator(".said")).to_have_text([text, "and this afterwards"])
     await expect(page.locator(".answer").last.locator(".body")).to_have_text("and this afterwards")
@@ -129,13 +129,13 @@ async def test_conversations_are_chosen_with_the_keyboard_and_the_address(page: 
     await page.go_back()
     await expect(page.locator(".said")).to_have_text("first of web-a")
     await page.get_by_role("button", name="New conversation").click()
-    await expect(page.get_by_role("heading", name="What can I do for you?")).to_be_visible()
+    await expect(page.get_by_role("heading", name="How can I help?")).to_be_visible()
     await expect(page.get_by_label("Message")).to_be_focused()
 
 
 async def test_a_role_is_asked_by_its_name(page: Page) -> None:
     await page.goto("/")
-    await page.get_by_label("Who answers").select_option("translation")
+    await page.get_by_label("Role").select_option("translation")
     await say(page, "good morning")
     await expect(page.locator(".answer .hop").last).to_have_text("translation")
     await expect(page.locator(".answer .body")).to_have_text("echo: good morning")

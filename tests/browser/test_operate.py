@@ -21,7 +21,7 @@ async def test_a_conversation_is_opened_while_it_runs_and_followed_to_its_end(pa
     row = page.locator(".rows li", has_text="María José")
     await expect(row.locator(".dot")).to_have_class(re.compile("runs"))
     await row.click()
-    await expect(page.locator("[data-running]")).to_have_text("runs")
+    await expect(page.locator("[data-running]")).to_have_text("running")
     await expect(page.locator(".hop-row")).to_have_count(3)
     await expect(page.locator(".log li").last).to_contain_text("STARTED")
     await expect(page.locator(".log li").last).to_contain_text("PROCESSING_COMPLETE")
@@ -65,7 +65,7 @@ async def test_the_list_is_searched_as_one_types_and_walked_with_arrows(page: Pa
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", level=1)).to_have_text("terminal:ann")
     await page.goto("/web/conversations?search=nobody")
-    await expect(page.locator("[data-none]")).to_contain_text("Nothing fits")
+    await expect(page.locator("[data-none]")).to_contain_text("No matches")
 
 
 async def test_a_dead_letter_is_replayed_and_another_dropped(page: Page, stage: Stage) -> None:
@@ -78,7 +78,7 @@ async def test_a_dead_letter_is_replayed_and_another_dropped(page: Page, stage: 
     await second.locator("summary").click()
     await expect(second.locator("pre")).to_contain_text('"conversation": "telegram:44"')
     await second.get_by_role("button", name="Replay").click()
-    await expect(second.locator("[data-outcome]")).to_contain_text("Sent again as turn 3")
+    await expect(second.locator("[data-outcome]")).to_contain_text("Replayed as turn 3")
     await first.get_by_role("button", name="Drop").click()
     await first.get_by_role("button", name="Drop for good?").click()
     await expect(first.locator("[data-outcome]")).to_have_text("Dropped.")

@@ -15,7 +15,9 @@ import pytest_asyncio
 
 from rolecall import stats
 from rolecall.bus.access_keys import create_key
+from rolecall.frontends.http import problems
 from rolecall.frontends.http.web import rendering
+from rolecall.frontends.texts import section
 from rolecall.redis import keys
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
@@ -112,7 +114,7 @@ async def test_a_conversation_is_found_by_what_names_it(stage: Stage, client: ht
         assert "telegram:42" in page and page.count('class="hop-row"') == 4  # and one to copy
         assert "PROCESSING_COMPLETE" in page
     assert "telegram:42" in await shown(client, "/web/conversations?search=telegram:42&errors=0")
-    assert "Nothing fits" in await shown(client, "/web/conversations?search=nobody+said+that")
+    assert "No matches" in await shown(client, "/web/conversations?search=nobody+said+that")
     assert "No conversation" in await shown(client, "/web/conversations/nobody", 404)
 
 
@@ -221,6 +223,16 @@ async def test_every_template_is_escaped_and_names_only_what_it_is_given() -> No
     for path in rendering.TEMPLATES.glob("*.html"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\|\s*safe|autoescape|Markup", text), path.name
+
+
+async def test_every_text_of_the_http_front_end_exists_and_is_used() -> None:
+    package = Path(problems.__file__).parent
+    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.*") if path.suffix != ".pyc"}
+    for name, call in (("http", r'\btext\(\s*"(\w+)"'), ("page", r'\b(?:t|page_text)\(\s*"(\w+)"')):
+        called = {key for source in sources.values() for key in re.findall(call, source)}
+        assert called <= set(section(name)), called - set(section(name))
+        quoted = {key for source in sources.values() for key in re.findall(r'"(\w+)"', source)}
+        assert set(section(name)) <= quoted, set(section(name)) - quoted
 
 
 async def test_the_scripts_parse_no_html() -> None:

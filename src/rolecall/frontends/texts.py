@@ -9,6 +9,7 @@ from importlib.resources import files
 
 LANGUAGES = ("en", "ru", "de", "fr", "es", "zh", "ja")
 OTHERWISE = "en"
+ENGLISH_ONLY = ("http", "page")
 
 
 def say(language: str | None, key: str, **values: object) -> str:
@@ -29,4 +30,14 @@ def spoken(language: str | None) -> str:
 @cache
 def table() -> Mapping[str, Mapping[str, str]]:
     """Every sentence by key and language."""
+    return {key: sentences for key, sentences in _catalogue().items() if key not in ENGLISH_ONLY}
+
+
+def section(name: str) -> Mapping[str, str]:
+    """The texts of an English-only section, by key."""
+    return _catalogue()[name]
+
+
+@cache
+def _catalogue() -> Mapping[str, Mapping[str, str]]:
     return tomllib.loads(files(__package__).joinpath("texts.toml").read_text(encoding="utf-8"))

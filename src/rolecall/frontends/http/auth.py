@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from rolecall.bus.access_keys import ApiKey, create_login, delete_login, digest_of, find_login, list_keys
 from rolecall.bus.bus import Bus
-from rolecall.frontends.http.problems import bus_timeout
+from rolecall.frontends.http.problems import bus_timeout, text
 
 FRESH_SECONDS = 2.0
 """How long a process uses the list of keys as it read it: a revoked key is refused everywhere after that."""
@@ -28,7 +28,6 @@ KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 GIVEN = "given"
 """The id of the key in the settings."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-NO_KEY = "An API key is required: Authorization: Bearer rk_… Create one with `rolecall key new NAME`."
 bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="created by `rolecall key new NAME`")
 router = APIRouter(tags=["login"])
 
@@ -112,9 +111,9 @@ async def require(request: Request, admin: bool = False) -> Principal:
     async with bus_timeout():
         principal = await _principal(request, found)
     if principal is None:
-        raise HTTPException(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
+        raise HTTPException(401, text("key_required"), {"WWW-Authenticate": "Bearer"})
     if admin and not principal.admin:
-        raise HTTPException(403, "This requires an operator's key. Create one with `rolecall key new NAME --admin`.")
+        raise HTTPException(403, text("operator_key_required"))
     return principal
 
 
@@ -144,7 +143,7 @@ async def log_in(credentials: Credentials, request: Request, response: Response)
     services = request.app.state.services
     found = await services.auth.log_in(credentials.key)
     if found is None:
-        raise HTTPException(401, "This key is unknown or was revoked.")
+        raise HTTPException(401, text("unknown_key"))
     principal, cookie = found
     seconds = round(services.settings.login_hours * 3600)
     secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
@@ -174,4 +173,4 @@ async def _principal(request: Request, found: Authenticator) -> Principal | None
 def _check_token(request: Request, principal: Principal) -> None:
     sent = request.headers.get(CSRF_HEADER, "")
     if not hmac.compare_digest(sent.encode(), principal.csrf.encode()):
-        raise HTTPException(403, "The CSRF token is missing or invalid. Reload the page.")
+        raise HTTPException(403, text("bad_csrf_token"))

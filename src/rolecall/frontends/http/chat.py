@@ -16,7 +16,7 @@ from rolecall.bus.events import keeps
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, headers_of, submit
-from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses
+from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
 from rolecall.frontends.http.task import (
@@ -63,7 +63,7 @@ class ChatBody(BaseModel):
     def chat_request(self) -> ChatRequest:
         """The request to submit. Raises Problem for an empty message."""
         if not self.text.strip() and not self.images:
-            raise Problem(422, "text: a message needs text or images.", param="text")
+            raise Problem(422, text("no_text"), param="text")
         return ChatRequest(
             self.text, self.conversation_id, self.role, self.model, self.priority, self.metadata, tuple(self.images)
         )
@@ -215,5 +215,5 @@ async def _events_after(services: Services, ref: TaskRef, after: str) -> Events:
 def _order_of(event_id: str) -> tuple[int, int]:
     found = EVENT_ID.fullmatch(event_id)
     if found is None or int(found[2] or 0) > MAX_NUMBER:
-        raise Problem(422, "after: expected the id of an event, such as 1795246462181-0.", param="after")
+        raise Problem(422, text("bad_event_id"), param="after")
     return int(found[1]), int(found[2] or 0)

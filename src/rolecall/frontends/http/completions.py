@@ -21,7 +21,7 @@ from rolecall.bus.turn import FIRST_ROLE
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.intake import ChatRequest, IdempotencyKey, headers_of, submit
-from rolecall.frontends.http.problems import NO_RETRY, Problem, openai_error, problem_responses
+from rolecall.frontends.http.problems import NO_RETRY, Problem, openai_error, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Events, Streaming, until_stopped
 from rolecall.frontends.http.task import (
@@ -37,9 +37,6 @@ from rolecall.frontends.http.task import (
 AUTO = "auto"
 IMAGE_PLACEHOLDER = "[image]"
 """Stands for an image in the messages before the last."""
-RESTARTED = "The answer was restarted with different text. Send the request again, or fetch the answer as a task."
-CANCELLED = "The answer was stopped."
-STOPPING = "The server is shutting down. Fetch the answer as the task that X-Task-Id names."
 DONE = ServerSentEvent(raw_data="[DONE]")
 ConversationId = Annotated[str, Header(alias="X-Conversation-Id", max_length=2000)]
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -91,7 +88,7 @@ class ChatMessage(BaseModel):
         """The content as parts. Raises Problem (400) unless each is text or an image."""
         for part in self.parts:
             if part.type not in ("text", "image_url") or (part.type == "image_url" and part.image_url is None):
-                detail = f"Messages consist of text and image_url parts; {part.type!r} is not supported."
+                detail = text("unsupported_content", type=repr(part.type))
                 raise Problem(400, detail, "unsupported_content", param="messages")
         return self.parts
 
@@ -129,17 +126,17 @@ class CompletionBody(BaseModel):
         self._check_parameters()
         *before, last = self.messages
         if last.role != "user":
-            raise Problem(400, "The last message must be from the user.", "invalid_messages", param="messages")
+            raise Problem(400, text("last_message_not_user"), "invalid_messages", param="messages")
         if self.model not in {AUTO, *roles, *models}:
             known = ", ".join((AUTO, *sorted(roles)))
-            detail = f"Model {self.model[:100]!r} does not exist. Available: {known}."
+            detail = text("model_not_found", name=repr(self.model[:100]), models=known)
             raise Problem(404, detail, "model_not_found", param="model")
-        text = "\n".join(part.text for part in last.supported_parts() if part.type == "text")
+        message = "\n".join(part.text for part in last.supported_parts() if part.type == "text")
         images = [part.image_url.url for part in last.supported_parts() if part.image_url]
-        if not text.strip() and not images:
-            raise Problem(400, "The last message is empty.", "invalid_messages", param="messages")
+        if not message.strip() and not images:
+            raise Problem(400, text("last_message_empty"), "invalid_messages", param="messages")
         return ChatRequest(
-            text,
+            message,
             conversation or self.user or "",
             self.model if self.model in roles else "",
             "" if self.model in roles or self.model == AUTO else self.model,
@@ -163,7 +160,7 @@ class CompletionBody(BaseModel):
         }
         for name, is_unsupported in unsupported.items():
             if is_unsupported:
-                raise Problem(400, f"{name}: this value is not supported.", "unsupported_parameter", param=name)
+                raise Problem(400, text("unsupported_parameter", name=name), "unsupported_parameter", param=name)
 
 
 def _history_entry(message: ChatMessage) -> dict[str, str]:
@@ -241,7 +238,7 @@ def _failure(message: str, status: int, code: str) -> ServerSentEvent:
 
 
 def _reason(task: Task) -> str:
-    return task.error.text if task.error else CANCELLED
+    return task.error.text if task.error else text("answer_stopped")
 
 
 def _usage(task: Task) -> dict[str, int]:
@@ -298,7 +295,9 @@ async def list_models(services: ServicesDep, _: User) -> dict[str, Any]:
 async def show_model(name: str, services: ServicesDep, _: User) -> dict[str, Any]:
     """Also accepts the names of configured models."""
     if name not in {AUTO, *_roles(services), *services.application.model_names}:
-        raise Problem(404, f"Model {name[:100]!r} does not exist.", "model_not_found", param="model")
+        known = ", ".join((AUTO, *sorted(_roles(services))))
+        detail = text("model_not_found", name=repr(name[:100]), models=known)
+        raise Problem(404, detail, "model_not_found", param="model")
     return _model(name)
 
 
@@ -317,7 +316,7 @@ Submission = Annotated[Completion, Depends(_submit)]
 
 async def stream_completion(completion: Submission, services: ServicesDep) -> Events:
     """Streams a completion as server-sent events."""
-    farewell = _failure(STOPPING, 503, "server_stopping")
+    farewell = _failure(text("server_stopping"), 503, "server_stopping")
     async with aclosing(until_stopped(services, _chunks(services, completion), farewell)) as events:
         async for event in events:
             yield event
@@ -332,7 +331,7 @@ async def complete(request: Request, services: ServicesDep, completion: Submissi
     if not task.ended:
         found = await wait_for(services, request, ended_task(services, snapshot.ref, received.before))
         if not isinstance(found, Task):
-            raise Problem(503, STOPPING, "server_stopping", headers={**headers, "Retry-After": "1"})
+            raise Problem(503, text("server_stopping"), "server_stopping", headers={**headers, "Retry-After": "1"})
         task = found
     if task.state != "done":
         status = 409 if task.state == "cancelled" else 502
@@ -347,7 +346,7 @@ async def _chunks(services: Services, completion: Completion) -> Events:
         async for event in events:
             new = completion.add(event)
             if completion.restarted(event):
-                yield _failure(RESTARTED, 500, "answer_restarted")
+                yield _failure(text("answer_restarted"), 500, "answer_restarted")
                 return
             if new:
                 yield completion.chunk({"content": new})

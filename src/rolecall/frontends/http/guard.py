@@ -20,7 +20,7 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS
-from rolecall.frontends.http.problems import Problem
+from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.sockets import LOOPBACK, is_local
 from rolecall.settings import Settings
 
@@ -69,7 +69,7 @@ class RequestGuard:
             return await self._app(scope, _replay(body, receive), send)
         caller = _caller_of(scope)
         if (wait := self._rates.enter(caller)) is not None:
-            limited = Problem(429, f"Too many requests. Try again in {wait} s.", headers={"retry-after": str(wait)})
+            limited = Problem(429, text("too_many_requests", seconds=wait), headers={"retry-after": str(wait)})
             return await _answer(limited, scope, receive, send)
         try:
             await self._app(scope, _replay(body, receive), send)
@@ -78,18 +78,17 @@ class RequestGuard:
 
     def _check_headers(self, scope: Scope) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
-            raise Problem(431, f"The request's headers exceed {HEADER_BYTES // 1024} kB.", "headers_too_large")
+            raise Problem(431, text("headers_too_large", limit=HEADER_BYTES // 1024), "headers_too_large")
         hosts = _header_values(scope, b"host")
         if len(hosts) != 1 or not self._hosts.allows(hosts[0]):
             names = ", ".join(hosts)[:100] or "(none)"
-            raise Problem(403, f"Host {names!r} is not allowed. Add it to HTTP_HOSTS.", "forbidden_host")
+            raise Problem(403, text("forbidden_host", host=repr(names)), "forbidden_host")
         origins = _header_values(scope, b"origin")
         foreign = [origin for origin in origins if not self._is_allowed_origin(origin, hosts[0])]
         sites = _header_values(scope, b"sec-fetch-site")
         unsafe = scope["method"] not in SAFE_METHODS
         if foreign or (unsafe and not origins and sites and sites[0] not in ("same-origin", "none")):
-            detail = "Requests from other web pages are not allowed. Add their origin to HTTP_ORIGINS."
-            raise Problem(403, detail, "forbidden_origin")
+            raise Problem(403, text("forbidden_origin"), "forbidden_origin")
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         return origin in self._origins or _without_default_port(origin) == _without_default_port(f"//{host}")
@@ -110,14 +109,14 @@ class RequestGuard:
                     if len(body) > BODY_BYTES:
                         raise _too_large()
         except TimeoutError:
-            detail = f"The request was not complete within {self._settings.http_read_seconds:g} s."
+            detail = text("request_too_slow", seconds=f"{self._settings.http_read_seconds:g}")
             raise Problem(408, detail, "request_timeout") from None
         return bytes(body)
 
 
-def split_list(text: str) -> list[str]:
+def split_list(setting: str) -> list[str]:
     """The items of a comma-separated setting."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [part.strip() for part in setting.split(",") if part.strip()]
 
 
 class _Hosts:
@@ -161,7 +160,7 @@ def _without_default_port(address: str) -> tuple[str, int | None] | None:
 
 
 def _too_large() -> Problem:
-    return Problem(413, f"The request's body exceeds {BODY_BYTES // 1024} kB.", headers={"connection": "close"})
+    return Problem(413, text("body_too_large", limit=BODY_BYTES // 1024), headers={"connection": "close"})
 
 
 def _header_values(scope: Scope, name: bytes) -> list[str]:

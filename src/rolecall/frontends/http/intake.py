@@ -20,7 +20,7 @@ from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
-from rolecall.frontends.http.problems import NO_RETRY, Problem, bus_timeout
+from rolecall.frontends.http.problems import NO_RETRY, Problem, bus_timeout, text
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
 
@@ -88,11 +88,11 @@ def conversation_of(who: Principal, given: str, idempotency_key: str | None = No
     if not given:
         return own + (_scoped(who, idempotency_key)[:16] if idempotency_key else secrets.token_hex(8))
     if given.startswith(PREFIX) and not given.startswith(own) and not who.admin:
-        raise Problem(403, "This conversation belongs to another key.", param="conversation_id")
+        raise Problem(403, text("foreign_conversation"), param="conversation_id")
     try:
         return check_conversation(given if given.startswith(PREFIX) else own + given)
     except RolecallError as error:
-        raise Problem(422, f"conversation_id: {error}.", param="conversation_id") from None
+        raise Problem(422, text("bad_conversation", reason=error), param="conversation_id") from None
 
 
 def headers_of(received: Received) -> dict[str, str]:
@@ -107,19 +107,20 @@ def headers_of(received: Received) -> dict[str, str]:
 def _check(services: Services, request: ChatRequest) -> None:
     roles = sorted(role.name for role in services.application.roles if role.name != FIRST_ROLE)
     if request.role and request.role not in roles:
-        raise Problem(422, f"role: expected one of {', '.join(roles)}.", "unknown_role", param="role")
+        raise Problem(422, text("unknown_role", roles=", ".join(roles)), "unknown_role", param="role")
     if request.model and request.model not in services.application.model_names:
-        names = ", ".join(services.application.model_names) or "no model: none is configured"
-        raise Problem(422, f"model: expected one of {names}.", "unknown_model", param="model")
+        models = ", ".join(services.application.model_names)
+        detail = text("unknown_model", models=models) if models else text("no_models")
+        raise Problem(422, detail, "unknown_model", param="model")
     if len(request.text.encode("utf-8", "replace")) > MAX_TEXT_BYTES:
-        raise Problem(413, f"text: at most {MAX_TEXT_BYTES // 1024} kB of UTF-8 are allowed.", "text_too_long")
+        raise Problem(413, text("text_too_long", limit=MAX_TEXT_BYTES // 1024), "text_too_long")
     if len(request.images) > MAX_IMAGES:
-        raise Problem(422, f"images: at most {MAX_IMAGES} are allowed.", param="images")
+        raise Problem(422, text("too_many_images", count=MAX_IMAGES), param="images")
 
 
 def _check_idempotency_key(key: str | None) -> None:
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise Problem(422, "Idempotency-Key: expected 1 to 255 visible ASCII characters.", "invalid_idempotency_key")
+        raise Problem(422, text("bad_idempotency_key"), "invalid_idempotency_key")
 
 
 def _scoped(who: Principal, idempotency_key: str) -> str:
@@ -130,12 +131,11 @@ def _scoped(who: Principal, idempotency_key: str) -> str:
 async def _store_image(services: Services, conversation: str, url: str) -> str:
     found = DATA_URL.fullmatch(url)
     if found is None:
-        detail = "images: expected data URLs of PNG, JPEG, GIF or WebP images, such as data:image/png;base64,…"
-        raise Problem(422, detail, param="images")
+        raise Problem(422, text("bad_image"), param="images")
     try:
         data = base64.b64decode(found[2], validate=True)
     except (binascii.Error, ValueError):
-        raise Problem(422, "images: invalid base64.", param="images") from None
+        raise Problem(422, text("bad_base64"), param="images") from None
     return await Blobs(services.bus).put(conversation, data, found[1])
 
 
@@ -145,6 +145,5 @@ def _refused(received: Received) -> Problem:
         status, seconds = OVERLOADED[received.outcome]
         return Problem(status, detail, code, headers={"Retry-After": str(seconds)})
     if received.outcome == "CONFLICT":
-        detail = "This Idempotency-Key was already used for a different request."
-        return Problem(422, detail, "idempotency_conflict")
+        return Problem(422, text("idempotency_conflict"), "idempotency_conflict")
     return Problem(413 if received.outcome == "TOO_LARGE" else 422, detail, headers=NO_RETRY)

@@ -22,6 +22,7 @@ from rolecall.bus.envelope import short_turn_id
 from rolecall.errors import ConfigError, RolecallError, ServerError
 from rolecall.frontends.front import REFUSALS
 from rolecall.frontends.http.auth import operator
+from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.transcripts.reading import Filters, Summary, since
 from rolecall.transcripts.record import Record, find, format_line, read_records, session_files, visible
@@ -72,8 +73,8 @@ async def download(which: str, services: ServicesDep) -> PlainTextResponse:
     """All of it, as plain text."""
     directory, wanted = await _find(services, which)
     records = await asyncio.to_thread(_records, directory, wanted, services)
-    text = "".join(f"{visible(format_line(record, services.tz))}\n" for record in records)
-    return PlainTextResponse(text, headers={"content-disposition": f'attachment; filename="{directory.name}.log"'})
+    lines = "".join(f"{visible(format_line(record, services.tz))}\n" for record in records)
+    return PlainTextResponse(lines, headers={"content-disposition": f'attachment; filename="{directory.name}.log"'})
 
 
 @router.get("/conversations/{which:path}/timeline", summary="Get the last turns of a conversation, hop by hop")
@@ -195,11 +196,11 @@ def _row(summary: Summary) -> dict[str, Any]:
     return {"id": summary.conversation, **msgspec.to_builtins(summary)}
 
 
-def _parse_since(text: str, services: Services) -> int | None:
+def _parse_since(given: str, services: Services) -> int | None:
     try:
-        return since(text, datetime.now(UTC), services.tz) if text else None
+        return since(given, datetime.now(UTC), services.tz) if given else None
     except ConfigError as error:
-        raise HTTPException(422, f"since: {error}.") from None
+        raise HTTPException(422, text("bad_since", reason=error)) from None
 
 
 async def _find(services: Services, which: str) -> tuple[Path, str]:
@@ -210,7 +211,7 @@ async def _find(services: Services, which: str) -> tuple[Path, str]:
 
 
 def _unknown(which: str) -> HTTPException:
-    return HTTPException(404, f"No conversation {which[:100]!r}.")
+    return HTTPException(404, text("no_conversation", name=repr(which[:100])))
 
 
 def _records(directory: Path, turn: str, services: Services) -> list[Record]:
@@ -223,7 +224,7 @@ def _as_json(record: Record, services: Services) -> dict[str, Any]:
 
 def _order_of(record_id: str) -> tuple[int, int]:
     if not ID.fullmatch(record_id) or "@" in record_id:
-        raise HTTPException(422, "after: expected the id of a record, such as 1795246462181-0.")
+        raise HTTPException(422, text("bad_record_id"))
     ms, _, number = record_id.partition("-")
     return int(ms), int(number)
 
@@ -244,4 +245,4 @@ async def _letter(services: Services, letter_id: str) -> Any:
     except ServerError:
         raise
     except RolecallError:
-        raise HTTPException(404, f"No dead letter {letter_id[:60]!r}.") from None
+        raise HTTPException(404, text("no_dead_letter", id=repr(letter_id[:60]))) from None

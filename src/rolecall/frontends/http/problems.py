@@ -23,6 +23,7 @@ from rolecall.errors import (
     ServerRefused,
     ServerUnavailable,
 )
+from rolecall.frontends.texts import section
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 3
@@ -79,6 +80,11 @@ async def bus_timeout() -> AsyncIterator[None]:
         raise ServerUnavailable(f"the bus did not answer within {BUS_SECONDS:g} s") from None
 
 
+def text(key: str, **values: object) -> str:
+    """A text of the section ``[http]`` of texts.toml, with ``values`` put in."""
+    return section("http")[key].format(**values)
+
+
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI responses of a route that may fail with ``statuses``; 401 and 503 are always included."""
     return {
@@ -126,20 +132,19 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _not_accepted(request: Request, error: Exception) -> Response:
     status = 413 if isinstance(error, BlobTooLarge | EnvelopeTooLarge) else 422
-    return _response(request, Problem(status, f"The message was not accepted: {_encodable(str(error))}."))
+    return _response(request, Problem(status, text("not_accepted", reason=_encodable(str(error)))))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     if isinstance(error, ServerRefused):
         raise error
     logger.info("%s %s: %s", request.method, request.url.path, error)
-    detail = "The message bus is unreachable. Try again shortly; with an Idempotency-Key, a retry is never run twice."
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return _response(request, Problem(503, detail, "bus_unavailable", headers=retry))
+    return _response(request, Problem(503, text("unavailable"), "bus_unavailable", headers=retry))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return _response(request, Problem(500, "Something went wrong on the server. The server's log has the details."))
+    return _response(request, Problem(500, text("unexpected")))
 
 
 def _field(location: Sequence[Any]) -> str:

@@ -14,7 +14,7 @@ from fastapi.sse import ServerSentEvent
 
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User
-from rolecall.frontends.http.problems import Problem
+from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.http.services import Services, ServicesDep
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def event(name: str, data: Any, event_id: str = "") -> ServerSentEvent:
 async def open_stream(services: ServicesDep, who: User, response: Response) -> AsyncIterator[None]:
     """Count a stream of this key while it is open. Raises Problem (429) when the key has as many as it may."""
     if services.streams[who.id] >= services.settings.http_streams:
-        detail = f"This key has {services.settings.http_streams} open streams here. Close one, or try again later."
+        detail = text("too_many_streams", count=services.settings.http_streams)
         raise Problem(429, detail, "too_many_streams", headers={"Retry-After": "5"})
     response.headers["cache-control"] = "no-store"
     services.streams[who.id] += 1

@@ -22,7 +22,7 @@ from rolecall.bus.turn import snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
-from rolecall.frontends.http.problems import Problem, bus_timeout
+from rolecall.frontends.http.problems import Problem, bus_timeout, text
 from rolecall.frontends.http.services import Services
 
 TASK_ID = re.compile(r"([A-Za-z0-9_-]{1,1100})\.(c?[1-9]\d{0,15})", re.ASCII)
@@ -95,7 +95,7 @@ class TaskRef:
         ref = cls(conversation, found[2] if found else "")
         own = who.admin or conversation.startswith(f"http:{who.id}:")
         if not conversation or not own or ref.id != task_id or len(conversation) > 200:
-            raise Problem(404, "No such task.")
+            raise Problem(404, text("no_task"))
         return ref
 
     def task(self, state: State, **fields: Any) -> Task:
@@ -107,12 +107,12 @@ class TaskRef:
 
     def ended_task(self, final: Mapping[str, Any]) -> Task:
         """The task after the ``final`` event of its turn."""
-        state, text = END_STATES[str(final["kind"])], str(final.get("text", ""))
+        state, answer = END_STATES[str(final["kind"])], str(final.get("text", ""))
         if state == "failed":
-            return self.task(state, error=Failure(reason=str(final.get("reason", "")), text=text))
+            return self.task(state, error=Failure(reason=str(final.get("reason", "")), text=answer))
         return self.task(
             state,
-            text=text,
+            text=answer,
             model=str(final.get("model") or ""),
             finish=str(final.get("finish") or ""),
             usage=Tokens(tokens_in=_count(final, "tokens_in"), tokens_out=_count(final, "tokens_out")),
@@ -145,9 +145,9 @@ async def find_task(bus: Bus, ref: TaskRef) -> TaskSnapshot:
     if found.state == "finished" and found.final is not None:
         return TaskSnapshot(ref, ref.ended_task(found.final), found.final_id, found.final_id)
     if found.state == "gone":
-        raise Problem(410, "The result of this task is no longer stored.")
+        raise Problem(410, text("no_result"))
     if found.state == "unknown":
-        raise Problem(404, "No such task.")
+        raise Problem(404, text("no_task"))
     so_far = await progress(bus, ref.conversation, ref.turn)
     state: State = "pending" if so_far.kind in ("accepted", "queued") else "running"
     return TaskSnapshot(ref, ref.task(state, place=found.place, role=so_far.role, text=so_far.text), so_far.seen)

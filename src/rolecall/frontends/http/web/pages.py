@@ -20,7 +20,7 @@ from rolecall.frontends.http.auth import Principal, require
 from rolecall.frontends.http.probes import description_of
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.web import live, rendering, views
-from rolecall.frontends.http.web.rendering import render
+from rolecall.frontends.http.web.rendering import page_text, render
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ async def _keep_sampling(services: Services) -> None:
 
 
 router = APIRouter(routes=[*rendering.router.routes, *live.router.routes], include_in_schema=False, lifespan=sampling)
-IDEAS = ("What can you do?", "Write a haiku about queues.", "/help")
-TITLES = {403: "Not allowed", 404: "Not found", 503: "Temporarily unavailable"}
+IDEAS = ("idea_abilities", "idea_haiku", "idea_help")
+TITLES = {403: "not_allowed", 404: "not_found", 503: "unavailable"}
 Fill = Callable[[Principal], Awaitable[Mapping[str, Any]]]
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 
@@ -68,7 +68,7 @@ async def chat(request: Request, services: ServicesDep) -> Response:
         ]
         return {"roles": roles, "ideas": IDEAS}
 
-    return await _render(request, services, "chat.html", "Chat", fill, admin=False)
+    return await _render(request, services, "chat.html", "chat", fill, admin=False)
 
 
 @router.get("/web/login")
@@ -86,7 +86,7 @@ async def list_conversations(request: Request, services: ServicesDep, query: liv
     async def fill(who: Principal) -> Mapping[str, Any]:
         return {"found": await views.list_conversations(services, query), "query": query}
 
-    return await _render(request, services, "conversations.html", "Conversations", fill)
+    return await _render(request, services, "conversations.html", "conversations", fill)
 
 
 @router.get("/web/conversations/{which}")
@@ -97,17 +97,17 @@ async def show_conversation(request: Request, services: ServicesDep, which: str)
         found = await views.show_conversation(services, which)
         return {"shown": found.shown, "turns": found.turns, "records": found.records, "total": found.total}
 
-    return await _render(request, services, "conversation.html", "Conversations", fill)
+    return await _render(request, services, "conversation.html", "conversations", fill)
 
 
 @router.get("/web/now")
 async def show_now(request: Request, services: ServicesDep) -> Response:
     """Show what is happening now."""
 
-    async def fill(who: Principal) -> Mapping[str, Any]:
+    async def fill(_: Principal) -> Mapping[str, Any]:
         return {}
 
-    return await _render(request, services, "now.html", "Now", fill)
+    return await _render(request, services, "now.html", "now", fill)
 
 
 @router.get("/web/dead")
@@ -117,7 +117,7 @@ async def list_dead(request: Request, services: ServicesDep, page: Page = 1) -> 
     async def fill(who: Principal) -> Mapping[str, Any]:
         return {"found": await operators.list_dead(services, page, 20)}
 
-    return await _render(request, services, "dead.html", "Dead letters", fill)
+    return await _render(request, services, "dead.html", "dead_letters", fill)
 
 
 async def _render(
@@ -135,10 +135,10 @@ async def _render(
             return RedirectResponse(f"/web/login?next={quote(there, safe='/')}", 303)
         return _problem(request, services, who, refused.status_code, str(refused.detail))
     except ServerError:
-        return _problem(request, services, who, 503, "The message bus is unreachable. Reload this page in a moment.")
+        return _problem(request, services, who, 503, page_text("unavailable_help"))
     return render(services, request, who, template, name, **values)
 
 
 def _problem(request: Request, services: Services, who: Principal | None, status: int, detail: str) -> Response:
-    title = TITLES.get(status, "Something went wrong")
+    title = page_text(TITLES.get(status, "problem"))
     return render(services, request, who, "problem.html", status=status, title=title, detail=detail)

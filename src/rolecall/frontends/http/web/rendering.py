@@ -15,18 +15,21 @@ from fastapi.responses import HTMLResponse
 
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.guard import HEADERS
+from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services
+from rolecall.frontends.texts import section
 from rolecall.transcripts.record import EPOCH, LAST_MS, conversation_dir, tone_of, visible
 
 TEMPLATES = Path(__file__).with_name("templates")
 THEME_COOKIE = "rolecall_theme"
 POLICY = f"{HEADERS['content-security-policy']}; require-trusted-types-for 'script'; trusted-types 'none'"
-CHAT = ("Chat", "/", "chat")
-OPERATORS = (
-    ("Conversations", "/web/conversations", "conversations"),
-    ("Now", "/web/now", "now"),
-    ("Dead letters", "/web/dead", "dead"),
+CHAT = ("chat", "/", "chat")
+OPERATOR_PAGES = (
+    ("conversations", "/web/conversations", "conversations"),
+    ("now", "/web/now", "now"),
+    ("dead_letters", "/web/dead", "dead"),
 )
+"""The navigation: text, address, icon."""
 BLANK = {
     "conversation": {
         "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
@@ -48,20 +51,25 @@ def render(
 ) -> HTMLResponse:  # fmt: skip
     """Render ``template``. ``name`` is the page's entry in the navigation."""
     theme = request.cookies.get(THEME_COOKIE, "")
-    text = (
+    page = (
         _environment(services.tz)
         .get_template(template)
         .render(
             who=who,
             here=name,
             page=template.removesuffix(".html"),
-            nav=(CHAT, *(OPERATORS if who and who.admin else ())),
+            nav=(CHAT, *(OPERATOR_PAGES if who and who.admin else ())),
             dead=0,
             theme=theme if theme in ("dark", "light") else "",
             **values,
         )
     )
-    return HTMLResponse(text, status, {"content-security-policy": POLICY})
+    return HTMLResponse(page, status, {"content-security-policy": POLICY})
+
+
+def page_text(key: str, **values: object) -> str:
+    """A text of the section ``[page]`` of texts.toml, with ``values`` put in."""
+    return section("page")[key].format(**values)
 
 
 def seconds(ms: float) -> str:
@@ -88,7 +96,7 @@ def _environment(tz: tzinfo | None) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"static": address, "blank": BLANK}
+    environment.globals |= {"static": address, "blank": BLANK, "t": page_text}
     environment.filters |= {
         "moment": lambda ms: at(ms, "%d %b %H:%M"),
         "clock": lambda ms: f"{at(ms, '%H:%M:%S')}.{ms % 1000:03d}",
@@ -118,7 +126,7 @@ async def asset(wanted: str, name: str) -> Response:
     """Serve a static file."""
     found = files().get(name)
     if found is None:
-        raise HTTPException(404, "No such file.")
+        raise HTTPException(404, text("no_file"))
     headers = {"cache-control": IMMUTABLE if wanted == version() else "no-cache"}
     return Response(found, media_type=TYPES[Path(name).suffix], headers=headers)
 
@@ -131,8 +139,10 @@ async def favicon() -> Response:
 
 @cache
 def files() -> dict[str, bytes]:
-    """The static files by name."""
-    return {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
+    """The static files by name; the scripts' texts are one of them."""
+    texts = f"export const texts = {json.dumps(dict(section('page')), ensure_ascii=False)};\n"
+    found = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
+    return {**found, "texts.js": texts.encode()}
 
 
 @cache

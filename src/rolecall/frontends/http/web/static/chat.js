@@ -1,10 +1,9 @@
-// The chat page: what is said goes to POST /chat/async, what is answered comes as the task's events.
+// The chat page: messages go to POST /chat/async, answers come as the events of the task.
 
-import { ago, all, ask, copy, find, keep, make, notify, parts, Refused, say, seconds, tried, walk } from "./dom.js";
+import { ago, all, ask, copy, find, keep, make, notify, parts, Refused, say, seconds, t, tried, walk } from "./dom.js";
 import { show } from "./markdown.js";
 
 const ENDS = ["done", "failed", "cancelled"];
-const ROLES = { cancelled: "Stopped.", pending: "waits for its turn" };
 
 const chat = find("[data-chat]");
 const scroll = find("[data-scroll]");
@@ -15,7 +14,7 @@ const stopButton = find("[data-stop]");
 const role = find("[data-role]");
 
 let name = "";
-/** Tasks of the shown conversation that have not ended, by id. */
+/** The unfinished tasks of the conversation shown, by id. */
 const running = new Map();
 let opened = 0;
 let opening;
@@ -24,7 +23,7 @@ let lastSaid = "";
 // ── one answer ─────────────────────────────────────────────────────────────────────────────────
 
 class Answer {
-  /** An empty one at the end of the thread. */
+  /** Adds an empty answer to the thread. */
   constructor() {
     this.element = copy(find("[data-answer]"));
     Object.assign(this, parts(this.element));
@@ -48,17 +47,17 @@ class Answer {
     changed();
   }
 
-  hear(kind, told, ms) {
+  hear(kind, data, ms) {
     if (ms) this.since ??= ms;
     if (ms && ENDS.includes(kind)) this.lasted = ms - this.since;
-    if (kind === "delta") this.add(told.position, told.text);
-    else if (kind === "started") this.start(told.role, told.instance, told.attempt);
-    else if (kind === "queued") this.wait(told);
-    else if (ENDS.includes(told.state)) this.end(told);
-    else this.stand(told);
+    if (kind === "delta") this.add(data.position, data.text);
+    else if (kind === "started") this.start(data.role, data.instance, data.attempt);
+    else if (kind === "queued") this.wait(data);
+    else if (ENDS.includes(data.state)) this.end(data);
+    else this.stand(data);
   }
 
-  /** The whole of it so far. */
+  /** Shows the task as it is. */
   stand(task) {
     this.characters = [...task.text];
     if (task.role) this.start(task.role, task.role, 0, true);
@@ -67,7 +66,7 @@ class Answer {
   }
 
   wait({ place, reason }) {
-    say(this.trail, place ? `waits behind ${place} ${place === 1 ? "other" : "others"}` : reason ? `waits: ${reason}` : ROLES.pending);
+    say(this.trail, place ? t("queued_behind", { count: place }) : reason ? t("waiting_because", { reason }) : t("queued"));
   }
 
   start(roleName, instance, attempt, known = false) {
@@ -76,7 +75,7 @@ class Answer {
     this.hops.at(-1).instance = instance;
     this.trail.replaceChildren(...this.hops.map((hop, place) => make("span",
       { class: place === this.hops.length - 1 ? "hop now" : "hop", title: hop.instance }, hop.role)));
-    if (attempt > 1) this.trail.append(make("span", { class: "pill warn" }, `try ${attempt}`));
+    if (attempt > 1) this.trail.append(make("span", { class: "pill warn" }, t("attempt", { number: attempt })));
     if (!known) this.draw();
   }
 
@@ -87,7 +86,7 @@ class Answer {
     this.draw();
   }
 
-  /** What came before is not kept as events any more: the task has it. */
+  /** Earlier events are no longer stored, but the task has their text. */
   lookAgain() {
     this.looking ??= ask("GET", `/chat/task/${this.id}`).then((task) => {
       this.looking = null;
@@ -95,7 +94,7 @@ class Answer {
     }, () => {});
   }
 
-  /** Soon, and once for all that came since the last time. */
+  /** Draws once per frame, however many events came. */
   draw() {
     this.drawing ??= requestAnimationFrame(() => {
       this.drawing = null;
@@ -111,7 +110,7 @@ class Answer {
 
   lost() {
     if (this.source.readyState !== EventSource.CLOSED) return;
-    // It cannot be followed any more: what became of it?
+    // The stream cannot be resumed; the task says how it ended.
     ask("GET", `/chat/task/${this.id}`).then((task) => this.hear(task.state, task), (error) => this.end({
       state: "failed", text: "", error: { text: error.message }, usage: {},
     }));
@@ -134,12 +133,12 @@ class Answer {
     return [
       seconds(this.lasted || Date.now() - this.began),
       task.model,
-      tokens ? `${tokens} tokens` : "",
-      task.finish === "length" ? "cut at its longest" : "",
+      tokens ? t("tokens", { count: tokens }) : "",
+      task.finish === "length" ? t("cut_off") : "",
     ];
   }
 
-  /** As it stays. */
+  /** Shows the final state. */
   settle(state, text, facts = []) {
     const follows = atEnd();
     this.characters = [...(text || (state === "cancelled" ? this.characters : ""))];
@@ -148,8 +147,8 @@ class Answer {
     if (this.drawing) cancelAnimationFrame(this.drawing);
     this.drawing = null;
     show(this.body, this.characters.join(""));
-    const words = [state === "cancelled" ? "stopped" : "", ...facts].filter(Boolean).map((word) => make("span", {}, word));
-    const button = this.characters.length ? [make("button", { type: "button", class: "plain", "data-copy-answer": true }, "Copy")] : [];
+    const words = [state === "cancelled" ? t("stopped") : "", ...facts].filter(Boolean).map((word) => make("span", {}, word));
+    const button = this.characters.length ? [make("button", { type: "button", class: "plain", "data-copy-answer": true }, t("copy"))] : [];
     this.foot.replaceChildren(...button, ...words);
     this.element.answer = this;
     if (follows) toEnd();
@@ -181,7 +180,7 @@ function clear() {
   changed();
 }
 
-/** Shows the conversation of that name; none is a new one. What is said meanwhile waits for it. */
+/** Shows the conversation `wanted`, or a new one. Messages sent meanwhile wait for it. */
 function open(wanted) {
   opening = load(wanted);
   return opening;
@@ -200,9 +199,9 @@ async function load(wanted) {
     const state = { error: "failed", stopped: "cancelled" }[message.mark] ?? "done";
     if (message.role !== "user") return new Answer().settle(state, message.text);
     put(message.text);
-    // What failed or was stopped before it began has no answer to remember.
+    // A turn that failed or was stopped before it started has no answer in the history.
     const answered = messages[place + 1]?.role === "assistant";
-    if (!answered && state !== "done") new Answer().settle(state, state === "failed" ? "This was not answered." : "");
+    if (!answered && state !== "done") new Answer().settle(state, state === "failed" ? t("not_answered") : "");
     return undefined;
   });
   for (const task of found?.tasks ?? []) {
@@ -250,11 +249,11 @@ function write(text) {
 
 const stop = () => Promise.all([...running.keys()].map((id) => tried(() => ask("POST", `/chat/task/${id}/cancel`))));
 
-// ── the conversations that are kept ────────────────────────────────────────────────────────────
+// ── stored conversations ────────────────────────────────────────────────────────────
 
 const keptList = find("[data-kept-list]");
 
-/** Asks which there are; the newest may need a moment until its transcript tells of it. */
+/** Lists them; the transcript of the newest may not be written yet. */
 async function remember() {
   const found = await ask("GET", "/web/chat").catch(() => null);
   if (!found) return;
@@ -266,7 +265,7 @@ async function remember() {
     say(title, row.said || row.name);
     ago(when, row.last);
   });
-  if (!rows.length) keptList.replaceChildren(make("li", { class: "none" }, "They are kept here."));
+  if (!rows.length) keptList.replaceChildren(make("li", { class: "none" }, t("no_chats")));
   else find(".none", keptList)?.remove();
   mark();
 }
@@ -285,7 +284,7 @@ function toggleKept(shown) {
   find("[data-kept-toggle]").setAttribute("aria-expanded", String(kept.classList.contains("shown")));
 }
 
-// ── hands ──────────────────────────────────────────────────────────────────────────────────────
+// ── actions ──────────────────────────────────────────────────────────────────────────────────────
 
 function grow() {
   box.style.height = "0";
@@ -302,18 +301,18 @@ function submit() {
 async function copyText(button, text) {
   try {
     await navigator.clipboard.writeText(text);
-    say(button, "Copied");
+    say(button, t("copied"));
   } catch {
-    say(button, "Not allowed");
+    say(button, t("cannot_copy"));
   }
-  setTimeout(() => say(button, "Copy"), 1500);
+  setTimeout(() => say(button, t("copy")), 1500);
 }
 
 function fromAddress() {
   try {
     return decodeURIComponent(location.hash.slice(1));
   } catch {
-    return ""; // no address of ours
+    return ""; // not a conversation
   }
 }
 

@@ -1,6 +1,6 @@
-// One conversation: its turns as bars, its log as it grows.
+// One conversation: its turns as bars, and its log, updated as it grows.
 
-import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, tried } from "./dom.js";
+import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, t, tried } from "./dom.js";
 import { live } from "./live.js";
 
 const MOST_LINES = 5000;
@@ -21,7 +21,7 @@ function add(record) {
   const part = parts(line);
   line.className = record.tone;
   line.dataset.turn = record.turn;
-  line.title = record.turn ? `${record.instance}, turn ${record.turn}` : record.instance;
+  line.title = record.turn ? t("line_of", record) : record.instance;
   say(part.at, clock(record.ms));
   say(part.since, seconds(record.since));
   say(part.by, record.instance);
@@ -33,14 +33,14 @@ function add(record) {
 
 const toEnd = () => { if (keepUp.checked) log.scrollTop = log.scrollHeight; };
 
-function grew(told) {
-  for (const record of told.records) {
+function grew(data) {
+  for (const record of data.records) {
     if (after && !later(record.id, after)) continue;
     after = record.id;
     add(record);
   }
   toEnd();
-  draw(told);
+  draw(data);
 }
 
 function later(id, than) {
@@ -50,11 +50,11 @@ function later(id, than) {
 
 // ── turns ──────────────────────────────────────────────────────────────────────────────────────
 
-function draw(told) {
-  keep(turnList, told.turns, find("[data-turn-row]"), (turn) => turn.turn, fillTurn);
-  const { shown } = told;
+function draw(data) {
+  keep(turnList, data.turns, find("[data-turn-row]"), (turn) => turn.turn, fillTurn);
+  const { shown } = data;
   const pill = find("[data-running]");
-  say(pill, shown.running ? "runs" : "idle");
+  say(pill, t(shown.running ? "running" : "idle"));
   pill.classList.toggle("runs", Boolean(shown.running));
   find("[data-stop]").hidden = !shown.running;
   say(find("[data-turns]"), shown.turns);
@@ -67,12 +67,12 @@ function fillTurn(element, turn) {
   const part = parts(element);
   const last = turn.hops.at(-1);
   const runs = turn.state === "running";
-  // What runs has lasted until now.
+  // A running turn lasts until now.
   const total = runs ? Math.max(turn.total, turn.now - turn.ms) : turn.total;
   if (runs && last && !last.word) last.ended = total;
   say(part.said, turn.said);
   part.said.title = turn.said;
-  say(part.id, `turn ${turn.turn}`);
+  say(part.id, t("turn_number", turn));
   say(part.total, seconds(total));
   say(part.state, turn.state);
   part.state.className = `pill ${turn.tone}`;
@@ -91,8 +91,8 @@ function fillHop(element, hop, total) {
   bar(part["wait-bar"], hop.queued, wait, total);
   bar(part["hand-bar"], hop.started, handling, total, 3);
   bar(part["model-bar"], hop.ended - hop.model, hop.model, total);
-  const model = hop.model ? ` · model ${seconds(hop.model)}` : "";
-  say(part.times, `waited ${seconds(wait)} · handled ${seconds(handling)}${model}`);
+  const times = { wait: seconds(wait), handling: seconds(handling), model: seconds(hop.model) };
+  say(part.times, t(hop.model ? "hop_times_model" : "hop_times", times));
 }
 
 function bar(rect, from, length, total, least = 0) {
@@ -101,17 +101,17 @@ function bar(rect, from, length, total, least = 0) {
   rect.setAttribute("width", Math.max(least, length * scale));
 }
 
-// ── hands ──────────────────────────────────────────────────────────────────────────────────────
+// ── actions ──────────────────────────────────────────────────────────────────────────────────────
 
 const button = find("[data-delete]");
 
 button.addEventListener("click", () => tried(async () => {
   if (!button.classList.contains("sure")) {
     button.classList.add("sure");
-    say(button, "Delete for good?");
+    say(button, t("delete_sure"));
     setTimeout(() => {
       button.classList.remove("sure");
-      say(button, "Delete");
+      say(button, t("delete"));
     }, 4000);
     return;
   }
@@ -126,7 +126,7 @@ button.addEventListener("click", () => tried(async () => {
 
 find("[data-stop]").addEventListener("click", () => tried(async () => {
   const { turns } = await ask("POST", `/web/conversations/${which}/stop`);
-  if (!turns) notify("There was nothing to stop.");
+  if (!turns) notify(t("nothing_to_stop"));
 }));
 log.addEventListener("scroll", () => {
   keepUp.checked = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
@@ -140,7 +140,7 @@ toEnd();
 live(() => `/web/conversations/${which}/events?after=${after}`, {
   grown: grew,
   gone: () => {
-    notify("This conversation was deleted.");
+    notify(t("deleted"));
     setTimeout(() => location.assign("/web/conversations"), 1200);
   },
 });

@@ -1,6 +1,6 @@
-// The list of conversations, as it changes.
+// The list of conversations, updated as it changes.
 
-import { ago, all, find, keep, many, parts, say, walk, whole } from "./dom.js";
+import { ago, all, find, keep, many, parts, say, t, walk, whole } from "./dom.js";
 import { live } from "./live.js";
 
 const form = find("[data-filters]");
@@ -20,7 +20,7 @@ function fill(element, row) {
   const part = parts(element);
   part.link.href = `/web/conversations/${row.name}`;
   part.dot.className = `dot ${row.running ? "runs" : row.errors ? "bad" : ""}`;
-  part.dot.title = row.running ? "a turn runs" : "";
+  part.dot.title = row.running ? t("turn_running") : "";
   say(part.title, row.title || row.id);
   say(part.id, row.title ? row.id : "");
   say(part.turns, many(row.turns, "turn"));
@@ -36,11 +36,11 @@ function draw(found) {
   rows.hidden = none;
   find("[data-none]").hidden = !none;
   if (none && query(1).size) {
-    say(find("[data-none-title]"), "Nothing fits");
-    say(find("[data-none-help]"), "Take a filter away to see more.");
+    say(find("[data-none-title]"), t("no_matches"));
+    say(find("[data-none-help]"), t("no_matches_help"));
   }
   say(find("[data-total]"), whole(found.total));
-  say(find("[data-where]"), found.pages > 1 ? `Page ${found.page} of ${found.pages}` : "");
+  say(find("[data-where]"), found.pages > 1 ? t("page_of", found) : "");
   for (const [selector, other, there] of [
     ["[data-before]", found.page - 1, found.page > 1], ["[data-after]", found.page + 1, found.page < found.pages],
   ]) {

@@ -1,6 +1,6 @@
-// Dead letters: sent again, or dropped.
+// Dead letters: replay and drop.
 
-import { ask, find, make, say, tried } from "./dom.js";
+import { ask, find, make, say, t, tried } from "./dom.js";
 
 const letters = find(".letters");
 
@@ -16,17 +16,18 @@ async function act(letter, button) {
   const path = `/dead/${encodeURIComponent(letter.dataset.letter)}`;
   if (button.matches("[data-replay]")) {
     const done = await ask("POST", `${path}/replay`);
-    const link = make("a", { href: `/web/conversations/${encodeURIComponent(done.turn_id)}` }, `turn ${done.turn}`);
-    over(letter, "Sent again as ", link, done.place ? `, waits in place ${done.place}.` : ".");
+    const link = make("a", { href: `/web/conversations/${encodeURIComponent(done.turn_id)}` }, t("turn_number", { turn: done.turn }));
+    const [before, after] = t(done.place ? "replayed_waiting" : "replayed", { turn: "\n", place: done.place }).split("\n");
+    over(letter, before, link, after);
   } else if (button.classList.contains("sure")) {
     await ask("DELETE", path);
-    over(letter, "Dropped.");
+    over(letter, t("dropped"));
   } else {
     button.classList.add("sure");
-    say(button, "Drop for good?");
+    say(button, t("drop_sure"));
     setTimeout(() => {
       button.classList.remove("sure");
-      say(button, "Drop");
+      say(button, t("drop"));
     }, 4000);
   }
 }

@@ -1,4 +1,9 @@
-// Building and filling elements. Text goes in as text only: nothing here ever parses HTML.
+// Building and filling elements. Text is only ever inserted as text: nothing here parses HTML.
+
+import { texts } from "./texts.js";
+
+/** A text of the page, with `values` put in. */
+export const t = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 
 export const find = (selector, within = document) => within.querySelector(selector);
 export const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -25,15 +30,15 @@ export function parts(element) {
   return found;
 }
 
-/** Sets the text only when it differs, so that nothing flickers and selections stay. */
+/** Sets the text only if it differs, so that nothing flickers and selections stay. */
 export function say(element, text) {
   text = String(text);
   if (element.textContent !== text) element.textContent = text;
 }
 
 /**
- * Lets `list` hold one element per row, in their order: known ones stay and are filled anew, new ones are copied
- * from `template`, others go. `fill(element, row, fresh)`.
+ * Makes `list` hold one element per row, in order: known ones are filled again, new ones are copied from `template`,
+ * others are removed. `fill(element, row, fresh)`.
  */
 export function keep(list, rows, template, key, fill) {
   const known = new Map(all(":scope > [data-key]", list).map((element) => [element.dataset.key, element]));
@@ -55,7 +60,7 @@ export function keep(list, rows, template, key, fill) {
   for (const element of known.values()) element.remove();
 }
 
-/** What the server refused, in its own words. */
+/** An error of the server, with its message. */
 export class Refused extends Error {
   constructor(status, detail) {
     super(detail);
@@ -65,7 +70,7 @@ export class Refused extends Error {
 
 const token = () => find("meta[name=csrf]")?.content ?? "";
 
-/** Asks the server; returns its JSON, or null where it sends none. Throws Refused. */
+/** Sends a request; returns the JSON of the answer, or null if there is none. Throws Refused. */
 export async function ask(method, path, body = undefined, headers = {}) {
   const given = { Accept: "application/json", ...headers };
   if (method !== "GET") given["X-CSRF-Token"] = token();
@@ -74,23 +79,23 @@ export async function ask(method, path, body = undefined, headers = {}) {
   try {
     answer = await fetch(path, { method, headers: given, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
-    throw new Refused(0, "The server cannot be reached.");
+    throw new Refused(0, t("cannot_reach_server"));
   }
   if (answer.status === 401 && !path.startsWith("/login")) logIn();
   if (answer.status === 204) return null;
   const told = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(answer.status, told.detail || `The server answered ${answer.status}.`);
+  if (!answer.ok) throw new Refused(answer.status, told.detail || t("server_answered", { status: answer.status }));
   return told;
 }
 
-/** Goes to the login, and comes back here from there. */
+/** Opens the login page, which leads back here. */
 export function logIn() {
   location.assign(`/web/login?next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
 let hiding;
 
-/** A word to the user in the corner, for some seconds. */
+/** Shows a message in the corner for some seconds. */
 export function notify(text, bad = false) {
   const notice = find("[data-notice]");
   notice.textContent = text;
@@ -100,7 +105,7 @@ export function notify(text, bad = false) {
   hiding = setTimeout(() => { notice.hidden = true; }, bad ? 9000 : 5000);
 }
 
-/** Runs `act`; what the server refuses is said. */
+/** Runs `act` and shows an error of the server. */
 export async function tried(act) {
   try {
     return await act();
@@ -128,7 +133,8 @@ export function duration(all) {
   return minutes ? `${minutes} min` : `${whole} s`;
 }
 
-export const many = (count, one, more = `${one}s`) => `${whole(count)} ${count === 1 ? one : more}`;
+/** A count with its noun: keys of the texts for one and for many. */
+export const many = (count, one, more = `${one}s`) => `${whole(count)} ${t(count === 1 ? one : more)}`;
 export const whole = (number) => Number(number).toLocaleString("en").replaceAll(",", "\u2009");
 
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3 });
@@ -136,10 +142,10 @@ const MOMENT = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short"
 
 export const clock = (ms) => CLOCK.format(ms);
 
-/** A moment as the distance to now, the whole of it as its title. */
+/** Shows a moment relative to now, with the exact time as its title. */
 export function ago(element, ms) {
   const passed = (Date.now() - ms) / 1000;
-  say(element, passed < 5 ? "now" : passed < 86_400 ? `${duration(passed)} ago` : MOMENT.format(ms));
+  say(element, passed < 5 ? t("just_now") : passed < 86_400 ? t("ago", { duration: duration(passed) }) : MOMENT.format(ms));
   if (element.dataset.ms !== String(ms) || !element.title) {
     element.dataset.ms = ms;
     element.dateTime = new Date(ms).toISOString();
@@ -147,7 +153,7 @@ export function ago(element, ms) {
   }
 }
 
-/** Up and down arrows walk over what `list()` returns; Home and End too. */
+/** Moves the focus among the elements of `list()` with the arrow, Home and End keys. */
 export function walk(container, list) {
   container.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];

@@ -1,10 +1,10 @@
-// Server-sent events that stay up to date while somebody looks, and rest while nobody does.
+// Server-sent events that are only open while the page is visible.
 
 import { ask } from "./dom.js";
 
 /**
- * Follows `address()`; `handlers` are by event name and get the data. While the page is hidden the stream is closed;
- * it is opened anew when it is seen again. Returns a function that opens it anew at once.
+ * Follows the events at `address()`; `handlers`, by event name, get their data. The stream is closed while the page is
+ * hidden. Returns a function that reopens it at once.
  */
 export function live(address, handlers) {
   let source;
@@ -23,7 +23,7 @@ export function live(address, handlers) {
     }
     source.addEventListener("error", () => {
       if (source.readyState !== EventSource.CLOSED) return;
-      ask("GET", "/web/pulse").catch(() => {}); // a login that is over leads to the login page
+      ask("GET", "/web/pulse").catch(() => {}); // an expired login leads to the login page
       again = setTimeout(open, wait);
       wait = Math.min(wait * 2, 15_000);
     });

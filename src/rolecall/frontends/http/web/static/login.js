@@ -1,4 +1,4 @@
-// Trades an API key for a login.
+// Exchanges an API key for a login.
 
 import { ask, find } from "./dom.js";
 

@@ -1,8 +1,8 @@
-// Markdown as elements, never as HTML text: whatever an answer says, only the elements named here can come of it.
+// Markdown as elements, never as HTML: whatever an answer contains, only the elements named here are created.
 
-import { make } from "./dom.js";
+import { make, t } from "./dom.js";
 
-const LONGEST = 4000; // characters of a paragraph that are looked at for marks; more is plain text
+const LONGEST = 4000; // characters of a paragraph that are parsed for inline marks; longer ones are plain text
 const DEEPEST = 6;
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
@@ -24,7 +24,7 @@ const INLINE = new RegExp([
   "(https?:\\/\\/[^\\s<>\"'`]+)", // 12: bare address
 ].join("|"), "gu");
 
-/** Shows `text` in `container`. Blocks that stayed the same since the last time are left as they are. */
+/** Shows `text` in `container`. Blocks that did not change since the last call are kept. */
 export function show(container, text) {
   const blocks = split(text.replaceAll("\r\n", "\n").split("\n"));
   const shown = [...container.children];
@@ -39,7 +39,7 @@ export function show(container, text) {
   for (const extra of shown.slice(blocks.length)) extra.remove();
 }
 
-/** The lines of `lines` as blocks: each a list of lines that belong together. */
+/** Splits `lines` into blocks: lists of lines that belong together. */
 function split(lines) {
   const blocks = [];
   let at = 0;
@@ -107,7 +107,7 @@ const inner = (lines, depth) => split(lines).map((block) => build(block, depth +
 function code(lines, fence) {
   const closed = lines.length > 1 && closes(lines.at(-1), fence[1]);
   const text = lines.slice(1, closed ? -1 : undefined).join("\n");
-  const button = make("button", { type: "button", class: "plain", "data-copy": true }, "Copy");
+  const button = make("button", { type: "button", class: "plain", "data-copy": true }, t("copy"));
   const head = make("div", { class: "code-head" }, make("span", {}, fence[2].trim().split(/\s/, 1)[0].slice(0, 30) || "code"), button);
   return make("div", { class: "code" }, head, make("pre", { tabindex: "0" }, make("code", {}, text)));
 }
@@ -122,7 +122,7 @@ function list(lines, depth) {
     const entry = make("li");
     blocks.forEach((block, place) => {
       const built = build(block, depth + 1);
-      // An item that is one paragraph, or begins with one, is no paragraph of its own.
+      // A paragraph at the start of an item needs no element of its own.
       if (built?.tagName === "P" && place === 0) entry.append(...built.childNodes);
       else if (built) entry.append(built);
     });
@@ -194,7 +194,7 @@ function one(parent, found, depth, linked) {
   }
 }
 
-/** A link where it leads to the web or to mail; else what was written, as text. */
+/** A link if it leads to the web or to mail; otherwise its source as text. */
 function link(parent, address, words, depth, whole) {
   const target = harmless(address);
   if (!target) return void parent.append(whole);
@@ -202,7 +202,7 @@ function link(parent, address, words, depth, whole) {
   parent.append(marked(made, words || address, depth + 1, true));
 }
 
-/** Where a bare address ends: punctuation after it, and a bracket that it does not open, belong to the sentence. */
+/** Where a bare URL ends: trailing punctuation, and a bracket it does not open, belong to the sentence. */
 function bareEnd(address) {
   let end = address.length;
   while (/[.,;:!?*_~)\]]/.test(address[end - 1])) {
@@ -222,7 +222,7 @@ function harmless(address) {
   }
 }
 
-/** Text whose line ends show. */
+/** Text with its line breaks. */
 function lines(parent, text) {
   text.split("\n").forEach((line, place) => {
     if (place) parent.append(make("br"));

@@ -1,6 +1,6 @@
-// What is going on: figures, plots, roles, instances, models, processes.
+// What is happening now: figures, plots, roles, instances, models, processes.
 
-import { all, duration, find, keep, many, make, parts, say, seconds, whole } from "./dom.js";
+import { all, duration, find, keep, many, make, parts, say, seconds, t, whole } from "./dom.js";
 import { live } from "./live.js";
 import { plot, steps } from "./plot.js";
 
@@ -10,9 +10,9 @@ const MOST = 40;
 
 let samples = [];
 const draw = {
-  waiting: plot(find('[data-plot="waiting"]'), "steps", (value) => `${value} waiting`),
-  answered: plot(find('[data-plot="answered"]'), "bars", (value) => `${value} a minute`),
-  busy: plot(find('[data-plot="busy"]'), "steps", (value) => `${value} busy`),
+  waiting: plot(find('[data-plot="waiting"]'), "steps", (value) => t("plot_waiting_value", { value })),
+  answered: plot(find('[data-plot="answered"]'), "bars", (value) => t("plot_answered_value", { value })),
+  busy: plot(find('[data-plot="busy"]'), "steps", (value) => t("plot_busy_value", { value })),
 };
 
 // ── plots ──────────────────────────────────────────────────────────────────────────────────────
@@ -29,7 +29,7 @@ function plots(now) {
   draw.answered(perMinute(seen, range), { ...range, span: MINUTE });
 }
 
-/** How many turns ended in each minute, from a counter that begins at 0 each day. */
+/** How many turns ended in each minute, from a counter that starts at 0 each day. */
 function perMinute(seen, range) {
   const minutes = new Map();
   for (let at = Math.ceil(range.from / MINUTE) * MINUTE; at <= range.to; at += MINUTE) minutes.set(at, 0);
@@ -58,18 +58,18 @@ function figures({ stats, agents }) {
   const { turns, tokens, feedback } = stats;
   const shown = {
     busy: sum(Object.values(stats.instances).map(key("busy"))),
-    instances: `of ${instances}`,
-    processes: `in ${many(agents.processes.length, "process", "processes")}`,
+    instances: t("of", { count: instances }),
+    processes: t("in_processes", { processes: many(agents.processes.length, "process", "processes") }),
     in_flight: whole(turns.in_flight),
-    deferred: stats.deferred ? `${stats.deferred} asleep until later` : "",
+    deferred: stats.deferred ? t("deferred", { count: stats.deferred }) : "",
     turns: whole(turns.today),
-    errors: turns.errors ? many(turns.errors, "error") : turns.today ? "no errors" : "",
+    errors: turns.errors ? many(turns.errors, "error") : turns.today ? t("no_errors") : "",
     average: turns.today ? seconds(turns.average_ms) : "–",
-    users: stats.users_now ? `${many(stats.users_now, "user")} at once` : "",
+    users: stats.users_now ? t("users_active", { users: many(stats.users_now, "user") }) : "",
     tokens_out: whole(tokens.out),
-    tokens_in: `${whole(tokens.in)} read`,
+    tokens_in: t("tokens_in", { count: whole(tokens.in) }),
     cost: money(stats.cost),
-    feedback: feedback.up + feedback.down ? `${feedback.up} liked, ${feedback.down} not` : "",
+    feedback: feedback.up + feedback.down ? t("votes", feedback) : "",
   };
   for (const [name, value] of Object.entries(shown)) for (const place of all(`[data-figure="${name}"]`)) say(place, value);
 }
@@ -87,12 +87,12 @@ function roles({ stats, ms }) {
 }
 
 function slots(place, { busy, instances }) {
-  place.title = `${busy} of ${instances} busy`;
+  place.title = t("busy_of", { busy, instances });
   const count = Math.min(instances, MOST);
   while (place.childElementCount > count) place.lastElementChild.remove();
   while (place.childElementCount < count) place.append(make("i"));
   [...place.children].forEach((slot, number) => slot.classList.toggle("busy", number < busy));
-  if (!instances) place.replaceChildren(make("span", { class: "pill warn" }, "none"));
+  if (!instances) place.replaceChildren(make("span", { class: "pill warn" }, t("none")));
   else find("span", place)?.remove();
 }
 
@@ -114,7 +114,7 @@ function instances({ agents }) {
   });
   const more = find("[data-more]");
   more.hidden = found.length <= MOST;
-  say(more, `and ${found.length - MOST} more`);
+  say(more, t("and_more", { count: found.length - MOST }));
   find("[data-nothing]").hidden = found.length > 0;
   find("[data-instances-table]").hidden = found.length === 0;
 }
@@ -134,16 +134,16 @@ function models({ stats }) {
   });
 }
 
-/** Servers of models, on this machine and others: the card is there when there are any. */
+/** Model servers, on this machine and others. The card is hidden if there are none. */
 function servers({ servers: rows }) {
   find("[data-servers-card]").hidden = rows.length === 0;
   keep(find("[data-servers]"), rows, find("[data-server-row]"), key("id"), (element, row) => {
     const part = parts(element);
     say(part.model, row.model);
-    say(part.state, row.pinned ? `${row.state}, pinned` : row.state);
+    say(part.state, row.pinned ? t("pinned", row) : row.state);
     part.state.className = `pill ${{ ready: "good", starting: "runs" }[row.state] ?? "warn"}`;
     part.state.title = row.why ?? "";
-    say(part.host, row.host || "elsewhere");
+    say(part.host, row.host || t("external"));
     for (const name of ["slots", "in_flight"]) say(part[name], row[name]);
     say(part.memory, row.ram ? `${whole(row.ram)} MB` : "–");
     say(part.up, duration(row.age / 1000));
@@ -161,26 +161,26 @@ function processes({ agents }) {
     say(part.up, duration(row.uptime ?? 0));
     say(part.instances, row.instances?.length ?? 0);
     part.meter.setAttribute("width", allowed ? (100 * open) / allowed : 0);
-    say(part.pool, `${open} of ${allowed}`);
+    say(part.pool, `${open} ${t("of", { count: allowed })}`);
   });
 }
 
 let late;
 
 live(() => "/web/now/events", {
-  series: (told) => { samples = told.samples; },
-  now: (told) => {
-    if (told.sample && told.sample.ms > (samples.at(-1)?.ms ?? 0)) samples = [...samples.slice(-400), told.sample];
-    plots(told.ms);
-    figures(told);
-    roles(told);
-    instances(told);
-    models(told);
-    servers(told);
-    processes(told);
+  series: (data) => { samples = data.samples; },
+  now: (data) => {
+    if (data.sample && data.sample.ms > (samples.at(-1)?.ms ?? 0)) samples = [...samples.slice(-400), data.sample];
+    plots(data.ms);
+    figures(data);
+    roles(data);
+    instances(data);
+    models(data);
+    servers(data);
+    processes(data);
     const stamp = find("[data-stamp]");
-    say(stamp, "live");
+    say(stamp, t("live"));
     clearTimeout(late);
-    late = setTimeout(() => say(stamp, "not up to date: the server is away"), 8000);
+    late = setTimeout(() => say(stamp, t("stale")), 8000);
   },
 });

@@ -1,6 +1,6 @@
-// On every page: the theme, whether all is well, times that pass, leaving.
+// On every page: theme, health, relative times, logging out.
 
-import { ago, all, ask, find, many, notify, tried } from "./dom.js";
+import { ago, all, ask, find, many, notify, t, tried } from "./dom.js";
 
 const PULSE_MS = 10_000;
 
@@ -24,10 +24,10 @@ async function feel() {
   try {
     pulse = await ask("GET", "/web/pulse");
   } catch (error) {
-    return show(health, "bad", error.status === 503 ? "The bus is away" : "The server is away");
+    return show(health, "bad", t(error.status === 503 ? "bus_unreachable" : "server_unreachable"));
   }
-  if (pulse.missing.length) show(health, "warn", `No ${pulse.missing.join(", ")}`);
-  else show(health, "good", pulse.instances === null ? "Ready" : `Ready, ${many(pulse.instances, "instance")}`);
+  if (pulse.missing.length) show(health, "warn", t("roles_missing", { roles: pulse.missing.join(", ") }));
+  else show(health, "good", pulse.instances === null ? t("ready") : t("ready_with", { instances: many(pulse.instances, "instance", "instances_lower") }));
   const dead = find("[data-dead]");
   if (dead && pulse.dead !== null) {
     dead.textContent = pulse.dead;
@@ -55,7 +55,7 @@ find("[data-log-out]")?.addEventListener("click", () => tried(async () => {
   location.assign("/web/login");
 }));
 addEventListener("keydown", slash);
-addEventListener("offline", () => notify("This machine is offline.", true));
+addEventListener("offline", () => notify(t("offline"), true));
 document.addEventListener("visibilitychange", feel);
 setInterval(feel, PULSE_MS);
 setInterval(pass, 5000);

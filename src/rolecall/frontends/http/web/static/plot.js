@@ -1,4 +1,4 @@
-// Plots of the last minutes, drawn as SVG in the space they were given.
+// Plots of the last minutes, drawn as SVG.
 
 import { say } from "./dom.js";
 
@@ -13,20 +13,20 @@ function svg(name, attributes = {}, text = null) {
   return element;
 }
 
-/** The next round number from `value` up, of which two and four parts are round as well. */
+/** The next round number from `value` up that can be divided by two and four into round numbers. */
 function ceiling(value) {
   const size = 10 ** Math.floor(Math.log10(Math.max(4, value)));
   return [1, 2, 4, 6, 8, 10, 20, 40].map((part) => part * size).find((round) => round >= Math.max(4, value) && round % 4 === 0) ?? 4;
 }
 
-/** A path through `points` ([x, y]) that keeps its height until the next one. */
+/** A stepped path through `points` ([x, y]). */
 export function steps(points) {
   return points.map(([x, y], place) => (place ? `H${x.toFixed(1)}V${y.toFixed(1)}` : `M${x.toFixed(1)} ${y.toFixed(1)}`)).join("");
 }
 
 /**
  * A plot in `place`: `draw(points, {from, to, cap})` with points {at, value}; `kind` is "steps" or "bars"; `words`
- * says a value.
+ * describes a value.
  */
 export function plot(place, kind, words) {
   const root = svg("svg", { role: "img" });
@@ -46,7 +46,7 @@ export function plot(place, kind, words) {
     if (kind === "bars") made.push(...bars(points, shown, x, y));
     else if (points.length) made.push(...curve(points, x, y));
     root.replaceChildren(...made);
-    root.setAttribute("aria-label", points.length ? `${words(points.at(-1).value)} now` : "nothing yet");
+    root.setAttribute("aria-label", points.length ? words(points.at(-1).value) : "");
     shown.x = x;
     shown.y = y;
   }
