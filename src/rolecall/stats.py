@@ -1,4 +1,4 @@
-"""Who is alive: the processes, their instances and figures, as any process can read them."""
+"""The running system in numbers: live processes and instances, stats, usage of models, samples and metrics."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rolecall.serving.spec import ModelServer
 
 BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Upper bounds in seconds; one bucket more has the rest."""
-TELL_SECONDS = 1.0
+"""Upper bounds of a histogram in seconds; one more bucket holds the rest."""
+FLUSH_SECONDS = 1.0
 SAMPLE_MS = 5000
 MAX_SAMPLES = 192
 """Sixteen minutes."""
 
 
 class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One instance: what it does, and what it has done since its process started."""
+    """What one instance is doing, and what it has done since its process started."""
 
     id: str
     role: str
@@ -44,8 +44,8 @@ class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One process as it registered itself; ``uptime`` in seconds, ``connections`` those to the server, ``http`` the
-    address it serves at beside other work."""
+    """One process as it registered itself: ``uptime`` in seconds, ``connections`` to the server, ``http`` the address
+    it serves at."""
 
     process: str
     kind: str = "worker"
@@ -59,7 +59,7 @@ class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 async def register(bus: Bus, state: ProcessState) -> None:
-    """Say that this process lives, for three heartbeats from now."""
+    """Register this process for three heartbeats."""
     await bus.server.run(
         "register",
         (keys.WORKERS, keys.worker(state.process)),
@@ -68,17 +68,17 @@ async def register(bus: Bus, state: ProcessState) -> None:
 
 
 async def unregister(bus: Bus) -> None:
-    """Say that this process leaves."""
+    """Remove this process from the registry."""
     await bus.server.run("register", (keys.WORKERS, keys.worker(bus.process)), (bus.process, "", _lifetime(bus)))
 
 
 async def ask_for_reports(bus: Bus) -> None:
-    """Ask every process to say now, not at its next heartbeat, how it is doing."""
+    """Ask every process to register now instead of at its next heartbeat."""
     await bus.server.call("PUBLISH", keys.CONTROL, b'{"report":true}')
 
 
 async def processes(bus: Bus) -> list[ProcessState]:
-    """The live processes, oldest sign of life first."""
+    """The live processes, the one that registered longest ago first."""
     names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]
     found = await asyncio.gather(*(bus.server.call("GET", keys.worker(name)) for name in names))
     return [msgspec.json.decode(raw, type=ProcessState) for raw in found if raw]
@@ -90,17 +90,17 @@ async def instances_of(bus: Bus, role: str) -> int:
 
 
 async def instance_counts(bus: Bus) -> dict[str, int]:
-    """How many live instances each role has over all processes; a role without any is left out."""
+    """How many live instances each role has over all processes; roles without any are absent."""
     return dict(Counter(instance.role for state in await processes(bus) for instance in state.instances))
 
 
 async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
-    """Entries per role that wait or are being handled, over all shards and bands."""
+    """Entries per role that are waiting or being handled, over all shards and bands."""
     return {role: sum(bands.values()) for role, bands in (await band_depths(bus, roles)).items()}
 
 
 async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int]]:
-    """The same, by role and then by priority: ``high``, ``normal``, ``low``."""
+    """``queue_depths`` by role and then by priority: ``high``, ``normal``, ``low``."""
     rows = [(shard, role, band) for shard in bus.shards for role in roles for band in keys.BANDS]
     lengths = await asyncio.gather(*(bus.server.fetch("XLEN", shard.stream(role, band)) for shard, role, band in rows))
     depths = {role: dict.fromkeys(BAND_NAMES.values(), 0) for role in roles}
@@ -118,9 +118,9 @@ async def totals(bus: Bus) -> dict[str, int]:
     return {name: sum(counts[n :: len(commands)]) for n, (name, _) in enumerate(commands)}
 
 
-async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
-    """The figures behind ``rolecall stats``: instances, queues, turns of today (UTC), tokens, users, connections, and
-    those of models.figures."""
+async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
+    """What ``rolecall stats`` shows: instances, queues, turns of today (UTC), tokens, users, connections, and the usage
+    of ``models``."""
     alive = await processes(bus)
     counters = await _counters(bus)
     turns = counters.get("turns", 0)
@@ -147,27 +147,27 @@ async def statistics(bus: Bus, roles: Sequence[str], models: Sequence[str] = ())
         },
         "dead_letters": found["dead_letters"],
         "deferred": found["deferred"],
-        **await model_figures(bus.server, models),
+        **await model_usage(bus.server, models),
     }
 
 
 def by_role(alive: Sequence[ProcessState], roles: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Per role how many instances there are and are busy, handled envelopes and errors, and the share of their time
-    that they were busy."""
-    figures = {role: {"instances": 0, "busy": 0, "handled": 0, "errors": 0, "utilisation": 0.0} for role in roles}
+    """Per role: the number of instances and of busy ones, handled envelopes, errors, and utilisation, the share of the
+    time that they were busy."""
+    rows = {role: {"instances": 0, "busy": 0, "handled": 0, "errors": 0, "utilisation": 0.0} for role in roles}
     seconds = dict.fromkeys(roles, 0.0)
     for state in alive:
         for instance in state.instances:
-            row = figures.setdefault(instance.role, {"instances": 0, "busy": 0, "handled": 0, "errors": 0})
+            row = rows.setdefault(instance.role, {"instances": 0, "busy": 0, "handled": 0, "errors": 0})
             row["instances"] += 1
             row["busy"] += instance.busy
             row["handled"] += instance.handled
             row["errors"] += instance.errors
             row["utilisation"] = row.get("utilisation", 0.0) + instance.busy_seconds
             seconds[instance.role] = seconds.get(instance.role, 0.0) + state.uptime
-    for role, row in figures.items():
+    for role, row in rows.items():
         row["utilisation"] = round(row["utilisation"] / seconds[role], 3) if seconds.get(role) else 0.0
-    return figures
+    return rows
 
 
 def _by_user(counters: dict[str, int]) -> dict[str, dict[str, int]]:
@@ -257,38 +257,39 @@ def _lifetime(bus: Bus) -> int:
     return round(bus.settings.heartbeat_seconds * 3000)
 
 
-class Measures:
-    """This process's, since it last told the server. Labels have no white space."""
+class Metrics:
+    """Counters and durations of this process since the last ``flush``. Labels contain no white space."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._times: dict[tuple[str, ...], list[float]] = {}
 
     def count(self, name: str, *labels: str, by: int = 1) -> None:
-        """Count something."""
+        """Add ``by`` to a counter."""
         self._counts[name, "n", *labels] += by
 
     def time(self, name: str, seconds: float, *labels: str) -> None:
-        """Note how long something took."""
+        """Add one duration to a histogram."""
         row = self._times.get((name, *labels))
         if row is None:
             row = self._times[name, *labels] = [0.0] * (len(BUCKETS) + 2)
         row[bisect_left(BUCKETS, seconds)] += 1
         row[-1] += seconds
 
-    async def tell(self, server: Server) -> None:
-        """Add what was gathered to the server's. Raises ServerError, and then tells it the next time."""
-        told, self._counts = self._gathered(), Counter()
-        adding = [server.send("HINCRBY", keys.METRICS, " ".join(name), by) for name, by in told.items()]
+    async def flush(self, server: Server) -> None:
+        """Add the metrics of this process to those on the server. Raises ServerError; what could not be added is kept
+        for the next flush."""
+        flushed, self._counts = self._with_histograms(), Counter()
+        adding = [server.send("HINCRBY", keys.METRICS, " ".join(name), by) for name, by in flushed.items()]
         replies = await asyncio.gather(*adding, return_exceptions=True)
         failed = [reply for reply in replies if isinstance(reply, BaseException)]
-        for (name, by), reply in zip(told.items(), replies, strict=True):
+        for (name, by), reply in zip(flushed.items(), replies, strict=True):
             if isinstance(reply, BaseException):
                 self._counts[name] += by
         if failed:
             raise failed[0]
 
-    def _gathered(self) -> Counter[tuple[str, ...]]:
+    def _with_histograms(self) -> Counter[tuple[str, ...]]:
         times, self._times = self._times, {}
         for (name, *labels), (*buckets, seconds) in times.items():
             for number, count in enumerate(buckets):
@@ -299,36 +300,35 @@ class Measures:
 
 
 @dataclass
-class Times:
-    """All that was noted of one thing under the same labels: how many fell into each bucket, the last for the rest,
-    and the sum in seconds."""
+class Histogram:
+    """Durations under one name and the same labels: how many fell into each bucket, and their sum in ``seconds``."""
 
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     seconds: float = 0.0
 
     @property
     def count(self) -> int:
-        """How many."""
+        """The number of durations."""
         return sum(self.buckets)
 
 
 @dataclass
-class Measured:
-    """What all processes told since the server was first used, by name and labels."""
+class MetricTotals:
+    """The metrics of all processes since the server was first used, by name and labels."""
 
     counts: dict[str, dict[tuple[str, ...], int]] = field(default_factory=dict)
-    times: dict[str, dict[tuple[str, ...], Times]] = field(default_factory=dict)
+    times: dict[str, dict[tuple[str, ...], Histogram]] = field(default_factory=dict)
 
 
-async def measured(server: Server) -> Measured:
-    """Read it. Raises ServerError."""
-    found, flat = Measured(), await server.fetch("HGETALL", keys.METRICS)
+async def metric_totals(server: Server) -> MetricTotals:
+    """The metrics on the server. Raises ServerError."""
+    found, flat = MetricTotals(), await server.fetch("HGETALL", keys.METRICS)
     for raw, value in pairs(flat):
         name, part, *labels = raw.decode().split(" ")
         if part == "n":
             found.counts.setdefault(name, {})[tuple(labels)] = int(value)
             continue
-        times = found.times.setdefault(name, {}).setdefault(tuple(labels), Times())
+        times = found.times.setdefault(name, {}).setdefault(tuple(labels), Histogram())
         if part == "us":
             times.seconds = int(value) / 1_000_000
         elif int(part) < len(times.buckets):
@@ -336,12 +336,12 @@ async def measured(server: Server) -> Measured:
     return found
 
 
-async def model_figures(server: Server, names: Iterable[str]) -> dict[str, Any]:
-    """``models``: per name calls, failures, tokens, money, average ms, calls in flight, turns that wait, and ``state``:
-    ``ready``, or what keeps it from being asked; ``cost``: money spent today (UTC) on all; ``spenders``: tokens and
-    money per user."""
+async def model_usage(server: Server, names: Iterable[str]) -> dict[str, Any]:
+    """Usage of today (UTC). ``models``: by name the calls, failures, tokens, cost, average ms, calls in flight, waiting
+    turns and ``state`` (``ready``, or why the model is not called). ``cost``: of all models. ``spenders``: tokens and
+    cost by user."""
     names = list(names)
-    spent = _whole(await server.fetch("HGETALL", keys.spent(keys.today())))
+    spent = _integers(await server.fetch("HGETALL", keys.spent(keys.today())))
     now = await server_ms(server)
     states = await asyncio.gather(*(_state(server, name, now) for name in names))
     return {
@@ -369,9 +369,9 @@ def _word(state: dict[str, str], now: float) -> str:
 
 
 def _used(spent: dict[str, int], name: str) -> dict[str, Any]:
-    figures = {part: spent.get(f"m:{name}:{part}", 0) for part in ("calls", "failed", "in", "out", "cost", "ms")}
-    average = round(figures.pop("ms") / figures["calls"]) if figures["calls"] else 0
-    return {**figures, "cost": figures["cost"] / MICRO, "average_ms": average}
+    usage = {part: spent.get(f"m:{name}:{part}", 0) for part in ("calls", "failed", "in", "out", "cost", "ms")}
+    average = round(usage.pop("ms") / usage["calls"]) if usage["calls"] else 0
+    return {**usage, "cost": usage["cost"] / MICRO, "average_ms": average}
 
 
 def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:
@@ -383,5 +383,5 @@ def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:
     return users
 
 
-def _whole(flat: list[bytes]) -> dict[str, int]:
+def _integers(flat: list[bytes]) -> dict[str, int]:
     return {field.decode(): int(value) for field, value in pairs(flat)}

@@ -164,7 +164,7 @@ async def test_feedback_is_noted_and_counted_once_per_user(bus: Bus) -> None:
     assert news == [True, False, True, True, False, True]
     counters = await hash_of(bus, bus.shards[0].statistics(today()))
     assert (counters["up"], counters["down"]) == ("0", "1")
-    assert (await stats.statistics(bus, []))["feedback"] == {"up": 0, "down": 1}
+    assert (await stats.summary(bus, []))["feedback"] == {"up": 0, "down": 1}
     said = [e["x"] for e in await entries(bus, bus.shards[0].log) if e["x"].startswith("feedback")]
     assert said == ["feedback up from u", "feedback down from v", "feedback down from u", "feedback taken back from v"]
     assert await hash_of(bus, bus.shards[0].votes("a", "1")) == {"u": f"down|{today()}"}

@@ -1,4 +1,4 @@
-"""Who is alive, and the figures behind the statistics, in a server in memory."""
+"""Who is alive, and the figures behind the summary, in a server in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rolecall.stats import (
     processes,
     queue_depths,
     register,
-    statistics,
+    summary,
     unregister,
 )
 from rolecall.testing import FakeServer
@@ -72,7 +72,7 @@ async def test_the_statistics_of_a_day(bus: Bus) -> None:
     await cancel_turn(bus, "c", "1")
     await defer_turn(bus, await take_one(bus))
     await register(bus, state(bus.process, InstanceState("echo:host:1:0", "echo", handled=4, busy_seconds=2.5)))
-    figures = await statistics(bus, ROLES)
+    figures = await summary(bus, ROLES)
     turns = figures["turns"]
     assert (turns["today"], turns["errors"], turns["cancelled"], turns["in_flight"]) == (3, 1, 1, 2)
     assert figures["tokens"] == {"in": 10, "out": 5}
@@ -85,7 +85,7 @@ async def test_the_statistics_of_a_day(bus: Bus) -> None:
 
 
 async def test_an_idle_system_has_figures_too(bus: Bus) -> None:
-    figures = await statistics(bus, ROLES)
+    figures = await summary(bus, ROLES)
     assert figures["turns"]["average_ms"] == 0
     assert figures["queues"] == {"manager": 0, "echo": 0}
 
@@ -101,7 +101,7 @@ async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_
     await gate.left(call, "OK")
     await gate.left(await gate.enter(request, book=True), "FAILED", "no connection")
 
-    figures = await statistics(bus, ROLES, ["m@test", "other@test"])
+    figures = await summary(bus, ROLES, ["m@test", "other@test"])
 
     model = figures["models"]["m@test"]
     assert (model["calls"], model["failed"], model["in"], model["out"]) == (2, 1, 100, 50)

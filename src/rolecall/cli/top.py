@@ -34,7 +34,7 @@ async def show_stats(app_dir: Path | None, console: Console, *, as_json: bool) -
     """Print them as tables, or as one JSON object."""
     async with visiting(app_dir) as session:
         roles = [role.name for role in session.application.roles]
-        figures = await stats.statistics(session.bus, roles, session.application.model_names)
+        figures = await stats.summary(session.bus, roles, session.application.model_names)
     if as_json:
         print_lines(console, [json.dumps(figures)])
     else:
@@ -43,7 +43,7 @@ async def show_stats(app_dir: Path | None, console: Console, *, as_json: bool) -
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:
-    """``figures`` of registry.statistics for a person."""
+    """``figures`` of stats.summary for a person."""
     print_lines(console, summary(figures))
     print_lines(console, [""])
     print_table(console, ("role", "instances", "busy", "used", "queue", "handled", "errors"), role_rows(figures),
@@ -131,7 +131,7 @@ async def top(app_dir: Path | None, console: Console) -> int:
 
 
 def screen(alive: Sequence[ProcessState], figures: Mapping[str, Any], height: int | None) -> list[RenderableType]:
-    """What is shown of the processes and of registry.statistics, in ``height`` lines if given."""
+    """What is shown of the processes and of stats.summary, in ``height`` lines if given."""
     instances = [instance for state in alive for instance in state.instances]
     rows = [*summary(figures), ""]
     room = None if height is None else max(3, height - OTHER_LINES - len(figures["instances"]) - len(alive))
@@ -148,7 +148,7 @@ async def _refresh(session: Session, live: Live, height: int) -> None:
 async def _look(session: Session, height: int | None) -> list[RenderableType]:
     await ask_for_reports(session.bus)
     roles = [role.name for role in session.application.roles]
-    figures = await stats.statistics(session.bus, roles, session.application.model_names)
+    figures = await stats.summary(session.bus, roles, session.application.model_names)
     return screen(await stats.processes(session.bus), figures, height)
 
 

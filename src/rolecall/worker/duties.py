@@ -16,7 +16,7 @@ from rolecall.redis.server import server_ms
 from rolecall.serving.balance import Watch
 from rolecall.serving.capacity import Follower, auto_counts
 from rolecall.serving.directory import Directory
-from rolecall.stats import TELL_SECONDS, InstanceState, ProcessState
+from rolecall.stats import FLUSH_SECONDS, InstanceState, ProcessState
 from rolecall.version import __version__
 from rolecall.worker.instance import Instance
 
@@ -47,7 +47,7 @@ class Duties:
                 repeat(self.promote, PROMOTE_SECONDS, "promote"),
                 repeat(self.sweep, SWEEP_SECONDS, "sweep", delay=SWEEP_SECONDS),
                 repeat(self.follow_model_servers, FOLLOW_SECONDS, "model servers"),
-                repeat(self.report_metrics, TELL_SECONDS, "metrics", delay=TELL_SECONDS),
+                repeat(self.flush_metrics, FLUSH_SECONDS, "metrics", delay=FLUSH_SECONDS),
                 Watch(self._server, runtime.bus.process, runtime.application.servers, runtime.models.balances).run(),
             ):
                 group.create_task(duty)
@@ -94,9 +94,9 @@ class Duties:
         runtime.slot_counts = await auto_counts(Directory(self._server), followers, each=each)
         await runtime.apply_scale()
 
-    async def report_metrics(self) -> None:
+    async def flush_metrics(self) -> None:
         """Add what this process counted to the server's metrics."""
-        await self._runtime.metrics.tell(self._server)
+        await self._runtime.metrics.flush(self._server)
 
     def _follower(self, role: Role, alive: Iterable[ProcessState]) -> Follower:
         process = self._runtime.bus.process

@@ -32,7 +32,7 @@ from rolecall.redis.server import RedisServer, Server
 from rolecall.serving.balance import Balance
 from rolecall.serving.launcher import Serving
 from rolecall.settings import Terms
-from rolecall.stats import Measures
+from rolecall.stats import Metrics
 from rolecall.worker.duties import Duties
 from rolecall.worker.roster import Roster, live_counts, role_infos
 from rolecall.worker.worker import Worker
@@ -120,7 +120,7 @@ class Runtime:
         self.server = server
         self.bus = Bus(server, application.settings, process)
         self.models = Models(application, server, process, self._wake)
-        self.metrics = Measures()
+        self.metrics = Metrics()
         host = ToolServerHost(application.directory, application.state_dir, application.settings.proxy)
         self.tool_servers = ToolServers(application.tool_servers, host)
         services = AgentServices(
@@ -175,7 +175,7 @@ class Runtime:
         try:
             await stats.unregister(self.bus)
             await maintenance.depart(self.bus, list(self.roster.roles))
-            await self.metrics.tell(self.server)
+            await self.metrics.flush(self.server)
         except ServerError as error:
             logger.info("could not leave the registry: %s", error)
 
@@ -246,4 +246,4 @@ class Runtime:
 
     async def _stats(self) -> Mapping[str, Any]:
         roles = [role.name for role in self.application.roles]
-        return await stats.statistics(self.bus, roles, self.application.model_names)
+        return await stats.summary(self.bus, roles, self.application.model_names)

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from rolecall import stats
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.services import ServicesDep
-from rolecall.stats import BUCKETS, Measured, Times, measured
+from rolecall.stats import BUCKETS, Histogram, MetricTotals, metric_totals
 from rolecall.version import __version__
 
 router = APIRouter(tags=["operators"])
@@ -34,9 +34,9 @@ async def read_metrics(services: ServicesDep, _: Annotated[object, Depends(opera
     """Counters of "today" restart at midnight UTC, as a counter does when its process restarts."""
     roles, models = [role.name for role in services.application.roles], services.application.model_names
     figures, depths, found = await asyncio.gather(
-        stats.statistics(services.bus, roles, models),
+        stats.summary(services.bus, roles, models),
         stats.band_depths(services.bus, roles),
-        measured(services.bus.server),
+        metric_totals(services.bus.server),
     )
     collected = _Collected(
         [*_of_now(figures, depths), *_of_turns(figures), *_of_models(figures), *_of_work(found, roles)]
@@ -111,7 +111,7 @@ def _of_models(figures: Mapping[str, Any]) -> list[Metric]:
     ]
 
 
-def _of_work(found: Measured, names: list[str]) -> list[Metric]:
+def _of_work(found: MetricTotals, names: list[str]) -> list[Metric]:
     roles, both, none = ("role",), ("role", "model"), {(name,): 0 for name in names}
     errors, takeovers = ({**none, **found.counts.get(what, {})} for what in ("errors", "takeovers"))
     return [
@@ -142,14 +142,14 @@ def _counter(name: str, what: str, labels: tuple[str, ...], rows: Iterable[tuple
     return family
 
 
-def _histogram(name: str, what: str, labels: tuple[str, ...], found: Measured, key: str) -> Metric:
+def _histogram(name: str, what: str, labels: tuple[str, ...], found: MetricTotals, key: str) -> Metric:
     family = HistogramMetricFamily(f"rolecall_{name}", what, labels=labels)
     for values, times in sorted(found.times.get(key, {}).items()):
         family.add_metric(values, _cumulative(times), times.seconds)
     return family
 
 
-def _cumulative(times: Times) -> list[tuple[str, float]]:
+def _cumulative(times: Histogram) -> list[tuple[str, float]]:
     total, rows = 0, []
     for bound, count in zip(BOUNDS, times.buckets, strict=True):
         total += count

@@ -133,7 +133,7 @@ async def list_queues(services: ServicesDep) -> dict[str, Any]:
 @router.get("/stats", summary="Get the statistics of today (UTC) and of this moment")
 async def read_stats(services: ServicesDep) -> dict[str, Any]:
     """The same as `rolecall stats --json`."""
-    return await stats.statistics(
+    return await stats.summary(
         services.bus, [role.name for role in services.application.roles], services.application.model_names
     )
 
