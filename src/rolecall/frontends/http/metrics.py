@@ -33,18 +33,18 @@ BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")
 async def read_metrics(services: ServicesDep, _: Annotated[object, Depends(operator)]) -> Response:
     """Counters of "today" restart at midnight UTC, as a counter does when its process restarts."""
     roles, models = [role.name for role in services.application.roles], services.application.model_names
-    figures, depths, found = await asyncio.gather(
+    summary, depths, found = await asyncio.gather(
         stats.summary(services.bus, roles, models),
         stats.band_depths(services.bus, roles),
         metric_totals(services.bus.server),
     )
-    collected = _Collected(
-        [*_of_now(figures, depths), *_of_turns(figures), *_of_models(figures), *_of_work(found, roles)]
+    collected = _Families(
+        [*_of_now(summary, depths), *_of_turns(summary), *_of_models(summary), *_of_work(found, roles)]
     )
     return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)
 
 
-class _Collected(Collector):
+class _Families(Collector):
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
 
@@ -52,46 +52,48 @@ class _Collected(Collector):
         return self._families
 
 
-def _of_now(figures: Mapping[str, Any], depths: Mapping[str, Mapping[str, int]]) -> list[Metric]:
-    instances, connections = figures["instances"].items(), figures["connections"].items()
+def _of_now(summary: Mapping[str, Any], depths: Mapping[str, Mapping[str, int]]) -> list[Metric]:
+    instances, connections = summary["instances"].items(), summary["connections"].items()
     by_band = [((role, band), depth) for role, bands in depths.items() for band, depth in bands.items()]
     return [
-        _gauge("build_info", "The version that answers", ("version",), [((__version__,), 1)]),
+        _gauge("build_info", "Version of the process that answers", ("version",), [((__version__,), 1)]),
         _gauge("instances", "Live instances", ("role",), [((role,), row["instances"]) for role, row in instances]),
-        _gauge("instances_busy", "Instances that handle an envelope", ("role",),
+        _gauge("instances_busy", "Instances handling an envelope", ("role",),
                [((role,), row["busy"]) for role, row in instances]),
-        _gauge("queue_depth", "Envelopes that wait or are being handled", ("role", "priority"), by_band),
-        _gauge("turns_in_flight", "Turns that run or sleep", (), [((), figures["turns"]["in_flight"])]),
-        _gauge("turns_deferred", "Turns that sleep until their time or a model comes back", (),
-               [((), figures["deferred"])]),
-        _gauge("dead_letters", "Envelopes given up on and kept", (), [((), figures["dead_letters"])]),
-        _gauge("users", "Users with a turn that is not finished", (), [((), figures["users_now"])]),
-        _gauge("connections", "Connections of a process to the server of the bus", ("process",),
+        _gauge("queue_depth", "Envelopes waiting or being handled", ("role", "priority"), by_band),
+        _gauge("turns_in_flight", "Turns running or deferred", (), [((), summary["turns"]["in_flight"])]),
+        _gauge("turns_deferred", "Turns waiting for their time or for a model", (),
+               [((), summary["deferred"])]),
+        _gauge("dead_letters", "Dead letters", (), [((), summary["dead_letters"])]),
+        _gauge("users", "Users with an unfinished turn", (), [((), summary["users_now"])]),
+        _gauge("connections", "Open connections of a process to the server", ("process",),
                [((process,), row["open"]) for process, row in connections]),
-        _gauge("connections_allowed", "How many it may have", ("process",),
+        _gauge("connections_allowed", "Maximum connections of a process", ("process",),
                [((process,), row["allowed"]) for process, row in connections]),
     ]  # fmt: skip
 
 
-def _of_turns(figures: Mapping[str, Any]) -> list[Metric]:
-    turns, tokens = figures["turns"], figures["tokens"]
+def _of_turns(summary: Mapping[str, Any]) -> list[Metric]:
+    turns, tokens = summary["turns"], summary["tokens"]
     failed, cancelled = turns["errors"], turns["cancelled"]
     outcomes = {"answered": turns["today"] - failed - cancelled, "failed": failed, "cancelled": cancelled}
-    users = sorted(figures["users"].items(), key=lambda item: -item[1].get("turns", 0))[:MAX_USERS]
+    users = sorted(summary["users"].items(), key=lambda item: -item[1].get("turns", 0))[:MAX_USERS]
     by_user = SummaryMetricFamily(
-        "rolecall_user_response_seconds", "From a user's message to its end, today; the 100 busiest", labels=("user",)
+        "rolecall_user_response_seconds",
+        "Time from a user's message to the end of its turn, today, for the busiest users",
+        labels=("user",),
     )
     for user, row in users:
         by_user.add_metric((user,), row.get("turns", 0), row.get("ms", 0) / 1000)
     return [
-        _counter("turns", "Turns that ended, today", ("outcome",), _rows(outcomes)),
-        _counter("tokens", "Tokens of the answers, today", ("direction",), _rows(tokens)),
+        _counter("turns", "Turns ended today", ("outcome",), _rows(outcomes)),
+        _counter("tokens", "Tokens of answers today", ("direction",), _rows(tokens)),
         by_user,
     ]
 
 
-def _of_models(figures: Mapping[str, Any]) -> list[Metric]:
-    models = figures["models"].items()
+def _of_models(summary: Mapping[str, Any]) -> list[Metric]:
+    models = summary["models"].items()
     label = ("model",)
 
     def of(field: str) -> list[tuple[tuple[str, ...], float]]:
@@ -100,14 +102,14 @@ def _of_models(figures: Mapping[str, Any]) -> list[Metric]:
     tokens = [((name, direction), row[direction]) for name, row in models for direction in ("in", "out")]
     ready = [((name,), row["state"] == "ready") for name, row in models]
     return [
-        _counter("model_calls", "Calls of a model, today", label, of("calls")),
-        _counter("model_failures", "Calls of a model that failed, today", label, of("failed")),
-        _counter("model_tokens", "Tokens of a model's calls, today", ("model", "direction"), tokens),
-        _counter("model_cost", "Money spent on a model, today", label, of("cost")),
-        _counter("cost", "Money spent on all models, today", (), [((), figures["cost"])]),
-        _gauge("model_calls_in_flight", "Calls of a model that run", label, of("in_flight")),
-        _gauge("model_turns_waiting", "Turns that sleep until a model is back", label, of("waiting")),
-        _gauge("model_ready", "1 while a model may be asked, 0 while it is away or asks to wait", label, ready),
+        _counter("model_calls", "Calls of a model today", label, of("calls")),
+        _counter("model_failures", "Failed calls of a model today", label, of("failed")),
+        _counter("model_tokens", "Tokens of a model's calls today", ("model", "direction"), tokens),
+        _counter("model_cost", "Cost of a model's calls today", label, of("cost")),
+        _counter("cost", "Cost of all model calls today", (), [((), summary["cost"])]),
+        _gauge("model_calls_in_flight", "Calls of a model in flight", label, of("in_flight")),
+        _gauge("model_turns_waiting", "Turns waiting for a model", label, of("waiting")),
+        _gauge("model_ready", "1 if a model can be called, 0 if it is unavailable or rate-limited", label, ready),
     ]
 
 
@@ -115,12 +117,12 @@ def _of_work(found: MetricTotals, names: list[str]) -> list[Metric]:
     roles, both, none = ("role",), ("role", "model"), {(name,): 0 for name in names}
     errors, takeovers = ({**none, **found.counts.get(what, {})} for what in ("errors", "takeovers"))
     return [
-        _counter("errors", "Envelopes that an instance gave up on", roles, errors.items()),
-        _counter("leases_taken_over", "Envelopes taken over from an instance that was gone", roles, takeovers.items()),
-        _histogram("wait_seconds", "From an envelope's being written to an instance's beginning", roles, found, "wait"),
-        _histogram("handling_seconds", "From an instance's beginning to its being free", roles, found, "handling"),
-        _histogram("model_seconds", "How long a model spoke for one question", both, found, "model"),
-        _histogram("turn_seconds", "From a user's message to its answer", (), found, "turn"),
+        _counter("errors", "Envelopes an instance gave up on", roles, errors.items()),
+        _counter("leases_taken_over", "Leases taken over from a dead instance", roles, takeovers.items()),
+        _histogram("wait_seconds", "Time an envelope waited for an instance", roles, found, "wait"),
+        _histogram("handling_seconds", "Time an instance spent on an envelope", roles, found, "handling"),
+        _histogram("model_seconds", "Duration of a model call", both, found, "model"),
+        _histogram("turn_seconds", "Time from a user's message to its answer", (), found, "turn"),
     ]  # fmt: skip
 
 
