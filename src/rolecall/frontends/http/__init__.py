@@ -1,1 +1,1 @@
-"""The HTTP front end: the native API, the OpenAI-compatible one, the operators' one, and the web page."""
+"""The HTTP front end: the native API, the OpenAI-compatible API, the API for operators, and the web page."""

@@ -1,1 +1,1 @@
-"""TODO web."""
+"""The web page: chat, conversations, what is happening now, dead letters."""
