@@ -93,7 +93,9 @@ def figures(checkout: Path) -> dict[str, int | str]:
     public = [
         len(node.value.elts)
         for node in init.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__" and isinstance(node.value, ast.List)
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "__all__"
+        and isinstance(node.value, ast.List)
     ]
     return {
         "Python files": len(files),

@@ -34,7 +34,11 @@ def application() -> Iterator[Path]:
         subprocess.run([*ROLECALL, "new", str(place)], check=True, stdout=subprocess.DEVNULL)
         environment = {**os.environ, "HTTP_PORT": "0", "ROLECALL_APP": str(place)}
         working = subprocess.Popen(
-            [*ROLECALL, "up", "--no-chat"], cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*ROLECALL, "up", "--no-chat"],
+            cwd=place,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             _wait_for_an_answer(place)

@@ -16,10 +16,12 @@ from rolecall.bus.bus import Bus
 from rolecall.errors import ServerRefused
 from rolecall.models.gate import MICRO
 from rolecall.redis import keys
+from rolecall.redis.scripts import script
 from rolecall.redis.server import Server, pairs, server_ms, text_map
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
 
+REGISTER = script("rolecall.bus", "scripts/process/register", names="registry state process value lasts")
 BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of a histogram in seconds; one more bucket holds the rest."""
@@ -61,15 +63,17 @@ class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
 async def register(bus: Bus, state: ProcessState) -> None:
     """Register this process for three heartbeats."""
     await bus.server.run(
-        "register",
-        (keys.WORKERS, keys.worker(state.process)),
-        (state.process, msgspec.json.encode(state), _lifetime(bus)),
-    )
+        REGISTER, registry=keys.WORKERS, state=keys.worker(state.process), process=state.process,
+        value=msgspec.json.encode(state), lasts=_lifetime(bus),
+    )  # fmt: skip
 
 
 async def unregister(bus: Bus) -> None:
     """Remove this process from the registry."""
-    await bus.server.run("register", (keys.WORKERS, keys.worker(bus.process)), (bus.process, "", _lifetime(bus)))
+    await bus.server.run(
+        REGISTER, registry=keys.WORKERS, state=keys.worker(bus.process), process=bus.process, value="",
+        lasts=_lifetime(bus),
+    )  # fmt: skip
 
 
 async def ask_for_reports(bus: Bus) -> None:

@@ -32,8 +32,8 @@ from rolecall.bus.turn import snapshot
 from rolecall.config import Config, Role
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
-from rolecall.redis.pipeline import Arg, translated
-from rolecall.redis.scripts import all_scripts, script
+from rolecall.redis.pipeline import translated
+from rolecall.redis.scripts import Arg, Script, loaded_scripts
 from rolecall.settings import Settings
 from rolecall.worker.roster import Roster, role_infos
 
@@ -95,7 +95,7 @@ class FakeServer:
     async def call(self, *args: Arg) -> Any:
         """See Server.call."""
         if args[0] == "EVALSHA":
-            args = ("EVAL", next(s.body for s in all_scripts() if s.sha == args[1]), *args[2:])
+            args = ("EVAL", next(s.body for s in loaded_scripts() if s.sha == args[1]), *args[2:])
         with translated():
             return await self._client.execute_command(*args)  # type: ignore[no-untyped-call]  # untyped in redis-py
 
@@ -103,9 +103,9 @@ class FakeServer:
         """See Server.fetch."""
         return await self.call(*args)
 
-    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+    async def run(self, script: Script, /, **values: Any) -> Any:
         """See Server.run."""
-        return await self.call("EVAL", script(name).body, len(keys), *keys, *args)
+        return await self.call("EVAL", script.body, *script.arguments(values))
 
     async def aclose(self) -> None:
         """Forget everything."""

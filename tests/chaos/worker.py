@@ -11,16 +11,13 @@ import asyncio
 import sys
 from typing import Any
 
-from rolecall.bus.bus import Bus
-from rolecall.bus.leases import Delivery
-from rolecall.bus.settle import _finishing
 from rolecall.redis import scripts
-from rolecall.worker import instance
 
 CONTROLS = ("no-fence", "split-reply")
 GAP_SECONDS = 0.3
 RELEASE = """\
--- include: guard finish
+-- Release the next turn of a conversation, whatever became of this one.
+-- include: state turn finish
 local verdict = guard()
 if verdict ~= 'OK' then return verdict end
 drop()
@@ -30,33 +27,40 @@ return 'OK'
 
 
 def break_bus(how: str) -> None:
-    """Break this process's scripts before any is loaded."""
+    """Break this process's scripts. Call it before the modules that load them are imported."""
     read = scripts._read
-    scripts.PATHS["release"] = "bus/scripts/turn/release.lua"
 
-    def broken(path: str) -> str:
-        if path == "bus/scripts/turn/release.lua":
+    def broken(package: str, path: str) -> str:
+        if path == "scripts/turn/release.lua":
             return RELEASE
-        text = read(path)
-        if how == "no-fence" and path == "bus/scripts/lib/guard.lua":
+        text = read(package, path)
+        if how == "no-fence" and path == "scripts/lib/turn.lua":
             return _replaced(
                 text, "local function guard()\n", "local function guard()\n  if true then return 'OK' end\n"
             )
-        if how == "split-reply" and path == "bus/scripts/turn/complete.lua":
+        if how == "split-reply" and path == "scripts/turn/complete.lua":
             return _replaced(_replaced(text, "drop()\n", ""), "if not CONTROL then release() end\n", "")
         return text
 
     scripts._read = broken
     if how == "split-reply":
+        from rolecall.worker import instance
+
         instance.complete = _split(instance.complete)  # type: ignore[attr-defined]
 
 
 def _split(complete: Any) -> Any:
-    async def split(bus: Bus, delivery: Delivery, *args: Any, **options: Any) -> Any:
+    from rolecall.bus.leases import lease_block
+    from rolecall.bus.turn import FinishBlock, TurnBlock, finish_block
+
+    release = scripts.script("rolecall.bus", "scripts/turn/release", TurnBlock, FinishBlock)
+
+    async def split(bus: Any, delivery: Any, *args: Any, **options: Any) -> Any:
         verdict = await complete(bus, delivery, *args, **options)
         await asyncio.sleep(GAP_SECONDS)
-        names, arguments = _finishing(bus, delivery, "", b"")
-        await bus.server.run("release", names, arguments)
+        shard = bus.shards[delivery.shard]
+        ending = finish_block(bus, shard, delivery.conversation, delivery.turn, "")
+        await bus.server.run(release, **lease_block(bus, delivery), **ending)
         return verdict
 
     return split

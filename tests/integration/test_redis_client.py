@@ -13,6 +13,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from rolecall.errors import ConfigError, ServerRefused, ServerUnavailable
+from rolecall.redis.leader import LEASE
 from rolecall.redis.server import RedisServer, connected
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
@@ -40,7 +41,7 @@ async def test_a_script_the_server_has_forgotten_is_sent_again(server: RedisServ
     await server.call("PING")
     await server.call("SCRIPT", "FLUSH")
 
-    assert await server.run("lease", ["{bus:0}:lease:x"], ["me", 1000]) == 1
+    assert await server.run(LEASE, lease="{bus:0}:lease:x", token="me", lasts=1000) == 1
 
 
 async def test_a_read_that_blocks_can_be_woken_and_a_read_just_beginning_too(server: RedisServer) -> None:
@@ -57,13 +58,13 @@ async def test_a_server_that_comes_back_is_used_again_by_scripts_without_a_word(
     process = ValkeyProcess(tmp_path)
     process.start()
     server = RedisServer(process.url)
-    assert await server.run("lease", ["{bus:0}:lease:x"], ["me", 60_000]) == 1
+    assert await server.run(LEASE, lease="{bus:0}:lease:x", token="me", lasts=60_000) == 1
 
     process.kill()
     with pytest.raises(ServerUnavailable) as away:
         await server.call("PING")
     assert isinstance(away.value.__cause__, RedisConnectionError)
-    waiting = asyncio.create_task(server.run("lease", ["{bus:0}:lease:x"], ["me", 60_000]))
+    waiting = asyncio.create_task(server.run(LEASE, lease="{bus:0}:lease:x", token="me", lasts=60_000))
     await wait_until(lambda: not server.connected)
     process.start()
 
@@ -76,7 +77,7 @@ async def test_a_server_that_stays_away_is_given_up_with_a_clear_error(tmp_path:
     server = RedisServer(f"unix://{tmp_path}/nobody", patience=0.2)
 
     with pytest.raises(ServerUnavailable, match=r"did not answer for 0\.2 s"):
-        await server.run("lease", ["{bus:0}:lease:x"], ["me", 1])
+        await server.run(LEASE, lease="{bus:0}:lease:x", token="me", lasts=1)
     await server.aclose()
 
 

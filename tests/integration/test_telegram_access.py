@@ -10,7 +10,7 @@ import pytest
 
 from rolecall.bus.bus import Bus
 from rolecall.errors import ConfigError, OverBudget
-from rolecall.frontends.telegram.access import ALL_TRIES, USER_TRIES, Access
+from rolecall.frontends.telegram.access import TRIES, Access
 from rolecall.models.gate import Gate
 from rolecall.models.model import Caller, Message, Request, Usage
 from rolecall.redis.server import RedisServer
@@ -120,7 +120,7 @@ async def test_of_many_who_bring_one_code_one_is_let_in(server: RedisServer) -> 
 async def test_wrong_tries_are_few_and_then_even_the_right_code_is_not_looked_at(server: RedisServer, bus: Bus) -> None:
     gate = access(server)
     code = await gate.invite()
-    assert [await gate.redeem(ADA, "Ada", f"guess {n}") for n in range(USER_TRIES)] == ["WRONG"] * USER_TRIES
+    assert [await gate.redeem(ADA, "Ada", f"guess {n}") for n in range(TRIES.user)] == ["WRONG"] * TRIES.user
     assert await gate.redeem(ADA, "Ada", code) == "TOO_MANY"
     assert await gate.redeem(BEN, "Ben", code) == "user"
     assert 3_500_000 < await server.call("PTTL", f"{{bus:0}}:front:telegram:tries:{ADA}") <= 3_600_000
@@ -128,9 +128,9 @@ async def test_wrong_tries_are_few_and_then_even_the_right_code_is_not_looked_at
 
 async def test_many_together_cannot_guess_on(server: RedisServer) -> None:
     gate = access(server, telegram_invite_code="sesame")
-    for user in range(1, ALL_TRIES + 1):
+    for user in range(1, TRIES.all + 1):
         assert await gate.redeem(user, "x", "open") == "WRONG"
-    assert await gate.redeem(ALL_TRIES + 1, "x", "sesame") == "TOO_MANY"
+    assert await gate.redeem(TRIES.all + 1, "x", "sesame") == "TOO_MANY"
 
 
 async def test_the_code_of_the_settings_makes_guests_as_often_as_it_is_brought(server: RedisServer) -> None:

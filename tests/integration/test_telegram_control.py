@@ -21,7 +21,7 @@ from telegram import User as TelegramUser
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.memory import Memory
 from rolecall.frontends.telegram import buttons
-from rolecall.frontends.telegram.access import USER_TRIES
+from rolecall.frontends.telegram.access import TRIES
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.telegram_front import TelegramFront
 from rolecall.frontends.texts import LANGUAGES, say
@@ -451,12 +451,12 @@ async def test_a_link_made_by_invite_lets_one_in(tmp_path: Path) -> None:
 async def test_wrong_codes_are_answered_until_there_were_too_many(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         cy = stage.api.user(CY)
-        for n in range(USER_TRIES + 4):
+        for n in range(TRIES.user + 4):
             cy.write(f"/start guess{n}")
         await stage.received()
         await stage.until(CY, say("en", "code_tries"))
         said = [one.text for one in stage.api.chat(CY).answers]
-        wrong = [say("en", "code_wrong", id=CY)] * USER_TRIES
+        wrong = [say("en", "code_wrong", id=CY)] * TRIES.user
         assert said == [*wrong, say("en", "code_tries")]
 
 

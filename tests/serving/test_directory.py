@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from rolecall.redis import keys
-from rolecall.redis.scripts import script
 from rolecall.redis.server import RedisServer
-from rolecall.serving.directory import Directory
+from rolecall.serving.directory import LIST, Directory
 from rolecall.serving.footprint import Room
 from rolecall.serving.spec import ModelServer, Spec
 
@@ -164,5 +163,5 @@ async def test_a_list_leaves_out_what_is_over_and_is_for_those_too_who_may_only_
     over = msgspec.structs.replace(there, id="over")
     await server.call("HSET", keys.SERVED, "over", msgspec.json.encode({**msgspec.to_builtins(over), "lapses": 1}))
     assert isinstance(await directory.enter(spec("a"), HERE, "call"), ModelServer)
-    assert script("served_list").reads
+    assert LIST.reads
     assert [(one.id, one.in_flight) for one in await directory.servers()] == [("a1", 1)]

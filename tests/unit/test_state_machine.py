@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from rolecall.errors import ServerError
-from rolecall.redis.pipeline import Arg
-from rolecall.redis.scripts import script
+from rolecall.redis.scripts import Arg, Script, loaded_scripts
 from rolecall.redis.server import RedisServer
 from tests.bus_machine import Focus, machine_on
 
@@ -36,14 +35,19 @@ WALK = settings(
 SHORT = settings(WALK, max_examples=500, phases=(Phase.generate,))
 
 
+def script_named(name: str) -> Script:
+    """The script of the bus that is called ``name``."""
+    return next(one for one in loaded_scripts() if one.name.startswith("bus/") and one.name.endswith(f"/{name}.lua"))
+
+
 class Broken:
     """A server on which one script has a line replaced."""
 
-    def __init__(self, server: RedisServer, name: str, line: str, by: str) -> None:
+    def __init__(self, server: RedisServer, script: Script, line: str, by: str) -> None:
         self._server = server
-        self._name = name
-        assert script(name).body.count(line.encode()) == 1, f"{name} has no such line"
-        self._body = script(name).body.replace(line.encode(), by.encode())
+        self._script = script
+        assert script.body.count(line.encode()) == 1, f"{script.name} has no such line"
+        self._body = script.body.replace(line.encode(), by.encode())
 
     def send(self, *args: Arg) -> asyncio.Future[Any]:
         return self._server.send(*args)
@@ -54,10 +58,10 @@ class Broken:
     async def fetch(self, *args: Arg) -> Any:
         return await self.call(*args)
 
-    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
-        if name == self._name:
-            return await self._server.call("EVAL", self._body, len(keys), *keys, *args)
-        return await self._server.run(name, keys, args)
+    async def run(self, script: Script, /, **values: Any) -> Any:
+        if script is self._script:
+            return await self._server.call("EVAL", self._body, *script.arguments(values))
+        return await self._server.run(script, **values)
 
 
 @pytest.fixture
@@ -85,32 +89,32 @@ WORK = [
     ("complete", "\ndrop()\n", "\n"),
     ("bury", "  leave(user)\n", ""),
     ("hop", "moved(stream .. '|' .. id)", ""),
-    ("defer", "moved('z')", ""),
+    ("defer", "moved(SLEEPING)", ""),
     ("handback", "if row.err or #row == 0 then return 'FENCED' end", ""),
-    ("handback", "  redis.call('HSET', KEYS[2], 'at', KEYS[1] .. '|' .. id)\n", ""),
-    ("promote", "redis.call('ZREM', KEYS[1], ARGV[1])\n", ""),
-    ("cancel", "    redis.pcall('XACK', SRC, 'g', ID)\n    redis.call('XDEL', SRC, ID)\n", ""),
-    ("stop", "    redis.call('XDEL', SRC, ID)\n", ""),
-    ("admit", "waiting - ended >= tonumber(ARGV[15])", "waiting - ended > tonumber(ARGV[15])"),
-    ("take", "(deliveries ~= RETRIES or last)", "true"),
+    ("handback", "  redis.call('HSET', CONVERSATION, 'at', STREAM .. '|' .. id)\n", ""),
+    ("promote", "redis.call('ZREM', DEFERRED, NAME)\n", ""),
+    ("cancel", "    redis.pcall('XACK', STREAM, 'g', ENTRY)\n    redis.call('XDEL', STREAM, ENTRY)\n", ""),
+    ("stop", "    redis.call('XDEL', STREAM, ENTRY)\n", ""),
+    ("admit", "waiting - ended >= tonumber(MAILBOX_LIMIT)", "waiting - ended > tonumber(MAILBOX_LIMIT)"),
+    ("take", "(deliveries ~= most or last)", "true"),
     ("take", "'COUNT', free,", "'COUNT', 4,"),
 ]
 FRONTS = [
-    ("admit", "if job[1] == USER and (COLLECT", "if (COLLECT"),
+    ("admit", "if job[1] == PRINCIPAL and (collect", "if (collect"),
     ("admit", "  redis.call('HSET', JOURNAL, turn .. ':x', parts)\n", ""),
     ("admit", "    redis.call('ZADD', DEFERRED, job[4], NAME)\n", ""),
     ("complete", "if tonumber(job[4] or 0) > NOW then", "if false then"),
     ("complete", ",\n    turn .. ':g', turn .. ':d')", ")"),
     ("interrupt", "  if not evict() then return { 'MOVED', '', 0, NOW, '' } end\n", ""),
-    ("interrupt", "redis.call('HGET', JOURNAL, TURN .. ':u') == USER", "true"),
+    ("interrupt", "redis.call('HGET', JOURNAL, TURN .. ':u') == PRINCIPAL", "true"),
     ("interrupt", "  release()\n", ""),
-    ("edit", "if not redis.call('LPOS', KEYS[7], turn) and not", "if not"),
-    ("edit", "if tonumber(ARGV[6]) <= (tonumber(edited) or -1) then", "if false then"),
+    ("edit", "if not redis.call('LPOS', MAILBOX, turn) and not", "if not"),
+    ("edit", "if tonumber(VERSION) <= (tonumber(edited) or -1) then", "if false then"),
     ("edit", "if part ~= '' then", "if false then"),
     ("notify", "if known then return", "if false then return"),
 ]
 SELDOM = [
-    ("work", "fallback", "if redis.call('EXISTS', KEYS[4]) == 1 then return 'ALIVE' end\n", ""),
+    ("work", "fallback", "if redis.call('EXISTS', ALIVE) == 1 then return 'ALIVE' end\n", ""),
     ("fronts", "promote", "envelope == job[1] and job[2] or ''", "''"),
 ]
 
@@ -122,6 +126,6 @@ SELDOM = [
 def test_a_broken_script_is_noticed(
     loop: asyncio.AbstractEventLoop, walked: RedisServer, focus: Focus, name: str, line: str, by: str
 ) -> None:
-    broken = Broken(walked, name, line, by)
+    broken = Broken(walked, script_named(name), line, by)
     with pytest.raises((AssertionError, ServerError)):
         run_state_machine_as_test(machine_on(loop, walked, broken, focus), settings=SHORT)

@@ -1,4 +1,4 @@
-"""The KEYS and ARGV that the turn scripts share; scripts/lib/guard.lua and lib/finish.lua say which is which."""
+"""Admission: a message becomes a turn, joins one that has not begun, takes one's place, or is refused at the door."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
@@ -18,18 +18,21 @@ from rolecall.bus.envelope import MAX_TEXT_BYTES, Envelope, check_conversation, 
 from rolecall.bus.turn import (
     FIRST_ROLE,
     MOVED_TRIES,
+    NOWHERE,
+    EntryPlace,
+    FinishBlock,
     Records,
+    TurnBlock,
     final_event,
     finish_block,
-    guard_block,
     quoted,
     tell_ended,
+    turn_block,
 )
 from rolecall.errors import RolecallError, ServerFull
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
-from rolecall.redis.pipeline import Arg
-from rolecall.redis.scripts import milliseconds
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import Server
 from rolecall.settings import Settings
 
@@ -41,6 +44,43 @@ Mode = Literal["queue", "collect", "interrupt"]
 """What becomes of a message whose conversation is busy: it waits; it joins what waits already of the same user; or it
 takes the place of what runs for the same user."""
 EditOutcome = Literal["EDITED", "RUNNING", "DONE", "UNKNOWN", "FULL"]
+
+
+class AdmitBlock(TypedDict):
+    """What ``scripts/lib/admit.lua`` declares."""
+
+    idempotency: str
+    digest: str
+    envelope: bytes
+    part: bytes | str
+    band: str
+    principal: str
+    reply_to: str
+    mailbox_limit: int
+    in_flight_limit: int
+    user_limit: int
+    user_soft_limit: int
+    lane: str
+    repeat_ms: int
+    idle_ms: int
+    utc_offset: int
+    instance: str
+    title: str
+    said: str
+    collect: int
+    group: str
+    hold: int
+    max_bytes: int
+
+
+PACKAGE = "rolecall.bus"
+ADMIT = script(PACKAGE, "scripts/turn/admit", TurnBlock, FinishBlock, AdmitBlock)
+INTERRUPT = script(
+    PACKAGE, "scripts/turn/interrupt", TurnBlock, FinishBlock, AdmitBlock, names="final remembered records"
+)
+EDIT = script(
+    PACKAGE, "scripts/turn/edit", TurnBlock, names="mailbox idempotency version envelope part instance said max_bytes"
+)
 
 
 def utc_offset_ms() -> int:
@@ -121,8 +161,8 @@ async def _offer(bus: Bus, offer: Offer) -> Sequence[Any]:
     shard, running = bus.shard(conversation), Running()
     if offer.interrupts:
         running = await look_at_running(bus.server, shard, conversation)
-    names, arguments = offer.blocks(shard, bus.settings, bus.process, running)
-    reply: Sequence[Any] = await bus.server.run("interrupt" if offer.interrupts else "admit", names, arguments)
+    chosen = INTERRUPT if offer.interrupts else ADMIT
+    reply: Sequence[Any] = await bus.server.run(chosen, **offer.values(bus, running))
     if running.turn and reply[0] in (b"RUN", b"WAIT"):
         await tell_ended(bus, conversation)
     return reply
@@ -139,14 +179,14 @@ class Running:
     """The running turn of a conversation and where its one entry is, as seen a moment ago. Empty when none runs."""
 
     turn: str = ""
-    at: str = ""
+    place: EntryPlace = NOWHERE
     outbox: str = ""
     history: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A message that asks to be taken in; see Bus.admit for what the fields mean. ``outbox`` names a front end."""
+    """A message that asks for admission; ``admit`` says what the fields mean. ``outbox`` names a front end."""
 
     envelope: Envelope
     idempotency: str
@@ -164,39 +204,49 @@ class Offer:
         """Whether it may end a running turn."""
         return self.mode == "interrupt" and not self.control
 
-    def blocks(
-        self, shard: ShardKeys, settings: Settings, process: str, running: Running
-    ) -> tuple[list[Arg], list[Arg]]:
-        """KEYS and ARGV of lib/guard.lua, lib/finish.lua and lib/admit.lua, and for INTERRUPT what ends ``running``."""
+    def values(self, bus: Bus, running: Running) -> dict[str, Any]:
+        """The values of the script ``admit``, or of ``interrupt`` for what ends ``running``."""
         conversation = check_conversation(self.envelope.conversation)
-        stream, _, entry_id = running.at.rpartition("|")
-        names, arguments = guard_block(
-            shard, process, stream or shard.deferred, entry_id or "z", conversation, running.turn
-        )
+        shard = bus.shard(conversation)
         role = CONTROL_ROLE if self.control else FIRST_ROLE
-        more = finish_block(shard, settings, conversation, running.turn, running.outbox, role)
-        names += [*more[0], shard.idempotency(conversation, self.idempotency)]
-        arguments += [*more[1], *self._arguments(settings)]
+        values: dict[str, Any] = {
+            **turn_block(bus, shard, conversation, running.turn, running.place),
+            **finish_block(bus, shard, conversation, running.turn, running.outbox, role),
+            **self._admit_block(shard, bus.settings),
+        }
         if self.interrupts:
-            arguments += [final_event("cancelled", {"text": STOPPED, "reason": "interrupted"})]
-            arguments += [len(running.history), *running.history, *self._records().arguments()]
-        return names, arguments
+            records = Records(self.instance)
+            records.add("CANCELLED", "by a newer message")
+            values["final"] = final_event("cancelled", {"text": STOPPED, "reason": "interrupted"})
+            values["remembered"], values["records"] = running.history, records.flat()
+        return values
 
-    def _arguments(self, s: Settings) -> list[Arg]:
-        raw, joins = encode(self.envelope), self.mode == "collect" or self.group
-        part = encode_part(self.envelope) if joins else ""
-        return [
-            digest(self.envelope), raw, part, keys.band(self.envelope.priority), self.principal, self.outbox,
-            s.mailbox_limit, s.in_flight_limit, s.user_limit, s.user_soft_limit,
-            "control" if self.control else "ordered", milliseconds(s.idempotency_seconds),
-            milliseconds(s.session_idle_hours * 3600), utc_offset_ms(), self.instance, self.title,
-            said(self.envelope), int(self.mode == "collect"), self.group, milliseconds(self.hold), MAX_TEXT_BYTES,
-        ]  # fmt: skip
-
-    def _records(self) -> Records:
-        records = Records(self.instance)
-        records.add("CANCELLED", "by a newer message")
-        return records
+    def _admit_block(self, shard: ShardKeys, settings: Settings) -> AdmitBlock:
+        joins = self.mode == "collect" or self.group
+        return {
+            "idempotency": shard.idempotency(self.envelope.conversation, self.idempotency),
+            "digest": digest(self.envelope),
+            "envelope": encode(self.envelope),
+            "part": encode_part(self.envelope) if joins else "",
+            "band": keys.band(self.envelope.priority),
+            "principal": self.principal,
+            "reply_to": self.outbox,
+            "mailbox_limit": settings.mailbox_limit,
+            "in_flight_limit": settings.in_flight_limit,
+            "user_limit": settings.user_limit,
+            "user_soft_limit": settings.user_soft_limit,
+            "lane": "control" if self.control else "ordered",
+            "repeat_ms": milliseconds(settings.idempotency_seconds),
+            "idle_ms": milliseconds(settings.session_idle_hours * 3600),
+            "utc_offset": utc_offset_ms(),
+            "instance": self.instance,
+            "title": self.title,
+            "said": said(self.envelope),
+            "collect": int(self.mode == "collect"),
+            "group": self.group,
+            "hold": milliseconds(self.hold),
+            "max_bytes": MAX_TEXT_BYTES,
+        }
 
 
 async def look_at_running(server: Server, shard: ShardKeys, conversation: str) -> Running:
@@ -209,7 +259,7 @@ async def look_at_running(server: Server, shard: ShardKeys, conversation: str) -
     outbox, raw, parts = await server.fetch("HMGET", shard.journal(conversation), *journal)
     words = _words(raw or b"", parts or b"")
     history = remembered(words, "", turn, "stopped") if words else []
-    return Running(turn, (at or b"").decode(), (outbox or b"").decode(), tuple(history))
+    return Running(turn, EntryPlace.parse(at), (outbox or b"").decode(), tuple(history))
 
 
 def from_user(envelope: Envelope, principal: str) -> Envelope:
@@ -257,8 +307,9 @@ async def edit_message(
     """
     conversation = check_conversation(envelope.conversation)
     shard, envelope = bus.shard(conversation), from_user(envelope, principal)
-    names, arguments = guard_block(shard, bus.process, shard.deferred, "z", conversation, "")
-    names += [shard.mailbox(conversation), shard.idempotency(conversation, idempotency)]
-    arguments += [version, encode(envelope), encode_part(envelope), instance, said(envelope), MAX_TEXT_BYTES]
-    outcome, turn = await bus.server.run("edit", names, arguments)
+    outcome, turn = await bus.server.run(
+        EDIT, **turn_block(bus, shard, conversation, ""), mailbox=shard.mailbox(conversation),
+        idempotency=shard.idempotency(conversation, idempotency), version=version, envelope=encode(envelope),
+        part=encode_part(envelope), instance=instance, said=said(envelope), max_bytes=MAX_TEXT_BYTES,
+    )  # fmt: skip
     return Edited(outcome.decode(), turn.decode())

@@ -1,8 +1,9 @@
-"""Ending turns from outside: at once, wherever their one entry is; whoever holds it is fenced."""
+"""Ending turns from outside: cancel one, stop a conversation, erase it. Whoever holds an ended turn is fenced."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import envelopes_of, remembered
@@ -11,37 +12,51 @@ from rolecall.bus.events import so_far
 from rolecall.bus.turn import (
     FORGET,
     MOVED_TRIES,
+    EntryPlace,
+    FinishBlock,
     Records,
+    TurnBlock,
     final_event,
     finish_block,
-    guard_block,
     note,
     outbox_of,
     tell_ended,
+    turn_block,
 )
 from rolecall.errors import RolecallError
-from rolecall.redis.pipeline import Arg
+from rolecall.redis.scripts import script
 
 RESULTS = 1000
-"""Results of so many last turns are removed; older ones went by themselves, unless a thousand turns came since."""
+"""The results of this many last turns are removed; older ones have expired, unless there were over a thousand turns
+within RESULT_SECONDS."""
+CANCEL = script("rolecall.bus", "scripts/turn/cancel", TurnBlock, FinishBlock, names="final kind remembered records")
+STOP = script(
+    "rolecall.bus",
+    "scripts/turn/stop",
+    TurnBlock,
+    FinishBlock,
+    names="results final instance forget waiting remembered",
+)  # fmt: skip
 
 
 async def cancel_turn(
     bus: Bus, conversation: str, turn: str, *, instance: str = "front", kind: str = "cancelled",
     text: str = "Stopped.", reason: str = "by the user", history: Sequence[bytes] = (),
 ) -> bool:  # fmt: skip
-    """End one turn now; False when it had ended already (its answer stands). ``kind`` is cancelled or error."""
+    """End one turn now; False when it had ended already, and its answer stands. ``kind`` is cancelled or error,
+    ``text`` is what the user reads. Atomic; raises RolecallError if the turn keeps moving on meanwhile."""
     records = Records(instance)
     records.add("CANCELLED" if kind == "cancelled" else "ERROR", reason)
-    final = final_event(kind, {"text": text, "reason": reason})
-    tail = [final, kind, len(history), *history, *records.arguments()]
+    final, flat = final_event(kind, {"text": text, "reason": reason}), records.flat()
     for _ in range(MOVED_TRIES):
-        names, arguments = await _blocks(bus, conversation, turn)
-        verdict = await bus.server.run("cancel", names, [*arguments, *tail])
+        found = await _find(bus, conversation, turn)
+        verdict = await bus.server.run(
+            CANCEL, **found.turn, **found.finish, final=final, kind=kind, remembered=history, records=flat
+        )
         if verdict != b"MOVED":
             await tell_ended(bus, conversation)
             return bool(verdict == b"OK")
-    raise RolecallError(f"turn {turn} of {conversation} moved on {MOVED_TRIES} times while it was to be ended")
+    raise RolecallError(f"turn {turn} of {conversation} moved {MOVED_TRIES} times while it was being cancelled")
 
 
 async def cancel_by_user(
@@ -61,37 +76,26 @@ async def stop_conversation(
     bus: Bus, conversation: str, *, instance: str = "front", forget: bool = False, text: str = "Stopped.",
     history: Sequence[bytes] = (),
 ) -> int:  # fmt: skip
-    """End the running turn and every waiting one in one step, one reply each; with ``forget`` also the history, and
-    the next message begins a new session. Returns how many were ended."""
+    """End the running turn and every waiting one in one step, with one reply each. ``forget`` also clears the history
+    and starts a new session with the next message. Returns how many turns were ended."""
     shard, final = bus.shard(conversation), final_event("cancelled", {"text": text})
     for _ in range(MOVED_TRIES):
         waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
-        names, arguments = await _blocks(bus, conversation, "", waiting)
-        names += [shard.result(conversation, turn) for turn in waiting]
-        arguments += [final, instance, int(forget), len(waiting), *waiting]
-        ended = await bus.server.run("stop", names, [*arguments, len(history), *history])
+        found = await _find(bus, conversation, "", waiting)
+        ended = await bus.server.run(
+            STOP, **found.turn, **found.finish, results=[shard.result(conversation, turn) for turn in waiting],
+            final=final, instance=instance, forget=int(forget), waiting=waiting, remembered=history,
+        )  # fmt: skip
         if ended >= 0:
             await tell_ended(bus, conversation)
             return int(ended)
-    raise RolecallError(f"{conversation} moved on {MOVED_TRIES} times while it was to be stopped")
-
-
-async def _blocks(bus: Bus, conversation: str, turn: str, waiting: Sequence[str] = ()) -> tuple[list[Arg], list[Arg]]:
-    """The blocks for ending ``turn`` (the running one when empty) and ``waiting``."""
-    shard = bus.shard(conversation)
-    current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
-    turn = turn or (current or b"").decode()
-    stream, _, entry_id = (at or b"").decode().rpartition("|")
-    outbox = await outbox_of(bus, shard, conversation, turn, *waiting)
-    names, arguments = guard_block(shard, bus.process, stream or shard.deferred, entry_id or "z", conversation, turn)
-    more = finish_block(shard, bus.settings, conversation, turn, outbox)
-    return names + more[0], arguments + more[1]
+    raise RolecallError(f"{conversation} moved {MOVED_TRIES} times while it was being stopped")
 
 
 async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> int:
-    """End its turns, one reply each, and remove history, preferences, title, events, results, dead letters and, by
-    the scribe, its transcripts. Returns how many turns were ended. What stays is the number of its turns, so that none
-    is given twice. Not atomic: called again after a failure it does what is left."""
+    """Stop a conversation and remove its history, preferences, title, events, results, dead letters and, through the
+    scribe, its transcripts. Returns how many turns were ended. The turn counter stays, so that no turn number is used
+    twice. Not atomic, but idempotent: call it again after a failure to remove the rest."""
     ended = await stop_conversation(bus, conversation, instance=instance, forget=True)
     shard = bus.shard(conversation)
     last = int(await bus.server.fetch("HGET", shard.conversation(conversation), "seq") or 0)
@@ -108,3 +112,20 @@ async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> i
     records.add(FORGET, "")
     await note(bus, shard, conversation, "", records)
     return ended
+
+
+class _Found(NamedTuple):
+    turn: TurnBlock
+    finish: FinishBlock
+
+
+async def _find(bus: Bus, conversation: str, turn: str, waiting: Sequence[str] = ()) -> _Found:
+    """The blocks for ending ``turn`` (the running one if empty) and ``waiting``, as of now."""
+    shard = bus.shard(conversation)
+    current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
+    turn = turn or (current or b"").decode()
+    outbox = await outbox_of(bus, shard, conversation, turn, *waiting)
+    return _Found(
+        turn_block(bus, shard, conversation, turn, EntryPlace.parse(at)),
+        finish_block(bus, shard, conversation, turn, outbox),
+    )

@@ -1,4 +1,4 @@
-"""The only speaker of the scripts and the work streams."""
+"""A conversation between its turns: notices, preferences, feedback, what is remembered."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, check_conversation, cut, decode
-from rolecall.bus.turn import final_event, guard_block, quoted
+from rolecall.bus.turn import TurnBlock, final_event, quoted, turn_block
 from rolecall.errors import DecodeError, ServerFull
-from rolecall.redis.keys import ShardKeys, today
-from rolecall.redis.pipeline import Arg
-from rolecall.redis.scripts import milliseconds
+from rolecall.redis.keys import today
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import text_map
-from rolecall.settings import Settings
 
 Mark = Literal["", "error", "stopped"]
 Vote = Literal["up", "down", ""]
 LOGGED_CHARS = 8000
+PACKAGE = "rolecall.bus"
+NOTIFY = script(
+    PACKAGE, "scripts/conversation/notify", TurnBlock,
+    names="idempotency outbox history digest repeat_ms payload remembered history_limit keep instance said",
+)  # fmt: skip
+PREFER = script(PACKAGE, "scripts/conversation/prefer", TurnBlock, names="keep preference value instance")
+FEEDBACK = script(
+    PACKAGE, "scripts/conversation/feedback", TurnBlock, names="votes statistics user vote day keep instance"
+)
 
 
 async def notify(
@@ -37,13 +44,20 @@ async def notify(
     key it is told once: DUP then says that it was before, CONFLICT that another text was. BUSY: the server is full.
     Of these three nothing is written. Raises RolecallError for what is no name of a conversation.
     """
-    names, arguments = notice_block(
-        bus.shard(conversation), bus.process, bus.settings, conversation, text,
-        idempotency=idempotency or secrets.token_hex(16), front=front or conversation.partition(":")[0],
-        remember=remember, instance=instance,
-    )  # fmt: skip
+    shard, text = bus.shard(check_conversation(conversation)), cut(text)
+    settings = bus.settings
     try:
-        verdict: bytes = await bus.server.run("notify", names, arguments)
+        verdict: bytes = await bus.server.run(
+            NOTIFY, **turn_block(bus, shard, conversation, ""),
+            idempotency=shard.idempotency(conversation, f"notice:{idempotency or secrets.token_hex(16)}"),
+            outbox=shard.outbox(front or conversation.partition(":")[0]), history=shard.history(conversation),
+            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+            repeat_ms=milliseconds(settings.idempotency_seconds), payload=final_event("notice", {"text": text}),
+            remembered=msgspec.json.encode(Remembered("assistant", text)) if remember else b"",
+            history_limit=max(settings.assistant_history_limit, 1),
+            keep=milliseconds(settings.conversation_days * 86_400), instance=instance,
+            said=quoted(text[:LOGGED_CHARS]),
+        )  # fmt: skip
     except ServerFull:  # refused at its first write
         return "BUSY"
     return verdict.decode()  # type: ignore[return-value]  # the script answers just these words
@@ -113,9 +127,11 @@ async def prefer(bus: Bus, conversation: str, name: str, value: str, *, instance
     """Let ``conversation`` prefer ``value`` from its next turn on; an empty one takes the preference back. A note in
     the transcript. False when it was so already."""
     shard = bus.shard(check_conversation(conversation))
-    names, arguments = guard_block(shard, bus.process, shard.deferred, "z", conversation, "")
-    arguments += [milliseconds(bus.settings.conversation_days * 86_400), name, value, instance]
-    return bool(await bus.server.run("prefer", names, arguments))
+    changed = await bus.server.run(
+        PREFER, **turn_block(bus, shard, conversation, ""), preference=name, value=value, instance=instance,
+        keep=milliseconds(bus.settings.conversation_days * 86_400),
+    )  # fmt: skip
+    return bool(changed)
 
 
 async def give_feedback(
@@ -127,27 +143,9 @@ async def give_feedback(
     Votes are known for ``days``; a change of mind moves the count on the day the vote was given.
     """
     shard, day = bus.shard(conversation), today()
-    names, arguments = guard_block(shard, bus.process, shard.deferred, "z", conversation, turn)
-    names += [shard.votes(conversation, turn), shard.statistics(day)]
-    arguments += [user, vote, day, milliseconds(days * 86_400), instance]
-    return bool(await bus.server.run("feedback", names, arguments))
-
-
-def notice_block(
-    shard: ShardKeys, process: str, s: Settings, conversation: str, text: str, *, idempotency: str, front: str,
-    remember: bool, instance: str,
-) -> tuple[list[Arg], list[Arg]]:  # fmt: skip
-    """KEYS and ARGV of the script ``notify``. A text over 64 kB is cut. Raises RolecallError for what is no name of a
-    conversation."""
-    text = cut(text)
-    names, arguments = guard_block(shard, process, shard.deferred, "z", check_conversation(conversation), "")
-    names += [
-        shard.idempotency(conversation, f"notice:{idempotency}"), shard.outbox(front), shard.history(conversation),
-    ]  # fmt: skip
-    entry = msgspec.json.encode(Remembered("assistant", text)) if remember else b""
-    arguments += [
-        hashlib.sha256(text.encode()).hexdigest()[:16], milliseconds(s.idempotency_seconds),
-        final_event("notice", {"text": text}), entry, max(s.assistant_history_limit, 1),
-        milliseconds(s.conversation_days * 86_400), instance, quoted(text[:LOGGED_CHARS]),
-    ]  # fmt: skip
-    return names, arguments
+    changed = await bus.server.run(
+        FEEDBACK, **turn_block(bus, shard, conversation, turn), votes=shard.votes(conversation, turn),
+        statistics=shard.statistics(day), user=user, vote=vote, day=day, keep=milliseconds(days * 86_400),
+        instance=instance,
+    )  # fmt: skip
+    return bool(changed)

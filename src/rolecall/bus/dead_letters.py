@@ -12,7 +12,7 @@ import msgspec
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, decode, short_turn_id
-from rolecall.bus.turn import FIRST_ROLE
+from rolecall.bus.turn import FIRST_ROLE, is_control
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import field_map
@@ -87,7 +87,7 @@ async def replay(bus: Bus, letter: DeadLetter, instance: str) -> Admission:
         idempotency=f"replay:{letter.id}",
         instance=instance,
         outbox=await _delivered_by_outbox(bus, envelope),
-        control=letter.turn.startswith("c"),
+        control=is_control(letter.turn),
     )
     if admission.accepted:
         await drop(bus, letter.id)

@@ -15,7 +15,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, emit
-from rolecall.bus.turn import snapshot
+from rolecall.bus.turn import TurnState, snapshot
 from rolecall.errors import RolecallError, ServerError, ServerUnavailable
 from rolecall.redis import keys
 from rolecall.redis.server import field_map
@@ -262,13 +262,13 @@ async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Eve
     """What is left to tell of a turn that is over, from its result: the event stream may have been trimmed or have
     expired. None while it goes on, nothing when its final event is not after ``last``."""
     found = await snapshot(bus, conversation, turn)
-    if found.state == "finished" and found.final is not None:
+    if found.state is TurnState.FINISHED and found.final is not None:
         final = found.final
         told = _order(found.final_id) <= _order(last)
         event = Event(final["kind"], found.final_id, turn, final.get("text", ""), payload=final)
         return [] if told else [event]
-    if found.state in ("gone", "unknown"):
-        text = "The result is not kept any more." if found.state == "gone" else "There is no such turn."
+    if found.state in (TurnState.GONE, TurnState.UNKNOWN):
+        text = "The result is not kept any more." if found.state is TurnState.GONE else "There is no such turn."
         payload = {"kind": "error", "text": text, "reason": found.state}
         return [Event("error", max(last, found.last, key=_order), turn, text, payload=payload)]
     return None

@@ -1,4 +1,4 @@
-"""What goes into the bus's verbs and what they answer."""
+"""Leases: an instance's hold on an entry. The pending entry is the lock; a heartbeat keeps it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, decode
-from rolecall.bus.turn import Verdict, guard_block, verdict_of
+from rolecall.bus.turn import EntryPlace, TurnBlock, Verdict, is_control, turn_block, verdict_of
 from rolecall.errors import DecodeError, NewerVersion, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
-from rolecall.redis.pipeline import Arg
-from rolecall.redis.scripts import milliseconds, script
+from rolecall.redis.scripts import Arg, milliseconds, script
 from rolecall.redis.server import Server, field_map
 
+PACKAGE = "rolecall.bus"
+TAKE = script(PACKAGE, "scripts/turn/take", names="streams process lease max_deliveries demands")
+START = script(PACKAGE, "scripts/turn/start", TurnBlock, names="instance deliveries hop previous role quiet")
+EMIT = script(PACKAGE, "scripts/turn/emit", TurnBlock, names="offset piece")
+RENEW = script(PACKAGE, "scripts/turn/renew", names="alive streams process lease entries")
+HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation entry process lease turn")
 WHO = ContextVar("rolecall instance", default="")
-"""The instance whose work this is, for the process log; "" beside the work of any."""
+"""The instance that the current task works for, for the process log; empty outside the work of an instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +48,15 @@ async def take(
     let its lease run out come first; one delivered once too often comes only if ``last_ok``.
     """
     streams: list[tuple[str, str]] = []
-    arguments: list[Arg] = [
-        bus.process,
-        milliseconds(bus.settings.lease_seconds) if claim else 0,
-        bus.settings.max_deliveries,
-    ]
-    arguments.append(len(demands))
+    wanted: list[Arg] = []
     for demand in demands:
         own = streams_of(bus, shard, demand.role, start)
         streams += ((demand.role, stream) for stream in own)
-        arguments += (demand.free, int(demand.last_ok), len(own))
-    taken = await bus.server.run("take", [stream for _, stream in streams], arguments)
+        wanted += (demand.free, int(demand.last_ok), len(own))
+    taken = await bus.server.run(
+        TAKE, streams=[stream for _, stream in streams], process=bus.process, demands=wanted,
+        lease=milliseconds(bus.settings.lease_seconds) if claim else 0, max_deliveries=bus.settings.max_deliveries,
+    )  # fmt: skip
     return [
         read_entry(shard.number, streams[k - 1][1], streams[k - 1][0], (entry_id, fields), count, previous)
         for k, entry_id, count, previous, fields in taken
@@ -74,56 +77,48 @@ async def ensure_groups(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> Non
 
 
 async def start(bus: Bus, delivery: Delivery, instance: str) -> tuple[Verdict, float]:
-    """Tell that ``instance`` begins; returns the verdict and the seconds since the turn was received."""
-    verdict, age, _ = await bus.server.run("start", *_start(bus, delivery, instance))
+    """Record that ``instance`` begins; returns the verdict and the seconds since the turn was received."""
+    verdict, age, _ = await bus.server.run(START, **_start(bus, delivery, instance))
     return verdict.decode(), age / 1000
 
 
 def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = False) -> asyncio.Future[Any]:
-    """``start`` sent now, in order before whatever is sent later; the future holds its raw reply. ``quiet`` asks
-    for the verdict alone: neither event nor record."""
-    names, arguments = _start(bus, delivery, instance)
-    if quiet:
-        arguments.append("quiet")
-    chosen, rest = script("start"), (len(names), *names, *arguments)
+    """Send ``start`` now, in order before anything sent later; the future holds its raw reply. ``quiet`` asks for the
+    verdict only: no event and no record."""
+    rest = START.arguments(_start(bus, delivery, instance, quiet))
 
     def unknown(future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, ServerRefused) and error.code == "NOSCRIPT":
-            bus.server.send("EVAL", chosen.body, *rest).add_done_callback(_heard)
+            bus.server.send("EVAL", START.body, *rest).add_done_callback(_heard)
 
-    sent = bus.server.send("EVALSHA", chosen.sha, *rest)
+    sent = bus.server.send("EVALSHA", START.sha, *rest)
     sent.add_done_callback(unknown)
     return sent
 
 
 async def emit(bus: Bus, delivery: Delivery, position: int, text: str) -> Verdict:
     """Publish a piece of the answer in the making; ``position`` is its offset in characters."""
-    reply = await bus.server.run("emit", *guarded(bus, delivery, position, text))
-    return verdict_of(reply)
+    return verdict_of(await bus.server.run(EMIT, **lease_block(bus, delivery), offset=position, piece=text))
 
 
 async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[Delivery]:
     """Keep the leases of ``held`` and this process's sign of life; returns those that are lost."""
-    names = [shard.alive(bus.process), *(delivery.stream for delivery in held)]
-    arguments: list[Arg] = [
-        bus.process,
-        milliseconds(bus.settings.lease_seconds),
-        *(delivery.id for delivery in held),
-    ]
-    return [held[index - 1] for index in await bus.server.run("renew", names, arguments)]
+    lost = await bus.server.run(
+        RENEW, alive=shard.alive(bus.process), streams=[delivery.stream for delivery in held], process=bus.process,
+        lease=milliseconds(bus.settings.lease_seconds), entries=[delivery.id for delivery in held],
+    )  # fmt: skip
+    return [held[index - 1] for index in lost]
 
 
 async def hand_back(bus: Bus, delivery: Delivery) -> Verdict:
     """Return an entry without counting its delivery; any process may take it at once."""
-    conversation = bus.shards[delivery.shard].conversation(delivery.conversation)
-    arguments: list[Arg] = [
-        delivery.id,
-        bus.process,
-        milliseconds(bus.settings.lease_seconds),
-        delivery.turn,
-    ]
-    return verdict_of(await bus.server.run("handback", [delivery.stream, conversation], arguments))
+    reply = await bus.server.run(
+        HAND_BACK, stream=delivery.stream, entry=delivery.id, process=bus.process, turn=delivery.turn,
+        conversation=bus.shards[delivery.shard].conversation(delivery.conversation),
+        lease=milliseconds(bus.settings.lease_seconds),
+    )  # fmt: skip
+    return verdict_of(reply)
 
 
 async def owns_turn(bus: Bus, delivery: Delivery) -> bool:
@@ -133,17 +128,20 @@ async def owns_turn(bus: Bus, delivery: Delivery) -> bool:
         journal = shard.journal(delivery.conversation)
         return bool(await bus.server.fetch("HEXISTS", journal, f"{delivery.turn}:e"))
     current, at = await bus.server.fetch("HMGET", shard.conversation(delivery.conversation), "cur", "at")
-    return bool(current == delivery.turn.encode() and at == f"{delivery.stream}|{delivery.id}".encode())
+    return bool(current == delivery.turn.encode() and EntryPlace.parse(at) == (delivery.stream, delivery.id))
 
 
-def guarded(bus: Bus, delivery: Delivery, *arguments: Arg) -> tuple[list[Arg], list[Arg]]:
-    shard = bus.shards[delivery.shard]
-    names, own = guard_block(shard, bus.process, delivery.stream, delivery.id, delivery.conversation, delivery.turn)
-    return names, [*own, *arguments]
+def lease_block(bus: Bus, delivery: Delivery) -> TurnBlock:
+    """The values of ``scripts/lib/turn.lua`` for a leased entry."""
+    place = EntryPlace(delivery.stream, delivery.id)
+    return turn_block(bus, bus.shards[delivery.shard], delivery.conversation, delivery.turn, place)
 
 
-def _start(bus: Bus, delivery: Delivery, instance: str) -> tuple[list[Arg], list[Arg]]:
-    return guarded(bus, delivery, instance, delivery.count, delivery.hop, delivery.previous, delivery.role)
+def _start(bus: Bus, delivery: Delivery, instance: str, quiet: bool = False) -> dict[str, Any]:
+    return {
+        **lease_block(bus, delivery), "instance": instance, "deliveries": delivery.count, "hop": delivery.hop,
+        "previous": delivery.previous, "role": delivery.role, "quiet": int(quiet),
+    }  # fmt: skip
 
 
 async def create_group(server: Server, stream: str) -> None:
@@ -188,7 +186,7 @@ class Delivery:
     @property
     def control(self) -> bool:
         """Whether this turn is in the control lane, beside the conversation's order."""
-        return self.turn.startswith("c")
+        return is_control(self.turn)
 
 
 def read_entry(shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"") -> Delivery:

@@ -9,13 +9,22 @@ from typing import Any
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.envelope import short_turn_id
-from rolecall.bus.turn import FIRST_ROLE
+from rolecall.bus.turn import FIRST_ROLE, EntryPlace
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
+from rolecall.redis.scripts import script
 from rolecall.redis.server import field_map, pairs
 
 logger = logging.getLogger(__name__)
 PAGE = 100
+PACKAGE = "rolecall.bus"
+PROMOTE = script(PACKAGE, "scripts/turn/promote", names="deferred conversation journal wake_stream name early")
+AUDIT = script(
+    PACKAGE, "scripts/turn/audit",
+    names="conversation journal active deferred stream first_high first_normal first_low name at",
+)  # fmt: skip
+RETIRE = script(PACKAGE, "scripts/process/retire", names="alive streams process own")
+FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation alive entry turn")
 
 
 async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
@@ -31,8 +40,10 @@ async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
 async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool = False) -> str:
     """Wake one deferred turn if it is due, or with ``early`` in any case."""
     stream = await bus.server.call("HGET", shard.journal(conversation), "defer:s")
-    names = (shard.deferred, shard.conversation(conversation), shard.journal(conversation), stream or shard.deferred)
-    verdict: bytes = await bus.server.run("promote", names, (conversation, int(early)))
+    verdict: bytes = await bus.server.run(
+        PROMOTE, deferred=shard.deferred, conversation=shard.conversation(conversation),
+        journal=shard.journal(conversation), wake_stream=stream or shard.deferred, name=conversation, early=int(early),
+    )  # fmt: skip
     return verdict.decode()
 
 
@@ -54,12 +65,12 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
 async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
     """Audit one conversation: OK, IDLE, MOVED or REPAIRED."""
     at: Any = await bus.server.call("HGET", shard.conversation(conversation), "at") or b""
-    stream = at.rpartition(b"|")[0] or shard.deferred
-    names = (
-        shard.conversation(conversation), shard.journal(conversation), shard.active, shard.deferred, stream,
-        *(shard.stream(FIRST_ROLE, band) for band in keys.BANDS),
+    high, normal, low = (shard.stream(FIRST_ROLE, band) for band in keys.BANDS)
+    verdict: bytes = await bus.server.run(
+        AUDIT, conversation=shard.conversation(conversation), journal=shard.journal(conversation), active=shard.active,
+        deferred=shard.deferred, stream=EntryPlace.parse(at).stream or shard.deferred, first_high=high,
+        first_normal=normal, first_low=low, name=conversation, at=at,
     )  # fmt: skip
-    verdict: bytes = await bus.server.run("audit", names, (conversation, at))
     if verdict == b"REPAIRED":
         logger.error("the entry of %s was missing and has been written again", conversation)
     return verdict.decode()
@@ -81,7 +92,8 @@ async def retire(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) ->
     await rescue_direct(bus, shard, roles, gone)
     own = [shard.direct(role, gone) for role in roles]
     shared = [shard.stream(role, band) for role in roles for band in keys.BANDS]
-    return bool(await bus.server.run("retire", [shard.alive(gone), *own, *shared], (gone, len(own))) == 0)
+    left = await bus.server.run(RETIRE, alive=shard.alive(gone), streams=[*own, *shared], process=gone, own=len(own))
+    return bool(left == 0)
 
 
 async def sweep(bus: Bus, roles: Sequence[str]) -> int:
@@ -110,8 +122,11 @@ async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
     for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
         fields = field_map(flat)
         conversation = shard.conversation(fields.get(b"c", b"").decode("utf-8", "replace"))
-        names = (stream, destination, conversation, shard.alive(gone))
-        moved += await bus.server.run("fallback", names, (entry_id, fields.get(b"t", b""))) == b"OK"
+        verdict = await bus.server.run(
+            FALLBACK, stream=stream, destination=destination, conversation=conversation, alive=shard.alive(gone),
+            entry=entry_id, turn=fields.get(b"t", b""),
+        )  # fmt: skip
+        moved += verdict == b"OK"
     return moved
 
 

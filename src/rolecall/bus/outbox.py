@@ -14,10 +14,10 @@ import msgspec
 from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import create_group
-from rolecall.bus.turn import Records, guard_block
+from rolecall.bus.turn import EntryPlace, Records, TurnBlock, turn_block
 from rolecall.errors import ServerError, ServerRefused, ServerUnavailable
 from rolecall.redis.keys import GROUP
-from rolecall.redis.scripts import milliseconds
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import BlockingReader, RedisServer, field_map, text_map
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,10 @@ CONVERSATION_AHEAD = 20
 KNOWN = 100_000
 """Entries read and not delivered; beyond that reading waits."""
 BLOCK_MS = 1000
+PACKAGE = "rolecall.bus"
+DELIVERED = script(PACKAGE, "scripts/conversation/delivered", TurnBlock, names="received records")
+SHOW = script(PACKAGE, "scripts/conversation/show", names="shown shows part message turn keep")
+UNSHOW = script(PACKAGE, "scripts/conversation/unshow", names="shown shows part message")
 LOOK_SECONDS = 0.1
 LEAVING_SECONDS = 6.0
 TRIES = 5
@@ -107,10 +111,9 @@ class Outbox:
         """Say, once, that ``entry`` is delivered, or never will be; ``records`` go into the transcript with it.
         ``received`` is when its turn was received, in ms, if that is known. False when it was said before."""
         shard = self.bus.shards[entry.shard]
-        names, arguments = guard_block(
-            shard, self.bus.process, shard.outbox(self.front), entry.id, entry.conversation, entry.turn
-        )
-        return bool(await self.bus.server.run("delivered", names, [*arguments, received, *records.arguments()]))
+        place = EntryPlace(shard.outbox(self.front), entry.id)
+        block = turn_block(self.bus, shard, entry.conversation, entry.turn, place)
+        return bool(await self.bus.server.run(DELIVERED, **block, received=received, records=records.flat()))
 
     async def waiting(self) -> int:
         """How many entries are to be delivered."""
@@ -268,16 +271,17 @@ class Placeholders:
         """Remember that the outside ``message`` shows ``part`` of ``turn``, unless one does already; returns the one
         that stands. When that is another, the caller's is one too many."""
         shard = self.bus.shard(conversation)
-        names = (shard.shown(conversation, turn), shard.shows(conversation, message))
-        arguments = (part, message, turn, milliseconds(self.days * 86_400))
-        stands: bytes = await self.bus.server.run("show", names, arguments)
+        stands: bytes = await self.bus.server.run(
+            SHOW, shown=shard.shown(conversation, turn), shows=shard.shows(conversation, message), part=part,
+            message=message, turn=turn, keep=milliseconds(self.days * 86_400),
+        )  # fmt: skip
         return stands.decode()
 
     async def forget(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> bool:
         """Forget the outside ``message``, say because it is gone there, if it is still the one that shows ``part``."""
         shard = self.bus.shard(conversation)
-        names = (shard.shown(conversation, turn), shard.shows(conversation, message))
-        return bool(await self.bus.server.run("unshow", names, (part, message)))
+        shown, shows = shard.shown(conversation, turn), shard.shows(conversation, message)
+        return bool(await self.bus.server.run(UNSHOW, shown=shown, shows=shows, part=part, message=message))
 
     async def of(self, conversation: str, turn: str) -> dict[str, str]:
         """The outside messages that show ``turn``, by part."""

@@ -1,4 +1,8 @@
-"""The only speaker of the scripts and the work streams."""
+"""Settling: the one atomic step that ends a hop. The turn moves on, is completed, deferred or given up.
+
+Every script first checks that the caller still owns the entry (``guard`` in scripts/lib/turn.lua), so a late result of
+a process that lost its lease is fenced, and a repeat after a lost reply does nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,53 @@ from collections.abc import Sequence
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, encode
-from rolecall.bus.leases import Delivery, guarded
-from rolecall.bus.turn import Records, Verdict, final_event, finish_block, outbox_of, pairs, verdict_of, whole
+from rolecall.bus.leases import Delivery, lease_block
+from rolecall.bus.turn import (
+    FinishBlock,
+    Records,
+    TurnBlock,
+    Verdict,
+    final_event,
+    finish_block,
+    flat_pairs,
+    outbox_of,
+    verdict_of,
+    whole,
+)
 from rolecall.redis import keys
-from rolecall.redis.pipeline import Arg
-from rolecall.redis.scripts import milliseconds
+from rolecall.redis.scripts import milliseconds, script
+
+PACKAGE = "rolecall.bus"
+HOP = script(
+    PACKAGE, "scripts/turn/hop", TurnBlock, names="destination alive fallback envelope hop role changes records"
+)
+COMPLETE = script(
+    PACKAGE, "scripts/turn/complete", TurnBlock, FinishBlock,
+    names="final tokens_in tokens_out forget remembered changes records",
+)  # fmt: skip
+BURY = script(
+    PACKAGE, "scripts/turn/bury", TurnBlock, FinishBlock,
+    names="dead final reason deliveries envelope hop remembered records",
+)  # fmt: skip
+DEFER = script(PACKAGE, "scripts/turn/defer", TurnBlock, names="deferred wake_stream delay envelope hop reason records")
+QUARANTINE = script(PACKAGE, "scripts/turn/quarantine", names="stream dead entry process reason deliveries fields")
 
 
 async def hop(
-    bus: Bus,
-    delivery: Delivery,
-    envelope: Envelope,
-    records: Records,
-    preferences: dict[str, str] | None = None,
+    bus: Bus, delivery: Delivery, envelope: Envelope, records: Records, preferences: dict[str, str] | None = None
 ) -> Verdict:
-    """Send the turn on to ``envelope.role``; ``role@process`` falls to the role when that process is gone."""
+    """Send the turn on to ``envelope.role``. For ``role@process``, the entry goes to that process's own stream, or to
+    the role's if the process is gone. ``preferences`` change those of the conversation; an empty value removes one."""
     shard = bus.shards[delivery.shard]
     role, _, process = envelope.role.partition("@")
     fallback = shard.stream(role, next_band(delivery, envelope))
-    stream = shard.direct(role, process) if process else fallback
-    names, arguments = guarded(bus, delivery, encode(envelope), envelope.hops, role)
-    names += [stream, shard.alive(process) if process else stream, fallback]
-    arguments += [*pairs(preferences), *records.arguments()]
-    return verdict_of(await bus.server.run("hop", names, arguments))
+    destination = shard.direct(role, process) if process else fallback
+    reply = await bus.server.run(
+        HOP, **lease_block(bus, delivery), destination=destination, fallback=fallback,
+        alive=shard.alive(process) if process else destination, envelope=encode(envelope), hop=envelope.hops, role=role,
+        changes=flat_pairs(preferences), records=records.flat(),
+    )  # fmt: skip
+    return verdict_of(reply)
 
 
 async def complete(
@@ -41,12 +69,16 @@ async def complete(
     preferences: dict[str, str] | None = None,
     forget: bool = False,
 ) -> Verdict:
-    """End the turn with the answer in ``envelope``: result, history, log, outbox, and the next turn released."""
+    """End the turn with the answer in ``envelope``: reply event, result, history, log, outbox, and the release of the
+    next turn. ``history`` holds the messages to remember as JSON; ``forget`` clears the history instead."""
     payload = envelope.payload
-    names, arguments = _finishing(bus, delivery, envelope.reply_to, final_event("final", payload))
-    arguments += [whole(payload.get("tokens_in")), whole(payload.get("tokens_out")), int(forget)]
-    arguments += [len(history), *history, *pairs(preferences), *records.arguments()]
-    return verdict_of(await bus.server.run("complete", names, arguments))
+    reply = await bus.server.run(
+        COMPLETE, **lease_block(bus, delivery), **_ended(bus, delivery, envelope.reply_to),
+        final=final_event("final", payload), tokens_in=whole(payload.get("tokens_in")),
+        tokens_out=whole(payload.get("tokens_out")), forget=int(forget), remembered=history,
+        changes=flat_pairs(preferences), records=records.flat(),
+    )  # fmt: skip
+    return verdict_of(reply)
 
 
 async def bury(
@@ -55,46 +87,48 @@ async def bury(
     """Give the turn up: a dead letter with ``reason``, one ``apology`` to the user, the next turn released."""
     shard = bus.shards[delivery.shard]
     outbox = await outbox_of(bus, shard, delivery.conversation, delivery.turn)
-    names, arguments = _finishing(bus, delivery, outbox, final_event("error", {"text": apology, "reason": reason}))
-    names.append(shard.dead)
-    arguments += [reason, delivery.count, delivery.raw, delivery.hop]
-    arguments += [len(history), *history, *records.arguments()]
-    return verdict_of(await bus.server.run("bury", names, arguments))
-
-
-async def quarantine(bus: Bus, delivery: Delivery) -> Verdict:
-    """Put an entry that belongs to no turn aside, as a dead letter that touches no conversation."""
-    names = [delivery.stream, bus.shards[delivery.shard].dead]
-    arguments: list[Arg] = [delivery.id, bus.process, delivery.problem, delivery.count, delivery.raw]
-    return verdict_of(await bus.server.run("quarantine", names, arguments))
+    reply = await bus.server.run(
+        BURY, **lease_block(bus, delivery), **_ended(bus, delivery, outbox), dead=shard.dead,
+        final=final_event("error", {"text": apology, "reason": reason}), reason=reason, deliveries=delivery.count,
+        envelope=delivery.raw, hop=delivery.hop, remembered=history, records=records.flat(),
+    )  # fmt: skip
+    return verdict_of(reply)
 
 
 async def defer(
     bus: Bus, delivery: Delivery, seconds: float, envelope: Envelope | None, reason: str, records: Records
 ) -> Verdict:
-    """Put the turn to sleep; no slot and no lease is held. ``reason`` is shown to who follows, unless it is empty.
-    Without ``envelope`` what was delivered comes back as it is. CONTROL for a control turn: nothing is written."""
+    """Put the turn to sleep for ``seconds``, without a slot or a lease. Followers are told ``reason`` unless it is
+    empty. Without ``envelope``, the delivered one comes back unchanged. CONTROL for a control turn, which cannot
+    sleep."""
     shard = bus.shards[delivery.shard]
-    raw = delivery.raw if envelope is None else encode(envelope)
     band = "n" if envelope is None else next_band(delivery, envelope)
-    names, arguments = guarded(bus, delivery, milliseconds(seconds), raw, delivery.hop, reason)
-    names += [shard.deferred, shard.stream(delivery.role, band)]
-    arguments += records.arguments()
-    return verdict_of(await bus.server.run("defer", names, arguments))
+    reply = await bus.server.run(
+        DEFER, **lease_block(bus, delivery), deferred=shard.deferred, wake_stream=shard.stream(delivery.role, band),
+        delay=milliseconds(seconds), envelope=delivery.raw if envelope is None else encode(envelope), hop=delivery.hop,
+        reason=reason, records=records.flat(),
+    )  # fmt: skip
+    return verdict_of(reply)
 
 
-def _finishing(bus: Bus, delivery: Delivery, outbox: str, final: bytes) -> tuple[list[Arg], list[Arg]]:
-    shard = bus.shards[delivery.shard]
-    names, arguments = guarded(bus, delivery)
-    more = finish_block(shard, bus.settings, delivery.conversation, delivery.turn, outbox)
-    return names + more[0], [*arguments, *more[1], final]
+async def quarantine(bus: Bus, delivery: Delivery) -> Verdict:
+    """Set an entry aside that belongs to no turn: a dead letter that affects no conversation."""
+    reply = await bus.server.run(
+        QUARANTINE, stream=delivery.stream, dead=bus.shards[delivery.shard].dead, entry=delivery.id,
+        process=bus.process, reason=delivery.problem, deliveries=delivery.count, fields=delivery.raw,
+    )  # fmt: skip
+    return verdict_of(reply)
 
 
 def next_band(delivery: Delivery, envelope: Envelope) -> str:
-    """The band of ``envelope``'s priority, as far down as the soft limit of its user had put the turn."""
+    """The band for the priority of ``envelope``, lowered as far as the soft limit of its user had lowered the turn."""
     bands, came = keys.BANDS, delivery.stream.rpartition(":")[2]
     wanted = bands.index(keys.band(envelope.priority))
     if delivery.envelope is None or came not in bands:
         return bands[wanted]
     down = bands.index(came) - bands.index(keys.band(delivery.envelope.priority))
     return bands[min(len(bands) - 1, wanted + max(0, down))]
+
+
+def _ended(bus: Bus, delivery: Delivery, outbox: str) -> FinishBlock:
+    return finish_block(bus, bus.shards[delivery.shard], delivery.conversation, delivery.turn, outbox)

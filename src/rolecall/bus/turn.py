@@ -1,54 +1,218 @@
-"""The KEYS and ARGV that the turn scripts share; scripts/lib/guard.lua and lib/finish.lua say which is which."""
+"""A turn: one user message and everything until its reply.
+
+The states of a turn, what scripts need to know of it, and the log records that are written with each of its steps.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys, today
-from rolecall.redis.pipeline import Arg
-from rolecall.redis.scripts import milliseconds
-from rolecall.settings import Settings
+from rolecall.redis.scripts import Arg, milliseconds, script
 
 FIRST_ROLE = "manager"
-Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
 MOVED_TRIES = 50
-"""How often a turn that moves on (a hop, a deferral, a release) is looked for again."""
+"""How often a turn that moves on (a hop, a deferral, a release) is read again."""
 MAX_RECORDS = 64
 MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
 FORGET = "FORGET"
-"""The word of an entry that asks for the removal of its conversation's files."""
+"""The word of a log record that asks for the removal of its conversation's files."""
+
+Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
+"""What a guarded script answers. FENCED: another process owns the entry. STALE: the turn is over or elsewhere.
+CONTROL: a control turn cannot do this. Only OK wrote anything."""
 
 
-def guard_block(
-    shard: ShardKeys, process: str, stream: str, entry_id: str, conversation: str, turn: str
-) -> tuple[list[Arg], list[Arg]]:
-    """KEYS and ARGV of lib/guard.lua."""
-    names: list[Arg] = [
-        stream, shard.conversation(conversation), shard.journal(conversation), shard.events(conversation),
-        shard.log, shard.preferences(conversation),
-    ]  # fmt: skip
-    return names, [entry_id, process, conversation, turn, shard.channel(conversation)]
+class TurnState(StrEnum):
+    """Where a turn stands."""
+
+    WAITING = "waiting"
+    """In the mailbox, behind the running turn of its conversation."""
+    HELD = "held"
+    """First in line, but held back for more messages of its group."""
+    RUNNING = "running"
+    """Its entry is in a role's stream or leased to an instance."""
+    DEFERRED = "deferred"
+    """Asleep until a time, without a slot or a lease."""
+    FINISHED = "finished"
+    """Answered, given up or cancelled; its result is kept for a while."""
+    GONE = "gone"
+    """Finished, and its result has expired."""
+    UNKNOWN = "unknown"
+    """There never was such a turn."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the turn is still to be answered."""
+        return self not in (TurnState.FINISHED, TurnState.GONE, TurnState.UNKNOWN)
+
+
+class EntryPlace(NamedTuple):
+    """Where the one entry of a conversation's running turn is: in ``stream`` under ``entry``, or asleep."""
+
+    stream: str = ""
+    entry: str = "z"
+
+    @classmethod
+    def parse(cls, at: bytes | None) -> EntryPlace:
+        """The field ``at`` of a conversation: ``<stream>|<entry id>``, or ``z`` while the turn sleeps."""
+        stream, _, entry = (at or b"").decode().rpartition("|")
+        return cls(stream, entry) if stream else cls()
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the turn is held or deferred, so that no stream has an entry of it."""
+        return not self.stream
+
+
+NOWHERE = EntryPlace()
+"""No entry: no turn is concerned, or it sleeps."""
+
+
+def is_control(turn: str) -> bool:
+    """Whether ``turn`` is a control turn, which runs outside its conversation's order."""
+    return turn.startswith("c")
+
+
+class TurnBlock(TypedDict):
+    """What ``scripts/lib/turn.lua`` declares."""
+
+    stream: str
+    conversation: str
+    journal: str
+    events: str
+    log: str
+    preferences: str
+    entry: str
+    process: str
+    name: str
+    turn: str
+    channel: str
+
+
+class FinishBlock(TypedDict):
+    """What ``scripts/lib/finish.lua`` declares."""
+
+    mailbox: str
+    active: str
+    deferred: str
+    principals: str
+    history: str
+    statistics: str
+    outbox: str
+    first_high: str
+    first_normal: str
+    first_low: str
+    result: str
+    keep: int
+    keep_result: int
+    history_limit: int
+
+
+def turn_block(bus: Bus, shard: ShardKeys, conversation: str, turn: str, place: EntryPlace = NOWHERE) -> TurnBlock:
+    """The values of ``scripts/lib/turn.lua`` for ``turn``, whose entry is at ``place``."""
+    return {
+        "stream": place.stream or shard.deferred,
+        "conversation": shard.conversation(conversation),
+        "journal": shard.journal(conversation),
+        "events": shard.events(conversation),
+        "log": shard.log,
+        "preferences": shard.preferences(conversation),
+        "entry": place.entry,
+        "process": bus.process,
+        "name": conversation,
+        "turn": turn,
+        "channel": shard.channel(conversation),
+    }
 
 
 def finish_block(
-    shard: ShardKeys, settings: Settings, conversation: str, turn: str, outbox: str, role: str = FIRST_ROLE
-) -> tuple[list[Arg], list[Arg]]:
-    """KEYS and ARGV that lib/finish.lua adds; ``outbox`` names a front end, empty for none. What is released goes to
-    ``role``."""
-    names: list[Arg] = [
-        shard.mailbox(conversation), shard.active, shard.deferred, shard.principals, shard.history(conversation),
-        shard.statistics(today()), shard.outbox(outbox or "-"),
-        *(shard.stream(role, band) for band in keys.BANDS), shard.result(conversation, turn),
-    ]  # fmt: skip
-    keep = milliseconds(settings.conversation_days * 86_400)
-    return names, [keep, milliseconds(settings.result_seconds), max(settings.assistant_history_limit, 1)]
+    bus: Bus, shard: ShardKeys, conversation: str, turn: str, outbox: str, role: str = FIRST_ROLE
+) -> FinishBlock:
+    """The values of ``scripts/lib/finish.lua``. ``outbox`` names the front end that delivers, empty for none; the turn
+    that is released goes to ``role``."""
+    settings = bus.settings
+    high, normal, low = (shard.stream(role, band) for band in keys.BANDS)
+    return {
+        "mailbox": shard.mailbox(conversation),
+        "active": shard.active,
+        "deferred": shard.deferred,
+        "principals": shard.principals,
+        "history": shard.history(conversation),
+        "statistics": shard.statistics(today()),
+        "outbox": shard.outbox(outbox or "-"),
+        "first_high": high,
+        "first_normal": normal,
+        "first_low": low,
+        "result": shard.result(conversation, turn),
+        "keep": milliseconds(settings.conversation_days * 86_400),
+        "keep_result": milliseconds(settings.result_seconds),
+        "history_limit": max(settings.assistant_history_limit, 1),
+    }
+
+
+NOTE = script("rolecall.bus", "scripts/conversation/note", TurnBlock, names="received records")
+SNAPSHOT = script("rolecall.bus", "scripts/turn/snapshot", names="conversation mailbox events result journal turn")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a turn stands. ``place`` counts from 1 while it waits, else 0; ``final`` is its final event once finished
+    and ``final_id`` that event's id; ``last`` is the newest event id of the conversation."""
+
+    state: TurnState
+    place: int
+    final: dict[str, Any] | None
+    last: str
+    final_id: str = ""
+
+
+async def snapshot(bus: Bus, conversation: str, turn: str) -> Snapshot:
+    """Where ``turn`` stands now."""
+    shard = bus.shard(conversation)
+    state, place, final, last, final_id = await bus.server.run(
+        SNAPSHOT,
+        conversation=shard.conversation(conversation),
+        mailbox=shard.mailbox(conversation),
+        events=shard.events(conversation),
+        result=shard.result(conversation, turn),
+        journal=shard.journal(conversation),
+        turn=turn,
+    )
+    ended = msgspec.json.decode(final) if final else None
+    return Snapshot(TurnState(state.decode()), place, ended, last.decode(), final_id.decode())
+
+
+async def note(bus: Bus, shard: ShardKeys, conversation: str, turn: str, records: Records, received: int = 0) -> None:
+    """Write log records of a turn outside its settling, such as that a front end delivered it. ``received`` is when
+    the turn was received in ms of the server's clock, 0 if unknown."""
+    block = turn_block(bus, shard, conversation, turn)
+    await bus.server.run(NOTE, **block, received=received, records=records.flat())
+
+
+async def tell_ended(bus: Bus, conversation: str) -> None:
+    """Tell the holder of a turn that was ended from outside at once, rather than at its next heartbeat."""
+    await bus.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
+
+
+async def turns_in_flight(bus: Bus, shard: ShardKeys) -> int:
+    """The number of unfinished turns in ``shard`` that are not waiting in a mailbox."""
+    return int(await bus.server.call("ZCARD", shard.active))
+
+
+async def outbox_of(bus: Bus, shard: ShardKeys, conversation: str, *turns: str) -> str:
+    """The front end whose outbox the answers to ``turns`` go to, empty for none."""
+    fields = [f"{turn}:o" for turn in turns]
+    fronts = await bus.server.fetch("HMGET", shard.journal(conversation), *fields)
+    return next((front.decode() for front in fronts if front), "")
 
 
 def final_event(kind: str, payload: dict[str, Any]) -> bytes:
@@ -56,72 +220,25 @@ def final_event(kind: str, payload: dict[str, Any]) -> bytes:
     return msgspec.json.encode({**payload, "kind": kind})
 
 
-def pairs(changes: dict[str, str] | None) -> list[Arg]:
-    """A count, then names and values."""
-    flat = [item for pair in (changes or {}).items() for item in pair]
-    return [len(flat) // 2, *flat]
+def flat_pairs(changes: dict[str, str] | None) -> list[Arg]:
+    """Names and values in turn, as scripts take a mapping."""
+    return [item for pair in (changes or {}).items() for item in pair]
 
 
 def whole(value: object) -> int:
-    """``value`` if the counters of a script can take it, else 0: an agent may have put anything there."""
+    """``value`` if a script's counters can take it, else 0: an agent may have put anything there."""
     return int(value) if isinstance(value, int) and 0 < value < 2**40 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Where a turn stands; ``final`` is its final event once finished and ``final_id`` its id, ``last`` the newest
-    event id of the conversation."""
-
-    state: Literal["finished", "running", "waiting", "gone", "unknown"]
-    place: int
-    final: dict[str, Any] | None
-    last: str
-    final_id: str = ""
-
-
-async def tell_ended(bus: Bus, conversation: str) -> None:
-    """Let whoever holds what was ended from outside know now; without this it would at its next heartbeat."""
-    await bus.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
-
-
-async def turns_in_flight(bus: Bus, shard: ShardKeys) -> int:
-    """Turns in flight in ``shard``, whatever holds them."""
-    return int(await bus.server.call("ZCARD", shard.active))
-
-
-async def note(bus: Bus, shard: ShardKeys, conversation: str, turn: str, records: Records, begun: int = 0) -> None:
-    """Write log records of a turn outside its settling, say from a front end that delivered it; ``begun`` is
-    the server's ms at which the turn was received, where known."""
-    names, arguments = guard_block(shard, bus.process, shard.deferred, "", conversation, turn)
-    await bus.server.run("note", names, [*arguments, begun, *records.arguments()])
-
-
-async def snapshot(bus: Bus, conversation: str, turn: str) -> Snapshot:
-    """Where ``turn`` stands now."""
-    shard = bus.shard(conversation)
-    names = (
-        shard.conversation(conversation), shard.mailbox(conversation), shard.events(conversation),
-        shard.result(conversation, turn), shard.journal(conversation),
-    )  # fmt: skip
-    state, place, final, last, final_id = await bus.server.run("snapshot", names, (turn,))
-    ended = msgspec.json.decode(final) if final else None
-    return Snapshot(state.decode(), place, ended, last.decode(), final_id.decode())
-
-
-async def outbox_of(bus: Bus, shard: ShardKeys, conversation: str, *turns: str) -> str:
-    """The one front end whose outbox the answers to ``turns`` go to, empty for none."""
-    fields = [f"{turn}:o" for turn in turns]
-    fronts = await bus.server.fetch("HMGET", shard.journal(conversation), *fields)
-    return next((front.decode() for front in fronts if front), "")
-
-
 def verdict_of(reply: bytes) -> Verdict:
-    return reply.decode()  # type: ignore[return-value]  # the scripts answer just these words
+    """A guarded script's reply as text."""
+    return reply.decode()  # type: ignore[return-value]  # the scripts answer only these words
 
 
 @dataclass(slots=True)
 class Records:
-    """Log records of one handling, sent with its settling step. Bounded: what is over is cut, with a count."""
+    """The log records of one handling, sent with the step that settles it. Bounded: what exceeds MAX_RECORDS or
+    MAX_RECORD_BYTES is left out and counted."""
 
     instance: str
     entries: list[tuple[float, str, str]] = field(default_factory=list)
@@ -137,12 +254,11 @@ class Records:
         self.size += len(text) * 4
         self.entries.append((time.monotonic(), word, text))
 
-    def arguments(self) -> list[str | int]:
-        """As the scripts take them: n, then n × (ms ago, instance, word, text). Empties this."""
+    def flat(self) -> list[Arg]:
+        """The records as scripts take them, n × (ms ago, instance, word, text); empties this."""
         if self.left_out:
             self.entries.append((time.monotonic(), "NOTE", f"{self.left_out} records left out"))
-        now, arguments = time.monotonic(), [len(self.entries)]
-        result: list[str | int] = list(arguments)
+        now, result = time.monotonic(), list[Arg]()
         for at, word, text in self.entries:
             result += (max(0, round((now - at) * 1000)), self.instance, word, _encodable(text))
         self.entries, self.size, self.left_out = [], 0, 0
@@ -150,7 +266,7 @@ class Records:
 
 
 def quoted(text: str) -> str:
-    """``text`` in double quotes, as log records show words of people and models."""
+    """``text`` in double quotes, as log records show the words of people and models."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from rolecall.background import BackgroundTasks
 from rolecall.errors import (
@@ -33,10 +33,36 @@ from rolecall.errors import (
 from rolecall.models.model import Caller, Model, ModelEvent, Request, Usage
 from rolecall.models.stream import closing
 from rolecall.redis import keys
-from rolecall.redis.pipeline import Arg
+from rolecall.redis.leader import extend
+from rolecall.redis.scripts import Arg, script
 from rolecall.redis.server import Server
 from rolecall.settings import Settings, Terms
 
+
+class ModelBlock(TypedDict):
+    """What ``scripts/lib/model.lua`` declares."""
+
+    state: str
+    use: str
+    booked: str
+    busy: str
+    waiting: str
+    call: str
+    room: int
+
+
+MODEL_PARTS = ("state", "use", "booked", "busy", "waiting")
+PACKAGE = "rolecall.models"
+ENTER = script(
+    PACKAGE, "scripts/enter", ModelBlock,
+    names="spent ticket tokens rpm tpm minute lease book user_tokens user_tokens_limit tokens_limit user_cost "
+    "user_cost_limit cost_limit",
+)  # fmt: skip
+LEAVE = script(
+    PACKAGE, "scripts/leave", ModelBlock,
+    names="spent outcome slice reserved used retry_after breaker_failures why probe_ms expected counts",
+)  # fmt: skip
+WAIT = script(PACKAGE, "scripts/wait", ModelBlock, names="conversation")
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
 ANSWER_TOKENS = 400
@@ -88,7 +114,7 @@ class Gate:
         """Be let in. Raises NotNow, with ``book`` after booking a place in the quota, and OverBudget."""
         caller = request.caller or Caller("", "")
         call_id = secrets.token_hex(8)
-        reply = await self._server.run("model_enter", self._keys(), self._entering(call_id, caller, request, book))
+        reply = await self._server.run(ENTER, **self._entering(call_id, caller, request, book))
         word = reply[0].decode()
         if word == "OVER":
             raise OverBudget(_over(reply[1] == b"user"))
@@ -117,23 +143,32 @@ class Gate:
 
     async def waits(self, conversation: str) -> None:
         """The turn of ``conversation`` sleeps now until this model is back; wakes it if it is back by now."""
-        if await self._server.run("model_wait", self._keys(), self._arguments("", conversation)):
+        if await self._server.run(WAIT, **self._block(""), conversation=conversation):
             await self._wake(conversation)
 
     async def aclose(self) -> None:
         """Wait for what is still to be told."""
         await self._tasks.drain()
 
-    def _entering(self, call: str, caller: Caller, request: Request, book: bool) -> list[Arg]:
+    def _entering(self, call: str, caller: Caller, request: Request, book: bool) -> dict[str, Any]:
         terms, s, user = self.terms, self._settings, f"u:{caller.user}"
-        return self._arguments(
-            call, f"{caller.conversation}/{caller.turn}", expected_tokens(request), terms.rpm or 0, terms.tpm or 0,
-            round(s.quota_minute_seconds * 1000), round(LEASE_SECONDS * 1000), int(book),
-            f"{user}:tokens", _most(caller, s.user_tokens_per_day),
-            s.tokens_per_day or 0,
-            f"{user}:cost", _most(caller, (s.user_cost_per_day or 0) * MICRO),
-            round((s.cost_per_day or 0) * MICRO),
-        )  # fmt: skip
+        return {
+            **self._block(call),
+            "spent": keys.spent(keys.today()),
+            "ticket": f"{caller.conversation}/{caller.turn}",
+            "tokens": expected_tokens(request),
+            "rpm": terms.rpm or 0,
+            "tpm": terms.tpm or 0,
+            "minute": round(s.quota_minute_seconds * 1000),
+            "lease": round(LEASE_SECONDS * 1000),
+            "book": int(book),
+            "user_tokens": f"{user}:tokens",
+            "user_tokens_limit": _most(caller, s.user_tokens_per_day),
+            "tokens_limit": s.tokens_per_day or 0,
+            "user_cost": f"{user}:cost",
+            "user_cost_limit": _most(caller, (s.user_cost_per_day or 0) * MICRO),
+            "cost_limit": round((s.cost_per_day or 0) * MICRO),
+        }
 
     def _not_now(self, word: str, after: float, why: str) -> NotNow:
         if word == "AWAY":
@@ -149,11 +184,10 @@ class Gate:
         counts = [] if outcome == "ANSWERING" else self._counts(call, outcome)
         used = call.usage.tokens_in + call.usage.tokens_out if call.usage and outcome != "ANSWERING" else -1
         away, after, *names = await self._server.run(
-            "model_leave", self._keys(), self._arguments(
-                call.id, outcome, call.slice, call.reserved, used,
-                -1 if retry_after is None else round(retry_after * 1000), self._settings.breaker_failures,
-                why[:300], round(self._settings.probe_seconds * 1000), call.expected, len(counts) // 2, *counts,
-            )
+            LEAVE, **self._block(call.id), spent=keys.spent(keys.today()), outcome=outcome, slice=call.slice,
+            reserved=call.reserved, used=used, retry_after=-1 if retry_after is None else round(retry_after * 1000),
+            breaker_failures=self._settings.breaker_failures, why=why[:300],
+            probe_ms=round(self._settings.probe_seconds * 1000), expected=call.expected, counts=counts,
         )  # fmt: skip
         for name in names:
             self._later(self._wake(name.decode()))
@@ -184,19 +218,19 @@ class Gate:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
             try:
-                await self._server.run("model_hold", [keys.model(self.name, "busy")], [call, LEASE_SECONDS * 1000])
+                await extend(self._server, keys.model(self.name, "busy"), call, LEASE_SECONDS)
             except ServerError as error:
                 logger.debug("a call of %s could not be held: %s", self.name, error)
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
         self._tasks.start(work, f"gate {self.name}")
 
-    def _keys(self) -> list[Arg]:
-        parts = ("state", "use", "booked", "busy", "waiting")
-        return [*(keys.model(self.name, part) for part in parts), keys.spent(keys.today())]
-
-    def _arguments(self, call: str, *more: Arg) -> list[Arg]:
-        return [call, self.terms.concurrent or 0, *more]
+    def _block(self, call: str) -> ModelBlock:
+        state, use, booked, busy, waiting = (keys.model(self.name, part) for part in MODEL_PARTS)
+        room = self.terms.concurrent or 0
+        return {
+            "state": state, "use": use, "booked": booked, "busy": busy, "waiting": waiting, "call": call, "room": room,
+        }  # fmt: skip
 
 
 def expected_tokens(request: Request) -> int:

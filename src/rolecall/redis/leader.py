@@ -15,8 +15,11 @@ from pathlib import Path
 from rolecall.errors import ServerError
 from rolecall.redis import keys
 from rolecall.redis.file_lock import FileLock, make_private
+from rolecall.redis.scripts import script
 from rolecall.redis.server import Server
 
+LEASE = script("rolecall.redis", "lease", names="lease token lasts")
+EXTEND = script("rolecall.redis", "extend", names="holds member lasts")
 logger = logging.getLogger(__name__)
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """A clock that keeps counting while the machine sleeps; on Linux the monotonic clock does not."""
@@ -24,6 +27,12 @@ RENEWALS = 4
 """How often a leader renews within ``seconds``."""
 RETRY_SECONDS = 1.0
 """How often a standby tries to become the leader, at least."""
+
+
+async def extend(server: Server, holds: str, member: str, seconds: float) -> bool:
+    """Extend the hold that ``member`` has in the sorted set ``holds`` to ``seconds`` from now by the server's clock.
+    False if it has none."""
+    return bool(await server.run(EXTEND, holds=holds, member=member, lasts=round(seconds * 1000)))
 
 
 class Leader:
@@ -94,7 +103,7 @@ class Leader:
             return False
         token = self._token or self._candidate()
         lasts = round(self._seconds * 1000)
-        elected = token and await self._server.run("lease", [keys.lease(self.name)], [token, lasts])
+        elected = token and await self._server.run(LEASE, lease=keys.lease(self.name), token=token, lasts=lasts)
         led, self._token = self._token, token if elected else ""
         if elected:
             self._renewed = asked
@@ -110,7 +119,7 @@ class Leader:
         if token:
             with suppress(ServerError, TimeoutError):
                 async with asyncio.timeout(1):
-                    await self._server.run("lease", [keys.lease(self.name)], [token, 0])
+                    await self._server.run(LEASE, lease=keys.lease(self.name), token=token, lasts=0)
         if self._lock is not None:
             self._lock.drop()
 

@@ -27,7 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavailable
-from rolecall.redis.scripts import all_scripts
+from rolecall.redis.scripts import Arg, loaded_scripts
 
 OUTAGES = (
     RedisConnectionError, RedisTimeoutError, OSError, ReadOnlyError, TryAgainError, ClusterDownError,
@@ -43,7 +43,6 @@ CODES: dict[type[BaseException], str] = {
 }
 """The codes that redis-py removes from the text of these errors."""
 
-Arg = str | bytes | int | float
 Connection = Any
 """redis-py's asyncio connection, which it leaves untyped."""
 
@@ -105,7 +104,7 @@ class Wire:
         connection = new_connection(self._pool)
         await connection.connect()
         self._connection = connection
-        for known in all_scripts():
+        for known in loaded_scripts():
             await connection.send_command("SCRIPT", "LOAD", known.body)
             await connection.read_response()
         return connection

@@ -1,110 +1,176 @@
-"""The Lua scripts: one change of state each, loaded from the files beside this one."""
+"""Lua scripts with named keys and arguments: one atomic change of state each.
+
+A script's header declares what it takes, by name::
+
+    -- Settle an entry by ending its turn.
+    -- Returns OK | FENCED | STALE.
+    -- include: turn finish
+    -- keys: dead
+    -- args: final reason records*
+
+The loader writes a Lua local in upper case for each name (``DEAD``, ``FINAL``). A trailing ``*`` marks a list, which
+arrives as a Lua table; lists come last, and at most one of the keys is a list. ``include`` puts preludes of the
+package's ``scripts/lib`` in front, with the names that their headers declare.
+
+The module that calls a script declares the names it will pass when it is imported; a difference from the header raises
+ScriptError at once, and a call with other names does so as well. No number of a key or an argument occurs anywhere.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha1
-from pathlib import Path
+from importlib.resources import files
+from typing import TypeAlias
 
-PATHS = {
-    "admit": "bus/scripts/turn/admit.lua",
-    "interrupt": "bus/scripts/turn/interrupt.lua",
-    "edit": "bus/scripts/turn/edit.lua",
-    "take": "bus/scripts/turn/take.lua",
-    "start": "bus/scripts/turn/start.lua",
-    "emit": "bus/scripts/turn/emit.lua",
-    "renew": "bus/scripts/turn/renew.lua",
-    "handback": "bus/scripts/turn/handback.lua",
-    "hop": "bus/scripts/turn/hop.lua",
-    "complete": "bus/scripts/turn/complete.lua",
-    "defer": "bus/scripts/turn/defer.lua",
-    "bury": "bus/scripts/turn/bury.lua",
-    "quarantine": "bus/scripts/turn/quarantine.lua",
-    "cancel": "bus/scripts/turn/cancel.lua",
-    "stop": "bus/scripts/turn/stop.lua",
-    "promote": "bus/scripts/turn/promote.lua",
-    "audit": "bus/scripts/turn/audit.lua",
-    "snapshot": "bus/scripts/turn/snapshot.lua",
-    "notify": "bus/scripts/conversation/notify.lua",
-    "note": "bus/scripts/conversation/note.lua",
-    "prefer": "bus/scripts/conversation/prefer.lua",
-    "feedback": "bus/scripts/conversation/feedback.lua",
-    "delivered": "bus/scripts/conversation/delivered.lua",
-    "show": "bus/scripts/conversation/show.lua",
-    "unshow": "bus/scripts/conversation/unshow.lua",
-    "register": "bus/scripts/process/register.lua",
-    "retire": "bus/scripts/process/retire.lua",
-    "fallback": "bus/scripts/process/fallback.lua",
-    "redeem": "bus/scripts/process/redeem.lua",
-    "tally": "bus/scripts/process/tally.lua",
-    "lib/admit": "bus/scripts/lib/admit.lua",
-    "lib/finish": "bus/scripts/lib/finish.lua",
-    "lib/guard": "bus/scripts/lib/guard.lua",
-    "lease": "redis/lease.lua",
-    "lib/model": "models/scripts/lib/model.lua",
-    "model_enter": "models/scripts/enter.lua",
-    "model_hold": "models/scripts/hold.lua",
-    "model_leave": "models/scripts/leave.lua",
-    "model_wait": "models/scripts/wait.lua",
-    "lib/served": "serving/scripts/lib/directory.lua",
-    "served_beat": "serving/scripts/directory/beat.lua",
-    "served_call": "serving/scripts/directory/call.lua",
-    "served_claim": "serving/scripts/directory/claim.lua",
-    "served_end": "serving/scripts/directory/end.lua",
-    "served_enter": "serving/scripts/directory/enter.lua",
-    "served_list": "serving/scripts/directory/list.lua",
-    "served_stop": "serving/scripts/directory/stop.lua",
-    "served_user": "serving/scripts/directory/user.lua",
-    "serving_left": "serving/scripts/balance/left.lua",
-    "serving_pick": "serving/scripts/balance/pick.lua",
-}
+from rolecall.errors import RolecallError
+
+Arg: TypeAlias = str | bytes | int | float
+Value: TypeAlias = Arg | Sequence[Arg]
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
+_DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
 _CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
+_LISTS = """\
+local lists_at = {first}
+local function next_list()
+  local n, list = tonumber(ARGV[lists_at]), {{}}
+  for i = 1, n do list[i] = ARGV[lists_at + i] end
+  lists_at = lists_at + n + 1
+  return list
+end
+"""
 
 
-@dataclass(frozen=True)
+class ScriptError(RolecallError):
+    """A script and its caller do not agree on names, or a script's header is wrong: a mistake in the code."""
+
+
+@dataclass(frozen=True, eq=False)
 class Script:
-    """A script's whole text, with what it includes in front, and the SHA-1 the server knows it by. One that ``reads``
-    and changes nothing may be run by users who may only read its keys."""
+    """A loaded script: the whole text that the server runs and the SHA-1 it knows it by.
+
+    ``keys`` and ``args`` are the names of single values in order; ``key_list`` is the name of the list of keys or "",
+    ``arg_lists`` those of the lists of arguments. A script that ``reads`` changes nothing: users who may only read its
+    keys can run it.
+    """
 
     name: str
     body: bytes
     sha: str
+    keys: tuple[str, ...]
+    key_list: str
+    args: tuple[str, ...]
+    arg_lists: tuple[str, ...]
     reads: bool = False
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All names that a call passes."""
+        return frozenset((*self.keys, *self.args, *self.arg_lists, *filter(None, (self.key_list,))))
 
-@cache
-def script(name: str) -> Script:
-    """The script ``scripts/<name>.lua``."""
-    text = _read(_path(name))
-    included = _INCLUDE.search(text)
-    for part in reversed(included.group(1).split() if included else []):
-        text = _read(f"{_lib(name)}/{part}.lua") + text
-    body = text.encode()
-    reads = bool(_CHANGES_NOTHING.search(text))
-    return Script(name, body, sha1(body, usedforsecurity=False).hexdigest(), reads)
-
-
-@cache
-def all_scripts() -> tuple[Script, ...]:
-    """Every script there is."""
-    return tuple(script(name) for name in PATHS if not name.startswith("lib/"))
-
-
-def _path(name: str) -> str:
-    return PATHS[name]
-
-
-def _lib(name: str) -> str:
-    return f"{PATHS[name].partition('/scripts/')[0]}/scripts/lib"
+    def arguments(self, values: Mapping[str, Value]) -> list[Arg]:
+        """What follows EVALSHA and the digest: the number of keys, keys, arguments. Raises ScriptError when a name is
+        missing or unexpected."""
+        try:
+            flat: list[Arg] = [values[name] for name in self.keys]  # type: ignore[misc]  # single values by declaration
+            if self.key_list:
+                flat += values[self.key_list]  # type: ignore[arg-type]
+            flat.insert(0, len(flat))
+            flat += [values[name] for name in self.args]  # type: ignore[misc]
+            for name in self.arg_lists:
+                items: Sequence[Arg] = values[name]  # type: ignore[assignment]
+                flat.append(len(items))
+                flat += items
+        except KeyError:
+            raise _difference(self.name, self.names, values.keys()) from None
+        if len(values) != len(self.keys) + len(self.args) + len(self.arg_lists) + bool(self.key_list):
+            raise _difference(self.name, self.names, values.keys())
+        return flat
 
 
-def _read(path: str) -> str:
-    return (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
+_LOADED: dict[str, Script] = {}
+
+
+def script(package: str, path: str, *blocks: type, names: str = "") -> Script:
+    """Load ``<package>/<path>.lua`` and check it against its caller.
+
+    ``blocks`` are TypedDict classes whose fields are the names of a prelude; ``names`` are the other names, separated
+    by spaces. Raises ScriptError when they are not exactly the names that the script's header and its preludes declare.
+    """
+    loaded = _load(package, path)
+    passed = {*names.split(), *(name for block in blocks for name in block.__annotations__)}
+    if passed != loaded.names:
+        raise _difference(loaded.name, loaded.names, passed)
+    _LOADED[loaded.name] = loaded
+    return loaded
+
+
+def loaded_scripts() -> tuple[Script, ...]:
+    """Every script that the modules imported so far declare."""
+    return tuple(_LOADED.values())
 
 
 def milliseconds(seconds: float) -> int:
     """``seconds`` as whole milliseconds."""
     return round(seconds * 1000)
+
+
+def _load(package: str, path: str) -> Script:
+    text = _read(package, f"{path}.lua")
+    name = f"{package.rpartition('.')[2]}/{path}.lua"
+    included = _INCLUDE.search(text)
+    root = path.partition("/")[0]
+    parts = [_read(package, f"{root}/lib/{part}.lua") for part in (included.group(1).split() if included else ())]
+    text = "".join([*parts, text])
+    keys = [word for kind, words in _DECLARED.findall(text) if kind == "keys" for word in words.split()]
+    args = [word for kind, words in _DECLARED.findall(text) if kind == "args" for word in words.split()]
+    return _made(name, text, keys, args)
+
+
+def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:
+    declared = [word.rstrip("*") for word in (*keys, *args)]
+    if twice := sorted({word for word in declared if declared.count(word) > 1}):
+        raise ScriptError(f"{name} declares {', '.join(twice)} twice")
+    single, lists = _split(name, keys)
+    if len(lists) > 1:
+        raise ScriptError(f"{name} declares the key lists {', '.join(lists)}: expected at most one")
+    plain, arg_lists = _split(name, args)
+    body = (_locals(single, lists, plain, arg_lists) + text).encode()
+    sha = sha1(body, usedforsecurity=False).hexdigest()
+    reads = bool(_CHANGES_NOTHING.search(text))
+    return Script(name, body, sha, tuple(single), lists[0] if lists else "", tuple(plain), tuple(arg_lists), reads)
+
+
+def _split(name: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """Single names and lists; lists come last."""
+    single = [word for word in words if not word.endswith("*")]
+    lists = [word[:-1] for word in words if word.endswith("*")]
+    if words != [*single, *(f"{word}*" for word in lists)]:
+        raise ScriptError(f"{name} declares a single value behind a list: expected lists last in {' '.join(words)}")
+    return single, lists
+
+
+def _locals(keys: list[str], key_lists: list[str], args: list[str], arg_lists: list[str]) -> str:
+    lines = [f"local {word.upper()} = KEYS[{number}]\n" for number, word in enumerate(keys, 1)]
+    if key_lists:
+        lines.append(f"local {key_lists[0].upper()} = {{ unpack(KEYS, {len(keys) + 1}) }}\n")
+    lines += [f"local {word.upper()} = ARGV[{number}]\n" for number, word in enumerate(args, 1)]
+    if arg_lists:
+        lines.append(_LISTS.format(first=len(args) + 1))
+        lines += [f"local {word.upper()} = next_list()\n" for word in arg_lists]
+    return "".join(lines)
+
+
+def _read(package: str, path: str) -> str:
+    return files(package).joinpath(path).read_text(encoding="utf-8")
+
+
+def _difference(name: str, expected: frozenset[str], passed: object) -> ScriptError:
+    given = set(passed)  # type: ignore[call-overload]  # names, from a mapping's keys or a set
+    missing, unexpected = sorted(expected - given), sorted(given - expected)
+    parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unexpected {', '.join(unexpected)}"] * bool(
+        unexpected
+    )
+    return ScriptError(f"{name}: {'; '.join(parts)}")

@@ -18,8 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from rolecall.errors import ConfigError, ServerError, ServerRefused, ServerUnavailable
-from rolecall.redis.pipeline import Arg, Connection, Wire, new_connection, packed, translated
-from rolecall.redis.scripts import script
+from rolecall.redis.pipeline import Connection, Wire, new_connection, packed, translated
+from rolecall.redis.scripts import Arg, Script
 from rolecall.redis.subscriber import Subscriber
 
 BLOCK_MS = 2000
@@ -43,9 +43,10 @@ class Server(Protocol):
         """The raw reply of a command that changes nothing, repeated as ``run`` repeats a script. Raises ServerError."""
         ...
 
-    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
-        """The raw reply of the script ``name``, repeated while the server is unavailable, up to a patience. Scripts are
-        idempotent by their guards, so a repeat is safe. Raises ServerError."""
+    async def run(self, script: Script, /, **values: Any) -> Any:
+        """The raw reply of ``script`` with its keys and arguments by name, repeated while the server is unavailable, up
+        to a patience. Scripts are idempotent by their guards, so a repeat is safe. Raises ServerError, and ScriptError
+        for a missing or unexpected name."""
         ...
 
 
@@ -93,9 +94,10 @@ class RedisServer:
         """See Server.fetch."""
         return await self._patiently(lambda: self.call(*args))
 
-    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+    async def run(self, script: Script, /, **values: Any) -> Any:
         """See Server.run."""
-        return await self._patiently(lambda: self._evaluate(name, keys, args))
+        arguments = script.arguments(values)
+        return await self._patiently(lambda: self._evaluate(script, arguments))
 
     def reader(self) -> BlockingReader:
         """A new connection for blocking reads, closed with this server."""
@@ -165,15 +167,14 @@ class RedisServer:
                     raise ServerUnavailable(text) from error.__cause__
                 await asyncio.sleep(random.uniform(0.05, 0.5))
 
-    async def _evaluate(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
-        chosen = script(name)
-        known, whole = ("EVALSHA_RO", "EVAL_RO") if chosen.reads else ("EVALSHA", "EVAL")
+    async def _evaluate(self, script: Script, arguments: Sequence[Arg]) -> Any:
+        known, whole = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
         try:
-            return await self.call(known, chosen.sha, len(keys), *keys, *args)
+            return await self.call(known, script.sha, *arguments)
         except ServerRefused as error:
             if error.code != "NOSCRIPT":
                 raise
-            return await self.call(whole, chosen.body, len(keys), *keys, *args)
+            return await self.call(whole, script.body, *arguments)
 
 
 class BlockingReader:

@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,8 +22,8 @@ import msgspec
 from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, MissingExtra, ModelError, ModelUnavailable, NotNow, ServerError
 from rolecall.redis import keys
-from rolecall.redis.leader import Leader
-from rolecall.redis.pipeline import Arg
+from rolecall.redis.leader import Leader, extend
+from rolecall.redis.scripts import Arg, script
 from rolecall.redis.server import Server, server_ms, text_map
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
@@ -44,6 +44,18 @@ ANSWER_SECONDS = 4.0
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 LOOK_SECONDS = 1.0
 WATCH_SECONDS = 4.0
+
+
+class BalanceBlock(TypedDict):
+    """The keys of the scripts in ``scripts/balance``."""
+
+    calls: str
+    known: str
+
+
+PACKAGE = "rolecall.serving"
+PICK = script(PACKAGE, "scripts/balance/pick", BalanceBlock, names="call lease probe_ms servers")
+LEFT = script(PACKAGE, "scripts/balance/left", BalanceBlock, names="call server outcome why wait longest")
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,9 @@ class Balance:
         for one in candidates:
             flat += [one.id, one.slots, one.weight]
         lease, probe = round(LEASE_SECONDS * 1000), round(PROBE_SECONDS * 1000)
-        return list(await self._server.run("serving_pick", _keys(self.name), [call, lease, probe, *flat]))
+        return list(
+            await self._server.run(PICK, **_block(self.name), call=call, lease=lease, probe_ms=probe, servers=flat)
+        )
 
     def _place(self, server: str, call: str) -> Picked:
         return Picked(server, call, asyncio.create_task(self._hold(f"{server} {call}"), name=f"hold {server}"))
@@ -156,12 +170,15 @@ class Balance:
     ) -> None:
         wait = -1 if retry_after is None else round(retry_after * 1000)
         longest = round(LEFT_OUT_SECONDS * 1000)
-        await self._server.run("serving_left", _keys(self.name), [call, server, outcome, why[:300], wait, longest])
+        await self._server.run(
+            LEFT, **_block(self.name), call=call, server=server, outcome=outcome, why=why[:300], wait=wait,
+            longest=longest,
+        )  # fmt: skip
 
     async def _hold(self, member: str) -> None:
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
-            holding = self._server.run("model_hold", _keys(self.name)[:1], [member, LEASE_SECONDS * 1000])
+            holding = extend(self._server, keys.SERVED_CALLS, member, LEASE_SECONDS)
             await self._tasks.attempt(holding, f"balance {self.name}")
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -170,18 +187,20 @@ class Balance:
 
 async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[str, Condition]:
     """How each of ``servers`` of the model ``name`` does, by id."""
-    calls, known = _keys(name)
+    block = _block(name)
     now = round(await server_ms(server))
-    members = [member.decode().partition(" ")[0] for member in await server.fetch("ZRANGEBYSCORE", calls, now, "+inf")]
-    fields = text_map(await server.fetch("HGETALL", known))
+    members = [
+        member.decode().partition(" ")[0] for member in await server.fetch("ZRANGEBYSCORE", block["calls"], now, "+inf")
+    ]
+    fields = text_map(await server.fetch("HGETALL", block["known"]))
     return {
         one: Condition(members.count(one), fields.get(f"{one} why", "left out") if f"{one} until" in fields else "")
         for one in servers
     }
 
 
-def _keys(name: str) -> list[Arg]:
-    return [keys.SERVED_CALLS, keys.model(name, "servers")]
+def _block(name: str) -> BalanceBlock:
+    return {"calls": keys.SERVED_CALLS, "known": keys.model(name, "servers")}
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import msgspec
 
 from rolecall.redis import keys
-from rolecall.redis.pipeline import Arg
+from rolecall.redis.scripts import script
 from rolecall.redis.server import Server
 from rolecall.serving.footprint import Room
 from rolecall.serving.spec import ModelServer, Spec, State
@@ -25,6 +25,29 @@ RETRY_SECONDS = 3.0
 """A model that could not be started is not tried again for so long."""
 RESIDENT_SECONDS = 10.0
 """A model that was loaded stays for so long before it makes room for another one."""
+
+
+class DirectoryBlock(TypedDict):
+    """What ``scripts/lib/directory.lua`` declares."""
+
+    servers: str
+    calls: str
+    users: str
+    failed: str
+
+
+PACKAGE = "rolecall.serving"
+LIST = script(PACKAGE, "scripts/directory/list", DirectoryBlock)
+CLAIM = script(
+    PACKAGE, "scripts/directory/claim", DirectoryBlock,
+    names="server user user_lasts lasts most free resident hungry",
+)  # fmt: skip
+BEAT = script(PACKAGE, "scripts/directory/beat", DirectoryBlock, names="server lasts again")
+END = script(PACKAGE, "scripts/directory/end", DirectoryBlock, names="server why retry_ms")
+STOP = script(PACKAGE, "scripts/directory/stop", DirectoryBlock, names="server order busy")
+ENTER = script(PACKAGE, "scripts/directory/enter", DirectoryBlock, names="spec machine call lasts queue")
+CALL = script(PACKAGE, "scripts/directory/call", DirectoryBlock, names="server call lasts")
+USER = script(PACKAGE, "scripts/directory/user", DirectoryBlock, names="user lasts")
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,7 @@ class Directory:
     async def servers(self, spec: Spec | None = None, *, machine: str | None = None) -> list[ModelServer]:
         """The live servers with ``in_flight``, ``age`` and ``idle`` (ms) as of now; of ``spec`` alone, and those that
         ``machine`` can use, if given. Oldest first."""
-        found = [_server(raw) for raw in await self._server.run("served_list", _KEYS, [])]
+        found = [_server(raw) for raw in await self._server.run(LIST, **_BLOCK)]
         chosen = [
             one
             for one in found
@@ -79,15 +102,10 @@ class Directory:
         get a host going under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too little, servers
         that nobody uses are asked to leave, the longest unused first, and only if that is enough; with ``hungry`` busy
         ones too, which answer first what they were asked. Those that load or are pinned stay."""
-        args: list[Arg] = [
-            msgspec.json.encode(wanted),
-            user,
-            _ms(USER_SECONDS),
-            _ms(START_SECONDS),
-            room.most,
-            room.free,
-        ]
-        word, *rest = await self._server.run("served_claim", _KEYS, [*args, _ms(self._resident), int(hungry)])
+        word, *rest = await self._server.run(
+            CLAIM, **_BLOCK, server=msgspec.json.encode(wanted), user=user, user_lasts=_ms(USER_SECONDS),
+            lasts=_ms(START_SECONDS), most=room.most, free=room.free, resident=_ms(self._resident), hungry=int(hungry),
+        )  # fmt: skip
         match word:
             case b"READY" | b"STARTING":
                 return Claim("READY" if word == b"READY" else "STARTING", _server(rest[0]))
@@ -103,8 +121,9 @@ class Directory:
         """Say that ``now`` lives, for LAPSE_SECONDS. ``again`` is whether one that was forgotten is put back: not, if
         its model has no other server on its machine, or in any case."""
         back = {"no": 0, "alone": 1, "always": 2}[again]
-        args: list[Arg] = [msgspec.json.encode(now), _ms(LAPSE_SECONDS), back]
-        state, *rest = await self._server.run("served_beat", _KEYS, args)
+        state, *rest = await self._server.run(
+            BEAT, **_BLOCK, server=msgspec.json.encode(now), lasts=_ms(LAPSE_SECONDS), again=back
+        )
         if state == b"GONE":
             return Pulse(False)
         return Pulse(True, state.decode(), int(rest[0]), rest[1] / 1000, int(rest[2]), bool(rest[3]))
@@ -112,42 +131,50 @@ class Directory:
     async def end(self, server: str, why: str = "") -> bool:
         """Forget the server of that id; with ``why``, its model is not started again for RETRY_SECONDS and whoever
         asks is told so. True if it was known."""
-        return bool(await self._server.run("served_end", _KEYS, [server, why, _ms(RETRY_SECONDS)]))
+        return bool(await self._server.run(END, **_BLOCK, server=server, why=why, retry_ms=_ms(RETRY_SECONDS)))
 
     async def stop(self, server: str, *, busy: bool = False) -> Literal["stopping", "unknown", "busy"]:
         """Have the server of that id leave, with ``busy`` also while it answers. It does so within a second."""
-        done = await self._server.run("served_stop", _KEYS, [server, "stop", int(busy)])
+        done = await self._server.run(STOP, **_BLOCK, server=server, order="stop", busy=int(busy))
         return "stopping" if done == 1 else "busy" if done == -1 else "unknown"
 
     async def pin(self, server: str, pinned: bool) -> bool:
         """Have a server stay, idle or not, until it is told to stop. False if there is none of that id."""
-        return bool(await self._server.run("served_stop", _KEYS, [server, "pin" if pinned else "unpin", 0]))
+        order = "pin" if pinned else "unpin"
+        return bool(await self._server.run(STOP, **_BLOCK, server=server, order=order, busy=0))
 
     async def enter(self, spec: Spec, machine: str, call: str, *, queue: bool = True) -> ModelServer | int | None:
         """Begin ``call`` at the ready server of ``spec`` with the fewest calls in flight by its weight, which lasts
         CALL_SECONDS without ``hold``. With ``queue`` False only where a slot is free: else the calls in flight are
         returned. None where no server is ready."""
-        args: list[Arg] = [spec.id, machine, call, _ms(CALL_SECONDS), int(queue)]
-        word, *rest = await self._server.run("served_enter", _KEYS, args)
+        word, *rest = await self._server.run(
+            ENTER, **_BLOCK, spec=spec.id, machine=machine, call=call, lasts=_ms(CALL_SECONDS), queue=int(queue)
+        )
         if word == b"GO":
             return _server(rest[0])
         return int(rest[0]) if word == b"BUSY" else None
 
     async def hold(self, server: str, call: str) -> bool:
         """A sign of life of ``call``."""
-        return bool(await self._server.run("served_call", _KEYS, [server, call, _ms(CALL_SECONDS)]))
+        return bool(await self._server.run(CALL, **_BLOCK, server=server, call=call, lasts=_ms(CALL_SECONDS)))
 
     async def leave(self, server: str, call: str) -> None:
         """``call`` is over."""
-        await self._server.run("served_call", _KEYS, [server, call, 0])
+        await self._server.run(CALL, **_BLOCK, server=server, call=call, lasts=0)
 
     async def needed_by(self, user: str, *, still: bool = True) -> int:
         """Say that ``user``, ``<machine>/<process>``, may need servers for USER_SECONDS more, or does not any longer;
         those of a machine leave when nobody does there. How many do there."""
-        return int(await self._server.run("served_user", _KEYS, [user, _ms(USER_SECONDS) if still else 0]))
+        lasts = _ms(USER_SECONDS) if still else 0
+        return int(await self._server.run(USER, **_BLOCK, user=user, lasts=lasts))
 
 
-_KEYS = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
+_BLOCK: DirectoryBlock = {
+    "servers": keys.SERVED,
+    "calls": keys.SERVED_CALLS,
+    "users": keys.SERVED_USERS,
+    "failed": keys.SERVED_FAILED,
+}
 
 
 def _server(raw: bytes) -> ModelServer:

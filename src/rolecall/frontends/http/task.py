@@ -18,7 +18,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_by_user
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.events import Event, follow, progress
-from rolecall.bus.turn import snapshot
+from rolecall.bus.turn import TurnState, snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
@@ -142,11 +142,11 @@ async def find_task(bus: Bus, ref: TaskRef) -> TaskSnapshot:
     """A task as it is now. Raises Problem: 404 if it never existed, 410 if its result is no longer stored."""
     async with bus_timeout():
         found = await snapshot(bus, ref.conversation, ref.turn)
-    if found.state == "finished" and found.final is not None:
+    if found.state is TurnState.FINISHED and found.final is not None:
         return TaskSnapshot(ref, ref.ended_task(found.final), found.final_id, found.final_id)
-    if found.state == "gone":
+    if found.state is TurnState.GONE:
         raise Problem(410, text("no_result"))
-    if found.state == "unknown":
+    if found.state is TurnState.UNKNOWN:
         raise Problem(404, text("no_task"))
     so_far = await progress(bus, ref.conversation, ref.turn)
     state: State = "pending" if so_far.kind in ("accepted", "queued") else "running"

@@ -12,17 +12,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rolecall.bus.bus import Bus
-from rolecall.redis import keys
-from rolecall.redis.scripts import milliseconds
+from rolecall.bus.members import (
+    Member,
+    Rank,
+    Tries,
+    count_within,
+    enrol,
+    find_member,
+    list_members,
+    redeem,
+    store_code,
+)
 
-Rank = Literal["admin", "user", "guest", "stranger"]
 Redeemed = Literal["admin", "user", "guest", "KNOWN", "WRONG", "TOO_MANY"]
 Pace = Literal["OK", "TELL", "SILENT"]
 
 RANKS: tuple[Rank, ...] = ("stranger", "guest", "user", "admin")
 EVERYONE = "*"
 GUEST_SHARE = 0.5
-USER_TRIES, ALL_TRIES, TRIES_SECONDS = 5, 100, 3600.0
+TRIES = Tries(user=5, all=100, seconds=3600.0)
 """Wrong codes in an hour: of one user, and of all together, for what TELEGRAM_INVITE_CODE says may be guessable."""
 REFUSAL_SECONDS = 3600.0
 MINUTE = 60.0
@@ -49,21 +57,6 @@ class Standing:
         return {"admin": {"share": 0.0}, "guest": {"share": GUEST_SHARE}}.get(self.rank, {})
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Someone let in by a code or an admin, or shut out by one (``rank`` stranger); ``since`` in seconds since 1970."""
-
-    user: int
-    rank: Rank
-    since: int
-    name: str
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the bot serves this person."""
-        return self.rank != "stranger"
-
-
 class Access:
     """The gate of the bot behind ``front``. What admins decide is kept in the server, for all processes."""
 
@@ -79,10 +72,10 @@ class Access:
         an admin shut that one out."""
         if user in self.admins:
             return Standing(user, "admin")
-        record = await self.bus.server.fetch("HGET", self._key("members"), user)
-        if record is not None and _member(user, record).rank == "stranger":
+        member = await find_member(self.bus, self.front, user)
+        if member is not None and member.rank == "stranger":
             return Standing(user, "stranger")
-        known: Rank = "stranger" if record is None else _member(user, record).rank
+        known: Rank = "stranger" if member is None else member.rank
         return Standing(user, max(known, self._by_settings(user, chat), key=RANKS.index))
 
     async def pace(self, standing: Standing) -> Pace:
@@ -113,16 +106,12 @@ class Access:
         """Let ``user`` in for ``code``, atomically: of two who bring a code one is let in. TELEGRAM_INVITE_CODE makes
         guests, again and again. KNOWN: nothing to gain by it, the code stays good. Of those whom an admin shut out
         every code is WRONG. TOO_MANY: even a right one is not looked at until the hour is over."""
-        names = [self._key("members"), self._key(f"code:{_digest(code)}"), self._key(f"tries:{user}"),
-                 self._key("tries")]  # fmt: skip
         given = self.bus.settings.telegram_invite_code
         shared = given is not None and hmac.compare_digest(given.get_secret_value().encode(), code.encode())
-        arguments = [
-            user, self._by_settings(user), "guest" if shared else "", int(bool(self.admins)), USER_TRIES, ALL_TRIES,
-            milliseconds(TRIES_SECONDS), name[:NAME_CHARS],
-        ]  # fmt: skip
-        verdict: bytes = await self.bus.server.run("redeem", names, arguments)
-        return verdict.decode()  # type: ignore[return-value]  # the script answers just these words
+        return await redeem(
+            self.bus, self.front, user, name[:NAME_CHARS], _digest(code), rank=self._by_settings(user),
+            shared="guest" if shared else "", has_admin=bool(self.admins), tries=TRIES,
+        )  # fmt: skip
 
     async def allow(self, user: int, rank: Rank = "user", name: str = "") -> None:
         """Let ``user`` in."""
@@ -137,10 +126,8 @@ class Access:
         return True
 
     async def members(self) -> list[Member]:
-        """All whom the server knows, oldest first."""
-        flat = await self.bus.server.fetch("HGETALL", self._key("members"))
-        found = [_member(int(user), record) for user, record in zip(flat[::2], flat[1::2], strict=True)]
-        return sorted(found, key=lambda member: (member.since, member.user))
+        """All members, oldest first."""
+        return await list_members(self.bus, self.front)
 
     def _by_settings(self, user: int, chat: int = 0) -> Rank:
         if user in self.admins:
@@ -150,29 +137,19 @@ class Access:
         return "guest" if self.open or (chat != user and chat in self.listed) else "stranger"
 
     async def _enrol(self, user: int, rank: Rank, name: str) -> None:
-        seconds, _ = await self.bus.server.fetch("TIME")
-        record = f"{rank}|{int(seconds)}|{name[:NAME_CHARS]}"
-        await self.bus.server.call("HSET", self._key("members"), user, record)
+        await enrol(self.bus, self.front, user, rank, name[:NAME_CHARS])
 
     async def _code(self, rank: str, days: float) -> str:
         code = secrets.token_urlsafe(16)
-        await self.bus.server.call("SET", self._key(f"code:{_digest(code)}"), rank, "PX", milliseconds(days * 86_400))
+        await store_code(self.bus, self.front, _digest(code), rank, days)
         return code
 
     async def _tally(self, counter: str, seconds: float) -> int:
-        return int(await self.bus.server.run("tally", (self._key(counter),), (milliseconds(seconds),)))
-
-    def _key(self, part: str) -> str:
-        return keys.front(self.front, part)
+        return await count_within(self.bus, self.front, counter, seconds)
 
 
 def _digest(code: str) -> str:
     return hashlib.sha256(code.encode()).hexdigest()
-
-
-def _member(user: int, record: bytes) -> Member:
-    rank, since, name = record.decode("utf-8", "replace").split("|", 2)
-    return Member(user, rank, int(since), name)  # type: ignore[arg-type]  # written here and in redeem.lua alone
 
 
 def _numbers(listed: str) -> frozenset[int]:

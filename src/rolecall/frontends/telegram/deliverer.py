@@ -14,7 +14,7 @@ from typing import Any
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.outbox import Entry, Outbox
-from rolecall.bus.turn import Records
+from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.telegram.buttons import answered
 from rolecall.frontends.telegram.chats import Chats, File, Gone, Keyboard
 from rolecall.frontends.telegram.message import Address
@@ -105,7 +105,7 @@ class Deliverer:
         """Edits do not ring: after a long turn a short reply to its answer does. It goes when the user writes next, and
         comes at most once: who crashes here does not ring."""
         long = self.ring_seconds and shown.at and entry.at - shown.at >= self.ring_seconds * 1000
-        if not long or entry.kind not in ("final", "error") or entry.turn.startswith("c"):
+        if not long or entry.kind not in ("final", "error") or is_control(entry.turn):
             return
         mark = f"~{secrets.token_hex(4)}"
         if await self.recorded.placeholders.record(entry.conversation, entry.turn, mark, RUNG) == mark:
@@ -132,7 +132,7 @@ class Delivery:
         return "OK"
 
     def _keyboard(self) -> Keyboard | None:
-        ordinary = self._entry.turn and not self._entry.turn.startswith("c")
+        ordinary = self._entry.turn and not is_control(self._entry.turn)
         return answered(self._entry.turn, self._shown.language) if ordinary else None
 
     async def _put(self, name: str, piece: Part | File, keyboard: Keyboard | None) -> Outcome:

@@ -24,7 +24,8 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify
-from rolecall.frontends.telegram.access import Access, Member, Rank, Standing
+from rolecall.bus.members import Member, Rank
+from rolecall.frontends.telegram.access import Access, Standing
 from rolecall.frontends.telegram.bot import Wait, explain
 from rolecall.frontends.telegram.message import Incoming
 from rolecall.frontends.telegram.pickers import Choices, Told, menu

@@ -158,7 +158,7 @@ class Live:
 
     async def _unfinished(self, watched: Watched) -> bool:
         """Whether there is something to show of a turn that may be an old one."""
-        return (await snapshot(self.bus, *watched.key)).state in ("running", "waiting")
+        return (await snapshot(self.bus, *watched.key)).state.unfinished
 
     async def _placed(self, watched: Watched) -> bool:
         """Have the placeholder made; False when nobody can see it."""

@@ -1,28 +1,25 @@
 -- Ask leave to call a model.
--- KEYS lib/model, 6 what is spent today
--- ARGV lib/model, 3 turn that calls · 4 tokens expected · 5 requests per minute, 0 for no limit · 6 tokens per minute
---      7 ms of a minute · 8 ms a call is in flight without a sign of life · 9 '1' books a place in the quota
---      10 field of the user's tokens · 11 their most · 12 most tokens of all · 13 field of the user's money
---      14 their most · 15 most money of all (0: no limit)
 -- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next look, why} | {OVER, 'user'|'all'}
 -- AWAY and FULL end with the model's return or a free place (model_wait), LATER with the time alone.
 -- include: model
+-- keys: spent
+-- args: ticket tokens rpm tpm minute lease book user_tokens user_tokens_limit tokens_limit user_cost user_cost_limit cost_limit
 local function spent(field, most)
-  return tonumber(most) > 0 and tonumber(redis.call('HGET', KEYS[6], field) or 0) >= tonumber(most)
+  return tonumber(most) > 0 and tonumber(redis.call('HGET', SPENT, field) or 0) >= tonumber(most)
 end
-if spent(ARGV[10], ARGV[11]) or spent(ARGV[13], ARGV[14]) then return { 'OVER', 'user' } end
-if spent('tokens', ARGV[12]) or spent('cost', ARGV[15]) then return { 'OVER', 'all' } end
+if spent(USER_TOKENS, USER_TOKENS_LIMIT) or spent(USER_COST, USER_COST_LIMIT) then return { 'OVER', 'user' } end
+if spent('tokens', TOKENS_LIMIT) or spent('cost', COST_LIMIT) then return { 'OVER', 'all' } end
 
 local busy, open, why = in_flight(), get('open') == 1, redis.call('HGET', STATE, 'why') or ''
 if open and (NOW < get('until') or probing()) then return { 'AWAY', next_look(500), why } end
 if not open and NOW < get('until') then return { 'LATER', next_look(50), why } end
 if ROOM > 0 and busy >= ROOM then return { 'FULL', 5000, '' } end
 
-local TICKET, RPM, TPM = ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[6])
-local SLICE = tonumber(ARGV[7]) / 60
+local rpm, tpm = tonumber(RPM), tonumber(TPM)
+local SLICE = tonumber(MINUTE) / 60
 local present = math.floor(NOW / SLICE)
-local expected = math.floor(tonumber(ARGV[4]) * tonumber(redis.call('HGET', STATE, 'scale') or 1))
-if TPM > 0 then expected = math.min(expected, TPM) end
+local expected = math.floor(tonumber(TOKENS) * tonumber(redis.call('HGET', STATE, 'scale') or 1))
+if tpm > 0 then expected = math.min(expected, tpm) end
 
 -- The first slice from the present on in whose minute there is room. Nobody is passed that booked before.
 local function free_slice()
@@ -40,7 +37,7 @@ local function free_slice()
   for slice = last, present + 600 do
     local t, r = 0, 0
     for s = slice - 60, slice do t, r = t + (tokens[s] or 0), r + (requests[s] or 0) end
-    if (TPM == 0 or t == 0 or t + expected <= TPM) and (RPM == 0 or r < RPM) then return slice end
+    if (tpm == 0 or t == 0 or t + expected <= tpm) and (rpm == 0 or r < rpm) then return slice end
   end
 end
 
@@ -51,7 +48,7 @@ local function use(slice)
 end
 
 local slice = present
-if RPM > 0 or TPM > 0 then
+if rpm > 0 or tpm > 0 then
   local booked = tonumber(redis.call('HGET', BOOKED, TICKET) or -1)
   if booked > present then return { 'LATER', math.ceil(booked * SLICE - NOW) + 1, 'quota' } end
   redis.call('HDEL', BOOKED, TICKET)
@@ -59,15 +56,15 @@ if RPM > 0 or TPM > 0 then
   else
     slice = free_slice() or -1
     if slice == -1 then return { 'LATER', math.floor(SLICE * 600), 'quota' } end
-    if slice == present or ARGV[9] == '1' then use(slice) end
-    if slice > present and ARGV[9] == '1' then
+    if slice == present or BOOK == '1' then use(slice) end
+    if slice > present and BOOK == '1' then
       redis.call('HSET', BOOKED, TICKET, string.format('%.0f', slice))
       redis.call('EXPIRE', BOOKED, 3600)
     end
     if slice > present then return { 'LATER', math.ceil(slice * SLICE - NOW) + 1, 'quota' } end
   end
 end
-redis.call('ZADD', BUSY, NOW + tonumber(ARGV[8]), CALL)
+redis.call('ZADD', BUSY, NOW + tonumber(LEASE), CALL)
 redis.call('PEXPIRE', BUSY, 86400000)
 if open then redis.call('HSET', STATE, 'probe', CALL) end
 return { 'GO', slice, expected, open and 1 or 0 }

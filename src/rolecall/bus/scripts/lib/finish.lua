@@ -1,14 +1,14 @@
--- Ends turns; follows lib/guard.lua.
--- KEYS 7 mailbox · 8 active · 9 deferred · 10 principals · 11 history · 12 statistics of the day · 13 outbox
---      14 15 16 first role's streams h n l · 17 result of the turn
--- ARGV 6 ms a conversation is kept · 7 ms a result is kept · 8 history limit
-local MAILBOX, ACTIVE, DEFERRED, PRINCIPALS, HISTORY = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local STATS, OUTBOX, FIRST = KEYS[12], KEYS[13], { h = KEYS[14], n = KEYS[15], l = KEYS[16] }
-local KEEP, KEEP_RESULT, HISTORY_LIMIT = ARGV[6], ARGV[7], tonumber(ARGV[8])
+-- Prelude of the scripts that end turns; follows lib/turn.lua.
+--   statistics: of the day; outbox: of the front end that the answers go to
+--   first_high, first_normal, first_low: the streams of the first role, by priority; result: of the turn
+--   keep, keep_result: ms a conversation and a result are kept; history_limit: messages
+-- keys: mailbox active deferred principals history statistics outbox first_high first_normal first_low result
+-- args: keep keep_result history_limit
+local FIRST = { h = FIRST_HIGH, n = FIRST_NORMAL, l = FIRST_LOW }
 
 local function count(user, name, by)
-  redis.call('HINCRBY', STATS, name, by)
-  if user ~= '' then redis.call('HINCRBY', STATS, 'u:' .. user .. ':' .. name, by) end
+  redis.call('HINCRBY', STATISTICS, name, by)
+  if user ~= '' then redis.call('HINCRBY', STATISTICS, 'u:' .. user .. ':' .. name, by) end
 end
 
 local function leave(user)
@@ -19,7 +19,7 @@ end
 
 -- An idle conversation is kept for its time, and no part of it longer than another.
 local function rest()
-  for _, key in ipairs({ CONV, HISTORY, PREFS }) do redis.call('PEXPIRE', key, KEEP) end
+  for _, key in ipairs({ CONVERSATION, HISTORY, PREFERENCES }) do redis.call('PEXPIRE', key, KEEP) end
   redis.call('EXPIRE', EVENTS, 600)
 end
 
@@ -34,26 +34,26 @@ local function finish(turn, result, kind, final)
   count(user, 'turns', 1)
   count(user, 'ms', math.max(0, NOW - (job[3] or NOW)))
   if kind ~= 'final' then count(user, kind, 1) end
-  redis.call('EXPIRE', STATS, 691200)
+  redis.call('EXPIRE', STATISTICS, 691200)
   leave(user)
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
     turn .. ':g', turn .. ':d')
-  if string.sub(turn, 1, 1) == 'c' then
-    redis.call('HINCRBY', CONV, 'ctl', -1)
+  if is_control(turn) then
+    redis.call('HINCRBY', CONVERSATION, 'ctl', -1)
     redis.call('ZREM', ACTIVE, NAME .. '\31' .. turn)
     if not state[1] then rest() end
   else
-    redis.call('HSET', CONV, 'done', turn)
+    redis.call('HSET', CONVERSATION, 'done', turn)
   end
 end
 
 -- Drop the entry of the running turn, wherever it is. False when the caller did not know where: nothing is written.
 local function evict()
-  if state[2] == 'z' then
+  if state[2] == SLEEPING then
     redis.call('ZREM', DEFERRED, NAME)
-  elseif state[2] == SRC .. '|' .. ID then
-    redis.pcall('XACK', SRC, 'g', ID)
-    redis.call('XDEL', SRC, ID)
+  elseif state[2] == STREAM .. '|' .. ENTRY then
+    redis.pcall('XACK', STREAM, 'g', ENTRY)
+    redis.call('XDEL', STREAM, ENTRY)
   else
     return false
   end
@@ -62,14 +62,14 @@ end
 
 -- Let `turn` be the one that runs; what is left of its hold it sleeps out. `job` is its envelope, parts, band and due.
 local function run(turn, job)
-  local stream, at = FIRST[job[3]], 'z'
+  local stream, at = FIRST[job[3]], SLEEPING
   if tonumber(job[4] or 0) > NOW then
     redis.call('HSET', JOURNAL, 'defer:s', stream, 'defer:h', 0)
     redis.call('ZADD', DEFERRED, job[4], NAME)
   else
     at = stream .. '|' .. redis.call('XADD', stream, '*', 'c', NAME, 't', turn, 'h', 0, 'e', job[1], 'x', job[2] or '')
   end
-  redis.call('HSET', CONV, 'cur', turn, 'at', at)
+  redis.call('HSET', CONVERSATION, 'cur', turn, 'at', at)
   redis.call('ZADD', ACTIVE, NOW, NAME)
 end
 
@@ -82,15 +82,13 @@ local function release()
     if job[1] then return run(turn, job) end
     turn = redis.call('LPOP', MAILBOX)
   end
-  redis.call('HDEL', CONV, 'cur', 'at')
+  redis.call('HDEL', CONVERSATION, 'cur', 'at')
   redis.call('ZREM', ACTIVE, NAME)
   rest()
 end
 
--- ARGV from `i`: n, then n remembered messages. Returns the index behind them.
-local function remember(i)
-  local n = tonumber(ARGV[i])
-  for m = i + 1, i + n do redis.call('RPUSH', HISTORY, ARGV[m]) end
-  if n > 0 then redis.call('LTRIM', HISTORY, -HISTORY_LIMIT, -1) end
-  return i + n + 1
+-- Append to the history: a list of messages as JSON.
+local function remember(list)
+  for _, message in ipairs(list) do redis.call('RPUSH', HISTORY, message) end
+  if #list > 0 then redis.call('LTRIM', HISTORY, -tonumber(HISTORY_LIMIT), -1) end
 end

@@ -1,20 +1,21 @@
 -- Return an entry that was taken but not begun: anyone may take it at once, and this delivery does not count.
--- KEYS 1 its stream · 2 conversation  ARGV 1 entry id · 2 process · 3 lease in ms · 4 turn
 -- Returns OK | FENCED.
-local row = redis.pcall('XPENDING', KEYS[1], 'g', ARGV[1], ARGV[1], 1, ARGV[2])
+-- keys: stream conversation
+-- args: entry process lease turn
+local row = redis.pcall('XPENDING', STREAM, 'g', ENTRY, ENTRY, 1, PROCESS)
 if row.err or #row == 0 then return 'FENCED' end
-local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+local entry = redis.call('XRANGE', STREAM, ENTRY, ENTRY)[1]
 -- One that others died of keeps its place in the pending list, for the count is there.
 if row[1][4] > 1 and entry then
-  redis.call('XCLAIM', KEYS[1], 'g', ARGV[2], 0, ARGV[1], 'IDLE', ARGV[3] + 1, 'RETRYCOUNT', row[1][4] - 1, 'JUSTID')
+  redis.call('XCLAIM', STREAM, 'g', PROCESS, 0, ENTRY, 'IDLE', LEASE + 1, 'RETRYCOUNT', row[1][4] - 1, 'JUSTID')
   return 'OK'
 end
-redis.call('XACK', KEYS[1], 'g', ARGV[1])
-redis.call('XDEL', KEYS[1], ARGV[1])
+redis.call('XACK', STREAM, 'g', ENTRY)
+redis.call('XDEL', STREAM, ENTRY)
 if not entry then return 'OK' end
-local id = redis.call('XADD', KEYS[1], '*', unpack(entry[2]))
-local state = redis.call('HMGET', KEYS[2], 'cur', 'at')
-if state[1] == ARGV[4] and state[2] == KEYS[1] .. '|' .. ARGV[1] then
-  redis.call('HSET', KEYS[2], 'at', KEYS[1] .. '|' .. id)
+local id = redis.call('XADD', STREAM, '*', unpack(entry[2]))
+local state = redis.call('HMGET', CONVERSATION, 'cur', 'at')
+if state[1] == TURN and state[2] == STREAM .. '|' .. ENTRY then
+  redis.call('HSET', CONVERSATION, 'at', STREAM .. '|' .. id)
 end
 return 'OK'

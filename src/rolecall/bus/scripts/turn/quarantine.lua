@@ -1,11 +1,12 @@
 -- Put an entry that belongs to no turn aside. It has no effect on any conversation, whatever it claims.
--- KEYS 1 stream · 2 dead letters  ARGV 1 entry id · 2 process · 3 reason · 4 delivery count · 5 its fields as JSON
 -- Returns OK | FENCED.
-local row = redis.pcall('XPENDING', KEYS[1], 'g', ARGV[1], ARGV[1], 1, ARGV[2])
+-- keys: stream dead
+-- args: entry process reason deliveries fields
+local row = redis.pcall('XPENDING', STREAM, 'g', ENTRY, ENTRY, 1, PROCESS)
 if row.err or #row == 0 then return 'FENCED' end
-redis.call('XACK', KEYS[1], 'g', ARGV[1])
-redis.call('XDEL', KEYS[1], ARGV[1])
+redis.call('XACK', STREAM, 'g', ENTRY)
+redis.call('XDEL', STREAM, ENTRY)
 local clock = redis.call('TIME')
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', 1000, '*', 'c', '', 't', '', 'h', 0, 'e', ARGV[5],
-  'why', ARGV[3], 'n', ARGV[4], 's', KEYS[1], 'ms', clock[1] * 1000 + math.floor(clock[2] / 1000))
+redis.call('XADD', DEAD, 'MAXLEN', '~', 1000, '*', 'c', '', 't', '', 'h', 0, 'e', FIELDS,
+  'why', REASON, 'n', DELIVERIES, 's', STREAM, 'ms', clock[1] * 1000 + math.floor(clock[2] / 1000))
 return 'OK'

@@ -1,11 +1,12 @@
 -- Prelude of the scripts that guard the use of one model by all processes.
--- KEYS 1 state · 2 use, by slices of the minute · 3 bookings · 4 calls in flight · 5 conversations that wait for it
--- ARGV 1 call · 2 most calls at once, 0 for no limit
+--   use: by slices of the minute; booked: places in the quota; busy: calls in flight; waiting: conversations that wait
+--   room: most calls at once, 0 for no limit
 -- State: open (1 while the model is taken to be away), until (nobody asks before), opens (how often in a row it was
 -- found away), fails, probe (the one call that asks while it is away), look (when the last of those who wait looks
 -- again), scale (tokens used per token expected), why.
-local STATE, USE, BOOKED, BUSY, WAITING = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local CALL, ROOM = ARGV[1], tonumber(ARGV[2])
+-- keys: state use booked busy waiting
+-- args: call room
+ROOM = tonumber(ROOM)
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 

@@ -1,17 +1,15 @@
 -- Say that a model server lives, and hear what it should know. Only whoever has its id may.
--- KEYS lib/served
--- ARGV 1 the server as it is now, JSON · 2 ms until it is taken to be gone
---      3 if it was forgotten: '0' so it stays, '1' it is put back unless its model has another server, '2' in any case
 -- Returns {state, calls in flight, ms since the last one, processes of its machine that may need it,
 -- 1 if it is pinned} | {GONE}
 -- include: directory
-local now, known, another = cjson.decode(ARGV[1]), nil, false
+-- args: server lasts again
+local now, known, another = cjson.decode(SERVER), nil, false
 for _, server in ipairs(live()) do
   if server.id == now.id then known = server
   elseif server.spec == now.spec and server.machine == now.machine then another = true end
 end
 if not known then
-  if ARGV[3] == '0' or (ARGV[3] == '1' and another) then return { 'GONE' } end
+  if AGAIN == '0' or (AGAIN == '1' and another) then return { 'GONE' } end
   now.since, now.used, now.in_flight = NOW, NOW, #calls(now.id)
 else
   now.since, now.used, now.pinned, now.in_flight = known.since, known.used, known.pinned, known.in_flight
@@ -20,6 +18,6 @@ else
 end
 if now.in_flight > 0 then now.used = NOW end
 if now.state == 'ready' and now.ready == 0 then now.ready, now.used = NOW, NOW end
-now.lapses = NOW + tonumber(ARGV[2])
+now.lapses = NOW + tonumber(LASTS)
 keep(now)
 return { now.state, now.in_flight, NOW - now.used, users_of(now.machine), now.pinned and 1 or 0 }

@@ -1,15 +1,12 @@
 -- Ask for a server of a model: find the one there is, or get leave to start it if the machine has the memory for it.
--- KEYS lib/served
--- ARGV 1 the server as it is to be, JSON · 2 this process · 3 ms this process may need a server · 4 ms the place is kept
---      5 MB of memory for all servers of this machine · 6 MB free there now · 7 ms a loaded model stays at least
---      8 '1' has busy servers leave too, once they have answered what they were asked
 -- Returns {READY|STARTING, server} | {START} | {FAILED, why, ms to the next try}
 -- | {FULL, MB used, MB there are, 1 if some server leaves} | {NEVER, MB used by what may not leave, MB there are}
 -- include: directory
-local wanted, most = cjson.decode(ARGV[1]), tonumber(ARGV[5])
+-- args: server user user_lasts lasts most free resident hungry
+local wanted, most = cjson.decode(SERVER), tonumber(MOST)
 local servers = live()
-redis.call('ZADD', USERS, NOW + tonumber(ARGV[3]), ARGV[2])
-outlive(USERS, tonumber(ARGV[3]))
+redis.call('ZADD', USERS, NOW + tonumber(USER_LASTS), USER)
+outlive(USERS, tonumber(USER_LASTS))
 
 local used, resident, leaving, pinned, idle = 0, 0, 0, 0, {}
 for _, server in ipairs(servers) do
@@ -21,8 +18,8 @@ for _, server in ipairs(servers) do
     if server.measured then resident = resident + server.ram end
     if server.state == 'stopping' then leaving = leaving + server.ram end
     if server.pinned then pinned = pinned + server.ram end
-    local stayed = server.state == 'ready' and NOW - server.ready > tonumber(ARGV[7])
-    if stayed and not server.pinned and (server.in_flight == 0 or ARGV[8] == '1') then idle[#idle + 1] = server end
+    local stayed = server.state == 'ready' and NOW - server.ready > tonumber(RESIDENT)
+    if stayed and not server.pinned and (server.in_flight == 0 or HUNGRY == '1') then idle[#idle + 1] = server end
   end
 end
 
@@ -33,7 +30,7 @@ if failed then
   redis.call('HDEL', FAILED, wanted.spec)
 end
 
-local budget = math.min(most, tonumber(ARGV[6]) + resident)
+local budget = math.min(most, tonumber(FREE) + resident)
 if used + wanted.ram > budget then
   if pinned + wanted.ram > most then return { 'NEVER', pinned, most } end
   table.sort(idle, function(a, b)
@@ -53,6 +50,6 @@ if used + wanted.ram > budget then
   end
   return { 'FULL', used, budget, 1 }
 end
-wanted.lapses, wanted.since, wanted.used = NOW + tonumber(ARGV[4]), NOW, NOW
+wanted.lapses, wanted.since, wanted.used = NOW + tonumber(LASTS), NOW, NOW
 keep(wanted)
 return { 'START' }

@@ -1,13 +1,12 @@
 -- Forget a server that is gone; with a reason, its model is not started again for a while.
--- KEYS lib/served
--- ARGV 1 server · 2 why it could not be started, '' if it could · 3 ms its model is not tried again
 -- Returns 1 if it was known.
 -- include: directory
-local raw = redis.call('HGET', SERVERS, ARGV[1])
+-- args: server why retry_ms
+local raw = redis.call('HGET', SERVERS, SERVER)
 if not raw then return 0 end
-if ARGV[2] ~= '' then
-  redis.call('HSET', FAILED, cjson.decode(raw).spec, string.format('%.0f|', NOW + tonumber(ARGV[3])) .. ARGV[2])
-  outlive(FAILED, tonumber(ARGV[3]))
+if WHY ~= '' then
+  redis.call('HSET', FAILED, cjson.decode(raw).spec, string.format('%.0f|', NOW + tonumber(RETRY_MS)) .. WHY)
+  outlive(FAILED, tonumber(RETRY_MS))
 end
-forget(ARGV[1])
+forget(SERVER)
 return 1

@@ -1,6 +1,5 @@
 -- The model servers there are.
 -- Changes nothing: those whose time is over are left out, and left to who may write.
--- KEYS lib/served  ARGV none
 -- Returns each as JSON, with its calls in flight and `age`, ms since it was started.
 -- include: directory
 local shown, flat = {}, redis.call('HGETALL', SERVERS)

@@ -1,8 +1,8 @@
 -- Prelude of the scripts about model servers.
--- KEYS 1 servers, hash id → JSON · 2 calls in flight, sorted set `<server> <call>` → ms · 3 processes that may need a
--- server, sorted set `<machine>/<process>` → ms · 4 models that could not be started, hash spec → `ms|why`
+--   servers: hash id → JSON; calls in flight: sorted set `<server> <call>` → ms; users: processes that may need a
+--   server, sorted set `<machine>/<process>` → ms; failed: models that could not be started, hash spec → `ms|why`
 -- Every server carries `lapses`, the server's ms at which it is taken to be gone.
-local SERVERS, CALLS, USERS, FAILED = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- keys: servers calls users failed
 local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 

@@ -11,7 +11,7 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.leases import hand_back, owns_turn, renew, start
 from rolecall.bus.maintenance import promote, promote_due
 from rolecall.bus.settle import hop, quarantine
-from rolecall.bus.turn import Records, snapshot, turns_in_flight
+from rolecall.bus.turn import Records, TurnState, snapshot, turns_in_flight
 from rolecall.errors import ServerFull
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings
@@ -124,7 +124,7 @@ async def test_a_control_answer_beside_a_running_turn_leaves_it_alone(bus: Bus) 
     await ask(bus, control=True)
     await answer(bus, await take_one(bus, "command"), preferences={"lang": "de"})
     assert await finals(bus) == [("c1", "final")]
-    assert (await snapshot(bus, "a", "1")).state == "running"
+    assert (await snapshot(bus, "a", "1")).state is TurnState.RUNNING
     assert await bus.server.call("PTTL", bus.shards[0].conversation("a")) == -1
 
 
@@ -147,7 +147,7 @@ async def test_a_deferred_turn_holds_nothing_and_wakes_where_it_slept(bus: Bus, 
     held = await take_one(bus, "echo")
     assert await defer_turn(bus, held) == "OK"
     assert await bus.server.call("XLEN", held.stream) == 0
-    assert (await snapshot(bus, "a", "1")).state == "running"
+    assert (await snapshot(bus, "a", "1")).state is TurnState.DEFERRED
     assert await promote(other, bus.shards[0], "a") == "EARLY"
     assert await promote_due(other, bus.shards[0], await server_ms(bus.server)) == 0
     assert await promote_due(other, bus.shards[0], await server_ms(bus.server) + 2_000_000) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ from rolecall.bus.leases import renew
 from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, sweep
 from rolecall.bus.turn import Records, note, snapshot
 from rolecall.redis import keys
-from rolecall.redis.pipeline import Arg
+from rolecall.redis.leader import LEASE
+from rolecall.redis.scripts import Arg, Script
 from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
 from rolecall.stats import ProcessState
@@ -44,8 +45,8 @@ class Meanwhile:
     async def fetch(self, *args: Arg) -> Any:
         return await self.call(*args)
 
-    async def run(self, name: str, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
-        return await self._server.run(name, keys, args)
+    async def run(self, script: Script, /, **values: Any) -> Any:
+        return await self._server.run(script, **values)
 
 
 async def live(bus: Bus) -> None:
@@ -184,7 +185,7 @@ async def consumers(bus: Bus, stream: str) -> set[str]:
 
 async def test_a_named_lease_has_one_holder_until_given_up(bus: Bus) -> None:
     async def hold(token: str, ms: int) -> object:
-        return await bus.server.run("lease", [keys.lease("scribe")], [token, ms])
+        return await bus.server.run(LEASE, lease=keys.lease("scribe"), token=token, lasts=ms)
 
     assert await hold("x", 60_000) == 1
     assert await hold("y", 60_000) == 0

@@ -1,0 +1,85 @@
+"""Scripts declare their keys and arguments by name; a script and its caller are checked against each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TypedDict
+
+import pytest
+
+import rolecall.bus.settle
+import rolecall.redis.leader
+from rolecall.bus.bus import Bus
+from rolecall.bus.settle import COMPLETE
+from rolecall.bus.turn import SNAPSHOT, FinishBlock, TurnBlock
+from rolecall.redis.leader import LEASE
+from rolecall.redis.scripts import ScriptError, Value, _made, loaded_scripts, script
+
+LUA = sorted(Path(rolecall.bus.settle.__file__).parents[1].rglob("*.lua"))
+
+
+def test_no_script_counts_its_keys_or_arguments() -> None:
+    assert LUA
+    assert not [path.name for path in LUA if re.search(r"\b(KEYS|ARGV)\b", path.read_text(encoding="utf-8"))]
+
+
+def test_a_script_gets_a_local_for_every_declared_name_also_for_those_of_its_preludes() -> None:
+    body = COMPLETE.body.decode()
+    assert "local JOURNAL = KEYS[3]\n" in body  # of lib/turn.lua
+    assert "local MAILBOX = KEYS[7]\n" in body  # of lib/finish.lua
+    assert "local FINAL = ARGV[9]\n" in body
+    assert "local RECORDS = next_list()\n" in body
+
+
+def test_arguments_are_ordered_by_name_and_lists_carry_their_length() -> None:
+    made = _made("x.lua", "return 1", ["one", "more*"], ["first", "second", "items*", "others*"])
+    values: dict[str, Value] = {"first": 1, "others": ["z"], "one": "k", "second": 2, "items": [], "more": ["k2", "k3"]}
+    assert made.arguments(values) == [3, "k", "k2", "k3", 1, 2, 0, 1, "z"]
+
+
+async def test_lists_arrive_as_tables(bus: Bus) -> None:
+    made = _made("x.lua", "return { #ITEMS, ITEMS[2], #OTHERS, MORE[1] }", ["more*"], ["items*", "others*"])
+    reply = await bus.server.run(made, more=["{bus:0}:k"], items=["a", "b"], others=[])
+    assert reply == [2, b"b", 0, b"{bus:0}:k"]
+
+
+async def test_a_call_with_a_missing_or_extra_argument_names_it_in_one_line(bus: Bus) -> None:
+    with pytest.raises(ScriptError, match=r"^redis/lease\.lua: missing lasts$"):
+        await bus.server.run(LEASE, lease="{bus:0}:lease:x", token="me")
+    with pytest.raises(ScriptError, match=r"^redis/lease\.lua: unexpected seconds$"):
+        await bus.server.run(LEASE, lease="{bus:0}:lease:x", token="me", lasts=1, seconds=1)
+    with pytest.raises(ScriptError, match=r"^bus/scripts/turn/snapshot\.lua: missing turn; unexpected name$"):
+        await bus.server.run(SNAPSHOT, conversation="", mailbox="", events="", result="", journal="", name="a")
+
+
+def test_a_caller_that_will_pass_other_names_is_refused_when_it_is_imported() -> None:
+    with pytest.raises(ScriptError, match=r"^bus/scripts/turn/complete\.lua: missing forget; unexpected forgot$"):
+        names = "final tokens_in tokens_out forgot remembered changes records"
+        script("rolecall.bus", "scripts/turn/complete", TurnBlock, FinishBlock, names=names)
+
+    class Wrong(TypedDict):
+        token: str
+
+    with pytest.raises(ScriptError, match=r"^redis/lease\.lua: missing lasts, lease$"):
+        script("rolecall.redis", "lease", Wrong)
+
+
+def test_a_header_that_declares_a_name_twice_or_a_value_behind_a_list_is_refused() -> None:
+    with pytest.raises(ScriptError, match="declares turn twice"):
+        _made("x.lua", "", ["turn"], ["turn"])
+    with pytest.raises(ScriptError, match=r"expected lists last in a\* b"):
+        _made("x.lua", "", [], ["a*", "b"])
+    with pytest.raises(ScriptError, match="expected at most one"):
+        _made("x.lua", "", ["a*", "b*"], [])
+
+
+def test_every_script_file_belongs_to_one_caller() -> None:
+    import rolecall.bus.admission
+    import rolecall.bus.members
+    import rolecall.bus.outbox
+    import rolecall.cli.run  # noqa: F401  # the whole system
+
+    called = {one.name.rpartition("/")[2] for one in loaded_scripts()}
+    files = {path.name for path in LUA if path.parent.name != "lib"}
+    assert files <= called
