@@ -131,9 +131,9 @@ async def test_one_who_waits_may_leave_and_the_next_one_is_served(tmp_path: Path
 @pytest.mark.parametrize(
     ("server", "why"),
     [
-        (ToolServer(), "one of them"),
-        (ToolServer(command=("x",), url="http://127.0.0.1"), "one of them"),
-        (ToolServer(command="program"), "one of them"),  # type: ignore[arg-type]
+        (ToolServer(), "expected either command"),
+        (ToolServer(command=("x",), url="http://127.0.0.1"), "expected either command"),
+        (ToolServer(command="program"), "expected either command"),  # type: ignore[arg-type]
         (ToolServer(url="ftp://127.0.0.1"), "an address such as"),
         (ToolServer(url="http://127.0.0.1", headers={"A": "Bearer ${NOTES_KEY}"}), "needs NOTES_KEY"),
     ],

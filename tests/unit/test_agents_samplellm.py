@@ -50,7 +50,7 @@ async def test_a_document_that_is_not_kept_any_more_is_said_to_be_gone() -> None
     model = FakeModel("What?")
     files = [{"blob": "0" * 32, "name": "a.txt", "type": "text/plain"}]
     await run_turn(ROLES, "Sum it up", model=model, payload={"files": files})
-    assert "not kept any more" in model.requests[0].messages[-1].text
+    assert "has expired" in model.requests[0].messages[-1].text
 
 
 async def test_voice_is_written_down_first_and_a_recording_without_words_is_answered_so() -> None:

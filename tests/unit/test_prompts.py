@@ -97,18 +97,18 @@ def test_what_is_included_in_two_places_is_no_circle() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{# variables: a #}\n\n{{ a }} {{ b }}", "line 3: 'b' is not declared; a is allowed."),
-        ("{{ b }}", "the first line has to be {# variables: b #}"),
-        ("{% include 'who.md' %}", "line 1: 'name', which who.md uses, is not declared; none is allowed."),
+        ("{# variables: a #}\n\n{{ a }} {{ b }}", "line 3: 'b' is not declared; declared: a."),
+        ("{{ b }}", "start the file with {# variables: b #}"),
+        ("{% include 'who.md' %}", "line 1: 'name', which who.md uses, is not declared; none is declared."),
         ("\n{# variables: b #}{{ b }}", "line 2: 'b' is not declared"),
-        ("{# variables: a b #}", "line 1: 'a b' is no name of a variable: {# variables: language, name #} is allowed"),
+        ("{# variables: a b #}", "line 1: 'a b' is not a variable name: expected {# variables: language, name #}"),
         ("Hello\n{% if %}", "line 2: Expected an expression"),
         ("Hello\n\n{{ 'x' | nosuch }}", "line 3: No filter named 'nosuch'"),
         ("Hello\n{% include 'no.md' %}", "line 2: there is no 'no.md' to include; there are one.md, who.md"),
         ("{% include '../config.py' %}", "there is no '../config.py' to include"),
-        ("{# variables: x #}{% include x %}", "line 1: one file by its name in quotes is allowed"),
-        ("{% extends 'who.md' %}", "line 1: only include is allowed of other files"),
-        ("{% include 'one.md' %}", "line 1: 'one.md' would include itself: one.md → one.md"),
+        ("{# variables: x #}{% include x %}", "line 1: include expects one file name in quotes"),
+        ("{% extends 'who.md' %}", "line 1: only include may refer to other files"),
+        ("{% include 'one.md' %}", "line 1: 'one.md' includes itself: one.md → one.md"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_file_its_line_and_what_is_allowed(text: str, said: str) -> None:
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_refused_with_its_file_its_line_and_what_is_allowed(tex
 
 def test_a_circle_of_includes_is_named_whole() -> None:
     texts = {"a.md": "{% include 'b.md' %}", "b.md": "{% include 'c.md' %}", "c.md": "\n{% include 'a.md' %}"}
-    assert "c.md, line 2: 'a.md' would include itself: a.md → b.md → c.md → a.md" in refusal(texts)
+    assert "c.md, line 2: 'a.md' includes itself: a.md → b.md → c.md → a.md" in refusal(texts)
 
 
 # ── what is refused when it is asked for ────────────────────────────────────────────────────────
@@ -128,9 +128,9 @@ def test_a_circle_of_includes_is_named_whole() -> None:
 def test_a_missing_an_unknown_and_a_misspelt_variable_are_each_named() -> None:
     text = "{# variables: language, name #}\n{{ language }}{{ name }}"
     assert failure(text, language="x") == "prompt one: the variable 'name' is missing; it needs language, name"
-    misspelt = "prompt one: there is no variable 'nam' (did you mean name?); language, name are allowed"
+    misspelt = "prompt one: there is no variable 'nam' (did you mean name?); declared: language, name"
     assert failure(text, language="x", nam="y") == misspelt
-    assert failure("Hello", x=1) == "prompt one: there is no variable 'x'; none is allowed"
+    assert failure("Hello", x=1) == "prompt one: there is no variable 'x'; none is declared"
 
 
 def test_an_unknown_prompt_says_which_there_are() -> None:
@@ -191,7 +191,7 @@ def test_the_prompts_of_this_application_are_those_of_a_new_one() -> None:
 async def test_a_wrong_variable_becomes_a_clear_refusal_of_the_turn() -> None:
     turn = await run_turn([Role(ManagerAgent)], "Ada", prompts=Prompts({"greeting.md": "Hello"}))
     assert turn.kind == "error"
-    assert "Sorry, this did not work: prompt greeting: there is no variable 'name'; none is allowed." in turn.text
+    assert "Sorry, this did not work: prompt greeting: there is no variable 'name'; none is declared." in turn.text
 
 
 async def test_a_test_finds_the_prompts_of_the_application_its_roles_are_from() -> None:
@@ -226,7 +226,7 @@ async def test_a_changed_prompt_is_taken_up_and_a_broken_one_leaves_the_running_
 
 def test_with_a_wrong_prompt_nothing_starts_and_check_says_why(tmp_path: Path) -> None:
     with_prompt(make_application(tmp_path), "Hello\n{{ name }}")
-    said = "agents/prompts/greeting.md, line 2: 'name' is not declared; none is allowed."
+    said = "agents/prompts/greeting.md, line 2: 'name' is not declared; none is declared."
     for verb in (("up", "--no-chat"), ("worker",)):
         done = run_rolecall(*verb, "--app", tmp_path)
         assert done.returncode != 0

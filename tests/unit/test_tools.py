@@ -93,11 +93,11 @@ async def test_a_call_gets_what_its_types_ask_for(tool: Any, arguments: str, res
         ('{"a": "two"}', "a: Input should be a valid integer"),
         ('{"b": 2}', "a: Missing required argument"),
         ('{"a": 2, "c": 3}', "c: Unexpected keyword argument"),
-        ('{"a": 2', "no JSON"),
-        ("[1, 2]", "no JSON object"),
-        ("3", "no JSON object"),
-        ("[" * 100_000, "no JSON"),
-        ("\ud800", "no JSON"),
+        ('{"a": 2', "not JSON"),
+        ("[1, 2]", "not a JSON object"),
+        ("3", "not a JSON object"),
+        ("[" * 100_000, "not JSON"),
+        ("\ud800", "not JSON"),
     ],
 )
 async def test_wrong_arguments_are_told_to_the_model(arguments: str, why: str) -> None:
@@ -119,8 +119,8 @@ async def test_wrong_arguments_are_told_to_the_model(arguments: str, why: str) -
         (Decimal("1.50"), '"1.50"'),
         (float("nan"), "NaN"),
         ("\ud800", "?"),
-        (object(), "error: it returned a object, which is no JSON"),
-        (b"\xff", "error: it returned a bytes, which is no JSON"),
+        (object(), "error: it returned a object, which is not JSON"),
+        (b"\xff", "error: it returned a bytes, which is not JSON"),
         (iter([1]), "error: it returned a list_iterator, not a value"),
     ],
 )
@@ -139,7 +139,7 @@ async def test_a_result_that_holds_itself_is_no_json() -> None:
         loop.append(loop)
         return loop
 
-    assert "no JSON" in await ran(tool, "{}")
+    assert "not JSON" in await ran(tool, "{}")
 
 
 async def test_a_long_result_is_cut_with_a_mark() -> None:
@@ -196,7 +196,7 @@ async def test_a_tool_that_hangs_is_given_up_in_its_time(gate: threading.Event) 
         await asyncio.Event().wait()
 
     for tool in (blocking, patient):
-        assert "took more than 0.05 s and was given up" in await ran(tool, "{}", seconds=0.05)
+        assert "took more than 0.05 s and was cancelled" in await ran(tool, "{}", seconds=0.05)
 
 
 async def test_tools_that_hang_take_no_thread_from_others(gate: threading.Event) -> None:
@@ -257,12 +257,12 @@ def unsendable(lock: threading.Event) -> None:
         ([[add], Tool.of(add)], "the tool add is offered twice"),
         ([undocumented], "tool undocumented has no docstring"),
         ([untyped], "tool untyped: the argument a has no type"),
-        ([many], r"tool many: \*words"),
+        ([many], r"tool many: a model cannot pass \*words"),
         ([unresolved], "tool unresolved: its types cannot be used: name 'Unknown' is not defined"),
         ([unsendable], "tool unsendable: its types cannot be used"),
         ([lambda: 1], "letters, digits"),
-        ([3], "3 is no tool"),
-        (["add"], "'add' is no tool"),
+        ([3], "3 is not a tool"),
+        (["add"], "'add' is not a tool"),
     ],
 )
 def test_what_a_model_could_not_call_is_refused(offers: list[Any], why: str) -> None:

@@ -1,4 +1,4 @@
-"""What an application writes: an Agent."""
+"""The base class of every agent."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rolecall.bus.envelope import Envelope
 
 
 class Agent:
-    """One role of a deployment. Subclass it and write ``handle``; the role is the class's name less ``Agent`` in
-    lower case unless ``role`` says otherwise. Each instance of a role is an object of its own."""
+    """One role of a deployment. Subclass it and implement ``handle``. The role's name is the class name without
+    ``Agent``, in lower case, unless ``role`` is set. Each instance of a role is an object of its own."""
 
     role: ClassVar[str] = "agent"
 
@@ -20,9 +20,9 @@ class Agent:
             cls.role = cls.__name__.removesuffix("Agent").lower()
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Take ``envelope`` and return the next one: ``envelope.via(…)``, ``.forward(…)`` or ``.reply(…)``.
+        """Handle ``envelope`` and return the next one: ``envelope.via(…)``, ``.forward(…)`` or ``.reply(…)``.
 
-        It may be handled again after a crash, so effects outside the envelope and ``ctx`` must bear repeating.
-        May raise Retry(after) or Reject(reason). Cancelled when the turn was stopped or taken over.
+        The same envelope may be handled again after a crash, so effects outside the envelope and ``ctx`` must be
+        idempotent. May raise Retry(after) or Reject(reason). Is cancelled when the turn is stopped or taken over.
         """
         raise NotImplementedError

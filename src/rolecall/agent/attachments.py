@@ -1,4 +1,4 @@
-"""What comes with a message beside its text: images, documents, voice, and what it replies to.
+"""What comes with a message besides its text: images, documents, voice, and the message it replies to.
 
 A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}); ``quoted`` is {from, text}.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from rolecall.bus.blobs import Blob, Blobs
 
-LOST = "(this file is not kept any more)"
+LOST = "(this file has expired)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,25 +24,25 @@ class Document:
 
 @dataclass(frozen=True)
 class Attachments:
-    """Fetches what the payloads of one conversation name."""
+    """Fetches the blobs that payloads of one conversation refer to."""
 
     blobs: Blobs
     conversation: str
 
     async def images(self, payload: Mapping[str, Any]) -> tuple[bytes, ...]:
-        """The images as whole encoded files; those that are not kept any more are left out."""
+        """The images as whole encoded files; expired ones are left out."""
         found = [await self.blobs.get(self.conversation, str(one)) for one in _listed(payload, "images")]
         return tuple(blob.data for blob in found if blob)
 
     async def documents(self, payload: Mapping[str, Any]) -> tuple[Document, ...]:
-        """The files that are text; of one that is not kept any more, a word about that."""
+        """The text files; an expired one has a note instead of its text."""
         return tuple([
             Document(str(one.get("name", "")), blob.data.decode("utf-8", "replace") if blob else LOST)
             for one, blob in await self._files(payload, "text/")
         ])  # fmt: skip
 
     async def sounds(self, payload: Mapping[str, Any]) -> tuple[Blob, ...]:
-        """The voice messages and other recordings; those that are not kept any more are left out."""
+        """The voice messages and other recordings; expired ones are left out."""
         found = [*await self._files(payload, "audio/"), *await self._files(payload, "video/")]
         return tuple(blob for _, blob in found if blob)
 
@@ -53,7 +53,7 @@ class Attachments:
 
 
 def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[str, Any]) -> str:
-    """``question`` behind the documents that came with it and what it replies to."""
+    """``question`` preceded by the documents that came with it and the message it replies to."""
     parts = [f"<document name={one.name!r}>\n{_harmless(one.text)}\n</document>" for one in documents]
     quoted = payload.get("quoted")
     if isinstance(quoted, dict) and quoted.get("text"):
@@ -63,7 +63,7 @@ def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[
 
 
 def _harmless(text: str) -> str:
-    """``text`` that does not end what it stands in."""
+    """``text`` without the tags that enclose it in the question."""
     return text.replace("</document", "< /document").replace("</quoted", "< /quoted")
 
 

@@ -1,4 +1,4 @@
-"""Tools of others: servers that speak the Model Context Protocol, as programs or over HTTP."""
+"""The Model Context Protocol: tools of other servers, run as programs or reached over HTTP, and a server of our own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 8.0
-"""A program gets two seconds to end by itself and two more after SIGTERM; then it is killed."""
+"""A program gets two seconds to exit by itself and two more after SIGTERM; then it is killed."""
 MAX_PAGES = 100
 UNCLEAN = re.compile(r"[^A-Za-z0-9_-]")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -43,11 +43,11 @@ Asgi = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Aw
 
 @dataclass(frozen=True)
 class ToolServer:
-    """A tool server: the ``command`` that starts one, or the ``url`` of one.
+    """A tool server, either the ``command`` that starts it or its ``url``.
 
-    ``${NAME}`` in the values of ``env`` and ``headers`` is what the environment or .env say. A program inherits
-    nothing of the environment but HOME, PATH and the like. ``only`` names the tools to offer, all if empty;
-    ``prefix`` is put before their names. ``seconds`` is how long it may take to be reached, and to list its tools.
+    ``${NAME}`` in the values of ``env`` and ``headers`` is replaced from the environment or .env. A program inherits
+    nothing from the environment but HOME, PATH and the like. ``only`` names the tools to offer, all if empty;
+    ``prefix`` is put before their names. ``seconds`` is the time limit to connect and to list the tools.
     """
 
     command: tuple[str, ...] = ()
@@ -59,10 +59,10 @@ class ToolServer:
     seconds: float = 10.0
 
     def resolved(self, name: str, environ: Mapping[str, str]) -> ToolServer:
-        """This one with its variables filled in. Raises ConfigError for what cannot be a tool server."""
+        """A copy with its variables replaced. Raises ConfigError for an invalid tool server."""
         where = f"config.py, tool server {name}"
         if isinstance(self.command, str) or bool(self.command) == bool(self.url):
-            raise ConfigError(f"{where}: command=('program', 'argument', …) or url='http://…' is allowed, one of them")
+            raise ConfigError(f"{where}: expected either command=('program', 'argument', …) or url='http://…'")
         if self.url:
             address(f"{where}: url", self.url)
         env, headers = (_filled(values, environ, where) for values in (self.env, self.headers))
@@ -71,8 +71,7 @@ class ToolServer:
 
 @dataclass(frozen=True)
 class ToolServerHost:
-    """Where tool servers run and how they are reached: the directory of the application, the one for its state, and
-    PROXY."""
+    """Where tool servers run and how they are reached: the application's directory, its state directory, and PROXY."""
 
     directory: Path
     state_dir: Path
@@ -80,13 +79,13 @@ class ToolServerHost:
 
 
 class ToolServers:
-    """The tool servers of a deployment, each with one session in this process, opened when first asked for."""
+    """The tool servers of a deployment, each with one session in this process, opened on first use."""
 
     def __init__(self, servers: Mapping[str, ToolServer], host: ToolServerHost) -> None:
         self._sessions = {name: ToolSession(name, server, host) for name, server in servers.items()}
 
     async def tools(self, name: str) -> Sequence[Tool]:
-        """The tools of the server ``name``. Raises ToolError when it is away, ConfigError when there is none."""
+        """The tools of the server ``name``. Raises ToolError when it is unavailable, ConfigError if unknown."""
         session = self._sessions.get(name)
         if session is None:
             known = ", ".join(self._sessions) or "none"
@@ -94,12 +93,12 @@ class ToolServers:
         return await session.tools()
 
     async def aclose(self) -> None:
-        """End all sessions and the programs behind them. Idempotent; a later question opens new ones."""
+        """Close all sessions and stop the programs behind them. Idempotent; later use opens new sessions."""
         await asyncio.gather(*(session.aclose() for session in self._sessions.values()))
 
 
 class ToolSession:
-    """The session with one tool server. A task of its own opens and closes it: both must happen in the same."""
+    """The session with one tool server. One task opens and closes it, as the SDK requires."""
 
     def __init__(self, name: str, server: ToolServer, host: ToolServerHost) -> None:
         self._name, self._server, self._host = name, server, host
@@ -110,17 +109,17 @@ class ToolSession:
         self._refusal = ""
 
     async def tools(self) -> Sequence[Tool]:
-        """What it offers now. A session that broke since the last time is opened anew. Raises ToolError."""
+        """The tools the server offers now. A broken session is reopened. Raises ToolError."""
         client = await self._ready()
         try:
             listed = await self._listed(client)
-        except ToolError:  # it may be the session alone that is gone
+        except ToolError:  # perhaps only the session is gone
             listed = await self._listed(await self._ready())
         only = self._server.only
         return [self._tool(tool) for tool in listed if not only or tool.name in only]
 
     async def aclose(self) -> None:
-        """End the session. Idempotent."""
+        """Close the session. Idempotent."""
         if self._client is not None:
             await self._drop(self._client)
 
@@ -135,7 +134,7 @@ class ToolSession:
         try:
             async with asyncio.timeout(self._server.seconds):
                 return await _all_tools(client)
-        except Exception as error:  # the boundary: what the SDK raises for a broken session is not settled
+        except Exception as error:  # the boundary: the SDK does not document what a broken session raises
             await self._drop(client)
             raise self._away(error) from error
 
@@ -152,8 +151,8 @@ class ToolSession:
             await self._drop(client)
             raise self._away(error) from error
         if result.is_error:
-            raise ToolError(_told(result) or "it failed and did not say why")
-        return _told(result) or "done"
+            raise ToolError(_as_text(result) or "it failed without a message")
+        return _as_text(result) or "done"
 
     # ── opening and closing ─────────────────────────────────────────────────────────────────────
 
@@ -174,7 +173,7 @@ class ToolSession:
             return self._client
 
     async def _keep(self, opened: asyncio.Future[Client], leave: asyncio.Event) -> None:
-        """Hold a session open until ``leave``."""
+        """Hold a session open until ``leave`` is set."""
         problem: BaseException = asyncio.CancelledError()
         try:
             async with AsyncExitStack() as stack:
@@ -183,7 +182,7 @@ class ToolSession:
                 if not opened.done():
                     opened.set_result(client)
                     await leave.wait()
-        except (Exception, BaseExceptionGroup) as error:  # the boundary: told to who waits for it
+        except (Exception, BaseExceptionGroup) as error:  # the boundary: raised where the session is awaited
             problem = error
             if opened.done() and not leave.is_set():
                 logger.warning("%s", self._away(error))
@@ -192,7 +191,7 @@ class ToolSession:
                 opened.set_exception(self._away(problem))
 
     async def _drop(self, client: Client) -> None:
-        """End the session of ``client``, unless another one took its place meanwhile."""
+        """Close the session of ``client``, unless another one has replaced it."""
         async with self._changing:
             if self._client is not client or self._keeper is None:
                 return
@@ -203,7 +202,7 @@ class ToolSession:
             await asyncio.gather(keeper, return_exceptions=True)
 
     async def _connect(self, stack: AsyncExitStack) -> Client:
-        # In a thread: importing the SDK takes most of a second, in which heartbeats must go on.
+        # In a thread: importing the SDK takes most of a second, and heartbeats must go on.
         await asyncio.to_thread(importlib.import_module, "mcp")
         from mcp import Client
 
@@ -239,11 +238,11 @@ class ToolSession:
 
     @property
     def last_words(self) -> Path:
-        """What a program says on stderr."""
+        """The file with a program's stderr."""
         return self._host.state_dir / "tools" / f"{UNCLEAN.sub('_', self._name)}.log"
 
     def _away(self, error: BaseException) -> ToolError:
-        """What to tell of a server that is away: no header, no query, no variable."""
+        """The error for an unavailable server; it shows no header, query or variable."""
         command, url = self._server.command, urlsplit(self._server.url)
         at = command[0] if command else f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
         said = command and self.last_words.exists() and self.last_words.stat().st_size
@@ -283,14 +282,14 @@ def _object(arguments: str) -> dict[str, Any]:
     try:
         found = json.loads(arguments.strip() or "{}")
     except (ValueError, RecursionError) as error:
-        raise ToolError(f"the arguments are no JSON: {error}") from None
+        raise ToolError(f"the arguments are not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ToolError("the arguments are no JSON object")
+        raise ToolError("the arguments are not a JSON object")
     return found
 
 
-def _told(result: mcp_types.CallToolResult) -> str:
-    """A result in words; of pictures and the like only that they are there."""
+def _as_text(result: mcp_types.CallToolResult) -> str:
+    """A result as text; images and the like are only mentioned."""
     parts = [block.text if block.type == "text" else f"[{block.type}]" for block in result.content]
     if not parts and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)
@@ -298,7 +297,7 @@ def _told(result: mcp_types.CallToolResult) -> str:
 
 
 def tools_app(toolbox: Toolbox, host: str, key: str) -> Asgi:
-    """The ASGI application that offers ``toolbox`` at PATH to those who show ``key``, to all if that is empty."""
+    """The ASGI application that serves ``toolbox`` at PATH; clients need ``key`` unless it is empty."""
     app: Asgi = _server(toolbox).streamable_http_app(
         streamable_http_path=PATH, stateless_http=True, json_response=True, host=host
     )
@@ -306,7 +305,7 @@ def tools_app(toolbox: Toolbox, host: str, key: str) -> Asgi:
 
 
 class KeyGuard:
-    """Lets through to ``app`` who shows ``key``."""
+    """Passes requests with the bearer token ``key`` to ``app``."""
 
     def __init__(self, app: Asgi, key: str) -> None:
         self._app, self._expected = app, f"bearer {key}".encode()

@@ -1,4 +1,4 @@
-"""What is remembered of a conversation: its history and its preferences."""
+"""A conversation's memory: its history and its preferences."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _decoder = msgspec.json.Decoder(Remembered)
 
 @dataclass
 class Memory:
-    """One conversation's memory as a handler sees it. Changes travel with the handler's settling step: a handling
-    that is repeated changes nothing twice."""
+    """One conversation's memory as a handler sees it. Changes are applied when the handler settles, so a repeated
+    handling applies them once."""
 
     server: Server
     keys: ShardKeys
     conversation: str
     limit: int = 20
     without: str = ""
-    """A turn that is not shown: its question is asked once more."""
+    """A turn to leave out, because its question is asked again."""
     brought: tuple[Message, ...] = ()
-    """Messages that came with the envelope: they stand in place of the remembered ones, or before them when all of
-    them are the system's."""
+    """Messages that came with the envelope: they replace the remembered ones, or precede them if all are system
+    messages."""
     changes: dict[str, str] = field(default_factory=dict)
     forgotten: bool = False
 
@@ -41,29 +41,29 @@ class Memory:
         return [entry for entry in map(_decoder.decode, raw) if not self.without or entry.turn != self.without]
 
     async def history(self) -> list[Message]:
-        """The messages so far as a model may see them: turns that failed are left out."""
+        """The messages so far, for a model: failed turns are left out."""
         if any(message.role != "system" for message in self.brought):
             return list(self.brought)
         kept = [Message(entry.role, entry.text) for entry in await self.entries() if entry.mark != "error"]
         return [*self.brought, *kept]
 
     async def preferences(self) -> dict[str, str]:
-        """The conversation's preferences, those set in this handling included."""
+        """The conversation's preferences, including those set in this handling."""
         flat: Sequence[bytes] = await self.server.fetch("HGETALL", self.keys.preferences(self.conversation))
         stored = text_map(flat)
         return {name: value for name, value in {**stored, **self.changes}.items() if value}
 
     def prefer(self, **changes: str) -> None:
-        """Change preferences when this handling settles; an empty value removes one."""
+        """Set preferences when this handling settles; an empty value removes one."""
         self.changes.update(changes)
 
     def forget(self) -> None:
-        """Forget the history when this handling completes its turn."""
+        """Clear the history when this handling completes its turn."""
         self.forgotten = True
 
 
 def brought(payload: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The messages that a payload brings along as its ``history``: {role, text} each; anything else is nothing."""
+    """The messages in a payload's ``history``, each {role, text}; none when it has another shape."""
     history = payload.get("history")
     if not history:
         return ()

@@ -1,4 +1,4 @@
-"""What is wrapped round every handler: one visible tuple, outermost first."""
+"""The policies around every handler: one tuple, outermost first."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from rolecall.errors import (
 
 Handler = Callable[[Envelope, Context], Awaitable[Envelope]]
 BACK_OFF = (1.0, 5.0, 15.0, 45.0, 120.0)
-"""Seconds before the next try of a turn whose model was not to be had; the last one repeats."""
+"""Seconds before the next attempt after a model failed; the last one repeats."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The limits that policies hold a handler to."""
+    """The limits that the policies enforce on a handler."""
 
     role: str
     roles: frozenset[str]
@@ -56,7 +56,7 @@ Policy = Callable[[Handler, Rules], Handler]
 
 
 def limits(handler: Handler, rules: Rules) -> Handler:
-    """Refuse too many hops, a result that is no envelope, roles unknown, a loop to itself and what is too large."""
+    """Reject too many hops, a result that is not an envelope, unknown roles, a loop, and a result that is too large."""
 
     async def limited(envelope: Envelope, ctx: Context) -> Envelope:
         if envelope.hops > rules.hop_limit:
@@ -73,7 +73,7 @@ def limits(handler: Handler, rules: Rules) -> Handler:
 
 
 def back_off(handler: Handler, rules: Rules) -> Handler:
-    """Turn a model's failures into another try later while that can help, and into a clear refusal when not."""
+    """Turn a model failure into a retry while that may help, otherwise into a clear rejection."""
 
     async def backed_off(envelope: Envelope, ctx: Context) -> Envelope:
         try:
@@ -99,7 +99,7 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
 
 
 def timeout(handler: Handler, rules: Rules) -> Handler:
-    """Give a handler its time and no more."""
+    """Cancel a handler that exceeds its time."""
 
     async def timed(envelope: Envelope, ctx: Context) -> Envelope:
         try:
@@ -117,7 +117,7 @@ POLICIES: tuple[Policy, ...] = (limits, back_off, timeout)
 
 
 def wrapped(handler: Handler, rules: Rules, policies: tuple[Policy, ...] = POLICIES) -> Handler:
-    """``handler`` inside all of ``policies``."""
+    """``handler`` wrapped in all of ``policies``."""
     for policy in reversed(policies):
         handler = policy(handler, rules)
     return handler

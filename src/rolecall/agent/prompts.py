@@ -1,7 +1,7 @@
-"""What models are told, kept as files: ``agents/prompts/<name>.md``, checked as a whole before any is used.
+"""Prompts as files, ``agents/prompts/<name>.md``, all checked before any is used.
 
-A prompt is a Jinja2 template. Its first line declares what it takes, ``{# variables: language, name #}``; one that
-takes nothing needs no such line. It may include others by name, ``{% include "persona.md" %}``.
+A prompt is a Jinja2 template. Its first line declares its variables, ``{# variables: language, name #}``; a prompt
+without variables needs no such line. It may include others by name, ``{% include "persona.md" %}``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ DECLARATION = re.compile(r"\{#-?[ \t]*variables:([^\n]*?)-?#\}")
 
 
 class Prompts:
-    """An application's prompts. Made of texts by file name, such as ``persona.md``; raises ConfigError, with file and
-    line, for one that does not parse, includes what is not there or itself, or uses what it does not declare."""
+    """An application's prompts, from texts by file name such as ``persona.md``. Raises ConfigError, with file and line,
+    for a prompt that does not parse, includes itself or a missing file, or uses a variable it does not declare."""
 
     def __init__(self, texts: Mapping[str, str] | None = None) -> None:
         self._variables: dict[str, tuple[str, ...]] = {}
@@ -44,13 +44,12 @@ class Prompts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All there are, without ``.md``, in order."""
+        """The names of all prompts, without ``.md``, sorted."""
         return tuple(sorted(self._templates))
 
     def render(self, name: str, variables: Mapping[str, object]) -> str:
-        """The text of ``name`` with exactly the ``variables`` it declares, without white space around it; their values
-        are put in as they are. Raises ConfigError when there is none of that name, or a variable is missing or not
-        declared."""
+        """The text of ``name`` with exactly the ``variables`` it declares, unescaped, without surrounding white space.
+        Raises ConfigError when no prompt has this name, or a variable is missing or not declared."""
         if name not in self._templates:
             there = f"there are {', '.join(self.names)}" if self.names else f"write it as {PLACE}/{name}{SUFFIX}"
             raise ConfigError(f"there is no prompt {name!r}; {there}")
@@ -62,7 +61,7 @@ class Prompts:
 
 
 def load_prompts(directory: Path) -> Prompts:
-    """The prompts in ``directory``, as they are now; none when it is not there. Raises ConfigError, see Prompts."""
+    """The prompts in ``directory``; none when it does not exist. Raises ConfigError, see Prompts."""
     found = ((path, path.relative_to(directory)) for path in sorted(directory.rglob(f"*{SUFFIX}")) if path.is_file())
     seen = [(path, short) for path, short in found if not any(part.startswith(".") for part in short.parts)]
     return Prompts({short.as_posix(): _read(path, short) for path, short in seen})
@@ -70,8 +69,8 @@ def load_prompts(directory: Path) -> Prompts:
 
 @dataclass(frozen=True)
 class _Source:
-    """A parsed prompt: what it declares; the variables it uses and the files it includes, each with its line; the
-    names it sets itself, which what it includes may use."""
+    """A parsed prompt: the variables it declares, those it uses and the files it includes, each with its line, and the
+    names it sets itself, which included files may use."""
 
     file: str
     declared: tuple[str, ...]
@@ -87,12 +86,12 @@ def _environment(texts: Mapping[str, str]) -> SandboxedEnvironment:
     def found(file: str) -> tuple[str, str, None]:
         return _without_declaration(texts[file]), f"{PLACE}/{file}", None
 
-    # Not HTML: a model is to read "<", not "&lt;".
+    # Not HTML: a model has to read "<", not "&lt;".
     return ImmutableSandboxedEnvironment(loader=FunctionLoader(found), undefined=StrictUndefined, autoescape=False)
 
 
 def _without_declaration(text: str) -> str:
-    """``text`` with a declaration that takes its line end along, so that it leaves no empty line where included."""
+    """``text`` without the line of its declaration, so that an included prompt starts without an empty line."""
     declaration = DECLARATION.match(text)
     return f"{{# -#}}{text[declaration.end() :]}" if declaration else text
 
@@ -105,7 +104,7 @@ def _parsed(environment: SandboxedEnvironment, file: str, text: str) -> _Source:
         tree = environment.parse(_without_declaration(text))
         unset = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
-        raise _wrong(file, error.lineno, f"{error.message}; see the Jinja2 documentation for what is allowed") from None
+        raise _wrong(file, error.lineno, f"{error.message}; see the Jinja2 documentation") from None
     names = list(tree.find_all(nodes.Name))
     return _Source(
         file,
@@ -121,7 +120,7 @@ def _declared(file: str, text: str) -> tuple[str, ...]:
     names = [name.strip() for name in match[1].split(",")] if match and match[1].strip() else []
     for name in names:
         if not name.isidentifier():
-            raise _wrong(file, 1, f"{name!r} is no name of a variable: {{# variables: language, name #}} is allowed")
+            raise _wrong(file, 1, f"{name!r} is not a variable name: expected {{# variables: language, name #}}")
     return tuple(names)
 
 
@@ -130,11 +129,11 @@ def _includes(file: str, tree: nodes.Template) -> dict[str, nodes.Node]:
 
     others: tuple[type[nodes.Stmt], ...] = (nodes.Extends, nodes.Import, nodes.FromImport)
     for other in tree.find_all(others):
-        raise _wrong(file, other.lineno, 'only include is allowed of other files: {% include "persona.md" %}')
+        raise _wrong(file, other.lineno, 'only include may refer to other files: {% include "persona.md" %}')
     found: dict[str, nodes.Node] = {}
     for node in tree.find_all(nodes.Include):
         if not isinstance(node.template, nodes.Const) or not isinstance(node.template.value, str):
-            raise _wrong(file, node.lineno, 'one file by its name in quotes is allowed: {% include "persona.md" %}')
+            raise _wrong(file, node.lineno, 'include expects one file name in quotes: {% include "persona.md" %}')
         found.setdefault(node.template.value, node)
     return found
 
@@ -151,20 +150,20 @@ def _check_declared(source: _Source, parsed: Mapping[str, _Source]) -> None:
             raise _wrong(
                 source.file,
                 line,
-                f"{variable!r}{user} is not declared; {_listed(source.declared)} allowed. To declare it, the first "
-                f"line has to be {{# variables: {wanted} #}}",
+                f"{variable!r}{user} is not declared; {_listed(source.declared)}. To declare it, start the file with "
+                f"{{# variables: {wanted} #}}",
             )
 
 
 def _needed(source: _Source, parsed: Mapping[str, _Source], within: tuple[str, ...]) -> dict[str, tuple[int, str]]:
-    """The variables that ``source`` and what it includes use: the line in ``source`` that needs each, and its file."""
+    """The variables that ``source`` and its includes use: for each the line in ``source`` and the file that uses it."""
     needed = {variable: (line, source.file) for variable, line in source.uses.items()}
     for file, line in source.includes.items():
         if file not in parsed:
             raise _wrong(source.file, line, f"there is no {file!r} to include; there are {', '.join(sorted(parsed))}")
         if file in (*within, source.file):
             circle = " → ".join((*within, source.file, file))
-            raise _wrong(source.file, line, f"{file!r} would include itself: {circle}; a file that does not is allowed")
+            raise _wrong(source.file, line, f"{file!r} includes itself: {circle}")
         for variable, (_, origin) in _needed(parsed[file], parsed, (*within, source.file)).items():
             if variable not in source.sets:
                 needed.setdefault(variable, (line, origin))
@@ -175,13 +174,13 @@ def _check_given(name: str, declared: tuple[str, ...], given: Mapping[str, objec
     if unknown := sorted(given.keys() - set(declared)):
         close = difflib.get_close_matches(unknown[0], declared, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ConfigError(f"prompt {name}: there is no variable {unknown[0]!r}{hint}; {_listed(declared)} allowed")
+        raise ConfigError(f"prompt {name}: there is no variable {unknown[0]!r}{hint}; {_listed(declared)}")
     if missing := [variable for variable in declared if variable not in given]:
         raise ConfigError(f"prompt {name}: the variable {missing[0]!r} is missing; it needs {', '.join(declared)}")
 
 
 def _listed(declared: tuple[str, ...]) -> str:
-    return f"{', '.join(declared)} {'is' if len(declared) == 1 else 'are'}" if declared else "none is"
+    return f"declared: {', '.join(declared)}" if declared else "none is declared"
 
 
 def _read(path: Path, short: Path) -> str:
@@ -194,7 +193,7 @@ def _read(path: Path, short: Path) -> str:
 
 
 def _place(error: Exception, file: str) -> str:
-    """Where in the prompts ``error`` came up; ``file`` when it cannot be told."""
+    """File and line of the prompt that raised ``error``; ``file`` when they are unknown."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{PLACE}/")]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else f"{PLACE}/{file}"
 

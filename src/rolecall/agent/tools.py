@@ -1,4 +1,4 @@
-"""What a model may call: typed functions, and the tools of tool servers."""
+"""The tools a model may call: typed functions, and the tools of tool servers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-"""What every provider takes as the name of a tool."""
+"""What every provider accepts as the name of a tool."""
 MAX_CALLS = 16
-"""Calls of one answer that are run; a model that wants more at once has lost its way."""
+"""At most this many calls of one answer run; a model that asks for more at once is confused."""
 NOTED = 300
 FAILED = "error: "
-"""What a result begins with, for the model, when it is none."""
+"""The prefix of a failed call's result, for the model."""
 
 
 @dataclass(frozen=True)
 class ToolLimits:
-    """What tools may use in an answer: rounds of calls, seconds of a call, characters of a result."""
+    """The limits of tools in one answer: rounds of calls, seconds per call, characters per result."""
 
     rounds: int = 8
     seconds: float = 30
@@ -42,28 +42,28 @@ class ToolLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> ToolLimits:
-        """Those of a deployment."""
+        """The limits of a deployment."""
         return cls(settings.tool_rounds, settings.tool_seconds, settings.tool_chars)
 
 
 @dataclass(frozen=True)
 class Tool:
-    """Something a model may call. ``run`` takes the arguments as the model wrote them; what it raises as ToolError is
-    told to the model, and so is any other failure of it."""
+    """Something a model may call. ``run`` receives the arguments as the model wrote them; the model is told every
+    failure, a ToolError in its own words."""
 
     spec: ToolSpec
     run: Callable[[str], Awaitable[object]] = field(repr=False)
 
     @property
     def name(self) -> str:
-        """How the model calls it."""
+        """The name the model calls it by."""
         return self.spec.name
 
     @classmethod
     def of(cls, function: Callable[..., Any], *, name: str = "", description: str = "") -> Tool:
-        """A tool made of ``function``: its docstring tells the model what it is for, its types what it takes.
+        """A tool from ``function``: its docstring tells the model its purpose, its types tell the arguments.
 
-        One that is no coroutine function runs in a thread. Raises ConfigError for what a model could not call.
+        A function that is not async runs in a thread. Raises ConfigError for one that a model could not call.
         """
         name = name or getattr(function, "__name__", type(function).__name__)
         description = description or inspect.getdoc(function) or ""
@@ -81,12 +81,12 @@ class Tool:
 
 
 Offer = Tool | Callable[..., Any] | Iterable[Tool | Callable[..., Any]]
-"""What one may offer to a model: a tool, a function, or several of these."""
+"""What can be offered to a model: a tool, a function, or several of these."""
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What became of a call: the text for the model, and how long it took."""
+    """The result of a call: the text for the model, and how long it took in seconds."""
 
     text: str
     failed: bool
@@ -94,14 +94,14 @@ class ToolResult:
 
 
 class Toolbox:
-    """The tools of one answer, by name. Raises ConfigError for two of one name, and for what is none."""
+    """The tools of one answer, by name. Raises ConfigError for two with the same name, and for an invalid tool."""
 
     def __init__(self, offers: Iterable[Offer] = (), limits: ToolLimits | None = None) -> None:
         self.limits = limits or ToolLimits()
         self.tools: dict[str, Tool] = {}
         for tool in _flat(offers):
             if tool.name in self.tools:
-                raise ConfigError(f"the tool {tool.name} is offered twice: a model knows tools by their names alone")
+                raise ConfigError(f"the tool {tool.name} is offered twice: tools need distinct names")
             self.tools[tool.name] = tool
 
     @property
@@ -110,7 +110,7 @@ class Toolbox:
         return tuple(tool.spec for tool in self.tools.values())
 
     async def answer(self, calls: Iterable[ToolCall], log: Callable[[str], None]) -> list[Message]:
-        """The results of ``calls``, in their order, as messages for the model. All run at once; each is logged."""
+        """Run all ``calls`` at once; return their results as messages for the model, in order. Each is logged."""
 
         async def answered(call: ToolCall, number: int) -> Message:
             result = TOO_MANY if number >= MAX_CALLS else await self.run(call.name, call.arguments)
@@ -122,7 +122,7 @@ class Toolbox:
         return [task.result() for task in running]
 
     async def run(self, name: str, arguments: str) -> ToolResult:
-        """Call one tool. A failure of any kind is a result that says so."""
+        """Call one tool. A failure becomes a result that says so."""
         began = time.monotonic()
         try:
             text, failed = await self._text(name, arguments), False
@@ -145,12 +145,12 @@ class Toolbox:
             raise ToolError(f"{name} was cancelled") from None
         except (Exception, SystemExit) as error:  # the boundary: a tool is anybody's code
             if limit.expired():
-                raise ToolError(f"{name} took more than {self.limits.seconds:g} s and was given up") from None
+                raise ToolError(f"{name} took more than {self.limits.seconds:g} s and was cancelled") from None
             logger.warning("tool %s failed", name, exc_info=True)
             raise ToolError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
-TOO_MANY = ToolResult(f"{FAILED}not run, {MAX_CALLS} calls at once are the most", True, 0.0)
+TOO_MANY = ToolResult(f"{FAILED}not run: at most {MAX_CALLS} calls at once", True, 0.0)
 
 
 def _flat(offers: Iterable[Offer]) -> Iterator[Tool]:
@@ -162,23 +162,23 @@ def _flat(offers: Iterable[Offer]) -> Iterator[Tool]:
         elif isinstance(offer, Iterable) and not isinstance(offer, str):
             yield from _flat(offer)
         else:
-            raise ConfigError(f"{offer!r} is no tool: a typed function with a docstring, or a Tool, is allowed")
+            raise ConfigError(f"{offer!r} is not a tool: expected a typed function with a docstring, or a Tool")
 
 
 def _check_function(name: str, function: Callable[..., Any], description: str) -> None:
     if not NAME.fullmatch(name):
-        raise ConfigError(f"tool {name!r}: letters, digits, _ and - are allowed in its name, up to 64 characters")
+        raise ConfigError(f"tool {name!r}: the name is invalid: expected up to 64 letters, digits, _ and -")
     if not description:
-        raise ConfigError(f"tool {name} has no docstring: the model reads there what it is for")
+        raise ConfigError(f"tool {name} has no docstring: it tells the model what the tool is for")
     for parameter in _parameters(name, function):
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ConfigError(f"tool {name}: {parameter} cannot be named by a model; plain arguments are allowed")
+            raise ConfigError(f"tool {name}: a model cannot pass {parameter}; expected named arguments only")
         if parameter.annotation is parameter.empty:
             raise ConfigError(f"tool {name}: the argument {parameter.name} has no type")
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """What a model may give; not what a partial has settled."""
+    """The parameters a model passes, without those that a partial has already bound."""
     settled = function.keywords if isinstance(function, functools.partial) else {}
     try:
         found = inspect.signature(function, eval_str=True).parameters
@@ -188,7 +188,7 @@ def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Paramet
 
 
 def _arguments_of(name: str, function: Callable[..., Any]) -> TypeAdapter[dict[str, Any]]:
-    """Checks what ``function`` takes, and returns it by name."""
+    """Validates the arguments of ``function`` and returns them by name."""
 
     def given(**arguments: Any) -> dict[str, Any]:
         return arguments
@@ -206,23 +206,23 @@ def _schema_of(name: str, taken: TypeAdapter[dict[str, Any]]) -> dict[str, Any]:
     try:
         return taken.json_schema()
     except PydanticUserError as error:
-        raise ConfigError(f"tool {name}: its arguments cannot be told to a model: {_first_line(error)}") from error
+        raise ConfigError(f"tool {name}: its arguments have no JSON schema: {_first_line(error)}") from error
 
 
 def _validated(taken: TypeAdapter[dict[str, Any]], arguments: str) -> dict[str, Any]:
     arguments = _clean(arguments).strip() or "{}"
     try:
         if not isinstance(pydantic_core.from_json(arguments), dict):
-            raise ToolError("the arguments are no JSON object")
+            raise ToolError("the arguments are not a JSON object")
         return taken.validate_json(arguments)
     except ValidationError as error:
         raise ToolError(f"wrong arguments: {explain_validation(error)}") from None
     except ValueError as error:
-        raise ToolError(f"the arguments are no JSON: {error}") from None
+        raise ToolError(f"the arguments are not JSON: {error}") from None
 
 
 def explain_validation(error: ValidationError) -> str:
-    """What is wrong, for a model: where and what is allowed, without addresses of documentation."""
+    """A validation error for a model: where and what is expected, without links to documentation."""
     parts = []
     for found in error.errors(include_url=False, include_context=False)[:5]:
         where = ".".join(str(part) for part in found["loc"])
@@ -231,8 +231,8 @@ def explain_validation(error: ValidationError) -> str:
 
 
 async def _in_thread(name: str, work: Callable[[], object]) -> object:
-    """What ``work`` returns. Its thread is its own: one that hangs takes none from others, and no end of a process
-    waits for it."""
+    """The result of ``work``, run in a thread of its own: one that hangs occupies no shared thread and does not keep
+    the process from exiting."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[tuple[object, BaseException | None]] = loop.create_future()
     context = contextvars.copy_context()
@@ -267,7 +267,7 @@ def _as_text(value: object) -> str:
     try:
         return pydantic_core.to_json(value, inf_nan_mode="constants").decode()
     except ValueError:
-        raise ToolError(f"it returned a {type(value).__name__}, which is no JSON") from None
+        raise ToolError(f"it returned a {type(value).__name__}, which is not JSON") from None
 
 
 def _cut(text: str, chars: int) -> str:
@@ -276,7 +276,7 @@ def _cut(text: str, chars: int) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without lone surrogates, which no provider can be sent."""
+    """``text`` without lone surrogates, which no provider accepts."""
     return text.encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Development: the application's agents are loaded again when their files change."""
+"""Development: reload the application's agents when their files change."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ LOOK_SECONDS = 0.5
 
 
 async def reload_on_change(runtime: Runtime) -> None:
-    """Watch config.py, ``.env`` and agents/ of the runtime's application, and deploy what they say now; a version
-    that does not load is named in the log and the running one stays. Runs until cancelled."""
+    """Watch config.py, ``.env`` and agents/ of the runtime's application and deploy every change, until cancelled. A
+    version that does not load is logged, and the running one stays."""
     directory = runtime.application.directory
     seen = await asyncio.to_thread(_stamps, directory)
     while True:
@@ -27,14 +27,14 @@ async def reload_on_change(runtime: Runtime) -> None:
             continue
         seen = now
         try:
-            await runtime.redeploy(load_anew(directory))
+            await runtime.redeploy(load_again(directory))
             logger.info("agents reloaded")
         except ConfigError as error:
             logger.error("not reloaded, the running agents stay: %s", error)
 
 
-def load_anew(directory: Path) -> Application:
-    """Load the application as its files are now, not as they were imported before."""
+def load_again(directory: Path) -> Application:
+    """Load the application from its files, ignoring modules imported earlier."""
     for name in [name for name in sys.modules if name.partition(".")[0] in APP_MODULES]:
         del sys.modules[name]
     return load(directory)

@@ -1,4 +1,4 @@
-"""A process's instances at work: one reader per shard takes for all of them, one heartbeat keeps their leases."""
+"""Takes envelopes for the instances of a process: one reader per shard, one heartbeat for all leases."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Takes envelopes for the free instances of ``roster`` and lets them handle; ``reader`` makes one blocking
-    connection per shard."""
+    """Takes envelopes for the free instances of ``roster`` and runs their handlers; ``reader`` opens a blocking
+    connection, one per shard."""
 
     def __init__(self, bus: Bus, roster: Roster, reader: Callable[[], Reader]) -> None:
         self.bus = bus
@@ -38,16 +38,16 @@ class Worker:
         self._drained = asyncio.Event()
 
     async def run(self) -> None:
-        """Work until ``drain`` ends it."""
+        """Take and handle envelopes until ``drain``."""
         async with asyncio.TaskGroup() as group:
             for intake in self._intakes:
                 group.create_task(intake.run(), name=f"rolecall intake {intake.shard.number}")
             heart = group.create_task(self._beat(), name="rolecall heartbeat")
-            await self._drained.wait()  # until then what still runs keeps its leases
+            await self._drained.wait()  # until then running handlers keep their leases
             heart.cancel()
 
     async def drain(self) -> None:
-        """Take nothing new, let running handlers end within ``drain_seconds``, hand the rest back at once."""
+        """Take nothing new, give running handlers ``drain_seconds`` to finish, then hand the rest back."""
         self.draining = True
         try:
             for intake in self._intakes:
@@ -68,16 +68,16 @@ class Worker:
             await self._hand_back(delivery)
 
     def may_claim(self) -> bool:
-        """False for a while after start and after the server or this process was away: leases that seem to have
-        run out then may only not have been renewed yet."""
+        """Whether expired leases may be taken over. False for a while after the start and after the server or this
+        process was unavailable: a lease that looks expired then may only not have been renewed yet."""
         now = time.monotonic()
         return now >= self.claims_from and now - self._renewed <= self._late
 
     async def dispatch(self, deliveries: Iterable[Delivery]) -> None:
-        """Give each delivery to a free instance, or hand it back."""
+        """Start each delivery on a free instance, or hand it back."""
         for delivery in deliveries:
             if delivery.previous == self.bus.process and self._holds(delivery):
-                continue  # this process was held up past its lease and has just taken its own entry: that renewed it
+                continue  # this process stalled past its lease and just took its own entry, which renewed it
             instance = None if self.draining else self.roster.pick(delivery.role)
             if instance is None:
                 await self._hand_back(delivery)
@@ -88,12 +88,12 @@ class Worker:
             task.add_done_callback(self._freed)
 
     def freed_up(self) -> None:
-        """Tell the readers that there is room which they may not know of."""
+        """Tell the readers that instances became free."""
         for intake in self._intakes:
             intake.nudge()
 
     async def check_leases(self, conversation: str | None = None) -> None:
-        """Renew the leases held, of one conversation or of all; handlers that lost theirs are cancelled."""
+        """Renew the held leases, of one conversation or of all, and cancel handlers that lost theirs."""
         for shard in self.bus.shards:
             held = [i for i in self.roster.everyone() if i.delivery and i.delivery.shard == shard.number]
             if conversation is not None:
@@ -124,7 +124,7 @@ class Worker:
         now, before = time.monotonic(), self._renewed
         self._renewed = now
         if now - before > self._late:
-            logger.warning("no heartbeat for %.1f s; nothing is taken over for a while", now - before)
+            logger.warning("no heartbeat for %.1f s; taking nothing over for a while", now - before)
             self.claims_from = now + self._late
 
     def _holds(self, delivery: Delivery) -> bool:
@@ -136,7 +136,7 @@ class Worker:
         try:
             await hand_back(self.bus, delivery)
         except ServerError as error:
-            logger.warning("an entry of %s waits for its lease to run out: %s", delivery.conversation, error)
+            logger.warning("an entry of %s waits until its lease expires: %s", delivery.conversation, error)
 
     def _freed(self, task: asyncio.Task[None]) -> None:
         self._handling.discard(task)
@@ -146,7 +146,7 @@ class Worker:
 
 
 class Intake:
-    """The reader of one shard: TAKE while there is something, else wait at the door."""
+    """The reader of one shard: polls while TAKE finds work, otherwise blocks in XREADGROUP."""
 
     def __init__(self, worker: Worker, shard: ShardKeys, reader: Reader) -> None:
         self.worker = worker
@@ -158,13 +158,13 @@ class Intake:
         self._waking: asyncio.Task[None] | None = None
         self._takes = 0
         self._next_claim = 0.0
-        # Whether a TAKE may find something: after one that did, after the bell, and when room appeared.
-        self._look = True
-        # Roles whose expired leases are to be looked for as soon as there is room for one.
-        self._owed: set[str] = set()
+        # Whether TAKE may find work: after one that did, after XREADGROUP returned, and when an instance became free.
+        self._poll = True
+        # Roles whose expired leases are still to be claimed, as soon as an instance is free.
+        self._unclaimed: set[str] = set()
 
     async def run(self) -> None:
-        """Take and dispatch until the worker drains. A server that is away is waited for."""
+        """Take and dispatch until the worker drains; survives an unavailable server."""
         pause = 0.05
         while not self.worker.draining:
             try:
@@ -178,17 +178,17 @@ class Intake:
                 pause = min(2 * pause, 1.0)
 
     async def stop(self) -> None:
-        """Let ``run`` see that the worker drains, wherever it waits."""
+        """Wake ``run``, wherever it waits, so that it sees that the worker drains."""
         self._room.set()
         await self.reader.wake()
 
     def nudge(self) -> None:
-        """There may be room for a role that the read in progress does not listen for."""
+        """Interrupt a read that does not listen for a role which has a free instance now."""
         if not self._room.is_set():
-            self._look = True
+            self._poll = True
             self._room.set()
         if self._listening and any(d.role not in self._listening for d in self._demands()):
-            self._listening, self._look = frozenset(), True
+            self._listening, self._poll = frozenset(), True
             self._waking = asyncio.create_task(self.reader.wake(), name="rolecall wake")
 
     async def _round(self) -> None:
@@ -196,22 +196,22 @@ class Intake:
         if not demands:
             self._room.clear()
             await self._room.wait()
-        elif await self._claim_due(demands) or self._look:
+        elif await self._claim_due(demands) or self._poll:
             await self._take()
         else:
             await self._listen(demands)
 
     async def _take(self) -> None:
         async with self.worker.taking:
-            # Those just given work go first: what they send on at once is then taken in the same round trip.
+            # Handlers that were just started run first: what they send at once is then taken in the same round trip.
             await asyncio.sleep(0)
             demands = self._demands()
-            claim = self._owes(demands)
+            claim = self._has_unclaimed(demands)
             taken = await take(self._bus, self.shard, demands, self._first_band(), claim)
-            self._look = bool(taken)
-            if claim:  # where something was taken over there may be more than there was room for
+            self._poll = bool(taken)
+            if claim:  # a role of which something was claimed may have more than there were free instances
                 found = {delivery.role for delivery in taken if delivery.previous}
-                self._owed -= {demand.role for demand in demands} - found
+                self._unclaimed -= {demand.role for demand in demands} - found
             await self.worker.dispatch(taken)
 
     async def _listen(self, demands: list[Demand]) -> None:
@@ -227,25 +227,26 @@ class Intake:
             )  # fmt: skip
         finally:
             self._listening = frozenset()
-        self._look |= bool(reply)
+        self._poll |= bool(reply)
         role_of = {stream.encode(): role for role, stream in streams}
         for stream, entries in reply or ():
-            rung = [read_entry(self.shard.number, stream.decode(), role_of[stream], entry) for entry in entries]
-            await self.worker.dispatch(rung)
+            taken = [read_entry(self.shard.number, stream.decode(), role_of[stream], entry) for entry in entries]
+            await self.worker.dispatch(taken)
 
     async def _claim_due(self, demands: list[Demand]) -> bool:
-        """Whether to look for expired leases now; not while nothing at all is in flight in the shard."""
+        """Whether to claim expired leases now; never while no turn is in flight in the shard."""
         now = time.monotonic()
         if now >= self._next_claim and self.worker.may_claim():
             self._next_claim = now + self._bus.settings.scan_seconds * random.uniform(0.7, 0.95)
-            self._owed = set(self.worker.roster.instances) if await turns_in_flight(self._bus, self.shard) else set()
-        return self._owes(demands)
+            busy = await turns_in_flight(self._bus, self.shard)
+            self._unclaimed = set(self.worker.roster.instances) if busy else set()
+        return self._has_unclaimed(demands)
 
-    def _owes(self, demands: list[Demand]) -> bool:
-        return any(demand.role in self._owed for demand in demands)
+    def _has_unclaimed(self, demands: list[Demand]) -> bool:
+        return any(demand.role in self._unclaimed for demand in demands)
 
     def _first_band(self) -> int:
-        """High first; one take in four begins with normal, one in eight with low, so that none starves."""
+        """High first; one TAKE in four starts with normal, one in eight with low, so that no band starves."""
         self._takes += 1
         return 2 if self._takes % 8 == 0 else 1 if self._takes % 4 == 0 else 0
 
@@ -253,7 +254,7 @@ class Intake:
         return self.worker.roster.demands()
 
     async def _recreated(self) -> bool:
-        logger.warning("shard %d: consumer groups were gone and are made anew", self.shard.number)
+        logger.warning("shard %d: the consumer groups are missing; creating them again", self.shard.number)
         try:
             await ensure_groups(self._bus, self.shard, self.worker.roster.instances)
         except ServerError:
