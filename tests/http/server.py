@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from rolecall.config import Application
 from rolecall.frontends.http.app import build
-from rolecall.frontends.http.hosting import HttpServer
+from rolecall.frontends.http.hosting import HttpFrontEnd
 from rolecall.frontends.http.services import open_services
 from rolecall.frontends.sockets import listen
 
@@ -21,11 +21,11 @@ async def serving(application: Application, host: str = "127.0.0.1") -> AsyncIte
     process = f"host:9~{secrets.token_hex(3)}"
     app = build(lambda: open_services(application, process, host), application.settings, host=host)
     listener = listen("127.0.0.1", 0)
-    server = HttpServer(app, listener, head_seconds=application.settings.http_read_seconds)
-    running = asyncio.create_task(server.run(), name="http server")
+    front = HttpFrontEnd(app, listener, head_seconds=application.settings.http_read_seconds)
+    running = asyncio.create_task(front.run(), name="http server")
     try:
-        await server.ready()
+        await front.ready()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.stop()
+        await front.drain()
         await running

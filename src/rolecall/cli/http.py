@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, tzinfo
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,20 +135,17 @@ async def _serve_by_processes(
 @asynccontextmanager
 async def _serving(services: Services, host: str, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
     from rolecall.frontends.http.app import build
-    from rolecall.frontends.http.hosting import HttpServer
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
+    from rolecall.frontends.http.hosting import HttpFrontEnd
 
     settings = services.settings
-    server = HttpServer(build(opened, settings, host=host), listener, head_seconds=settings.http_read_seconds)
-    serving = asyncio.create_task(server.run(), name="rolecall http")
+    app = build(lambda: nullcontext(services), settings, host=host)
+    front = HttpFrontEnd(app, listener, head_seconds=settings.http_read_seconds)
+    serving = asyncio.create_task(front.run(), name="rolecall http")
     try:
-        await server.ready()
+        await front.ready()
         yield serving
     finally:
-        server.stop()
+        await front.drain()
         await serving
 
 

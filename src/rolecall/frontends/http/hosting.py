@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from rolecall.bus.outbox import Entry
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.guard import HEADER_BYTES
 
@@ -28,13 +29,16 @@ RESTART_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-class HttpServer:
-    """Serves ``app`` on ``listener`` until ``stop``. A client has ``head_seconds`` to send the head of a request."""
+class HttpFrontEnd:
+    """Serves ``app`` on ``listener`` until drained. A client has ``head_seconds`` to send the head of a request."""
+
+    name = "http"
 
     def __init__(self, app: FastAPI, listener: socket.socket, *, head_seconds: float = 10) -> None:
         self._app = app
         self._listener = listener
         self._ready = asyncio.Event()
+        self._ended = asyncio.Event()
         config = Config(
             app,
             http=_connection_class(head_seconds),
@@ -57,17 +61,22 @@ class HttpServer:
             raise RolecallError("the HTTP server could not start; see its log") from None
         finally:
             self._ready.set()
+            self._ended.set()
 
     async def ready(self) -> None:
         """Wait until it accepts requests."""
         await self._ready.wait()
 
-    def stop(self) -> None:
-        """Stop accepting requests and end open streams; requests in progress get DRAIN_SECONDS to finish."""
+    async def deliver(self, entry: Entry) -> None:
+        """Do nothing: clients fetch or follow their answers, and read notices in the history."""
+
+    async def drain(self) -> None:
+        """Stop accepting requests, end open streams, and wait for requests in progress, at most DRAIN_SECONDS."""
         services = getattr(self._app.state, "services", None)
         if services is not None:
             services.stopping.set()
         self._server.should_exit = True
+        await self._ended.wait()
 
 
 class _Uvicorn(Server):
