@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import tzinfo
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
@@ -135,8 +137,19 @@ class Application:
 
     @property
     def log_dir(self) -> Path:
-        """Where the transcripts lie."""
+        """The directory of the transcripts."""
         return self.directory / self.settings.log_dir
+
+    @property
+    def tz(self) -> tzinfo | None:
+        """The time zone of the transcripts: TZ, or None for the system's. Raises ConfigError for an unknown one."""
+        name = self.settings.tz
+        if name is None:
+            return None
+        try:
+            return ZoneInfo(name.removeprefix(":"))
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ConfigError(f"TZ={name} is invalid: expected a time zone such as Europe/Berlin or UTC") from None
 
 
 def application_directory(given: str | os.PathLike[str] | None = None) -> Path:
@@ -153,7 +166,12 @@ def runtime_directory() -> Path | None:
 def load(given: str | os.PathLike[str] | None = None) -> Application:
     """Load the application in ``given`` (see application_directory). Raises ConfigError with what to do."""
     directory = application_directory(given)
-    config = _import_config(directory)
+    return resolve(_import_config(directory), directory)
+
+
+def resolve(config: Config, directory: Path) -> Application:
+    """``config`` with the environment and ``.env`` of ``directory`` applied. Raises ConfigError with what to do."""
+    directory = directory.resolve()
     environ = {**_dotenv(directory), **os.environ}
     settings = read_settings(directory, config)
     for former, name in FORMER_NAMES.items():
@@ -165,6 +183,14 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
     tools = Toolbox(config.tools, ToolLimits.of(settings))
     more = (_terms(config.terms), tools, servers, _servers(config.servers, environ), _commands(config.servers))
     return Application(directory, roles, settings, _sources(directory, config), *more)
+
+
+def standalone(url: str, given: str | os.PathLike[str] | None = None) -> Application:
+    """An application without roles, for a program that only uses the server at ``url``: the settings of the environment
+    and of ``.env`` in ``given`` (see application_directory)."""
+    directory = application_directory(given)
+    settings = read_settings(directory).model_copy(update={"redis_url": SecretStr(url)})
+    return Application(directory, (), settings, {})
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:

@@ -67,6 +67,25 @@ class NothingRunning(RolecallError):
     """Raised when no worker is there to answer."""
 
 
+class Refused(RolecallError):
+    """Raised when a message is not accepted; nothing was written. ``code`` is FULL (its conversation or user has too
+    many unanswered messages), BUSY (the system has) or CONFLICT (the idempotency key was used for another message)."""
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class TurnFailed(RolecallError):
+    """Raised instead of an answer: the turn was given up, or ``cancelled``. The text is what the user was told."""
+
+    def __init__(self, text: str, conversation: str, turn: str, *, cancelled: bool = False) -> None:
+        super().__init__(text)
+        self.conversation = conversation
+        self.turn = turn
+        self.cancelled = cancelled
+
+
 class Retry(RolecallError):
     """Raised by a handler: hand this envelope to an instance again, not before ``after`` seconds.
 

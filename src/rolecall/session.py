@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.events import Wakeups
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis.embedded import EmbeddedServer
@@ -38,6 +39,19 @@ class Session:
         once, those of others after the lease."""
         lock = self.application.state_dir / f"{name}.lock"
         return Leader(self.server, name, self.bus.process, seconds=self.bus.settings.lease_seconds, lock=lock)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Wakeups]:
+        """The wake-ups of this process, heard until the block is left."""
+        wakeups = Wakeups(self.server.pubsub())
+        task = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
+        try:
+            yield wakeups
+        finally:
+            while not task.done():  # on Python 3.11 wait_for, which redis-py sends with, may swallow a cancel once
+                task.cancel()
+                await asyncio.wait([task], timeout=0.2)
+            await wakeups.aclose()
 
 
 @asynccontextmanager

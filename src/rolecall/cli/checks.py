@@ -12,7 +12,6 @@ from pydantic import SecretStr
 
 from rolecall.agent.prompts import PLACE
 from rolecall.bus.commands import COMMANDS
-from rolecall.cli.output import time_zone
 from rolecall.config import Application, Role
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
@@ -106,7 +105,7 @@ def _secret_names() -> list[str]:
 
 def _time_zone(application: Application) -> Finding:
     try:
-        zone = time_zone(application)
+        zone = application.tz
     except ConfigError as error:
         return Finding("failed", "time zone", str(error), "set TZ to such a name, or leave it out for the system's")
     return Finding("passed", "time zone", f"transcripts use {zone or 'that of this machine'}")

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from rolecall.bus import access_keys
 from rolecall.bus.bus import Bus
-from rolecall.cli.output import load_quietly, print_lines, print_table, time_zone
+from rolecall.cli.output import load_quietly, print_lines, print_table
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra
-from rolecall.frontends.front import listening, registered
+from rolecall.frontends.front import registered
 from rolecall.frontends.sockets import address_of, is_local, listen
 from rolecall.session import Session, open_session
 from rolecall.transcripts.record import visible
@@ -112,8 +112,8 @@ async def _serve_as_one_of_several(application: Application, host: str, fd: int)
 async def _serve_here(session: Session, host: str, listener: socket.socket, wanted: asyncio.Event) -> None:
     from rolecall.frontends.http.services import services_for
 
-    async with listening(session) as wakeups, registered(session, "http"):
-        services = services_for(session, wakeups, host, time_zone(session.application))
+    async with session.listening() as wakeups, registered(session, "http"):
+        services = services_for(session, wakeups, host, session.application.tz)
         async with _serving(services, host, listener) as serving:
             logger.info("http: pid %d serves", os.getpid())
             await until_stopped(serving, wanted, cancel=False)

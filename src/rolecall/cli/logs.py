@@ -13,7 +13,6 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from rolecall.cli.output import time_zone
 from rolecall.cli.runner import stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError
@@ -148,7 +147,7 @@ class Asked:
 async def show(app_dir: Path | None, asked: Asked, console: Console) -> int:
     """Print it. Raises ConfigError for a call that makes no sense, RolecallError for what is not there."""
     application = load(app_dir)
-    tz, log_dir = time_zone(application), application.log_dir
+    tz, log_dir = application.tz, application.log_dir
     filters = make_filters(asked.user, asked.since, asked.errors, asked.grep, tz)
     if not asked.which:
         _check_listing(asked)

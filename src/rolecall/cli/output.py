@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import tzinfo
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -14,7 +12,6 @@ from rich.text import Text
 
 from rolecall.cli.runner import log_to_stderr
 from rolecall.config import Application, load
-from rolecall.errors import ConfigError
 from rolecall.session import Session, open_session
 from rolecall.worker.runtime import process_name
 
@@ -46,17 +43,6 @@ def print_table(
 def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> list[str]:
     pads = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
     return [pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(row, pads, strict=True))]
-
-
-def time_zone(application: Application) -> tzinfo | None:
-    """The time zone of the transcripts: TZ, or None for the system's. Raises ConfigError for an unknown one."""
-    name = application.settings.tz
-    if name is None:
-        return None
-    try:
-        return ZoneInfo(name.removeprefix(":"))
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ConfigError(f"TZ={name}: no such time zone; Europe/Berlin or UTC, for instance, is allowed") from None
 
 
 def load_quietly(app_dir: Path | None) -> Application:

@@ -16,14 +16,13 @@ from rich.table import Table
 
 from rolecall.background import BackgroundTasks
 from rolecall.cli import http, talk, telegram
-from rolecall.cli.output import time_zone
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
+from rolecall.client import work
 from rolecall.config import load
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Model
 from rolecall.models.registry import warm
 from rolecall.session import Session, open_session
-from rolecall.transcripts.scribe import Scribe
 from rolecall.version import __version__
 from rolecall.worker.reload import reload_on_change
 from rolecall.worker.runtime import Runtime, process_name
@@ -44,7 +43,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         open_session(application, process_name(), start=True) as session,
         telegram.beside(session, lambda line: telegram.say(console, line)),
         _running(session, None, dev=dev, scribe=True) as runtime,
-        http.beside(session, runtime, time_zone(application)),
+        http.beside(session, runtime, application.tz),
     ):
         show_welcome(console, session, runtime)
         await _until_stopped(session, runtime, console, wanted, interactive)
@@ -89,35 +88,16 @@ async def _until_stopped(
 
 @asynccontextmanager
 async def _running(session: Session, roles: Sequence[str] | None, *, dev: bool, scribe: bool) -> AsyncIterator[Runtime]:
-    """The runtime, the scribe and the reloader at work; on leaving they drain."""
-    application = session.application
-    runtime = Runtime(application, session.server, session.bus.process, roles=roles)
-    writer = Scribe(
-        session.server,
-        application.settings.shards,
-        application.log_dir,
-        process=session.bus.process,
-        tz=time_zone(application),
-        lease_seconds=application.settings.lease_seconds,
-    )
-    runtime.scribe = scribe
-    async with asyncio.TaskGroup() as group:
-        working = group.create_task(runtime.run(), name="rolecall runtime")
-        writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None
-        watching = None
-        if dev or application.settings.environment == "development":
-            watching = group.create_task(reload_on_change(runtime), name="rolecall reload")
-        await runtime.ready()
+    """A worker, with a reloader in development."""
+    async with work(session, roles=roles, scribe=scribe) as runtime:
+        if not dev and session.application.settings.environment != "development":
+            yield runtime
+            return
+        watching = asyncio.create_task(reload_on_change(runtime), name="rolecall reload")
         try:
             yield runtime
         finally:
-            if watching is not None:
-                watching.cancel()
-            await runtime.stop()
-            await working
-            if writing is not None:
-                await writer.stop()
-                await writing
+            watching.cancel()
 
 
 def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:

@@ -9,19 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.commands import find_command
 from rolecall.bus.events import AnswerText, Event, Wakeups
-from rolecall.cli.runner import cancel_and_wait, log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
+from rolecall.client import Assistant, TurnRef
 from rolecall.config import Application, load
-from rolecall.errors import ConfigError, ServerUnavailable
-from rolecall.frontends.front import Front, Received
+from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
+from rolecall.frontends.front import REFUSALS, Front
 from rolecall.frontends.terminal.text import plain
 from rolecall.session import Session, open_session
 from rolecall.worker.runtime import process_name
@@ -77,9 +78,9 @@ async def ask(app_dir: Path | None, question: Question, *, as_json: bool) -> int
     application = load(app_dir)
     _check(question, application)
     streaming = sys.stdout.isatty() and not as_json
-    async with stop_requested() as wanted, _at_the_bus(application) as (_session, front):
+    async with stop_requested() as wanted, _at_the_bus(application) as assistant:
         answer = AnswerText()
-        asking = asyncio.create_task(_ask(front, question, answer, streaming), name="rolecall ask")
+        asking = asyncio.create_task(_ask(assistant, question, answer, streaming), name="rolecall ask")
         outcome = await until_stopped(asking, wanted)
         if outcome is None:
             print("rolecall: stopped", file=sys.stderr)
@@ -91,9 +92,12 @@ async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
     """Chat at the prompt; without a terminal answer each line of stdin on stdout. Returns the exit status."""
     application = load(app_dir)
     conversation = conversation or f"terminal:{name or login_name()}"
-    async with stop_requested() as wanted, _at_the_bus(application) as (session, front):
+    async with stop_requested() as wanted, _at_the_bus(application) as assistant:
         interactive = sys.stdin.isatty() and sys.stdout.isatty()
-        work = prompt(session, front.wakeups, conversation) if interactive else _answer_lines(front, conversation)
+        if interactive:
+            work = prompt(assistant.session, assistant.wakeups, conversation)
+        else:
+            work = _answer_lines(assistant, conversation)
         return await until_stopped(asyncio.create_task(work, name="rolecall chat"), wanted) or 0
 
 
@@ -130,20 +134,14 @@ def login_name() -> str:
 
 
 @asynccontextmanager
-async def _at_the_bus(application: Application) -> AsyncIterator[tuple[Session, Front]]:
-    """A front end beside what runs. Raises NothingRunning or ServerUnavailable when nothing does."""
+async def _at_the_bus(application: Application) -> AsyncIterator[Assistant]:
+    """What runs, as the terminal uses it. Raises NothingRunning or ServerUnavailable."""
     quiet = application.settings.model_copy(update={"log_level": "WARNING"})
     log_to_stderr(application.settings if "LOG_LEVEL" in application.sources else quiet)
-    async with open_session(application, process_name(), start=False) as session:
-        wakeups = Wakeups(session.server.pubsub())
-        listening = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
-        try:
-            front = Front(session.bus, wakeups, "terminal")
-            await front.check_running()
-            yield session, front
-        finally:
-            await cancel_and_wait(listening)
-            await wakeups.aclose()
+    async with open_session(application, process_name(), start=False) as session, session.listening() as wakeups:
+        assistant = Assistant(session, wakeups, "terminal")
+        await assistant.check_running()
+        yield assistant
 
 
 def _check(question: Question, application: Application) -> None:
@@ -156,20 +154,33 @@ def _check(question: Question, application: Application) -> None:
         raise ConfigError(f"--model {question.model}: no role is configured with it; there are {known}")
 
 
-async def _ask(front: Front, question: Question, answer: AnswerText, streaming: bool) -> Outcome:
+async def _ask(assistant: Assistant, question: Question, answer: AnswerText, streaming: bool) -> Outcome:
     began = time.monotonic()
-    payload = {name: value for name in ("role", "model") if (value := getattr(question, name))}
     conversation = question.conversation or f"terminal:ask-{secrets.token_hex(4)}"
-    received = await front.receive(conversation, question.text, payload=payload, priority=question.priority)
-    if not received.turn:
-        return Outcome(conversation, "", "", "refused" if received.refused else "final", received.reply)
-    event = await _final_event(front, received, question.timeout, answer if streaming else None)
+    command = find_command(question.text)
+    if command is not None and command.lane == "front":
+        received = await Front(assistant.session.bus, assistant.wakeups, "terminal").receive(
+            conversation, question.text
+        )
+        return Outcome(conversation, "", "", "final", received.reply)
+    try:
+        ref = await assistant.send(
+            question.text, conversation=conversation, role=question.role, model=question.model,
+            priority=question.priority,
+        )  # fmt: skip
+    except Refused as refused:
+        return Outcome(conversation, "", "", "refused", REFUSALS[refused.code])
+    except RolecallError as error:
+        if type(error) not in (RolecallError, EnvelopeTooLarge):
+            raise
+        return Outcome(conversation, "", "", "refused", f"This was not taken: {error}.")
+    event = await _final_event(assistant, ref, question.timeout, answer if streaming else None)
     if event.kind != "cancelled":
-        await front.delivered(received)
+        await assistant.delivered(ref)
     return Outcome(
         conversation,
-        received.turn,
-        received.short_id,
+        ref.turn,
+        ref.id,
         event.kind,
         event.text,
         str(event.payload.get("model") or ""),
@@ -179,30 +190,31 @@ async def _ask(front: Front, question: Question, answer: AnswerText, streaming: 
     )
 
 
-async def _final_event(front: Front, received: Received, seconds: float | None, answer: AnswerText | None) -> Event:
-    """The turn's end. When time is up, or nobody waits any more, the turn is stopped."""
+async def _final_event(assistant: Assistant, ref: TurnRef, seconds: float | None, answer: AnswerText | None) -> Event:
+    """The turn's last event. The turn is cancelled when time is up or nobody waits any more."""
     try:
         async with asyncio.timeout(seconds):
-            return await _followed(front, received, answer)
+            return await _followed(assistant, ref, answer)
     except TimeoutError:
         reason = f"no answer within {seconds:g} s, so it was stopped"
-        await cancel_turn(front.bus, received.conversation, received.turn, instance=front.instance, reason=reason)
-        return Event("cancelled", "", received.turn, reason)
+        await assistant.cancel(ref.conversation, ref.turn, reason=reason)
+        return Event("cancelled", "", ref.turn, reason)
     except asyncio.CancelledError:
-        await asyncio.shield(cancel_turn(front.bus, received.conversation, received.turn, instance=front.instance))
+        await asyncio.shield(assistant.cancel(ref.conversation, ref.turn))
         raise
 
 
-async def _followed(front: Front, received: Received, answer: AnswerText | None) -> Event:
-    """The final event; deltas go to stdout as they come when ``answer`` keeps count of them."""
-    async for event in front.follow(received):
-        if event.last:
-            return event
-        if answer is not None and event.kind == "delta":
-            print(plain(answer.apply(event)), end="", flush=True)
-        elif answer is not None and event.kind == "started" and answer.restart():
-            print("\n… begun again", flush=True)
-    raise ServerUnavailable("the answer was lost from sight")
+async def _followed(assistant: Assistant, ref: TurnRef, answer: AnswerText | None) -> Event:
+    """The last event; deltas go to stdout as they arrive when ``answer`` keeps count of them."""
+    async with aclosing(assistant.follow(ref.conversation, ref.turn, ref.after)) as events:
+        async for event in events:
+            if event.last:
+                return event
+            if answer is not None and event.kind == "delta":
+                print(plain(answer.apply(event)), end="", flush=True)
+            elif answer is not None and event.kind == "started" and answer.restart():
+                print("\n… starting over", flush=True)
+    raise ServerUnavailable(f"the events of turn {ref.id} ended early")
 
 
 def _print_rest(text: str, answer: AnswerText) -> None:
@@ -212,12 +224,12 @@ def _print_rest(text: str, answer: AnswerText) -> None:
     print(plain(rest) if rest is not None else f"\n… the answer is, in full:\n{plain(text)}")
 
 
-async def _answer_lines(front: Front, conversation: str) -> int:
+async def _answer_lines(assistant: Assistant, conversation: str) -> int:
     """Answer each line of stdin on stdout, in order; returns the exit status, 1 when one went wrong."""
     status, lines = 0, _stdin_lines()
     while (line := await lines.get()) is not None:
         if line.strip():
-            outcome = await _ask(front, Question(line.strip(), conversation), AnswerText(), False)
+            outcome = await _ask(assistant, Question(line.strip(), conversation), AnswerText(), False)
             status = max(status, outcome.print(False, AnswerText()))
             sys.stdout.flush()
     return status

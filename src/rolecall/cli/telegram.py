@@ -15,7 +15,7 @@ from rolecall.cli.output import load_quietly
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError, MissingExtra
-from rolecall.frontends.front import listening, registered
+from rolecall.frontends.front import registered
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
 from rolecall.worker.runtime import process_name
@@ -73,7 +73,7 @@ async def at_work(
     takes no more updates, and delivers what is ready."""
     from rolecall.frontends.telegram.telegram_front import TelegramFront
 
-    async with listening(session) as wakeups:
+    async with session.listening() as wakeups:
         front = TelegramFront(bot, session, wakeups, tell, name=name)
         task = asyncio.create_task(front.run(), name="rolecall telegram front")
         try:

@@ -161,19 +161,6 @@ class Front:
 
 
 @asynccontextmanager
-async def listening(session: Session) -> AsyncIterator[Wakeups]:
-    """The wake-ups of this process, heard for as long."""
-    wakeups = Wakeups(session.server.pubsub())
-    task = asyncio.create_task(wakeups.run(), name="rolecall wake-ups")
-    try:
-        yield wakeups
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        await wakeups.aclose()
-
-
-@asynccontextmanager
 async def registered(session: Session, kind: str) -> AsyncIterator[None]:
     """In the registry as a process of this ``kind`` for as long."""
     task = asyncio.create_task(_register(session, kind, time.monotonic()), name="rolecall registry")

@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application
-from rolecall.frontends.front import Front, listening, registered
+from rolecall.frontends.front import Front, registered
 from rolecall.frontends.http.auth import Authenticator
 from rolecall.frontends.sockets import is_local
 from rolecall.session import Session, open_session
@@ -94,7 +94,7 @@ async def open_services(
     """Services with connections of their own. Raises what open_session raises."""
     async with (
         open_session(application, process, start=True) as session,
-        listening(session) as wakeups,
+        session.listening() as wakeups,
         registered(session, "http"),
     ):
         yield services_for(session, wakeups, host, tz)

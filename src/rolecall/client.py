@@ -1,0 +1,292 @@
+"""The API for programs: ask the assistant, follow its turns, and run its agents inside another program.
+
+async with rolecall.connect() as assistant:
+    reply = await assistant.ask("What is the capital of France?", conversation="crm:42")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rolecall import stats
+from rolecall.bus.admission import Admission, admit
+from rolecall.bus.cancel import cancel_turn, stop_conversation
+from rolecall.bus.commands import find_command
+from rolecall.bus.conversation import notify
+from rolecall.bus.envelope import Envelope, short_turn_id
+from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.turn import FIRST_ROLE, Records, note
+from rolecall.config import Config, load, resolve, standalone
+from rolecall.errors import NothingRunning, Refused, ServerUnavailable, TurnFailed
+from rolecall.session import Session, open_session
+from rolecall.transcripts.reading import Filters, Summary, conversations
+from rolecall.transcripts.scribe import Scribe
+from rolecall.worker.runtime import Runtime, process_name
+
+FRONT = "program"
+"""The first part of the conversations that a program starts without a name of its own, and its name in transcripts."""
+REFUSALS = {
+    "FULL": "the conversation or its user has too many unanswered messages; wait for an answer",
+    "BUSY": "the system has too many turns in flight; try again later",
+    "CONFLICT": "this idempotency key was used for another message",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a turn. ``payload`` holds everything the answering role replied with besides the text."""
+
+    text: str
+    conversation: str
+    turn: str
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The turn as ``rolecall logs`` opens it."""
+        return short_turn_id(self.conversation, self.turn)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRef:
+    """A turn that was accepted. ``place`` counts from 1 while it waits behind others of its conversation; ``after`` is
+    the event ID that all its events come after."""
+
+    conversation: str
+    turn: str
+    place: int = 0
+    after: str = "0-0"
+    received: int = 0
+    """When it was received, in ms of the server's clock."""
+
+    @property
+    def id(self) -> str:
+        """The turn as ``rolecall logs`` opens it."""
+        return short_turn_id(self.conversation, self.turn)
+
+
+class Assistant:
+    """A running assistant, as a program uses it. Open one with ``rolecall.connect`` or ``rolecall.run``; any number of
+    tasks may use it at once."""
+
+    def __init__(self, session: Session, wakeups: Wakeups, name: str = FRONT) -> None:
+        self.session = session
+        self.name = name
+        self._bus = session.bus
+        self.wakeups = wakeups
+        self._instance = f"{name}:{session.bus.process.partition('~')[0]}:0"
+
+    async def ask(
+        self,
+        text: str,
+        *,
+        conversation: str = "",
+        role: str = "",
+        model: str = "",
+        user: str = "",
+        payload: Mapping[str, Any] | None = None,
+        idempotency: str | None = None,
+        timeout: float | None = None,
+    ) -> Reply:
+        """Send a message and wait for its answer; see ``send`` for the arguments.
+
+        Turns of one conversation are answered in order. ``timeout`` in seconds cancels the turn when it expires, as
+        does cancelling this call. Raises Refused if the message is not accepted, TurnFailed if the turn is given up or
+        cancelled, TimeoutError, and ServerUnavailable.
+        """
+        ref = await self.send(
+            text, conversation=conversation, role=role, model=model, user=user, payload=payload, idempotency=idempotency
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.reply(ref)
+        except (TimeoutError, asyncio.CancelledError):
+            await asyncio.shield(self.cancel(ref.conversation, ref.turn))
+            raise
+
+    async def stream(self, text: str, **options: Any) -> AsyncGenerator[Event]:
+        """Send a message and yield the events of its turn; takes the arguments of ``send``.
+
+        A ``delta`` event carries the next piece of the answer in ``text``, the last event (``event.last``) the whole
+        answer or why there is none. A ``started`` event after deltas means that the answer starts over.
+        """
+        ref = await self.send(text, **options)
+        async with aclosing(self.follow(ref.conversation, ref.turn, ref.after)) as events:
+            async for event in events:
+                yield event
+
+    async def send(
+        self,
+        text: str,
+        *,
+        conversation: str = "",
+        role: str = "",
+        model: str = "",
+        user: str = "",
+        payload: Mapping[str, Any] | None = None,
+        idempotency: str | None = None,
+        priority: int | None = None,
+    ) -> TurnRef:
+        """Send a message without waiting for the answer.
+
+        ``conversation`` is the unit of order and memory, such as ``crm:42``; without one, a new conversation starts.
+        ``role`` and ``model`` override the manager's choice; ``user`` is whom limits count (default: the conversation);
+        ``priority`` is 0 to 100, high first. Commands such as ``/stats`` run outside the conversation's order.
+
+        The same ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same turn. Atomic: a message is accepted, or
+        Refused is raised and nothing is written. Raises ServerUnavailable and EnvelopeTooLarge.
+        """
+        conversation = conversation or f"{self.name}:{secrets.token_hex(6)}"
+        chosen = {name: value for name, value in (("role", role), ("model", model)) if value}
+        envelope = Envelope(
+            conversation=conversation, payload={**(payload or {}), **chosen, "text": text}, reply_to=self.name,
+            priority=self._bus.settings.default_priority if priority is None else priority,
+        )  # fmt: skip
+        command = find_command(text)
+        admission = await admit(
+            self._bus, envelope, idempotency=idempotency, principal=user or conversation, instance=self._instance,
+            control=command is not None and command.lane == "control",
+        )  # fmt: skip
+        return _accepted(conversation, admission)
+
+    async def reply(self, ref: TurnRef) -> Reply:
+        """Wait for the answer of a turn. Raises TurnFailed and ServerUnavailable."""
+        async with aclosing(self.follow(ref.conversation, ref.turn, ref.after)) as events:
+            async for event in events:
+                if event.last:
+                    return await self._replied(ref, event)
+        raise ServerUnavailable(f"the events of turn {ref.turn} of {ref.conversation} ended early")
+
+    async def follow(self, conversation: str, turn: str, after: str = "0-0") -> AsyncGenerator[Event]:
+        """The events of a turn after the event ID ``after``, its last one included. Resumes across lost connections;
+        a turn that has ended yields its last event only."""
+        async for event in follow(self._bus, self.wakeups, conversation, turn, after):
+            yield event
+
+    async def notify(self, conversation: str, text: str, *, idempotency: str = "") -> bool:
+        """Tell the user of ``conversation`` (such as ``telegram:42``) something they did not ask for. It is delivered,
+        remembered and logged once; with an ``idempotency`` key a repeat returns False and does nothing. Raises Refused
+        if the key was used for another text or the server is full."""
+        verdict = await notify(self._bus, conversation, text, idempotency=idempotency, instance=self._instance)
+        if verdict in REFUSALS:
+            raise Refused(REFUSALS[verdict], verdict)
+        return verdict == "OK"
+
+    async def cancel(self, conversation: str, turn: str, *, reason: str = "by the user") -> bool:
+        """Cancel one turn, wherever it is; ``reason`` goes into the transcript. False if it had already ended.
+        Idempotent."""
+        return await cancel_turn(self._bus, conversation, turn, instance=self._instance, reason=reason)
+
+    async def stop(self, conversation: str) -> int:
+        """Cancel the running turn and every waiting one of a conversation; returns how many there were."""
+        return await stop_conversation(self._bus, conversation, instance=self._instance)
+
+    async def conversations(self, *, user: str = "", grep: str = "") -> list[Summary]:
+        """The conversations with transcripts on this host, least recently active first. ``user`` is a part of the ID or
+        title, ``grep`` a regular expression that one of the records matches."""
+        application = self.session.application
+        filters = Filters(user=user, grep=grep)
+        return await asyncio.to_thread(conversations, application.log_dir, filters, application.tz)
+
+    async def delivered(self, ref: TurnRef) -> None:
+        """Note in the transcript that the user has the answer; ``ask`` and ``reply`` do so themselves."""
+        records = Records(self._instance)
+        records.add("DELIVERED", "")
+        shard = self._bus.shard(ref.conversation)
+        await note(self._bus, shard, ref.conversation, ref.turn, records, ref.received)
+
+    async def check_running(self) -> None:
+        """Raise NothingRunning unless a worker is there to answer."""
+        if not await stats.instances_of(self._bus, FIRST_ROLE):
+            raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
+
+    async def _replied(self, ref: TurnRef, event: Event) -> Reply:
+        if event.kind != "final":
+            raise TurnFailed(event.text, ref.conversation, ref.turn, cancelled=event.kind == "cancelled")
+        await self.delivered(ref)
+        payload = event.payload
+        return Reply(
+            event.text, ref.conversation, ref.turn, str(payload.get("model") or ""), payload.get("tokens_in", 0),
+            payload.get("tokens_out", 0), payload,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def connect(url: str | None = None, app: str | os.PathLike[str] | None = None) -> AsyncIterator[Assistant]:
+    """Connect to a running assistant.
+
+    ``app`` is its application directory (default: ROLECALL_APP, else the current directory), which says where the
+    server is. ``url``, such as ``redis://host:6379/0``, overrides that and needs no application directory. Raises
+    NothingRunning if no server or no worker runs, ServerUnavailable, and ConfigError.
+    """
+    application = load(app) if url is None else standalone(url, app)
+    async with open_session(application, process_name(), start=False) as session, session.listening() as wakeups:
+        assistant = Assistant(session, wakeups)
+        await assistant.check_running()
+        yield assistant
+
+
+@asynccontextmanager
+async def run(
+    config: Config | None = None,
+    *,
+    app: str | os.PathLike[str] | None = None,
+    roles: Sequence[str] | None = None,
+    scribe: bool = True,
+) -> AsyncIterator[Assistant]:
+    """Run a worker inside this program, such as in the lifespan of a FastAPI application.
+
+    ``config`` is the deployment; without one, ``config.py`` of the application directory ``app`` is used, which also
+    holds ``log/`` and ``.rolecall/`` (default: ROLECALL_APP, else the current directory). ``roles`` limits the worker
+    to some roles; ``scribe`` says whether it may write transcripts. The bundled server is started unless
+    REDIS_URL is set.
+
+    Installs no signal handlers. On exit the worker drains: it finishes its turns within DRAIN_SECONDS or hands them
+    over. Raises ConfigError and ServerUnavailable.
+    """
+    application = load(app) if config is None else resolve(config, Path(app or os.environ.get("ROLECALL_APP") or "."))
+    async with (
+        open_session(application, process_name(), start=True) as session,
+        work(session, roles=roles, scribe=scribe) as runtime,
+    ):
+        yield Assistant(session, runtime.wakeups)
+
+
+@asynccontextmanager
+async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -> AsyncIterator[Runtime]:
+    """A worker, and a scribe if wanted, on ``session`` until the block is left; then both drain."""
+    application = session.application
+    runtime = Runtime(application, session.server, session.bus.process, roles=roles)
+    writer = Scribe(
+        session.server, application.settings.shards, application.log_dir, process=session.bus.process,
+        tz=application.tz, lease_seconds=application.settings.lease_seconds,
+    )  # fmt: skip
+    runtime.scribe = scribe
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(runtime.run(), name="rolecall runtime")
+        writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None
+        await runtime.ready()
+        try:
+            yield runtime
+        finally:
+            await runtime.stop()
+            await working
+            if writing is not None:
+                await writer.stop()
+                await writing
+
+
+def _accepted(conversation: str, admission: Admission) -> TurnRef:
+    if not admission.accepted:
+        raise Refused(REFUSALS[admission.outcome], admission.outcome)
+    return TurnRef(conversation, admission.turn, admission.place, admission.before, admission.at)

@@ -1,0 +1,135 @@
+"""The API for programs: connect, ask, stream, follow, notify, cancel, stop, and a worker inside a program."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+import rolecall
+from rolecall import Agent, Config, Context, Envelope, Reject, Role
+from rolecall.client import Assistant
+from rolecall.errors import ConfigError, NothingRunning, Refused, TurnFailed
+from tests.waiting import wait_until
+
+
+class ManagerAgent(Agent):
+    """Answers by what it is told."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if envelope.text == "wait":
+            await asyncio.sleep(600)
+        if envelope.text == "reject":
+            raise Reject("I was asked to")
+        if envelope.text == "slowly":
+            await ctx.emit("Hel")
+            await asyncio.sleep(0.3)
+        return envelope.reply(f"Hello, {envelope.text}!", mood="good")
+
+
+CONFIG = Config(roles=(Role(ManagerAgent, instances=2),), drain_seconds=0.1, mailbox_limit=1)
+
+
+@pytest.fixture
+async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
+    async with rolecall.run(CONFIG, app=tmp_path) as assistant:
+        yield assistant
+
+
+async def test_a_program_asks_and_reads_the_reply(assistant: Assistant) -> None:
+    reply = await assistant.ask("Ann", conversation="crm:42")
+    assert (reply.text, reply.conversation, reply.turn) == ("Hello, Ann!", "crm:42", "1")
+    assert reply.payload["mood"] == "good"
+
+
+async def test_without_a_conversation_every_message_starts_one(assistant: Assistant) -> None:
+    first, second = await asyncio.gather(assistant.ask("a"), assistant.ask("b"))
+    assert first.conversation != second.conversation
+    assert first.conversation.startswith("program:")
+
+
+async def test_a_program_streams_an_answer(assistant: Assistant) -> None:
+    events = [event async for event in assistant.stream("slowly")]
+    assert [event.text for event in events if event.kind == "delta"] == ["Hel"]
+    assert (events[-1].kind, events[-1].text, events[-1].last) == ("final", "Hello, slowly!", True)
+
+
+async def test_a_turn_can_be_sent_now_and_followed_later_also_by_another_program(
+    assistant: Assistant, tmp_path: Path
+) -> None:
+    ref = await assistant.send("Ann", conversation="crm:1")
+    await assistant.reply(ref)
+    url = assistant.session.server.url
+    async with rolecall.connect(url, tmp_path) as other, aclosing(other.follow(ref.conversation, ref.turn)) as events:
+        assert [event.text async for event in events][-1] == "Hello, Ann!"
+
+
+async def test_the_same_idempotency_key_gives_the_same_turn(assistant: Assistant) -> None:
+    first = await assistant.send("Ann", conversation="crm:1", idempotency="order-7")
+    second = await assistant.send("Ann", conversation="crm:1", idempotency="order-7")
+    assert first.turn == second.turn
+    with pytest.raises(Refused, match="idempotency key") as refused:
+        await assistant.send("Ben", conversation="crm:1", idempotency="order-7")
+    assert refused.value.code == "CONFLICT"
+
+
+async def test_a_message_to_a_full_conversation_is_refused(assistant: Assistant) -> None:
+    for _ in range(2):
+        await assistant.send("wait", conversation="crm:1")
+    with pytest.raises(Refused) as refused:
+        await assistant.send("Ann", conversation="crm:1")
+    assert refused.value.code == "FULL"
+    assert await assistant.stop("crm:1") == 2
+
+
+async def test_a_turn_that_is_given_up_raises_what_the_user_is_told(assistant: Assistant) -> None:
+    with pytest.raises(TurnFailed, match="I was asked to") as failed:
+        await assistant.ask("reject")
+    assert not failed.value.cancelled
+
+
+async def test_a_turn_is_cancelled_by_name_by_timeout_and_by_cancelling_the_caller(assistant: Assistant) -> None:
+    ref = await assistant.send("wait", conversation="crm:1")
+    assert await assistant.cancel(ref.conversation, ref.turn)
+    assert not await assistant.cancel(ref.conversation, ref.turn)
+    with pytest.raises(TurnFailed) as failed:
+        await assistant.reply(ref)
+    assert failed.value.cancelled
+    with pytest.raises(TimeoutError):
+        await assistant.ask("wait", conversation="crm:2", timeout=0.1)
+    asking = asyncio.create_task(assistant.ask("wait", conversation="crm:3"))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert (await assistant.ask("Ann", conversation="crm:2")).text == "Hello, Ann!"
+    assert (await assistant.ask("Ann", conversation="crm:3")).text == "Hello, Ann!"
+
+
+async def test_a_notice_is_told_once(assistant: Assistant) -> None:
+    assert await assistant.notify("telegram:42", "Your export is ready.", idempotency="export-7")
+    assert not await assistant.notify("telegram:42", "Your export is ready.", idempotency="export-7")
+    with pytest.raises(Refused):
+        await assistant.notify("telegram:42", "Something else.", idempotency="export-7")
+
+
+async def test_a_program_lists_the_conversations(assistant: Assistant) -> None:
+    await assistant.ask("Ann", conversation="crm:42")
+
+    async def listed() -> bool:
+        return [one.conversation for one in await assistant.conversations(user="crm")] == ["crm:42"]
+
+    await wait_until(listed)
+    assert not await assistant.conversations(grep="nobody said this")
+
+
+async def test_connect_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.py in"):
+        async with rolecall.connect(app=tmp_path):
+            pass
+    (tmp_path / "config.py").write_text("from tests.integration.test_client import CONFIG as config\n")
+    with pytest.raises((NothingRunning, ConfigError), match=r"nothing is running|was imported from"):
+        async with rolecall.connect(app=tmp_path):
+            pass
