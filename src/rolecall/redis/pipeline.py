@@ -1,5 +1,5 @@
-"""One pipelined connection: commands issued in the same tick of the event loop leave in one write, and never wait for
-each other's answers. Connecting, authentication, TLS and parsing are redis-py's."""
+"""One pipelined connection: commands issued in the same tick of the event loop are sent in one write, and no command
+waits for another's reply. redis-py connects, authenticates, encrypts and parses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OUTAGES = (
 """Lost connections, and replies of a server on its way back. redis-py makes a ConnectionError of LOADING and a
 ClusterDownError of MASTERDOWN."""
 OUTAGE_CODES = ("NOREPLICAS", "BUSY", "UNBLOCKED")
-"""More such replies, for which redis-py has no class."""
+"""More such replies, which redis-py has no class for."""
 CODES: dict[type[BaseException], str] = {
     OutOfMemoryError: "OOM",
     NoScriptError: "NOSCRIPT",
@@ -44,11 +44,11 @@ CODES: dict[type[BaseException], str] = {
 """The codes that redis-py removes from the text of these errors."""
 
 Connection = Any
-"""redis-py's asyncio connection, which it leaves untyped."""
+"""redis-py's asyncio connection, which is untyped."""
 
 
 class Wire:
-    """One connection, written and read by two tasks; answers are matched to commands by their order."""
+    """One connection, written and read by two tasks; replies are matched to commands by their order."""
 
     def __init__(self, pool: ConnectionPool, timeout: float) -> None:
         self._pool = pool
@@ -84,8 +84,8 @@ class Wire:
         self._fail(RedisConnectionError("the connection was closed"))
 
     async def _serve(self) -> None:
-        """Write and read until the connection fails; everything unanswered fails with it; then from the start."""
-        # On Python 3.11 a TaskGroup that fails as it is cancelled forgets the cancellation: hence the flag.
+        """Connect, write and read until the connection fails and everything unanswered with it; then start over."""
+        # On Python 3.11 a TaskGroup that fails while it is cancelled forgets the cancellation: hence the flag.
         while not self._closed:
             await self._something.wait()
             try:

@@ -1,6 +1,6 @@
-"""A process's connections to its server: one pipelined for commands, one per blocking reader, one for pub/sub.
+"""A process's connections to its server: a pipelined one for commands, one per blocking reader, one for pub/sub.
 
-Connecting, authentication, TLS and parsing are redis-py's; the pipelined connection is in wire.py.
+redis-py connects, authenticates, encrypts and parses; pipeline.py holds the pipelined connection.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Server(Protocol):
 
 
 class Reader(Protocol):
-    """A connection of its own for reads that block."""
+    """A connection for reads that block."""
 
     async def read(self, *args: Arg) -> Any:
-        """The raw reply of a blocking command, or None. Never cancel it: call ``wake``."""
+        """The raw reply of a blocking command, or None. Do not cancel it: call ``wake``. Raises ServerError."""
         ...
 
     async def wake(self) -> None:
-        """Let a read in progress return None now; without one, do nothing."""
+        """Make a read in progress return None now; without one, do nothing."""
         ...
 
 
@@ -108,44 +108,44 @@ class RedisServer:
 
     def pubsub(self) -> Subscriber:
         """A new connection for publish/subscribe, closed with this server."""
-        # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancel.
-        # For a connection that hangs followers make up, who look by themselves as well.
+        # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancellation.
+        # A hanging connection is harmless: followers also poll.
         pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
         self._subscribers.append(Subscriber(new_connection(pool)))
         return self._subscribers[-1]
 
     async def check(self) -> str:
-        """The server's name and version. Raises ServerUnavailable when it is away or too old, ConfigError when it does
-        not let this user in."""
+        """The server's name and version. Raises ServerUnavailable when it cannot be reached or is too old, ConfigError
+        when it refuses user or password."""
         try:
             info = _parse_info(await self.call("INFO", "server"))
         except ServerError as error:
             if _is_unauthorised(error):
                 raise ConfigError(
-                    f"the server at {self.address} does not let us in: {error.__cause__}; see user and password in "
+                    f"the server at {self.address} does not let us in: {error.__cause__}; check user and password in "
                     "REDIS_URL, or REDIS_USERNAME and REDIS_PASSWORD"
                 ) from error
             raise ServerUnavailable(f"no server answers at {self.address}: {error.__cause__}") from error
         version = info.get("redis_version", "0")
         found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
-            raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is the least")
+            raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is required")
         return found
 
     @property
     def address(self) -> str:
-        """Where the server is, without user and password."""
+        """The server's URL without user and password."""
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{rest.rpartition('@')[2]}"
 
     @property
     def connected(self) -> bool:
-        """Whether the command connection is open; it is opened by the first command."""
+        """Whether the command connection is open; the first command opens it."""
         return self._wire.connected
 
     @property
     def connections(self) -> int:
-        """Connections this object has open."""
+        """The number of open connections."""
         return sum(part.connected for part in self._parts())
 
     async def aclose(self) -> None:
@@ -208,7 +208,7 @@ class BlockingReader:
             self._reading = 0
 
     async def wake(self) -> None:
-        """See Reader.wake. Asks again while the read has not reached the server yet, for it would then block."""
+        """See Reader.wake. Repeats CLIENT UNBLOCK, because the read may not have reached the server yet."""
         read = self._reading
         with suppress(ServerError):
             while read and self._reading == read:
@@ -224,7 +224,7 @@ class BlockingReader:
 
 @asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[RedisServer]:
-    """A RedisServer that is checked at the start and closed at the end."""
+    """A RedisServer, checked at the start and closed at the end."""
     server = RedisServer(url, **options)
     try:
         await server.check()
@@ -260,7 +260,7 @@ def _parse_info(raw: bytes) -> dict[str, str]:
 
 
 def _is_unauthorised(error: BaseException | None) -> bool:
-    """Whether the server refused user or password, or this user's first command; redis-py may wrap that once more."""
+    """Whether the server refused user or password, or a first command; redis-py may wrap the error once more."""
     if isinstance(error, AuthenticationError | NoPermissionError):
         return True
     return error is not None and _is_unauthorised(error.__cause__ or error.__context__)

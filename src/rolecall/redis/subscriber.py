@@ -1,4 +1,4 @@
-"""A process's one connection for publish/subscribe, which comes back with its channels after the server was away."""
+"""A process's only connection for publish/subscribe; it reconnects with all its channels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rolecall.redis.pipeline import translated
 
 
 class Subscriber:
-    """Hears what is published on ``channels``. One task calls ``get_message``, and it alone opens the connection;
-    any other may subscribe meanwhile. (redis-py's own opens two when tasks meet a lost connection at once, and then
-    listens to the wrong one.)"""
+    """Receives what is published on ``channels``. One task calls ``get_message``, which opens the connection; any other
+    may subscribe. (redis-py's own class opens two connections when several tasks find it lost, and then listens to the
+    wrong one.)"""
 
     def __init__(self, connection: Any) -> None:
         self.channels: dict[str, None] = {}
@@ -28,19 +28,18 @@ class Subscriber:
         return self._up and bool(self._connection.is_connected)
 
     async def subscribe(self, channel: str) -> None:
-        """Hear ``channel`` from now on; while there is no connection, from the next one on."""
+        """Receive from ``channel``; without a connection, from the next one on."""
         self.channels[channel] = None
         await self._send("SUBSCRIBE", channel)
 
     async def unsubscribe(self, channel: str) -> None:
-        """Hear ``channel`` no more."""
+        """Stop receiving from ``channel``."""
         self.channels.pop(channel, None)
         await self._send("UNSUBSCRIBE", channel)
 
     async def get_message(self, timeout: float) -> dict[str, Any] | None:
-        """The next ``type``, ``channel`` and ``data``, or None after ``timeout`` seconds: what is published, and the
-        confirmation of each subscription, also after a reconnection. Raises ServerError; the next call connects
-        again."""
+        """The next ``type``, ``channel`` and ``data``, or None after ``timeout`` seconds: published messages, and the
+        confirmation of each subscription, also after a reconnection. Raises ServerError; the next call reconnects."""
         try:
             with translated():
                 if not self.connected:
@@ -60,12 +59,12 @@ class Subscriber:
     async def _connect(self) -> None:
         await self.aclose()
         await self._connection.connect()
-        self._up = True  # and at once, before anyone else can send: all channels
+        self._up = True  # subscribe at once, before any other task can send
         if self.channels:
             await self._send("SUBSCRIBE", *self.channels)
 
     async def _send(self, *command: str) -> None:
-        """Send if there is a connection. One that breaks here is noticed and opened anew by ``get_message``."""
+        """Send if there is a connection; ``get_message`` notices a broken one and reconnects."""
         if self.connected:
             with suppress(RedisError, OSError):
                 await self._connection.send_command(*command, check_health=False)

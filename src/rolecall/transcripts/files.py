@@ -1,4 +1,4 @@
-"""The files of the transcripts under their one writer: each record once, in order, no line torn."""
+"""The files of the transcripts, for their only writer: each record once, in order, no torn line."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SYNCS = 8
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 UNSAFE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK, errno.ENODEV})
-"""What the system says of a link, or of anything but a file, where a transcript should be."""
+"""The errors of the system for a link, or anything else that is not a file, in place of a transcript."""
 WINDOW = 64 * 1024
 
 
 class LogEntry(msgspec.Struct, frozen=True):
-    """A record with the conversation and the session (its start, ms) whose file it belongs to."""
+    """A record and the file it belongs to: the conversation, and the start of the session in ms."""
 
     conversation: str
     session: int
@@ -36,24 +36,20 @@ class LogEntry(msgspec.Struct, frozen=True):
 
 
 class TranscriptFiles:
-    """The files below ``log_dir/conversations``: directories 0700, files 0600, and no link is ever followed there.
-
-    ``log_dir`` itself may be a link. One process at a time may use a directory, and one thread at a time this object.
-    """
+    """The files below ``log_dir/conversations``: directories 0700, files 0600. Links below it are never followed;
+    ``log_dir`` itself may be one. Only one process may use a directory, and only one thread this object, at a time."""
 
     def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
         self.refused: list[str] = []
-        """Paths not written to because a link or something else but a file was there; the caller empties it."""
+        """Paths that were not written because they are not regular files; the caller clears the list."""
         self._log_dir = log_dir
         self._tz = tz
         self._generation = 0
         self._open: OrderedDict[PurePosixPath, _File] = OrderedDict()
 
     def begin(self, born: str) -> None:
-        """Write for the server named ``born``. One that is new here gets new files, as its entry ids may start over.
-
-        Raises OSError.
-        """
+        """Write for the server named ``born``. A new server gets new files: its entry ids may start over. Raises
+        OSError."""
         self.close()
         with _root(self._log_dir) as root, closing(_File(root, ".scribe-born")) as noted:
             known = noted.text().split()
@@ -64,9 +60,10 @@ class TranscriptFiles:
             self._generation = known.index(born)
 
     def write(self, entries: Iterable[LogEntry]) -> None:
-        """Append what the files do not have yet, and bring it to the disk.
+        """Append the entries that the files do not contain yet, and sync them to disk. Idempotent.
 
-        ``entries`` of one conversation come in rising order. Raises OSError, no line torn; call again with the same.
+        ``entries`` of one conversation have rising ids. Raises OSError without leaving a torn line; call again with the
+        same entries.
         """
         waiting: dict[PurePosixPath, list[Record]] = {}
         for entry in entries:
@@ -79,7 +76,7 @@ class TranscriptFiles:
         self._append_all(waiting)
 
     def close(self) -> None:
-        """Close all files. The next write opens them again."""
+        """Close all files; the next write reopens them."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -96,7 +93,7 @@ class TranscriptFiles:
         waiting.clear()
 
     def _append(self, path: PurePosixPath, records: list[Record]) -> _File | None:
-        """The file, if it got something new that is still to be brought to the disk."""
+        """The file if something was appended that needs a sync."""
         try:
             file = self._file(path)
         except OSError as error:
@@ -113,7 +110,7 @@ class TranscriptFiles:
         return file
 
     def _file(self, path: PurePosixPath) -> _File:
-        """The open file of ``path``. One removed under our hands is made anew."""
+        """The open file of ``path``; one that was removed meanwhile is created again."""
         file = self._open.get(path)
         if file is not None and file.linked():
             self._open.move_to_end(path)
@@ -126,7 +123,7 @@ class TranscriptFiles:
         return file
 
     def _discard(self, path: PurePosixPath) -> None:
-        """Close it; what is not on the disk yet is cut off."""
+        """Close the file and cut off what is not synced."""
         if path in self._open:
             file = self._open.pop(path)
             file.cut()
@@ -148,9 +145,9 @@ class TranscriptFiles:
 
 
 class _File:
-    """One open file; a torn last line is cut off at once. ``last`` is the order of its last record.
+    """One open file; a torn last line is cut off on opening. ``last`` is the order of its last record.
 
-    A new file's name needs no fsync of its directory: the file systems in use bring it to the disk with the file's.
+    The name of a new file needs no fsync of its directory: common file systems persist it with the file's own fsync.
     """
 
     def __init__(self, directory: int, name: str) -> None:
@@ -158,7 +155,7 @@ class _File:
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OSError(errno.ENXIO, "not a regular file", name)
-            self.last = self._mend()
+            self.last = self._repair()
             self._safe = os.fstat(self._fd).st_size
         except BaseException:
             os.close(self._fd)
@@ -169,30 +166,30 @@ class _File:
         return os.fstat(self._fd).st_nlink > 0
 
     def text(self) -> str:
-        """All of it."""
+        """The whole content."""
         return os.pread(self._fd, os.fstat(self._fd).st_size, 0).decode("utf-8", "replace")
 
     def write(self, data: bytes) -> None:
-        """Append all of ``data``, or some of it and raise OSError."""
+        """Append ``data``. Raises OSError, possibly after a part of it."""
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._fd, rest) :]
 
     def sync(self) -> None:
-        """Bring what was written to the disk."""
+        """Sync what was written to disk."""
         os.fsync(self._fd)
         self._safe = os.fstat(self._fd).st_size
 
     def cut(self) -> None:
-        """Take back what was written and not synced."""
-        with suppress(OSError):  # what stays is mended or recognised when the file is opened again
+        """Truncate the file to what is synced."""
+        with suppress(OSError):  # the rest is repaired or recognised when the file is opened again
             os.ftruncate(self._fd, self._safe)
 
     def close(self) -> None:
         """Close it."""
         os.close(self._fd)
 
-    def _mend(self) -> tuple[int, int]:
+    def _repair(self) -> tuple[int, int]:
         size = os.fstat(self._fd).st_size
         window = WINDOW
         while True:
@@ -208,7 +205,7 @@ class _File:
 
 
 def _sync(files: list[_File]) -> None:
-    """Sync all. Side by side, as the system then makes one trip to the disk for many; raises the first OSError."""
+    """Sync all files in parallel, which the system combines into few disk writes. Raises the first OSError."""
     if len(files) == 1:
         files[0].sync()
     elif files:
@@ -217,7 +214,7 @@ def _sync(files: list[_File]) -> None:
 
 
 def _last_order(whole: bytes) -> tuple[int, int] | None:
-    """Order of the last record in ``whole`` lines, the first of which may lack its beginning."""
+    """The order of the last record in ``whole`` lines, the first of which may be incomplete."""
     for line in reversed(whole.split(b"\n")):
         record = parse_line(line.decode("utf-8", "replace"))
         if record is not None:
@@ -237,7 +234,7 @@ def _root(log_dir: Path) -> Iterator[int]:
 
 @contextmanager
 def _below(root: int, *names: str) -> Iterator[int]:
-    """The directory reached from ``root`` by ``names``, made where missing. Every step refuses a link."""
+    """The directory ``names`` below ``root``, created where missing. Refuses links."""
     reached = os.dup(root)
     try:
         for name in names:

@@ -1,4 +1,4 @@
-"""The conversations that have transcripts: found, summed up, and read while they grow."""
+"""Finds conversations by their transcripts, summarises them, and follows them while they grow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 @dataclass(frozen=True)
 class Filters:
-    """Which conversations, or which records of one: all that are given must fit.
+    """Which conversations, or which records of one; all given filters must match.
 
     ``user`` is part of an id or a title, ``since`` ms since 1970 by the server's clock, ``grep`` a regular expression.
     """
@@ -45,8 +45,8 @@ class Filters:
     errors: bool = False
     grep: str = ""
 
-    def takes(self, record: Record) -> bool:
-        """Whether a record fits ``since``, ``errors`` and ``grep``."""
+    def match(self, record: Record) -> bool:
+        """Whether a record matches ``since``, ``errors`` and ``grep``."""
         return (
             (self.since is None or record.ms >= self.since)
             and (not self.errors or record.word in FAILURES)
@@ -55,7 +55,7 @@ class Filters:
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A conversation in one row; times in ms since 1970, ``name`` is its directory."""
+    """A conversation in one row: times in ms since 1970, ``name`` is its directory, ``line`` its last record."""
 
     conversation: str
     title: str
@@ -79,18 +79,17 @@ def since(text: str, now: datetime, tz: tzinfo | None = None) -> int:
             moment = moment.replace(tzinfo=tz)
         return (moment.astimezone(UTC) - EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{escape(text)}: 90s, 30m, 2h, 7d or a day such as 2026-11-21 is allowed") from None
+        raise ConfigError(f"{escape(text)}: expected 90s, 30m, 2h, 7d or a day such as 2026-11-21") from None
 
 
 def conversations(log_dir: Path, filters: Filters, tz: tzinfo | None = None) -> list[Summary]:
-    """The conversations that fit, the one last active last. With errors or grep, those with a record that fits."""
+    """The conversations that match, the most recently active last. ``errors`` and ``grep`` match by a record."""
     found = (_summary(directory, filters, tz) for directory in directories(log_dir))
     return sorted((summary for summary in found if summary), key=lambda summary: summary.last)
 
 
 class Summaries:
-    """The conversations below ``log_dir``, asked for again and again: only what has grown since is read anew. May be
-    used by several threads at once."""
+    """A cache of the summaries below ``log_dir``: only conversations that have grown are read again. Thread-safe."""
 
     def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
         self._log_dir = log_dir
@@ -98,16 +97,16 @@ class Summaries:
         self._known: dict[str, tuple[tuple[tuple[str, int], ...], Summary | None]] = {}
 
     def find(self, filters: Filters) -> list[Summary]:
-        """As ``conversations``, the one last active first."""
+        """Like ``conversations``, but the most recently active first."""
         here = directories(self._log_dir)
-        found = [summary for directory in here if (summary := self._fitting(directory, filters))]
-        for gone in set(self._known.copy()) - {directory.name for directory in here}:
-            self._known.pop(gone, None)
+        found = [summary for directory in here if (summary := self._matching(directory, filters))]
+        for erased in set(self._known.copy()) - {directory.name for directory in here}:
+            self._known.pop(erased, None)
         return sorted(found, key=lambda summary: -summary.last)
 
     def of(self, directory: Path) -> Summary | None:
-        """The one whose directory that is; None while it has no records."""
-        with suppress(FileNotFoundError):  # it was forgotten meanwhile
+        """The summary of the conversation in ``directory``; None while it has no records."""
+        with suppress(FileNotFoundError):  # it was erased meanwhile
             stamp = tuple((str(path), path.stat().st_size) for path in session_files(directory))
             known = self._known.get(directory.name)
             if known is None or known[0] != stamp:
@@ -115,7 +114,7 @@ class Summaries:
             return known[1]
         return None
 
-    def _fitting(self, directory: Path, filters: Filters) -> Summary | None:
+    def _matching(self, directory: Path, filters: Filters) -> Summary | None:
         summary = self.of(directory)
         if summary is None or not _is_user(filters.user, summary.conversation, summary.title):
             return None
@@ -128,7 +127,7 @@ class Summaries:
 async def tail(
     directory: Path, *, last: int = 10, poll: float = POLL_SECONDS, tz: tzinfo | None = None
 ) -> AsyncGenerator[Record, None]:
-    """The ``last`` records of a conversation, then each as it is written, once, new sessions' included."""
+    """The ``last`` records of a conversation, then each new one once, including those of new sessions."""
     read: dict[Path, int] = {}
     order = (-1, -1)
     first = list(_grown(directory, read, tz))
@@ -145,11 +144,11 @@ async def tail(
 
 
 def _grown(directory: Path, read: dict[Path, int], tz: tzinfo | None) -> Iterator[Record]:
-    """What the newest two files have beyond ``read`` bytes; an older session's last turn may end in a new one."""
+    """The records beyond ``read`` bytes in the two newest files; a turn may end after a new session has begun."""
     for path in session_files(directory)[-2:]:
-        with suppress(FileNotFoundError), path.open("rb") as file:  # it was forgotten meanwhile
+        with suppress(FileNotFoundError), path.open("rb") as file:  # it was erased meanwhile
             start = read.get(path, 0)
-            if start > os.fstat(file.fileno()).st_size:  # cut, or begun anew
+            if start > os.fstat(file.fileno()).st_size:  # truncated or replaced
                 start = 0
             file.seek(start)
             whole, newline, _ = file.read().rpartition(b"\n")
@@ -159,7 +158,7 @@ def _grown(directory: Path, read: dict[Path, int], tz: tzinfo | None) -> Iterato
 
 
 def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | None:
-    conversation, title, turns, errors, fits = directory.name, "", 0, 0, False
+    conversation, title, turns, errors, matches = directory.name, "", 0, 0, False
     first: Record | None = None
     last: Record | None = None
     for last in read_records(directory, tz):
@@ -170,8 +169,8 @@ def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | 
             title = named or title
         turns += last.word == "RECEIVED"
         errors += last.word in FAILURES
-        fits = fits or filters.takes(last)
-    if first is None or last is None or not fits or not _is_user(filters.user, conversation, title):
+        matches = matches or filters.match(last)
+    if first is None or last is None or not matches or not _is_user(filters.user, conversation, title):
         return None
     line = visible(format_line(last, tz))
     return Summary(conversation, title, directory.name, first.ms, last.ms, turns, errors, line)

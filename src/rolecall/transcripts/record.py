@@ -1,4 +1,4 @@
-"""A conversation's log: the record, the line it is on paper, where its file lies, and how it is read again.
+"""A conversation's log: the record, its line in the file, where the file is, and how it is read.
 
 ``<log_dir>/conversations/<conversation>/<YYYY.MM.DD>/<HH:MM:SS>.log`` holds one session, one record a line::
 
@@ -57,7 +57,7 @@ STATES: Mapping[str, Tone] = {
 FAILURES = frozenset(name for name, word in WORDS.items() if word.tone == "bad")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 253_402_000_000_000
-"""Late in the year 9999; a later time is written as this one."""
+"""The last time that can be written, in the year 9999."""
 HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 SHORT_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 PLAIN = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
@@ -72,7 +72,8 @@ SHORT_TURN = re.compile(r"([0-9a-f]{6})-(c?\d+)")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened: ``ms`` by the server's clock, ``since`` ms after the turn was received, ``id`` of its entry."""
+    """What happened, at ``ms`` by the server's clock and ``since`` ms after the turn was received; ``id`` is the log
+    stream's."""
 
     ms: int
     since: int
@@ -84,7 +85,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def order(self) -> tuple[int, int]:
-        """Rises from record to record of a conversation."""
+        """A sort key that rises from record to record of a conversation."""
         return entry_order(self.id)
 
 
@@ -94,7 +95,7 @@ def tone_of(word: str) -> Tone:
 
 
 def entry_order(entry_id: str) -> tuple[int, int]:
-    """A stream entry id as numbers, for comparing."""
+    """A stream entry id as two numbers, for comparison."""
     ms, _, number = entry_id.partition("-")
     return int(ms), int(number)
 
@@ -119,7 +120,9 @@ def format_line(record: Record, tz: tzinfo | None = None) -> str:
     at = (EPOCH + timedelta(milliseconds=min(max(record.ms, 0), LAST_MS))).astimezone(tz)
     since = f"{record.since // 1000}.{record.since % 1000:03d}".rjust(7)
     instance = escape(record.instance).replace("[", "\\x5b").replace("]", "\\x5d")
-    text = f" {escape(record.text)}".replace("  ~", "  \\x7e")  # with the blank before it: nothing else may be the tail
+    text = f" {escape(record.text)}".replace(
+        "  ~", "  \\x7e"
+    )  # with the blank before it, so that no text looks like the tail
     turn = "\\x2d" if record.turn == "-" else escape(record.turn).replace(" ", "\\x20") or "-"
     stamp = at.replace(tzinfo=None).isoformat(" ", "milliseconds")
     return f"[{stamp}] [{since}s] [{instance}] {record.word}:{text}  ~{turn} {record.id}"
@@ -130,7 +133,7 @@ def parse_line(line: str, tz: tzinfo | None = None) -> Record | None:
     found = LINE.fullmatch(line)
     if found is None:
         return None
-    with suppress(ValueError, OverflowError):  # right in form, yet no date or no character
+    with suppress(ValueError, OverflowError):  # matches the pattern but is not a valid date or character
         return Record(
             ms=_ms(found["at"], tz, entry_order(found["id"])[0]),
             since=int(found["seconds"]) * 1000 + int(found["millis"]),
@@ -144,7 +147,7 @@ def parse_line(line: str, tz: tzinfo | None = None) -> Record | None:
 
 
 def visible(line: str) -> str:
-    """A line of a file as people see it: without its tail, and with nothing in it that steers a terminal."""
+    """A line of a file as people see it: without its tail and without terminal control characters."""
     shown = line[: line.rindex("  ~")] if LINE.fullmatch(line) else line
     return shown if shown.isprintable() else "".join(_escaped(char) for char in shown)
 
@@ -162,7 +165,7 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def _ms(at: str, tz: tzinfo | None, near: int) -> int:
-    """Of the two moments that share a local time when clocks go back, the one closer to ``near``."""
+    """A local time as ms since 1970; of the two when clocks go back, the one closer to ``near``."""
     local = datetime.fromisoformat(at)
     moments = (local.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1))
     return min(((m - EPOCH) // timedelta(milliseconds=1) for m in moments), key=lambda ms: abs(ms - near))
@@ -172,7 +175,7 @@ def _ms(at: str, tz: tzinfo | None, near: int) -> int:
 
 
 def conversation_dir(conversation: str) -> str:
-    """A file name for ``conversation``: harmless on every system, and no other conversation's whatever its case."""
+    """A directory name for ``conversation``: safe on every system, and unique even where case is ignored."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "_", conversation)[:60]
     return f"{readable}-{_digest(conversation)[:12]}"
 
@@ -192,13 +195,13 @@ def _digest(conversation: str) -> str:
 
 
 def directories(log_dir: Path) -> list[Path]:
-    """The directory of every conversation, links left out."""
+    """The directories of all conversations, without links."""
     root = log_dir / "conversations"
     return sorted(path for path in root.glob("*-*") if path.is_dir() and not path.is_symlink())
 
 
 def session_files(directory: Path) -> list[Path]:
-    """The files of one conversation, oldest first, links left out."""
+    """The files of one conversation, oldest first, without links."""
     found = []
     for path in directory.glob("????.??.??/*.log"):
         name = SESSION_FILE.fullmatch(path.name)
@@ -208,16 +211,14 @@ def session_files(directory: Path) -> list[Path]:
 
 
 def find(log_dir: Path, which: str) -> tuple[Path, str]:
-    """The directory that ``which`` means, and a turn or "". ``which``: a conversation, its directory, a short turn id.
-
-    Raises RolecallError when there is none, or when a short turn id fits several conversations.
-    """
+    """The directory that ``which`` names, and a turn or "". ``which`` is a conversation, its directory, or a short turn
+    id. Raises RolecallError when nothing matches, or a short turn id matches several conversations."""
     short = SHORT_TURN.fullmatch(which)
     if short:
         fitting = [path for path in directories(log_dir) if path.name[-12:].startswith(short[1])]
         if len(fitting) > 1:
             names = ", ".join(path.name for path in fitting)
-            raise RolecallError(f"{which} may be a turn of several conversations, name one of them: {names}")
+            raise RolecallError(f"{which} is ambiguous, name one of these conversations: {names}")
         if fitting:
             return fitting[0], short[2]
     for path in directories(log_dir):
@@ -229,7 +230,7 @@ def find(log_dir: Path, which: str) -> tuple[Path, str]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The whole lines of a file, newlines removed; a last one still being written is left out."""
+    """The complete lines of a file, without newlines; a last line still being written is skipped."""
     with path.open(encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         for line in file:
             if line.endswith("\n"):
@@ -243,7 +244,7 @@ def records(log_dir: Path, which: str, tz: tzinfo | None = None) -> list[Record]
 
 
 def read_records(directory: Path, tz: tzinfo | None = None) -> Iterator[Record]:
-    """The records of one conversation's directory, oldest file first; lines of others' making are left out."""
+    """The records of one conversation's directory, oldest file first; other lines are skipped."""
     for path in session_files(directory):
         for line in read_lines(path):
             record = parse_line(line, tz)
@@ -252,10 +253,8 @@ def read_records(directory: Path, tz: tzinfo | None = None) -> Iterator[Record]:
 
 
 def identity(directory: Path, first: Record) -> tuple[str, str]:
-    """Conversation and title as a first record names them; the id is proven by the directory's name, else that name.
-
-    A title is "" when none is named.
-    """
+    """Conversation and title as a session's first record names them, if the directory belongs to that conversation;
+    otherwise the directory's name. The title is "" when none is given."""
     for conversation, title in _claims(first):
         if conversation_dir(conversation) == directory.name:
             return conversation, "" if title == "-" else title
@@ -263,7 +262,7 @@ def identity(directory: Path, first: Record) -> tuple[str, str]:
 
 
 def _claims(record: Record) -> Iterator[tuple[str, str]]:
-    """What a first record may mean. An id may hold the very words that end it, hence every reading."""
+    """All readings of a session's first record: an id may contain the very words that end it."""
     text, mark = record.text, f"/{record.turn} "
     if record.word == "NOTE" and text.startswith("session of "):
         text, mark = text.removeprefix("session of "), " title "

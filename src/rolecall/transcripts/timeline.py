@@ -1,4 +1,4 @@
-"""A turn as bars, one a hop: how long it waited, was handled, and of that how long the model took. Pure functions."""
+"""A turn as one bar per hop: how long it waited, was handled, and how long the model took. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from rolecall.transcripts.record import WORDS, Record, Word
 
 WAIT, HANDLING, MODEL = "·", "─", "█"
-LEGEND = f"{WAIT} waits  {HANDLING} handled  {MODEL} model"
+LEGEND = f"{WAIT} waiting  {HANDLING} handled  {MODEL} model"
 MODEL_TIME = re.compile(r"\bmodel (\d+(?:\.\d+)?) s\b")
 HOP_NUMBER = re.compile(r"hop (\d+)")
 
 
 @dataclass
 class Hop:
-    """One handling, in ms after its turn was received: waits from ``queued``, handled from ``started`` to ``ended``."""
+    """One handling: waiting since ``queued``, handled from ``started`` to ``ended``, in ms since the turn began."""
 
     number: int
     instance: str
@@ -24,9 +24,9 @@ class Hop:
     started: int
     ended: int
     word: str = ""
-    """The word that ended it; "" while it runs, TAKEN_OVER when another instance went on with it."""
+    """The log word that ended the hop; "" while it runs, TAKEN_OVER when another instance took over."""
     model: int = 0
-    """Of the handling, ms that a model took."""
+    """The part of the handling in which a model answered, in ms."""
 
     @property
     def role(self) -> str:
@@ -35,18 +35,18 @@ class Hop:
 
     @property
     def wait(self) -> int:
-        """ms in the queue."""
+        """Time in the queue in ms."""
         return self.started - self.queued
 
     @property
     def handling(self) -> int:
-        """ms in the instance's hands."""
+        """Time of the handling in ms."""
         return self.ended - self.started
 
 
 @dataclass
 class TurnTimeline:
-    """A turn's hops, in order. ``total`` is ms from its reception to its last record."""
+    """A turn and its hops in order; ``total`` is ms from the first to the last record."""
 
     turn: str
     ms: int
@@ -84,7 +84,7 @@ def bars(turn: TurnTimeline, width: int = 60) -> list[str]:
 
 
 def bar(hop: Hop, total: int, width: int) -> str:
-    """``width`` columns that stand for ``total`` ms, blank where the hop was not yet or no more."""
+    """The hop in ``width`` columns for ``total`` ms, blank before it was queued and after it ended."""
     ends = _columns((hop.queued, hop.started, hop.ended - hop.model, hop.ended), total, width)
     queued, started, model, ended = ends
     drawn = WAIT * (started - queued) + HANDLING * (model - started) + MODEL * (ended - model)
