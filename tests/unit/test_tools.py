@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from rolecall import Tool, ToolError
-from rolecall.agent.completion import INTERRUPTED, Completion
+from rolecall.agent.completion import INTERRUPTED, ModelCompletion
 from rolecall.agent.tools import MAX_CALLS, Toolbox, ToolLimits
 from rolecall.errors import ConfigError, RateLimited, Truncated
 from rolecall.models.model import Message, Request, ToolCall
@@ -280,7 +280,7 @@ class Asked:
         self.model = FakeModel(*answers)
         self.shown: list[str] = []
         self.notes: list[str] = []
-        self.completion = Completion(self.model, self.notes.append, self._show)
+        self.completion = ModelCompletion(self.model, self.notes.append, self._show)
 
     async def answer(self, *tools: Any, request: Request = REQUEST, **limits: Any) -> Any:
         return await self.completion.run(request, Toolbox(tools, ToolLimits(**limits)))

@@ -37,7 +37,7 @@ class ModelTurn:
 
 
 @dataclass
-class Completion:
+class ModelCompletion:
     """Completes one request with ``model``. ``emit`` receives the text piece by piece, ``log`` what belongs into the
     transcript; ``seconds`` is the time the model took, without the tools."""
 

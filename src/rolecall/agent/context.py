@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from rolecall.agent.attachments import Attachments, Document, in_context
-from rolecall.agent.completion import Completion, Emit, discard
+from rolecall.agent.completion import Emit, ModelCompletion, discard
 from rolecall.agent.memory import Memory, brought
 from rolecall.agent.prompts import Prompts
 from rolecall.agent.structured_output import StructuredOutput, run_structured
@@ -234,7 +234,7 @@ class Context:
         return await self._services.stats() if self._services.stats else {}
 
     async def _complete(self, model: Model, request: Request, emit: Emit, tools: Sequence[Offer] = ()) -> Answer:
-        completion = Completion(model, self.log, emit)
+        completion = ModelCompletion(model, self.log, emit)
         try:
             request = msgspec.structs.replace(request, caller=self._caller)
             return await completion.run(request, Toolbox(tools, ToolLimits.of(self._services.bus.settings)))

@@ -1,4 +1,4 @@
-"""Who is alive, and the figures behind the summary, in a server in memory."""
+"""The registry of live processes and what `rolecall stats` shows, on a server in memory."""
 
 from __future__ import annotations
 

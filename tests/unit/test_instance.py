@@ -1,0 +1,212 @@
+"""One instance: what becomes of an envelope, whatever its handler does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from rolecall import Agent, Context, Envelope, Reject, Retry, Role
+from rolecall.agent.context import AgentServices
+from rolecall.bus.bus import Bus
+from rolecall.bus.leases import Delivery
+from rolecall.bus.turn import snapshot
+from rolecall.errors import ModelUnavailable, ServerUnavailable
+from rolecall.redis import keys
+from rolecall.stats import Metrics, metric_totals
+from rolecall.testing import FakeModel
+from rolecall.worker.instance import Instance
+from rolecall.worker.roster import role_infos
+from tests.bus_steps import ask, entries, expire, finals, take_one, take_role
+from tests.waiting import wait_until
+
+Handle = Callable[[Envelope, Context], Awaitable[Any]]
+
+
+class ManagerAgent(Agent):
+    """Does what the test says."""
+
+    does: Handle
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return await self.does(envelope, ctx)  # type: ignore[no-any-return]  # whatever the test returns
+
+
+class EchoAgent(ManagerAgent):
+    """The next role."""
+
+
+ROLES = (Role(ManagerAgent), Role(EchoAgent))
+
+
+def instance_that(does: Handle, bus: Bus, **services: Any) -> Instance:
+    agent = ManagerAgent()
+    agent.does = does
+    return Instance("manager:host:1:0", "manager", agent, AgentServices(bus, role_infos(ROLES), **services))
+
+
+async def handled(does: Handle, bus: Bus, delivery: Delivery | None = None, **services: Any) -> Instance:
+    """An instance after it handled ``delivery``, by default the first of a new turn."""
+    if delivery is None:
+        await ask(bus)
+        delivery = await take_one(bus)
+    instance = instance_that(does, bus, **services)
+    instance.occupy(delivery)
+    await instance.handle()
+    return instance
+
+
+async def words(bus: Bus) -> list[str]:
+    return [entry["w"] for entry in await entries(bus, bus.shards[0].log)]
+
+
+async def reply(envelope: Envelope, ctx: Context) -> Envelope:
+    return envelope.reply("hello")
+
+
+async def test_a_reply_completes_the_turn(bus: Bus) -> None:
+    instance = await handled(reply, bus)
+    assert await finals(bus) == [("1", "final")]
+    assert (instance.handled, instance.errors, instance.free) == (1, 0, True)
+
+
+async def test_another_role_gets_the_envelope(bus: Bus) -> None:
+    async def forward(envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.via("echo")
+
+    await handled(forward, bus)
+    assert (await take_one(bus, "echo")).hop == 1
+    assert "SENT" in await words(bus)
+
+
+async def test_a_retry_defers_the_turn_and_counts_an_attempt_unless_it_is_free(bus: Bus) -> None:
+    async def retry(envelope: Envelope, ctx: Context) -> Envelope:
+        raise Retry(60, "later", free=envelope.attempt > 0)
+
+    await handled(retry, bus)
+    assert (await snapshot(bus, "a", "1")).state == "deferred"
+    assert (await words(bus))[-1] == "DEFERRED"
+    assert await finals(bus) == []
+
+
+async def test_a_model_that_stays_away_ends_the_turn_after_max_attempts(bus: Bus) -> None:
+    async def unavailable(envelope: Envelope, ctx: Context) -> Envelope:
+        raise ModelUnavailable("no answer")
+
+    await ask(bus)
+    delivery = await take_one(bus)
+    assert delivery.envelope is not None
+    last = msgspec.structs.replace(delivery.envelope, attempt=bus.settings.max_attempts - 1)
+    await handled(unavailable, bus, replace(delivery, envelope=last))
+    (letter,) = await entries(bus, bus.shards[0].dead)
+    assert letter["why"] == f"the model did not answer in {bus.settings.max_attempts} tries: no answer"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (Reject("not today"), "not today"),
+        (ValueError("a defect"), "manager failed: ValueError: a defect"),
+        (None, "manager returned NoneType, not an envelope"),
+    ],
+)
+async def test_a_failure_becomes_a_dead_letter_and_one_apology(bus: Bus, error: Exception | None, why: str) -> None:
+    async def fail(envelope: Envelope, ctx: Context) -> None:
+        if error is not None:
+            raise error
+
+    instance = await handled(fail, bus)
+    assert await finals(bus) == [("1", "error")]
+    assert [letter["why"] for letter in await entries(bus, bus.shards[0].dead)] == [why]
+    assert instance.errors == 1
+
+
+async def test_an_unavailable_server_leaves_the_envelope_to_its_lease(bus: Bus) -> None:
+    async def unavailable(envelope: Envelope, ctx: Context) -> Envelope:
+        raise ServerUnavailable("away")
+
+    await ask(bus)
+    delivery = await take_one(bus)
+    await handled(unavailable, bus, delivery)
+    assert await finals(bus) == []
+    await expire(bus, delivery)
+    assert (await take_one(bus, claim=True)).id == delivery.id
+
+
+async def test_an_envelope_delivered_too_often_is_not_handled_again(bus: Bus) -> None:
+    await ask(bus)
+    delivery = await take_one(bus)
+    for _ in range(bus.settings.max_deliveries):
+        await expire(bus, delivery)
+        (delivery,) = await take_role(bus, claim=True)
+    await handled(reply, bus, delivery)
+    (letter,) = await entries(bus, bus.shards[0].dead)
+    assert letter["why"].startswith("it was taken 3 times")
+
+
+async def test_a_cancelled_handler_says_that_its_work_is_void(bus: Bus) -> None:
+    started = asyncio.Event()
+
+    async def endless(envelope: Envelope, ctx: Context) -> Envelope:
+        started.set()
+        await asyncio.sleep(600)
+        return envelope.reply("never")
+
+    await ask(bus)
+    instance = instance_that(endless, bus)
+    instance.occupy(await take_one(bus))
+    handling = asyncio.create_task(instance.handle())
+    await started.wait()
+    instance.cancel("FENCED")
+    await handling
+    assert (instance.free, (await words(bus))[-1]) == (True, "FENCED")
+    assert await finals(bus) == []
+
+
+async def test_a_new_agent_and_new_services_count_from_the_next_envelope_on(bus: Bus) -> None:
+    models = {"manager": FakeModel(name="new@test")}
+
+    async def model(envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply(ctx.model.name)
+
+    instance = await handled(reply, bus)
+    agent = ManagerAgent()
+    agent.does = model
+    instance.deploy(agent, AgentServices(bus, role_infos(ROLES), role_models=models))
+    await ask(bus)
+    instance.occupy(await take_one(bus))
+    await instance.handle()
+    assert (await snapshot(bus, "a", "2")).final == {"kind": "final", "text": "new@test"}
+
+
+async def test_it_measures_what_it_does(bus: Bus) -> None:
+    metrics = Metrics()
+
+    async def answer(envelope: Envelope, ctx: Context) -> Envelope:
+        await ctx.ask(ctx.model, [], "hi")
+        return envelope.reply("hello")
+
+    await handled(answer, bus, meter=metrics, role_models={"manager": FakeModel(name="m@test")})
+    await metrics.flush(bus.server)
+    totals = await metric_totals(bus.server)
+    assert totals.times["model"]["manager", "m@test"].count == 1
+    assert totals.times["handling"]["manager",].count == totals.times["turn"][()].count == 1
+
+
+async def test_pieces_of_an_answer_are_published_while_it_is_made(bus: Bus) -> None:
+    async def stream(envelope: Envelope, ctx: Context) -> Envelope:
+        await ctx.emit("hel")
+        await wait_until(lambda: pieces(bus))
+        return envelope.reply("hello")
+
+    await handled(stream, bus)
+    assert await finals(bus) == [("1", "final")]
+
+
+async def pieces(bus: Bus) -> list[str]:
+    events = await entries(bus, keys.ShardKeys(0).events("a"))
+    return [event["k"] for event in events if event["k"] == "delta"]

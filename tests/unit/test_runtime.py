@@ -1,0 +1,113 @@
+"""A deployment in one process: what it refuses, counts, reloads and registers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rolecall import Agent, Context, Envelope, Role, stats
+from rolecall.config import Application
+from rolecall.errors import ConfigError
+from rolecall.redis.server import RedisServer
+from rolecall.settings import Settings
+from rolecall.worker.roster import scale
+from rolecall.worker.runtime import Runtime, process_name
+from tests.deployment import deployed
+from tests.waiting import wait_until
+
+
+class ManagerAgent(Agent):
+    """Answers with the name of its version."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("old")
+
+
+class NewManagerAgent(Agent):
+    """A later version of it, with a role of its own to send to."""
+
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.via("echo")
+
+
+class EchoAgent(Agent):
+    """Answers."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("new")
+
+
+def application(directory: Path, *roles: Role, **settings: object) -> Application:
+    return Application(directory, roles, Settings.model_validate(settings), {})
+
+
+def test_every_start_of_a_process_has_a_name_of_its_own() -> None:
+    first, second = process_name(), process_name()
+    assert first != second and first.partition("~")[0] == second.partition("~")[0]
+
+
+@pytest.mark.parametrize(
+    ("roles", "only", "why"),
+    [
+        ((Role(ManagerAgent),), ["nobody"], "role 'nobody' is not in config.py; there are manager"),
+        ((Role(ManagerAgent, models=("m@nowhere",)),), None, "role manager has no usable model: .*nowhere"),
+    ],
+)
+async def test_a_wrong_deployment_ends_before_anything_starts(
+    server: RedisServer, tmp_path: Path, roles: tuple[Role, ...], only: list[str] | None, why: str
+) -> None:
+    runtime = Runtime(application(tmp_path, *roles), server, "host:1~aaaaaa", roles=only)
+    with pytest.raises(ConfigError, match=why):
+        await runtime.run()
+    assert await stats.processes(runtime.bus) == []
+
+
+async def test_only_the_roles_that_are_asked_for_run_here(server: RedisServer, tmp_path: Path) -> None:
+    both = application(tmp_path, Role(ManagerAgent), Role(EchoAgent, 3))
+    runtime = Runtime(both, server, "host:1~aaaaaa", roles=["echo"])
+    runtime.deploy(both)
+    assert {role: len(group) for role, group in runtime.roster.instances.items()} == {"echo": 3}
+    assert set(runtime.roster.services.roles) == {"manager", "echo"}
+
+
+async def test_new_agents_and_roles_answer_from_the_next_envelope_on(tmp_path: Path) -> None:
+    async with deployed(tmp_path, [Role(ManagerAgent)]) as deployment:
+        assert (await deployment.ask("a", "hi")).text == "old"
+        running = deployment.runtime.application
+        await deployment.runtime.redeploy(replace(running, roles=(Role(NewManagerAgent), Role(EchoAgent))))
+        assert (await deployment.ask("a", "hi")).text == "new"
+        broken = replace(running, roles=(Role(ManagerAgent, models=("m@nowhere",)),))
+        with pytest.raises(ConfigError, match="m@nowhere was not configured when this process started"):
+            await deployment.runtime.redeploy(broken)
+        assert (await deployment.ask("a", "hi")).text == "new"
+
+
+async def test_a_scale_order_reaches_every_process_at_once_and_is_registered(tmp_path: Path) -> None:
+    role = Role(ManagerAgent)
+    async with deployed(tmp_path, [role], processes=2) as deployment:
+        await scale(deployment.session.bus, role, 1, 3)
+
+        async def scaled() -> bool:
+            alive = await stats.processes(deployment.session.bus)
+            return [len(state.instances) for state in alive] == [3, 3]
+
+        await wait_until(scaled)
+        assert await stats.instances_of(deployment.session.bus, "manager") == 6
+
+
+async def test_a_process_that_stops_leaves_the_registry_at_once(tmp_path: Path) -> None:
+    async with deployed(tmp_path, [Role(ManagerAgent)], processes=2) as deployment:
+        bus = deployment.session.bus
+        await wait_until(lambda: _count(deployment.runtime, 2))
+        await deployment.runtimes[1].stop()
+        assert [state.process for state in await stats.processes(bus)] == ["host:1~aaaaaa"]
+
+
+async def _count(runtime: Runtime, count: int) -> bool:
+    await asyncio.sleep(0)
+    return len(await stats.processes(runtime.bus)) == count
