@@ -15,7 +15,7 @@ from rolecall.bus.events import Wakeups
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis.embedded import EmbeddedServer
-from rolecall.redis.leader import Leader
+from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 

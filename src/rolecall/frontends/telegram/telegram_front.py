@@ -26,8 +26,7 @@ from rolecall.frontends.telegram.placeholders import Recorded
 from rolecall.frontends.telegram.progress import Live
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import WATCHDOG_SECONDS, Updates
-from rolecall.redis.leader import Leader
-from rolecall.session import Session
+from rolecall.session import Leader, Session
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
@@ -47,8 +46,7 @@ class TelegramFront:
         *, name: str = "telegram", watchdog_seconds: float = WATCHDOG_SECONDS,
     ) -> None:  # fmt: skip
         self.bot, self.session, self.wakeups, self.watchdog_seconds = bot, session, wakeups, watchdog_seconds
-        lock, seconds = session.application.state_dir / f"{name}.lock", session.bus.settings.lease_seconds
-        self.lease = Leader(session.server, name, session.bus.process, seconds=seconds, lock=lock)
+        self.lease = session.leader(name)
         self.serving: Serving | None = None
         """Set while this process leads."""
         self._tell = tell
