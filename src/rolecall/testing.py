@@ -241,6 +241,6 @@ async def _attached(
 
 async def _outcome(bus: Bus, conversation: str, turn: str, trace: tuple[str, ...]) -> Turn:
     final = (await snapshot(bus, conversation, turn)).final or {}
-    memory = Memory(bus.server, bus.shard(conversation), conversation)
+    memory = Memory(bus, conversation)
     entries = tuple((entry.role, entry.text) for entry in await memory.entries())
     return Turn(final["kind"], final.get("text", ""), final, trace, await memory.preferences(), entries)

@@ -115,11 +115,11 @@ class Stage:
 
     async def preferences(self, conversation: str) -> dict[str, str]:
         bus = self.app.session.bus
-        return await Memory(bus.server, bus.shard(conversation), conversation).preferences()
+        return await Memory(bus, conversation).preferences()
 
     async def history(self, conversation: str) -> list[tuple[str, str, str]]:
         bus = self.app.session.bus
-        found = await Memory(bus.server, bus.shard(conversation), conversation).entries()
+        found = await Memory(bus, conversation).entries()
         return [(one.role, one.text, one.mark) for one in found]
 
 

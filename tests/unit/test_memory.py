@@ -7,41 +7,43 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rolecall.agent.memory import Memory, brought
+from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Mark, Remembered, remembered
 from rolecall.models.model import Message
 from rolecall.redis.keys import ShardKeys
+from rolecall.settings import Settings
 from rolecall.testing import FakeServer
 
 SHARD = ShardKeys(0)
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[FakeServer]:
+async def bus() -> AsyncIterator[Bus]:
     server = FakeServer()
-    yield server
+    yield Bus(server, Settings(), "host:1~aaaaaa")
     await server.aclose()
 
 
-async def keep(fake: FakeServer, *turns: tuple[str, str, Mark]) -> None:
+async def keep(bus: Bus, *turns: tuple[str, str, Mark]) -> None:
     for number, (text, answer, mark) in enumerate(turns):
-        await fake.call("RPUSH", SHARD.history("a"), *remembered(text, answer, str(number), mark))
+        await bus.server.call("RPUSH", SHARD.history("a"), *remembered(text, answer, str(number), mark))
 
 
-async def test_nothing_is_remembered_of_a_new_conversation(fake: FakeServer) -> None:
-    memory = Memory(fake, SHARD, "a")
+async def test_nothing_is_remembered_of_a_new_conversation(bus: Bus) -> None:
+    memory = Memory(bus, "a")
     assert (await memory.history(), await memory.preferences()) == ([], {})
 
 
-async def test_a_history_is_what_was_said_oldest_first(fake: FakeServer) -> None:
-    await keep(fake, ("hi", "hello", ""), ("é\n", "日本", ""))
-    assert await Memory(fake, SHARD, "a").history() == [
+async def test_a_history_is_what_was_said_oldest_first(bus: Bus) -> None:
+    await keep(bus, ("hi", "hello", ""), ("é\n", "日本", ""))
+    assert await Memory(bus, "a").history() == [
         Message("user", "hi"), Message("assistant", "hello"), Message("user", "é\n"), Message("assistant", "日本"),
     ]  # fmt: skip
 
 
-async def test_a_model_sees_no_turn_that_failed_but_one_that_was_stopped(fake: FakeServer) -> None:
-    await keep(fake, ("bad", "", "error"), ("long", "so far", "stopped"))
-    memory = Memory(fake, SHARD, "a")
+async def test_a_model_sees_no_turn_that_failed_but_one_that_was_stopped(bus: Bus) -> None:
+    await keep(bus, ("bad", "", "error"), ("long", "so far", "stopped"))
+    memory = Memory(bus, "a")
     assert [message.text for message in await memory.history()] == ["long", "so far"]
     assert [(e.text, e.mark) for e in await memory.entries()] == [
         ("bad", "error"), ("long", "stopped"), ("so far", "stopped"),
@@ -51,28 +53,28 @@ async def test_a_model_sees_no_turn_that_failed_but_one_that_was_stopped(fake: F
 @pytest.mark.parametrize(
     ("limit", "texts"), [(0, []), (1, ["a2"]), (3, ["a1", "q2", "a2"]), (99, ["q1", "a1", "q2", "a2"])]
 )
-async def test_no_more_is_shown_than_the_limit(fake: FakeServer, limit: int, texts: list[str]) -> None:
-    await keep(fake, ("q1", "a1", ""), ("q2", "a2", ""))
-    assert [message.text for message in await Memory(fake, SHARD, "a", limit).history()] == texts
+async def test_no_more_is_shown_than_the_limit(bus: Bus, limit: int, texts: list[str]) -> None:
+    await keep(bus, ("q1", "a1", ""), ("q2", "a2", ""))
+    assert [message.text for message in await Memory(bus, "a", limit).history()] == texts
 
 
-async def test_conversations_do_not_read_each_other(fake: FakeServer) -> None:
-    await keep(fake, ("secret", "", ""))
-    assert await Memory(fake, SHARD, "a:1").history() == []
+async def test_conversations_do_not_read_each_other(bus: Bus) -> None:
+    await keep(bus, ("secret", "", ""))
+    assert await Memory(bus, "a:1").history() == []
 
 
-async def test_a_preference_is_seen_at_once_and_kept_only_when_the_handling_settles(fake: FakeServer) -> None:
-    await fake.call("HSET", SHARD.preferences("a"), "lang", "en", "model", "m@test")
-    memory = Memory(fake, SHARD, "a")
+async def test_a_preference_is_seen_at_once_and_kept_only_when_the_handling_settles(bus: Bus) -> None:
+    await bus.server.call("HSET", SHARD.preferences("a"), "lang", "en", "model", "m@test")
+    memory = Memory(bus, "a")
     memory.prefer(lang="de", model="")
     assert await memory.preferences() == {"lang": "de"}
-    assert await Memory(fake, SHARD, "a").preferences() == {"lang": "en", "model": "m@test"}
+    assert await Memory(bus, "a").preferences() == {"lang": "en", "model": "m@test"}
     assert memory.changes == {"lang": "de", "model": ""}
 
 
-async def test_forgetting_is_noted_and_done_when_the_turn_completes(fake: FakeServer) -> None:
-    await keep(fake, ("hi", "hello", ""))
-    memory = Memory(fake, SHARD, "a")
+async def test_forgetting_is_noted_and_done_when_the_turn_completes(bus: Bus) -> None:
+    await keep(bus, ("hi", "hello", ""))
+    memory = Memory(bus, "a")
     memory.forget()
     assert memory.forgotten
     assert len(await memory.history()) == 2
@@ -83,16 +85,20 @@ def test_an_answer_that_is_empty_is_not_remembered() -> None:
     assert Remembered("user", "hi").mark == ""
 
 
-async def test_messages_that_came_along_stand_for_the_remembered_ones(fake: FakeServer) -> None:
-    await keep(fake, ("hi", "hello", ""))
+async def test_messages_that_came_along_stand_for_the_remembered_ones(bus: Bus) -> None:
+    await keep(bus, ("hi", "hello", ""))
     came = brought({"history": [{"role": "system", "text": "be brief"}, {"role": "user", "text": "one"}]})
-    assert await Memory(fake, SHARD, "a", brought=came).history() == list(came)
+    assert await Memory(bus, "a", brought=came).history() == list(came)
 
 
-async def test_what_the_system_said_alone_stands_before_the_remembered_ones(fake: FakeServer) -> None:
-    await keep(fake, ("hi", "hello", ""))
+async def test_what_the_system_said_alone_stands_before_the_remembered_ones(bus: Bus) -> None:
+    await keep(bus, ("hi", "hello", ""))
     came = brought({"history": [{"role": "system", "text": "be brief"}]})
-    assert [m.text for m in await Memory(fake, SHARD, "a", brought=came).history()] == ["be brief", "hi", "hello"]
+    assert [m.text for m in await Memory(bus, "a", brought=came).history()] == [
+        "be brief",
+        "hi",
+        "hello",
+    ]
 
 
 @pytest.mark.parametrize("history", [None, "x", 7, [7], [{"role": "nobody", "text": "x"}], [{"text": "x"}]])

@@ -36,7 +36,7 @@ async def test_a_notice_is_told_remembered_and_logged_once(bus: Bus) -> None:
     assert [await tell(bus), await tell(bus), await tell(bus, "other")] == ["OK", "DUP", "CONFLICT"]
     (entry,) = await entries(bus, bus.shards[0].outbox("telegram"))
     assert (entry["c"], entry["t"], msgspec.json.decode(entry["e"])) == ("a", "", {"text": "ready", "kind": "notice"})
-    assert [m.text for m in await Memory(bus.server, bus.shards[0], "a").entries()] == ["ready"]
+    assert [m.text for m in await Memory(bus, "a").entries()] == ["ready"]
     log = [(e["t"], e["i"], e["w"], e["x"]) for e in await entries(bus, bus.shards[0].log)]
     assert log == [("", "t:h:1:0", "NOTE", "session of a title -"), ("", "t:h:1:0", "NOTE", 'notice: "ready"')]
     assert await turns_in_flight(bus, bus.shards[0]) == 0
@@ -69,7 +69,7 @@ async def test_a_notice_leaves_turns_alone_and_is_forgotten_with_its_conversatio
 
 async def test_a_notice_need_not_be_remembered_and_its_key_meets_no_message(bus: Bus) -> None:
     assert await tell(bus, remember=False) == "OK"
-    assert await Memory(bus.server, bus.shards[0], "a").entries() == []
+    assert await Memory(bus, "a").entries() == []
     assert (await ask(bus, idempotency="k")).outcome == "RUN"
 
 

@@ -19,7 +19,7 @@ async def test_a_preference_is_set_noted_and_taken_back(bus: Bus) -> None:
     shard = bus.shards[0]
     await ask(bus)
     assert [await prefer(bus, "a", "model", "x@y", instance="t:h:1:0") for _ in range(2)] == [True, False]
-    assert await Memory(bus.server, shard, "a").preferences() == {"model": "x@y"}
+    assert await Memory(bus, "a").preferences() == {"model": "x@y"}
     assert await prefer(bus, "a", "model", "") and not await prefer(bus, "a", "model", "")
     assert await hash_of(bus, shard.preferences("a")) == {}
     notes = [entry["x"] for entry in await entries(bus, shard.log) if entry["w"] == "NOTE" and " is " in entry["x"]]
@@ -61,11 +61,11 @@ async def test_a_turn_can_be_taken_out_of_the_history_and_out_of_sight(bus: Bus)
     for turn in ("1", "2"):
         await ask(bus, text=turn)
         await answer(bus, await take_one(bus), history=remembered(f"q{turn}", f"a{turn}", turn))
-    memory = Memory(bus.server, bus.shards[0], "a", without="2")
+    memory = Memory(bus, "a", without="2")
     assert [message.text for message in await memory.history()] == ["q1", "a1"]
     for _ in range(2):
         await Questions(bus).forget("a", "1")
-    assert [one.text for one in await Memory(bus.server, bus.shards[0], "a").entries()] == ["q2", "a2"]
+    assert [one.text for one in await Memory(bus, "a").entries()] == ["q2", "a2"]
 
 
 # ── an answer in the making ─────────────────────────────────────────────────────────────────────

@@ -100,7 +100,7 @@ class Context:
         self.models = services.models
         """Every model of the deployment, by name."""
         self.memory = Memory(
-            bus.server, bus.shards[delivery.shard], conversation, bus.settings.assistant_history_limit,
+            bus, conversation, bus.settings.assistant_history_limit,
             without=str(envelope.meta.get("again", "")), brought=brought(envelope.payload),
         )  # fmt: skip
         """The conversation's history and preferences."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from rolecall.bus.conversation import Remembered
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import Remembered, history, preferences_of
 from rolecall.models.model import Message
-from rolecall.redis.keys import ShardKeys
-from rolecall.redis.server import Server, text_map
-
-_decoder = msgspec.json.Decoder(Remembered)
 
 
 @dataclass
@@ -21,8 +18,7 @@ class Memory:
     """One conversation's memory as a handler sees it. Changes are applied when the handler settles, so a repeated
     handling applies them once."""
 
-    server: Server
-    keys: ShardKeys
+    bus: Bus
     conversation: str
     limit: int = 20
     without: str = ""
@@ -35,10 +31,8 @@ class Memory:
 
     async def entries(self) -> list[Remembered]:
         """The remembered messages, oldest first, at most ``limit``, with their marks."""
-        if self.limit == 0:
-            return []
-        raw: Sequence[bytes] = await self.server.fetch("LRANGE", self.keys.history(self.conversation), -self.limit, -1)
-        return [entry for entry in map(_decoder.decode, raw) if not self.without or entry.turn != self.without]
+        entries = await history(self.bus, self.conversation, self.limit)
+        return [entry for entry in entries if not self.without or entry.turn != self.without]
 
     async def history(self) -> list[Message]:
         """The messages so far, for a model: failed turns are left out."""
@@ -49,8 +43,7 @@ class Memory:
 
     async def preferences(self) -> dict[str, str]:
         """The conversation's preferences, including those set in this handling."""
-        flat: Sequence[bytes] = await self.server.fetch("HGETALL", self.keys.preferences(self.conversation))
-        stored = text_map(flat)
+        stored = await preferences_of(self.bus, self.conversation)
         return {name: value for name, value in {**stored, **self.changes}.items() if value}
 
     def prefer(self, **changes: str) -> None:

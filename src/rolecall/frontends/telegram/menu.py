@@ -19,11 +19,10 @@ from telegram import (
 )
 from telegram.error import BadRequest, Forbidden, TelegramError
 
-from rolecall.agent.memory import Memory
 from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
-from rolecall.bus.conversation import notify
+from rolecall.bus.conversation import notify, preferences_of
 from rolecall.bus.members import Member, Rank
 from rolecall.frontends.telegram.access import Access, Standing
 from rolecall.frontends.telegram.bot import Wait, explain
@@ -128,7 +127,7 @@ class Commands:
     async def _whoami(self, incoming: Incoming, standing: Standing) -> Told:
         language, conversation = incoming.language, incoming.address.conversation
         rank = say(language, f"rank_{standing.rank}")
-        stored = await Memory(self.bus.server, self.bus.shard(conversation), conversation).preferences()
+        stored = await preferences_of(self.bus, conversation)
         choices = ", ".join(f"/{name} {stored[name]}" for name in ("lang", "model", "role", "queue") if name in stored)
         tokens = (await self._tokens([incoming.user]))[incoming.user]
         lines = [

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
-from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import preferences_of
 from rolecall.config import Application
 from rolecall.frontends.texts import say
 
@@ -65,7 +65,7 @@ async def menu(bus: Bus, conversation: str, picker: str, choices: Choices, langu
     values = choices.of_picker(picker)
     if not values:
         return Told(say(language, "nothing_to_choose"))
-    stored = await Memory(bus.server, bus.shard(conversation), conversation).preferences()
+    stored = await preferences_of(bus, conversation)
     otherwise = bus.settings.while_busy if picker == "queue" else ""
     return Told(say(language, f"choose_{picker}"), _keyboard(picker, values, stored.get(picker, otherwise), language))
 
