@@ -83,3 +83,12 @@ class BackgroundTasks:
         repeated = isinstance(error, ServerUnavailable) and self._unavailable
         self._unavailable = self._unavailable or isinstance(error, ServerUnavailable)
         logger.log(logging.DEBUG if repeated else logging.INFO, "%s: %s", name, error)
+
+
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel ``tasks`` until they have ended. On Python 3.11, wait_for, which redis-py sends with, may swallow a
+    cancel."""
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=0.2)

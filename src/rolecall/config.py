@@ -24,10 +24,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.mcp import ToolServer
+from rolecall.agent.policies import Policy, all_policies
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
+from rolecall.models.registry import PROVIDERS, Providers, all_providers
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms
@@ -38,7 +40,7 @@ MAX_INSTANCES = 1024
 logger = logging.getLogger(__name__)
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
-OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers"})
+OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers", "providers", "frontends", "policies"})
 """What Config has and Settings has not."""
 PROVIDER_ALIASES = {"google": "gemini"}
 
@@ -74,6 +76,12 @@ class Config(Settings):
     tools: tuple[Any, ...] = ()
     tool_servers: dict[str, ToolServer] = Field(default_factory=dict)
     servers: Servers = Field(default_factory=dict)
+    providers: dict[str, Any] = Field(default_factory=dict)
+    """Providers of models besides the built-in ones: classes or ``"module:Class"``, by the name behind the ``@``."""
+    frontends: tuple[Any, ...] = ()
+    """Front end classes to run in ``rolecall up``; see frontends/front.py."""
+    policies: tuple[Any, ...] = ()
+    """Functions that wrap every handler, inside the built-in policies; see agent/policies.py."""
 
 
 class _Environment(Settings, BaseSettings):
@@ -108,6 +116,9 @@ class Application:
     tool_servers: Mapping[str, ToolServer] = field(default_factory=dict)
     servers: Mapping[str, tuple[ModelAt, ...]] = field(default_factory=dict)
     commands: Mapping[str, ModelCommand] = field(default_factory=dict)
+    providers: Providers = field(default_factory=lambda: dict(PROVIDERS))
+    frontends: tuple[Any, ...] = ()
+    policies: tuple[Policy, ...] = ()
 
     def role(self, name: str) -> Role | None:
         """The role of that name, if this deployment has it."""
@@ -181,8 +192,11 @@ def resolve(config: Config, directory: Path) -> Application:
     _check_roles(roles, settings)
     servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
     tools = Toolbox(config.tools, ToolLimits.of(settings))
-    more = (_terms(config.terms), tools, servers, _servers(config.servers, environ), _commands(config.servers))
-    return Application(directory, roles, settings, _sources(directory, config), *more)
+    return Application(
+        directory, roles, settings, _sources(directory, config), _terms(config.terms), tools, servers,
+        _servers(config.servers, environ), _commands(config.servers), all_providers(config.providers), config.frontends,
+        all_policies(config.policies),
+    )  # fmt: skip
 
 
 def standalone(url: str, given: str | os.PathLike[str] | None = None) -> Application:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from rolecall.background import cancel_and_wait
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application, runtime_directory
@@ -48,9 +49,7 @@ class Session:
         try:
             yield wakeups
         finally:
-            while not task.done():  # on Python 3.11 wait_for, which redis-py sends with, may swallow a cancel once
-                task.cancel()
-                await asyncio.wait([task], timeout=0.2)
+            await cancel_and_wait(task)
             await wakeups.aclose()
 
 
@@ -62,7 +61,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
     cannot be reached or is too old, ConfigError when the bus there was created with other settings.
     """
     settings = application.settings
-    _check_connections(settings)
+    _check_connections(settings, len(application.frontends))
     async with _address(application, start) as (url, embedded):
         server = RedisServer(url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout)
         try:
@@ -90,14 +89,16 @@ def configured_url(settings: Settings) -> str | None:
     return f"redis://{login}{host}:{settings.redis_port}/{settings.redis_db}"
 
 
-def connections_needed(settings: Settings) -> int:
-    """The most connections that one process opens: for commands, pub/sub and the scribe, a blocking one per shard, and
-    with Telegram one to follow turns and one for its outbox."""
-    return 3 + settings.shards + 2 * (settings.telegram_bot_token is not None)
+def connections_needed(settings: Settings, front_ends: int = 0) -> int:
+    """The most connections that one process opens: for commands, pub/sub and the scribe, a blocking one per shard, one
+    for the outbox of each front end, and one to follow turns if there is any. ``front_ends`` counts those that the
+    application adds to Telegram."""
+    front_ends += settings.telegram_bot_token is not None
+    return 3 + settings.shards + front_ends + (front_ends > 0)
 
 
-def _check_connections(settings: Settings) -> None:
-    if (need := connections_needed(settings)) > settings.redis_max_connections:
+def _check_connections(settings: Settings, front_ends: int) -> None:
+    if (need := connections_needed(settings, front_ends)) > settings.redis_max_connections:
         raise ConfigError(
             f"REDIS_MAX_CONNECTIONS={settings.redis_max_connections} is too low: a process opens up to {need} "
             f"connections when SHARDS={settings.shards}"

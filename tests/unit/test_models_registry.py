@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from rolecall import version
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.models.fallback import Fallback
+from rolecall.models.providers.echo import EchoModel
 from rolecall.models.providers.local import LocalModel
 from rolecall.models.providers.openai import OpenAIModel
-from rolecall.models.registry import open_model, open_models, provider_problems, warm
+from rolecall.models.registry import all_providers, open_model, provider_problems, warm
 from rolecall.settings import Settings
 
 HERE = Path()
@@ -69,16 +72,44 @@ def test_a_name_may_hold_signs_that_providers_use() -> None:
     assert model.name == "org/model:8b@v2@test"
 
 
-def test_several_names_are_one_model_in_that_order() -> None:
-    model = open_models(("a@test", "b@test"), Settings(), HERE)
-    assert isinstance(model, Fallback)
-    assert [part.name for part in model.models] == ["a@test", "b@test"]
-    assert open_models(("a@test",), Settings(), HERE).name == "a@test"
+class AcmeModel(EchoModel):
+    """A provider of the application's own."""
 
 
-def test_no_name_is_a_problem_of_the_configuration() -> None:
-    with pytest.raises(ConfigError, match="GEN_MODEL"):
-        open_models((), Settings(), HERE)
+def test_an_application_adds_a_provider_as_a_class_or_by_its_import_path() -> None:
+    own = {"acme": AcmeModel, "path": "tests.unit.test_models_registry:AcmeModel"}
+    providers = all_providers(own)
+    assert isinstance(open_model("m@acme", Settings(), HERE, providers=providers), AcmeModel)
+    assert open_model("m@path", Settings(), HERE, providers=providers).name.startswith("m@")
+    assert "openai" in providers
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"openai": AcmeModel}, "provider 'openai' of config.py is invalid: expected a new name"),
+        ({"Acme!": AcmeModel}, "provider 'Acme!' of config.py is invalid: expected a new name"),
+        ({"acme": 7}, "provider 'acme' is invalid: expected a class with a classmethod open"),
+        ({"acme": "nothing"}, "provider 'acme' is invalid: expected a class"),
+    ],
+)
+def test_a_wrong_provider_is_one_clear_line(own: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        all_providers(own)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_provider_that_cannot_be_imported_is_named_when_its_model_is_opened() -> None:
+    with pytest.raises(ConfigError, match="provider 'acme' cannot be loaded: ModuleNotFoundError"):
+        open_model("m@acme", Settings(), HERE, providers=all_providers({"acme": "not_there:Model"}))
+
+
+def test_a_package_with_a_broken_entry_point_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("acme", "not_there:Model", "rolecall.providers")
+    monkeypatch.setattr(version, "entry_points", lambda group: [broken])
+    with pytest.raises(ConfigError, match=r"^provider 'acme' of package not_there cannot be loaded: ModuleNotFound"):
+        all_providers({})
 
 
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,4 +124,4 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_warming_a_model_that_lives_elsewhere_is_nothing() -> None:
-    await warm(open_models(("a@test", "b@test"), Settings(), HERE))
+    await warm(Fallback([open_model(name, Settings(), HERE) for name in ("a@test", "b@test")]))

@@ -14,7 +14,7 @@ import pytest
 from rolecall.bus import outbox as outbox_module
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import notify
-from rolecall.bus.outbox import CONSUMER, Entry, Outbox
+from rolecall.bus.outbox import CONSUMER, Outbox, OutboxEntry
 from rolecall.bus.turn import Records
 from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import Leader
@@ -35,7 +35,7 @@ class Outside:
     failures: dict[str, int] = field(default_factory=dict)
     acknowledges: bool = True
 
-    async def deliver(self, entry: Entry) -> bool:
+    async def deliver(self, entry: OutboxEntry) -> bool:
         while entry.conversation in self.stalled:
             await asyncio.sleep(0.005)
         if self.failures.get(entry.conversation, 0) > 0:
@@ -161,7 +161,7 @@ async def test_an_entry_is_said_to_be_delivered_once(bus: Bus, server: RedisServ
         await tell(bus, "a", "1")
         await wait_until(lambda: outside.got)
     ((raw_id, _),) = await server.call("XRANGE", bus.shards[0].outbox("front"), "-", "+")
-    entry = Entry(0, raw_id.decode(), "a", "", {})
+    entry = OutboxEntry(0, raw_id.decode(), "a", "", {})
     said = await asyncio.gather(*(outside.outbox.delivered(entry, _line()) for _ in range(5)))
     assert sorted(said) == [False] * 4 + [True]
     assert [e["w"] for e in await entries(bus, bus.shards[0].log)].count("DELIVERED") == 1

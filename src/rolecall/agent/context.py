@@ -77,6 +77,8 @@ class AgentServices:
     waits: Callable[[str, str], Awaitable[None]] | None = None
     """Told the model and the conversation when a turn is deferred until that model is back."""
     meter: Meter = field(default_factory=NoMeter)
+    policies: tuple[Any, ...] = ()
+    """Policies of the application and of installed packages; see agent/policies.py."""
 
 
 class Context:

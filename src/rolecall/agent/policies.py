@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from rolecall.agent.context import AgentServices, Context
@@ -27,6 +27,7 @@ from rolecall.errors import (
     TurnTimeout,
     UnknownRole,
 )
+from rolecall.version import plugins
 
 Handler = Callable[[Envelope, Context], Awaitable[Envelope]]
 BACK_OFF = (1.0, 5.0, 15.0, 45.0, 120.0)
@@ -42,14 +43,17 @@ class Rules:
     hop_limit: int
     timeout: float
     attempts: int = 8
+    policies: tuple[Policy, ...] = ()
+    """Those of the application and of installed packages, applied inside the built-in ones."""
 
     @classmethod
     def of(cls, role: str, services: AgentServices) -> Rules:
         """The limits of ``role`` in a deployment."""
         settings = services.bus.settings
         return cls(
-            role, frozenset(services.roles), settings.hop_limit, settings.assistant_timeout, settings.max_attempts
-        )
+            role, frozenset(services.roles), settings.hop_limit, settings.assistant_timeout, settings.max_attempts,
+            services.policies,
+        )  # fmt: skip
 
 
 Policy = Callable[[Handler, Rules], Handler]
@@ -116,11 +120,21 @@ def timeout(handler: Handler, rules: Rules) -> Handler:
 POLICIES: tuple[Policy, ...] = (limits, back_off, timeout)
 
 
-def wrapped(handler: Handler, rules: Rules, policies: tuple[Policy, ...] = POLICIES) -> Handler:
-    """``handler`` wrapped in all of ``policies``."""
-    for policy in reversed(policies):
+def wrapped(handler: Handler, rules: Rules) -> Handler:
+    """``handler`` wrapped in POLICIES and, inside these, in those of ``rules``."""
+    for policy in reversed((*POLICIES, *rules.policies)):
         handler = policy(handler, rules)
     return handler
+
+
+def all_policies(own: Sequence[object]) -> tuple[Policy, ...]:
+    """The policies of installed packages (entry points ``rolecall.policies``), then the application's ``own``. Raises
+    ConfigError for one that is not a function."""
+    found = [*plugins("rolecall.policies", "policy").values(), *own]
+    for policy in found:
+        if not callable(policy):
+            raise ConfigError(f"policy {policy!r} is invalid: expected a function of a handler and its rules")
+    return tuple(found)
 
 
 def _check_result(result: object, rules: Rules) -> None:

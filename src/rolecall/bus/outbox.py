@@ -43,7 +43,7 @@ WHOLE = "0"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutboxEntry:
     """What is to be delivered: the final event of ``turn``, or a notice, which has no turn. ``payload`` is the event
     with its ``kind`` and ``text``, None while it is not in memory."""
 
@@ -64,7 +64,7 @@ class Entry:
         return int(self.id.partition("-")[0])
 
 
-Deliver = Callable[[Entry], Awaitable[bool]]
+Deliver = Callable[[OutboxEntry], Awaitable[bool]]
 """Delivers an entry and says so by Outbox.delivered; False when it may not, as it is not this process's to do."""
 
 
@@ -82,7 +82,7 @@ class Outbox:
         self._server = server
         self._streams = {shard.outbox(front): shard.number for shard in bus.shards}
         self._reader: BlockingReader | None = None
-        self._queues: dict[str, deque[Entry]] = {}
+        self._queues: dict[str, deque[OutboxEntry]] = {}
         self._workers = BackgroundTasks()
         self._loaded = 0
         self._known = 0
@@ -107,7 +107,7 @@ class Outbox:
             if self._reader is not None:
                 await self._reader.aclose()
 
-    async def delivered(self, entry: Entry, records: Records, received: int = 0) -> bool:
+    async def delivered(self, entry: OutboxEntry, records: Records, received: int = 0) -> bool:
         """Say, once, that ``entry`` is delivered, or never will be; ``records`` go into the transcript with it.
         ``received`` is when its turn was received, in ms, if that is known. False when it was said before."""
         shard = self.bus.shards[entry.shard]
@@ -176,21 +176,21 @@ class Outbox:
         await self.bus.server.call("XACK", stream, GROUP, entry_id)
         await self.bus.server.call("XDEL", stream, entry_id)
 
-    def _queue(self, entry: Entry) -> None:
+    def _queue(self, entry: OutboxEntry) -> None:
         queue = self._queues.get(entry.conversation)
         if queue is None:
             queue = self._queues[entry.conversation] = deque()
             self._workers.start(self._work(entry.conversation, queue), "rolecall outbox worker")
         self._known += 1
         if len(queue) >= CONVERSATION_AHEAD or self._loaded >= AHEAD:
-            queue.append(Entry(entry.shard, entry.id, entry.conversation, entry.turn))
+            queue.append(OutboxEntry(entry.shard, entry.id, entry.conversation, entry.turn))
         else:
             self._loaded += 1
             queue.append(entry)
 
     # Delivering
 
-    async def _work(self, conversation: str, queue: deque[Entry]) -> None:
+    async def _work(self, conversation: str, queue: deque[OutboxEntry]) -> None:
         """Deliver what is queued of one conversation."""
         try:
             while queue and await self._insist(queue[0]):
@@ -201,7 +201,7 @@ class Outbox:
             if self._queues.get(conversation) is queue:
                 del self._queues[conversation]
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: OutboxEntry) -> None:
         self._known -= 1
         self._loaded -= entry.payload is not None
         self._room.set()
@@ -211,7 +211,7 @@ class Outbox:
         self._lapsed = self._lapsed or not self.holding()
         return not self._lapsed
 
-    async def _insist(self, entry: Entry) -> bool:
+    async def _insist(self, entry: OutboxEntry) -> bool:
         """Deliver it, as often as it takes; False when that is this process's to do no more. What fails for another
         reason than the server being away has a few tries: nothing may hold up a conversation for ever."""
         failures = 0
@@ -231,12 +231,12 @@ class Outbox:
             await asyncio.sleep(min(0.2 * 2**failures, LONGEST_WAIT))
         return False
 
-    async def _give_up(self, entry: Entry, error: Exception) -> None:
+    async def _give_up(self, entry: OutboxEntry, error: Exception) -> None:
         records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
         records.add("ERROR", f"not delivered: {type(error).__name__}: {error}")
         await self.delivered(entry, records)
 
-    async def _load(self, entry: Entry) -> Entry | None:
+    async def _load(self, entry: OutboxEntry) -> OutboxEntry | None:
         stream = self.bus.shards[entry.shard].outbox(self.front)
         for raw_id, flat in await self.bus.server.fetch("XRANGE", stream, entry.id, entry.id):
             return _entry(entry.shard, raw_id.decode(), flat)
@@ -247,12 +247,12 @@ class Outbox:
         await self._workers.drain(LEAVING_SECONDS)
 
 
-def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> Entry | None:
+def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEntry | None:
     """The entry, None when it has no fields any more or cannot be read."""
     fields = field_map(flat)
     try:
         payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
-        return Entry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
+        return OutboxEntry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
     except (KeyError, ValueError, msgspec.MsgspecError) as error:
         if fields:
             logger.error("outbox entry %s cannot be read and is left out: %s", entry_id, error)

@@ -215,7 +215,7 @@ def _opened(application: Application, name: str, serving: Serving | None) -> Mod
         return unbalanced(name, places, application.settings)
     if command := application.commands.get(name):
         return commanded(name, command, application.settings, serving)
-    return open_model(name, application.settings, application.state_dir, serving)
+    return open_model(name, application.settings, application.state_dir, serving, application.providers)
 
 
 def still_to_fetch(name: str) -> int | None:

@@ -207,7 +207,7 @@ async def _check_use(session: Session, name: str) -> None:
 def _opened(application: Application, name: str, serving: Serving) -> Model:
     if command := application.commands.get(name):
         return commanded(name, command, application.settings, serving)
-    return open_model(name, application.settings, application.state_dir, serving)
+    return open_model(name, application.settings, application.state_dir, serving, application.providers)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import work
 from rolecall.config import load
 from rolecall.errors import MissingExtra, RolecallError
+from rolecall.frontends import front
 from rolecall.models.model import Model
 from rolecall.models.registry import warm
 from rolecall.session import Session, open_session
@@ -44,6 +45,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         telegram.beside(session, lambda line: telegram.say(console, line)),
         _running(session, None, dev=dev, scribe=True) as runtime,
         http.beside(session, runtime, application.tz),
+        front.serving(session, runtime.wakeups),
     ):
         show_welcome(console, session, runtime)
         await _until_stopped(session, runtime, console, wanted, interactive)

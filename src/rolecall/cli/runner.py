@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from pydantic import SecretStr
 
+from rolecall.background import cancel_and_wait
 from rolecall.bus.leases import WHO
 from rolecall.settings import Settings
 
@@ -88,13 +89,6 @@ async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel:
     if cancel:
         await cancel_and_wait(work)
     return None if not work.done() or work.cancelled() else work.result()
-
-
-async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancel ``task`` until it has ended: on Python 3.11 wait_for, which redis-py sends with, may swallow it once."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.2)
 
 
 def log_to_stderr(settings: Settings) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rolecall import stats
+from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import Admission, Mode, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.commands import find_command
-from rolecall.bus.envelope import Envelope, short_turn_id
+from rolecall.bus.envelope import ROLE_NAME, Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import FIRST_ROLE, Records, note
-from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
+from rolecall.config import Application
+from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
 from rolecall.session import Session
 from rolecall.stats import ProcessState
-from rolecall.version import __version__
+from rolecall.version import __version__, plugins
 
 REFUSALS = {
     "FULL": "I am still busy with your earlier messages; this one was not taken. Try again when one is answered.",
@@ -29,6 +33,8 @@ REFUSALS = {
     "CONFLICT": "This was sent before with another text; it was not taken.",
 }
 logger = logging.getLogger(__name__)
+BUILT_IN = ("telegram", "http", "terminal", "program")
+DRAIN_SECONDS = 5.0
 LEAVING_SECONDS = 3.0
 """How long an end waits for a server that is away."""
 
@@ -63,6 +69,128 @@ class Received:
     def short_id(self) -> str:
         """The turn as ``rolecall logs`` opens it."""
         return short_turn_id(self.conversation, self.turn)
+
+
+class FrontEnd(Protocol):
+    """Where users are: receives their messages and delivers the answers.
+
+    A class that an application lists in ``Config(frontends=…)``, or a package under the entry point group
+    ``rolecall.frontends``, is called with its ``Front``. ``serve`` runs it: of all processes with a front end of this
+    name one runs at a time, the others stand by. It keeps no state that a restart may lose: messages are handed over
+    with an idempotency key, and answers wait in the outbox until they are delivered.
+    """
+
+    name: str
+    """The first part of the conversations it starts (``discord:42``), and the name of its outbox: a-z 0-9 _ -."""
+
+    async def run(self) -> None:
+        """Receive messages and hand each to ``Front.receive`` without waiting for its answer, until drained or
+        cancelled."""
+        ...
+
+    async def deliver(self, entry: OutboxEntry) -> None:
+        """Deliver one answer, apology or notice. Entries of a conversation come one after the other, conversations side
+        by side. Called again with the same entry after OSError (the network; as often as it takes), after any other
+        exception (five times), and after a crash before the entry was acknowledged."""
+        ...
+
+    async def drain(self) -> None:
+        """Stop receiving; what is being delivered is finished afterwards."""
+        ...
+
+
+MakeFrontEnd = Callable[["Front"], FrontEnd]
+
+
+def front_ends(application: Application) -> dict[str, MakeFrontEnd]:
+    """The front ends of installed packages and of the application, by name. Raises ConfigError, in one line, for one
+    that is not a FrontEnd or a name that is used twice."""
+    found: dict[str, MakeFrontEnd] = {}
+    given = [*plugins("rolecall.frontends", "front end").values(), *application.frontends]
+    for kind in given:
+        where = f"{getattr(kind, '__module__', '?')}.{getattr(kind, '__qualname__', repr(kind))}"
+        name = getattr(kind, "name", None)
+        if not isinstance(name, str) or not ROLE_NAME.fullmatch(name) or name in BUILT_IN:
+            expected = "expected a class attribute `name` of a-z 0-9 _ -, not telegram, http or terminal"
+            raise ConfigError(f"front end {where} is invalid: its name is {name!r}; {expected}")
+        for method, call in (("run", "run()"), ("deliver", "deliver(entry)"), ("drain", "drain()")):
+            if not inspect.iscoroutinefunction(getattr(kind, method, None)):
+                raise ConfigError(f"front end {name!r} ({where}) is invalid: expected an async method {call}")
+        if name in found:
+            raise ConfigError(f"front end {name!r} is configured twice; each name is used once")
+        found[name] = kind
+    return found
+
+
+@asynccontextmanager
+async def serving(session: Session, wakeups: Wakeups) -> AsyncIterator[None]:
+    """The application's front ends at work in this process until the block is left; then they drain. Raises ConfigError
+    for one that is invalid."""
+    made = front_ends(session.application)
+    tasks = [
+        asyncio.create_task(serve(make, name, session, wakeups), name=f"rolecall front end {name}")
+        for name, make in made.items()
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def serve(make: MakeFrontEnd, name: str, session: Session, wakeups: Wakeups) -> None:
+    """Run a front end in this process whenever it leads, until cancelled: then it drains, and what is ready is
+    delivered for at most DRAIN_SECONDS."""
+    leader = session.leader(name)
+    front = Front(session.bus, wakeups, name, outbox=True)
+    outbox = Outbox(session.bus, session.server, name, holding=lambda: leader.held)
+    electing = asyncio.create_task(leader.run(), name=f"rolecall leader {name}")
+    try:
+        while True:
+            await leader.wait()
+            losing = asyncio.create_task(leader.wait(held=False), name=f"rolecall leader {name} lost")
+            await _lead(make(front), front, outbox, losing)
+    finally:
+        await cancel_and_wait(electing)
+
+
+async def _lead(front_end: FrontEnd, front: Front, outbox: Outbox, losing: asyncio.Task[None]) -> None:
+    async def deliver(entry: OutboxEntry) -> bool:
+        if not outbox.holding():
+            return False
+        await front_end.deliver(entry)
+        records = Records(front.instance)
+        if entry.turn:
+            records.add("DELIVERED", "")
+        await outbox.delivered(entry, records)
+        return True
+
+    receiving = asyncio.create_task(_receive(front_end), name=f"rolecall front end {front.name}")
+    delivering = asyncio.create_task(outbox.run(deliver), name=f"rolecall outbox {front.name}")
+    try:
+        await asyncio.wait([delivering, losing], return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await front_end.drain()
+        await asyncio.wait([receiving], timeout=DRAIN_SECONDS)
+        with suppress(ServerError, TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while await outbox.waiting():
+                    await asyncio.sleep(0.05)
+        raise
+    finally:
+        await cancel_and_wait(receiving, losing, delivering)
+
+
+async def _receive(front_end: FrontEnd) -> None:
+    pause = 1.0
+    while True:
+        try:
+            return await front_end.run()
+        except Exception:  # the boundary: a front end's fault must not leave its users alone for good
+            logger.exception("front end %s failed; it starts again in %g s", front_end.name, pause)
+            await asyncio.sleep(pause)
+            pause = min(30.0, pause * 2)
 
 
 @dataclass

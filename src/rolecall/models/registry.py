@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Protocol, cast
 
 from rolecall.errors import ConfigError
 from rolecall.models.fallback import Fallback
@@ -15,19 +16,33 @@ from rolecall.models.model import Delta, Message, Model, Request
 from rolecall.models.stream import closing
 from rolecall.serving.launcher import Serving
 from rolecall.settings import Settings
+from rolecall.version import plugins
 
 Progress = Callable[[int, int | None], None]
 PROBE_SECONDS = 30
+PROVIDER_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+class Adapter(Protocol):
+    """The class of a provider's models."""
+
+    @classmethod
+    def open(cls, model: str, settings: Settings, state_dir: Path) -> Model:
+        """The model ``model``, without connecting yet. Raises ConfigError for what would make every call fail."""
+        ...
 
 
 @dataclass(frozen=True)
 class Provider:
-    """Where the class is that speaks to a provider (its ``open`` takes model, settings, state_dir), and the
-    extra it needs. Imported when the first model of the provider is opened."""
+    """Where the adapter of a provider is and the extra it needs. Imported when its first model is opened."""
 
     module: str
     cls: str
-    extra: str | None
+    extra: str | None = None
+
+    def adapter(self) -> type[Adapter]:
+        """Import the adapter."""
+        return cast("type[Adapter]", getattr(importlib.import_module(self.module), self.cls))
 
 
 PROVIDERS = {
@@ -40,33 +55,60 @@ PROVIDERS = {
 }
 
 
-def open_model(name: str, settings: Settings, state_dir: Path, serving: Serving | None = None) -> Model:
-    """The model ``name@provider``, without a word to any server yet. One of this machine is asked through ``serving``.
+Providers = Mapping[str, "Provider | type[Adapter]"]
+
+
+def all_providers(own: Mapping[str, object]) -> Providers:
+    """The providers of this package, of installed packages (entry points ``rolecall.providers``) and the application's
+    ``own``: classes, or ``"module:Class"``. Raises ConfigError for a bad or ambiguous one."""
+    added = plugins("rolecall.providers", "provider")
+    found: dict[str, Provider | type[Adapter]] = dict(PROVIDERS)
+    for source, providers in (("an installed package", added), ("config.py", own)):
+        for name, given in providers.items():
+            if name in PROVIDERS or not PROVIDER_NAME.fullmatch(name):
+                expected = "expected a new name of a-z 0-9 _ -"
+                raise ConfigError(f"provider {name!r} of {source} is invalid: {expected}")
+            found[name] = _checked(name, given)
+    return found
+
+
+def _checked(name: str, given: object) -> Provider | type[Adapter]:
+    if isinstance(given, str):
+        module, _, cls = given.partition(":")
+        if module and cls.isidentifier():
+            return Provider(module, cls)
+    elif isinstance(given, type) and callable(getattr(given, "open", None)):
+        return cast("type[Adapter]", given)
+    raise ConfigError(f"provider {name!r} is invalid: expected a class with a classmethod open(), or 'module:Class'")
+
+
+def open_model(
+    name: str, settings: Settings, state_dir: Path, serving: Serving | None = None, providers: Providers | None = None
+) -> Model:
+    """The model ``name@provider``, without connecting to any server yet. Local models are served through ``serving``;
+    ``providers`` are those of the application, see ``all_providers``.
 
     Raises ConfigError for a name, key or extra that would make every call fail. ``state_dir`` is where this
     application keeps what is not for people.
     """
+    providers = PROVIDERS if providers is None else providers
     model, _, provider = name.rpartition("@")
-    if not model or provider not in PROVIDERS:
-        raise ConfigError(f"model {name!r}: name@provider is allowed, the provider being one of {_known()}")
-    where = PROVIDERS[provider]
-    cls = getattr(importlib.import_module(where.module), where.cls)
+    if not model or provider not in providers:
+        known = ", ".join(f"@{provider}" for provider in providers)
+        raise ConfigError(f"model {name!r} is invalid: expected name@provider with a provider of {known}")
+    found = providers[provider]
+    try:
+        adapter: Any = found.adapter() if isinstance(found, Provider) else found
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"provider {provider!r} cannot be loaded: {type(error).__name__}: {error}") from error
     more = (serving,) if provider == "local" else ()
-    return cast(Model, cls.open(model, settings, state_dir, *more))
+    return cast(Model, adapter.open(model, settings, state_dir, *more))
 
 
-def open_models(names: Sequence[str], settings: Settings, state_dir: Path) -> Model:
-    """One model, or several as a Fallback in the order of ``names``. Raises ConfigError, also for no name."""
-    if not names:
-        raise ConfigError("no model is named: give the role models=(...) in config.py, or set GEN_MODEL")
-    models = [open_model(name, settings, state_dir) for name in names]
-    return models[0] if len(models) == 1 else Fallback(models)
-
-
-def provider_problems(name: str, settings: Settings) -> str | None:
+def provider_problems(name: str, settings: Settings, providers: Providers | None = None) -> str | None:
     """What keeps the model ``name`` from being used, as far as one can tell without asking it, or None."""
     try:
-        open_model(name, settings, Path())
+        open_model(name, settings, Path(), None, providers)
     except ConfigError as error:
         return str(error)
     return None
@@ -89,7 +131,3 @@ async def probe(model: Model) -> str:
             if isinstance(event, Delta):
                 return f"{model.name}: first word after {time.monotonic() - begun:.2f} s"
     return f"{model.name}: an empty answer after {time.monotonic() - begun:.2f} s"
-
-
-def _known() -> str:
-    return ", ".join(f"@{provider}" for provider in PROVIDERS)

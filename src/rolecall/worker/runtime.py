@@ -97,7 +97,7 @@ class Models:
         elif command := application.commands.get(name):
             model = commanded(name, command, application.settings, self.serving)
         else:
-            model = open_model(name, application.settings, application.state_dir, self.serving)
+            model = open_model(name, application.settings, application.state_dir, self.serving, application.providers)
         gate = self._gate(name, application, server, wake)
         return model if gate is None else Guarded(model, gate)
 
@@ -125,6 +125,7 @@ class Runtime:
         self.tool_servers = ToolServers(application.tool_servers, host)
         services = AgentServices(
             self.bus,
+            policies=application.policies,
             models=self.models.by_name,
             tools=self.tool_servers.tools,
             voice=self.models.voice,

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rolecall.bus.outbox import Entry
+from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.guard import HEADER_BYTES
 
@@ -67,7 +67,7 @@ class HttpFrontEnd:
         """Wait until it accepts requests."""
         await self._ready.wait()
 
-    async def deliver(self, entry: Entry) -> None:
+    async def deliver(self, entry: OutboxEntry) -> None:
         """Do nothing: clients fetch or follow their answers, and read notices in the history."""
 
     async def drain(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rolecall.bus.blobs import Blobs
-from rolecall.bus.outbox import Entry, Outbox
+from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.telegram.buttons import answered
 from rolecall.frontends.telegram.chats import Chats, File, Gone, Keyboard
@@ -52,7 +52,7 @@ class Deliverer:
         self.outbox, self.chats, self.live, self.recorded, self.blobs = outbox, chats, live, recorded, blobs
         self.holding, self.ring_seconds = holding, ring_seconds
 
-    async def deliver(self, entry: Entry) -> bool:
+    async def deliver(self, entry: OutboxEntry) -> bool:
         """Deliver ``entry`` and say so; False when this process may not any more. Waits for as long as Telegram lets
         that chat wait, or is away. What can never be delivered is noted in the transcript."""
         address, turn = Address.of(entry.conversation), entry.turn or f"notice:{entry.id}"
@@ -71,7 +71,7 @@ class Deliverer:
         await self._ring(entry, address, shown, delivery.messages[-1])
         return True
 
-    async def _settle(self, entry: Entry, shown: Shown, failure: str) -> bool:
+    async def _settle(self, entry: OutboxEntry, shown: Shown, failure: str) -> bool:
         """Take the entry out of the outbox, with its line in the transcript; True."""
         records = Records(f"{self.outbox.front}:{self.outbox.bus.process.partition('~')[0]}:0")
         if failure:
@@ -84,7 +84,7 @@ class Deliverer:
 
     # ── what there is to show ───────────────────────────────────────────────────────────────────
 
-    async def _pieces(self, entry: Entry, language: str | None, seen: str) -> Sequence[Part | File]:
+    async def _pieces(self, entry: OutboxEntry, language: str | None, seen: str) -> Sequence[Part | File]:
         payload = entry.payload or {}
         files = [file async for file in self._files(entry.conversation, payload)]
         return [*_texts(entry.kind, payload, language, seen), *files] or [Part(say(language, "no_answer"))]
@@ -101,7 +101,7 @@ class Deliverer:
 
     # ── saying that it is there ─────────────────────────────────────────────────────────────────
 
-    async def _ring(self, entry: Entry, address: Address, shown: Shown, message: int) -> None:
+    async def _ring(self, entry: OutboxEntry, address: Address, shown: Shown, message: int) -> None:
         """Edits do not ring: after a long turn a short reply to its answer does. It goes when the user writes next, and
         comes at most once: who crashes here does not ring."""
         long = self.ring_seconds and shown.at and entry.at - shown.at >= self.ring_seconds * 1000
@@ -116,7 +116,7 @@ class Deliverer:
 class Delivery:
     """One entry on its way into the messages of its chat."""
 
-    def __init__(self, deliverer: Deliverer, entry: Entry, address: Address, turn: str, shown: Shown) -> None:
+    def __init__(self, deliverer: Deliverer, entry: OutboxEntry, address: Address, turn: str, shown: Shown) -> None:
         self._chats, self._recorded, self._holding = deliverer.chats, deliverer.recorded, deliverer.holding
         self._entry, self._address, self._turn, self._shown = entry, address, turn, shown
         self.messages: list[int] = []

@@ -11,7 +11,7 @@ from telegram.error import Forbidden, InvalidToken, TelegramError
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.events import Wakeups
-from rolecall.bus.outbox import Outbox, Placeholders
+from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
 from rolecall.errors import ConfigError, ServerError
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
@@ -62,6 +62,16 @@ class TelegramFront:
             self.tell(explain(error))
         finally:
             await self.bot.shutdown()
+
+    @property
+    def name(self) -> str:
+        """The name of the front end: one for each bot."""
+        return self.lease.name
+
+    async def deliver(self, entry: OutboxEntry) -> None:
+        """Deliver one answer or notice, while this process leads."""
+        if self.serving is not None:
+            await self.serving.deliverer.deliver(entry)
 
     async def drain(self) -> None:
         """Take no more updates, and deliver what is ready, as far as a few seconds suffice."""

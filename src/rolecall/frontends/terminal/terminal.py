@@ -16,6 +16,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS, find_command
 from rolecall.bus.envelope import check_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
+from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import MissingExtra, NothingRunning, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
@@ -73,6 +74,7 @@ async def chat(
 class Chat:
     """One conversation at the prompt. Texts are sent in the order they were entered and answered in that order."""
 
+    name = "terminal"
     prompt: Prompt
 
     def __init__(self, front: Front, conversation: str) -> None:
@@ -105,6 +107,14 @@ class Chat:
                 task.cancel()
             self._errands.cancel()
         await self._farewell()
+
+    async def deliver(self, entry: OutboxEntry) -> None:
+        """Show a text that came without a question of this prompt. Answers are streamed as they grow."""
+        await self.prompt.show([("", plain(str((entry.payload or {}).get("text", ""))))])
+
+    async def drain(self) -> None:
+        """Leave the prompt."""
+        self.prompt.leave()
 
     # ── what the prompt calls ───────────────────────────────────────────────────────────────────
 
