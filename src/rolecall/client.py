@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rolecall import stats
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.processes import instances_of
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, load, resolve, standalone
 from rolecall.errors import NothingRunning, Refused, ServerUnavailable, TurnFailed
@@ -207,7 +207,7 @@ class Assistant:
 
     async def check_running(self) -> None:
         """Raise NothingRunning unless a worker is there to answer."""
-        if not await stats.instances_of(self._bus, FIRST_ROLE):
+        if not await instances_of(self._bus, FIRST_ROLE):
             raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
 
     async def _replied(self, ref: TurnRef, event: Event) -> Reply:

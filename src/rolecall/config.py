@@ -136,6 +136,11 @@ class Application:
             return role.instances
         return self.settings.local_slots if any(name.endswith("@local") for name in role.models) else 1
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """``count`` of every role, by name."""
+        return {role.name: self.count(role) for role in self.roles}
+
     @cached_property
     def prompts(self) -> Prompts:
         """What lies in agents/prompts, read and checked when first asked for. Raises ConfigError, see Prompts."""

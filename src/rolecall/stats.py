@@ -1,4 +1,4 @@
-"""The running system in numbers: live processes and instances, stats, usage of models, samples and metrics."""
+"""The running system in numbers: stats, usage of models, samples and metrics."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.processes import ProcessState, live_processes
 from rolecall.errors import ServerRefused
 from rolecall.models.gate import MICRO
 from rolecall.redis import keys
-from rolecall.redis.scripts import script
 from rolecall.redis.server import Server, pairs, server_ms, text_map
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
 
-REGISTER = script("rolecall.bus", "scripts/process/register", names="registry state process value lasts")
 BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of a histogram in seconds; one more bucket holds the rest."""
@@ -29,73 +28,6 @@ FLUSH_SECONDS = 1.0
 SAMPLE_MS = 5000
 MAX_SAMPLES = 192
 """Sixteen minutes."""
-
-
-class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one instance is doing, and what it has done since its process started."""
-
-    id: str
-    role: str
-    busy: bool = False
-    conversation: str = ""
-    turn: str = ""
-    seconds: float = 0.0
-    handled: int = 0
-    errors: int = 0
-    busy_seconds: float = 0.0
-
-
-class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One process as it registered itself: ``uptime`` in seconds, ``connections`` to the server, ``http`` the address
-    it serves at."""
-
-    process: str
-    kind: str = "worker"
-    uptime: float = 0.0
-    instances: tuple[InstanceState, ...] = ()
-    connections: int = 0
-    max_connections: int = 0
-    scribe: bool = False
-    version: str = ""
-    http: str = ""
-
-
-async def register(bus: Bus, state: ProcessState) -> None:
-    """Register this process for three heartbeats."""
-    await bus.server.run(
-        REGISTER, registry=keys.WORKERS, state=keys.worker(state.process), process=state.process,
-        value=msgspec.json.encode(state), lasts=_lifetime(bus),
-    )  # fmt: skip
-
-
-async def unregister(bus: Bus) -> None:
-    """Remove this process from the registry."""
-    await bus.server.run(
-        REGISTER, registry=keys.WORKERS, state=keys.worker(bus.process), process=bus.process, value="",
-        lasts=_lifetime(bus),
-    )  # fmt: skip
-
-
-async def ask_for_reports(bus: Bus) -> None:
-    """Ask every process to register now instead of at its next heartbeat."""
-    await bus.server.call("PUBLISH", keys.CONTROL, b'{"report":true}')
-
-
-async def processes(bus: Bus) -> list[ProcessState]:
-    """The live processes, the one that registered longest ago first."""
-    names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]
-    found = await asyncio.gather(*(bus.server.call("GET", keys.worker(name)) for name in names))
-    return [msgspec.json.decode(raw, type=ProcessState) for raw in found if raw]
-
-
-async def instances_of(bus: Bus, role: str) -> int:
-    """How many live instances ``role`` has over all processes."""
-    return (await instance_counts(bus)).get(role, 0)
-
-
-async def instance_counts(bus: Bus) -> dict[str, int]:
-    """How many live instances each role has over all processes; roles without any are absent."""
-    return dict(Counter(instance.role for state in await processes(bus) for instance in state.instances))
 
 
 async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
@@ -125,7 +57,7 @@ async def totals(bus: Bus) -> dict[str, int]:
 async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
     """What ``rolecall stats`` shows: instances, queues, turns of today (UTC), tokens, users, connections, and the usage
     of ``models``."""
-    alive = await processes(bus)
+    alive = await live_processes(bus)
     counters = await _counters(bus)
     turns = counters.get("turns", 0)
     users: set[str] = set()
@@ -234,7 +166,7 @@ async def take_sample(bus: Bus, roles: Sequence[str]) -> int:
 async def _measure(bus: Bus, roles: Sequence[str], due: int) -> Sample:
     day, fetch = keys.today(due / 1000), bus.server.fetch
     alive, counts, found = await asyncio.gather(
-        processes(bus),
+        live_processes(bus),
         asyncio.gather(*(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in bus.shards)),
         totals(bus),
     )
@@ -255,10 +187,6 @@ async def _measure(bus: Bus, roles: Sequence[str], due: int) -> Sample:
 async def model_servers(bus: Bus) -> list[ModelServer]:
     """The live model servers, by model."""
     return sorted(await Directory(bus.server).servers(), key=lambda server: (server.model, server.id))
-
-
-def _lifetime(bus: Bus) -> int:
-    return round(bus.settings.heartbeat_seconds * 3000)
 
 
 class Metrics:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.cancel import cancel_turn
-from rolecall.stats import processes
-from rolecall.worker.roster import scale
+from rolecall.bus.processes import live_processes, scale
 from tests.deployment import deployed
 
 
@@ -64,7 +63,7 @@ async def test_a_stopped_handler_is_cancelled_and_its_instance_free_again(tmp_pa
 
 async def test_the_number_of_instances_changes_live_in_every_process(tmp_path: Path) -> None:
     async with deployed(tmp_path, ROLES, processes=2) as app:
-        await scale(app.session.bus, ROLES[0], 2, 5)
+        await scale(app.session.bus, ROLES[0].name, 2, 5)
 
         async with asyncio.timeout(2):
             while [len(runtime.roster.instances["manager"]) for runtime in app.runtimes] != [5, 5]:
@@ -81,7 +80,7 @@ async def test_two_processes_share_the_work_and_each_is_in_the_registry(tmp_path
         received = [await app.say(f"terminal:user{n}", "who?") for n in range(12)]
         instances = {(await app.answer(one)).text.rpartition(":")[0] for one in received}
         assert instances == {"manager:host:1", "manager:host:2"}
-        assert {state.process for state in await processes(app.session.bus)} == {"host:1~aaaaaa", "host:2~aaaaaa"}
+        assert {state.process for state in await live_processes(app.session.bus)} == {"host:1~aaaaaa", "host:2~aaaaaa"}
 
 
 async def test_an_envelope_can_be_addressed_to_one_process_and_falls_to_its_role_when_that_is_gone(

@@ -14,19 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from rolecall import Agent, stats
+from rolecall import Agent
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Event, Wakeups
 from rolecall.bus.leases import Demand, take
+from rolecall.bus.processes import instances_of, live_processes, scale
 from rolecall.bus.turn import turns_in_flight
-from rolecall.config import Role
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.transcripts.record import records
-from rolecall.worker.roster import scale
 from tests.chaos.application import write_application
 from tests.chaos.cast import ChaosServer, Player, environment
 from tests.waiting import wait_until
@@ -95,7 +94,7 @@ class Stage:
 
     async def start(self, count: int = 1, **settings: str) -> list[Player]:
         """Start worker processes and wait until they work; the first one of a stage has the scribe."""
-        before = len(await stats.processes(self.bus))
+        before = len(await live_processes(self.bus))
         started = []
         for _ in range(count):
             number, roles = len(self.players), ["manager", "worker"]
@@ -110,7 +109,7 @@ class Stage:
         return started
 
     async def _alive(self, count: int) -> bool:
-        return len(await stats.processes(self.bus)) >= count
+        return len(await live_processes(self.bus)) >= count
 
     async def say(self, conversation: str, text: str) -> Received:
         """Send ``text``, which is taken."""
@@ -320,9 +319,9 @@ async def test_a_lone_worker_that_was_blocked_goes_on_with_what_it_has(stage: St
 async def test_a_change_of_scale_reaches_both_processes_within_two_seconds(stage: Stage) -> None:
     await stage.start(2)
     began = time.monotonic()
-    await scale(stage.bus, Role(WorkerAgent), 8, 11)
+    await scale(stage.bus, "worker", 8, 11)
     await wait_until(counted(stage.bus, "worker", 22), what="22 instances")
-    await scale(stage.bus, Role(WorkerAgent), 8, 2)
+    await scale(stage.bus, "worker", 8, 2)
     await wait_until(counted(stage.bus, "worker", 4), what="4 instances")
     assert time.monotonic() - began < 4
 
@@ -362,6 +361,6 @@ def counted(bus: Bus, role: str, count: int) -> Callable[[], Awaitable[bool]]:
     """Whether there are so many instances of ``role``."""
 
     async def found() -> bool:
-        return await stats.instances_of(bus, role) == count
+        return await instances_of(bus, role) == count
 
     return found

@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 
-from rolecall import stats
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.leases import renew
 from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, sweep
+from rolecall.bus.processes import ProcessState, live_processes, register, unregister
 from rolecall.bus.turn import Records, note, snapshot
 from rolecall.redis import keys
 from rolecall.redis.leader import LEASE
 from rolecall.redis.scripts import Arg, Script
 from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
-from rolecall.stats import ProcessState
 from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
 
 ROLES = ("manager", "echo")
@@ -51,7 +50,7 @@ class Meanwhile:
 
 async def live(bus: Bus) -> None:
     """Register a process and give its sign of life, as a worker does."""
-    await stats.register(bus, ProcessState(bus.process))
+    await register(bus, ProcessState(bus.process))
     for shard in bus.shards:
         await renew(bus, shard, [])
 
@@ -156,8 +155,8 @@ async def test_a_sweep_leaves_the_consumers_that_hold_entries_until_those_are_ta
 async def test_a_process_that_leaves_is_forgotten_like_one_that_died(bus: Bus, other: Bus) -> None:
     await live(other)
     await take_role(other)
-    await stats.unregister(other)
-    assert await stats.processes(bus) == []
+    await unregister(other)
+    assert await live_processes(bus) == []
     await bus.server.call("DEL", bus.shards[0].alive(other.process))
     assert await sweep(bus, ROLES) == 1
     assert await consumers(bus, bus.shards[0].stream("manager", "n")) == set()

@@ -10,7 +10,7 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.context import AgentServices
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Demand
-from rolecall.worker.roster import Roster, live_counts, role_infos, scale
+from rolecall.worker.roster import Roster, role_infos
 from tests.bus_steps import ask, take_role
 
 
@@ -73,9 +73,3 @@ async def test_one_entry_on_its_last_delivery_at_a_time(roster: Roster, bus: Bus
     (delivery,) = await take_role(bus)
     roster.everyone()[0].occupy(replace(delivery, count=bus.settings.max_deliveries))
     assert roster.demands() == [Demand("manager", 1, last_ok=False)]
-
-
-async def test_a_count_set_by_scale_counts_until_the_configuration_changes(bus: Bus) -> None:
-    await scale(bus, MANAGER, 2, 5)
-    assert await live_counts(bus, [MANAGER], lambda role: 2) == {"manager": 5}
-    assert await live_counts(bus, [MANAGER], lambda role: 3) == {}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rolecall import Agent, Context, Envelope, Role, stats
+from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.processes import instances_of, live_processes, scale
 from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from rolecall.worker.roster import scale
 from rolecall.worker.runtime import Runtime, process_name
 from tests.deployment import deployed
 from tests.waiting import wait_until
@@ -64,7 +64,7 @@ async def test_a_wrong_deployment_ends_before_anything_starts(
     runtime = Runtime(application(tmp_path, *roles), server, "host:1~aaaaaa", roles=only)
     with pytest.raises(ConfigError, match=why):
         await runtime.run()
-    assert await stats.processes(runtime.bus) == []
+    assert await live_processes(runtime.bus) == []
 
 
 async def test_only_the_roles_that_are_asked_for_run_here(server: RedisServer, tmp_path: Path) -> None:
@@ -90,14 +90,14 @@ async def test_new_agents_and_roles_answer_from_the_next_envelope_on(tmp_path: P
 async def test_a_scale_order_reaches_every_process_at_once_and_is_registered(tmp_path: Path) -> None:
     role = Role(ManagerAgent)
     async with deployed(tmp_path, [role], processes=2) as deployment:
-        await scale(deployment.session.bus, role, 1, 3)
+        await scale(deployment.session.bus, role.name, 1, 3)
 
         async def scaled() -> bool:
-            alive = await stats.processes(deployment.session.bus)
+            alive = await live_processes(deployment.session.bus)
             return [len(state.instances) for state in alive] == [3, 3]
 
         await wait_until(scaled)
-        assert await stats.instances_of(deployment.session.bus, "manager") == 6
+        assert await instances_of(deployment.session.bus, "manager") == 6
 
 
 async def test_a_process_that_stops_leaves_the_registry_at_once(tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ async def test_a_process_that_stops_leaves_the_registry_at_once(tmp_path: Path) 
         bus = deployment.session.bus
         await wait_until(lambda: _count(deployment.runtime, 2))
         await deployment.runtimes[1].stop()
-        assert [state.process for state in await stats.processes(bus)] == ["host:1~aaaaaa"]
+        assert [state.process for state in await live_processes(bus)] == ["host:1~aaaaaa"]
 
 
 async def _count(runtime: Runtime, count: int) -> bool:
     await asyncio.sleep(0)
-    return len(await stats.processes(runtime.bus)) == count
+    return len(await live_processes(runtime.bus)) == count

@@ -1,4 +1,4 @@
-"""The registry of live processes and what `rolecall stats` shows, on a server in memory."""
+"""What `rolecall stats` shows, on a server in memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ import pytest
 from agents.stats import report
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.processes import InstanceState, ProcessState, register
 from rolecall.models import Caller, Message, Request, Usage
 from rolecall.models.gate import Gate
-from rolecall.redis import keys
 from rolecall.settings import Settings, Terms
-from rolecall.stats import (
-    InstanceState,
-    ProcessState,
-    instances_of,
-    processes,
-    queue_depths,
-    register,
-    summary,
-    unregister,
-)
+from rolecall.stats import queue_depths, summary
 from rolecall.testing import FakeServer
 from tests.bus_steps import answer, ask, bury_turn, defer_turn, take_one
 
@@ -38,23 +29,6 @@ async def bus() -> AsyncIterator[Bus]:
 
 def state(process: str, *instances: InstanceState, uptime: float = 10.0) -> ProcessState:
     return ProcessState(process, uptime=uptime, instances=instances, connections=3, max_connections=64)
-
-
-async def test_a_process_that_registers_is_seen_with_its_instances(bus: Bus) -> None:
-    mine = state(bus.process, InstanceState("echo:host:1:0", "echo", busy=True, conversation="a", turn="1"))
-    await register(bus, mine)
-    assert await processes(bus) == [mine]
-    assert (await instances_of(bus, "echo"), await instances_of(bus, "manager")) == (1, 0)
-
-
-async def test_a_process_that_leaves_or_falls_silent_is_not_seen(bus: Bus) -> None:
-    await register(bus, state("silent"))
-    await register(bus, state(bus.process))
-    assert 0 < await bus.server.call("PTTL", keys.worker("silent")) <= 12_000
-    await bus.server.call("DEL", keys.worker("silent"))
-    assert [found.process for found in await processes(bus)] == [bus.process]
-    await unregister(bus)
-    assert await processes(bus) == []
 
 
 async def test_queues_count_all_bands_and_what_is_being_handled(bus: Bus) -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from rolecall import stats
 from rolecall.bus.bus import Bus
+from rolecall.bus.processes import live_counts, live_processes
 from rolecall.cli.checks import Finding, judged
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import (
@@ -36,7 +36,6 @@ from rolecall.redis.server import RedisServer, field_map
 from rolecall.serving.launcher import Serving
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
-from rolecall.worker.roster import live_counts
 from rolecall.worker.runtime import process_name
 
 PINGS = 20
@@ -117,7 +116,7 @@ async def _described(server: RedisServer, found: str, application: Application, 
 
 
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
-    look.live = await live_counts(bus, application.roles, application.count)
+    look.live = await live_counts(bus, application.counts)
     made, wanted = await bus.server.call("HGET", keys.META, "shards"), application.settings.shards
     if made is None:
         look.findings.append(Finding("passed", "bus", f"none there yet; the first start makes {wanted} shards"))
@@ -125,7 +124,7 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
         good, remedy = int(made) == wanted, f"set SHARDS={int(made)}, or empty the server to change it"
         text = f"SHARDS={wanted}, it was made with {int(made)}"
         look.findings.append(judged("bus", good, text, remedy))
-    alive = [state.process for state in await stats.processes(bus)]
+    alive = [state.process for state in await live_processes(bus)]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
     remedy = "`rolecall up` or `make run` starts it all"
     look.findings.append(judged("processes", bool(alive), text, remedy, otherwise="not set up"))

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolecall import stats
+from rolecall.bus.processes import ProcessState, live_processes
 from rolecall.cli.output import load_quietly, print_lines, visiting
-from rolecall.stats import ProcessState
 
 
 async def health(app_dir: Path | None, kind: str, console: Console) -> int:
@@ -20,7 +19,7 @@ async def health(app_dir: Path | None, kind: str, console: Console) -> int:
         print_lines(console, ["idle: no TELEGRAM_BOT_TOKEN is set"])
         return 0
     async with visiting(app_dir) as session:
-        alive = [state for state in await stats.processes(session.bus) if _is(state, kind, host)]
+        alive = [state for state in await live_processes(session.bus) if _is(state, kind, host)]
     names = ", ".join(state.process.partition("~")[0] for state in alive)
     print_lines(console, [f"alive: {names}" if alive else f"no process of kind {kind} on {host} is alive"])
     return 0 if alive else 1

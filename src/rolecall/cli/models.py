@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from rolecall import stats
+from rolecall.bus.processes import live_processes
 from rolecall.cli.checks_server import still_to_fetch
 from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
 from rolecall.cli.run import warm_with_bar
@@ -200,7 +200,7 @@ async def _check_use(session: Session, name: str) -> None:
     if name not in named:
         known = ", ".join(named) or "none of this machine"
         raise ConfigError(f"no role uses {name}: config.py and GEN_MODEL name {known}")
-    if not await stats.processes(session.bus):
+    if not await live_processes(session.bus):
         raise NothingRunning("no process is running that would use it: `rolecall up` starts one, and loads its models")
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolecall import stats
 from rolecall.bus.bus import Bus
+from rolecall.bus.processes import live_counts, live_processes
+from rolecall.bus.processes import scale as scale_role
 from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.config import MAX_INSTANCES, Application, Role
 from rolecall.errors import ConfigError
-from rolecall.worker.roster import live_counts
-from rolecall.worker.roster import scale as scale_role
 
 EFFECT_SECONDS = 2.0
 LOOK_SECONDS = 0.05
@@ -33,7 +32,7 @@ async def scale(app_dir: Path | None, orders: Sequence[str], console: Console) -
         await _check_total(bus, application, wanted)
         before = await _seen(bus)
         for role, count in wanted.items():
-            await scale_role(bus, role, application.count(role), count)
+            await scale_role(bus, role.name, application.count(role), count)
         seen = await _wait_for(bus, wanted)
         print_lines(console, columns(_row(role, count, before, seen) for role, count in wanted.items()))
     return 0
@@ -60,14 +59,14 @@ def _wanted(orders: Sequence[str], application: Application) -> Wanted:
 
 
 async def _check_total(bus: Bus, application: Application, wanted: Wanted) -> None:
-    live, limit = await live_counts(bus, application.roles, application.count), application.settings.total_instances
+    live, limit = await live_counts(bus, application.counts), application.settings.total_instances
     total = sum(wanted.get(role, live.get(role.name, application.count(role))) for role in application.roles)
     if total > limit:
         raise ConfigError(f"that would be {total} instances in one process; TOTAL_INSTANCES={limit} are allowed")
 
 
 async def _show(bus: Bus, application: Application, console: Console) -> None:
-    live, seen = await live_counts(bus, application.roles, application.count), await _seen(bus)
+    live, seen = await live_counts(bus, application.counts), await _seen(bus)
     rows = []
     for role in application.roles:
         running = seen.get(role.name, [])
@@ -80,7 +79,7 @@ async def _show(bus: Bus, application: Application, console: Console) -> None:
 async def _seen(bus: Bus) -> dict[str, list[int]]:
     """Per role, how many instances each process that has any has."""
     seen: dict[str, list[int]] = {}
-    for state in await stats.processes(bus):
+    for state in await live_processes(bus):
         roles = [instance.role for instance in state.instances]
         for role in dict.fromkeys(roles):
             seen.setdefault(role, []).append(roles.count(role))

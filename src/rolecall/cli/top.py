@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rolecall import stats
+from rolecall.bus.processes import InstanceState, ProcessState, ask_for_reports, live_processes
 from rolecall.cli.output import print_lines, print_table, visiting
 from rolecall.cli.runner import stop_requested
 from rolecall.errors import ServerError
 from rolecall.session import Session
-from rolecall.stats import InstanceState, ProcessState, ask_for_reports
 from rolecall.transcripts.record import visible
 
 MOST_USERS = 20
@@ -149,7 +149,7 @@ async def _look(session: Session, height: int | None) -> list[RenderableType]:
     await ask_for_reports(session.bus)
     roles = [role.name for role in session.application.roles]
     figures = await stats.summary(session.bus, roles, session.application.model_names)
-    return screen(await stats.processes(session.bus), figures, height)
+    return screen(await live_processes(session.bus), figures, height)
 
 
 def _roles(figures: Mapping[str, Any]) -> Table:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rolecall import stats
 from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import Admission, Mode, admit
 from rolecall.bus.bus import Bus
@@ -20,11 +19,11 @@ from rolecall.bus.commands import find_command
 from rolecall.bus.envelope import ROLE_NAME, Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow
 from rolecall.bus.outbox import Outbox, OutboxEntry
+from rolecall.bus.processes import ProcessState, instances_of, register, unregister
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Application
 from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
 from rolecall.session import Session
-from rolecall.stats import ProcessState
 from rolecall.version import __version__, plugins
 
 REFUSALS = {
@@ -209,7 +208,7 @@ class Front:
 
     async def check_running(self) -> None:
         """Raise NothingRunning when no worker is there to answer."""
-        if not await stats.instances_of(self.bus, FIRST_ROLE):
+        if not await instances_of(self.bus, FIRST_ROLE):
             raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
 
     async def receive(
@@ -299,7 +298,7 @@ async def registered(session: Session, kind: str) -> AsyncIterator[None]:
         await asyncio.wait([task])
         with suppress(ServerError, TimeoutError):
             async with asyncio.timeout(LEAVING_SECONDS):
-                await stats.unregister(session.bus)
+                await unregister(session.bus)
 
 
 async def _register(session: Session, kind: str, began: float) -> None:
@@ -313,7 +312,7 @@ async def _register(session: Session, kind: str, began: float) -> None:
             version=__version__,
         )
         try:
-            await stats.register(session.bus, state)
+            await register(session.bus, state)
         except ServerError as error:
             logger.info("not registered: %s", error)
         await asyncio.sleep(session.application.settings.heartbeat_seconds)

@@ -8,15 +8,15 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rolecall import stats
 from rolecall.background import BackgroundTasks
 from rolecall.bus import maintenance
+from rolecall.bus.processes import InstanceState, ProcessState, live_processes, register
 from rolecall.config import Role
 from rolecall.redis.server import server_ms
 from rolecall.serving.balance import Watch
 from rolecall.serving.capacity import Follower, auto_counts
 from rolecall.serving.directory import Directory
-from rolecall.stats import FLUSH_SECONDS, InstanceState, ProcessState
+from rolecall.stats import FLUSH_SECONDS
 from rolecall.version import __version__
 from rolecall.worker.instance import Instance
 
@@ -65,7 +65,7 @@ class Duties:
             version=__version__,
             http=runtime.http,
         )
-        await stats.register(runtime.bus, state)
+        await register(runtime.bus, state)
 
     async def promote(self, seconds: float = SWEEP_SECONDS) -> None:
         """Wake the deferred turns that are due, for ``seconds`` by one reading of the server's clock."""
@@ -88,7 +88,7 @@ class Duties:
         roles = [role for role in runtime.roster.roles.values() if role.instances == "auto"]
         if not roles:
             return
-        alive = await stats.processes(runtime.bus)
+        alive = await live_processes(runtime.bus)
         followers = {role.name: self._follower(role, alive) for role in roles}
         each = runtime.application.settings.auto_instance_mb
         runtime.slot_counts = await auto_counts(Directory(self._server), followers, each=each)

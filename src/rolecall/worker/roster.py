@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rolecall.agent.context import AgentServices, RoleInfo
-from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Demand
 from rolecall.config import Role
-from rolecall.redis import keys
-from rolecall.redis.server import text_map
 from rolecall.worker.instance import Instance
 
 
@@ -83,20 +80,3 @@ def role_infos(roles: Iterable[Role]) -> dict[str, RoleInfo]:
         role.name: RoleInfo(role.name, (role.agent.__doc__ or "").strip().split("\n")[0], role.match, role.models)
         for role in roles
     }
-
-
-async def live_counts(bus: Bus, roles: Iterable[Role], configured: Callable[[Role], int]) -> dict[str, int]:
-    """The counts that ``rolecall scale`` set, by role; a count set against another ``configured`` one is ignored."""
-    stored = text_map(await bus.server.call("HGETALL", keys.SCALE))
-    counts = {}
-    for role in roles:
-        wanted, _, replaced = stored.get(role.name, "").partition("|")
-        if wanted and replaced == str(configured(role)):
-            counts[role.name] = int(wanted)
-    return counts
-
-
-async def scale(bus: Bus, role: Role, configured: int, count: int) -> None:
-    """Set ``role`` to ``count`` instances in every process, now and after restarts, until its configuration changes."""
-    await bus.server.call("HSET", keys.SCALE, role.name, f"{count}|{configured}")
-    await bus.server.call("PUBLISH", keys.CONTROL, b'{"scale":true}')

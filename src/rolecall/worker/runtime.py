@@ -20,6 +20,7 @@ from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.bus.leases import ensure_groups
+from rolecall.bus.processes import live_counts, unregister
 from rolecall.config import Application, Role
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
@@ -34,7 +35,7 @@ from rolecall.serving.launcher import Serving
 from rolecall.settings import Terms
 from rolecall.stats import Metrics
 from rolecall.worker.duties import Duties
-from rolecall.worker.roster import Roster, live_counts, role_infos
+from rolecall.worker.roster import Roster, role_infos
 from rolecall.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ class Runtime:
         """Drain: finish what runs, hand the rest to other processes, leave the registry."""
         await self.worker.drain()
         try:
-            await stats.unregister(self.bus)
+            await unregister(self.bus)
             await maintenance.depart(self.bus, list(self.roster.roles))
             await self.metrics.flush(self.server)
         except ServerError as error:
@@ -206,7 +207,7 @@ class Runtime:
 
     async def apply_scale(self) -> None:
         """Have as many instances as ``rolecall scale`` says, else as many as this process itself would have."""
-        counts = await live_counts(self.bus, self.application.roles, self.application.count)
+        counts = await live_counts(self.bus, self.application.counts)
         for name, group in self.roster.instances.items():
             wanted = counts.get(name, self._own_count(self.roster.roles[name]))
             if wanted != sum(not instance.retiring for instance in group):

@@ -19,6 +19,7 @@ from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import preferences_of, running_turn
 from rolecall.bus.dead_letters import ID, dead_letters, drop, find_dead_letter, plain, replay
 from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
 from rolecall.frontends.front import REFUSALS
 from rolecall.frontends.http.auth import operator
@@ -115,8 +116,8 @@ async def delete_conversation(which: str, services: ServicesDep) -> dict[str, An
 @router.get("/agents", summary="List the live processes and their instances")
 async def list_agents(services: ServicesDep) -> dict[str, Any]:
     """As reported by each process a moment ago. `roles` has the totals."""
-    await stats.ask_for_reports(services.bus)
-    alive = await stats.processes(services.bus)
+    await ask_for_reports(services.bus)
+    alive = await live_processes(services.bus)
     roles = [role.name for role in services.application.roles]
     asdict = msgspec.structs.asdict  # includes the defaults, which the registry omits
     processes = [{**asdict(state), "instances": [asdict(instance) for instance in state.instances]} for state in alive]

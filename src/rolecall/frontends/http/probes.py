@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from rolecall import stats
 from rolecall.bus.envelope import MAX_TEXT_BYTES
+from rolecall.bus.processes import instance_counts
 from rolecall.config import Role
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User
@@ -42,7 +42,7 @@ async def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
 @router.get("/info", summary="Describe the deployment")
 async def info(services: ServicesDep, _: User) -> dict[str, Any]:
     """Version, roles with their models and live instances, and the limits of a message."""
-    counts, settings = await stats.instance_counts(services.bus), services.settings
+    counts, settings = await instance_counts(services.bus), services.settings
     return {
         "name": "rolecall",
         "version": __version__,
@@ -62,7 +62,7 @@ async def info(services: ServicesDep, _: User) -> dict[str, Any]:
 
 async def missing_roles(services: Services, counts: Mapping[str, int] | None = None) -> list[str]:
     """The configured roles without a live instance. ``counts`` are the live instances by role, if known."""
-    live = await stats.instance_counts(services.bus) if counts is None else counts
+    live = await instance_counts(services.bus) if counts is None else counts
     application = services.application
     return [role.name for role in application.roles if application.count(role) > 0 and not live.get(role.name)]
 

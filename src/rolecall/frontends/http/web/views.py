@@ -16,6 +16,7 @@ from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import active_conversations, envelopes_of, history, running_turn
 from rolecall.bus.dead_letters import count_dead_letters
+from rolecall.bus.processes import instance_counts
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.intake import PREFIX
@@ -118,7 +119,7 @@ async def now(services: Services) -> dict[str, Any]:
 
 async def pulse(services: Services, who: Principal) -> dict[str, Any]:
     """The roles without a live instance; for operators also the numbers of instances and dead letters."""
-    counts = await stats.instance_counts(services.bus)
+    counts = await instance_counts(services.bus)
     missing = await missing_roles(services, counts)
     if not who.admin:
         return {"missing": missing, "instances": None, "dead": None}
