@@ -35,11 +35,12 @@ async def test_replies_belong_to_their_commands_whatever_fails_between(server: R
     assert [reply.code for reply in replies[1::2] if isinstance(reply, ServerRefused)] == ["WRONGTYPE"] * 4
 
 
-async def test_a_server_out_of_memory_is_told_apart(server: RedisServer) -> None:
-    await server.call("CONFIG", "SET", "maxmemory", 1)
-    with pytest.raises(ServerFull) as full:
-        await server.call("SET", "a", "b")
-    assert full.value.code == "OOM"
+async def test_a_server_out_of_memory_is_told_apart(tmp_path: Path) -> None:
+    async with own_server(tmp_path) as server:
+        await server.call("CONFIG", "SET", "maxmemory", 1)
+        with pytest.raises(ServerFull) as full:
+            await server.call("SET", "a", "b")
+        assert full.value.code == "OOM"
 
 
 async def test_a_demoted_server_is_an_outage_that_scripts_wait_out(tmp_path: Path) -> None:
