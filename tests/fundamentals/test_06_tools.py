@@ -102,7 +102,7 @@ async def test_a_tool_server_that_is_away_ends_the_turn_with_a_clear_word(tmp_pa
         event = await app.ask("terminal:ann", "What do I have to do?")
 
         assert event.kind == "error"
-        assert "the tool server notes (http://127.0.0.1:1/mcp) is away" in event.text
+        assert "the tool server notes (http://127.0.0.1:1/mcp) is unavailable" in event.text
         assert "s3cret" not in event.text
 
 

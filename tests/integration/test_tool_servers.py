@@ -72,7 +72,7 @@ async def test_a_program_that_dies_is_told_to_the_model_and_started_again(tmp_pa
     async with connected(tmp_path, program()) as call:
         first = await call("process")
         text = await call("die")
-        assert text.startswith(f"error: the tool server notes ({sys.executable}) is away")
+        assert text.startswith(f"error: the tool server notes ({sys.executable}) is unavailable")
         assert (tmp_path / "state/tools/notes.log").read_text() == "dying as asked\n"
         assert (tmp_path / "state/tools/notes.log").stat().st_mode & 0o777 == 0o600
         assert await call("process") != first
@@ -96,7 +96,7 @@ async def test_what_a_tool_refuses_is_told_to_the_model(tmp_path: Path) -> None:
     [
         (("/no/such/program",), "No such file"),
         (("false",), "Connection closed"),
-        (("cat",), "is away"),
+        (("cat",), "is unavailable"),
         (("sleep", "60"), "no answer within 0.3 s"),
     ],
 )

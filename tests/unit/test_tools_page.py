@@ -94,7 +94,7 @@ def test_the_limits_are_those_in_force(name: str) -> None:
     assert float(stated) == Settings.model_fields[name.lower()].default
 
 
-def test_the_last_words_lie_where_the_page_says(tmp_path: Path) -> None:
+def test_what_a_program_writes_to_stderr_is_where_the_page_says(tmp_path: Path) -> None:
     session = ToolSession("files", ToolServer(command=("x",)), ToolServerHost(tmp_path, tmp_path / ".rolecall"))
-    assert session.last_words.relative_to(tmp_path) == Path(".rolecall/tools/files.log")
+    assert session.stderr_file.relative_to(tmp_path) == Path(".rolecall/tools/files.log")
     assert "`.rolecall/tools/<name>.log`" in PAGE

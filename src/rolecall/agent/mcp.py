@@ -136,7 +136,7 @@ class ToolSession:
                 return await _all_tools(client)
         except Exception as error:  # the boundary: the SDK does not document what a broken session raises
             await self._drop(client)
-            raise self._away(error) from error
+            raise self._unavailable(error) from error
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
         from mcp import MCPError
@@ -149,12 +149,10 @@ class ToolSession:
             if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
                 raise ToolError(f"the tool server {self._name} says: {error}") from error
             await self._drop(client)
-            raise self._away(error) from error
+            raise self._unavailable(error) from error
         if result.is_error:
             raise ToolError(_as_text(result) or "it failed without a message")
         return _as_text(result) or "done"
-
-    # ── opening and closing ─────────────────────────────────────────────────────────────────────
 
     async def _ready(self) -> Client:
         async with self._changing:
@@ -185,10 +183,10 @@ class ToolSession:
         except (Exception, BaseExceptionGroup) as error:  # the boundary: raised where the session is awaited
             problem = error
             if opened.done() and not leave.is_set():
-                logger.warning("%s", self._away(error))
+                logger.warning("%s", self._unavailable(error))
         finally:
             if not opened.done():
-                opened.set_exception(self._away(problem))
+                opened.set_exception(self._unavailable(problem))
 
     async def _drop(self, client: Client) -> None:
         """Close the session of ``client``, unless another one has replaced it."""
@@ -213,11 +211,11 @@ class ToolSession:
         from mcp import StdioServerParameters, stdio_client
 
         command, *arguments = self._server.command
-        self.last_words.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        said = stack.enter_context(self.last_words.open("w"))
-        self.last_words.chmod(0o600)
+        self.stderr_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stderr = stack.enter_context(self.stderr_file.open("w"))
+        self.stderr_file.chmod(0o600)
         env, directory = dict(self._server.env), self._host.directory
-        return stdio_client(StdioServerParameters(command=command, args=arguments, env=env, cwd=directory), said)
+        return stdio_client(StdioServerParameters(command=command, args=arguments, env=env, cwd=directory), stderr)
 
     async def _http(self, stack: AsyncExitStack) -> Any:
         import httpx2
@@ -234,20 +232,18 @@ class ToolSession:
         )
         return streamable_http_client(self._server.url, http_client=await stack.enter_async_context(http))
 
-    # ── what to tell ────────────────────────────────────────────────────────────────────────────
-
     @property
-    def last_words(self) -> Path:
+    def stderr_file(self) -> Path:
         """The file with a program's stderr."""
         return self._host.state_dir / "tools" / f"{UNCLEAN.sub('_', self._name)}.log"
 
-    def _away(self, error: BaseException) -> ToolError:
+    def _unavailable(self, error: BaseException) -> ToolError:
         """The error for an unavailable server; it shows no header, query or variable."""
         command, url = self._server.command, urlsplit(self._server.url)
         at = command[0] if command else f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
-        said = command and self.last_words.exists() and self.last_words.stat().st_size
-        hint = f"; {self.last_words} has its last words" if said else ""
-        return ToolError(f"the tool server {self._name} ({at}) is away: {self._reason(error)}{hint}")
+        logged = command and self.stderr_file.exists() and self.stderr_file.stat().st_size
+        hint = f"; see {self.stderr_file}" if logged else ""
+        return ToolError(f"the tool server {self._name} ({at}) is unavailable: {self._reason(error)}{hint}")
 
     def _reason(self, error: BaseException) -> str:
         while isinstance(error, BaseExceptionGroup):
