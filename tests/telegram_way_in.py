@@ -18,7 +18,7 @@ from rolecall.bus.turn import snapshot
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
-from rolecall.frontends.telegram.buttons import Buttons, Questions
+from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.media import Media
 from rolecall.frontends.telegram.menu import Commands
@@ -81,18 +81,17 @@ async def way_in(
     """One process's way in to ``bus``, with its bot connected."""
     bot = open_bot(bus.settings)
     await bot.initialize()
-    front, blobs, questions, placeholders = (
+    front, blobs, placeholders = (
         Front(bus, wakeups, "telegram", True),
         Blobs(bus),
-        Questions(bus),
         Placeholders(bus),
     )
     chats, access, choices = Chats(bot, edit_seconds=0.05), Access(bus), Choices()
     live = Live(bus, wakeups, chats, Recorded(chats, placeholders))
-    buttons = Buttons(bot, front, access, choices, questions, placeholders, chats, live)
+    buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
     commands = Commands(bot, bus, access, choices)
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
-    receiver = Receiver(front, bot.bot, media, access, commands, buttons, questions, chats, live, keywords=keywords)
+    receiver = Receiver(front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords)
     try:
         yield WayIn(bot, bus, receiver)
     finally:

@@ -12,7 +12,6 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rolecall.bus.admission import Admission, admit
@@ -23,7 +22,7 @@ from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow
 from rolecall.bus.processes import instances_of
 from rolecall.bus.turn import FIRST_ROLE, Records, note
-from rolecall.config import Config, load, resolve, standalone
+from rolecall.config import Config, application_directory, load, resolve, standalone
 from rolecall.errors import NothingRunning, Refused, ServerUnavailable, TurnFailed
 from rolecall.session import Session, open_session
 from rolecall.transcripts.reading import Filters, Summary, conversations
@@ -254,7 +253,7 @@ async def run(
     Installs no signal handlers. On exit the worker drains: it finishes its turns within DRAIN_SECONDS or hands them
     over. Raises ConfigError and ServerUnavailable.
     """
-    application = load(app) if config is None else resolve(config, Path(app or os.environ.get("ROLECALL_APP") or "."))
+    application = load(app) if config is None else resolve(config, application_directory(app))
     async with (
         open_session(application, process_name(), start=True) as session,
         work(session, roles=roles, scribe=scribe) as runtime,

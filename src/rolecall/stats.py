@@ -184,6 +184,14 @@ async def _measure(bus: Bus, roles: Sequence[str], due: int) -> Sample:
     )
 
 
+async def tokens_of(bus: Bus, users: Sequence[str]) -> list[int]:
+    """The tokens that each of ``users`` spent on models today (UTC)."""
+    if not users:
+        return []
+    found = await bus.server.fetch("HMGET", keys.spent(keys.today()), *(f"u:{user}:tokens" for user in users))
+    return [int(tokens or 0) for tokens in found]
+
+
 async def model_servers(bus: Bus) -> list[ModelServer]:
     """The live model servers, by model."""
     return sorted(await Directory(bus.server).servers(), key=lambda server: (server.model, server.id))

@@ -18,7 +18,7 @@ from rolecall.models import Delta, Done, Message, Request, Usage
 from rolecall.models.providers.local import LocalModel
 from rolecall.models.registry import open_model, probe, warm
 from rolecall.redis.server import RedisServer
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.settings import Settings
 from tests.serving.processes import LONG, running, weights
 from tests.waiting import wait_until
@@ -34,15 +34,15 @@ def cache() -> Path:
 
 
 @pytest.fixture
-async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]:
-    serving = Serving(server, "p1", tmp_path)
+async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Launcher]:
+    serving = Launcher(server, "p1", tmp_path)
     yield serving
     await serving.aclose()
     await wait_until(lambda: not running(tmp_path))
 
 
 @pytest.fixture
-def model(cache: Path, serving: Serving) -> LocalModel:
+def model(cache: Path, serving: Launcher) -> LocalModel:
     return LocalModel("smollm2", SETTINGS, serving, cache)
 
 
@@ -54,7 +54,7 @@ async def test_it_knows_the_capital_of_france(model: LocalModel) -> None:
     assert events[-1] == Done("stop")
 
 
-async def test_several_questions_at_once_share_one_engine(model: LocalModel, serving: Serving) -> None:
+async def test_several_questions_at_once_share_one_engine(model: LocalModel, serving: Launcher) -> None:
     said = await asyncio.gather(*(probe(model) for _ in range(5)))
     assert all(line.startswith("smollm2@local: first word after") for line in said)
     assert os.getsid(await engine_pid(serving)) != os.getsid(0), "a terminal's Ctrl-C must not reach it"
@@ -65,7 +65,7 @@ async def test_a_conversation_too_long_is_refused(model: LocalModel) -> None:
         await whole(model, Request((Message("user", "word " * 2000),)))
 
 
-async def test_a_cancelled_answer_frees_its_slot(model: LocalModel, serving: Serving) -> None:
+async def test_a_cancelled_answer_frees_its_slot(model: LocalModel, serving: Launcher) -> None:
     await model.warm()
     asking = asyncio.create_task(whole(model, STORY))
     await wait_until(lambda: is_busy(serving, 1))
@@ -76,7 +76,7 @@ async def test_a_cancelled_answer_frees_its_slot(model: LocalModel, serving: Ser
 
 
 @pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
-async def test_a_killed_engine_is_replaced_for_the_next_question(model: LocalModel, serving: Serving) -> None:
+async def test_a_killed_engine_is_replaced_for_the_next_question(model: LocalModel, serving: Launcher) -> None:
     await model.warm()
     first = await engine_pid(serving)
     os.kill(first, signal.SIGKILL)
@@ -84,7 +84,7 @@ async def test_a_killed_engine_is_replaced_for_the_next_question(model: LocalMod
     assert await engine_pid(serving) != first
 
 
-async def test_an_engine_killed_amid_an_answer_ends_that_answer(model: LocalModel, serving: Serving) -> None:
+async def test_an_engine_killed_amid_an_answer_ends_that_answer(model: LocalModel, serving: Launcher) -> None:
     said = []
     with pytest.raises(Truncated, match="smollm2@local") as caught:
         async for event in model.stream(STORY):
@@ -95,7 +95,7 @@ async def test_an_engine_killed_amid_an_answer_ends_that_answer(model: LocalMode
     await probe(model)
 
 
-async def test_a_file_of_ones_own_is_a_model_too(cache: Path, serving: Serving, tmp_path: Path) -> None:
+async def test_a_file_of_ones_own_is_a_model_too(cache: Path, serving: Launcher, tmp_path: Path) -> None:
     own = tmp_path / "own.gguf"
     own.symlink_to(cache / "SmolLM2-135M-Instruct.Q4_1.gguf")
     model = open_model(f"{own}@local", SETTINGS, tmp_path, serving)
@@ -104,7 +104,7 @@ async def test_a_file_of_ones_own_is_a_model_too(cache: Path, serving: Serving, 
     await model.aclose()
 
 
-async def test_a_broken_file_gives_every_caller_the_reason_in_one_line(serving: Serving, tmp_path: Path) -> None:
+async def test_a_broken_file_gives_every_caller_the_reason_in_one_line(serving: Launcher, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_text("no model")
     model = open_model(f"{broken}@local", SETTINGS, tmp_path, serving)
@@ -125,7 +125,7 @@ async def test_a_broken_file_gives_every_caller_the_reason_in_one_line(serving: 
     ],
 )
 async def test_an_engine_that_cannot_run_here_says_why_and_the_ways_out(
-    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: str, said: str
+    serving: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: str, said: str
 ) -> None:
     without_core = "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
     (tmp_path / "xllamacpp.py").write_text(f"import os, resource, signal\n{without_core}\n{happens}\n")
@@ -142,17 +142,17 @@ async def whole(model: LocalModel, request: Request) -> None:
         pass
 
 
-async def is_busy(serving: Serving, slots: int) -> bool:
+async def is_busy(serving: Launcher, slots: int) -> bool:
     return await busy_slots(serving) == slots
 
 
-async def busy_slots(serving: Serving) -> int:
+async def busy_slots(serving: Launcher) -> int:
     """As the engine itself says."""
     (server,) = await serving.directory.servers()
     asked = HttpRequest(f"{server.url}/slots", headers={"Authorization": f"Bearer {server.key}"})
     return await asyncio.to_thread(lambda: sum(slot["is_processing"] for slot in json.load(urlopen(asked, timeout=5))))
 
 
-async def engine_pid(serving: Serving) -> int:
+async def engine_pid(serving: Launcher) -> int:
     (server,) = await serving.directory.servers()
     return server.pid

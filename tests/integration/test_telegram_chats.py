@@ -16,7 +16,7 @@ from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import DOUBTS, Doubt, Doubts, Recorded
-from rolecall.frontends.telegram_parts import Entity, Part
+from rolecall.frontends.telegram_parts import Entity, TextPart
 from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 from tests.waiting import wait_until
@@ -45,7 +45,7 @@ async def chats(api: TelegramApi) -> AsyncIterator[Chats]:
 
 
 async def sent(chats: Chats, address: Address = ADA, text: str = "…") -> int:
-    message_id = await chats.send(address, Part(text))
+    message_id = await chats.send(address, TextPart(text))
     assert isinstance(message_id, int), message_id
     return message_id
 
@@ -60,7 +60,7 @@ def edits(api: TelegramApi, chat: int) -> list[float]:
 async def test_edits_of_a_chat_keep_their_distance_whatever_they_edit(api: TelegramApi, chats: Chats) -> None:
     first, second = await sent(chats), await sent(chats)
     texts = [(first, "a"), (second, "b"), (first, "c"), (second, "d")]
-    assert await asyncio.gather(*(chats.edit(ADA, number, Part(text)) for number, text in texts)) == ["OK"] * 4
+    assert await asyncio.gather(*(chats.edit(ADA, number, TextPart(text)) for number, text in texts)) == ["OK"] * 4
     assert all(b - a >= GAP for a, b in itertools.pairwise(edits(api, 7)))
     assert [message.text for message in api.chat(7).answers] == ["c", "d"]
 
@@ -68,13 +68,13 @@ async def test_edits_of_a_chat_keep_their_distance_whatever_they_edit(api: Teleg
 async def test_a_chat_does_not_wait_for_another(api: TelegramApi, chats: Chats) -> None:
     mine, his = await sent(chats), await sent(chats, BOB)
     api.flood(7, 1)
-    waiting = asyncio.create_task(chats.edit(ADA, mine, Part("late")))
+    waiting = asyncio.create_task(chats.edit(ADA, mine, TextPart("late")))
     await wait_until(lambda: chats.stalled(ADA) > GAP)
-    assert await chats.edit(BOB, his, Part("soon")) == "OK"
+    assert await chats.edit(BOB, his, TextPart("soon")) == "OK"
     assert not waiting.done()
     before = len([call for call in api.log if call.chat == 7])
     await chats.typing(ADA)
-    assert await chats.edit(ADA, mine, Part("partial"), partial=True, wanted=lambda: False) == "DROPPED"
+    assert await chats.edit(ADA, mine, TextPart("partial"), partial=True, wanted=lambda: False) == "DROPPED"
     assert await waiting == "OK"
     assert len([call for call in api.log if call.chat == 7]) == before + 1  # nothing was sent while it was known
 
@@ -82,16 +82,16 @@ async def test_a_chat_does_not_wait_for_another(api: TelegramApi, chats: Chats) 
 async def test_a_partial_text_is_tried_once_and_a_whole_one_until_it_is_there(api: TelegramApi, chats: Chats) -> None:
     message = await sent(chats)
     api.lose(1, "editMessageText", times=1)
-    assert await chats.edit(ADA, message, Part("part"), partial=True) == "DROPPED"
+    assert await chats.edit(ADA, message, TextPart("part"), partial=True) == "DROPPED"
     api.lose(1, "editMessageText", times=2)
-    assert await chats.edit(ADA, message, Part("whole")) == "OK"
+    assert await chats.edit(ADA, message, TextPart("whole")) == "OK"
     assert [look.text for look in api.chat(7).answers[0].looks] == ["…", "part", "whole"]
 
 
 async def test_what_is_not_wanted_any_more_is_not_sent(api: TelegramApi, chats: Chats) -> None:
     message, wanted = await sent(chats), [True]
-    await chats.edit(ADA, message, Part("one"))
-    late = asyncio.create_task(chats.edit(ADA, message, Part("two"), wanted=lambda: wanted[0]))
+    await chats.edit(ADA, message, TextPart("one"))
+    late = asyncio.create_task(chats.edit(ADA, message, TextPart("two"), wanted=lambda: wanted[0]))
     wanted.clear()
     wanted.append(False)
     assert await late == "DROPPED"
@@ -101,15 +101,15 @@ async def test_what_is_not_wanted_any_more_is_not_sent(api: TelegramApi, chats: 
 async def test_a_group_sees_partial_texts_less_often(api: TelegramApi, chats: Chats) -> None:
     api.group(-100)
     for address in (ADA, Address(-100)):
-        await chats.edit(address, await sent(chats, address), Part("x"), partial=True)
+        await chats.edit(address, await sent(chats, address), TextPart("x"), partial=True)
     assert chats.stalled(Address(-100)) > GAP >= chats.stalled(ADA)
 
 
 async def test_only_so_much_is_told_to_a_chat_that_has_to_wait(api: TelegramApi, chats: Chats) -> None:
     api.flood(7, 1)
-    told = [chats.tell(ADA, Part(f"refused {number}")) for number in range(TELLS + 5)]
+    told = [chats.tell(ADA, TextPart(f"refused {number}")) for number in range(TELLS + 5)]
     assert told == [True] * TELLS + [False] * 5
-    assert chats.tell(BOB, Part("hi"))
+    assert chats.tell(BOB, TextPart("hi"))
     await api.wait_for(lambda: [message.text for message in api.chat(8).answers] == ["hi"])
     await api.wait_for(lambda: len(api.chat(7).answers) == TELLS)
     assert [message.text for message in api.chat(7).answers] == [f"refused {number}" for number in range(TELLS)]
@@ -121,25 +121,25 @@ async def test_only_so_much_is_told_to_a_chat_that_has_to_wait(api: TelegramApi,
 async def test_each_end_of_an_edit_has_its_word(api: TelegramApi, chats: Chats) -> None:
     keyboard = InlineKeyboardMarkup([[InlineKeyboardButton("x", callback_data="x")]])
     message = await sent(chats)
-    assert await chats.edit(ADA, message, Part("a"), keyboard) == "OK"
-    assert await chats.edit(ADA, message, Part("a"), keyboard) == "OK"  # not modified
-    assert await chats.edit(ADA, 999, Part("a")) == "GONE"
-    assert await chats.edit(ADA, 1, Part("a")) == "TOO_OLD"  # somebody else's
+    assert await chats.edit(ADA, message, TextPart("a"), keyboard) == "OK"
+    assert await chats.edit(ADA, message, TextPart("a"), keyboard) == "OK"  # not modified
+    assert await chats.edit(ADA, 999, TextPart("a")) == "GONE"
+    assert await chats.edit(ADA, 1, TextPart("a")) == "TOO_OLD"  # somebody else's
     assert await chats.edit_file(ADA, message, File(b"text", "text/plain", "a.txt")) == "OK"
-    assert await chats.edit(ADA, message, Part("a")) == "TOO_OLD"  # no text in it any more
+    assert await chats.edit(ADA, message, TextPart("a")) == "TOO_OLD"  # no text in it any more
     api.user(7).block()
-    assert await chats.edit(ADA, message, Part("a")) == "BLOCKED"
-    assert isinstance(await chats.send(ADA, Part("a")), Gone)
+    assert await chats.edit(ADA, message, TextPart("a")) == "BLOCKED"
+    assert isinstance(await chats.send(ADA, TextPart("a")), Gone)
     assert "blocked" in chats.reason(ADA)
-    assert isinstance(await chats.send(Address(12345), Part("a")), Gone)
+    assert isinstance(await chats.send(Address(12345), TextPart("a")), Gone)
     assert await chats.delete(BOB, 999) is False
 
 
 async def test_entities_that_telegram_refuses_are_left_out(api: TelegramApi, chats: Chats) -> None:
-    bad = Part("text", (Entity("bold", 2, 40),))
+    bad = TextPart("text", (Entity("bold", 2, 40),))
     message = await chats.send(ADA, bad)
     assert isinstance(message, int)
-    assert await chats.edit(ADA, message, Part("other", (Entity("bold", 2, 40),))) == "OK"
+    assert await chats.edit(ADA, message, TextPart("other", (Entity("bold", 2, 40),))) == "OK"
     assert [look.text for look in api.chat(7).answers[0].looks] == ["text", "other"]
 
 
@@ -151,7 +151,7 @@ async def test_the_general_topic_is_named_for_typing_alone(api: TelegramApi, cha
         await chats.typing(address)
     assert [message.thread for message in api.chat(-100).answers] == [None, 5]
     assert [topic for _, _, topic in api.chat(-100).actions] == [1, 5]
-    assert isinstance(await chats.send(Address(-100, 9), Part("x")), Gone)
+    assert isinstance(await chats.send(Address(-100, 9), TextPart("x")), Gone)
 
 
 # ── messages in doubt ───────────────────────────────────────────────────────────────────────────
@@ -179,15 +179,15 @@ async def test_a_sweep_takes_what_is_ours_and_nobody_knows_of(api: TelegramApi, 
 async def test_a_sweep_spares_what_is_recorded_in_another_topic(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     api.group(LARGE_GROUP, topics={5: "Five", 6: "Six"})
     recorded = Recorded(chats, Placeholders(bus))
-    await recorded.make(Address(LARGE_GROUP, 5), "1", Part("the answer of five"))
+    await recorded.make(Address(LARGE_GROUP, 5), "1", TextPart("the answer of five"))
     api.lose(1, "sendMessage", times=1)  # an orphan, then its process dies
-    making = asyncio.create_task(recorded.make(Address(LARGE_GROUP, 6), "1", Part("…")))
+    making = asyncio.create_task(recorded.make(Address(LARGE_GROUP, 6), "1", TextPart("…")))
     await wait_until(lambda: api.calls["sendMessage"] == 2)
     making.cancel()
     await asyncio.wait([making])
 
     successor = Recorded(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus))
-    made = await successor.make(Address(LARGE_GROUP, 6), "1", Part("…"))
+    made = await successor.make(Address(LARGE_GROUP, 6), "1", TextPart("…"))
     await successor.doubts.settle()
     texts = [(message.id, message.text) for message in api.chat(LARGE_GROUP).answers]
     assert texts[0] == (1, "the answer of five")
@@ -197,14 +197,14 @@ async def test_a_sweep_spares_what_is_recorded_in_another_topic(api: TelegramApi
 
 async def test_two_at_once_make_one_message(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     processes = [Recorded(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus)) for _ in range(3)]
-    made = await asyncio.gather(*(one.make(ADA, "1", Part("…")) for one in processes * 3))
+    made = await asyncio.gather(*(one.make(ADA, "1", TextPart("…")) for one in processes * 3))
     assert len(set(made)) == 1
     await wait_until(lambda: [message.id for message in api.chat(7).answers] == [made[0]])
 
 
 async def test_an_outage_ends_in_one_message(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     api.down()
-    making = asyncio.create_task(Recorded(chats, Placeholders(bus)).make(ADA, "1", Part("…")))
+    making = asyncio.create_task(Recorded(chats, Placeholders(bus)).make(ADA, "1", TextPart("…")))
     began = time.monotonic()
     await wait_until(lambda: chats.stalled(ADA) > 0)
     api.up()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.redis.server import RedisServer
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from tests.serving.processes import running, weights, zombies
 from tests.waiting import wait_until
 
@@ -19,8 +19,8 @@ def file() -> Path:
 
 
 @pytest.fixture
-async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]:
-    serving = Serving(server, "p1", tmp_path)
+async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Launcher]:
+    serving = Launcher(server, "p1", tmp_path)
     yield serving
     await serving.aclose()
     await wait_until(lambda: not running(tmp_path) | running(tmp_path, "host.py"))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rolecall.errors import ModelUnavailable
 from rolecall.redis.server import RedisServer
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.spec import ModelServer, Spec
 
 
 async def main(url: str, logs: Path, file: str) -> None:
     server = RedisServer(url)
     await server.check()
-    serving = Serving(server, f"user-{os.getpid()}", logs)
+    serving = Launcher(server, f"user-{os.getpid()}", logs)
     print("here", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         name, times = line.split()

@@ -14,7 +14,7 @@ from rolecall.models.providers.local import commanded
 from rolecall.models.registry import probe
 from rolecall.redis.server import RedisServer
 from rolecall.serving.footprint import estimate
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import Settings
 from tests.applications import CONFIG, make_application, own_modules
@@ -25,8 +25,8 @@ PROGRAM = Path(__file__).with_name("llama_like.py")
 
 
 @pytest.fixture
-async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Serving]:
-    serving = Serving(server, "p1", tmp_path)
+async def serving(server: RedisServer, tmp_path: Path) -> AsyncIterator[Launcher]:
+    serving = Launcher(server, "p1", tmp_path)
     yield serving
     await serving.aclose()
     await wait_until(lambda: not running(tmp_path, "llama_like.py"))
@@ -37,7 +37,7 @@ def file() -> Path:
     return weights()
 
 
-async def test_a_program_that_serves_the_openai_api_answers(serving: Serving, file: Path) -> None:
+async def test_a_program_that_serves_the_openai_api_answers(serving: Launcher, file: Path) -> None:
     line = f"{sys.executable} {PROGRAM} -m {file} --port 0 -np {{slots}} -c {{tokens}}"
     model = commanded("tiny@served", ModelCommand(line, slots=2, context=512), Settings(), serving)
     assert (await probe(model)).startswith("tiny@served: first word after")

@@ -19,7 +19,7 @@ from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import USER_SECONDS
 from rolecall.serving.keeper import ALONE_SECONDS
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.process import birth_of, lives, ports_of, send
 from rolecall.serving.spec import ModelServer, Spec
 from tests.serving.processes import LONG, PROCESSES, measured, running, stub, tiny, users
@@ -28,13 +28,13 @@ from tests.waiting import wait_until
 long = pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
 
 
-async def only(serving: Serving) -> ModelServer:
+async def only(serving: Launcher) -> ModelServer:
     (server,) = await serving.directory.servers()
     return server
 
 
 async def test_all_who_ask_in_several_processes_share_one_engine_and_two_models_have_two(
-    server: RedisServer, server_url: str, serving: Serving, tmp_path: Path, file: Path
+    server: RedisServer, server_url: str, serving: Launcher, tmp_path: Path, file: Path
 ) -> None:
     async with users(PROCESSES, server_url, tmp_path, file) as asking:
         begun = time.monotonic()
@@ -65,7 +65,7 @@ async def test_all_who_ask_in_several_processes_share_one_engine_and_two_models_
     await server.call("DEL", keys.SERVED_USERS)  # else the dead are waited for
 
 
-async def test_ten_rapid_calls_start_one_and_later_ones_find_it_at_once(serving: Serving, file: Path) -> None:
+async def test_ten_rapid_calls_start_one_and_later_ones_find_it_at_once(serving: Launcher, file: Path) -> None:
     spec = tiny(file)
     found = await asyncio.gather(*(serving.ensure(spec) for _ in range(10)))
     assert len({one.pid for one in found}) == 1
@@ -85,7 +85,7 @@ async def test_threads_with_loops_of_their_own_share_it_too(server_url: str, tmp
 
     async def ask(number: int) -> None:
         server = RedisServer(server_url)
-        serving = Serving(server, f"thread-{number}", tmp_path)
+        serving = Launcher(server, f"thread-{number}", tmp_path)
         pids.add((await serving.ensure(tiny(file, "threads"))).pid)
         await asyncio.to_thread(together.wait, 20)
         await serving.aclose()
@@ -102,7 +102,7 @@ async def test_threads_with_loops_of_their_own_share_it_too(server_url: str, tmp
 
 
 async def test_a_killed_host_takes_its_engine_along_and_is_replaced(
-    serving: Serving, tmp_path: Path, file: Path
+    serving: Launcher, tmp_path: Path, file: Path
 ) -> None:
     first = await serving.ensure(tiny(file))
     os.kill(first.host_pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ async def test_a_killed_host_takes_its_engine_along_and_is_replaced(
 
 
 @long
-async def test_a_host_killed_while_it_loads_is_replaced_by_one(serving: Serving, tmp_path: Path) -> None:
+async def test_a_host_killed_while_it_loads_is_replaced_by_one(serving: Launcher, tmp_path: Path) -> None:
     asking = [asyncio.create_task(serving.ensure(stub("slow", delay=0.7))) for _ in range(5)]
     await wait_until(lambda: running(tmp_path, "host.py"))
     await wait_until(lambda: _has_host(serving))
@@ -123,7 +123,7 @@ async def test_a_host_killed_while_it_loads_is_replaced_by_one(serving: Serving,
     assert len(running(tmp_path, "host.py")) == 1
 
 
-async def test_a_host_that_slept_and_was_replaced_leaves_by_itself(serving: Serving, tmp_path: Path) -> None:
+async def test_a_host_that_slept_and_was_replaced_leaves_by_itself(serving: Launcher, tmp_path: Path) -> None:
     first = await serving.ensure(stub("a"))
     os.kill(first.host_pid, signal.SIGSTOP)
     await serving.directory.end(first.id)
@@ -136,7 +136,7 @@ async def test_a_host_that_slept_and_was_replaced_leaves_by_itself(serving: Serv
 
 
 @long
-async def test_a_server_that_forgot_everything_is_told_anew(serving: Serving, server: RedisServer) -> None:
+async def test_a_server_that_forgot_everything_is_told_anew(serving: Launcher, server: RedisServer) -> None:
     first = await serving.ensure(stub("a"))
     await server.call("FLUSHALL")
     await wait_until(serving.directory.servers)
@@ -158,7 +158,7 @@ async def test_a_model_that_cannot_be_loaded_fails_once_for_all_who_ask(
 
 
 async def test_what_cannot_be_run_or_fit_is_said_with_the_numbers(server: RedisServer, tmp_path: Path) -> None:
-    serving = Serving(server, "p1", tmp_path, limit=1000, patience=0.1)
+    serving = Launcher(server, "p1", tmp_path, limit=1000, patience=0.1)
     wrong = {
         "a": (Spec("a@local", command=("/no/such/program",), ram=1), "a@local: /no/such/program cannot be run"),
         "b": (Spec("b@local", command=(sys.executable,)), "nothing tells how much memory it takes"),
@@ -170,7 +170,7 @@ async def test_what_cannot_be_run_or_fit_is_said_with_the_numbers(server: RedisS
     await serving.aclose()
 
 
-async def test_a_command_is_told_its_port_only_where_it_asks_and_its_own_port_is_found(serving: Serving) -> None:
+async def test_a_command_is_told_its_port_only_where_it_asks_and_its_own_port_is_found(serving: Launcher) -> None:
     chosen, given = await asyncio.gather(serving.ensure(stub("a")), serving.ensure(stub("b", port="{port}")))
     assert chosen.url != given.url
     for one in (chosen, given):
@@ -178,7 +178,7 @@ async def test_a_command_is_told_its_port_only_where_it_asks_and_its_own_port_is
 
 
 async def test_an_idle_model_makes_room_and_a_busy_one_answers_first(server: RedisServer, tmp_path: Path) -> None:
-    serving = Serving(server, "p1", tmp_path, limit=150, resident=0.2)
+    serving = Launcher(server, "p1", tmp_path, limit=150, resident=0.2)
     most = 0
 
     async def reserve() -> None:
@@ -206,7 +206,7 @@ async def test_an_idle_model_makes_room_and_a_busy_one_answers_first(server: Red
     await serving.aclose()
 
 
-async def test_a_model_that_nobody_asks_leaves_and_comes_back(serving: Serving, tmp_path: Path) -> None:
+async def test_a_model_that_nobody_asks_leaves_and_comes_back(serving: Launcher, tmp_path: Path) -> None:
     spec = stub("a", idle=0.5)
     async with serving.calling(spec) as first:
         with pytest.raises(AssertionError):
@@ -218,7 +218,7 @@ async def test_a_model_that_nobody_asks_leaves_and_comes_back(serving: Serving, 
 
 
 @long
-async def test_a_pinned_model_stays_though_nobody_asks(serving: Serving) -> None:
+async def test_a_pinned_model_stays_though_nobody_asks(serving: Launcher) -> None:
     first = await serving.ensure(stub("a", idle=0.3))
     assert await serving.directory.pin(first.id, True)
     with pytest.raises(AssertionError):
@@ -227,7 +227,7 @@ async def test_a_pinned_model_stays_though_nobody_asks(serving: Serving) -> None
     await wait_until(lambda: not lives(first.pid, first.birth))
 
 
-async def test_a_model_is_unloaded_on_order_but_not_amid_an_answer_unless_told_so(serving: Serving) -> None:
+async def test_a_model_is_unloaded_on_order_but_not_amid_an_answer_unless_told_so(serving: Launcher) -> None:
     async with serving.calling(stub("a")) as busy:
         assert await serving.directory.stop(busy.id) == "busy"
         assert await serving.directory.stop(busy.id, busy=True) == "stopping"
@@ -252,5 +252,5 @@ def test_a_process_is_known_by_its_birth_and_a_stranger_with_its_pid_is_spared()
         assert not send(process.pid, birth, signal.SIGKILL)
 
 
-async def _has_host(serving: Serving) -> bool:
+async def _has_host(serving: Launcher) -> bool:
     return any(one.host_pid for one in await serving.directory.servers())

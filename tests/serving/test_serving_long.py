@@ -17,7 +17,7 @@ from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import LAPSE_SECONDS, RETRY_SECONDS
 from rolecall.serving.footprint import estimate
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.process import lives, memory_of
 from rolecall.settings import Settings
 from tests.integration import rolecall_process
@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.skipif(not LONG, reason="ROLECALL_SERVING_PROOF=1 runs it")
 
 
-async def test_a_load_longer_than_the_hold_on_its_place_starts_one(serving: Serving, tmp_path: Path) -> None:
+async def test_a_load_longer_than_the_hold_on_its_place_starts_one(serving: Launcher, tmp_path: Path) -> None:
     spec = stub("slow", delay=LAPSE_SECONDS + 3)
     begun = time.monotonic()
     found = await asyncio.gather(*(serving.ensure(spec) for _ in range(10)))
@@ -37,7 +37,7 @@ async def test_a_load_longer_than_the_hold_on_its_place_starts_one(serving: Serv
 
 
 async def test_the_starter_is_killed_while_it_loads(
-    server: RedisServer, server_url: str, serving: Serving, tmp_path: Path, file: Path
+    server: RedisServer, server_url: str, serving: Launcher, tmp_path: Path, file: Path
 ) -> None:
     async with users(1, server_url, tmp_path, file) as (starter,):
         await starter.ensure("tiny")
@@ -48,7 +48,7 @@ async def test_the_starter_is_killed_while_it_loads(
     await server.call("DEL", keys.SERVED_USERS)
 
 
-async def test_killed_engines_and_hosts_are_replaced_in_time(serving: Serving, tmp_path: Path, file: Path) -> None:
+async def test_killed_engines_and_hosts_are_replaced_in_time(serving: Launcher, tmp_path: Path, file: Path) -> None:
     for _ in range(5):
         for whose in ("pid", "host_pid"):
             one = await serving.ensure(tiny(file))
@@ -63,7 +63,7 @@ async def test_killed_engines_and_hosts_are_replaced_in_time(serving: Serving, t
     assert not zombies()
 
 
-async def test_a_model_that_failed_may_be_tried_again_after_three_seconds(serving: Serving, tmp_path: Path) -> None:
+async def test_a_model_that_failed_may_be_tried_again_after_three_seconds(serving: Launcher, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_text("no model")
     spec = tiny(broken, "broken")
@@ -86,7 +86,7 @@ async def test_memory_for_one_real_model_is_used_by_two_in_turn(
     server: RedisServer, tmp_path: Path, file: Path
 ) -> None:
     need = estimate(tiny(file))
-    serving = Serving(server, "p1", tmp_path, limit=round(need * 1.3), resident=0.2)
+    serving = Launcher(server, "p1", tmp_path, limit=round(need * 1.3), resident=0.2)
     model = LocalModel(str(file), Settings(local_slots=2, local_context=512, local_threads=1), serving)
     most, kept, said = 0, [0], []
 
@@ -114,7 +114,7 @@ async def test_memory_for_one_real_model_is_used_by_two_in_turn(
     await serving.aclose()
 
 
-async def test_an_engine_that_hangs_is_ended_and_replaced(serving: Serving, tmp_path: Path) -> None:
+async def test_an_engine_that_hangs_is_ended_and_replaced(serving: Launcher, tmp_path: Path) -> None:
     first = await serving.ensure(stub("a"))
     begun = time.monotonic()
     os.kill(first.pid, signal.SIGSTOP)
@@ -138,7 +138,7 @@ async def test_users_who_come_and_go_always_find_an_engine(server: RedisServer, 
     # The last one to go takes the engine along, just when the next one comes.
     leaving = None
     for number in range(25):
-        serving = Serving(server, f"p{number}", tmp_path)
+        serving = Launcher(server, f"p{number}", tmp_path)
         async with serving.calling(tiny(file)) as one:
             assert lives(one.pid, one.birth)
         leaving = asyncio.create_task(serving.aclose())

@@ -27,7 +27,7 @@ ALWAYS = {"errors", "version", "settings", "background"}
 LIBRARY = {*ALWAYS, "redis", "bus", "transcripts", "serving", "models", "agent", "config", "session", "stats", "client"}
 MAY_IMPORT = {
     "errors": set[str](),
-    "version": set[str](),
+    "version": {"errors"},
     "settings": {"errors"},
     "background": {"errors"},  # asyncio and logging only; every package has work that nobody awaits
     "redis": ALWAYS,

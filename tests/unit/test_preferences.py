@@ -6,10 +6,10 @@ import pytest
 
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import prefer, remembered
+from rolecall.bus.conversation import forget_turn, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.leases import emit, start
-from rolecall.frontends.telegram.buttons import Questions
+from rolecall.bus.questions import keep_question, question_of
 from tests.bus_steps import answer, ask, entries, hash_of, take_one
 
 # ── preferences ─────────────────────────────────────────────────────────────────────────────────
@@ -45,16 +45,15 @@ async def test_it_is_kept_as_long_as_its_conversation(bus: Bus, before: str) -> 
 
 
 async def test_a_question_of_several_messages_is_whole_in_their_order(bus: Bus) -> None:
-    questions = Questions(bus)
-    await questions.keep("a", "1", "tg:1:2:10", {"text": "second", "images": ["b"], "quoted": {"text": "q"}})
-    await questions.keep("a", "1", "tg:1:2:9", {"text": "first", "images": ["a"], "model": "m"})
-    await questions.keep("a", "1", "tg:1:2:11", {"text": "typo"})
-    await questions.keep("a", "1", "tg:1:2:11", {"text": "third"})  # its edit
-    assert await questions.of("a", "1") == {
+    await keep_question(bus, "a", "1", "tg:1:2:10", {"text": "second", "images": ["b"], "quoted": {"text": "q"}})
+    await keep_question(bus, "a", "1", "tg:1:2:9", {"text": "first", "images": ["a"], "model": "m"})
+    await keep_question(bus, "a", "1", "tg:1:2:11", {"text": "typo"})
+    await keep_question(bus, "a", "1", "tg:1:2:11", {"text": "third"})  # its edit
+    assert await question_of(bus, "a", "1") == {
         "text": "first\nsecond\nthird", "images": ["a", "b"], "quoted": {"text": "q"}, "model": "m",
     }  # fmt: skip
     assert 0 < await bus.server.call("PTTL", bus.shards[0].question("a", "1")) <= 86_400_000
-    assert await questions.of("a", "2") is None
+    assert await question_of(bus, "a", "2") is None
 
 
 async def test_a_turn_can_be_taken_out_of_the_history_and_out_of_sight(bus: Bus) -> None:
@@ -64,7 +63,7 @@ async def test_a_turn_can_be_taken_out_of_the_history_and_out_of_sight(bus: Bus)
     memory = Memory(bus, "a", without="2")
     assert [message.text for message in await memory.history()] == ["q1", "a1"]
     for _ in range(2):
-        await Questions(bus).forget("a", "1")
+        await forget_turn(bus, "a", "1")
     assert [one.text for one in await Memory(bus, "a").entries()] == ["q2", "a2"]
 
 

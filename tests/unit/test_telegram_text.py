@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.frontends.telegram_markdown import TAGS
-from rolecall.frontends.telegram_parts import ENTITY_BYTES, Part, joined, utf16_len
+from rolecall.frontends.telegram_parts import ENTITY_BYTES, TextPart, joined, utf16_len
 from rolecall.frontends.telegram_text import message_entities, partial, plain, render
 from tests.telegram_api_entities import accepted, size
 
@@ -25,18 +25,18 @@ many = settings(
 )
 
 
-def marked(part: Part, kind: str) -> list[str]:
+def marked(part: TextPart, kind: str) -> list[str]:
     raw = part.text.encode("utf-16-le")
     spans = [(one.offset * 2, (one.offset + one.length) * 2) for one in part.entities if one.kind == kind]
     return [raw[first:last].decode("utf-16-le") for first, last in spans]
 
 
-def one(markdown: str) -> Part:
+def one(markdown: str) -> TextPart:
     (part,) = render(markdown)
     return part
 
 
-def check(part: Part, limit: int = 4096) -> None:
+def check(part: TextPart, limit: int = 4096) -> None:
     """Telegram takes the part and keeps it as it is."""
     given = [message.to_dict() for message in message_entities(part)]
     text, entities = accepted(part.text, given)
@@ -67,7 +67,7 @@ def told(text: str) -> list[str]:
     ]
 
 
-def check_nothing_lost(markdown: str, parts: list[Part]) -> None:
+def check_nothing_lost(markdown: str, parts: list[TextPart]) -> None:
     visible = markdown
     for syntax in SYNTAX:
         visible = re.sub(syntax, " ", visible)

@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from rolecall.errors import ConfigError
-from rolecall.models.stream import address, client_options, image_type, is_loopback, proxy_of
+from rolecall.models.stream import image_type
+from rolecall.settings import address, client_options, is_loopback, proxy_of
 
 ELSEWHERE = "http://models.example/v1"
 
@@ -138,7 +139,7 @@ def test_a_proxy_is_the_system_s_none_or_a_host_and_port(setting: str, means: st
 
 @pytest.mark.parametrize("setting", ["", "nonsense", "host:port", "user:hunter2@host", "host:70000"])
 def test_a_bad_proxy_is_refused_without_showing_it(setting: str) -> None:
-    with pytest.raises(ConfigError, match=r"^PROXY: SYSTEM, NO or host:port is allowed$"):
+    with pytest.raises(ConfigError, match=r"^PROXY is invalid: expected SYSTEM, NO or host:port$"):
         proxy_of(setting)
 
 

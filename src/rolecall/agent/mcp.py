@@ -21,7 +21,7 @@ import mcp_types
 from rolecall.agent.tools import FAILED, Tool, Toolbox
 from rolecall.errors import ConfigError, MissingExtra, ToolError
 from rolecall.models.model import ToolSpec
-from rolecall.models.stream import address, client_options, proxy_of
+from rolecall.settings import address, client_options, proxy_of
 from rolecall.version import __version__
 
 if TYPE_CHECKING:

@@ -168,6 +168,18 @@ async def _offer(bus: Bus, offer: Offer) -> Sequence[Any]:
     return reply
 
 
+async def answered_without_turn(bus: Bus, conversation: str, idempotency: str) -> bool:
+    """Whether a message of this key was admitted or marked by ``mark_answered``."""
+    return bool(await bus.server.fetch("EXISTS", bus.shard(conversation).idempotency(conversation, idempotency)))
+
+
+async def mark_answered(bus: Bus, conversation: str, idempotency: str) -> None:
+    """Remember for IDEMPOTENCY_SECONDS that the front end answered this message itself, so that a repeat is not
+    answered again."""
+    key = bus.shard(conversation).idempotency(conversation, idempotency)
+    await bus.server.call("SET", key, "|front", "EX", round(bus.settings.idempotency_seconds))
+
+
 async def places(bus: Bus, conversation: str) -> dict[str, int]:
     """The turns that wait in ``conversation`` with their places, counted from 1: one command for all of them."""
     waiting = await bus.server.fetch("LRANGE", bus.shard(conversation).mailbox(conversation), 0, -1)

@@ -1,4 +1,4 @@
-"""The only speaker of the scripts and the work streams."""
+"""The bus: its server, its settings and its shards. Every verb is a function that takes a Bus first."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SCHEMA = 1
 
 
 class Bus:
-    """The verbs of the message bus, over all shards. ``process`` names this process as a consumer; it must be
-    unique per start, for it is what fences a predecessor of the same host and pid."""
+    """What every verb of the bus needs. ``process`` names this process as a consumer. It must be unique per start: it
+    fences a predecessor with the same host and pid."""
 
     def __init__(self, server: Server, settings: Settings, process: str) -> None:
         self.server = server
@@ -29,15 +29,15 @@ class Bus:
         return self.shards[keys.shard_of(conversation, len(self.shards))]
 
     async def prepare(self) -> None:
-        """Note shard count and key schema at the first use; afterwards refuse (ConfigError) another one."""
+        """Store shard count and key schema on first use. Raises ConfigError if the server has other ones."""
         born = hashlib.sha256(f"{self.process}{time.time_ns()}".encode()).hexdigest()[:12]
         for name, value in (("shards", len(self.shards)), ("schema", SCHEMA), ("born", born)):
             await self.server.call("HSETNX", keys.META, name, value)
         shards, schema = await self.server.call("HMGET", keys.META, "shards", "schema")
         if int(shards) != len(self.shards):
             raise ConfigError(
-                f"SHARDS={len(self.shards)}: this bus was made with {int(shards)} shards; set SHARDS={int(shards)}, "
-                "or empty the server to change it"
+                f"SHARDS={len(self.shards)} is invalid: this server was set up with {int(shards)} shards; set "
+                f"SHARDS={int(shards)}, or empty the server to change it"
             )
         if int(schema) != SCHEMA:
-            raise ConfigError(f"this bus has key schema {int(schema)}, this version of rolecall speaks {SCHEMA}")
+            raise ConfigError(f"this server has key schema {int(schema)}, but this version of rolecall needs {SCHEMA}")

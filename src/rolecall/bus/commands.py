@@ -1,4 +1,4 @@
-"""The commands every front end knows, and the lane each takes."""
+"""The commands that every front end knows, and the lane of each."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Lane = Literal["control", "ordered", "front"]
 
 @dataclass(frozen=True)
 class Command:
-    """A word after a slash. Lane ``control`` is answered at once beside a running turn, by the command role;
-    ``front`` is carried out by the front end on the bus itself; ``ordered`` is a turn like any other."""
+    """A word after a slash. In lane ``control`` the command role answers at once, even while a turn runs; in lane
+    ``front`` the front end carries the command out itself; in lane ``ordered`` it is a turn like any other."""
 
     name: str
     usage: str
@@ -22,19 +22,19 @@ class Command:
 COMMANDS = (
     Command("help", "/help", "what I can do"),
     Command("start", "/start", "say hello"),
-    Command("stop", "/stop", "stop the answer and everything that waits", "front"),
-    Command("clear", "/clear", "forget this conversation and begin anew", "front"),
+    Command("stop", "/stop", "stop the answer and all waiting messages", "front"),
+    Command("clear", "/clear", "forget this conversation and start a new one", "front"),
     Command("reset", "/reset", "the same as /clear", "front"),
     Command("lang", "/lang [CODE|auto]", "the language I answer in"),
     Command("model", "/model [NAME|auto]", "the model that answers"),
-    Command("role", "/role [NAME|auto]", "the role that answers; /NAME TEXT asks one just once"),
+    Command("role", "/role [NAME|auto]", "the role that answers; /NAME TEXT asks one once"),
     Command("stats", "/stats", "how the system is doing"),
-    Command("whoami", "/whoami", "who you are to me"),
+    Command("whoami", "/whoami", "your user ID and your rights"),
 )
 
 
 def parse_command(text: str) -> tuple[str, str] | None:
-    """``("lang", "de")`` of ``/lang de``; the bot's name in ``/lang@bot`` is dropped; None for other text."""
+    """``("lang", "de")`` for ``/lang de``; the bot's name in ``/lang@bot`` is dropped. None for any other text."""
     if not text.startswith("/") or len(text) < 2 or not text[1].isalnum():
         return None
     word, *rest = text[1:].split(maxsplit=1)
@@ -42,6 +42,6 @@ def parse_command(text: str) -> tuple[str, str] | None:
 
 
 def find_command(text: str) -> Command | None:
-    """The command that ``text`` calls, if it is one every front end knows."""
+    """The command that ``text`` calls, if every front end knows it."""
     parsed = parse_command(text)
     return next((command for command in COMMANDS if parsed and command.name == parsed[0]), None)

@@ -102,6 +102,26 @@ async def running_turn(bus: Bus, conversation: str) -> str:
     return (current or b"").decode()
 
 
+async def preference(bus: Bus, conversation: str, name: str) -> str:
+    """One preference of ``conversation``, empty if it has none of that name."""
+    value = await bus.server.fetch("HGET", bus.shard(conversation).preferences(conversation), name)
+    return (value or b"").decode()
+
+
+async def asker_of(bus: Bus, conversation: str, turn: str) -> str | None:
+    """The user whose limits an unfinished turn counts towards, empty if there is none; None if the turn has ended."""
+    user = await bus.server.fetch("HGET", bus.shard(conversation).journal(conversation), f"{turn}:u")
+    return None if user is None else user.decode()
+
+
+async def forget_turn(bus: Bus, conversation: str, turn: str) -> None:
+    """Remove ``turn`` and its answer from the history, because it is asked again. Idempotent."""
+    key = bus.shard(conversation).history(conversation)
+    for entry in await bus.server.fetch("LRANGE", key, 0, -1):
+        if _decoder.decode(entry).turn == turn:
+            await bus.server.call("LREM", key, 0, entry)
+
+
 async def active_conversations(bus: Bus) -> set[str]:
     """The conversations with an unfinished turn."""
     found = await asyncio.gather(*(bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in bus.shards))

@@ -33,7 +33,7 @@ from rolecall.models.registry import open_model, probe
 from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.server import RedisServer, field_map
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
 from rolecall.worker.runtime import process_name
@@ -179,7 +179,7 @@ async def look_at_models(application: Application) -> list[Finding]:
 
 
 @asynccontextmanager
-async def _served(application: Application, names: list[str]) -> AsyncIterator[Serving | None]:
+async def _served(application: Application, names: list[str]) -> AsyncIterator[Launcher | None]:
     """What serves the models of this machine, where there are some and a server to serve them by."""
     async with AsyncExitStack() as stack:
         serving = None
@@ -188,12 +188,12 @@ async def _served(application: Application, names: list[str]) -> AsyncIterator[S
             with suppress(RolecallError):
                 server, _ = await stack.enter_async_context(reached(application))
                 logs, limit = application.state_dir / "models", application.settings.local_ram
-                serving = Serving(server, process_name(), logs, limit=limit, patience=0)
+                serving = Launcher(server, process_name(), logs, limit=limit, patience=0)
                 stack.push_async_callback(serving.aclose)
         yield serving
 
 
-async def _look_at(application: Application, name: str, serving: Serving | None) -> Finding:
+async def _look_at(application: Application, name: str, serving: Launcher | None) -> Finding:
     if not application.settings.local_url and (size := still_to_fetch(name)) is not None:
         text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
         return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
@@ -209,7 +209,7 @@ async def _look_at(application: Application, name: str, serving: Serving | None)
         await model.aclose()
 
 
-def _opened(application: Application, name: str, serving: Serving | None) -> Model:
+def _opened(application: Application, name: str, serving: Launcher | None) -> Model:
     if places := application.servers.get(name):
         return unbalanced(name, places, application.settings)
     if command := application.commands.get(name):

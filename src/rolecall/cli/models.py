@@ -26,7 +26,7 @@ from rolecall.models.model import Model
 from rolecall.models.providers.local import commanded
 from rolecall.models.registry import PROVIDERS, open_model, provider_problems
 from rolecall.serving.directory import Directory
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.process import Stray, end_stray, find_strays, forget_dead
 from rolecall.serving.spec import ModelServer
 from rolecall.serving.weights import BETTER, CATALOGUE, default_cache, ensure_weights
@@ -46,7 +46,7 @@ LEAVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class Listing:
     """What a provider offers, a row for each model, or the one reason why that is not known."""
 
     rows: Sequence[tuple[str, ...]] = ()
@@ -107,16 +107,16 @@ def _set_up(settings: Settings) -> list[str]:
     return [provider for provider in NEEDED if given[provider]]
 
 
-async def _asked(provider: str, settings: Settings) -> Answer:
+async def _asked(provider: str, settings: Settings) -> Listing:
     if provider == LOCAL:
-        return Answer([_local_row(f"{name}@{LOCAL}", settings) for name in CATALOGUE])
+        return Listing([_local_row(f"{name}@{LOCAL}", settings) for name in CATALOGUE])
     try:
         # In a thread: SDKs take most of a second to import, and the others need not wait for that.
         adapter = await asyncio.to_thread(importlib.import_module, PROVIDERS[provider].module)
         names = await adapter.list_models(settings)
     except (ConfigError, ModelError) as error:
-        return Answer(problem=str(error))
-    return Answer([(name,) for name in names], "" if names else f"{provider}: no models")
+        return Listing(problem=str(error))
+    return Listing([(name,) for name in names], "" if names else f"{provider}: no models")
 
 
 def _local_row(name: str, settings: Settings) -> tuple[str, ...]:
@@ -204,15 +204,15 @@ async def _check_use(session: Session, name: str) -> None:
         raise NothingRunning("no process is running that would use it: `rolecall up` starts one, and loads its models")
 
 
-def _opened(application: Application, name: str, serving: Serving) -> Model:
+def _opened(application: Application, name: str, serving: Launcher) -> Model:
     if command := application.commands.get(name):
         return commanded(name, command, application.settings, serving)
     return open_model(name, application.settings, application.state_dir, serving, application.providers)
 
 
 @asynccontextmanager
-async def _serving(session: Session) -> AsyncIterator[Serving]:
-    serving = Serving(session.server, process_name(), _logs(session), limit=session.application.settings.local_ram)
+async def _serving(session: Session) -> AsyncIterator[Launcher]:
+    serving = Launcher(session.server, process_name(), _logs(session), limit=session.application.settings.local_ram)
     try:
         yield serving
     finally:

@@ -40,7 +40,7 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class Part:
+class TextPart:
     """One message: its text as Telegram will keep it, and its entities, sorted and well nested."""
 
     text: str
@@ -67,7 +67,7 @@ def utf16_len(text: str) -> int:
     return len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
-def parts_of(text: str, marks: Sequence[Mark], limit: int = TEXT_LIMIT) -> Iterator[Part]:
+def parts_of(text: str, marks: Sequence[Mark], limit: int = TEXT_LIMIT) -> Iterator[TextPart]:
     """Cut at paragraphs, else lines, else (in code too) further down to single characters; never within one, nor
     within a mark that is no block if it can be helped. Marks that are cut go on in the next part. ``marks`` must nest
     well. White space around the cuts is left out, and parts in which nothing can be seen."""
@@ -95,13 +95,13 @@ class Cuts:
             yield start, end
             start = end
 
-    def part(self, start: int, end: int) -> Part:
+    def part(self, start: int, end: int) -> TextPart:
         """What stands there, without the white space around it."""
         start += len(self.text[start:end]) - len(self.text[start:end].lstrip("\n "))
         end -= len(self.text[start:end]) - len(self.text[start:end].rstrip("\n "))
         inside = (mark for mark in self.marks[: self._after(end)] if mark.end > start)
         clipped = [self._clipped(mark, start, end) for mark in inside]
-        return Part(self.text[start:end], tuple(one for one in clipped if one))
+        return TextPart(self.text[start:end], tuple(one for one in clipped if one))
 
     def _clipped(self, mark: Mark, start: int, end: int) -> Entity | None:
         first, last = max(mark.start, start), min(mark.end, end)

@@ -15,45 +15,45 @@ import re
 from typing import TYPE_CHECKING
 
 from rolecall.frontends.telegram_markdown import formatted
-from rolecall.frontends.telegram_parts import TEXT_LIMIT, Entity, Part, parts_of
+from rolecall.frontends.telegram_parts import TEXT_LIMIT, Entity, TextPart, parts_of
 
 if TYPE_CHECKING:
     from telegram import MessageEntity
 
-__all__ = ["TEXT_LIMIT", "Entity", "Part", "message_entities", "partial", "plain", "render"]
+__all__ = ["TEXT_LIMIT", "Entity", "TextPart", "message_entities", "partial", "plain", "render"]
 
 FENCE = re.compile(r"^[ >]*(`{3,}|~{3,})", re.MULTILINE)
 GROWING_LINK = re.compile(r"!?\[([^\]\n]*)(?:\](?:\([^)\s]*)?)?$")
 MORE = "…"
 
 
-def render(markdown: str, limit: int = TEXT_LIMIT) -> list[Part]:
+def render(markdown: str, limit: int = TEXT_LIMIT) -> list[TextPart]:
     """The messages of an answer, in order; none if nothing in it can be seen. Each has at most ``limit`` UTF-16 units
     and 100 entities, and is what Telegram will keep, so that sending it again is "not modified". Raises MissingExtra.
     """
     return list(parts_of(*formatted(markdown), limit))
 
 
-def partial(markdown: str, limit: int = TEXT_LIMIT) -> Part:
+def partial(markdown: str, limit: int = TEXT_LIMIT) -> TextPart:
     """One message for an answer that still grows: what is open is closed for now, and ``…`` ends what does not fit.
     Its text is empty while there is nothing to see."""
     text, marks = formatted(_closed(markdown))
     parts = parts_of(text, marks, limit)
-    whole = next(parts, Part(""))
+    whole = next(parts, TextPart(""))
     if next(parts, None) is None:
         return whole
     first = next(parts_of(text, marks, limit - len(MORE)))
-    return Part(first.text + MORE, first.entities)
+    return TextPart(first.text + MORE, first.entities)
 
 
-def plain(text: str, limit: int = TEXT_LIMIT) -> list[Part]:
+def plain(text: str, limit: int = TEXT_LIMIT) -> list[TextPart]:
     """The same as it is written, without entities, for when Telegram refuses them."""
     clean = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", text.replace("\t", "    ").replace("\r", ""))
     clean = clean.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return list(parts_of(re.sub("[\u2028-\u202e\u030a\u0333\u033f]", "", clean), (), limit))
 
 
-def message_entities(part: Part) -> list[MessageEntity]:
+def message_entities(part: TextPart) -> list[MessageEntity]:
     """A part's entities as python-telegram-bot wants them."""
     from telegram import MessageEntity
 

@@ -14,7 +14,7 @@ from rolecall.errors import ConfigError
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Delta, Message, Model, Request
 from rolecall.models.stream import closing
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.settings import Settings
 from rolecall.version import plugins
 
@@ -83,7 +83,7 @@ def _checked(name: str, given: object) -> Provider | type[Adapter]:
 
 
 def open_model(
-    name: str, settings: Settings, state_dir: Path, serving: Serving | None = None, providers: Providers | None = None
+    name: str, settings: Settings, state_dir: Path, serving: Launcher | None = None, providers: Providers | None = None
 ) -> Model:
     """The model ``name@provider``, without connecting to any server yet. Local models are served through ``serving``;
     ``providers`` are those of the application, see ``all_providers``.

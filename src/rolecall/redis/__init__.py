@@ -1,1 +1,1 @@
-"""Connections to the Redis or Valkey server, its keys and scripts, leader election, and the bundled server."""
+"""Redis: connections, key names, the Lua script loader, leader election and the embedded server."""

@@ -1,4 +1,4 @@
-"""Every key name, nowhere else. A shard's keys share the hash tag ``{bus:N}``."""
+"""The name of every key, and no other module has any. All keys of a shard share the hash tag ``{bus:N}``."""
 
 from __future__ import annotations
 
@@ -7,73 +7,73 @@ from zlib import crc32
 
 GROUP = "g"
 BANDS = ("h", "n", "l")
-"""High, normal, low: one stream of a role for each."""
+"""High, normal and low priority: each role has one stream per band."""
 GLOBAL = "{bus:0}"
 META = f"{GLOBAL}:meta"
 SCALE = f"{GLOBAL}:scale"
 WORKERS = f"{GLOBAL}:w"
 CONTROL = f"{GLOBAL}:control"
 API_KEYS = f"{GLOBAL}:api-keys"
-"""Hash id → JSON with the SHA-256 of an API key, its name, whether it is an operator's, and when it was made."""
+"""Hash: id → an API key as JSON: its SHA-256, name, rights and time of creation."""
 METRICS = f"{GLOBAL}:metrics"
-"""Hash of counters since the server was first used."""
+"""Hash of counters, never reset."""
 SERVED = f"{GLOBAL}:served"
-"""Hash id → model server as JSON."""
+"""Hash: id → model server as JSON."""
 SERVED_CALLS = f"{GLOBAL}:served:calls"
-"""Sorted set ``<server> <call>`` → the ms at which it is over without a sign of life."""
+"""Sorted set: ``<server> <call>`` → ms at which the call expires unless it is renewed."""
 SERVED_USERS = f"{GLOBAL}:served:users"
-"""Sorted set of the processes that may need model servers → the ms until which."""
+"""Sorted set: process that may need model servers → ms at which it expires unless it is renewed."""
 SERVED_FAILED = f"{GLOBAL}:served:failed"
-"""Hash spec → ``ms|why`` of models that could not be started just now."""
+"""Hash: spec → ``ms|reason`` of models that recently failed to start."""
 SERIES = f"{GLOBAL}:series"
-"""Capped stream: how the deployment did, one entry every few seconds of the last minutes."""
+"""Capped stream of samples of the deployment, one every few seconds, for the last minutes."""
 
 
 def shard_of(conversation: str, shards: int) -> int:
-    """The shard a conversation lives in: crc32 of its UTF-8 id, modulo the shard count."""
+    """The shard that a conversation lives in: crc32 of its id in UTF-8, modulo the number of shards."""
     return crc32(conversation.encode()) % shards
 
 
 def band(priority: int) -> str:
-    """``h`` for 67 and above, ``l`` for 33 and below, else ``n``."""
+    """The band of a priority: ``h`` from 67, ``l`` up to 33, else ``n``."""
     return "h" if priority >= 67 else "l" if priority <= 33 else "n"
 
 
 def worker(process: str) -> str:
-    """Hash of one process's registry entry."""
+    """String: a process's entry in the registry, as JSON."""
     return f"{GLOBAL}:w:{process}"
 
 
 def model(name: str, part: str) -> str:
-    """What all processes know of the model ``name@provider``: hash ``state``, hash ``use`` of its quota, hash
-    ``booked``, sorted sets ``busy`` and ``waiting``; where several servers serve it, sorted set ``calls`` in flight
-    and hash ``servers``."""
+    """What all processes share about the model ``name@provider``: the hashes ``state``, ``use`` (of its quota) and
+    ``booked``, and the sorted sets ``busy`` and ``waiting``; for a model on several servers also the hash
+    ``servers``."""
     return f"{GLOBAL}:model:{name}:{part}"
 
 
 def spent(day: str) -> str:
-    """Hash of tokens and money spent on models in one UTC day, ``YYYYMMDD``."""
+    """Hash of tokens and money spent on models on a UTC day, ``YYYYMMDD``."""
     return f"{GLOBAL}:spent:{day}"
 
 
 def login(digest: str) -> str:
-    """String with a TTL: a login to the web page, by the SHA-256 of its cookie."""
+    """String with a TTL: a login to the web page, named by the SHA-256 of its cookie."""
     return f"{GLOBAL}:login:{digest}"
 
 
 def lease(name: str) -> str:
-    """String: the token of whoever holds the named lease."""
+    """String with a TTL: the token of the leader of the election ``name``."""
     return f"{GLOBAL}:lease:{name}"
 
 
 def front(name: str, part: str) -> str:
-    """What the processes of the front end ``name`` share of its users: hash ``members``, strings ``code:<sha256>``,
-    counters ``pace:<user>``, ``refused:<user>``, ``tries:<user>``."""
+    """What the processes of the front end ``name`` share about its users: the hash ``members``, strings
+    ``code:<sha256>``, and the counters ``pace:<user>``, ``refused:<user>`` and ``tries:<user>``."""
     return f"{GLOBAL}:front:{name}:{part}"
 
 
 class ShardKeys:
-    """The key names of shard ``number``."""
+    """The keys of shard ``number``."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -89,11 +89,11 @@ class ShardKeys:
         return f"{self.prefix}:c:{conversation}"
 
     def mailbox(self, conversation: str) -> str:
-        """List of the ids of waiting turns."""
+        """List of the waiting turns, next first."""
         return f"{self.prefix}:m:{conversation}"
 
     def journal(self, conversation: str) -> str:
-        """Hash of every unfinished turn: ``<turn>:<field>``."""
+        """Hash ``<turn>:<field>`` of every unfinished turn."""
         return f"{self.prefix}:j:{conversation}"
 
     def history(self, conversation: str) -> str:
@@ -105,7 +105,7 @@ class ShardKeys:
         return f"{self.prefix}:p:{conversation}"
 
     def events(self, conversation: str) -> str:
-        """Stream of turn events, also the name of its wake-up channel's subject."""
+        """Stream of turn events."""
         return f"{self.prefix}:e:{conversation}"
 
     def channel(self, conversation: str) -> str:
@@ -117,16 +117,16 @@ class ShardKeys:
         return f"{self.prefix}:t:{conversation}:{turn}"
 
     def idempotency(self, conversation: str, idem: str) -> str:
-        """String ``turn|digest`` for a message already admitted. Both names may hold colons, so what parts them is a
-        character that no conversation may have."""
+        """String ``turn|digest`` for a message that was admitted. Both names may contain colons, so they are separated
+        by a character that no conversation may contain."""
         return f"{self.prefix}:k:{conversation}\x1f{idem}"
 
     def outbox(self, front: str) -> str:
-        """Stream of what the named front end still has to deliver."""
+        """Stream of what the front end ``front`` still has to deliver."""
         return f"{self.prefix}:o:{front}"
 
     def shown(self, conversation: str, turn: str) -> str:
-        """Hash part → id of the outside message that shows this part of the turn's answer."""
+        """Hash: part of the turn's answer → id of the outside message that shows it."""
         return f"{self.prefix}:v:{conversation}:{turn}"
 
     def shows(self, conversation: str, message: str) -> str:
@@ -134,27 +134,27 @@ class ShardKeys:
         return f"{self.prefix}:y:{conversation}\x1f{message}"
 
     def votes(self, conversation: str, turn: str) -> str:
-        """Hash user → ``up|day`` or ``down|day``: what they think of the turn's answer."""
+        """Hash: user → ``up|day`` or ``down|day``, the feedback on the turn's answer."""
         return f"{self.prefix}:f:{conversation}:{turn}"
 
     def question(self, conversation: str, turn: str) -> str:
-        """Hash: the payload of each message that became the turn, by the message's idempotency key."""
+        """Hash: idempotency key → payload of each message that became the turn."""
         return f"{self.prefix}:q:{conversation}:{turn}"
 
     def pressed(self, conversation: str, turn: str) -> str:
-        """String: the last press of the button that asks a turn's question once more."""
+        """String with a TTL: the last press of the button that asks the turn's question again."""
         return f"{self.prefix}:i:{conversation}:{turn}"
 
     def blob(self, blob: str) -> str:
-        """String: the media type, a line end, and the bytes of an image or a file."""
+        """String with a TTL: the media type, a line end, and the bytes of an image or a file."""
         return f"{self.prefix}:b:{blob}"
 
     def statistics(self, day: str) -> str:
-        """Hash of counters of one UTC day, ``YYYYMMDD``."""
+        """Hash of counters of a UTC day, ``YYYYMMDD``."""
         return f"{self.prefix}:s:{day}"
 
     def stream(self, role: str, band: str) -> str:
-        """Work stream of a role, one band."""
+        """Work stream of a role in one band."""
         return f"{self.prefix}:r:{role}:{band}"
 
     def direct(self, role: str, process: str) -> str:
@@ -162,10 +162,10 @@ class ShardKeys:
         return f"{self.prefix}:r:{role}:@{process}"
 
     def alive(self, process: str) -> str:
-        """String with a TTL: this process renewed its leases in this shard lately."""
+        """String with a TTL: exists while the process renews its leases in this shard."""
         return f"{self.prefix}:up:{process}"
 
 
 def today(at: float | None = None) -> str:
-    """The day in UTC, as the statistics name it; ``at`` is another time in seconds since the epoch."""
+    """The current UTC day, or that of ``at`` in seconds since the epoch, as ``YYYYMMDD``."""
     return time.strftime("%Y%m%d", time.gmtime(at))

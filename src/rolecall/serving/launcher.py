@@ -39,7 +39,7 @@ HUNGRY_SECONDS = 5.0
 """Who has waited so long for memory has models leave that are always busy, as soon as they have answered."""
 
 
-class Serving:
+class Launcher:
     """What the process called ``process`` needs of the model servers known in ``server``.
 
     ``logs`` is the directory where engines write down what they have to say; ``limit`` is MB of memory for all model

@@ -14,11 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import psutil
+from typing import TYPE_CHECKING
 
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
+
+if TYPE_CHECKING:
+    import psutil
 
 YOUNG_SECONDS = 15.0
 """A process that young may be one that is expected and has not said yet who it is."""

@@ -31,7 +31,7 @@ from rolecall.models.providers.remote import ServedModel
 from rolecall.models.registry import open_model
 from rolecall.redis.server import RedisServer, Server
 from rolecall.serving.balance import Balance
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.settings import Terms
 from rolecall.stats import Metrics
 from rolecall.worker.duties import Duties
@@ -53,7 +53,7 @@ class Models:
 
     def __init__(self, application: Application, server: RedisServer, process: str, wake: Wake) -> None:
         logs, limit = application.state_dir / "models", application.settings.local_ram
-        self.serving = Serving(server, process, logs, limit=limit)
+        self.serving = Launcher(server, process, logs, limit=limit)
         self.by_name: dict[str, Model] = {}
         self.problems: dict[str, str] = {}
         """Why a model could not be opened, by its name."""

@@ -172,7 +172,7 @@ def _history_entry(message: ChatMessage) -> dict[str, str]:
 
 
 @dataclass
-class Completion:
+class ChatCompletion:
     """A chat completion in the making: the task in ``snapshot``, answered as ``model``. ``sent`` is the text that the
     client has. It can only grow, so an answer that is restarted with different text ends the stream."""
 
@@ -304,14 +304,14 @@ async def show_model(name: str, services: ServicesDep, _: User) -> dict[str, Any
 async def _submit(
     body: CompletionBody, response: Response, services: ServicesDep, who: User, key: IdempotencyKey = None,
     conversation: ConversationId = "",
-) -> Completion:  # fmt: skip
+) -> ChatCompletion:  # fmt: skip
     models = frozenset(services.application.model_names)
     received = await submit(services, who, body.chat_request(unquote(conversation), _roles(services), models), key)
     response.headers.update(headers_of(received))
-    return Completion(received, await accepted_task(services.bus, received), body.model, body.wants_usage)
+    return ChatCompletion(received, await accepted_task(services.bus, received), body.model, body.wants_usage)
 
 
-Submission = Annotated[Completion, Depends(_submit)]
+Submission = Annotated[ChatCompletion, Depends(_submit)]
 
 
 async def stream_completion(completion: Submission, services: ServicesDep) -> Events:
@@ -340,7 +340,7 @@ async def complete(request: Request, services: ServicesDep, completion: Submissi
     return Response(body, headers=headers, media_type="application/json", background=after)
 
 
-async def _chunks(services: Services, completion: Completion) -> Events:
+async def _chunks(services: Services, completion: ChatCompletion) -> Events:
     yield completion.first_chunk()
     async with aclosing(_turn_events(services, completion)) as events:
         async for event in events:
@@ -356,7 +356,7 @@ async def _chunks(services: Services, completion: Completion) -> Events:
     await note_delivered(services, completion.received)
 
 
-async def _turn_events(services: Services, completion: Completion) -> AsyncGenerator[Event]:
+async def _turn_events(services: Services, completion: ChatCompletion) -> AsyncGenerator[Event]:
     """The events of the turn; a command executed at once has only a final one."""
     if not completion.received.turn:
         yield Event("final", "", "", completion.received.reply)

@@ -27,8 +27,7 @@ from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, Networ
 from telegram.request import HTTPXRequest, RequestData
 
 from rolecall.errors import ConfigError
-from rolecall.models.stream import address, client_options, is_loopback, proxy_of
-from rolecall.settings import Settings
+from rolecall.settings import Settings, address, client_options, is_loopback, proxy_of
 
 logger = logging.getLogger(__name__)
 TOKEN = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{8,128}", re.ASCII)

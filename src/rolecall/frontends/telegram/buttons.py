@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from telegram import Bot, CallbackQuery, InlineKeyboardButton, InlineKeyboardMarkup, Message
 from telegram.error import TelegramError
 
 from rolecall.background import BackgroundTasks
-from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.conversation import Remembered, Vote, give_feedback, prefer, remembered
+from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.outbox import Placeholders
+from rolecall.bus.questions import keep_question, pressed_before, question_of
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, Standing
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.message import Address, address_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, picked
-from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.texts import say
-from rolecall.redis.scripts import milliseconds
 
 if TYPE_CHECKING:
     from rolecall.frontends.telegram.progress import Live
@@ -55,7 +53,7 @@ def answered(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
 
 def edited(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
     """Under the offer to answer an edited message (say(language, "edited")) anew: ``turn`` answered it before, and
-    Questions.keep has its new payload."""
+    ``keep_question`` has stored its new payload."""
     return _row((say(language, "answer_anew"), f"edit:{turn}"))
 
 
@@ -92,7 +90,6 @@ class Buttons:
     front: Front
     access: Access
     choices: Choices
-    questions: Questions
     placeholders: Placeholders
     chats: Chats
     live: Live
@@ -138,18 +135,17 @@ class Buttons:
     async def _stop(self, press: Press) -> str:
         """End the turn wherever it is; what was said of its answer is remembered. In a group only who asked may."""
         bus, turn = self.front.bus, press.argument
-        journal = bus.shard(press.conversation).journal(press.conversation)
-        asked_by = await bus.server.fetch("HGET", journal, f"{turn}:u")
-        if asked_by is None:
+        asker = await asker_of(bus, press.conversation, turn)
+        if asker is None:
             return press.say("nothing_to_stop")
-        if asked_by.decode() != press.principal and press.standing.rank != "admin":
+        if asker != press.principal and press.standing.rank != "admin":
             return press.say("not_yours")
         ended = await self._end(press, turn, press.say("stopped"))
         return press.say("stopped" if ended else "nothing_to_stop")
 
     async def _end(self, press: Press, turn: str, text: str) -> bool:
         bus, conversation = self.front.bus, press.conversation
-        asked = await self.questions.of(conversation, turn) or {}
+        asked = await question_of(self.front.bus, conversation, turn) or {}
         words = str(asked.get("text", ""))
         history = remembered(words, await so_far(bus, conversation, turn), turn, "stopped") if words else []
         return await cancel_turn(bus, conversation, turn, instance=self.front.instance, text=text, history=history)
@@ -158,14 +154,16 @@ class Buttons:
         """Ask the same once more. The old answer stays in the chat; no model will see it."""
         if not await self._shows(press):
             return press.say("too_old")
-        return press.say("again") if await self._doubled(press) else await self._ask(press)
+        turn = (self.front.bus, press.conversation, press.argument)
+        doubled = await pressed_before(*turn, press.id, ms=TWICE_MS)
+        return press.say("again") if doubled else await self._ask(press)
 
     async def _edit(self, press: Press) -> str:
         """Answer a message as it reads now; what still runs for it is ended."""
         if await self.placeholders.turn_of(press.conversation, str(press.message_id)):  # an answer, and no offer
             return await self._unknown(press)
         self._later(self.chats.delete(press.address, press.message_id), "offer")
-        if await self.questions.of(press.conversation, press.argument) is None:
+        if await question_of(self.front.bus, press.conversation, press.argument) is None:
             return press.say("too_old")
         await cancel_turn(
             self.front.bus, press.conversation, press.argument, instance=self.front.instance,
@@ -174,7 +172,7 @@ class Buttons:
         return await self._ask(press)
 
     async def _ask(self, press: Press) -> str:
-        payload = await self.questions.of(press.conversation, press.argument)
+        payload = await question_of(self.front.bus, press.conversation, press.argument)
         if payload is None:
             return press.say("too_old")
         if await self.access.pace(press.standing) != "OK":
@@ -188,8 +186,8 @@ class Buttons:
             known = received.outcome in ("FULL", "BUSY")
             return press.say(received.outcome.lower()) if known else received.reply
         # Only now, so that a refusal changes nothing; until then "again" keeps the old answer out of this turn's sight.
-        await self.questions.forget(press.conversation, press.argument)
-        await self.questions.keep(press.conversation, received.turn, key, payload)
+        await forget_turn(self.front.bus, press.conversation, press.argument)
+        await keep_question(self.front.bus, press.conversation, received.turn, key, payload)
         await self.live.show(received, press.address, press.message_id, press.language)
         return press.say("again")
 
@@ -214,7 +212,7 @@ class Buttons:
             return press.say("unknown_button")
         await prefer(self.front.bus, press.conversation, press.verb, value, instance=self.front.instance)
         told = picked(press.verb, value, self.choices, press.language)
-        self._later(self.chats.edit(press.address, press.message_id, Part(told.text), told.keyboard), "picker")
+        self._later(self.chats.edit(press.address, press.message_id, TextPart(told.text), told.keyboard), "picker")
         return told.text
 
     # ── what they share ─────────────────────────────────────────────────────────────────────────
@@ -223,13 +221,6 @@ class Buttons:
         """Whether the message shows the turn that its button names."""
         shown = await self.placeholders.turn_of(press.conversation, str(press.message_id))
         return shown == press.argument
-
-    async def _doubled(self, press: Press) -> bool:
-        """Whether another press of the same button came just before; a repeat of the same press is none."""
-        bus = self.front.bus
-        key = bus.shard(press.conversation).pressed(press.conversation, press.argument)
-        before = await bus.server.call("SET", key, press.id, "NX", "GET", "PX", TWICE_MS)
-        return before not in (None, press.id.encode())
 
     def _later(self, work: Coroutine[Any, Any, object], what: str) -> None:
         self._tasks.start(_shown(work), f"rolecall telegram {what}")
@@ -245,47 +236,3 @@ async def _shown(work: Coroutine[Any, Any, object]) -> None:
 
 def _row(*buttons: tuple[str, str]) -> InlineKeyboardMarkup:
     return InlineKeyboardMarkup([[InlineKeyboardButton(text, callback_data=data) for text, data in buttons]])
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The payloads of turns. To be kept right after a message was admitted (MERGED and DUP too) or its edit was seen,
-    whether that came in time or not."""
-
-    bus: Bus
-    hours: float = 24
-
-    async def keep(self, conversation: str, turn: str, message: str, payload: Mapping[str, Any]) -> None:
-        """Remember that ``message`` (its idempotency key) brought ``payload`` to ``turn``; the latest stands."""
-        key = self.bus.shard(conversation).question(conversation, turn)
-        told = self.bus.server.send("HSET", key, message, msgspec.json.encode(payload))
-        await self.bus.server.call("PEXPIRE", key, milliseconds(self.hours * 3_600))
-        await told
-
-    async def of(self, conversation: str, turn: str) -> dict[str, Any] | None:
-        """The payload of the whole turn: texts joined, lists one after the other; None if it was too long ago."""
-        flat = await self.bus.server.fetch("HGETALL", self.bus.shard(conversation).question(conversation, turn))
-        whole: dict[str, Any] = {}
-        for _, raw in sorted(zip(flat[::2], flat[1::2], strict=True), key=_in_order):
-            for name, value in msgspec.json.decode(raw, type=dict[str, Any]).items():
-                whole[name] = _joined(whole[name], value) if name in whole else value
-        return whole or None
-
-    async def forget(self, conversation: str, turn: str) -> None:
-        """Let ``turn`` and its answer be no part of the history any more, say because it is asked once more."""
-        history = self.bus.shard(conversation).history(conversation)
-        for entry in await self.bus.server.fetch("LRANGE", history, 0, -1):
-            if msgspec.json.decode(entry, type=Remembered).turn == turn:
-                await self.bus.server.call("LREM", history, 0, entry)
-
-
-def _in_order(message: tuple[bytes, bytes]) -> tuple[int, bytes]:
-    """Messages of a chat count up, and their keys end in their numbers."""
-    number = message[0].rpartition(b":")[2]
-    return int(number) if number.isdigit() else 0, message[0]
-
-
-def _joined(first: Any, second: Any) -> Any:
-    if isinstance(first, str) and isinstance(second, str):
-        return "\n".join(filter(None, (first, second)))
-    return [*first, *second] if isinstance(first, list) and isinstance(second, list) else first

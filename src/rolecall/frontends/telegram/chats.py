@@ -20,7 +20,7 @@ from telegram.error import BadRequest, ChatMigrated, TelegramError
 from rolecall.background import BackgroundTasks
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
-from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.telegram_text import message_entities
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Chats:
     async def send(
         self,
         address: Address,
-        part: Part,
+        part: TextPart,
         *,
         reply_to: int | None = None,
         keyboard: Keyboard | None = None,
@@ -72,13 +72,13 @@ class Chats:
         will be in.
         """
 
-        async def sending(look: Part) -> int:
+        async def sending(look: TextPart) -> int:
             with outlet.box.one_more():
                 if announce is not None:
                     await announce(outlet.box)
                 return await self._send(address, look, reply_to, keyboard, ring)
 
-        looks = [part, Part(part.text)] if part.entities else [part]
+        looks = [part, TextPart(part.text)] if part.entities else [part]
         async with self._outlet(address) as outlet:
             for look in (*looks, looks[-1]):  # a group that became another one is told once
                 try:
@@ -98,7 +98,7 @@ class Chats:
         self,
         address: Address,
         message_id: int,
-        part: Part,
+        part: TextPart,
         keyboard: Keyboard | None = None,
         *,
         wanted: Wanted | None = None,
@@ -106,7 +106,7 @@ class Chats:
     ) -> Outcome:
         """Let a message of ours read as ``part``, until that is so or cannot be; a ``partial`` text is tried once. At
         the last moment before it is sent, ``wanted`` says whether it still is."""
-        looks = [part, Part(part.text)] if part.entities and not partial else [part]
+        looks = [part, TextPart(part.text)] if part.entities and not partial else [part]
         edits = [bound(self._edit, address, message_id, look, keyboard) for look in looks]
         return await self._edited(address, edits, wanted, once=partial)
 
@@ -140,7 +140,7 @@ class Chats:
             lambda: self.bot.send_chat_action(chat, ChatAction.TYPING, message_thread_id=address.topic)
         )
 
-    async def draft(self, address: Address, draft_id: int, part: Part, wanted: Wanted) -> bool:
+    async def draft(self, address: Address, draft_id: int, part: TextPart, wanted: Wanted) -> bool:
         """Show ``part`` as what the bot is about to send, in a private chat, if it is ``wanted`` when its turn has
         come; False when that did not work."""
         entities, chat, topic = message_entities(part), self._chat(address), address.topic
@@ -151,7 +151,7 @@ class Chats:
             )
 
     def tell(
-        self, address: Address, part: Part, *, reply_to: int | None = None, keyboard: Keyboard | None = None
+        self, address: Address, part: TextPart, *, reply_to: int | None = None, keyboard: Keyboard | None = None
     ) -> bool:
         """Send a message some time soon, without waiting for it; False when there is enough to tell to this chat
         already, and this is left out. For refusals and the like."""
@@ -213,7 +213,7 @@ class Chats:
     # ── how it is sent ──────────────────────────────────────────────────────────────────────────
 
     async def _send(
-        self, address: Address, part: Part, reply_to: int | None, keyboard: Keyboard | None, ring: bool
+        self, address: Address, part: TextPart, reply_to: int | None, keyboard: Keyboard | None, ring: bool
     ) -> int:
         message = await self.bot.send_message(
             self._chat(address), part.text, entities=message_entities(part), disable_notification=not ring,
@@ -223,7 +223,7 @@ class Chats:
         )  # fmt: skip
         return message.message_id
 
-    async def _edit(self, address: Address, message_id: int, part: Part, keyboard: Keyboard | None) -> None:
+    async def _edit(self, address: Address, message_id: int, part: TextPart, keyboard: Keyboard | None) -> None:
         await self.bot.edit_message_text(
             part.text, self._chat(address), message_id, entities=message_entities(part), reply_markup=keyboard,
             link_preview_options=LinkPreviewOptions(is_disabled=True),
@@ -270,7 +270,7 @@ class Chats:
         return "DROPPED" if once else "REFUSED"
 
     async def _tell(
-        self, outlet: Outlet, address: Address, part: Part, reply_to: int | None, keyboard: Keyboard | None
+        self, outlet: Outlet, address: Address, part: TextPart, reply_to: int | None, keyboard: Keyboard | None
     ) -> None:
         try:
             await self.send(address, part, reply_to=reply_to, keyboard=keyboard)

@@ -21,14 +21,14 @@ from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Outcome
 from rolecall.frontends.telegram.placeholders import Recorded, Shown
 from rolecall.frontends.telegram.progress import RING, Live
-from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.telegram_text import plain, render
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
-PROMISE = Part("…")
+PROMISE = TextPart("…")
 """What a further message says until its text is in it."""
-NOTICE = Part("🔔 …")
+NOTICE = TextPart("🔔 …")
 REPLACEMENTS = 5
 RING_SECONDS = 30.0
 RUNG = "rung"
@@ -60,7 +60,7 @@ class Deliverer:
             return await self._settle(entry, Shown(), f"{entry.conversation} is no chat")
         seen = self.live.end(entry.conversation, turn)
         shown = await self.recorded.of(entry.conversation, turn)
-        delivery = Delivery(self, entry, address, turn, shown)
+        delivery = AnswerDelivery(self, entry, address, turn, shown)
         outcome = await delivery.put(await self._pieces(entry, shown.language, seen))
         if outcome == "DROPPED":
             return False
@@ -84,10 +84,10 @@ class Deliverer:
 
     # ── what there is to show ───────────────────────────────────────────────────────────────────
 
-    async def _pieces(self, entry: OutboxEntry, language: str | None, seen: str) -> Sequence[Part | File]:
+    async def _pieces(self, entry: OutboxEntry, language: str | None, seen: str) -> Sequence[TextPart | File]:
         payload = entry.payload or {}
         files = [file async for file in self._files(entry.conversation, payload)]
-        return [*_texts(entry.kind, payload, language, seen), *files] or [Part(say(language, "no_answer"))]
+        return [*_texts(entry.kind, payload, language, seen), *files] or [TextPart(say(language, "no_answer"))]
 
     async def _files(self, conversation: str, payload: Mapping[str, Any]) -> Any:
         """The files of an answer that are still there: ``images`` are blob ids, ``files`` have a name, too."""
@@ -109,11 +109,11 @@ class Deliverer:
             return
         mark = f"~{secrets.token_hex(4)}"
         if await self.recorded.placeholders.record(entry.conversation, entry.turn, mark, RUNG) == mark:
-            ready = Part(say(shown.language, "answer_ready"))
+            ready = TextPart(say(shown.language, "answer_ready"))
             await self.recorded.make(address, RING, ready, name=entry.turn, ring=True, reply_to=message)
 
 
-class Delivery:
+class AnswerDelivery:
     """One entry on its way into the messages of its chat."""
 
     def __init__(self, deliverer: Deliverer, entry: OutboxEntry, address: Address, turn: str, shown: Shown) -> None:
@@ -122,7 +122,7 @@ class Delivery:
         self.messages: list[int] = []
         """What shows it, so far."""
 
-    async def put(self, pieces: Sequence[Part | File]) -> Outcome:
+    async def put(self, pieces: Sequence[TextPart | File]) -> Outcome:
         """Show ``pieces``, a message each; OK, or what stands against it."""
         for number, piece in enumerate(pieces):
             keyboard = self._keyboard() if number == len(pieces) - 1 else None
@@ -135,7 +135,7 @@ class Delivery:
         ordinary = self._entry.turn and not is_control(self._entry.turn)
         return answered(self._entry.turn, self._shown.language) if ordinary else None
 
-    async def _put(self, name: str, piece: Part | File, keyboard: Keyboard | None) -> Outcome:
+    async def _put(self, name: str, piece: TextPart | File, keyboard: Keyboard | None) -> Outcome:
         """Show one piece in the message recorded for it. One that was deleted, or cannot be edited any more, is
         replaced; that another one replaced it meanwhile shows when it is forgotten (Placeholders.forget)."""
         for _ in range(REPLACEMENTS):
@@ -161,7 +161,7 @@ class Delivery:
             ring=notice and name == "0", reply_to=before if apart else None,
         )  # fmt: skip
 
-    async def _edit(self, message: int, piece: Part | File, keyboard: Keyboard | None) -> Outcome:
+    async def _edit(self, message: int, piece: TextPart | File, keyboard: Keyboard | None) -> Outcome:
         """Let the message show the piece; one that Telegram does not take is not kept quiet about."""
         if isinstance(piece, File):
             outcome = await self._chats.edit_file(self._address, message, piece, keyboard, wanted=self._holding)
@@ -171,10 +171,10 @@ class Delivery:
             excuse = say(self._shown.language, "text_unsent")
         if outcome != "REFUSED":
             return outcome
-        return await self._chats.edit(self._address, message, Part(excuse), keyboard, wanted=self._holding)
+        return await self._chats.edit(self._address, message, TextPart(excuse), keyboard, wanted=self._holding)
 
 
-def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: str) -> Iterable[Part]:
+def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: str) -> Iterable[TextPart]:
     text = str(payload.get("text", ""))
     if kind in ("final", "notice"):
         return render(text)

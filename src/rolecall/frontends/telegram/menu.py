@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ from telegram import (
 )
 from telegram.error import BadRequest, Forbidden, TelegramError
 
+from rolecall import stats
 from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
@@ -29,7 +29,6 @@ from rolecall.frontends.telegram.bot import Wait, explain
 from rolecall.frontends.telegram.message import Incoming
 from rolecall.frontends.telegram.pickers import Choices, Told, menu
 from rolecall.frontends.texts import LANGUAGES, say
-from rolecall.redis import keys
 
 INVITATION_DAYS = 7
 LISTED_MEMBERS = 50
@@ -211,10 +210,8 @@ class Commands:
 
     async def _tokens(self, users: list[int]) -> dict[int, int]:
         """What each used of the models today."""
-        day = time.strftime("%Y%m%d", time.gmtime())
-        fields = [f"u:telegram:user:{user}:tokens" for user in users]
-        found = await self.bus.server.fetch("HMGET", keys.spent(day), *fields)
-        return {user: int(tokens or 0) for user, tokens in zip(users, found, strict=True)}
+        found = await stats.tokens_of(self.bus, [f"telegram:user:{user}" for user in users])
+        return dict(zip(users, found, strict=True))
 
     def _menu_later(self, user: int, rank: Rank) -> None:
         self._tasks.start(self._menus.set_for(user, admin=rank == "admin"), "rolecall telegram menu")

@@ -24,7 +24,7 @@ from rolecall.bus.outbox import WHOLE, Placeholders
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box
-from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_parts import TextPart
 
 logger = logging.getLogger(__name__)
 INTENT = "?"
@@ -79,7 +79,7 @@ class Recorded:
         self,
         address: Address,
         turn: str,
-        part: Part,
+        part: TextPart,
         *,
         name: str = WHOLE,
         after: int = 0,

@@ -19,6 +19,7 @@ from telegram.error import TelegramError
 from rolecall.background import BackgroundTasks
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import active_conversations, running_turn
 from rolecall.bus.events import AnswerText, Event, Wakeups, follow
 from rolecall.bus.turn import snapshot
 from rolecall.errors import ServerError
@@ -28,7 +29,7 @@ from rolecall.frontends.telegram.buttons import working
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import Recorded
-from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.telegram_text import partial
 from rolecall.frontends.texts import say
 
@@ -100,12 +101,10 @@ class Live:
     async def resume(self) -> int:
         """Show what is in the making already, say after a restart; returns how many turns."""
         count = 0
-        for shard in self.bus.shards:
-            for raw in await self.bus.server.fetch("ZRANGE", shard.active, 0, -1):
-                conversation = raw.decode()
-                address = Address.of(conversation)
-                if address is not None and address.front == self.front:
-                    count += await self._resume(conversation, address)
+        for conversation in await active_conversations(self.bus):
+            address = Address.of(conversation)
+            if address is not None and address.front == self.front:
+                count += await self._resume(conversation, address)
         await self.recorded.doubts.resume(self.front)
         return count
 
@@ -118,9 +117,8 @@ class Live:
         await self._passing.drain(0)
 
     async def _resume(self, conversation: str, address: Address) -> int:
-        shard = self.bus.shard(conversation)
-        current = await self.bus.server.fetch("HGET", shard.conversation(conversation), "cur")
-        waiting = {current.decode(): 0} if current else {}
+        current = await running_turn(self.bus, conversation)
+        waiting = {current: 0} if current else {}
         waiting |= await places(self.bus, conversation)
         for turn, place in waiting.items():
             shown = await self.recorded.of(conversation, turn)
@@ -252,7 +250,7 @@ class Live:
 
     async def _draft(self, watched: Watched) -> bool:
         """Show it as a draft; one that is empty reads "Thinking…" in the user's own client."""
-        part = watched.look if watched.growing.text or watched.place else Part("")
+        part = watched.look if watched.growing.text or watched.place else TextPart("")
         draft_id = int.from_bytes(watched.key[1].encode()[-6:], "big") or 1
         return await self.chats.draft(watched.address, draft_id, part, lambda: self._is_wanted(watched))
 
@@ -294,13 +292,13 @@ class Watched:
         return self.place, len(self.growing.text)
 
     @property
-    def look(self) -> Part:
+    def look(self) -> TextPart:
         """How the message should read now."""
         if self.growing.text and (part := partial(self.growing.text)).text:
             return part
         if self.place:
-            return Part(say(self.language, "place", place=self.place))
-        return Part(say(self.language, "thinking"))
+            return TextPart(say(self.language, "place", place=self.place))
+        return TextPart(say(self.language, "thinking"))
 
     @property
     def keyboard(self) -> Keyboard:

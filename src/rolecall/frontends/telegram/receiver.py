@@ -10,21 +10,23 @@ from typing import Any, cast
 
 from telegram import Message, Update, User
 
-from rolecall.bus.admission import Mode, edit_message
+from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
 from rolecall.bus.commands import find_command
+from rolecall.bus.conversation import preference
 from rolecall.bus.envelope import Envelope
+from rolecall.bus.questions import keep_question
 from rolecall.errors import EnvelopeTooLarge, ServerUnavailable
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import Access, Standing
-from rolecall.frontends.telegram.buttons import Buttons, Questions
+from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats, Keyboard
 from rolecall.frontends.telegram.grouping import Group, Lane, Lanes, Pieces
 from rolecall.frontends.telegram.media import Fetched, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
 from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of
 from rolecall.frontends.telegram.progress import Live
-from rolecall.frontends.telegram_parts import Part
+from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,6 @@ class Receiver:
     access: Access
     commands: Commands
     buttons: Buttons
-    questions: Questions
     chats: Chats
     live: Live
     keywords: tuple[str, ...] = ()
@@ -150,7 +151,7 @@ class Receiver:
             group=group.name,
         )  # fmt: skip
         if received.turn:
-            await self.questions.keep(received.conversation, received.turn, idempotency, payload)
+            await keep_question(self.front.bus, received.conversation, received.turn, idempotency, payload)
         await self._show(incoming, received)
 
     async def _show(self, incoming: Incoming, received: Received) -> None:
@@ -165,20 +166,17 @@ class Receiver:
     async def _mode(self, address: Address) -> Mode:
         """What this chat wants while it is busy (its preference ``queue``), else what is configured."""
         bus = self.front.bus
-        preferences = bus.shard(address.conversation).preferences(address.conversation)
-        chosen = await bus.server.fetch("HGET", preferences, "queue")
-        mode = (chosen or b"").decode()
+        mode = await preference(bus, address.conversation, "queue")
         return cast(Mode, mode) if mode in MODES else bus.settings.while_busy
 
     async def _carry_out(self, incoming: Incoming) -> None:
         """A command that the front end carries out itself, once: an update that comes again must not stop what was
         asked since."""
         bus, conversation = self.front.bus, incoming.address.conversation
-        key = bus.shard(conversation).idempotency(conversation, incoming.idempotency)
-        if await bus.server.fetch("EXISTS", key):
+        if await answered_without_turn(bus, conversation, incoming.idempotency):
             return
         received = await self.front.receive(conversation, incoming.text)
-        await bus.server.call("SET", key, "|front", "EX", round(bus.settings.idempotency_seconds))
+        await mark_answered(bus, conversation, incoming.idempotency)
         self._tell(incoming, CARRIED_OUT[received.outcome])
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +200,7 @@ class Receiver:
         if edited.outcome == "UNKNOWN":
             return incoming.age > RECENT_SECONDS
         if edited.turn:
-            await self.questions.keep(conversation, edited.turn, incoming.idempotency, payload)
+            await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
             self._tell(incoming, "full")
         elif edited.outcome in ("RUNNING", "DONE") and not incoming.command and edited.turn:
@@ -226,4 +224,4 @@ class Receiver:
 
     def _say(self, incoming: Incoming, text: str, keyboard: Keyboard | None = None) -> None:
         reply_to = None if incoming.address.private else incoming.message_id
-        self.chats.tell(incoming.address, Part(text), reply_to=reply_to, keyboard=keyboard)
+        self.chats.tell(incoming.address, TextPart(text), reply_to=reply_to, keyboard=keyboard)

@@ -16,7 +16,7 @@ from rolecall.errors import ConfigError, ServerError
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import QuietBot, explain
-from rolecall.frontends.telegram.buttons import Buttons, Questions
+from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
 from rolecall.frontends.telegram.media import Media
@@ -47,7 +47,7 @@ class TelegramFront:
     ) -> None:  # fmt: skip
         self.bot, self.session, self.wakeups, self.watchdog_seconds = bot, session, wakeups, watchdog_seconds
         self.lease = session.leader(name)
-        self.serving: Serving | None = None
+        self.serving: Service | None = None
         """Set while this process leads."""
         self._tell = tell
         self._told = ""
@@ -128,7 +128,7 @@ class TelegramFront:
         """Take updates and deliver, until cancelled. Raises what Updates.run raises."""
         pause = 1.0
         while True:
-            self.serving = Serving(
+            self.serving = Service(
                 self.bot, self.session, self.wakeups, self.lease, self.tell, watchdog_seconds=self.watchdog_seconds
             )
             try:
@@ -153,7 +153,7 @@ class TelegramFront:
             self.tell(f"nobody is admin yet; whoever opens this first becomes it: {link}")
 
 
-class Serving:
+class Service:
     """Takes the updates of ``bot`` and delivers, while ``run`` runs and ``lease`` is held."""
 
     def __init__(
@@ -162,7 +162,7 @@ class Serving:
     ) -> None:  # fmt: skip
         bus, settings = session.bus, session.application.settings
         front = Front(bus, wakeups, lease.name, outbox=True)
-        placeholders, blobs, questions = Placeholders(bus), Blobs(bus), Questions(bus)
+        placeholders, blobs = Placeholders(bus), Blobs(bus)
         choices = Choices.of(session.application)
         self.access = Access(bus, lease.name)
         self.chats = Chats(bot, edit_seconds=settings.telegram_edit_seconds)
@@ -177,10 +177,10 @@ class Serving:
             ring_seconds=settings.telegram_ring_seconds,
         )  # fmt: skip
         self.commands = Commands(bot, bus, self.access, choices, front=lease.name)
-        self.buttons = Buttons(bot, front, self.access, choices, questions, placeholders, self.chats, self.live)
+        self.buttons = Buttons(bot, front, self.access, choices, placeholders, self.chats, self.live)
         media = Media(bot, blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
         self.receiver = Receiver(
-            front, bot.bot, media, self.access, self.commands, self.buttons, questions, self.chats, self.live,
+            front, bot.bot, media, self.access, self.commands, self.buttons, self.chats, self.live,
             keywords=_listed(settings.telegram_keywords),
         )  # fmt: skip
         self.updates = Updates(bot, self.receiver.receive, settings, tell, watchdog_seconds)

@@ -28,9 +28,9 @@ from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.openai import Endpoint
-from rolecall.models.stream import Patience, Source, address, client_options, closing, image_type, proxy_of, read
+from rolecall.models.stream import Patience, Source, closing, image_type, read
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
-from rolecall.settings import Settings
+from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
     from google.genai import Client

@@ -18,7 +18,7 @@ from rolecall.models.model import ModelEvent, Request
 from rolecall.models.providers.openai import Endpoint, OpenAIModel
 from rolecall.models.stream import closing
 from rolecall.models.tool_calls import calling_by_schema
-from rolecall.serving.launcher import Serving
+from rolecall.serving.launcher import Launcher
 from rolecall.serving.spec import WAYS_OUT, ModelCommand, ModelServer, Spec
 from rolecall.serving.weights import CATALOGUE, Progress, default_cache, ensure_weights
 from rolecall.settings import Settings
@@ -29,7 +29,7 @@ class HostedModel:
     ``serving`` it can be named but not asked. What ``spec`` says it is, is known when it is first needed: subclasses
     may have to fetch it."""
 
-    def __init__(self, name: str, settings: Settings, serving: Serving | None, spec: Spec | None = None) -> None:
+    def __init__(self, name: str, settings: Settings, serving: Launcher | None, spec: Spec | None = None) -> None:
         self.name = name
         self._settings = settings
         self._serving = serving
@@ -82,13 +82,13 @@ class HostedModel:
             self._speakers[server.id] = OpenAIModel(name, _endpoint(server, self._settings))
         return self._speakers[server.id]
 
-    def _served(self) -> Serving:
+    def _served(self) -> Launcher:
         if self._serving is None:
             raise ModelUnavailable(f"{self.name} is served where a deployment runs: start one with `rolecall up`")
         return self._serving
 
 
-def commanded(name: str, command: ModelCommand, settings: Settings, serving: Serving | None) -> HostedModel:
+def commanded(name: str, command: ModelCommand, settings: Settings, serving: Launcher | None) -> HostedModel:
     """The model that ``command`` of config.py serves. Raises ConfigError for a missing extra."""
     needs(name, "openai", "psutil")
     return HostedModel(name, settings, serving, command.spec(name, settings.local_idle_seconds))
@@ -140,14 +140,14 @@ class LocalModel(HostedModel):
     LOCAL_URL. The first question fetches the weights if need be, ``warm`` does so before it."""
 
     def __init__(
-        self, model: str, settings: Settings, serving: Serving | None = None, cache: Path | None = None
+        self, model: str, settings: Settings, serving: Launcher | None = None, cache: Path | None = None
     ) -> None:
         super().__init__(f"{model}@local", settings, serving)
         self._model = model
         self._cache = cache or default_cache()
 
     @classmethod
-    def open(cls, model: str, settings: Settings, state_dir: Path, serving: Serving | None = None) -> LocalModel:
+    def open(cls, model: str, settings: Settings, state_dir: Path, serving: Launcher | None = None) -> LocalModel:
         """``model`` is a name in CATALOGUE or the absolute path of a .gguf file. Raises ConfigError."""
         name = f"{model}@local"
         needs(name, *(("openai",) if settings.local_url else ("xllamacpp", "openai", "psutil")))

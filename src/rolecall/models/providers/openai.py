@@ -44,8 +44,8 @@ from rolecall.models.providers.openai_wire import (
     responses_events,
     wire_name,
 )
-from rolecall.models.stream import Patience, Source, address, client_options, proxy_of, read
-from rolecall.settings import Settings
+from rolecall.models.stream import Patience, Source, read
+from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI

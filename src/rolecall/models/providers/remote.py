@@ -9,10 +9,10 @@ from rolecall.errors import ConfigError, ModelError, ModelUnavailable, RateLimit
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Model, ModelEvent, Request
 from rolecall.models.providers.openai import Endpoint, OpenAIModel
-from rolecall.models.stream import client_options, closing, proxy_of
+from rolecall.models.stream import closing
 from rolecall.redis.server import Server
 from rolecall.serving.balance import Balance, ModelAt, Picked, look
-from rolecall.settings import Settings
+from rolecall.settings import Settings, client_options, proxy_of
 
 
 class ServedModel:
