@@ -74,6 +74,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 @pytest.fixture
 def walked(loop: asyncio.AbstractEventLoop, server_url: str) -> Iterator[RedisServer]:
     server = RedisServer(server_url)
+    loop.run_until_complete(server.call("CONFIG", "SET", "maxmemory", 0))  # another test may have set it
     yield server
     loop.run_until_complete(server.aclose())
 
