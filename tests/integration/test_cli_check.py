@@ -53,7 +53,7 @@ def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
     done = run_rolecall("check", "--app", directory, environment={"TZ": "Mars/Base", "SHARDS": "100"})
     assert (done.stderr, done.returncode) == ("", 1)
     for said in (
-        "x@nowhere  model 'x@nowhere': name@provider is allowed",
+        "x@nowhere  model 'x@nowhere' is invalid: expected name@provider",
         "role samplellm has no other model",
         "match='/X' is another role's too",
         f"chmod 600 {directory}/.env",
