@@ -57,7 +57,7 @@ def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
         "role samplellm has no other model",
         "match='/X' is another role's too",
         f"chmod 600 {directory}/.env",
-        "TZ=Mars/Base: no such time zone",
+        "TZ=Mars/Base is invalid: expected a time zone",
         "set REDIS_MAX_CONNECTIONS=103 or more",
         "log directory",
     ):
