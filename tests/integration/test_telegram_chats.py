@@ -14,9 +14,9 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
+from rolecall.frontends.telegram.markdown.entities import Entity, TextPart
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import DOUBTS, Doubt, Doubts, Recorded
-from rolecall.frontends.telegram_parts import Entity, TextPart
 from rolecall.settings import Settings
 from tests.telegram_api import TelegramApi
 from tests.waiting import wait_until

@@ -18,7 +18,7 @@ from telegram import (
 )
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken
 
-from rolecall.frontends.telegram_text import message_entities, render
+from rolecall.frontends.telegram.markdown.render import message_entities, render
 from tests.telegram_api import TelegramApi
 from tests.telegram_api_chats import User
 from tests.telegram_api_entities import Refused, accepted

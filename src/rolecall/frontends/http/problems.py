@@ -15,14 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from rolecall.errors import (
-    BlobTooLarge,
-    EnvelopeTooLarge,
-    RolecallError,
-    ServerError,
-    ServerRefused,
-    ServerUnavailable,
-)
+from rolecall.errors import BlobTooLarge, EnvelopeTooLarge, RolecallError, ServerError, ServerRefused, ServerUnavailable
 from rolecall.frontends.texts import section
 
 logger = logging.getLogger(__name__)

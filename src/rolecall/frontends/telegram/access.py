@@ -12,17 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.members import (
-    Member,
-    Rank,
-    Tries,
-    count_within,
-    enrol,
-    find_member,
-    list_members,
-    redeem,
-    store_code,
-)
+from rolecall.bus.members import Member, Rank, Tries, count_within, enrol, find_member, list_members, redeem, store_code
 
 Redeemed = Literal["admin", "user", "guest", "KNOWN", "WRONG", "TOO_MANY"]
 Pace = Literal["OK", "TELL", "SILENT"]

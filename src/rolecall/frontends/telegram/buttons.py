@@ -25,9 +25,9 @@ from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, Standing
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
+from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address, address_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, picked
-from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.texts import say
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, TelegramError
 
 from rolecall.background import BackgroundTasks
+from rolecall.frontends.telegram.markdown.entities import TextPart
+from rolecall.frontends.telegram.markdown.render import message_entities
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
-from rolecall.frontends.telegram_parts import TextPart
-from rolecall.frontends.telegram_text import message_entities
 
 logger = logging.getLogger(__name__)
 Keyboard = InlineKeyboardMarkup

@@ -17,12 +17,12 @@ from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.telegram.buttons import answered
 from rolecall.frontends.telegram.chats import Chats, File, Gone, Keyboard
+from rolecall.frontends.telegram.markdown.entities import TextPart
+from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Outcome
 from rolecall.frontends.telegram.placeholders import Recorded, Shown
 from rolecall.frontends.telegram.progress import RING, Live
-from rolecall.frontends.telegram_parts import TextPart
-from rolecall.frontends.telegram_text import plain, render
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)

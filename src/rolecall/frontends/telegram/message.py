@@ -11,7 +11,7 @@ from typing import Literal
 from telegram import Audio, Document, Message, MessageEntity, Update, User, VideoNote, Voice
 
 from rolecall.bus.commands import COMMANDS
-from rolecall.frontends.telegram_parts import utf16_len
+from rolecall.frontends.telegram.markdown.entities import utf16_len
 
 CONVERSATION = re.compile(r"([a-z0-9_-]+):(-?\d{1,19})(?::(\d{1,19}))?", re.ASCII)
 Kind = Literal["image", "voice", "document", "unknown"]

@@ -22,9 +22,9 @@ from weakref import WeakValueDictionary
 from rolecall.background import BackgroundTasks
 from rolecall.bus.outbox import WHOLE, Placeholders
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
+from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Box
-from rolecall.frontends.telegram_parts import TextPart
 
 logger = logging.getLogger(__name__)
 INTENT = "?"

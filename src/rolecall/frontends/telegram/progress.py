@@ -27,10 +27,10 @@ from rolecall.frontends.front import Received
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.buttons import working
 from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
+from rolecall.frontends.telegram.markdown.entities import TextPart
+from rolecall.frontends.telegram.markdown.render import partial
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import Recorded
-from rolecall.frontends.telegram_parts import TextPart
-from rolecall.frontends.telegram_text import partial
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)

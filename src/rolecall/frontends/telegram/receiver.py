@@ -22,11 +22,11 @@ from rolecall.frontends.telegram.access import Access, Standing
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats, Keyboard
 from rolecall.frontends.telegram.grouping import Group, Lane, Lanes, Pieces
+from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.media import Fetched, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
 from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of
 from rolecall.frontends.telegram.progress import Live
-from rolecall.frontends.telegram_parts import TextPart
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rolecall.frontends.telegram_markdown import TAGS
-from rolecall.frontends.telegram_parts import ENTITY_BYTES, TextPart, joined, utf16_len
-from rolecall.frontends.telegram_text import message_entities, partial, plain, render
+from rolecall.frontends.telegram.markdown.entities import ENTITY_BYTES, TextPart, joined, utf16_len
+from rolecall.frontends.telegram.markdown.render import TAGS, message_entities, partial, plain, render
 from tests.telegram_api_entities import accepted, size
 
 EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "0"))

@@ -1,8 +1,4 @@
-"""Markdown made ready for conversion: what a parser would swallow is hidden, so that every word is shown.
-
-Control characters, which no text has here any more, stand for what must not be parsed: raw HTML, definitions and
-footnotes, formulas that do not convert. ``shown`` brings it back. Tables are read out, for they are laid out anew.
-"""
+"""Markdown made ready for the converter: what it would lose or misread is marked."""
 
 from __future__ import annotations
 
@@ -16,9 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 Event = tuple[Any, dict[str, int]]
-
 LESS, BRACKET, TABLE, DOLLAR, BACKSLASH, NOTHING = "\x01", "\x02", "\x03", "\x04", "\x05", "\x06"
-
 DROPPED = re.compile("[\u2028-\u202e\u0333\u033f]")
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\ufdd0-\ufdef]")
 OPENING = re.compile(r"(\\[\\<]|<(?:[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>]*|[\w.+-]+@[\w.-]+)>)|<")

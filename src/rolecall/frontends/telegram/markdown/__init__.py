@@ -1,0 +1,1 @@
+"""Markdown for Telegram: text and entities."""
