@@ -282,15 +282,19 @@ def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
             found[name] = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError(f"{variable}={path}: {why}; a file that holds {name.upper()} is allowed") from None
+            raise ConfigError(
+                f"{variable}={path} is invalid: {why}; expected a file that contains {name.upper()}"
+            ) from None
         if not found[name]:
-            raise ConfigError(f"{variable}={path}: it is empty; a file that holds {name.upper()} is allowed")
+            raise ConfigError(
+                f"{variable}={path} is invalid: the file is empty; expected one that contains {name.upper()}"
+            )
     return found
 
 
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
     if not (isinstance(role.agent, type) and issubclass(role.agent, Agent)):
-        raise ConfigError(f"config.py: Role({role.agent!r}): a class made from Agent is allowed")
+        raise ConfigError(f"config.py: Role({role.agent!r}) is invalid: expected a subclass of Agent")
     instances = _instances(role.variable, role.instances, environ)
     general = tuple(part.strip() for part in (settings.gen_model or "").split(",") if part.strip())
     where = f"config.py, role {role.name}: model " if role.models else "GEN_MODEL="
@@ -308,13 +312,13 @@ def _instances(variable: str, configured: Instances, environ: Mapping[str, str])
     except (TypeError, ValueError):
         count = -1
     if not 0 <= count <= MAX_INSTANCES:
-        raise ConfigError(f"{variable}={given}: a whole number from 0 to {MAX_INSTANCES} or auto is allowed")
+        raise ConfigError(f"{variable}={given} is invalid: expected an integer from 0 to {MAX_INSTANCES}, or auto")
     return count
 
 
 def _model(name: str, where: str) -> str:
     if not MODEL_NAME.fullmatch(name):
-        raise ConfigError(f"{where}{name}: name@provider is allowed, such as smollm2@local")
+        raise ConfigError(f"{where}{name} is invalid: expected name@provider, such as smollm2@local")
     model, _, provider = name.rpartition("@")
     return f"{model}@{PROVIDER_ALIASES.get(provider, provider)}"
 
@@ -324,15 +328,15 @@ def _terms(given: Mapping[str, Terms]) -> dict[str, Terms]:
         for limit, value in asdict(terms).items():
             least = 0 if limit.startswith("price") else 1
             if value is not None and value < least:
-                raise ConfigError(f"config.py, terms of {name}: {limit}={value}: {least} or more is allowed")
+                raise ConfigError(f"config.py, terms of {name}: {limit}={value} is invalid: expected {least} or more")
     return {_model(name, "config.py, terms of "): terms for name, terms in given.items()}
 
 
 def _servers(given: Servers, environ: Mapping[str, str]) -> dict[str, tuple[ModelAt, ...]]:
     for name, places in given.items():
         if not (MODEL_NAME.fullmatch(name) and name.endswith("@served") and places):
-            allowed = "name@served with one ModelAt(url) or more, or a ModelCommand, is allowed"
-            raise ConfigError(f"config.py, servers of {name}: {allowed}")
+            expected = "expected name@served with one or more ModelAt(url), or a ModelCommand"
+            raise ConfigError(f"config.py, servers of {name}: {expected}")
     found = {name: places for name, places in given.items() if not isinstance(places, ModelCommand)}
     several = {name: (places,) if isinstance(places, ModelAt) else places for name, places in found.items()}
     return {name: tuple(place.resolved(name, environ) for place in places) for name, places in several.items()}
@@ -346,18 +350,18 @@ def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:
     names = [role.name for role in roles]
     for name in names:
         if not ROLE_NAME.fullmatch(name):
-            raise ConfigError(f"role {name!r}: a-z 0-9 _ - are allowed, up to 40 characters")
+            raise ConfigError(f"role {name!r} is invalid: expected up to 40 characters of a-z 0-9 _ -")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"role {twice[0]!r} is configured twice; each role is stated once")
     if "manager" not in names:
         raise ConfigError("no role 'manager': every turn begins there, so config.py needs Role(ManagerAgent)")
     total = sum(role.instances for role in roles if role.instances != "auto")
     if total > settings.total_instances:
-        raise ConfigError(f"{total} instances are configured; TOTAL_INSTANCES={settings.total_instances} are allowed")
+        raise ConfigError(f"{total} instances are configured, more than TOTAL_INSTANCES={settings.total_instances}")
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyType({})) -> str:
-    """One line for a person: the first thing wrong, its value unless that may be a secret, and what is allowed."""
+    """One line for a person: the first thing wrong, its value unless that may be a secret, and what is expected."""
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
@@ -371,16 +375,16 @@ def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyTy
         return f"{name}: there is no such setting{f'; did you mean {close[0]}?' if close else ''}"
     value = "(secret)" if SecretStr in _types(field) else first.get("input")
     origin = origins.get(name.upper())
-    return f"{name.upper()}={value}{f' from {origin}' if origin else ''}: {_allowed(field)} is allowed"
+    return f"{name.upper()}={value}{f' from {origin}' if origin else ''} is invalid: expected {_expected(field)}"
 
 
-def _allowed(field: FieldInfo) -> str:
+def _expected(field: FieldInfo) -> str:
     choices = [choice for kind in _types(field) if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices:
         return " or ".join(choices)
     words = ("gt", "ge", "le")
     limits = {word: getattr(rule, word) for rule in field.metadata for word in words if hasattr(rule, word)}
-    kind = "a whole number" if int in _types(field) else "a number" if float in _types(field) else "a text"
+    kind = "an integer" if int in _types(field) else "a number" if float in _types(field) else "text"
     if field.examples:
         return f"{kind} such as {field.examples[0]}"
     if "gt" in limits:

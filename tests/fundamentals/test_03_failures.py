@@ -66,7 +66,7 @@ async def dead_letters(app: Deployment) -> int:
         ("ping-pong", "it went through more than 16 roles"),
         ("hang", "manager took more than 0.5 s"),
         ("refused", "the model refused: the context is too long"),
-        ("large", "262,144 are allowed"),
+        ("large", "the limit is 262,144"),
         ("none", "manager returned NoneType, not an envelope"),
     ],
 )

@@ -73,5 +73,5 @@ def test_a_model_that_there_is_not_is_not_fetched(application: Path) -> None:
     pulled = models(application, "pull", "nobody")
     assert (pulled.returncode, pulled.stderr) == (
         2,
-        "rolecall: 'nobody': better or one of smollm2, qwen2.5-coder-1.5b is allowed\n",
+        "rolecall: 'nobody' is invalid: expected better or one of smollm2, qwen2.5-coder-1.5b\n",
     )

@@ -80,7 +80,7 @@ def test_new_touches_nothing_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "mine" / "file").touch()
     done = run_rolecall("new", tmp_path / "mine")
     assert done.stderr == (
-        f"rolecall: {tmp_path}/mine is not empty; a directory that is empty or not there yet is allowed\n"
+        f"rolecall: {tmp_path}/mine is not empty: expected a directory that is empty or does not exist\n"
     )
     assert done.returncode == 2
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]

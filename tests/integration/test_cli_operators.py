@@ -51,12 +51,12 @@ def test_scale_takes_effect_within_two_seconds_and_stays_listed_as_live(app: Pat
 @pytest.mark.parametrize(
     ("order", "said"),
     [
-        ("samplellm=many", "samplellm=many: a whole number from 0 to 1024 is allowed"),
-        ("samplellm=-1", "samplellm=-1: a whole number from 0 to 1024 is allowed"),
-        ("samplellm=1025", "samplellm=1025: a whole number from 0 to 1024 is allowed"),
-        ("samplellm", "'samplellm': role=count is allowed, the role being one of manager, samplellm"),
-        ("nobody=2", "'nobody=2': role=count is allowed, the role being one of manager, samplellm"),
-        ("samplellm=256", "that would be 257 instances in one process; TOTAL_INSTANCES=256 are allowed"),
+        ("samplellm=many", "samplellm=many is invalid: expected an integer from 0 to 1024"),
+        ("samplellm=-1", "samplellm=-1 is invalid: expected an integer from 0 to 1024"),
+        ("samplellm=1025", "samplellm=1025 is invalid: expected an integer from 0 to 1024"),
+        ("samplellm", "'samplellm' is invalid: expected role=count with a role of manager, samplellm"),
+        ("nobody=2", "'nobody=2' is invalid: expected role=count with a role of manager, samplellm"),
+        ("samplellm=256", "that makes 257 instances in one process, more than TOTAL_INSTANCES=256"),
     ],
 )
 def test_a_wrong_scale_order_changes_nothing_and_says_what_is_allowed(app: Path, order: str, said: str) -> None:
@@ -96,7 +96,7 @@ def test_dropped_letters_are_gone(app: Path) -> None:
     ("arguments", "status", "said"),
     [
         (("show", "1-1"), 1, "there is no dead letter 1-1; `rolecall dead list` shows those there are"),
-        (("show", "x"), 2, "'x' is no id of a dead letter: as `rolecall dead list` shows them is allowed"),
+        (("show", "x"), 2, "'x' is not a dead letter ID: expected one that `rolecall dead list` shows"),
         (("replay",), 2, "name the dead letters by their ids, or all of them with --all"),
         (("drop", "1-1", "--all"), 2, "name the dead letters by their ids, or all of them with --all"),
     ],

@@ -53,7 +53,7 @@ async def test_the_messages_of_one_user_follow_each_other(url: str) -> None:
     ("arguments", "status", "told"),
     [
         (("--role", "nobody"), 1, "was refused: role: expected one of"),
-        (("--http", "nonsense"), 2, "an address such as http://127.0.0.1:10007 is allowed"),
+        (("--http", "nonsense"), 2, "expected an address such as http://127.0.0.1:10007"),
         (("--http", "http://127.0.0.1:1"), 1, "no server answers at http://127.0.0.1:1"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_command_is_completed_by_the_tab_key(app: Path, open_terminal: Open) -
     terminal = open_terminal(app, ROLECALL, "chat", "--name", "eve")
     terminal.wait_for("›")
     terminal.send("/wh")
-    terminal.wait_for("/whoami", "who you are to me")
+    terminal.wait_for("/whoami", "your user ID and your rights")
     terminal.send("\t\r")
     terminal.wait_for("You are terminal:eve ")
     terminal.send(CTRL_D)

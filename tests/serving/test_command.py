@@ -54,11 +54,11 @@ def test_memory_is_reckoned_from_the_weights_that_the_command_names(file: Path) 
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ('ModelCommand("")', "command: a program with its arguments is allowed"),
+        ('ModelCommand("")', "command is invalid: expected a program with its arguments"),
         ('ModelCommand("x \'y")', "command: No closing quotation"),
         ('ModelCommand("x -m y")', "ram=MB is needed"),
-        ('ModelCommand("x -m y.gguf", slots=0)', "slots and context of 1 or more"),
-        ("()", "a ModelCommand, is allowed"),
+        ('ModelCommand("x -m y.gguf", slots=0)', "slots and context of at least 1"),
+        ("()", "or a ModelCommand"),
     ],
 )
 def test_what_is_wrong_about_it_is_said_when_the_application_is_loaded(tmp_path: Path, written: str, said: str) -> None:

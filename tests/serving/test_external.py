@@ -33,12 +33,12 @@ def test_one_server_or_several_with_keys_of_the_environment(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("servers", "said"),
     [
-        ('{"a@openai": ModelAt("http://x/v1")}', "servers of a@openai: name@served with one ModelAt"),
-        ('{"a@served": ()}', "servers of a@served: name@served with one ModelAt"),
-        ('{"a@served": ModelAt("x:1234")}', "servers of a@served: url: an address such as"),
-        ('{"a@served": ModelAt("http://me:secret@x/v1")}', "servers of a@served: url: an address such as"),
-        ('{"a@served": ModelAt("http://x/v1", slots=0)}', "slots=0, weight=1: 1 or more, over 0 is allowed"),
-        ('{"a@served": ModelAt("http://x/v1", weight=0)}', "slots=4, weight=0: 1 or more"),
+        ('{"a@openai": ModelAt("http://x/v1")}', "servers of a@openai: expected name@served with one or more ModelAt"),
+        ('{"a@served": ()}', "servers of a@served: expected name@served with one or more ModelAt"),
+        ('{"a@served": ModelAt("x:1234")}', "servers of a@served: url is invalid: expected an address such as"),
+        ('{"a@served": ModelAt("http://me:secret@x/v1")}', "servers of a@served: url is invalid: expected an address such as"),
+        ('{"a@served": ModelAt("http://x/v1", slots=0)}', "slots=0, weight=1: expected slots of at least 1"),
+        ('{"a@served": ModelAt("http://x/v1", weight=0)}', "slots=4, weight=0: expected slots"),
         ('{"a@served": ModelAt("http://x/v1", key="${NOPE}")}', "key names NOPE, which neither the environment nor"),
         ('{"a@served": "http://x/v1"}', "servers: "),
     ],

@@ -160,7 +160,7 @@ async def test_what_is_too_large_is_refused(bus: Bus) -> None:
 async def test_another_shard_count_is_refused_with_what_to_do(server: RedisServer, bus: Bus) -> None:
     await bus.prepare()
     await bus.prepare()
-    with pytest.raises(ConfigError, match=r"SHARDS=16: .* 1 shards; set SHARDS=1"):
+    with pytest.raises(ConfigError, match=r"SHARDS=16 is invalid: .* 1 shards; set SHARDS=1"):
         await Bus(server, Settings(shards=16), "p").prepare()
 
 

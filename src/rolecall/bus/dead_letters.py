@@ -123,7 +123,7 @@ def _place(bus: Bus, letter_id: str) -> tuple[ShardKeys, str]:
     """``<stream id>``, followed by ``@<shard>`` in all shards but the first."""
     parts = ID.fullmatch(letter_id)
     if not parts or int(parts[2] or 0) >= len(bus.shards):
-        raise ConfigError(f"{letter_id!r} is no id of a dead letter: as `rolecall dead list` shows them is allowed")
+        raise ConfigError(f"{letter_id!r} is not a dead letter ID: expected one that `rolecall dead list` shows")
     return bus.shards[int(parts[2] or 0)], parts[1]
 
 

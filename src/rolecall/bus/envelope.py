@@ -66,7 +66,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise UnknownRole("via() needs at least one role")
         for role in roles:
             if not DESTINATION.fullmatch(role):
-                raise UnknownRole(f"{role!r} is no role name: a-z 0-9 _ - are allowed, up to 40 characters")
+                raise UnknownRole(f"{role!r} is not a role name: expected up to 40 characters of a-z 0-9 _ -")
         return self._next(role=roles[0], route=roles[1:], payload={**self.payload, **changes})
 
     def forward(self, **changes: Any) -> Envelope:
@@ -113,7 +113,7 @@ def encode(envelope: Envelope) -> bytes:
     except (UnicodeEncodeError, TypeError, RecursionError) as error:
         raise RolecallError(f"this envelope cannot be written as JSON: {error}") from None
     if len(raw) > MAX_BYTES:
-        raise EnvelopeTooLarge(f"the envelope has {len(raw):,} bytes; {MAX_BYTES:,} are allowed")
+        raise EnvelopeTooLarge(f"the envelope has {len(raw):,} bytes; the limit is {MAX_BYTES:,}")
     if len(raw) > MAX_TEXT_BYTES and len(envelope.text.encode()) > MAX_TEXT_BYTES:
         raise EnvelopeTooLarge(f"the text is longer than {MAX_TEXT_BYTES // 1024} kB")
     return raw
@@ -130,7 +130,7 @@ def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> 
     """The envelope in ``raw``; ``parts`` are messages that were merged into it: JSON array items, each a text or a
     Part. Texts are joined by line ends, images and files follow each other. Raises DecodeError."""
     if len(raw) > MAX_BYTES:
-        raise DecodeError(f"{len(raw):,} bytes; {MAX_BYTES:,} are allowed", raw)
+        raise DecodeError(f"{len(raw):,} bytes; the limit is {MAX_BYTES:,}", raw)
     try:
         envelope = _decoder.decode(raw)
         if envelope.v > VERSION:

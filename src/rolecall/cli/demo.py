@@ -218,7 +218,7 @@ class Target:
         """The address, taken apart. Raises ConfigError for what is none."""
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--http {self.url}: an address such as http://127.0.0.1:10007 is allowed")
+            raise ConfigError(f"--http {self.url} is invalid: expected an address such as http://127.0.0.1:10007")
         return parts
 
     def request(self, question: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Every verb with its options; what a verb does stands in the file of its group."""
+"""Every verb with its options. What a verb does is in the file of its name."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Rolecall: a message bus for multi-agent assistants, and the assistant that runs on it.",
+    help="Rolecall: a message bus for multi-agent assistants, and an assistant on it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
-dead = typer.Typer(help="Envelopes given up on.", no_args_is_help=True, rich_markup_mode=None)
-key = typer.Typer(help="Who may use the HTTP server.", no_args_is_help=True, rich_markup_mode=None)
+dead = typer.Typer(help="Work with dead letters.", no_args_is_help=True, rich_markup_mode=None)
+key = typer.Typer(help="Manage API keys of the HTTP server.", no_args_is_help=True, rich_markup_mode=None)
 App = Annotated[
-    Path | None, typer.Option("--app", metavar="DIR", help="application directory; else ROLECALL_APP, else here")
+    Path | None, typer.Option("--app", metavar="DIR", help="application directory (default: ROLECALL_APP or .)")
 ]
-Json = Annotated[bool, typer.Option("--json", help="for machines: one JSON object a line")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON, one object a line")]
 LetterId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
 LetterIds = Annotated[list[str] | None, typer.Argument(metavar="ID...", show_default=False)]
-Everything = Annotated[bool, typer.Option("--all", help="all there are")]
-Conversation = Annotated[str, typer.Option("--conversation", metavar="ID", help="go on with this conversation")]
-models = typer.Typer(help="Language models.", no_args_is_help=True, rich_markup_mode=None)
+Everything = Annotated[bool, typer.Option("--all", help="all of them")]
+Conversation = Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")]
+models = typer.Typer(help="List, fetch and control models.", no_args_is_help=True, rich_markup_mode=None)
 ModelName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
 
 app.add_typer(dead, name="dead")
-
-
 app.add_typer(key, name="key")
+app.add_typer(models, name="models")
 
 
 @app.command()
@@ -47,7 +46,10 @@ def up(
     dev: Annotated[bool, typer.Option("--dev", help="reload the agents when their files change")] = False,
     foreground: Annotated[bool, typer.Option("--foreground", hidden=True)] = False,
 ) -> None:
-    """Run everything in this process: server, agents, scribe, and in a terminal the chat prompt."""
+    """Run everything in one process.
+
+    That is the server, the agents, the scribe, HTTP, Telegram if it is set up, and a chat prompt in a terminal.
+    """
     from rolecall.cli import run
 
     _run(run.up(app_dir, chat=chat, dev=dev), foreground=foreground)
@@ -59,7 +61,7 @@ def worker(
     role: Annotated[list[str] | None, typer.Option("--role", metavar="ROLE", help="only this role; may repeat")] = None,
     dev: Annotated[bool, typer.Option("--dev", help="reload the agents when their files change")] = False,
 ) -> None:
-    """Run agents only, here or on any host that reaches the server."""
+    """Run only agents, here or on another host."""
     from rolecall.cli import run
 
     _run(run.worker(app_dir, roles=role or None, dev=dev))
@@ -68,12 +70,13 @@ def worker(
 @app.command()
 def telegram(
     app_dir: App = None,
-    idle: Annotated[bool, typer.Option("--idle", help="without a token wait, in place of an error")] = False,
-    name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="of the front end: one for each bot")
-    ] = "telegram",
+    idle: Annotated[bool, typer.Option("--idle", help="without a token, wait instead of failing")] = False,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="front end name, one per bot")] = "telegram",
 ) -> None:
-    """Serve the Telegram bot of TELEGRAM_BOT_TOKEN; a second process stands by. Agents run in `up` or `worker`."""
+    """Run only the Telegram bot.
+
+    Its token is TELEGRAM_BOT_TOKEN. A second process stands by. Agents run in `up` or `worker`.
+    """
     from rolecall.cli import telegram as verb
 
     _run(verb.telegram(app_dir, _console(), idle=idle, name=_front_name(name)))
@@ -82,13 +85,11 @@ def telegram(
 @app.command()
 def invite(
     app_dir: App = None,
-    admin: Annotated[bool, typer.Option("--admin", help="for one who may let others in")] = False,
-    days: Annotated[float, typer.Option("--days", min=0.01, max=365, help="how long it is good")] = 7,
-    name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="of the front end: one for each bot")
-    ] = "telegram",
+    admin: Annotated[bool, typer.Option("--admin", help="invite an admin")] = False,
+    days: Annotated[float, typer.Option("--days", min=0.01, max=365, help="days the link is valid")] = 7,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="front end name, one per bot")] = "telegram",
 ) -> None:
-    """Print a link that lets one person in on Telegram."""
+    """Print a Telegram invitation link."""
     from rolecall.cli import telegram as verb
 
     _run(verb.invite(app_dir, _console(), admin=admin, days=days, name=_front_name(name)))
@@ -97,15 +98,20 @@ def invite(
 @app.command()
 def http(
     app_dir: App = None,
-    host: Annotated[str | None, typer.Option("--host", help="address to listen on; else HTTP_HOST")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="address to listen on (default: HTTP_HOST)")] = None,
     port: Annotated[
-        int | None, typer.Option("--port", min=0, max=65_535, help="else HTTP_PORT or the next free")
+        int | None, typer.Option("--port", min=0, max=65_535, help="port (default: HTTP_PORT or the next free one)")
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, max=256, help="else SERVER_WORKERS")] = None,
-    dev: Annotated[bool, typer.Option("--dev", help="one process")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=256, help="processes (default: SERVER_WORKERS)")
+    ] = None,
+    dev: Annotated[bool, typer.Option("--dev", help="run one process")] = False,
     fd: Annotated[int | None, typer.Option("--fd", hidden=True)] = None,
 ) -> None:
-    """Serve the web page and the HTTP API. Agents run in `up` or `worker`."""
+    """Run only the HTTP API and the web page.
+
+    Agents run in `up` or `worker`.
+    """
     from rolecall.cli import http as verb
 
     _run(verb.http(app_dir, _console(), host=host, port=port, workers=1 if dev else workers, fd=fd))
@@ -115,7 +121,10 @@ def http(
 def health(
     kind: Annotated[str, typer.Argument(metavar="http|worker|telegram", show_default=False)], app_dir: App = None
 ) -> None:
-    """Whether such a process of this host gave a sign of life lately: exit status 0, else 1."""
+    """Check that a process is alive.
+
+    Exit status 0 if a process of this kind on this host sent a heartbeat recently, else 1.
+    """
     from rolecall.cli import health as verb
 
     _run(verb.health(app_dir, kind, _console()))
@@ -124,12 +133,13 @@ def health(
 @app.command()
 def chat(
     app_dir: App = None,
-    conversation: Annotated[
-        str, typer.Option("--conversation", metavar="ID", help="go on with this conversation")
-    ] = "",
-    name: Annotated[str, typer.Option("--name", help="your name in the conversation's id; else your login")] = "",
+    conversation: Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")] = "",
+    name: Annotated[str, typer.Option("--name", help="your name in the conversation ID (default: login)")] = "",
 ) -> None:
-    """Talk at a prompt; without a terminal answer each line of stdin."""
+    """Chat at a prompt.
+
+    Without a terminal, answer each line of stdin.
+    """
     from rolecall.cli import talk
 
     _run(talk.chat(app_dir, conversation=conversation, name=name))
@@ -137,18 +147,21 @@ def chat(
 
 @app.command()
 def ask(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="the question; - reads it from stdin")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="the question, or - to read stdin")],
     app_dir: App = None,
-    conversation: Annotated[
-        str, typer.Option("--conversation", metavar="ID", help="go on with this conversation")
-    ] = "",
+    conversation: Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-    role: Annotated[str, typer.Option("--role", metavar="ROLE", help="the role that answers")] = "",
-    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="the model that answers: name@provider")] = "",
-    priority: Annotated[int | None, typer.Option("--priority", min=0, max=100, help="0 to 100, high is early")] = None,
-    timeout: Annotated[float | None, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="stop it then")] = None,
+    role: Annotated[str, typer.Option("--role", metavar="ROLE", help="role that answers")] = "",
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="model that answers, as name@provider")] = "",
+    priority: Annotated[int | None, typer.Option("--priority", min=0, max=100, help="0 to 100, high first")] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="then cancel the turn")
+    ] = None,
 ) -> None:
-    """Ask once: the answer on stdout and exit status 0, or what went wrong on stderr and 1."""
+    """Ask one question and print the answer.
+
+    Exit status 0 with the answer on stdout, or 1 with the reason on stderr.
+    """
     from rolecall.cli import talk
 
     question = talk.Question(talk.text_of(text), conversation, role, model, priority, timeout)
@@ -157,7 +170,10 @@ def ask(
 
 @app.command()
 def check(app_dir: App = None) -> None:
-    """Show what is in force and from where, test all of it, and say what to do about each problem."""
+    """Test the configuration and the deployment.
+
+    Shows each setting in force and where it comes from, and what to do about each problem.
+    """
     from rolecall.cli import check as verb
 
     _run(verb.check(app_dir, _console()))
@@ -165,7 +181,10 @@ def check(app_dir: App = None) -> None:
 
 @app.command()
 def top(app_dir: App = None) -> None:
-    """Show live who does what: instances, queues, turns, processes. q or Ctrl-C leaves."""
+    """Show live instances, queues and turns.
+
+    q or Ctrl-C quits.
+    """
     from rolecall.cli import top as verb
 
     _run(verb.top(app_dir, _console()))
@@ -173,7 +192,7 @@ def top(app_dir: App = None) -> None:
 
 @app.command()
 def stats(app_dir: App = None, as_json: Json = False) -> None:
-    """Show the figures of today: turns, users, how busy each role was, queues, errors, tokens."""
+    """Show today's turns, users, queues and tokens."""
     from rolecall.cli import top as verb
 
     _run(verb.show_stats(app_dir, _console(), as_json=as_json))
@@ -184,7 +203,10 @@ def scale(
     orders: Annotated[list[str] | None, typer.Argument(metavar="[ROLE=COUNT]...", show_default=False)] = None,
     app_dir: App = None,
 ) -> None:
-    """Set how many instances each process runs of a role, at once and until config changes; or list the counts."""
+    """Set or list instance counts.
+
+    A count applies to every process at once and until the configuration changes.
+    """
     from rolecall.cli import scale as verb
 
     _run(verb.scale(app_dir, orders or (), _console()))
@@ -194,15 +216,18 @@ def scale(
 def logs(
     which: Annotated[str, typer.Argument(metavar="[CONVERSATION|TURN]", show_default=False)] = "",
     app_dir: App = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on with what is written, until Ctrl-C")] = False,
-    timeline: Annotated[bool, typer.Option("--timeline", help="draw turns as bars")] = False,
-    user: Annotated[str, typer.Option(help="part of a conversation's id or title")] = "",
-    since: Annotated[str, typer.Option(help="90s, 30m, 2h, 7d or a day such as 2026-11-21")] = "",
-    errors: Annotated[bool, typer.Option("--errors", help="only what went wrong")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="keep printing new records, until Ctrl-C")] = False,
+    timeline: Annotated[bool, typer.Option("--timeline", help="draw each turn as a bar chart")] = False,
+    user: Annotated[str, typer.Option(help="part of the conversation ID or title")] = "",
+    since: Annotated[str, typer.Option(help="90s, 30m, 2h, 7d or a date such as 2026-11-21")] = "",
+    errors: Annotated[bool, typer.Option("--errors", help="only failures")] = False,
     grep: Annotated[str, typer.Option(metavar="REGEX", help="only records that match")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the conversations; or show one of them, or one turn."""
+    """Show conversations, transcripts and turns.
+
+    Without an argument, lists the conversations.
+    """
     from rolecall.cli import logs as transcripts
 
     asked = transcripts.Asked(which, user, since, errors, grep, follow=follow, timeline=timeline, as_json=as_json)
@@ -211,7 +236,7 @@ def logs(
 
 @app.command()
 def new(directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]) -> None:
-    """Make a new application directory that runs as it is."""
+    """Create an application directory."""
     from rolecall.cli import new as verb
 
     raise typer.Exit(verb.new(directory, _console()))
@@ -221,9 +246,12 @@ def new(directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=Fa
 def tools(
     app_dir: App = None,
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="else TOOLS_PORT")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="port (default: TOOLS_PORT)")] = None,
 ) -> None:
-    """Offer the application's tools to others, as a server of the Model Context Protocol (MCP) over HTTP."""
+    """Serve the application's tools over MCP.
+
+    The Model Context Protocol, by streamable HTTP.
+    """
     from rolecall.cli import tool_server as verb
 
     raise typer.Exit(verb.serve(app_dir, _console(), host=host, port=port))
@@ -231,15 +259,18 @@ def tools(
 
 @app.command()
 def demo(
-    users: Annotated[int, typer.Option(min=1, max=500, help="who all send at once")] = 6,
-    delay: Annotated[float, typer.Option(min=0.01, max=60, help="seconds an answer takes")] = 3,
-    instances: Annotated[int, typer.Option(min=1, max=256, help="of the answering role")] = 6,
-    messages: Annotated[int, typer.Option(min=1, max=100, help="of each user")] = 1,
-    http: Annotated[str, typer.Option(metavar="URL", help="ask a running HTTP server instead; no --delay then")] = "",
+    users: Annotated[int, typer.Option(min=1, max=500, help="number of concurrent users")] = 6,
+    delay: Annotated[float, typer.Option(min=0.01, max=60, help="seconds per answer")] = 3,
+    instances: Annotated[int, typer.Option(min=1, max=256, help="instances of the answering role")] = 6,
+    messages: Annotated[int, typer.Option(min=1, max=100, help="messages per user")] = 1,
+    http: Annotated[str, typer.Option(metavar="URL", help="use a running server instead, without --delay")] = "",
     key: Annotated[str, typer.Option(envvar="ROLECALL_KEY", help="API key for --http")] = "",
-    role: Annotated[str, typer.Option(help="who is to answer, with --http; else the manager decides")] = "",
+    role: Annotated[str, typer.Option(help="role that answers, with --http")] = "",
 ) -> None:
-    """Send simultaneous users through a bus of its own and draw who waited for whom. Touches no data of yours."""
+    """Simulate users and draw who waited for whom.
+
+    Uses a temporary server; your data is not touched.
+    """
     from rolecall.cli import demo as verb
 
     if http:
@@ -257,7 +288,7 @@ def dead_list(app_dir: App = None, as_json: Json = False) -> None:
 
 @dead.command("show")
 def dead_show(letter_id: LetterId, app_dir: App = None, as_json: Json = False) -> None:
-    """Show all there is about one."""
+    """Show one dead letter."""
     from rolecall.cli import dead as verb
 
     _run(verb.show_letter(app_dir, letter_id, _console(), as_json=as_json))
@@ -265,7 +296,10 @@ def dead_show(letter_id: LetterId, app_dir: App = None, as_json: Json = False) -
 
 @dead.command("replay")
 def dead_replay(ids: LetterIds = None, everything: Everything = False, app_dir: App = None) -> None:
-    """Send them again, each as the newest turn of its conversation, and remove them."""
+    """Replay dead letters and remove them.
+
+    Each becomes the newest turn of its conversation.
+    """
     from rolecall.cli import dead as verb
 
     _run(verb.replay_letters(app_dir, ids or (), everything, _console()))
@@ -273,7 +307,7 @@ def dead_replay(ids: LetterIds = None, everything: Everything = False, app_dir: 
 
 @dead.command("drop")
 def dead_drop(ids: LetterIds = None, everything: Everything = False, app_dir: App = None) -> None:
-    """Remove them for good."""
+    """Delete dead letters."""
     from rolecall.cli import dead as verb
 
     _run(verb.drop_letters(app_dir, ids or (), everything, _console()))
@@ -281,11 +315,11 @@ def dead_drop(ids: LetterIds = None, everything: Everything = False, app_dir: Ap
 
 @key.command("new")
 def key_new(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="whose it is")],
-    admin: Annotated[bool, typer.Option("--admin", help="an operator's key")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="the owner's name")],
+    admin: Annotated[bool, typer.Option("--admin", help="create an operator key")] = False,
     app_dir: App = None,
 ) -> None:
-    """Make an API key and print it: it is never shown again."""
+    """Create an API key and print it once."""
     from rolecall.cli import http as verb
 
     _run(verb.new_key(app_dir, name, _console(), admin=admin))
@@ -301,32 +335,22 @@ def key_list(app_dir: App = None, as_json: Json = False) -> None:
 
 @key.command("revoke")
 def key_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)], app_dir: App = None) -> None:
-    """Refuse an API key from now on."""
+    """Revoke an API key."""
     from rolecall.cli import http as verb
 
     _run(verb.revoke_key(app_dir, key_id, _console()))
 
 
 def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> None:
-    """Run a verb's coroutine on the fastest loop there is; its value is the exit status."""
+    """Run a verb and exit with its status."""
     from rolecall.cli.runner import run_loop
 
     raise typer.Exit(run_loop(work, foreground=foreground) or 0)
 
 
-def run_verb(work: Coroutine[Any, Any, int | None]) -> None:
-    """``_run`` for the verbs in files beside this one."""
-    _run(work)
-
-
-def new_console(*, stderr: bool = False) -> Console:
-    """``_console`` for the verbs in files beside this one."""
-    return _console(stderr)
-
-
 def _front_name(name: str) -> str:
     if not re.fullmatch(r"telegram[a-z0-9_-]{0,20}", name, re.ASCII):
-        raise typer.BadParameter("telegram, or telegram2 or the like for a second bot, is allowed")
+        raise typer.BadParameter("expected telegram, or a name such as telegram2 for a second bot")
     return name
 
 
@@ -353,61 +377,64 @@ def options(
     pass
 
 
-app.add_typer(models, name="models")
-
-
 @models.command("list")
 def models_list(
     provider: Annotated[str, typer.Argument(metavar="[PROVIDER]", show_default=False)] = "", app_dir: App = None
 ) -> None:
-    """List the models there are to name in config: of each provider that is set up, or of one."""
+    """List the models of configured providers."""
     from rolecall.cli import models as verb
 
-    run_verb(verb.list_models(app_dir, provider, new_console(), new_console(stderr=True)))
+    _run(verb.list_models(app_dir, provider, _console(), _console(stderr=True)))
 
 
 @models.command("pull")
 def models_pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="of a model of this machine, or better")] = "better",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="local model, or 'better'")] = "better",
     app_dir: App = None,
 ) -> None:
-    """Fetch the weights of a model of this machine; what broke off goes on where it was."""
+    """Download a local model.
+
+    An interrupted download continues where it stopped.
+    """
     from rolecall.cli import models as verb
 
-    run_verb(verb.pull(app_dir, name, new_console()))
+    _run(verb.pull(app_dir, name, _console()))
 
 
 @models.command("ps")
 def models_ps(app_dir: App = None, as_json: Json = False) -> None:
-    """Show the model servers: slots, calls in flight, memory, and since when."""
+    """Show model servers, slots, calls and memory."""
     from rolecall.cli import models as verb
 
-    run_verb(verb.show(app_dir, new_console(), as_json=as_json))
+    _run(verb.show(app_dir, _console(), as_json=as_json))
 
 
 @models.command("load")
 def models_load(name: ModelName, app_dir: App = None) -> None:
-    """Load a model of this machine and keep it until `unload`."""
+    """Load a local model and keep it loaded."""
     from rolecall.cli import models as verb
 
-    run_verb(verb.load(app_dir, name, new_console()))
+    _run(verb.load(app_dir, name, _console()))
 
 
 @models.command("unload")
 def models_unload(
     name: ModelName,
     app_dir: App = None,
-    force: Annotated[bool, typer.Option("--force", help="though it is answering")] = False,
+    force: Annotated[bool, typer.Option("--force", help="even while it is answering")] = False,
 ) -> None:
-    """Have a model leave memory. A question to it loads it again."""
+    """Unload a local model.
+
+    The next question loads it again.
+    """
     from rolecall.cli import models as verb
 
-    run_verb(verb.unload(app_dir, name, new_console(), force=force))
+    _run(verb.unload(app_dir, name, _console(), force=force))
 
 
 @models.command("clean")
 def models_clean(app_dir: App = None) -> None:
-    """Show and end processes of model servers that were left behind."""
+    """End orphaned model server processes."""
     from rolecall.cli import models as verb
 
-    run_verb(verb.clean(app_dir, new_console()))
+    _run(verb.clean(app_dir, _console()))

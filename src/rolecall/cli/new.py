@@ -30,6 +30,6 @@ def new(directory: Path, console: Console) -> int:
 
 def _check_empty(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"{directory} is a file; a directory that is empty or not there yet is allowed")
+        raise ConfigError(f"{directory} is a file: expected a directory that is empty or does not exist")
     if directory.is_dir() and any(directory.iterdir()):
-        raise ConfigError(f"{directory} is not empty; a directory that is empty or not there yet is allowed")
+        raise ConfigError(f"{directory} is not empty: expected a directory that is empty or does not exist")

@@ -51,9 +51,9 @@ def _wanted(orders: Sequence[str], application: Application) -> Wanted:
         role = application.role(name.strip().lower())
         if role is None or not equals:
             known = ", ".join(role.name for role in application.roles)
-            raise ConfigError(f"{order!r}: role=count is allowed, the role being one of {known}")
+            raise ConfigError(f"{order!r} is invalid: expected role=count with a role of {known}")
         if not (count.isascii() and count.isdigit() and int(count[:9]) <= MAX_INSTANCES):
-            raise ConfigError(f"{name}={count}: a whole number from 0 to {MAX_INSTANCES} is allowed")
+            raise ConfigError(f"{name}={count} is invalid: expected an integer from 0 to {MAX_INSTANCES}")
         wanted[role] = int(count)
     return wanted
 
@@ -62,7 +62,7 @@ async def _check_total(bus: Bus, application: Application, wanted: Wanted) -> No
     live, limit = await live_counts(bus, application.counts), application.settings.total_instances
     total = sum(wanted.get(role, live.get(role.name, application.count(role))) for role in application.roles)
     if total > limit:
-        raise ConfigError(f"that would be {total} instances in one process; TOTAL_INSTANCES={limit} are allowed")
+        raise ConfigError(f"that makes {total} instances in one process, more than TOTAL_INSTANCES={limit}")
 
 
 async def _show(bus: Bus, application: Application, console: Console) -> None:

@@ -26,7 +26,9 @@ def listen(host: str, port: int, *, names: tuple[str, str] = ("HTTP_HOST", "HTTP
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise ConfigError(f"{names[0]}={host}: an address of this machine is allowed: {error.strerror}") from None
+        raise ConfigError(
+            f"{names[0]}={host} is invalid: expected an address of this machine ({error.strerror})"
+        ) from None
     candidates = range(port, min(port + PORTS_TRIED, 65_536)) if port else (0,)
     for candidate in candidates:
         try:

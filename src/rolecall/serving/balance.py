@@ -222,9 +222,11 @@ class ModelAt:
         where = f"config.py, servers of {name}"
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in self.url or " " in self.url:
-            raise ConfigError(f"{where}: url: an address such as http://127.0.0.1:1234/v1 is allowed")
+            raise ConfigError(f"{where}: url is invalid: expected an address such as http://127.0.0.1:1234/v1")
         if self.slots < 1 or not 0 < self.weight < float("inf"):
-            raise ConfigError(f"{where}: slots={self.slots}, weight={self.weight:g}: 1 or more, over 0 is allowed")
+            raise ConfigError(
+                f"{where}: slots={self.slots}, weight={self.weight:g}: expected slots of at least 1 and a weight over 0"
+            )
         missing = [variable for variable in VARIABLE.findall(self.key) if not environ.get(variable)]
         if missing:
             raise ConfigError(f"{where}: key names {missing[0]}, which neither the environment nor .env sets")

@@ -6,53 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rolecall.errors import ConfigError
 from rolecall.serving.directory import Directory
 
 MOST = 12
 """More than these are not worth their memory: the slots of the engines are the limit long before."""
 SAFETY_MB = 256
 """Memory that is left alone."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What things take, in GB: each model loaded, each worker, and the system with all else on it."""
-
-    model: float = 15
-    worker: float = 3
-    system: float = 8
-
-
-def workers_for(ram: float, models: int, *, slots: int = 1, sizes: Sizes = Sizes()) -> int:
-    """The workers for ``models`` loaded models in ``ram`` GB: as many as the models answer at once (``slots`` each),
-    as there is memory for beside them, and no more than MOST.
-
-    Raises ConfigError, with the sum, when not even one fits.
-    """
-    if models < 1 or slots < 1:
-        raise ConfigError(f"{models} models with {slots} slots each: 1 or more is allowed")
-    room = math.floor((ram - taken(0, models, sizes)) / sizes.worker)
-    if room < 1:
-        raise ConfigError(f"{_sum(1, models, sizes)}; there are {ram:g} GB")
-    return min(models * slots, room, MOST)
-
-
-def check_workers(workers: int, ram: float, models: int, *, sizes: Sizes = Sizes()) -> str:
-    """What is doubtful about so many workers beside so many models, or "".
-
-    Raises ConfigError for none, and with the sum for more than there is memory for.
-    """
-    if workers < 1:
-        raise ConfigError(f"{workers} workers: 1 or more is allowed")
-    if taken(workers, models, sizes) > ram:
-        raise ConfigError(f"{_sum(workers, models, sizes)}; there are {ram:g} GB")
-    return f"{workers} workers: above {MOST} more of them seldom answer more" if workers > MOST else ""
-
-
-def taken(workers: int, models: int, sizes: Sizes) -> float:
-    """GB that so many workers and models take, the system included."""
-    return models * sizes.model + workers * sizes.worker + sizes.system
 
 
 def instances_for(slots: int, available: float, *, each: float) -> int:
@@ -65,13 +24,6 @@ def share(total: int, processes: int, place: int) -> int:
     """The part of ``total`` that the process at ``place`` (from 0) of so many has: all parts differ by one at most and
     are 1 at least."""
     return max(1, total // processes + (place < total % processes))
-
-
-def _sum(workers: int, models: int, sizes: Sizes) -> str:
-    return (
-        f"{models} models of {sizes.model:g} GB, {workers} workers of {sizes.worker:g} GB and {sizes.system:g} GB for "
-        f"the system are {taken(workers, models, sizes):g} GB"
-    )
 
 
 @dataclass(frozen=True)

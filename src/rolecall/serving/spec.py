@@ -118,9 +118,9 @@ class ModelCommand:
         except ValueError as error:
             raise ConfigError(f"{where}: command: {error}") from None
         if not parts:
-            raise ConfigError(f"{where}: command: a program with its arguments is allowed")
+            raise ConfigError(f"{where}: command is invalid: expected a program with its arguments")
         if self.slots < 1 or self.context < 1 or self.ram < 0:
-            raise ConfigError(f"{where}: slots and context of 1 or more and ram of 0 or more are allowed")
+            raise ConfigError(f"{where}: expected slots and context of at least 1 and ram of at least 0")
         if not self.ram and not any(part.endswith(".gguf") for part in parts):
             raise ConfigError(f"{where}: ram=MB is needed, for the command names no .gguf file to reckon it from")
         return self

@@ -154,7 +154,7 @@ class LocalModel(HostedModel):
         if model not in CATALOGUE and not (_is_file_name(model) and Path(model).is_file()):
             known = ", ".join(f"{known}@local" for known in CATALOGUE)
             raise ConfigError(
-                f"model {name!r}: {known} or /path/to/a/file.gguf@local, the file being there, is allowed"
+                f"model {name!r} is invalid: expected {known} or /path/to/file.gguf@local of a file that exists"
             )
         return cls(model, settings, serving)
 
