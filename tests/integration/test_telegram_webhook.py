@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 from telegram import Update
 
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
@@ -133,6 +134,16 @@ async def test_an_update_brought_twice_at_once_is_received_once(bot: QuietBot) -
             assert not done and len(received.updates) == 1
             received.may.set()
         assert [post.result().status_code for post in posts] == [200, 200]
+
+
+async def test_another_application_serves_the_webhook_as_a_route(bot: QuietBot) -> None:
+    received = Received()
+    app = Starlette(routes=[Webhook(bot, received, secret=SECRET).route("/telegram/webhook")])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://bot") as client:
+        answer = await client.post("/telegram/webhook", headers=HEADERS, content=b'{"update_id": 1}')
+        stranger = await client.post("/telegram/webhook", content=b'{"update_id": 2}')
+    assert (answer.status_code, stranger.status_code) == (200, 403)
+    assert [update.update_id for update in received.updates] == [1]
 
 
 @pytest.mark.parametrize("secret", [None, "not good", "x" * 257])

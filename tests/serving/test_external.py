@@ -35,8 +35,8 @@ def test_one_server_or_several_with_keys_of_the_environment(tmp_path: Path) -> N
     [
         ('{"a@openai": ModelAt("http://x/v1")}', "servers of a@openai: expected name@served with one or more ModelAt"),
         ('{"a@served": ()}', "servers of a@served: expected name@served with one or more ModelAt"),
-        ('{"a@served": ModelAt("x:1234")}', "servers of a@served: url is invalid: expected an address such as"),
-        ('{"a@served": ModelAt("http://me:secret@x/v1")}', "servers of a@served: url is invalid: expected an address such as"),
+        ('{"a@served": ModelAt("x:1234")}', "url is invalid: expected an address such as"),
+        ('{"a@served": ModelAt("http://me:secret@x/v1")}', "url is invalid: expected an address such as"),
         ('{"a@served": ModelAt("http://x/v1", slots=0)}', "slots=0, weight=1: expected slots of at least 1"),
         ('{"a@served": ModelAt("http://x/v1", weight=0)}', "slots=4, weight=0: expected slots"),
         ('{"a@served": ModelAt("http://x/v1", key="${NOPE}")}', "key names NOPE, which neither the environment nor"),

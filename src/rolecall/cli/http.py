@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, tzinfo
 from importlib.util import find_spec
@@ -30,6 +30,8 @@ from rolecall.transcripts.record import visible
 from rolecall.worker.runtime import Runtime, process_name
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from rolecall.frontends.http.services import Services
 
 
@@ -62,7 +64,9 @@ async def http(
 
 
 @asynccontextmanager
-async def beside(session: Session, runtime: Runtime, tz: tzinfo | None) -> AsyncIterator[None]:
+async def beside(
+    session: Session, runtime: Runtime, tz: tzinfo | None, routes: Sequence[BaseRoute] = ()
+) -> AsyncIterator[None]:
     """The HTTP server at work in this process, beside the ``runtime``, whose ``http`` is then its address; where it is
     not installed that stays empty. Raises ConfigError."""
     try:
@@ -77,7 +81,7 @@ async def beside(session: Session, runtime: Runtime, tz: tzinfo | None) -> Async
     await check_keys(session, host)
     with listen(host, port) as listener:
         runtime.http = address_of(listener)
-        async with _serving(services_for(session, runtime.wakeups, host, tz), host, listener):
+        async with _serving(services_for(session, runtime.wakeups, host, tz), host, listener, routes):
             yield
 
 
@@ -133,12 +137,14 @@ async def _serve_by_processes(
 
 
 @asynccontextmanager
-async def _serving(services: Services, host: str, listener: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+async def _serving(
+    services: Services, host: str, listener: socket.socket, routes: Sequence[BaseRoute] = ()
+) -> AsyncIterator[asyncio.Task[None]]:
     from rolecall.frontends.http.app import build
     from rolecall.frontends.http.hosting import HttpFrontEnd
 
     settings = services.settings
-    app = build(lambda: nullcontext(services), settings, host=host)
+    app = build(lambda: nullcontext(services), settings, host=host, routes=routes)
     front = HttpFrontEnd(app, listener, head_seconds=settings.http_read_seconds)
     serving = asyncio.create_task(front.run(), name="rolecall http")
     try:

@@ -42,9 +42,9 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     async with (
         stop_requested() as wanted,
         open_session(application, process_name(), start=True) as session,
-        telegram.beside(session, lambda line: telegram.say(console, line)),
+        telegram.beside(session, lambda line: telegram.say(console, line)) as routes,
         _running(session, None, dev=dev, scribe=True) as runtime,
-        http.beside(session, runtime, application.tz),
+        http.beside(session, runtime, application.tz, routes),
         front.serving(session, runtime.wakeups),
     ):
         show_welcome(console, session, runtime)

@@ -21,6 +21,8 @@ from rolecall.settings import Settings
 from rolecall.worker.runtime import process_name
 
 if TYPE_CHECKING:
+    from starlette.routing import Route
+
     from rolecall.frontends.telegram.bot import QuietBot
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: 
         async with (
             open_session(application, process_name(), start=True) as session,
             registered(session, "telegram"),
-            at_work(session, bot, lambda line: say(console, line), name) as serving,
+            at_work(session, bot, lambda line: say(console, line), name) as (serving, _),
         ):
             await until_stopped(serving, wanted, cancel=False)
             return 0 if wanted.is_set() else 1
@@ -68,16 +70,16 @@ async def invite(app_dir: Path | None, console: Console, *, admin: bool, days: f
 @asynccontextmanager
 async def at_work(
     session: Session, bot: QuietBot, tell: Tell, name: str = "telegram"
-) -> AsyncIterator[asyncio.Task[None]]:
-    """The front end at work in this process, as a task that ends by itself only when it cannot serve. On leaving it
-    takes no more updates, and delivers what is ready."""
+) -> AsyncIterator[tuple[asyncio.Task[None], Route]]:
+    """The front end at work in this process: its task, which ends by itself only when it cannot serve, and its webhook
+    as a route. On leaving it receives no more updates, and delivers what is ready."""
     from rolecall.frontends.telegram.telegram_front import TelegramFront
 
     async with session.listening() as wakeups:
         front = TelegramFront(bot, session, wakeups, tell, name=name)
         task = asyncio.create_task(front.run(), name="rolecall telegram front")
         try:
-            yield task
+            yield task, front.route()
         finally:
             await front.drain()
             task.cancel()
@@ -85,20 +87,21 @@ async def at_work(
 
 
 @asynccontextmanager
-async def beside(session: Session, tell: Tell) -> AsyncIterator[None]:
-    """The front end at work as a part of something larger, if it has a token: what is wrong with it is a line."""
+async def beside(session: Session, tell: Tell) -> AsyncIterator[list[Route]]:
+    """The front end at work as a part of something larger, if it has a token, and its routes for the HTTP server. What
+    is wrong with it is a line."""
     if session.application.settings.telegram_bot_token is None:
-        yield
+        yield []
         return
     try:
         bot = open_bot(session.application.settings)
     except ConfigError as error:
         tell(f"Telegram: {error}")
-        yield
+        yield []
         return
-    async with at_work(session, bot, tell) as serving:
+    async with at_work(session, bot, tell) as (serving, route):
         serving.add_done_callback(lambda task: _report(task, tell))
-        yield
+        yield [route]
 
 
 def open_bot(settings: Settings) -> QuietBot:

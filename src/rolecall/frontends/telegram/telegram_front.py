@@ -7,6 +7,9 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from telegram.error import Forbidden, InvalidToken, TelegramError
 
 from rolecall.bus.blobs import Blobs
@@ -29,6 +32,7 @@ from rolecall.frontends.telegram.updates import WATCHDOG_SECONDS, Updates
 from rolecall.session import Leader, Session
 
 logger = logging.getLogger(__name__)
+WEBHOOK_PATH = "/telegram/webhook"
 LONGEST_PAUSE = 30.0
 STAND_BY_SECONDS = 2.0
 """How long it may take to get the lease before it is said that another process has it."""
@@ -67,6 +71,11 @@ class TelegramFront:
     def name(self) -> str:
         """The name of the front end: one for each bot."""
         return self.lease.name
+
+    def route(self) -> Route:
+        """The webhook as a route of another ASGI application, at WEBHOOK_PATH: 503 while another process leads, or
+        while updates are polled."""
+        return Route(WEBHOOK_PATH, _Relay(self), methods=None)
 
     async def deliver(self, entry: OutboxEntry) -> None:
         """Deliver one answer or notice, while this process leads."""
@@ -151,6 +160,16 @@ class TelegramFront:
         if code is not None:
             link = f"https://t.me/{user.username}?start={code}"
             self.tell(f"nobody is admin yet; whoever opens this first becomes it: {link}")
+
+
+class _Relay:
+    def __init__(self, front: TelegramFront) -> None:
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serving = self._front.serving
+        webhook = None if serving is None else serving.updates.webhook
+        await (webhook or Response(status_code=503))(scope, receive, send)
 
 
 class Service:

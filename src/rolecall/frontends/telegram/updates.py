@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import h11
 import msgspec
-from h11 import Connection as Http
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive as ASGIReceive
+from starlette.types import Scope, Send
 from telegram import Update
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
 
-from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError
+from rolecall.frontends.sockets import uvicorn_server
 from rolecall.frontends.telegram.bot import QuietBot, Wait, explain
 from rolecall.settings import Settings
 
@@ -32,11 +36,11 @@ ALLOWED = ("message", "edited_message", "callback_query", "my_chat_member")
 PATIENCE = 0.5
 """Seconds until others are asked for beside what is still being received, say a large file."""
 LONGEST_POLL_PAUSE = 10.0
-SECRET_HEADER = b"x-telegram-bot-api-secret-token"
+SECRET_HEADER = "x-telegram-bot-api-secret-token"
 READ_SECONDS = 10.0
 LEAVE_SECONDS = 5.0
-MOST_BYTES = 1024 * 1024
-MOST_CONNECTIONS = 200
+MAX_BYTES = 1024 * 1024
+MAX_CONNECTIONS = 200
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Updates:
     settings: Settings
     tell: Callable[[str], None]
     watchdog_seconds: float = WATCHDOG_SECONDS
+    webhook: Webhook | None = None
+    """Set while Telegram brings the updates to this process."""
 
     async def run(self) -> None:
         """Bring updates until cancelled; whatever passes is outlasted. Raises InvalidToken or Forbidden when Telegram
@@ -101,6 +107,7 @@ class Updates:
             port=self.settings.telegram_webhook_port,
         )  # fmt: skip
         await self._listen(hook)
+        self.webhook = hook
         serving = asyncio.create_task(hook.run(), name="rolecall telegram webhook")
         try:
             await self._insist(
@@ -108,6 +115,7 @@ class Updates:
             )
             await serving
         finally:
+            self.webhook = None
             serving.cancel()
             await asyncio.wait([serving])
 
@@ -210,103 +218,83 @@ class Poller:
 
 
 class Webhook:
-    """Answers 200 only when ``receive`` returned; who does not know ``secret`` is answered 403 and costs nothing.
+    """Receives updates as a Starlette route. Answers 200 once ``receive`` has returned, and 403 to a caller that does
+    not know ``secret``.
 
-    It listens at ``host`` and ``port``, 0 for any. Paths are not looked at: what ends TLS may change them.
+    ``run`` serves the route at ``host`` and ``port``, 0 for any free one; another ASGI application may serve
+    ``route()`` as well. Any path is accepted there: a proxy that terminates TLS may change it.
     """
 
     def __init__(self, bot: QuietBot, receive: Receive, *, secret: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.bot, self.receive, self.host, self.port = bot, receive, host, port
         self._secret = secret.encode()
-        self._server: asyncio.Server | None = None
-        self._connections = BackgroundTasks()
+        self._listener: socket.socket | None = None
         self._open: dict[int, asyncio.Task[None]] = {}
 
+    def route(self, path: str = "/{path:path}") -> Route:
+        """The route for Telegram's requests."""
+        return Route(path, self, methods=None)
+
     async def start(self) -> None:
-        """Listen; ``port`` is then the one in use. Raises OSError when it is not free."""
-        self._server = await asyncio.start_server(self._accept, self.host, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        """Listen; ``port`` is then the one in use. Raises OSError if it is taken."""
+        self._listener = socket.create_server((self.host, self.port), backlog=MAX_CONNECTIONS)
+        self.port = self._listener.getsockname()[1]
 
     async def run(self) -> None:
-        """Serve until cancelled; what is being received is finished first."""
-        if self._server is None:
+        """Serve until cancelled; updates that are being received are finished first."""
+        if self._listener is None:
             await self.start()
+        server = uvicorn_server(
+            Starlette(routes=[self.route()]), limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=5,
+            timeout_graceful_shutdown=int(LEAVE_SECONDS),
+        )  # fmt: skip
+        assert self._listener is not None
+        serving = asyncio.create_task(server.serve([self._listener]), name="rolecall telegram webhook server")
         try:
-            await asyncio.get_running_loop().create_future()
+            await asyncio.shield(serving)
         finally:
-            await self._leave()
+            await self._finish_updates()
+            server.should_exit = True
+            await asyncio.wait([serving])
 
-    async def _leave(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self._open:
-            await asyncio.wait(self._open.values(), timeout=LEAVE_SECONDS)
-        for task in self._open.values():
-            task.cancel()
-        await asyncio.gather(*self._open.values(), return_exceptions=True)
-        await self._connections.drain(0)
+    async def __call__(self, scope: Scope, receive: ASGIReceive, send: Send) -> None:
+        """Answer one request of Telegram."""
+        status = await self._status(Request(scope, receive))
+        await Response(status_code=status, headers={"Connection": "close"})(scope, receive, send)
 
-    # ── one request ─────────────────────────────────────────────────────────────────────────────
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= MOST_CONNECTIONS:
-            writer.transport.abort()
-            return
-        self._connections.start(self._serve(reader, writer), "telegram webhook request")
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request; there is no second one on a connection."""
-        connection = Http(h11.SERVER)
-        try:
-            status = await self._status(connection, reader)
-            head = h11.Response(status_code=status, headers=[("Content-Length", "0"), ("Connection", "close")])
-            for event in (head, h11.EndOfMessage()):
-                writer.write(connection.send(event) or b"")
-            with suppress(OSError):
-                await writer.drain()
-        except h11.LocalProtocolError:  # what came was no HTTP: there is nothing to answer to
-            pass
-        finally:
-            writer.close()
-
-    async def _status(self, connection: Http, reader: asyncio.StreamReader) -> int:
+    async def _status(self, request: Request) -> int:
+        given = request.headers.get(SECRET_HEADER, "").encode("latin-1")
+        if not hmac.compare_digest(given, self._secret):
+            return 403
+        if request.method != "POST":
+            return 405
+        body = bytearray()
         try:
             async with asyncio.timeout(READ_SECONDS):
-                request = await _next(connection, reader)
-                if not isinstance(request, h11.Request):
-                    return 400
-                refusal = self._refusal(request)
-                if refusal:
-                    return refusal
-                update = self._read(await _body(connection, reader))
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > MAX_BYTES:
+                        return 413
         except TimeoutError:
             return 408
-        except TooMuch:
-            return 413
-        except (h11.RemoteProtocolError, OSError):
+        except ClientDisconnect:
             return 400
+        update = self._read(bytes(body))
         if update is None:
             return 400
         await self._received(update)
         return 200
 
-    def _refusal(self, request: h11.Request) -> int:
-        """The status for who is not Telegram, 0 for Telegram."""
-        headers = dict(request.headers)
-        if not hmac.compare_digest(headers.get(SECRET_HEADER, b""), self._secret):
-            return 403
-        return 0 if request.method == b"POST" else 405
-
     def _read(self, body: bytes) -> Update | None:
         try:
             return self.bot.read(msgspec.json.decode(body, type=dict[str, Any]))
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as error:
-            logger.warning("a request to the webhook was no update: %s", type(error).__name__)
+            logger.warning("a request to the webhook was not an update: %s", type(error).__name__)
             return None
 
     async def _received(self, update: Update) -> None:
-        """Wait until it is received. Who hangs up ends nothing, and an update that is brought again while the first is
-        in work is that one."""
+        """Wait until the update is received. A client that disconnects ends nothing, and an update that arrives again
+        while the first is being received is that one."""
         task = self._open.get(update.update_id)
         if task is None:
             task = asyncio.create_task(self._take(update), name="telegram update")
@@ -317,21 +305,9 @@ class Webhook:
     async def _take(self, update: Update) -> None:
         await self.receive(update)
 
-
-class TooMuch(Exception):
-    """Raised for a body that no update has."""
-
-
-async def _next(connection: Http, reader: asyncio.StreamReader) -> object:
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        connection.receive_data(await reader.read(65_536))
-    return event
-
-
-async def _body(connection: Http, reader: asyncio.StreamReader) -> bytes:
-    body = bytearray()
-    while isinstance(event := await _next(connection, reader), h11.Data):
-        body += event.data
-        if len(body) > MOST_BYTES:
-            raise TooMuch
-    return bytes(body)
+    async def _finish_updates(self) -> None:
+        if self._open:
+            await asyncio.wait(self._open.values(), timeout=LEAVE_SECONDS)
+        for task in self._open.values():
+            task.cancel()
+        await asyncio.gather(*self._open.values(), return_exceptions=True)
