@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from rolecall.cli.new import fill
 from tests.applications import run_rolecall, running
 
+ROOT = Path(__file__).resolve().parents[2]
 VERDICT = re.compile(r"wall (\d+\.\d\d) s, ideal (\d+\.\d\d) s: (CONCURRENT|SEQUENTIAL)")
 
 
@@ -73,6 +79,31 @@ def test_a_new_application_checks_and_runs_as_it_is(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
     with running(directory, environment=environment):
         assert "manager" in run_rolecall("scale", "--app", directory).stdout
+
+
+def test_the_wheel_and_a_checkout_give_the_same_new_application(tmp_path: Path) -> None:
+    wheel = tmp_path / "wheel"
+    building = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheel)]
+    if find_spec("hatchling") is None:
+        building = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheel), str(ROOT)]
+    subprocess.run(building, cwd=ROOT, check=True, capture_output=True)
+    (built,) = wheel.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(tmp_path / "installed")
+    fill(tmp_path / "checkout")
+    command = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from rolecall.cli.new import fill; from pathlib import Path; "
+    )
+    command += "import rolecall; assert rolecall.__file__.startswith(sys.argv[1]); fill(Path(sys.argv[2]))"
+    arguments = [str(tmp_path / "installed"), str(tmp_path / "packaged")]
+    subprocess.run([sys.executable, "-c", command, *arguments], check=True, cwd=tmp_path)
+
+    def contents(directory: Path) -> dict[str, bytes]:
+        found = (path for path in directory.rglob("*") if path.is_file())
+        return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+    assert contents(tmp_path / "checkout") == contents(tmp_path / "packaged")
+    assert "agents/manager.py" in contents(tmp_path / "packaged")
 
 
 def test_new_touches_nothing_that_is_there(tmp_path: Path) -> None:

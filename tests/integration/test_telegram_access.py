@@ -60,7 +60,7 @@ def test_what_is_no_list_of_numbers_is_refused_with_what_is_allowed(
     monkeypatch.setenv("TELEGRAM_ALLOWED", value)
     with pytest.raises(ConfigError) as refused:
         read_settings(tmp_path)
-    assert f"TELEGRAM_ALLOWED={value} from environment: a text such as 11223344" in str(refused.value)
+    assert f"TELEGRAM_ALLOWED={value} from environment is invalid: expected text such as 11223344" in str(refused.value)
 
 
 async def test_bots_of_different_names_know_different_people(server: RedisServer) -> None:

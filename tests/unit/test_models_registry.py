@@ -32,7 +32,7 @@ HERE = Path()
         ("@test", "name@provider"),
         ("unknown@local", "smollm2@local"),
         ("qwen3@served", "config.py does not say where it is"),
-        ("/no/such/file.gguf@local", "the file being there"),
+        ("/no/such/file.gguf@local", "of a file that exists"),
     ],
 )
 def test_a_name_that_cannot_work_is_refused_with_what_can(name: str, said: str) -> None:

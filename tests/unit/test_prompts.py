@@ -10,6 +10,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
+from rolecall.cli.new import fill
 from rolecall.config import load
 from rolecall.errors import ConfigError
 from rolecall.testing import FakeModel, run_turn
@@ -178,9 +179,10 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_prompts(tmp_path)
 
 
-def test_the_prompts_of_this_application_are_those_of_a_new_one() -> None:
+def test_the_prompts_of_this_application_are_those_of_a_new_one(tmp_path: Path) -> None:
+    fill(tmp_path)
     own = {path.name: path.read_text() for path in (ROOT / PLACE).glob("*.md")}
-    new = {path.name: path.read_text() for path in (ROOT / "src/rolecall/template" / PLACE).glob("*.md")}
+    new = {path.name: path.read_text() for path in (tmp_path / PLACE).glob("*.md")}
     assert own == new
     assert load_prompts(ROOT / PLACE).names == ("calculator", "persona", "samplellm", "security", "translation")
 

@@ -1,1 +1,0 @@
-../../../../agents/command.py

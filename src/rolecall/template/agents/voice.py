@@ -1,1 +1,0 @@
-../../../../agents/voice.py
