@@ -2,7 +2,7 @@
 
 from rolecall import Agent, Context, Envelope
 
-NO_WORDS = "I could not make out any words in that. Say it once more, or write to me."
+NO_WORDS = "I couldn't make out any words. Please say it again or type it."
 
 
 class VoiceAgent(Agent):

@@ -94,7 +94,7 @@ async def test_a_full_mailbox_refuses_at_once_and_takes_nothing(tmp_path: Path) 
         for received in accepted:
             await app.answer(received)
 
-    assert refused.refused and refused.outcome == "FULL" and "not taken" in refused.reply
+    assert refused.refused and refused.outcome == "FULL" and "still working" in refused.reply
     assert [text for text, _, _ in ManagerAgent.handled] == ["0", "1"]
 
 

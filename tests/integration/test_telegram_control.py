@@ -162,8 +162,8 @@ async def test_the_stop_button_ends_the_answer_and_what_was_said_is_remembered(t
         shown = await stage.until(stage.api.world.private(ada), "half an answer")
         assert [one["text"] for one in shown.buttons] == ["⏹ Stopp"]
 
-        assert await stage.toast(ada, shown, data_of(shown, "⏹ Stopp")) == "Angehalten."
-        await stage.api.wait_for(lambda: "Angehalten." in shown.text)
+        assert await stage.toast(ada, shown, data_of(shown, "⏹ Stopp")) == "Gestoppt."
+        await stage.api.wait_for(lambda: "Gestoppt." in shown.text)
         assert await stage.history("telegram:7") == [
             ("user", "long question", "stopped"), ("assistant", "half an answer", "stopped"),
         ]  # fmt: skip
@@ -176,7 +176,7 @@ async def test_the_stop_button_of_a_waiting_message_takes_it_out_of_the_queue(tm
         ada.write("long question")
         running = await stage.until(stage.api.world.private(ada), "half an answer")
         ada.write("second")
-        waiting = await stage.until(ADA, "Waiting. Your place: 1")
+        waiting = await stage.until(ADA, "Queued: number 1")
         assert await stage.toast(ada, waiting, data_of(waiting, "⏹ Stop")) == "Stopped."
         await stage.api.wait_for(lambda: "Stopped." in waiting.text)
         assert running.text == "half an answer"
@@ -205,7 +205,7 @@ async def test_in_a_group_only_who_asked_and_admins_stop(tmp_path: Path) -> None
             await stage.api.wait_for(lambda count=count: len(group.answers) > count)
             shown = group.answers[-1]
             data = data_of(shown, "⏹ Stop")
-            assert await stage.toast(cy, shown, data) == "Only the one who asked can stop this."
+            assert await stage.toast(cy, shown, data) == "Only the person who asked can stop this."
             assert await stage.toast(stopper, shown, data) == "Stopped."
             await stage.api.wait_for(lambda shown=shown: "Stopped." in shown.text)
 
@@ -222,14 +222,14 @@ async def test_regenerate_asks_the_same_again_as_if_the_first_answer_had_not_bee
         assert [one["text"] for one in first.buttons] == ["🔄 Regenerate", "👍", "👎"]
 
         before = len(stage.api.chat(ADA).answers)
-        assert await stage.toast(ada, first, data_of(first, "🔄 Regenerate")) == "I am asking once more."
+        assert await stage.toast(ada, first, data_of(first, "🔄 Regenerate")) == "Trying again…"
         await stage.api.wait_for(lambda: stage.done(ADA, before))
         second = stage.api.chat(ADA).answers[before]
         assert first.text == second.text == "two by any after ['one', 'one by any after []']"
         assert [text for _, text, _ in await stage.history("telegram:7")].count("two") == 1
 
         again = await stage.toast(ada, second, data_of(second, "🔄 Regenerate"))  # the new one can be asked anew, too
-        assert again == "I am asking once more."
+        assert again == "Trying again…"
         await stage.api.wait_for(lambda: stage.done(ADA, before + 1))
 
 
@@ -239,7 +239,7 @@ async def test_two_presses_of_regenerate_in_a_row_are_one(tmp_path: Path) -> Non
         answer = await stage.answered(ada, "one")
         data = data_of(answer, "🔄 Regenerate")
         presses = [ada.press(answer, data) for _ in range(3)]
-        assert {await stage.popped(press) for press in presses} == {"I am asking once more."}
+        assert {await stage.popped(press) for press in presses} == {"Trying again…"}
         await stage.api.wait_for(lambda: stage.done(ADA, 1))
         assert (await stage.answered(ada, "two")).text.endswith("after ['one', 'one by any after []']")
         assert len(stage.api.chat(ADA).answers) == 3
@@ -273,7 +273,7 @@ async def test_votes_are_counted_noted_and_taken_back(tmp_path: Path) -> None:
         turn = data_of(answer, "👍").partition(":")[2]
         assert await stage.toast(ada, answer, f"up:{turn}") == "Thank you!"
         assert await stage.toast(ada, answer, f"down:{turn}") == "Thank you!"
-        assert await stage.toast(ada, answer, f"down:{turn}") == "Taken back."
+        assert await stage.toast(ada, answer, f"down:{turn}") == "Rating removed."
         logs = stage.app.log_dir
 
         def written() -> bool:
@@ -293,7 +293,7 @@ async def test_an_edited_message_that_was_answered_can_be_answered_anew(tmp_path
         question = stage.api.chat(ADA).messages[0]
         ada.edit(question, "eins")
         offer = await stage.until(ADA, say("en", "edited"))
-        assert await stage.toast(ada, offer, data_of(offer, "🔄 Answer anew")) == "I am asking once more."
+        assert await stage.toast(ada, offer, data_of(offer, "🔄 Answer again")) == "Trying again…"
         assert (await stage.until(ADA, "eins by any after []")).buttons
         await stage.api.wait_for(lambda: offer.deleted, what="the offer goes")
 
@@ -305,9 +305,9 @@ async def test_an_edited_message_that_is_being_answered_is_begun_anew(tmp_path: 
         old = await stage.until(ADA, "half an answer")
         ada.edit(question, "short")
         offer = await stage.until(ADA, say("en", "edited"))
-        await stage.toast(ada, offer, data_of(offer, "🔄 Answer anew"))
+        await stage.toast(ada, offer, data_of(offer, "🔄 Answer again"))
         await stage.until(ADA, "short by any after []")
-        await stage.api.wait_for(lambda: "Replaced" in old.text)
+        await stage.api.wait_for(lambda: "Cancelled: you edited" in old.text)
 
 
 # ── pickers ─────────────────────────────────────────────────────────────────────────────────────
@@ -335,8 +335,8 @@ async def test_the_queue_of_a_chat_is_picked_and_holds(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         ada = stage.api.user(ADA)
         picker = await stage.answered(ada, "/queue")
-        assert picker.buttons[0]["text"] == "✓ Answer one after the other"
-        await stage.toast(ada, picker, data_of(picker, "Stop and answer the newest"))
+        assert picker.buttons[0]["text"] == "✓ Answer each one in order"
+        await stage.toast(ada, picker, data_of(picker, "Stop and answer the newest one"))
         assert await stage.preferences("telegram:7") == {"queue": "interrupt"}
         ada.write("long question")
         await stage.until(ADA, "half an answer")
@@ -477,16 +477,16 @@ async def test_the_start_link_makes_the_first_admin(tmp_path: Path) -> None:
 async def test_admins_let_in_shut_out_and_tell_everyone(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         ada, ben, cy = (stage.api.user(user) for user in (ADA, BEN, CY))
-        assert (await stage.answered(ada, f"/allow {CY} guest")).text == "9 is let in: guest."
-        assert (await stage.answered(cy, "/whoami")).text.startswith("You are 9 to me: guest.")
+        assert (await stage.answered(ada, f"/allow {CY} guest")).text == "9 now has access (guest)."
+        assert (await stage.answered(cy, "/whoami")).text.startswith("Your Telegram ID: 9 (guest).")
         for wrong in ("/allow", "/allow cy", "/allow 9 king", "/allow -5"):
-            assert (await stage.answered(ada, wrong)).text.startswith("Put a user's number behind it: /allow"), wrong
-        assert (await stage.answered(ada, "/broadcast We are back.")).text == "2 users are told."
+            assert (await stage.answered(ada, wrong)).text.startswith("Add a user's Telegram ID: /allow"), wrong
+        assert (await stage.answered(ada, "/broadcast We are back.")).text == "Sent to 2 users."
         await stage.until(CY, "We are back.")
 
-        assert (await stage.answered(ada, f"/deny {BEN}")).text == "8 is shut out."
+        assert (await stage.answered(ada, f"/deny {BEN}")).text == "8 is now blocked."
         assert (await stage.answered(ben, "hello")).text == say("en", "stranger", id=BEN)
-        assert (await stage.answered(ada, f"/deny {ADA}")).text.startswith("7 cannot be shut out here")
+        assert (await stage.answered(ada, f"/deny {ADA}")).text.startswith("7 can't be blocked here")
 
 
 @pytest.mark.parametrize("command", ["/invite", "/users", "/allow 9", "/deny 7", "/broadcast x"])
@@ -504,12 +504,14 @@ async def test_help_start_and_whoami_speak_the_users_language(tmp_path: Path) ->
         ada, ben = stage.api.user(ADA), stage.api.user(BEN, language_code="ru-RU")
         assert (await stage.answered(ben, "/start")).text == say("ru", "welcome")
         lines = (await stage.answered(ben, "/help")).text.splitlines()
-        assert "/stop – остановить ответ и всё, что ждёт" in lines
+        assert "/stop – Остановить ответ и всё, что ждёт" in lines
         assert "/weather – Tells the weather." in lines and not [line for line in lines if "/invite" in line]
-        assert "/deny NUMBER – shut a user out" in (await stage.answered(ada, "/help")).text.splitlines()
+        assert "/deny ID – Block a user" in (await stage.answered(ada, "/help")).text.splitlines()
         assert (await stage.answered(ada, "/whoami")).text.splitlines() == [
-            "You are 7 to me: admin. This conversation is telegram:7.", "Chosen: automatic", "Used today: 0 tokens.",
-        ]  # fmt: skip
+            "Your Telegram ID: 7 (admin). This conversation: telegram:7.",
+            "Settings: automatic",
+            "Used today: 0 tokens.",
+        ]
 
 
 async def test_commands_of_the_bus_are_answered_while_a_turn_runs(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def test_one_who_waits_is_told_his_place_and_when_it_is_his_turn(tmp_path:
         ada = stage.api.user(7)
         for number in range(3):
             await stage.say(ada, f"wait {number}")
-        place = "Waiting. Your place: {}".format
+        place = "Queued: number {}".format
         await wait_until(lambda: sorted(stage.texts()) == sorted([THINKING, place(1), place(2)]))
         go.set()
         await stage.quiet()
@@ -185,7 +185,7 @@ async def test_a_file_that_telegram_does_not_take_is_not_kept_quiet_about(tmp_pa
         await stage.quiet()
         await stage.crash()
         await stage.quiet()
-        assert stage.texts()[2] == "a.txt: Telegram hat diese Datei nicht angenommen."
+        assert stage.texts()[2] == "a.txt: Telegram hat diese Datei abgelehnt."
         assert (await log_words(stage))[-1] == "DELIVERED"
 
 

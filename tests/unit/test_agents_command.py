@@ -59,7 +59,7 @@ async def test_a_command_leaves_no_trace_in_the_history(command: str) -> None:
 async def test_clear_forgets_the_history_but_not_the_preferences(command: str) -> None:
     turn = await sent(f"/{command}", lang="de")
     assert (turn.history, turn.preferences) == ((), {"lang": "de"})
-    assert turn.text == "Forgotten. We begin anew."
+    assert turn.text == "Cleared. Starting a new conversation."
 
 
 @pytest.mark.parametrize(
@@ -94,26 +94,26 @@ async def test_auto_takes_a_choice_back(name: str) -> None:
 async def test_a_choice_that_is_not_allowed_changes_nothing_and_lists_what_is(text: str, allowed: str) -> None:
     turn = await sent(text, lang="fr")
     assert turn.preferences == {"lang": "fr"}
-    assert turn.text.endswith(f"It can be {allowed}.")
+    assert turn.text.endswith(f"Choices: {allowed}.")
     assert repr(text.split()[1]) in turn.text
 
 
 async def test_a_command_without_its_argument_tells_what_is_in_force() -> None:
-    assert (await sent("/lang", lang="fr")).text.startswith("/lang is fr. It can be auto, ar, ")
-    assert (await sent("/model")).text == "/model is auto. It can be auto, big@openai, tiny@local."
+    assert (await sent("/lang", lang="fr")).text.startswith("/lang is fr. Choices: auto, ar, ")
+    assert (await sent("/model")).text == "/model is auto. Choices: auto, big@openai, tiny@local."
 
 
 async def test_whoami_tells_the_conversation_and_its_preferences() -> None:
     turn = await sent("/whoami", lang="fr")
-    assert turn.text == "You are test:1 to me, with /lang fr, /model auto, /role auto."
+    assert turn.text == "You're test:1 (/lang fr, /model auto, /role auto)."
 
 
 async def test_an_unknown_command_gets_a_hint() -> None:
-    assert (await sent("/dance")).text == "There is no command /dance. /help lists them."
+    assert (await sent("/dance")).text == "Unknown command /dance. /help lists all commands."
 
 
 async def test_a_role_asked_nothing_tells_how_to_ask_it() -> None:
-    assert (await sent("/weather")).text.endswith("Put your question behind it: /weather TEXT.")
+    assert (await sent("/weather")).text.endswith("Add your question: /weather TEXT.")
 
 
 async def test_stats_goes_on_to_the_stats_role() -> None:
@@ -124,7 +124,7 @@ async def test_stats_goes_on_to_the_stats_role() -> None:
 
 async def test_stats_without_that_role_says_so() -> None:
     turn = await run_turn((Role(ManagerAgent), Role(CommandAgent)), "/stats")
-    assert turn.text == "There is no role stats here, so there are no figures."
+    assert turn.text == "Statistics are not available: this deployment has no role named stats."
 
 
 def test_figures_become_lines_for_a_person() -> None:

@@ -64,7 +64,7 @@ async def test_a_command_wins_over_a_role_of_the_same_name() -> None:
 async def test_a_slash_word_that_is_no_command_is_explained_not_answered_by_a_model(text: str) -> None:
     turn = await run_turn(ROLES, text)
     assert turn.trace == ("manager", "command")
-    assert turn.text.startswith("There is no command")
+    assert turn.text.startswith("Unknown command")
     assert turn.history == ()
 
 

@@ -31,7 +31,7 @@ def test_a_sentence_is_there_in_every_language_with_the_same_values(key: str) ->
 def test_the_language_is_the_users_or_english() -> None:
     assert [spoken(code) for code in ("de", "de-AT", "zh_hans", "pt-BR", "", None)] == ["de", "de", "zh", *["en"] * 3]
     assert say("ru", "thinking") == "Думаю…"
-    assert say("fr-CA", "place", place=3) == "En attente. Votre place : 3"
+    assert say("fr-CA", "place", place=3) == "En attente : place 3"
 
 
 def test_every_command_is_explained_for_the_menu_in_at_most_256_characters() -> None:

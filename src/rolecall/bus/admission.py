@@ -38,7 +38,7 @@ from rolecall.settings import Settings
 
 Outcome = Literal["RUN", "WAIT", "MERGED", "DUP", "CONFLICT", "FULL", "BUSY"]
 CONTROL_ROLE = "command"
-STOPPED = "Stopped: a newer message took its place."
+STOPPED = "Stopped: I'm answering your newer message."
 LOGGED_CHARS = 8000
 Mode = Literal["queue", "collect", "interrupt"]
 """What becomes of a message whose conversation is busy: it waits; it joins what waits already of the same user; or it

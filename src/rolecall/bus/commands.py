@@ -20,16 +20,16 @@ class Command:
 
 
 COMMANDS = (
-    Command("help", "/help", "what I can do"),
-    Command("start", "/start", "say hello"),
-    Command("stop", "/stop", "stop the answer and all waiting messages", "front"),
-    Command("clear", "/clear", "forget this conversation and start a new one", "front"),
-    Command("reset", "/reset", "the same as /clear", "front"),
-    Command("lang", "/lang [CODE|auto]", "the language I answer in"),
-    Command("model", "/model [NAME|auto]", "the model that answers"),
-    Command("role", "/role [NAME|auto]", "the role that answers; /NAME TEXT asks one once"),
-    Command("stats", "/stats", "how the system is doing"),
-    Command("whoami", "/whoami", "your user ID and your rights"),
+    Command("help", "/help", "What I can do"),
+    Command("start", "/start", "Say hello"),
+    Command("stop", "/stop", "Stop the answer and all waiting messages", "front"),
+    Command("clear", "/clear", "Forget this conversation and start a new one", "front"),
+    Command("reset", "/reset", "Same as /clear", "front"),
+    Command("lang", "/lang [CODE|auto]", "Language of my answers"),
+    Command("model", "/model [NAME|auto]", "Model that answers"),
+    Command("role", "/role [NAME|auto]", "Role that answers; /NAME TEXT asks a role once"),
+    Command("stats", "/stats", "How the system is doing"),
+    Command("whoami", "/whoami", "Your ID and settings"),
 )
 
 

@@ -173,7 +173,7 @@ async def _ask(assistant: Assistant, question: Question, answer: AnswerText, str
     except RolecallError as error:
         if type(error) not in (RolecallError, EnvelopeTooLarge):
             raise
-        return Outcome(conversation, "", "", "refused", f"This was not taken: {error}.")
+        return Outcome(conversation, "", "", "refused", f"I couldn't accept this: {error}.")
     event = await _final_event(assistant, ref, question.timeout, answer if streaming else None)
     if event.kind != "cancelled":
         await assistant.delivered(ref)

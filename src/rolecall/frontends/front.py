@@ -23,14 +23,11 @@ from rolecall.bus.processes import ProcessState, instances_of, register, unregis
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Application
 from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
+from rolecall.frontends.texts import say
 from rolecall.session import Session
 from rolecall.version import __version__, plugins
 
-REFUSALS = {
-    "FULL": "I am still busy with your earlier messages; this one was not taken. Try again when one is answered.",
-    "BUSY": "There is too much to do at the moment; your message was not taken. Try again in a minute.",
-    "CONFLICT": "This was sent before with another text; it was not taken.",
-}
+REFUSALS = {outcome: say("en", outcome.lower()) for outcome in ("FULL", "BUSY", "CONFLICT")}
 logger = logging.getLogger(__name__)
 BUILT_IN = ("telegram", "http", "terminal", "program")
 DRAIN_SECONDS = 5.0
@@ -250,7 +247,7 @@ class Front:
             if type(error) not in (RolecallError, EnvelopeTooLarge):
                 raise
             outcome = "TOO_LARGE" if isinstance(error, EnvelopeTooLarge) else ""
-            return Received(conversation, reply=f"This was not taken: {error}.", refused=True, outcome=outcome)
+            return Received(conversation, reply=say("en", "not_taken", why=f"{error}."), refused=True, outcome=outcome)
         return Received.of(conversation, admission)
 
     def follow(self, received: Received, after: str = "") -> AsyncIterator[Event]:
@@ -281,10 +278,10 @@ class Front:
         if name == "stop":
             ended = await self.stop(conversation)
             if ended:
-                return Received(conversation, reply="Stopped.", outcome="STOPPED")
-            return Received(conversation, reply="There is nothing to stop.", outcome="IDLE")
+                return Received(conversation, reply=say("en", "stopped"), outcome="STOPPED")
+            return Received(conversation, reply=say("en", "nothing_to_stop"), outcome="IDLE")
         await stop_conversation(self.bus, conversation, instance=self.instance, forget=True)
-        return Received(conversation, reply="Forgotten: we begin anew.", outcome="FORGOTTEN")
+        return Received(conversation, reply=say("en", "forgotten"), outcome="FORGOTTEN")
 
 
 @asynccontextmanager

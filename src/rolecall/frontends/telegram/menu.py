@@ -33,7 +33,7 @@ from rolecall.frontends.texts import LANGUAGES, say
 INVITATION_DAYS = 7
 LISTED_MEMBERS = 50
 LISTED_NAME_CHARS = 24
-USAGE = {"allow": "/allow NUMBER [admin|user|guest]", "deny": "/deny NUMBER", "broadcast": "/broadcast TEXT"}
+USAGE = {"allow": "/allow ID [admin|user|guest]", "deny": "/deny ID", "broadcast": "/broadcast TEXT"}
 Answer = Callable[[Incoming, Standing], Awaitable[Told | None]]
 logger = logging.getLogger(__name__)
 OPEN = (*(command.name for command in COMMANDS), "queue")
