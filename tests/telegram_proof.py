@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.integration.telegram_process import SERVED, Place, telegram_place
-from tests.telegram_api import Message, TelegramApi, User
+from tests.telegram.api import Message, TelegramApi, User
 
 OCCUPANTS = 8
 ROUNDS = 5

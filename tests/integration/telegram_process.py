@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.applications import ROLECALL, clean_environment, make_application
-from tests.telegram_api import TelegramApi
+from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
 
 SERVED = "is served"

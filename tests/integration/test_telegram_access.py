@@ -15,7 +15,7 @@ from rolecall.models.gate import Gate
 from rolecall.models.model import Caller, Message, Request, Usage
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings, Terms
-from tests.bus_steps import names
+from tests.bus.steps import names
 
 ADA, BEN, CY = 7, 8, 9
 GROUP = -1001

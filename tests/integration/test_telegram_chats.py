@@ -18,7 +18,7 @@ from rolecall.frontends.telegram.markdown.entities import Entity, TextPart
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import DOUBTS, Doubt, Doubts, Recorded
 from rolecall.settings import Settings
-from tests.telegram_api import TelegramApi
+from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
 
 GAP = 0.05

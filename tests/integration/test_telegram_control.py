@@ -26,9 +26,9 @@ from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.telegram_front import TelegramFront
 from rolecall.frontends.texts import LANGUAGES, say
 from rolecall.redis import keys
-from tests.bus_steps import entries, names
+from tests.bus.steps import entries, names
 from tests.deployment import Deployment, deployed
-from tests.telegram_api import Chat, Message, TelegramApi, User
+from tests.telegram.api import Chat, Message, TelegramApi, User
 
 ADA, BEN, CY = 7, 8, 9
 GROUP = -1001

@@ -20,8 +20,8 @@ from rolecall.session import Session, open_session
 from tests import telegram_proof
 from tests.deployment import Deployment, deployed
 from tests.integration.telegram_process import telegram_place
-from tests.telegram_api import TelegramApi
-from tests.telegram_bot import connected
+from tests.telegram.api import TelegramApi
+from tests.telegram.bot import connected
 from tests.waiting import wait_until
 
 ANN = 11

@@ -21,8 +21,8 @@ from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
-from tests.telegram_api import TelegramApi
-from tests.telegram_way_in import WayIn, updates, way_in
+from tests.telegram.api import TelegramApi
+from tests.telegram.way_in import WayIn, updates, way_in
 from tests.unit.test_telegram_documents import pdf
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until

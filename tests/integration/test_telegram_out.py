@@ -14,8 +14,8 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import notify
 from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.placeholders import INTENT
-from tests.bus_steps import entries
-from tests.telegram_stage import THINKING, Stage, staged
+from tests.bus.steps import entries
+from tests.telegram.stage import THINKING, Stage, staged
 from tests.waiting import wait_until
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8

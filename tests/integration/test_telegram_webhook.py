@@ -15,7 +15,7 @@ from telegram import Update
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
 from rolecall.frontends.telegram.updates import Webhook
 from rolecall.settings import Settings
-from tests.telegram_api import TelegramApi
+from tests.telegram.api import TelegramApi
 
 SECRET = "only-telegram-knows_42"
 HEADERS = {"X-Telegram-Bot-Api-Secret-Token": SECRET}

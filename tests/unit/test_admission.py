@@ -13,7 +13,7 @@ from rolecall.bus.turn import snapshot, turns_in_flight
 from rolecall.errors import ConfigError, EnvelopeTooLarge, RolecallError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, entries, hash_of, names, send, take_one, take_role
+from tests.bus.steps import answer, ask, entries, hash_of, names, send, take_one, take_role
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rolecall.bus.leases import renew
 from rolecall.bus.turn import snapshot, turns_in_flight
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
-from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, send, take_one, take_role
+from tests.bus.steps import answer, ask, defer_turn, entries, expire, finals, send, take_one, take_role
 
 Place = Callable[[Bus, Bus], Awaitable[object]]
 

@@ -6,7 +6,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import give_feedback
 from rolecall.bus.questions import keep_question
-from tests.bus_steps import answer, ask, names, take_one
+from tests.bus.steps import answer, ask, names, take_one
 
 
 async def test_nothing_of_what_was_asked_or_thought_of_it_is_left(bus: Bus) -> None:

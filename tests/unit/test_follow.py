@@ -18,7 +18,7 @@ from rolecall.bus.turn import snapshot
 from rolecall.errors import RolecallError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, defer_turn, expire, send, take_one
+from tests.bus.steps import answer, ask, defer_turn, expire, send, take_one
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 

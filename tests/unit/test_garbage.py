@@ -16,7 +16,7 @@ from rolecall.bus.leases import Delivery, read_entry
 from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Role
 from rolecall.worker.roster import Roster, role_infos
-from tests.bus_steps import ask, entries, finals, hash_of, names, take_one, take_role
+from tests.bus.steps import ask, entries, finals, hash_of, names, take_one, take_role
 
 
 class ManagerAgent(Agent):

@@ -21,7 +21,7 @@ from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel
 from rolecall.worker.instance import Instance
 from rolecall.worker.roster import role_infos
-from tests.bus_steps import ask, entries, expire, finals, take_one, take_role
+from tests.bus.steps import ask, entries, expire, finals, take_one, take_role
 from tests.waiting import wait_until
 
 Handle = Callable[[Envelope, Context], Awaitable[Any]]

@@ -17,7 +17,7 @@ from rolecall.bus.settle import defer
 from rolecall.bus.turn import Records, turns_in_flight
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, defer_turn, entries, finals, hash_of, names, send, take_one, take_role
+from tests.bus.steps import answer, ask, defer_turn, entries, finals, hash_of, names, send, take_one, take_role
 from tests.waiting import wait_until
 
 LONG = 1000.0

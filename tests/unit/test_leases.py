@@ -9,7 +9,7 @@ from rolecall.bus.leases import Demand, emit, hand_back, owns_turn, renew, start
 from rolecall.bus.settle import bury
 from rolecall.bus.turn import Records, snapshot
 from rolecall.errors import ServerRefused
-from tests.bus_steps import answer, ask, entries, expire, send, take_one, take_role
+from tests.bus.steps import answer, ask, entries, expire, send, take_one, take_role
 
 
 async def admitted(bus: Bus, count: int, priority: int = 50) -> None:

@@ -19,7 +19,7 @@ from rolecall.redis.leader import LEASE
 from rolecall.redis.scripts import Arg, Script
 from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
+from tests.bus.steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
 
 ROLES = ("manager", "echo")
 

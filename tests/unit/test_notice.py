@@ -19,7 +19,7 @@ from rolecall.errors import BlobTooLarge, RolecallError
 from rolecall.redis.keys import today
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, entries, hash_of, names, take_one
+from tests.bus.steps import answer, ask, entries, hash_of, names, take_one
 
 
 async def tell(

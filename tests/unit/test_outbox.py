@@ -20,7 +20,7 @@ from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus_steps import answer, ask, entries, take_one
+from tests.bus.steps import answer, ask, entries, take_one
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 

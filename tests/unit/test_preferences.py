@@ -10,7 +10,7 @@ from rolecall.bus.conversation import forget_turn, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.leases import emit, start
 from rolecall.bus.questions import keep_question, question_of
-from tests.bus_steps import answer, ask, entries, hash_of, take_one
+from tests.bus.steps import answer, ask, entries, hash_of, take_one
 
 # ── preferences ─────────────────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ from rolecall.agent.context import AgentServices
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Demand
 from rolecall.worker.roster import Roster, role_infos
-from tests.bus_steps import ask, take_role
+from tests.bus.steps import ask, take_role
 
 
 class ManagerAgent(Agent):

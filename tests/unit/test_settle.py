@@ -15,7 +15,7 @@ from rolecall.bus.turn import Records, TurnState, snapshot, turns_in_flight
 from rolecall.errors import ServerFull
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings
-from tests.bus_steps import (
+from tests.bus.steps import (
     answer,
     ask,
     bury_turn,

@@ -18,7 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from rolecall.errors import ServerError
 from rolecall.redis.scripts import Arg, Script, loaded_scripts
 from rolecall.redis.server import RedisServer
-from tests.bus_machine import Focus, machine_on
+from tests.bus.machine import Focus, machine_on
 
 WALKS = int(os.environ.get("ROLECALL_WALKS", "100"))
 LONG = WALKS >= 1000

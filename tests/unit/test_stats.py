@@ -15,7 +15,7 @@ from rolecall.models.gate import Gate
 from rolecall.settings import Settings, Terms
 from rolecall.stats import queue_depths, summary
 from rolecall.testing import FakeServer
-from tests.bus_steps import answer, ask, bury_turn, defer_turn, take_one
+from tests.bus.steps import answer, ask, bury_turn, defer_turn, take_one
 
 ROLES = ("manager", "echo")
 

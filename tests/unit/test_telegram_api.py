@@ -19,10 +19,10 @@ from telegram import (
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken
 
 from rolecall.frontends.telegram.markdown.render import message_entities, render
-from tests.telegram_api import TelegramApi
-from tests.telegram_api_chats import User
-from tests.telegram_api_entities import Refused, accepted
-from tests.telegram_bot import connected, refused
+from tests.telegram.api import TelegramApi
+from tests.telegram.bot import connected, refused
+from tests.telegram.chats import User
+from tests.telegram.entities import Refused, accepted
 from tests.waiting import wait_until
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8

@@ -12,9 +12,9 @@ import pytest
 from telegram import Bot
 from telegram.error import BadRequest, NetworkError, RetryAfter
 
-from tests.telegram_api import TelegramApi
-from tests.telegram_api_chats import User
-from tests.telegram_bot import connected, refused
+from tests.telegram.api import TelegramApi
+from tests.telegram.bot import connected, refused
+from tests.telegram.chats import User
 from tests.waiting import wait_until
 
 

@@ -13,7 +13,7 @@ from telegram.error import TelegramError
 from rolecall.frontends.telegram.bot import AT_ONCE, QuietBot, Wait, explain, open_bot
 from rolecall.frontends.telegram.updates import Poller
 from rolecall.settings import Settings
-from tests.telegram_api import TelegramApi
+from tests.telegram.api import TelegramApi
 
 
 @pytest.fixture

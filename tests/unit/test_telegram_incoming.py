@@ -11,7 +11,7 @@ from telegram import User as Person
 
 from rolecall.frontends.telegram.grouping import Pieces
 from rolecall.frontends.telegram.message import Address, Incoming, incoming_of
-from tests.telegram_api import Chat, TelegramApi, User
+from tests.telegram.api import Chat, TelegramApi, User
 
 ME = Person(4242, "Rolecall", True, username="rolecall_bot")
 GROUP = -100

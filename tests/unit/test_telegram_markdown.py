@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rolecall.frontends.telegram.markdown.entities import ENTITY_BYTES, TextPart, joined, utf16_len
 from rolecall.frontends.telegram.markdown.render import TAGS, message_entities, partial, plain, render
-from tests.telegram_api_entities import accepted, size
+from tests.telegram.entities import accepted, size
 
 EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "0"))
 """The proof sets it, and has the machine for itself."""

@@ -16,7 +16,7 @@ from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.roster import Roster, role_infos
 from rolecall.worker.worker import Worker
-from tests.bus_steps import ask, expire, finals, take_one, take_role
+from tests.bus.steps import ask, expire, finals, take_one, take_role
 from tests.waiting import wait_until
 
 

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.telegram_api_chats import BOT, Chat, Message, World
-from tests.telegram_api_entities import Entity, Refused, accepted, bad
-from tests.telegram_api_updates import checked_secret
+from tests.telegram.chats import BOT, Chat, Message, World
+from tests.telegram.entities import Entity, Refused, accepted, bad
+from tests.telegram.updates import checked_secret
 
 NOT_MODIFIED = (
     "message is not modified: specified new message content and reply markup are exactly the same as a current content "

@@ -28,9 +28,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from tests.telegram_api_chats import Chat, Message, User, World
-from tests.telegram_api_entities import Refused
-from tests.telegram_api_methods import Methods, Params
+from tests.telegram.chats import Chat, Message, User, World
+from tests.telegram.entities import Refused
+from tests.telegram.methods import Methods, Params
 from tests.waiting import wait_until
 
 Condition = Callable[[], object] | Callable[[], Awaitable[object]]

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from tests.telegram_api_entities import Refused, bad
+from tests.telegram.entities import Refused, bad
 
 WEBHOOK_IS_SET = "can't use getUpdates method while webhook is active; use deleteWebhook to delete the webhook first"
 NOT_BY_DEFAULT = ("chat_member", "message_reaction", "message_reaction_count")

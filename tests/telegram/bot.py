@@ -12,7 +12,7 @@ from telegram import Bot
 from telegram.error import TelegramError
 from telegram.request import HTTPXRequest
 
-from tests.telegram_api import TelegramApi
+from tests.telegram.api import TelegramApi
 
 
 @contextlib.asynccontextmanager

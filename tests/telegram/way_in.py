@@ -27,7 +27,7 @@ from rolecall.frontends.telegram.placeholders import Recorded
 from rolecall.frontends.telegram.progress import Live
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import Poller
-from tests.telegram_api import TelegramApi
+from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
 
 

@@ -25,7 +25,7 @@ from rolecall.frontends.telegram.placeholders import Recorded
 from rolecall.frontends.telegram.progress import Live
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
-from tests.telegram_api import TelegramApi, User
+from tests.telegram.api import TelegramApi, User
 from tests.waiting import wait_until
 
 THINKING = "Thinking…"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.telegram_api_entities import Entity, accepted, found
-from tests.telegram_api_updates import Updates
+from tests.telegram.entities import Entity, accepted, found
+from tests.telegram.updates import Updates
 
 BOT: dict[str, Any] = {"id": 4242, "is_bot": True, "first_name": "Rolecall", "username": "rolecall_bot"}
 

@@ -22,7 +22,7 @@ from rolecall.bus.turn import Records
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, Server
 from rolecall.settings import Settings
-from tests.bus_model import DUMP, SHARD, Conversation, Model, Shown, Turn, check
+from tests.bus.model import DUMP, SHARD, Conversation, Model, Shown, Turn, check
 
 Any_ = TypeVar("Any_")
 Focus = Literal["all", "work", "fronts"]
