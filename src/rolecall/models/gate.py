@@ -246,8 +246,8 @@ def _most(caller: Caller, allowed: float | None) -> int:
 
 
 def _over(user: bool) -> str:
-    whose = "You have used up what you may use of the models" if user else "What may be spent on models is used up"
-    return f"{whose} for today; it begins anew at midnight UTC."
+    whose = "You've reached today's limit" if user else "This assistant has reached today's limit"
+    return f"{whose}. It resets at midnight UTC."
 
 
 class Guarded:
