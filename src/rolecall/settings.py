@@ -15,7 +15,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, fiel
 from rolecall.errors import ConfigError
 
 FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
-"""Environment names of an earlier version that still work, and what they are called now."""
+"""Old environment name → new one; the old names still work."""
 KEPT_OPEN = 20
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
@@ -24,157 +24,190 @@ LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 class ServerSettings(BaseModel):
     """The Redis or Valkey server behind the bus; without ``redis_url`` and ``redis_host`` the bundled Valkey."""
 
-    redis_url: SecretStr | None = Field(None, description="redis://, rediss:// or unix:// address of the server")
+    redis_url: SecretStr | None = Field(None, description="URL of the server: redis://, rediss:// or unix://")
     redis_host: str | None = Field(None, description="host of the server, instead of REDIS_URL")
-    redis_port: int = Field(6379, ge=1, le=65_535, description="port that goes with REDIS_HOST")
-    redis_db: int = Field(0, ge=0, le=1_000_000, description="database that goes with REDIS_HOST")
-    redis_username: str | None = Field(None, description="user that goes with REDIS_HOST")
-    redis_password: SecretStr | None = Field(None, description="password that goes with REDIS_HOST")
-    redis_max_connections: int = Field(64, ge=4, le=100_000, description="ceiling of this process's connections")
-    redis_socket_timeout: Seconds = Field(5, description="seconds a command may wait for its answer")
-    appendfsync: Literal["always", "everysec"] = Field("always", description="durability of the bundled Valkey")
-    shards: int = Field(1, ge=1, le=256, description="independent lanes of the bus; fixed once the bus is used")
+    redis_port: int = Field(6379, ge=1, le=65_535, description="port, used with REDIS_HOST")
+    redis_db: int = Field(0, ge=0, le=1_000_000, description="database, used with REDIS_HOST")
+    redis_username: str | None = Field(None, description="user name, used with REDIS_HOST")
+    redis_password: SecretStr | None = Field(None, description="password, used with REDIS_HOST")
+    redis_max_connections: int = Field(
+        64, ge=4, le=100_000, description="maximum number of connections of each process"
+    )
+    redis_socket_timeout: Seconds = Field(5, description="timeout of a command in seconds")
+    appendfsync: Literal["always", "everysec"] = Field("always", description="fsync policy of the bundled Valkey")
+    shards: int = Field(1, ge=1, le=256, description="independent shards of the bus; fixed once the bus is used")
 
 
 class BusSettings(BaseModel):
-    """Clocks and limits of the bus and its workers."""
+    """Timeouts and limits of the bus and its workers."""
 
-    lease_seconds: Seconds = Field(15, description="hold on an envelope without a heartbeat before others take over")
-    heartbeat_seconds: Seconds = Field(4, description="seconds between renewals of the leases held")
-    scan_seconds: Seconds = Field(3, description="seconds between looks for envelopes whose holder is gone")
+    lease_seconds: Seconds = Field(
+        15, description="seconds a lease lasts without renewal before others take over the envelope"
+    )
+    heartbeat_seconds: Seconds = Field(4, description="seconds between renewals of leases")
+    scan_seconds: Seconds = Field(3, description="seconds between scans for envelopes whose instance died")
     max_deliveries: int = Field(
         3, ge=1, le=100, validation_alias=AliasChoices("max_deliveries", "retries"),
         description="deliveries of one envelope before it becomes a dead letter",
     )  # fmt: skip
-    max_attempts: int = Field(8, ge=1, le=100, description="attempts of one turn whose model fails, before it ends")
-    default_priority: int = Field(50, ge=0, le=100, description="priority of a message that names none")
-    total_instances: int = Field(256, ge=1, le=10_000, description="ceiling of instances in one worker process")
+    max_attempts: int = Field(8, ge=1, le=100, description="attempts of a turn whose model fails, before it ends")
+    default_priority: int = Field(50, ge=0, le=100, description="priority of messages that set none")
+    total_instances: int = Field(256, ge=1, le=10_000, description="maximum number of instances in one worker process")
     mailbox_limit: int = Field(8, ge=1, le=10_000, description="waiting turns per conversation before FULL")
     in_flight_limit: int = Field(5000, ge=1, le=1_000_000, description="running turns per shard before BUSY")
-    user_limit: int = Field(32, ge=1, le=100_000, description="unfinished turns of one user before FULL")
-    user_soft_limit: int = Field(4, ge=1, le=100_000, description="unfinished turns of one user before a lower band")
-    handling_seconds: Seconds = Field(900, description="seconds a single handling may hold its lease")
-    turn_seconds: Seconds = Field(3600, description="seconds a turn may be in flight")
-    hop_limit: int = Field(16, ge=1, le=100, description="hops of one turn before it is given up")
-    drain_seconds: Seconds = Field(20, description="seconds a stopping worker lets running handlers finish")
+    user_limit: int = Field(32, ge=1, le=100_000, description="unfinished turns per user before FULL")
+    user_soft_limit: int = Field(
+        4, ge=1, le=100_000, description="unfinished turns per user before new ones get a lower priority band"
+    )
+    handling_seconds: Seconds = Field(900, description="maximum seconds one handling may keep its lease")
+    turn_seconds: Seconds = Field(3600, description="maximum seconds a turn may be in flight")
+    hop_limit: int = Field(16, ge=1, le=100, description="maximum number of hops of a turn")
+    drain_seconds: Seconds = Field(20, description="seconds a stopping worker waits for running handlers")
     conversation_days: float = Field(30, gt=0, le=3650, description="days an idle conversation is remembered")
-    result_seconds: Seconds = Field(3600, description="seconds the result of a turn can be asked for")
-    idempotency_seconds: Seconds = Field(86_400, description="seconds a repeated message is recognised")
-    session_idle_hours: float = Field(6, gt=0, le=8760, description="idle hours after which a new log file begins")
+    result_seconds: Seconds = Field(3600, description="seconds the result of a turn is stored")
+    idempotency_seconds: Seconds = Field(86_400, description="seconds an idempotency key is remembered")
+    session_idle_hours: float = Field(6, gt=0, le=8760, description="idle hours after which a new log file starts")
 
 
 class ModelSettings(BaseModel):
-    """Keys, addresses and limits of the language models."""
+    """API keys, addresses and limits of models."""
 
-    gen_model: str | None = Field(None, description="model of every role that names none: name@provider, by comma")
-    openai_api_key: SecretStr | None = Field(None, description="key of the OpenAI API, or of a compatible server")
-    openai_base_url: str | None = Field(None, description="address of any OpenAI-compatible server")
-    google_api_key: SecretStr | None = Field(None, description="key of the Gemini API")
-    gemini_api_key: SecretStr | None = Field(None, description="key of the Gemini API, under its other name")
-    gemini_base_url: str | None = Field(None, description="address of a server that speaks the Gemini API")
-    ollama_url: str | None = Field(None, description="address of an Ollama server")
+    gen_model: str | None = Field(None, description="models for roles that name none: name@provider, comma-separated")
+    openai_api_key: SecretStr | None = Field(None, description="API key for OpenAI or a compatible server")
+    openai_base_url: str | None = Field(None, description="base URL of an OpenAI-compatible server")
+    google_api_key: SecretStr | None = Field(None, description="API key for Gemini")
+    gemini_api_key: SecretStr | None = Field(None, description="API key for Gemini, under its other name")
+    gemini_base_url: str | None = Field(None, description="base URL of another server that speaks the Gemini API")
+    ollama_url: str | None = Field(None, description="URL of an Ollama server")
     ollama_host: str | None = Field(None, description="host of an Ollama server, instead of OLLAMA_URL")
-    ollama_port: int = Field(11_434, ge=1, le=65_535, description="port that goes with OLLAMA_HOST")
-    ollama_api_key: SecretStr | None = Field(None, description="key of an Ollama server that wants one")
-    proxy: str = Field("SYSTEM", description="SYSTEM, NO or host:port for calls to providers")
+    ollama_port: int = Field(11_434, ge=1, le=65_535, description="port, used with OLLAMA_HOST")
+    ollama_api_key: SecretStr | None = Field(None, description="API key of an Ollama server that requires one")
+    proxy: str = Field("SYSTEM", description="proxy for calls to providers: SYSTEM, NO or host:port")
     assistant_timeout: Seconds = Field(120, description="seconds a handler may take")
-    assistant_history_limit: int = Field(20, ge=0, le=1000, description="remembered messages shown to a model")
-    connect_seconds: Seconds = Field(5, description="seconds to connect to a provider")
-    first_token_seconds: Seconds = Field(60, description="seconds a provider may take to its first token")
-    idle_token_seconds: Seconds = Field(30, description="seconds a provider may stay silent between tokens")
-    breaker_failures: int = Field(5, ge=1, le=1000, description="failures in a row before a model is taken to be away")
-    probe_seconds: Seconds = Field(1, description="longest pause between two looks whether a model is back")
-    quota_minute_seconds: Seconds = Field(60, description="length of the minute of rpm and tpm (tests scale it)")
-    user_tokens_per_day: int | None = Field(None, ge=1, description="model tokens one user may use in a day (UTC)")
-    tokens_per_day: int | None = Field(None, ge=1, description="model tokens all may use in a day (UTC)")
-    user_cost_per_day: float | None = Field(
-        None, gt=0, description="money one user may cost in a day, by the price table"
+    assistant_history_limit: int = Field(20, ge=0, le=1000, description="remembered messages sent to a model")
+    connect_seconds: Seconds = Field(5, description="timeout for connecting to a provider")
+    first_token_seconds: Seconds = Field(60, description="timeout for a provider's first token")
+    idle_token_seconds: Seconds = Field(30, description="timeout between two tokens of a provider")
+    breaker_failures: int = Field(
+        5, ge=1, le=1000, description="consecutive failures that open a model's circuit breaker"
     )
-    cost_per_day: float | None = Field(None, gt=0, description="money all may cost in a day, by the price table")
+    probe_seconds: Seconds = Field(1, description="maximum seconds between two probes of a model that is away")
+    quota_minute_seconds: Seconds = Field(
+        60, description="length of the minute of rpm and tpm in seconds; only tests change it"
+    )
+    user_tokens_per_day: int | None = Field(None, ge=1, description="budget of a user in model tokens per UTC day")
+    tokens_per_day: int | None = Field(
+        None, ge=1, description="budget of all users together in model tokens per UTC day"
+    )
+    user_cost_per_day: float | None = Field(
+        None, gt=0, description="budget of a user in money per UTC day, by the prices in config.py"
+    )
+    cost_per_day: float | None = Field(
+        None, gt=0, description="budget of all users together in money per UTC day, by the prices in config.py"
+    )
     voice_model: str | None = Field(
         None, pattern=r"\S+@(openai|test)", examples=["whisper-1@openai"],
-        description="model that writes down what is said in voice messages",
+        description="model that transcribes voice messages",
     )  # fmt: skip
-    echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes for an answer (tests, demos)")
-    echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test (tests, demos)")
-    tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model has to answer")
-    tool_seconds: Seconds = Field(30, description="seconds a single call of a tool may take")
-    tool_chars: int = Field(8000, ge=100, le=1_000_000, description="characters of a tool's result a model is shown")
-    local_slots: int = Field(4, ge=1, le=64, description="requests a local model server answers at once")
-    local_context: int = Field(2048, ge=256, le=131_072, description="tokens of context of each slot")
+    echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos")
+    echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test; for tests and demos")
+    tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model must answer")
+    tool_seconds: Seconds = Field(30, description="timeout of a tool call in seconds")
+    tool_chars: int = Field(8000, ge=100, le=1_000_000, description="characters of a tool's result sent to the model")
+    local_slots: int = Field(4, ge=1, le=64, description="concurrent requests of a local model server")
+    local_context: int = Field(2048, ge=256, le=131_072, description="context of each slot in tokens")
     local_threads: int | None = Field(None, ge=1, le=1024, description="threads of a local model; all cores if unset")
-    local_models: int = Field(1, ge=1, le=64, description="local models loaded at once: they share the cores")
+    local_models: int = Field(1, ge=1, le=64, description="local models loaded at the same time; they share the cores")
     local_idle_seconds: float = Field(
-        1800, ge=0, le=604_800, description="seconds without a question after which a local model leaves; 0 never"
+        1800, ge=0, le=604_800, description="idle seconds after which a local model is unloaded; 0 keeps it"
     )
     local_ram: int | None = Field(
-        None, ge=1, le=100_000_000, description="MB of memory for all local models together; what there is if unset"
+        None,
+        ge=1,
+        le=100_000_000,
+        description="MB of memory for all local models together; all available memory if unset",
     )
     auto_instance_mb: int = Field(
-        64, ge=1, le=1_000_000, description="memory reckoned for each instance where instances are auto"
+        64, ge=1, le=1_000_000, description="memory reserved per instance in MB when instances is auto"
     )
     local_url: str | None = Field(
         None, pattern=r"https?://[^\s@]+", examples=["http://model:10009"],
-        description="address of a server of the local models; without one they run in processes of this machine",
+        description="URL of a server for the local models; without it they run as processes on this machine",
     )  # fmt: skip
-    local_key: SecretStr | None = Field(None, description="key that the server at LOCAL_URL wants to see")
+    local_key: SecretStr | None = Field(None, description="API key of the server at LOCAL_URL")
 
 
 class FrontendSettings(BaseModel):
-    """What the ways in and out need, and what this process is."""
+    """Front ends, logging and the environment."""
 
     telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")
-    telegram_api_url: str = Field("https://api.telegram.org", description="address of a Bot API server of one's own")
-    telegram_invite_code: SecretStr | None = Field(None, description="code that lets a stranger in on Telegram")
+    telegram_api_url: str = Field("https://api.telegram.org", description="URL of the Bot API server")
+    telegram_invite_code: SecretStr | None = Field(
+        None, description="reusable invite code for Telegram that makes its user a guest"
+    )
     telegram_allowed: str = Field(
         "", pattern=LISTED, examples=["11223344,-1001234567890"],
-        description="numbers of the users and groups the bot serves, by comma; * for everyone, as guests",
+        description="Telegram IDs of users and groups that may use the bot, comma-separated; * is everyone, as guests",
     )  # fmt: skip
     telegram_admins: str = Field(
-        "", pattern=LISTED, examples=["11223344"], description="numbers of the users who may let others in, by comma"
+        "", pattern=LISTED, examples=["11223344"], description="Telegram IDs of the bot's admins, comma-separated"
     )
-    telegram_drafts: bool = Field(False, description="true shows growing answers of private chats as drafts")
+    telegram_drafts: bool = Field(False, description="show streaming answers as drafts in private chats")
     telegram_edit_seconds: float = Field(1.2, ge=0, le=60, description="seconds between two edits in a chat")
-    telegram_ring_seconds: float = Field(30, ge=0, le=86_400, description="a turn that took so long rings; 0 never")
-    telegram_per_minute: int = Field(20, ge=1, le=100_000, description="messages one user may send in a minute")
-    telegram_keywords: str = Field("", description="words that address the bot in groups as its name does, by comma")
+    telegram_ring_seconds: float = Field(
+        30, ge=0, le=86_400, description="seconds after which a finished answer also notifies; 0 never"
+    )
+    telegram_per_minute: int = Field(20, ge=1, le=100_000, description="messages per minute and user")
+    telegram_keywords: str = Field(
+        "", description="words that address the bot in groups, like its name, comma-separated"
+    )
     telegram_webhook_url: str | None = Field(
         None, pattern=r"https?://[^\s@]+", examples=["https://bot.example.org/telegram"],
-        description="public address at which Telegram brings updates; without one they are asked for",
+        description="public URL where Telegram sends updates; without it the bot polls",
     )  # fmt: skip
     telegram_webhook_secret: SecretStr | None = Field(
-        None, description="what Telegram has to show there: 1 to 256 of A-Z a-z 0-9 _ -"
+        None, description="secret that Telegram sends with each update: 1 to 256 of A-Z a-z 0-9 _ -"
     )
-    telegram_webhook_host: str = Field("127.0.0.1", description="address to listen at for what Telegram brings")
-    telegram_webhook_port: int = Field(8443, ge=1, le=65_535, description="port that goes with it")
+    telegram_webhook_host: str = Field("127.0.0.1", description="address the webhook listens on")
+    telegram_webhook_port: int = Field(8443, ge=1, le=65_535, description="port the webhook listens on")
     while_busy: Literal["queue", "collect", "interrupt"] = Field(
-        "queue", description="what becomes of a message while one of its chat is being answered"
+        "queue", description="what happens to a message while another one of its chat is being answered"
     )
-    document_chars: int = Field(
-        24_000, ge=500, le=1_000_000, description="characters kept of a document that comes with a message"
-    )
-    blob_megabytes: int = Field(20, ge=1, le=500, description="largest image or file a message may bring")
+    document_chars: int = Field(24_000, ge=500, le=1_000_000, description="characters kept of an attached document")
+    blob_megabytes: int = Field(20, ge=1, le=500, description="maximum size of an image or file in MB")
     server_workers: int = Field(4, ge=1, le=256, description="processes of the HTTP server")
-    http_host: str = Field("127.0.0.1", description="address the HTTP server listens on; others need an API key")
-    http_port: int = Field(10_007, ge=0, le=65_535, description="port of the HTTP server, else the next free one")
+    http_host: str = Field(
+        "127.0.0.1", description="address the HTTP server listens on; other than localhost requires an API key"
+    )
+    http_port: int = Field(
+        10_007, ge=0, le=65_535, description="port of the HTTP server; if it is taken, the next free one"
+    )
     http_key: SecretStr | None = Field(
         None, min_length=22, examples=["22 random characters or more"],
-        description="an operator's API key, good beside those of `rolecall key new`",
+        description="an operator's API key, in addition to those of `rolecall key new`",
     )  # fmt: skip
-    http_hosts: str = Field("", description="names the HTTP server is reached under, by comma, beside its own address")
-    http_origins: str = Field("", description="origins of other web pages that may use the HTTP API, by comma")
-    http_requests: int = Field(512, ge=1, le=100_000, description="HTTP requests of one key at once, per process")
-    http_streams: int = Field(256, ge=1, le=100_000, description="open streams of one key, per process")
-    http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests of one key in a minute")
-    http_read_seconds: Seconds = Field(10, description="seconds a client may take to send its HTTP request")
+    http_hosts: str = Field("", description="host names of the HTTP server in addition to its address, comma-separated")
+    http_origins: str = Field("", description="origins of other web pages that may use the HTTP API, comma-separated")
+    http_requests: int = Field(512, ge=1, le=100_000, description="concurrent HTTP requests per key and process")
+    http_streams: int = Field(256, ge=1, le=100_000, description="open streams per key and process")
+    http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests per key and minute")
+    http_read_seconds: Seconds = Field(10, description="timeout for receiving an HTTP request in seconds")
     login_hours: float = Field(12, gt=0, le=8760, description="hours a login to the web page lasts")
     tools_server_workers: int = Field(1, ge=1, le=256, description="processes of the tools server")
-    tools_port: int = Field(10_008, ge=1, le=65_535, description="port of the tools server, else the next free one")
-    tools_key: SecretStr | None = Field(None, description="key that who calls the tools server has to show")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level on stderr")
-    log_dir: str = Field("log", description="directory of the transcripts, within the application directory")
-    environment: Literal["production", "development"] = Field("production", description="development reloads agents")
-    tz: str | None = Field(None, description="time zone of the transcripts, such as Europe/Berlin; else the system's")
+    tools_port: int = Field(
+        10_008, ge=1, le=65_535, description="port of the tools server; if it is taken, the next free one"
+    )
+    tools_key: SecretStr | None = Field(None, description="API key that clients of the tools server must send")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="minimum level logged to stderr"
+    )
+    log_dir: str = Field("log", description="directory of the transcripts, relative to the application directory")
+    environment: Literal["production", "development"] = Field(
+        "production", description="development reloads agents and prompts when their files change"
+    )
+    tz: str | None = Field(
+        None, description="time zone of the transcripts, such as Europe/Berlin; by default the system's"
+    )
 
     @model_validator(mode="after")
     def _webhook_is_guarded(self) -> FrontendSettings:
@@ -192,7 +225,7 @@ class FrontendSettings(BaseModel):
 
 
 class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
-    """All settings; each field's name in upper case is its environment name."""
+    """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -207,13 +240,13 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
 
     @property
     def google_key(self) -> SecretStr | None:
-        """The Gemini key under either of its names."""
+        """GEMINI_API_KEY, else GOOGLE_API_KEY."""
         return self.gemini_api_key or self.google_api_key
 
     @property
     def ollama_address(self) -> str | None:
-        """OLLAMA_URL, or the address made of OLLAMA_HOST and OLLAMA_PORT; OLLAMA_HOST may be a whole one, as Ollama
-        itself takes it."""
+        """OLLAMA_URL, else the URL built from OLLAMA_HOST and OLLAMA_PORT. As for Ollama itself, OLLAMA_HOST may be a
+        complete URL."""
         if self.ollama_url or not self.ollama_host:
             return self.ollama_url
         if "://" in self.ollama_host:
@@ -224,8 +257,8 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
 
 @dataclass(frozen=True)
 class Terms:
-    """On what terms a model is used, over all processes: requests and tokens per minute, calls at once, and its price
-    per million tokens read and written, in whatever money the deployment counts. None is no limit."""
+    """Limits and prices of a model, shared by all processes: requests and tokens per minute, concurrent calls, and
+    prices per million input and output tokens, in any currency. None means no limit."""
 
     rpm: int | None = None
     tpm: int | None = None
@@ -235,7 +268,7 @@ class Terms:
 
 
 def address(variable: str, url: str) -> str:
-    """``url`` without a slash at its end. Raises ConfigError, which names ``variable``."""
+    """``url`` without a trailing slash. Raises ConfigError that names ``variable`` if it is not an http(s) URL."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -248,7 +281,7 @@ def address(variable: str, url: str) -> str:
 
 
 def proxy_of(setting: str) -> str:
-    """SYSTEM, NO or the proxy's URL. Raises ConfigError without the value, which may hold a password."""
+    """SYSTEM, NO or the proxy's URL. Raises ConfigError; its text omits the value, which may contain a password."""
     if setting.upper() in ("SYSTEM", "NO"):
         return setting.upper()
     url = setting if "://" in setting else f"http://{setting}"
@@ -263,7 +296,7 @@ def proxy_of(setting: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """True for a server on this machine."""
+    """Whether the host of ``url`` is localhost or a loopback address."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -272,13 +305,13 @@ def is_loopback(url: str) -> bool:
 
 
 def client_options(url: str, proxy: str, limits: Callable[..., Any]) -> dict[str, Any]:
-    """Arguments for an HTTP client that speaks to ``url`` alone; ``proxy`` as proxy_of returns it.
+    """Arguments for an HTTP client that only calls ``url``; ``proxy`` is what proxy_of returns.
 
-    ``limits`` is the Limits class of httpx or httpx2, whichever the client is of. A server on this machine is
-    reached past any proxy and by new connections only.
+    ``limits`` is the Limits class of httpx or httpx2, matching the client. Servers on this machine are reached
+    without a proxy and without keep-alive.
     """
     if is_loopback(url):
-        # Reused loopback connections fail now and then with "Server disconnected"; new ones cost nothing.
+        # Reused loopback connections sometimes fail with "Server disconnected"; new ones cost nothing.
         return {**_direct(url), "limits": limits(max_connections=None, max_keepalive_connections=0)}
     pool = {"limits": limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)}
     if proxy == "SYSTEM":
@@ -287,7 +320,7 @@ def client_options(url: str, proxy: str, limits: Callable[..., Any]) -> dict[str
 
 
 def _direct(url: str) -> dict[str, Any]:
-    """Past the proxies that the environment names, but not past its certificates (SSL_CERT_FILE)."""
+    """Ignore the environment's proxies, but keep its certificates (SSL_CERT_FILE)."""
     paths = ssl.get_default_verify_paths()
     if urlsplit(url).scheme == "http" or paths.cafile in (None, paths.openssl_cafile):
         return {"trust_env": False}

@@ -1,4 +1,4 @@
-"""``.env.example`` names every setting, with what it means and its default, and nothing else.
+"""``.env.example`` lists exactly the settings, each with its description and default.
 
 After a change of the settings:  python -m tests.unit.test_env_example > .env.example
 """
@@ -17,27 +17,27 @@ from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, Serv
 
 FILE = Path(__file__).parents[2] / ".env.example"
 HEAD = (
-    "Copy this to .env, and take the # off the lines that you change. The environment has precedence over .env. "
-    "Instead of a secret NAME, NAME_FILE may be the path of a file that holds it."
+    "Copy this file to .env and uncomment the lines you change. Environment variables take precedence over .env. "
+    "For a secret NAME you can set NAME_FILE to the path of a file that contains it."
 )
 SECTIONS = (
     ("The server", ServerSettings),
     ("Models", ModelSettings),
-    ("Ways in and out", FrontendSettings),
-    ("Clocks and limits of the bus", BusSettings),
+    ("Front ends", FrontendSettings),
+    ("Timeouts and limits of the bus", BusSettings),
 )
 COMPOSE = (
-    ("ROLECALL_UID", "1000", "number of the user the containers run as: of whoever owns the directory log (`id -u`)"),
-    ("ROLECALL_GID", "1000", "number of that user's group (`id -g`)"),
+    ("ROLECALL_UID", "1000", "ID of the user the containers run as, who must own the directory log (`id -u`)"),
+    ("ROLECALL_GID", "1000", "ID of that user's group (`id -g`)"),
     ("ROLECALL_VERSION", "latest", "tag of the images"),
-    ("COMPOSE_PROFILES", "", "local starts the small local model too: answers without a key"),
-    ("VALKEY_WORKER_PASSWORD", "", "password of the agents at the server; made by itself if unset, as those below"),
-    ("VALKEY_FRONT_PASSWORD", "", "password of the HTTP server there"),
-    ("VALKEY_TELEGRAM_PASSWORD", "", "password of the Telegram front end there"),
-    ("VALKEY_OPERATOR_PASSWORD", "", "password of `docker compose run --rm rolecall` there"),
+    ("COMPOSE_PROFILES", "", "local also starts the small local model, which needs no key"),
+    ("VALKEY_WORKER_PASSWORD", "", "server password of the agents; generated if unset, like those below"),
+    ("VALKEY_FRONT_PASSWORD", "", "server password of the HTTP server"),
+    ("VALKEY_TELEGRAM_PASSWORD", "", "server password of the Telegram front end"),
+    ("VALKEY_OPERATOR_PASSWORD", "", "server password of `docker compose run --rm rolecall`"),
 )
 INSTANCES = (
-    "instances of a role in each worker process, <ROLE>_INSTANCES: 0 to 1024, or auto for what its models can take"
+    "instances of a role in each worker process, <ROLE>_INSTANCES: 0 to 1024, or auto to follow its model servers"
 )
 
 
@@ -49,7 +49,7 @@ def rendered() -> str:
             lines += [*comment(described(field)), f"#{name.upper()}={shown(field.default)}"]
     lines += ["", "# --- Instances ---", "", *comment(INSTANCES)]
     lines += [f"#{role.name.upper()}_INSTANCES={role.instances}" for role in config.roles]
-    lines += ["", "# --- Docker Compose alone (docs/deploy.md) ---", ""]
+    lines += ["", "# --- Docker Compose only (docs/deploy.md) ---", ""]
     for variable, default, meaning in COMPOSE:
         lines += [*comment(meaning), f"#{variable}={default}"]
     return "\n".join(lines) + "\n"
