@@ -1,10 +1,10 @@
 # Three images: `rolecall` (agents, HTTP, Telegram and the commands), `valkey` (the server with its settings) and `model`
-# (the small local model with its weights). docker-compose.yml builds and runs them; docs/deploy.md tells how.
+# (the small local model with its weights). docker-compose.yml builds and runs them; see docs/deploy.md.
 
 ARG PYTHON=python:3.11-slim
 ARG VALKEY=valkey/valkey:9
 
-# ── what is installed, at the versions and hashes of the locks ───────────────────────────────────
+# ── dependencies, at the versions and hashes of the lock files ───────────────────────────────────
 FROM ${PYTHON} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -13,19 +13,19 @@ COPY deploy/lock/build.txt deploy/lock/rolecall.txt ./
 RUN tools/bin/pip install -q --require-hashes --only-binary :all: -r build.txt \
  && tools/bin/pip --python /opt/rolecall/bin/python install -q --require-hashes --only-binary :all: -r rolecall.txt
 COPY pyproject.toml README.md LICENSE .env.example ./
-# The template of `rolecall new` is made of these.
+# `rolecall new` builds its template from these.
 COPY agents agents
 COPY src src
 RUN tools/bin/pip wheel -q --no-deps --no-index --no-build-isolation -w dist . \
  && tools/bin/pip --python /opt/rolecall/bin/python install -q --no-deps --no-index dist/*.whl
 
-# ── the small local model: its engine, and its weights as data ───────────────────────────────────
+# ── the small local model: its engine and weights ────────────────────────────────────────────────
 FROM build AS build-model
 COPY deploy/lock/model.txt ./
 RUN python -m venv --without-pip /opt/model \
  && tools/bin/pip --python /opt/model/bin/python install -q --require-hashes --only-binary :all: -r model.txt \
  && PYTHONPATH=$(echo /build/tools/lib/python3*/site-packages) /opt/rolecall/bin/python -c "import asyncio, pathlib; \
-from rolecall.models.weights import CATALOGUE, ensure_weights; \
+from rolecall.serving.weights import CATALOGUE, ensure_weights; \
 directory = pathlib.Path('/opt/model/weights'); \
 asyncio.run(ensure_weights('smollm2', directory)).rename(directory / 'smollm2.gguf'); \
 directory.chmod(0o755); (directory / 'smollm2.gguf').chmod(0o644)"
@@ -49,7 +49,7 @@ LABEL org.opencontainers.image.title="Rolecall's server" \
       org.opencontainers.image.description="Valkey with the settings and the health check of a Rolecall deployment"
 USER root
 COPY deploy/valkey/valkey.conf deploy/valkey/healthy /etc/rolecall/
-# Not /data: what a Dockerfile changes in a declared volume is lost. Open to all, as the user is not known here.
+# Not /data: changes a Dockerfile makes in a declared volume are lost. World-writable, because the user ID is set later.
 RUN mkdir -p -m 1777 /var/lib/rolecall /run/secrets && chmod 755 /etc/rolecall/healthy
 USER 1000:1000
 ENTRYPOINT []
@@ -68,7 +68,7 @@ COPY deploy/compose /opt/rolecall/deploy/compose
 COPY deploy/valkey/users.acl.template /opt/rolecall/deploy/valkey/
 COPY config.py /app/
 COPY agents /app/agents
-# Volumes take the mode of what they cover; it is open to all, as the user is not known here.
+# Volumes inherit the mode of the directory they cover; it is world-writable, because the user ID is set later.
 RUN test -s /etc/ssl/certs/ca-certificates.crt \
  && chmod 755 /opt/rolecall/deploy/compose/run \
  && mkdir -p -m 1777 /app/log /app/.rolecall /run/secrets \

@@ -1,7 +1,7 @@
-"""Makes what the services need before they can start: passwords, keys and the server's list of users.
+"""Generate what the services need to start: passwords, keys and the server's ACL file.
 
-Runs once per `docker compose up` and changes nothing that is there, unless the environment gives another value. Each
-service has a volume of its own below MADE and sees no other's. Ends with status 1 and one line for each thing wrong.
+Runs once per `docker compose up` and is idempotent: values stay unless the environment sets another one. Each service
+has its own volume below MADE and sees no other. On an error it prints one line and exits with 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MADE = Path("/run/made")
 TEMPLATE = Path(__file__).parents[1] / "valkey" / "users.acl.template"
 LOG = Path("/app/log")
 LEAST = 22
-"""Characters of a secret: 128 bits, six to each."""
+"""Minimum length of a secret: 128 bits at six bits per character."""
 FORM = re.compile(rf"[!-~]{{{LEAST},200}}")
 USERS = ("worker", "front", "telegram", "operator")
 WORDS = re.compile(r"<([a-z ]+)>")
@@ -26,31 +26,31 @@ PROVIDERS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "GOOGLE_API_KEY", "GEMINI_API_
 
 
 class Wrong(Exception):
-    """Something that only a person can put right; the text says what and how."""
+    """An error that a person has to fix; its text says how."""
 
 
 def main(environ: Mapping[str, str] = os.environ, made: Path = MADE, log: Path = LOG) -> int:
-    """Make it all, and say where it is. The exit status."""
+    """Generate everything and print where it is. Returns the exit status."""
     try:
         check_log(log)
         fresh = make(environ, made)
     except Wrong as wrong:
         print(f"init: {wrong}", file=sys.stderr)
         return 1
-    print("init: keys and passwords are there, each in the volume of the service that needs it")
+    print("init: keys and passwords are ready, each in the volume of the service that needs it")
     print("init: the API key:  docker compose exec front cat /run/secrets/http-key")
     if fresh:
-        print(f"init: new: {', '.join(fresh)}; services that run already get it by:  docker compose restart")
+        print(f"init: new: {', '.join(fresh)}; to apply to running services:  docker compose restart")
     if not any(environ.get(name) for name in PROVIDERS):
         print(
-            "init: .env names no provider of models. For a small local one:  docker compose --profile local up -d\n"
-            "init: else put a key such as OPENAI_API_KEY into .env and name the model in config.py (docs/deploy.md)"
+            "init: .env configures no model provider. For a small local model:  docker compose --profile local up -d\n"
+            "init: or put a key such as OPENAI_API_KEY into .env and name the model in config.py (docs/deploy.md)"
         )
     return 0
 
 
 def check_log(log: Path) -> None:
-    """Raise Wrong when the transcripts could not be written."""
+    """Raise Wrong if transcripts cannot be written."""
     probe = log / ".writable"
     try:
         probe.touch()
@@ -64,7 +64,7 @@ def check_log(log: Path) -> None:
 
 
 def make(environ: Mapping[str, str], made: Path) -> list[str]:
-    """Everything, below ``made``; returns the names of what is new or another than before. Raises Wrong."""
+    """Write everything below ``made``; returns the names of new or changed secrets. Raises Wrong."""
     fresh: list[str] = []
 
     def secret(name: str, variable: str, generate: Callable[[], str], *files: str) -> str:
@@ -89,7 +89,7 @@ def make(environ: Mapping[str, str], made: Path) -> list[str]:
 
 
 def rendered(template: str, passwords: Mapping[str, str]) -> str:
-    """The server's list of users."""
+    """The server's ACL file."""
     lines = [line for line in template.splitlines() if line and not line.startswith("#")]
     joined = re.sub(r"\n[ \t]+", " ", "\n".join(lines)).splitlines()
     words = {f"password {user}": f"#{hashlib.sha256(text.encode()).hexdigest()}" for user, text in passwords.items()}
@@ -105,25 +105,25 @@ def rendered(template: str, passwords: Mapping[str, str]) -> str:
 
 
 def given(environ: Mapping[str, str], variable: str) -> str:
-    """What the environment gives, or nothing. Raises Wrong for what is no secret."""
+    """The value in the environment, or "". Raises Wrong if it is not a valid secret."""
     value = environ.get(variable, "")
     if value and not FORM.fullmatch(value):
-        raise Wrong(f"{variable}=(secret): {LEAST} to 200 letters, digits and signs without blanks are allowed")
+        raise Wrong(f"{variable}=(secret) is invalid: expected {LEAST} to 200 visible ASCII characters without spaces")
     return value
 
 
 def password() -> str:
-    """128 bits."""
+    """A random password of 128 bits."""
     return secrets.token_urlsafe(16)
 
 
 def api_key() -> str:
-    """As `rolecall key new` makes them."""
+    """An API key in the format of `rolecall key new`."""
     return f"rk_{secrets.token_hex(4)}_{secrets.token_urlsafe(32)}"
 
 
 def read(path: Path) -> str:
-    """What is there, or nothing."""
+    """The content of ``path``, or "" if it does not exist."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all, for this user alone."""
+    """Write atomically, readable only by this user."""
     part = path.with_suffix(".part")
     try:
         if path.exists() and path.read_text() == text:
@@ -147,10 +147,10 @@ def write(path: Path, text: str) -> None:
 
 
 def other_user(path: Path, error: OSError) -> str:
-    """The likely reason why a file in a volume is out of reach."""
+    """Error text for a file in a volume that cannot be accessed, with the likely reason."""
     return (
-        f"{path}: {error.strerror}: it was made by another user than {os.getuid()}; put ROLECALL_UID and ROLECALL_GID "
-        "of that time back into .env (docs/deploy.md tells how to change them)"
+        f"{path}: {error.strerror}: it was made by another user than {os.getuid()}; set ROLECALL_UID and ROLECALL_GID "
+        "in .env to their previous values (to change them, see docs/deploy.md)"
     )
 
 

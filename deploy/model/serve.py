@@ -1,7 +1,7 @@
-"""Serves the small local model of the image, for LOCAL_URL; ``health`` as argument asks whether it does.
+"""Serve the image's small local model, for LOCAL_URL. With the argument ``health``, check that it is served.
 
-LOCAL_KEY_FILE names the file with the key that it asks for; LOCAL_SLOTS requests are answered at once, with
-LOCAL_CONTEXT tokens each; LOCAL_THREADS are used, else as many as there are processors.
+LOCAL_KEY_FILE is the file with the API key that clients must send, LOCAL_SLOTS the number of concurrent requests,
+LOCAL_CONTEXT the tokens of each, LOCAL_THREADS the number of threads (default: all processors).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WEIGHTS = Path("/opt/model/weights/smollm2.gguf")
 
 
 def main() -> None:
-    """Load the model and serve it until the container ends."""
+    """Load the model and serve it until the container stops."""
     if sys.argv[1:] == ["health"]:
         with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=3):
             return
@@ -34,16 +34,16 @@ def main() -> None:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.fit_params, params.cache_ram_mib, params.ui, params.offline = False, 0, False, True
     server = xllamacpp.Server(params)
-    print(f"model: smollm2 is ready, {slots} at once with {context} tokens each, on {threads} threads", flush=True)
+    print(f"model: smollm2 is ready: {slots} slots of {context} tokens, {threads} threads", flush=True)
     threading.Event().wait()
     del server
 
 
 def number(name: str, default: int) -> int:
-    """A whole number of the environment."""
+    """A positive integer from the environment."""
     given = os.environ.get(name) or str(default)
     if not given.isdigit() or int(given) < 1:
-        raise SystemExit(f"model: {name}={given}: a whole number from 1 on is allowed")
+        raise SystemExit(f"model: {name}={given} is invalid: expected an integer of at least 1")
     return int(given)
 
 

@@ -233,7 +233,7 @@ def test_what_is_given_is_taken_and_told_as_new_once(tmp_path: Path) -> None:
 
 def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for bad in ("short", "with a blank in the middle", "x" * 21 + "\t"):
-        with pytest.raises(INIT.Wrong, match=r"VALKEY_FRONT_PASSWORD=\(secret\): 22 to 200") as caught:
+        with pytest.raises(INIT.Wrong, match=r"_PASSWORD=\(secret\) is invalid: expected 22 to 200") as caught:
             made(tmp_path, VALKEY_FRONT_PASSWORD=bad)
         assert bad not in str(caught.value)
     assert INIT.main({}, tmp_path, tmp_path / "nowhere") == 1
