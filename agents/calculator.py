@@ -1,17 +1,17 @@
-"""Works out sums: the model finds the expression, the tool its value."""
+"""Calculates: the model writes the expression, the tool computes its value."""
 
 from agents.tools import Expression, calculate
 from rolecall import Agent, Context, Envelope, Tool, ToolError
 
-USAGE = "Tell me what to work out: /calc How much is 15 percent of 80?"
+USAGE = "Tell me what to calculate: /calc How much is 15 percent of 80?"
 
 
 class CalculatorAgent(Agent):
-    """Works out sums, such as: How much is 15 percent of 80?"""
+    """Calculates, for example: How much is 15 percent of 80?"""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """An expression is worked out at once. In other words the model has to call the tool; the sums it had worked
-        out follow its answer, so that one sees what was asked."""
+        """Compute an expression directly; for anything else the model must call the tool. Its calculations follow the
+        answer, so that users can check them."""
         text, sums = envelope.text.strip(), list[str]()
         if not text:
             return envelope.reply(USAGE, remember=False)

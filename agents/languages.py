@@ -1,4 +1,4 @@
-"""The languages this assistant is asked in and answers in."""
+"""The languages that this assistant understands and answers in."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -39,5 +39,5 @@ LANGUAGES: Mapping[str, str] = MappingProxyType(
 
 
 def named(code: str) -> str:
-    """``code`` with its language's name, as users see it: ``German (de)``."""
+    """``code`` with the name of its language, for users: ``German (de)``."""
     return f"{LANGUAGES[code]} ({code})" if code in LANGUAGES else code

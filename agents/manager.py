@@ -1,4 +1,4 @@
-"""Decides which role answers a turn. The table at the end is the whole of it."""
+"""Decides which role answers a turn, by the table of rules at the end."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ Decision = tuple[str, str]  # a role, and the text it gets
 
 
 class Asked(NamedTuple):
-    """What the rules look at; ``word`` and ``rest`` are those of ``/word rest``."""
+    """The input of the rules; ``word`` and ``rest`` are the parts of ``/word rest``."""
 
     text: str
     word: str
@@ -24,14 +24,14 @@ class ManagerAgent(Agent):
     """Decides who answers."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Route by the first rule that decides, through ``lang`` to the answering role."""
+        """Route by the first rule that matches; to the answering role through ``lang``."""
         text, preferences = envelope.text.strip(), await ctx.memory.preferences()
         roles = {name: info for name, info in ctx.roles.items() if name != self.role}
         asked = Asked(text, *(parse_command(text) or ("", "")), envelope.payload, preferences, roles)
         role, text = next(filter(None, (rule(asked) for rule in RULES)))
         if role not in roles:
-            known = f"There is no role {role!r} here; there are {', '.join(sorted(roles))}."
-            hint = " /role auto takes your choice back." if role == preferences.get("role") else ""
+            known = f"Unknown role {role!r}. Available: {', '.join(sorted(roles))}."
+            hint = " Send /role auto to reset your choice." if role == preferences.get("role") else ""
             return envelope.reply(known + hint, remember=False)
         route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
         if "voice" in roles and spoken(envelope.payload):
@@ -41,7 +41,7 @@ class ManagerAgent(Agent):
 
 
 def spoken(payload: Mapping[str, Any]) -> bool:
-    """Whether there is something to hear."""
+    """Whether audio or video is attached."""
     types = (str(one.get("type", "")) for one in payload.get("files") or () if isinstance(one, dict))
     return any(kind.startswith(("audio/", "video/")) for kind in types)
 
@@ -79,7 +79,7 @@ RULES: tuple[Callable[[Asked], Decision | None], ...] = (
     command,          # /help, /lang de, …                           command
     matched_prefix,   # Role(WeatherAgent, match="/weather")         that role, without the prefix
     role_named_once,  # /samplellm What is …                         that role, without its name
-    unknown_command,  # /anything                                    command, which tells what there is
+    unknown_command,  # /anything                                    command, which lists the commands
     role_asked_for,   # payload["role"], else what /role was told    that role
     picture,          # payload["images"]                            vision, where there is one
     lambda asked: (ANSWERING, asked.text),

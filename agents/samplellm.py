@@ -5,17 +5,17 @@ from rolecall import Agent, Context, Envelope
 from rolecall.errors import ImagesRefused
 
 SMALL = ("smollm2@local",)
-"""Models that the security preamble costs the thread of their answers, and that would not keep to it anyway."""
-NO_PICTURES = "I cannot look at pictures here: the model takes text alone. Tell me in words what it is about."
-NO_ANSWER = "The model had nothing to say to that. Ask in other words, or choose another with /model."
+"""Models whose answers the security preamble derails, and that would not follow it anyway."""
+NO_PICTURES = "I can't see images here, because the model only reads text. Please describe it in words."
+NO_ANSWER = "The model gave no answer. Please rephrase your question, or choose another model with /model."
 
 
 class SampleLLMAgent(Agent):
-    """Answers with its model, streaming as it goes."""
+    """Answers with its model, streaming."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Answers ``translated`` if there is one, else the text, in the language ``answer_lang``, with the pictures,
-        documents and the quote that came with it."""
+        """Answer ``translated`` if set, else the text, in the language ``answer_lang``, with the attached images,
+        documents and quote."""
         question = str(envelope.payload.get("translated") or envelope.text)
         question, images = await ctx.question(envelope, question), await ctx.images(envelope)
         language = LANGUAGES.get(str(envelope.payload.get("answer_lang", "en")), "English")

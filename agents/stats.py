@@ -1,4 +1,4 @@
-"""Tells how the system is doing."""
+"""Shows how the system is doing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,27 +7,27 @@ from rolecall import Agent, Context, Envelope
 
 
 class StatsAgent(Agent):
-    """Tells how the system is doing."""
+    """Shows how the system is doing."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Replies with the figures as short lines; what is not known is left out or 0."""
+        """Reply with the statistics as short lines; unknown values are omitted or 0."""
         return envelope.reply(report(await ctx.stats()), remember=False)
 
 
 def report(figures: Mapping[str, Any]) -> str:
-    """``figures`` (see Context.stats) for a person."""
+    """``figures`` (see Context.stats) as text."""
     turns, tokens = figures.get("turns") or {}, figures.get("tokens") or {}
     lines = [
-        f"Turns today: {turns.get('today', 0)}, of these failed: {turns.get('errors', 0)}",
-        f"In flight now: {turns.get('in_flight', 0)}, of {figures.get('users_now', 0)} users",
-        f"Time per turn: {turns.get('average_ms', 0) / 1000:.1f} s on average",
-        f"Tokens: {tokens.get('in', 0)} read, {tokens.get('out', 0)} written",
+        f"Turns today: {turns.get('today', 0)} ({turns.get('errors', 0)} failed)",
+        f"In flight now: {turns.get('in_flight', 0)} from {figures.get('users_now', 0)} users",
+        f"Average turn: {turns.get('average_ms', 0) / 1000:.1f} s",
+        f"Tokens: {tokens.get('in', 0)} in, {tokens.get('out', 0)} out",
     ]
     return "\n".join([*lines, *role_lines(figures), *model_lines(figures)])
 
 
 def role_lines(figures: Mapping[str, Any]) -> list[str]:
-    """A line per role that runs or has something waiting."""
+    """One line per role that has instances or waiting envelopes."""
     instances, queues = figures.get("instances") or {}, figures.get("queues") or {}
     lines = []
     for role in sorted({*instances, *queues}):
@@ -40,7 +40,7 @@ def role_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def model_lines(figures: Mapping[str, Any]) -> list[str]:
-    """A line per model that was asked today or cannot be asked now."""
+    """One line per model that was called today or is not ready."""
     lines = []
     for name, of in (figures.get("models") or {}).items():
         state = of.get("state", "ready")

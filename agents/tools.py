@@ -1,4 +1,4 @@
-"""Functions that models may call, and that `rolecall tools` offers to others."""
+"""Functions that models can call and that `rolecall tools` serves to other programs."""
 
 import ast
 import operator
@@ -37,7 +37,7 @@ TYPED = str.maketrans({"×": "*", "÷": "/", "−": "-", "^": "**"})
 Expression = Annotated[
     str, Field(pattern=r"^(sqrt|round|abs|[-+*/%()., 0-9]){1,80}$", description="such as (3 + 4) * 2 or sqrt(2)")
 ]
-"""The pattern is a rail for small models: their grammar lets them write nothing else."""
+"""The pattern guides small models: it becomes a grammar that allows nothing else."""
 
 
 def calculate(expression: Expression) -> str:
@@ -46,13 +46,13 @@ def calculate(expression: Expression) -> str:
     if len(typed) > LONGEST:
         raise ToolError(f"the expression has more than {LONGEST} characters")
     try:
-        # 28 digits: exact for money, and no power can fill the memory.
+        # 28 digits: exact for money, and powers cannot exhaust memory.
         with localcontext(Context(prec=28)):
             return shown(worked_out(ast.parse(typed, mode="eval").body))
     except DecimalException:
         raise ToolError(f"{expression!r} has no value, or one too large") from None
     except (SyntaxError, TypeError, ValueError, RecursionError):
-        raise ToolError(f"{expression!r} is no arithmetic: numbers, + - * / % ** ( ) sqrt round abs") from None
+        raise ToolError(f"{expression!r} is not arithmetic: use numbers, + - * / % ** ( ) sqrt round abs") from None
 
 
 def now(timezone: Annotated[str, Field(description="such as Europe/Rome")] = "UTC") -> str:
@@ -60,12 +60,12 @@ def now(timezone: Annotated[str, Field(description="such as Europe/Rome")] = "UT
     try:
         here = ZoneInfo(timezone)
     except (ValueError, OSError, LookupError):
-        raise ToolError(f"there is no time zone {timezone!r}; Europe/Rome or UTC, for instance, is one") from None
+        raise ToolError(f"unknown time zone {timezone!r}: expected a name such as Europe/Rome or UTC") from None
     return f"{datetime.now(here):%A, %d %B %Y, %H:%M} ({timezone})"
 
 
 def worked_out(node: ast.expr) -> Decimal:
-    """The value of ``node``: numbers, the operators and the functions above, and nothing else."""
+    """The value of ``node``, which may only contain numbers, OPERATORS and FUNCTIONS."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and isfinite(number):
             return Decimal(str(number))
@@ -75,10 +75,10 @@ def worked_out(node: ast.expr) -> Decimal:
             return OPERATORS[type(op)](worked_out(operand))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
             return FUNCTIONS[name](*map(worked_out, arguments))
-    raise ValueError(f"no {type(node).__name__} is allowed")
+    raise ValueError(f"{type(node).__name__} is not allowed")
 
 
 def shown(number: Decimal) -> str:
-    """As people write it, but for what has very many digits."""
+    """Plain decimal notation, or scientific notation for very many digits."""
     short = number.normalize()
     return f"{short:f}" if -20 < short.adjusted() < 30 else str(short)

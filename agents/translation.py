@@ -1,4 +1,4 @@
-"""Puts a question into the language that the answer is wanted in."""
+"""Translates questions into the language of the answer."""
 
 from agents.languages import LANGUAGES
 from rolecall import Agent, Context, Envelope
@@ -8,7 +8,7 @@ class TranslationAgent(Agent):
     """Translates a question into the preferred language."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Adds ``translated``; the user's own words stay in ``text``, as they belong into the history."""
+        """Add ``translated``; ``text`` keeps the user's own words, which belong in the history."""
         code = envelope.payload.get("answer_lang") or (await ctx.memory.preferences()).get("lang", "en")
         system = ctx.prompt("translation", language=LANGUAGES.get(code, code))
         answer = await ctx.ask(ctx.model, (), envelope.text, system=system)

@@ -1,4 +1,4 @@
-"""Writes down what is said in voice messages."""
+"""Transcribes voice messages."""
 
 from rolecall import Agent, Context, Envelope
 
@@ -6,13 +6,13 @@ NO_WORDS = "I couldn't make out any words. Please say it again or type it."
 
 
 class VoiceAgent(Agent):
-    """Writes down what is said in voice messages."""
+    """Transcribes voice messages."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        """Adds what it hears to the text, with which the turn goes on."""
+        """Add the transcription to the text and continue the turn."""
         heard = await ctx.transcribe(envelope)
         if not heard:
             return envelope.reply(NO_WORDS, remember=False)
-        ctx.log(f"heard {len(heard)} characters")
+        ctx.log(f"transcribed {len(heard)} characters")
         text = "\n".join(filter(None, (envelope.text, heard)))
         return envelope.forward(text=text) if envelope.route else envelope.reply(text)

@@ -136,10 +136,10 @@ def test_figures_become_lines_for_a_person() -> None:
         "users_now": 2,
     }
     assert report(figures).split("\n") == [
-        "Turns today: 9, of these failed: 1",
-        "In flight now: 2, of 2 users",
-        "Time per turn: 1.5 s on average",
-        "Tokens: 120 read, 48 written",
+        "Turns today: 9 (1 failed)",
+        "In flight now: 2 from 2 users",
+        "Average turn: 1.5 s",
+        "Tokens: 120 in, 48 out",
         "lang: 0 of 0 busy, 0 waiting, 0 handled, 0 failed",
         "samplellm: 1 of 2 busy, 3 waiting, 7 handled, 1 failed",
     ]

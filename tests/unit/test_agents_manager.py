@@ -106,7 +106,7 @@ async def test_samplellm_by_its_name_knows_the_language_too() -> None:
 async def test_nobody_asks_the_manager_itself() -> None:
     assert (await run_turn(ROLES, "/manager hello")).trace == ("manager", "command")
     turn = await run_turn(ROLES, "hello", payload={"role": "manager"})
-    assert turn.text.startswith("There is no role 'manager'")
+    assert turn.text.startswith("Unknown role 'manager'")
 
 
 async def test_the_role_of_the_request_is_asked() -> None:
@@ -123,15 +123,13 @@ async def test_the_preferred_role_is_asked_and_the_request_wins_over_it() -> Non
 async def test_a_role_that_does_not_exist_is_answered_with_those_that_do() -> None:
     turn = await run_turn(ROLES, "hello", payload={"role": "poet"})
     assert turn.kind == "final"
-    assert turn.text == (
-        "There is no role 'poet' here; there are command, lang, samplellm, stats, translation, weather."
-    )
+    assert turn.text == ("Unknown role 'poet'. Available: command, lang, samplellm, stats, translation, weather.")
     assert (turn.trace, turn.history) == (("manager",), ())
 
 
 async def test_a_preferred_role_that_is_gone_is_answered_with_the_way_back() -> None:
     assert (await run_turn(ROLES, "hello", preferences={"role": "poet"})).text.endswith(
-        "/role auto takes your choice back."
+        "Send /role auto to reset your choice."
     )
 
 

@@ -57,4 +57,4 @@ async def test_voice_is_written_down_first_and_a_recording_without_words_is_answ
     files = [{"blob": "0" * 32, "name": "voice.ogg", "type": "audio/ogg"}]
     turn = await run_turn((*ROLES, Role(VoiceAgent)), "", payload={"files": files})
     assert turn.trace == ("manager", "voice")
-    assert "could not make out" in turn.text
+    assert "couldn't make out" in turn.text

@@ -1,7 +1,7 @@
 """This deployment: which agents run, how many instances of each, on which models.
 
-It runs as it is, without a key: ``smollm2@local`` is a small model on this machine. For a better one put
-``OPENAI_API_KEY=…`` into ``.env`` and name it first; the others are asked, in order, when it cannot answer::
+It runs without an API key: ``smollm2@local`` is a small model on this machine. For better answers put
+``OPENAI_API_KEY=…`` into ``.env`` and name the model first. The others are fallbacks, in order::
 
     MODELS = ("gpt-5-mini@openai", "smollm2@local")
 
