@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import TypedDict
@@ -13,10 +14,12 @@ import rolecall.redis.leader
 from rolecall.bus.bus import Bus
 from rolecall.bus.settle import COMPLETE
 from rolecall.bus.turn import SNAPSHOT, FinishBlock, TurnBlock
+from rolecall.redis import scripts
 from rolecall.redis.leader import LEASE
 from rolecall.redis.scripts import ScriptError, Value, _made, loaded_scripts, script
 
-LUA = sorted(Path(rolecall.bus.settle.__file__).parents[1].rglob("*.lua"))
+PACKAGE = Path(rolecall.bus.settle.__file__).parents[1]
+LUA = sorted(PACKAGE.rglob("*.lua"))
 
 
 def test_no_script_counts_its_keys_or_arguments() -> None:
@@ -53,6 +56,14 @@ async def test_a_call_with_a_missing_or_extra_argument_names_it_in_one_line(bus:
         await bus.server.run(SNAPSHOT, conversation="", mailbox="", events="", result="", journal="", name="a")
 
 
+async def test_a_list_in_place_of_a_single_value_or_the_other_way_round_is_named_in_one_line(bus: Bus) -> None:
+    made = _made("x.lua", "return 1", [], ["one", "items*"])
+    with pytest.raises(ScriptError, match=r"^x\.lua: items takes a list$"):
+        await bus.server.run(made, one=1, items="abc")
+    with pytest.raises(ScriptError, match=r"^x\.lua: items takes a list; one takes a single value$"):
+        await bus.server.run(made, one=["a"], items=b"abc")
+
+
 def test_a_caller_that_will_pass_other_names_is_refused_when_it_is_imported() -> None:
     with pytest.raises(ScriptError, match=r"^bus/scripts/turn/complete\.lua: missing forget; unexpected forgot$"):
         names = "final tokens_in tokens_out forgot remembered changes records"
@@ -72,6 +83,56 @@ def test_a_header_that_declares_a_name_twice_or_a_value_behind_a_list_is_refused
         _made("x.lua", "", [], ["a*", "b"])
     with pytest.raises(ScriptError, match="expected at most one"):
         _made("x.lua", "", ["a*", "b*"], [])
+
+
+def test_a_prelude_that_does_not_exist_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = scripts._read
+    text = "-- Do nothing.\n-- include: clock trun\n"
+    monkeypatch.setattr(scripts, "_read", lambda package, path: text if "emit" in path else read(package, path))
+    with pytest.raises(ScriptError, match=r"^bus/scripts/turn/emit\.lua includes trun: there is no lib/trun\.lua$"):
+        script("rolecall.bus", "scripts/turn/emit")
+
+
+def test_no_script_defines_a_name_that_it_declares() -> None:
+    offenders = []
+    for one in loaded_scripts():
+        defined = re.findall(r"^local (?:function )?(.+?)(?: = |\(|$)", one.body.decode(), re.MULTILINE)
+        names = [name for line in defined for name in line.split(", ")]
+        offenders += [f"{one.name}: {name}" for name in {name.upper() for name in one.names} if names.count(name) != 1]
+    assert not offenders
+
+
+def declared_names(tree: ast.Module) -> dict[str, set[str]]:
+    """``COMPLETE`` → the names that its module passes one by one, for each ``COMPLETE = script(…, names="…")``."""
+    found = {}
+    for node in tree.body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and ast.unparse(node.value.func) == "script"
+        ):
+            names = [ast.literal_eval(keyword.value) for keyword in node.value.keywords if keyword.arg == "names"]
+            found[ast.unparse(node.targets[0])] = set("".join(names).split())
+    return found
+
+
+def test_every_call_in_the_code_passes_exactly_the_names_that_its_module_declared() -> None:
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    declared = {path: declared_names(tree) for path, tree in trees.items()}
+    anywhere = {name: names for found in declared.values() for name, names in found.items()}
+    checked, offenders = 0, []
+    for path, tree in trees.items():
+        for call in ast.walk(tree):
+            if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith("server.run") and call.args):
+                continue
+            names = declared[path].get(ast.unparse(call.args[0]), anywhere.get(ast.unparse(call.args[0])))
+            passed = {keyword.arg for keyword in call.keywords if keyword.arg}
+            if names is not None and passed:  # else one function fills in all of them, and is checked when it is called
+                checked += 1
+                if passed != names:
+                    offenders.append(f"{path.name}:{call.lineno}: {', '.join(sorted(passed ^ names))}")
+    assert not offenders
+    assert checked > 30
 
 
 def test_every_script_file_belongs_to_one_caller() -> None:

@@ -89,10 +89,10 @@ WORK = [
     ("complete", "if not CONTROL then release() end", ""),
     ("complete", "\ndrop()\n", "\n"),
     ("bury", "  leave(user)\n", ""),
-    ("hop", "moved(stream .. '|' .. id)", ""),
+    ("hop", "moved(place(stream, id))", ""),
     ("defer", "moved(SLEEPING)", ""),
-    ("handback", "if row.err or #row == 0 then return 'FENCED' end", ""),
-    ("handback", "  redis.call('HSET', CONVERSATION, 'at', STREAM .. '|' .. id)\n", ""),
+    ("handback", "if not count then return 'FENCED' end", "count = count or 1"),
+    ("handback", "  redis.call('HSET', CONVERSATION, 'at', place(STREAM, id))\n", ""),
     ("promote", "redis.call('ZREM', DEFERRED, NAME)\n", ""),
     ("cancel", "    redis.pcall('XACK', STREAM, 'g', ENTRY)\n    redis.call('XDEL', STREAM, ENTRY)\n", ""),
     ("stop", "    redis.call('XDEL', STREAM, ENTRY)\n", ""),
@@ -101,22 +101,22 @@ WORK = [
     ("take", "'COUNT', free,", "'COUNT', 4,"),
 ]
 FRONTS = [
-    ("admit", "if job[1] == PRINCIPAL and (collect", "if (collect"),
+    ("admit", "if user == PRINCIPAL and (collect", "if (collect"),
     ("admit", "  redis.call('HSET', JOURNAL, turn .. ':x', parts)\n", ""),
-    ("admit", "    redis.call('ZADD', DEFERRED, job[4], NAME)\n", ""),
-    ("complete", "if tonumber(job[4] or 0) > NOW then", "if false then"),
+    ("admit", "    redis.call('ZADD', DEFERRED, due, NAME)\n", ""),
+    ("complete", "if tonumber(due or 0) > NOW then", "if false then"),
     ("complete", ",\n    turn .. ':g', turn .. ':d')", ")"),
     ("interrupt", "  if not evict() then return { 'MOVED', '', 0, NOW, '' } end\n", ""),
     ("interrupt", "redis.call('HGET', JOURNAL, TURN .. ':u') == PRINCIPAL", "true"),
     ("interrupt", "  release()\n", ""),
     ("edit", "if not redis.call('LPOS', MAILBOX, turn) and not", "if not"),
     ("edit", "if tonumber(VERSION) <= (tonumber(edited) or -1) then", "if false then"),
-    ("edit", "if part ~= '' then", "if false then"),
+    ("edit", "if number ~= '' then", "if false then"),
     ("notify", "if known then return", "if false then return"),
 ]
 SELDOM = [
     ("work", "fallback", "if redis.call('EXISTS', ALIVE) == 1 then return 'ALIVE' end\n", ""),
-    ("fronts", "promote", "envelope == job[1] and job[2] or ''", "''"),
+    ("fronts", "promote", "envelope == first and joined or ''", "''"),
 ]
 
 

@@ -132,7 +132,7 @@ async def owns_turn(bus: Bus, delivery: Delivery) -> bool:
 
 
 def lease_block(bus: Bus, delivery: Delivery) -> TurnBlock:
-    """The values of ``scripts/lib/turn.lua`` for a leased entry."""
+    """The values of TurnBlock for a leased entry."""
     place = EntryPlace(delivery.stream, delivery.id)
     return turn_block(bus, bus.shards[delivery.shard], delivery.conversation, delivery.turn, place)
 

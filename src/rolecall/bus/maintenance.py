@@ -21,7 +21,7 @@ PACKAGE = "rolecall.bus"
 PROMOTE = script(PACKAGE, "scripts/turn/promote", names="deferred conversation journal wake_stream name early")
 AUDIT = script(
     PACKAGE, "scripts/turn/audit",
-    names="conversation journal active deferred stream first_high first_normal first_low name at",
+    names="conversation journal active deferred stream first_high first_normal first_low name seen",
 )  # fmt: skip
 RETIRE = script(PACKAGE, "scripts/process/retire", names="alive streams process own")
 FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation alive entry turn")
@@ -69,7 +69,7 @@ async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
     verdict: bytes = await bus.server.run(
         AUDIT, conversation=shard.conversation(conversation), journal=shard.journal(conversation), active=shard.active,
         deferred=shard.deferred, stream=EntryPlace.parse(at).stream or shard.deferred, first_high=high,
-        first_normal=normal, first_low=low, name=conversation, at=at,
+        first_normal=normal, first_low=low, name=conversation, seen=at,
     )  # fmt: skip
     if verdict == b"REPAIRED":
         logger.error("the entry of %s was missing and has been written again", conversation)

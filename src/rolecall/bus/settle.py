@@ -27,9 +27,7 @@ from rolecall.redis import keys
 from rolecall.redis.scripts import milliseconds, script
 
 PACKAGE = "rolecall.bus"
-HOP = script(
-    PACKAGE, "scripts/turn/hop", TurnBlock, names="destination alive fallback envelope hop role changes records"
-)
+HOP = script(PACKAGE, "scripts/turn/hop", TurnBlock, names="destination alive fallback envelope hop changes records")
 COMPLETE = script(
     PACKAGE, "scripts/turn/complete", TurnBlock, FinishBlock,
     names="final tokens_in tokens_out forget remembered changes records",
@@ -53,7 +51,7 @@ async def hop(
     destination = shard.direct(role, process) if process else fallback
     reply = await bus.server.run(
         HOP, **lease_block(bus, delivery), destination=destination, fallback=fallback,
-        alive=shard.alive(process) if process else destination, envelope=encode(envelope), hop=envelope.hops, role=role,
+        alive=shard.alive(process) if process else destination, envelope=encode(envelope), hop=envelope.hops,
         changes=flat_pairs(preferences), records=records.flat(),
     )  # fmt: skip
     return verdict_of(reply)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import msgspec
@@ -20,6 +21,8 @@ from rolecall.redis.scripts import Arg, milliseconds, script
 FIRST_ROLE = "manager"
 MOVED_TRIES = 50
 """How often a turn that moves on (a hop, a deferral, a release) is read again."""
+CACHED_CONVERSATIONS = 512
+"""A turn passes several scripts within seconds: its conversation's key names are built once."""
 MAX_RECORDS = 64
 MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
@@ -82,35 +85,41 @@ def is_control(turn: str) -> bool:
     return turn.startswith("c")
 
 
-class TurnBlock(TypedDict):
-    """What ``scripts/lib/turn.lua`` declares."""
-
-    stream: str
+class _ConversationKeys(TypedDict):
     conversation: str
     journal: str
     events: str
     log: str
     preferences: str
-    entry: str
-    process: str
     name: str
-    turn: str
     channel: str
 
 
-class FinishBlock(TypedDict):
-    """What ``scripts/lib/finish.lua`` declares."""
+class TurnBlock(_ConversationKeys):
+    """What ``scripts/lib/entry.lua`` and ``scripts/lib/turn.lua`` declare."""
 
+    stream: str
+    entry: str
+    process: str
+    turn: str
+
+
+class _FinishKeys(TypedDict):
     mailbox: str
     active: str
     deferred: str
     principals: str
     history: str
-    statistics: str
-    outbox: str
     first_high: str
     first_normal: str
     first_low: str
+
+
+class FinishBlock(_FinishKeys):
+    """What ``scripts/lib/finish.lua`` declares."""
+
+    statistics: str
+    outbox: str
     result: str
     keep: int
     keep_result: int
@@ -118,28 +127,48 @@ class FinishBlock(TypedDict):
 
 
 def turn_block(bus: Bus, shard: ShardKeys, conversation: str, turn: str, place: EntryPlace = NOWHERE) -> TurnBlock:
-    """The values of ``scripts/lib/turn.lua`` for ``turn``, whose entry is at ``place``."""
+    """The values of TurnBlock for ``turn``, whose entry is at ``place``."""
     return {
+        **_conversation_keys(shard, conversation),
         "stream": place.stream or shard.deferred,
-        "conversation": shard.conversation(conversation),
-        "journal": shard.journal(conversation),
-        "events": shard.events(conversation),
-        "log": shard.log,
-        "preferences": shard.preferences(conversation),
         "entry": place.entry,
         "process": bus.process,
-        "name": conversation,
         "turn": turn,
-        "channel": shard.channel(conversation),
     }
 
 
 def finish_block(
     bus: Bus, shard: ShardKeys, conversation: str, turn: str, outbox: str, role: str = FIRST_ROLE
 ) -> FinishBlock:
-    """The values of ``scripts/lib/finish.lua``. ``outbox`` names the front end that delivers, empty for none; the turn
-    that is released goes to ``role``."""
+    """The values of FinishBlock. ``outbox`` names the front end that delivers, empty for none; the turn that is
+    released goes to ``role``."""
     settings = bus.settings
+    return {
+        **_finish_keys(shard, conversation, role),
+        "statistics": shard.statistics(today()),
+        "outbox": shard.outbox(outbox or "-"),
+        "result": shard.result(conversation, turn),
+        "keep": milliseconds(settings.conversation_days * 86_400),
+        "keep_result": milliseconds(settings.result_seconds),
+        "history_limit": max(settings.assistant_history_limit, 1),
+    }
+
+
+@lru_cache(CACHED_CONVERSATIONS)
+def _conversation_keys(shard: ShardKeys, conversation: str) -> _ConversationKeys:
+    return {
+        "conversation": shard.conversation(conversation),
+        "journal": shard.journal(conversation),
+        "events": shard.events(conversation),
+        "log": shard.log,
+        "preferences": shard.preferences(conversation),
+        "name": conversation,
+        "channel": shard.channel(conversation),
+    }
+
+
+@lru_cache(CACHED_CONVERSATIONS)
+def _finish_keys(shard: ShardKeys, conversation: str, role: str) -> _FinishKeys:
     high, normal, low = (shard.stream(role, band) for band in keys.BANDS)
     return {
         "mailbox": shard.mailbox(conversation),
@@ -147,15 +176,9 @@ def finish_block(
         "deferred": shard.deferred,
         "principals": shard.principals,
         "history": shard.history(conversation),
-        "statistics": shard.statistics(today()),
-        "outbox": shard.outbox(outbox or "-"),
         "first_high": high,
         "first_normal": normal,
         "first_low": low,
-        "result": shard.result(conversation, turn),
-        "keep": milliseconds(settings.conversation_days * 86_400),
-        "keep_result": milliseconds(settings.result_seconds),
-        "history_limit": max(settings.assistant_history_limit, 1),
     }
 
 

@@ -1,5 +1,6 @@
--- Take or keep a named lease; with no time to live, give it up.
--- Returns 1 when the caller holds it afterwards, else 0.
+-- Win or renew a leader election; with `lasts` 0, resign.
+--   token: of the candidate; lasts: ms
+-- Returns 1 if the candidate leads afterwards, else 0.
 -- keys: lease
 -- args: token lasts
 local holder = redis.call('GET', LEASE)
@@ -8,7 +9,7 @@ if LASTS == '0' then
   redis.call('DEL', LEASE)
   return 0
 end
--- Kept without SET, which a server at its memory limit would refuse.
+-- A server at its memory limit refuses SET but not PEXPIRE.
 if holder then redis.call('PEXPIRE', LEASE, LASTS)
 else redis.call('SET', LEASE, TOKEN, 'PX', LASTS) end
 return 1

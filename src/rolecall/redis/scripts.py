@@ -2,28 +2,33 @@
 
 A script's header declares what it takes, by name::
 
-    -- Settle an entry by ending its turn.
+    -- Settle an entry by giving its turn up.
+    --   final: the final event as JSON
     -- Returns OK | FENCED | STALE.
     -- include: turn finish
     -- keys: dead
     -- args: final reason records*
 
-The loader writes a Lua local in upper case for each name (``DEAD``, ``FINAL``). A trailing ``*`` marks a list, which
-arrives as a Lua table; lists come last, and at most one of the keys is a list. ``include`` puts preludes of the
-package's ``scripts/lib`` in front, with the names that their headers declare.
+The loader writes a Lua local in upper case for each name (``DEAD``, ``FINAL``), so no script counts its keys or
+arguments. A trailing ``*`` marks a list, which arrives as a Lua table; lists come last, and at most one of the keys is
+a list. ``include`` puts preludes in front, in that order and with the names that their headers declare: files of the
+package's ``scripts/lib``, or of ``rolecall/redis/lib`` for all packages.
 
-The module that calls a script declares the names it will pass when it is imported; a difference from the header raises
-ScriptError at once, and a call with other names does so as well. No number of a key or an argument occurs anywhere.
+A module declares the scripts it calls, and the names it will pass, when it is imported. Names that differ from the
+header raise ScriptError then, and so does a call with other names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha1
 from importlib.resources import files
-from typing import TypeAlias
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 from rolecall.errors import RolecallError
 
@@ -31,6 +36,7 @@ Arg: TypeAlias = str | bytes | int | float
 Value: TypeAlias = Arg | Sequence[Arg]
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
+_LIST_TYPES = frozenset((list, tuple))
 _CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
 _LISTS = """\
 local lists_at = {first}
@@ -65,29 +71,51 @@ class Script:
     arg_lists: tuple[str, ...]
     reads: bool = False
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """All names that a call passes."""
         return frozenset((*self.keys, *self.args, *self.arg_lists, *filter(None, (self.key_list,))))
 
     def arguments(self, values: Mapping[str, Value]) -> list[Arg]:
         """What follows EVALSHA and the digest: the number of keys, keys, arguments. Raises ScriptError when a name is
-        missing or unexpected."""
+        missing or unexpected, or a list is passed for a single value or the other way round."""
         try:
-            flat: list[Arg] = [values[name] for name in self.keys]  # type: ignore[misc]  # single values by declaration
-            if self.key_list:
-                flat += values[self.key_list]  # type: ignore[arg-type]
-            flat.insert(0, len(flat))
-            flat += [values[name] for name in self.args]  # type: ignore[misc]
-            for name in self.arg_lists:
-                items: Sequence[Arg] = values[name]  # type: ignore[assignment]
-                flat.append(len(items))
-                flat += items
+            single = self._single(values)
         except KeyError:
             raise _difference(self.name, self.names, values.keys()) from None
-        if len(values) != len(self.keys) + len(self.args) + len(self.arg_lists) + bool(self.key_list):
+        if len(values) != len(self.names):
             raise _difference(self.name, self.names, values.keys())
+        if not _LIST_TYPES.isdisjoint(map(type, single)):
+            raise self._wrong_kind(values)
+        count = len(self.keys)
+        if self.key_list:
+            listed = self._items(values, self.key_list)
+            flat: list[Arg] = [count + len(listed), *single[:count], *listed, *single[count:]]
+        else:
+            flat = [count, *single]
+        for name in self.arg_lists:
+            items = self._items(values, name)
+            flat.append(len(items))
+            flat += items
         return flat
+
+    @cached_property
+    def _single(self) -> Callable[[Mapping[str, Value]], tuple[Any, ...]]:
+        """The values of ``keys`` and ``args``, in order."""
+        names = (*self.keys, *self.args)
+        return itemgetter(*names) if len(names) > 1 else lambda values: tuple(values[name] for name in names)
+
+    def _items(self, values: Mapping[str, Value], name: str) -> Sequence[Arg]:
+        items = values.get(name)
+        if isinstance(items, list | tuple):
+            return items
+        raise self._wrong_kind(values) if name in values else _difference(self.name, self.names, values.keys())
+
+    def _wrong_kind(self, values: Mapping[str, Value]) -> ScriptError:
+        lists = {self.key_list, *self.arg_lists}
+        wrong = sorted(name for name, value in values.items() if isinstance(value, list | tuple) != (name in lists))
+        parts = (f"{name} takes {'a list' if name in lists else 'a single value'}" for name in wrong)
+        return ScriptError(f"{self.name}: {'; '.join(parts)}")
 
 
 _LOADED: dict[str, Script] = {}
@@ -121,8 +149,7 @@ def _load(package: str, path: str) -> Script:
     text = _read(package, f"{path}.lua")
     name = f"{package.rpartition('.')[2]}/{path}.lua"
     included = _INCLUDE.search(text)
-    root = path.partition("/")[0]
-    parts = [_read(package, f"{root}/lib/{part}.lua") for part in (included.group(1).split() if included else ())]
+    parts = [_prelude(name, package, part) for part in (included.group(1).split() if included else ())]
     text = "".join([*parts, text])
     keys = [word for kind, words in _DECLARED.findall(text) if kind == "keys" for word in words.split()]
     args = [word for kind, words in _DECLARED.findall(text) if kind == "args" for word in words.split()]
@@ -163,14 +190,18 @@ def _locals(keys: list[str], key_lists: list[str], args: list[str], arg_lists: l
     return "".join(lines)
 
 
+def _prelude(name: str, package: str, part: str) -> str:
+    for owner, path in ((package, f"scripts/lib/{part}.lua"), ("rolecall.redis", f"lib/{part}.lua")):
+        with suppress(FileNotFoundError):
+            return _read(owner, path)
+    raise ScriptError(f"{name} includes {part}: there is no lib/{part}.lua")
+
+
 def _read(package: str, path: str) -> str:
     return files(package).joinpath(path).read_text(encoding="utf-8")
 
 
-def _difference(name: str, expected: frozenset[str], passed: object) -> ScriptError:
-    given = set(passed)  # type: ignore[call-overload]  # names, from a mapping's keys or a set
-    missing, unexpected = sorted(expected - given), sorted(given - expected)
-    parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unexpected {', '.join(unexpected)}"] * bool(
-        unexpected
-    )
-    return ScriptError(f"{name}: {'; '.join(parts)}")
+def _difference(name: str, expected: frozenset[str], passed: Iterable[str]) -> ScriptError:
+    given = set(passed)
+    named = {"missing": sorted(expected - given), "unexpected": sorted(given - expected)}
+    return ScriptError(f"{name}: " + "; ".join(f"{word} {', '.join(names)}" for word, names in named.items() if names))

@@ -1,7 +1,11 @@
--- Ask leave to call a model.
--- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next look, why} | {OVER, 'user'|'all'}
--- AWAY and FULL end with the model's return or a free place (model_wait), LATER with the time alone.
--- include: model
+-- Enter a call of a model, if breaker, quota, concurrency and budgets allow.
+--   spent: tokens and money of the day; ticket: of the turn, for its booking; tokens: expected
+--   rpm, tpm: requests and tokens per minute, 0 for no limit; minute: ms of a minute (shorter in tests)
+--   lease: ms a call is in flight without being extended; book: '1' books a place in a later slice
+--   user_tokens, user_cost: fields of the user in `spent`; *_limit: 0 for no limit
+-- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why} | {OVER, 'user'|'all'}.
+-- After AWAY and FULL, `wait` gets the conversation woken; LATER only ends with time.
+-- include: clock model
 -- keys: spent
 -- args: ticket tokens rpm tpm minute lease book user_tokens user_tokens_limit tokens_limit user_cost user_cost_limit cost_limit
 local function spent(field, most)
@@ -21,7 +25,7 @@ local present = math.floor(NOW / SLICE)
 local expected = math.floor(tonumber(TOKENS) * tonumber(redis.call('HGET', STATE, 'scale') or 1))
 if tpm > 0 then expected = math.min(expected, tpm) end
 
--- The first slice from the present on in whose minute there is room. Nobody is passed that booked before.
+-- The first slice whose minute has room, never one before a slice that is booked.
 local function free_slice()
   local tokens, requests, last = {}, {}, present
   local flat = redis.call('HGETALL', USE)

@@ -1,6 +1,11 @@
--- Tell how a call of a model went, count what it used, and hear who may be woken.
--- Returns {1 while the model is taken to be away, ms to the caller's next look, conversations to wake …}
--- include: model
+-- Leave a call of a model: report its outcome, count its usage, and learn which conversations to wake.
+--   spent: tokens and money of the day; outcome: ANSWERING (the first token of a probe; the call goes on) | OK | FAILED
+--     | LIMITED | NOTHING | AWAY (unavailable for `retry_after` ms)
+--   slice, reserved: as `enter` returned them; used: tokens, -1 if unknown; expected: tokens
+--   retry_after: ms that the provider asks to wait, -1 if it does not say; breaker_failures: in a row open the breaker
+--   probe_ms: longest time between two probes; counts: field and increment in turn, for `spent`
+-- Returns {1 while the breaker is open, ms to the caller's next try, conversations to wake …}.
+-- include: clock model
 -- keys: spent
 -- args: outcome slice reserved used retry_after breaker_failures why probe_ms expected counts*
 local outcome = OUTCOME

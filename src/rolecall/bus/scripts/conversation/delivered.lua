@@ -1,6 +1,7 @@
--- Say that an entry of an outbox is delivered, with what there is to tell of it.
--- Returns 1, or 0 when it was said before: nothing is written.
--- include: state turn
+-- Acknowledge that an entry of an outbox was delivered, with its log records.
+--   received: server ms at which the turn was received, 0 if unknown
+-- Returns 1, or 0 if it was acknowledged before; then nothing is written.
+-- include: clock state entry turn
 -- args: received records*
 if redis.call('XACK', STREAM, 'g', ENTRY) == 0 then return 0 end
 redis.call('XDEL', STREAM, ENTRY)

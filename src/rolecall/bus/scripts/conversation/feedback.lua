@@ -1,7 +1,7 @@
--- Note what a user thinks of an answer: the transcript tells it, the day counts it. A change of mind moves the count,
--- within the day it was made.
--- Returns 1 when it is news, else 0 and nothing is written.
--- include: state turn
+-- Store a user's vote on an answer, log it and count it for the day. A changed vote moves the count of the same day.
+--   vote: up | down, '' withdraws it; day: YYYYMMDD; keep: ms that votes are kept
+-- Returns 1 if the vote changed, else 0 and nothing is written.
+-- include: clock state entry turn
 -- keys: votes statistics
 -- args: user vote day keep instance
 local before, day = string.match(redis.call('HGET', VOTES, USER) or '', '^(%a*)|(%d+)$')

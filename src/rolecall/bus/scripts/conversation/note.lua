@@ -1,6 +1,7 @@
--- Write log records of a turn outside its settling.
+-- Write log records of a turn without settling it.
+--   received: server ms at which the turn was received, 0 if unknown
 -- Returns OK.
--- include: state turn
+-- include: clock state entry turn
 -- args: received records*
 records(RECORDS, RECEIVED ~= '0' and RECEIVED or nil)
 return 'OK'

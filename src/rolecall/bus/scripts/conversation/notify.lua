@@ -1,6 +1,9 @@
--- Tell a conversation something that nobody asked for: no turn, no mailbox, just once.
+-- Send a conversation a notice, once, without a turn: outbox, history and log.
+--   digest: of the text; repeat_ms: how long a repeat is recognized; payload: the outbox entry as JSON
+--   remembered: message for the history as JSON, or ''; said: the notice as the log shows it
+--   keep: ms that an idle conversation is kept
 -- Returns OK | DUP | CONFLICT (the same key with another text); the last two write nothing.
--- include: state turn
+-- include: clock state entry turn
 -- keys: idempotency outbox history
 -- args: digest repeat_ms payload remembered history_limit keep instance said
 local known = redis.call('GET', IDEMPOTENCY)
@@ -11,12 +14,12 @@ if REMEMBERED ~= '' then
   redis.call('RPUSH', HISTORY, REMEMBERED)
   redis.call('LTRIM', HISTORY, -HISTORY_LIMIT, -1)
 end
-if not state[3] then
-  state[3] = NOW
+if not session then
+  session = NOW
   redis.call('HSET', CONVERSATION, 'session', NOW, 'last', NOW)
   record('', 0, INSTANCE, 'NOTE', 'session of ' .. NAME .. ' title -')
 end
-if not state[1] then
+if not running then
   for _, key in ipairs({ CONVERSATION, HISTORY, PREFERENCES }) do redis.call('PEXPIRE', key, KEEP) end
 end
 record('', 0, INSTANCE, 'NOTE', 'notice: ' .. SAID)

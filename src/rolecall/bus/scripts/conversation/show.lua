@@ -1,5 +1,6 @@
--- Remember which outside message shows a part of a turn, unless one is remembered already.
--- Returns the outside message that stands.
+-- Remember which outside message shows a part of a turn, unless another one does already.
+--   shown: messages of the turn by part; shows: turn of the message; keep: ms
+-- Returns the message that shows the part.
 -- keys: shown shows
 -- args: part message turn keep
 local stands = redis.call('HGET', SHOWN, PART)

@@ -1,5 +1,6 @@
--- Forget an outside message that showed a part of a turn, if it is still the one remembered.
--- Returns 1 when it was, else 0.
+-- Forget the outside message that shows a part of a turn, if it is still `message`.
+--   shown: messages of the turn by part; shows: turn of the message
+-- Returns 1 if it was, else 0.
 -- keys: shown shows
 -- args: part message
 if redis.call('HGET', SHOWN, PART) ~= MESSAGE then return 0 end

@@ -1,5 +1,8 @@
--- Let a user in for a code, once.
--- Returns the rank now held | KNOWN (it was held before; the code is not used up) | WRONG | TOO_MANY
+-- Make a user a member for a one-time code.
+--   code: key of the code; tries, all_tries: counters of wrong codes, of the user and of all users
+--   rank: what the settings give the user; shared: the rank if the code is the shared one of the settings, or ''
+--   has_admin: '1' if the settings name an admin; most, all_most: wrong codes allowed within `window` ms
+-- Returns the new rank | KNOWN (the code gives nothing new and stays valid) | WRONG | TOO_MANY.
 -- keys: members code tries all_tries
 -- args: user rank shared has_admin most all_most window name
 local ORDER = { [''] = 0, stranger = 0, guest = 1, user = 2, admin = 3 }
@@ -28,7 +31,7 @@ if code == 'used ' .. USER then return 'KNOWN' end
 if code == 'start' then code = has_admin() and '' or 'admin' end
 if held == 'stranger' or not ORDER[code] or ORDER[code] == 0 then return wrong() end
 if math.max(ORDER[held], ORDER[RANK]) >= ORDER[code] then return 'KNOWN' end
-local clock = redis.call('TIME')
-redis.call('HSET', MEMBERS, USER, code .. '|' .. clock[1] .. '|' .. NAME)
+local seconds = unpack(redis.call('TIME'))
+redis.call('HSET', MEMBERS, USER, code .. '|' .. seconds .. '|' .. NAME)
 redis.call('SET', CODE, 'used ' .. USER, 'XX', 'KEEPTTL')
 return code

@@ -1,14 +1,14 @@
--- Keep a process in the registry. The names of those that left or fell silent stay for the
--- sweep, which tidies up after them.
+-- Keep a process in the registry. The names of processes that left or died stay for the sweep, which cleans up after
+-- them.
+--   state: key of the process; value: its state as JSON, or '' if it leaves; lasts: ms
 -- Returns server ms.
+-- include: clock
 -- keys: registry state
 -- args: process value lasts
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 if VALUE == '' then
   redis.call('DEL', STATE)
 else
-  redis.call('ZADD', REGISTRY, now, PROCESS)
+  redis.call('ZADD', REGISTRY, NOW, PROCESS)
   redis.call('SET', STATE, VALUE, 'PX', LASTS)
 end
-return now
+return NOW

@@ -1,6 +1,7 @@
--- Remove what a process that is gone leaves: its own streams once empty, and its consumers, but never one that still
--- holds entries: those would be lost.
--- Returns how many of its streams and consumers still hold entries, to be moved or taken over first; -1 = it lives.
+-- Remove the empty streams and the consumers of a process that is gone. A consumer that still holds entries stays, as
+-- they would be lost.
+--   alive: its sign of life; streams: its own ones, then those it shared; own: the number of its own ones
+-- Returns how many of its streams and consumers still hold entries, or -1 if the process is alive.
 -- keys: alive streams*
 -- args: process own
 if redis.call('EXISTS', ALIVE) == 1 then return -1 end

@@ -1,4 +1,4 @@
--- Count one more, within a stretch of time that begins with the first.
+-- Count one more within a window of `window` ms that starts with the first count.
 -- Returns the count.
 -- keys: counter
 -- args: window

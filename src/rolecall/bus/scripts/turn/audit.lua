@@ -1,23 +1,24 @@
--- Check that a conversation's running turn has its one entry, and write it again from the journal if not.
--- Returns OK | IDLE | MOVED | REPAIRED. Defence in depth: REPAIRED has never to happen.
+-- Check that a conversation's running turn has its one entry, and write a missing one again from the journal.
+--   stream: the one in `seen`; seen: the conversation's `at` as the caller read it
+-- Returns OK | IDLE | MOVED | REPAIRED. REPAIRED should never happen; it is defence in depth.
 -- include: state
 -- keys: conversation journal active deferred stream first_high first_normal first_low
--- args: name at
-local state = redis.call('HMGET', CONVERSATION, 'cur', 'at')
-if not state[1] then
+-- args: name seen
+local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
+if not running then
   redis.call('ZREM', ACTIVE, NAME)
   return 'IDLE'
 end
-if (state[2] or '') ~= AT then return 'MOVED' end
-if state[2] == SLEEPING then
+if (at or '') ~= SEEN then return 'MOVED' end
+if at == SLEEPING then
   if redis.call('ZSCORE', DEFERRED, NAME) then return 'OK' end
-elseif state[2] then
-  local id = string.match(state[2], '|([^|]*)$')
+elseif at then
+  local id = string.match(at, '|([^|]*)$')
   if #redis.call('XRANGE', STREAM, id, id) == 1 then return 'OK' end
 end
-local job = redis.call('HMGET', JOURNAL, state[1] .. ':e', state[1] .. ':x', state[1] .. ':b')
-if not job[1] then return 'IDLE' end
-local stream = job[3] == 'h' and FIRST_HIGH or job[3] == 'l' and FIRST_LOW or FIRST_NORMAL
-local id = redis.call('XADD', stream, '*', 'c', NAME, 't', state[1], 'h', 0, 'e', job[1], 'x', job[2] or '')
-redis.call('HSET', CONVERSATION, 'at', stream .. '|' .. id)
+local envelope, parts, band = unpack(redis.call('HMGET', JOURNAL, running .. ':e', running .. ':x', running .. ':b'))
+if not envelope then return 'IDLE' end
+local stream = band == 'h' and FIRST_HIGH or band == 'l' and FIRST_LOW or FIRST_NORMAL
+local id = redis.call('XADD', stream, '*', 'c', NAME, 't', running, 'h', 0, 'e', envelope, 'x', parts or '')
+redis.call('HSET', CONVERSATION, 'at', place(stream, id))
 return 'REPAIRED'

@@ -1,6 +1,7 @@
--- Give an entry up: dead letter, one apology to the user, and the next turn runs, in one step.
--- Returns OK | FENCED | STALE. After a lost reply the repeat says FENCED: it had happened.
--- include: state turn finish
+-- Settle an entry by giving its turn up: a dead letter, one apology to the user, and the release of the next turn.
+--   final: the final event as JSON
+-- Returns OK | FENCED | STALE. A repeat after a lost reply is FENCED.
+-- include: clock state entry turn finish
 -- keys: dead
 -- args: final reason deliveries envelope hop remembered* records*
 local verdict = guard()

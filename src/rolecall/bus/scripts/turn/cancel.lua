@@ -1,19 +1,22 @@
--- End a turn from outside, at once, wherever its entry is. The old holder is fenced.
--- Returns OK | DONE (its answer stands, or no such turn) | MOVED (read `at` again).
--- include: state turn finish
+-- End a turn from outside, wherever its entry is. The process that holds the entry is fenced.
+--   stream, entry: the place in the conversation's `at`; final: the final event as JSON; kind: cancelled | error
+-- Returns OK | DONE (it has ended already, or never existed) | MOVED (read `at` again).
+-- include: clock state entry turn finish
 -- args: final kind remembered* records*
-if redis.call('LPOS', MAILBOX, TURN) then
+local waiting = redis.call('LPOS', MAILBOX, TURN)
+if waiting then
   redis.call('LREM', MAILBOX, 1, TURN)
-  remember(REMEMBERED)
-  records(RECORDS)
-  finish(TURN, RESULT, KIND, FINAL)
-  redis.call('HSET', CONVERSATION, 'done', state[1] and tonumber(state[1]) - 1 or TURN)
-  return 'OK'
+elseif running ~= TURN then
+  return 'DONE'
+elseif not evict() then
+  return 'MOVED'
 end
-if state[1] ~= TURN then return 'DONE' end
-if not evict() then return 'MOVED' end
 remember(REMEMBERED)
 records(RECORDS)
 finish(TURN, RESULT, KIND, FINAL)
-release()
+if waiting then
+  redis.call('HSET', CONVERSATION, 'done', running and tonumber(running) - 1 or TURN)
+else
+  release()
+end
 return 'OK'

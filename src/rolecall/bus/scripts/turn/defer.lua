@@ -1,6 +1,7 @@
--- Settle an entry by putting its turn to sleep until a time: no slot and no lease is held meanwhile.
+-- Settle an entry by putting its turn to sleep, without a slot or a lease.
+--   wake_stream: where the turn continues; delay: ms from now; reason: shown to followers unless ''
 -- Returns OK | FENCED | STALE | CONTROL (a control turn cannot sleep; nothing is written).
--- include: state turn
+-- include: clock state entry turn
 -- keys: deferred wake_stream
 -- args: delay envelope hop reason records*
 if CONTROL then return 'CONTROL' end

@@ -1,6 +1,7 @@
--- Publish the next piece of an answer in the making, while the caller still holds the entry.
--- Returns OK | FENCED | STALE. A repeat is seen by its offset.
--- include: state turn
+-- Publish the next piece of an answer while the caller still holds the entry.
+--   offset: of the piece in the answer, in characters
+-- Returns OK | FENCED | STALE. Followers recognize a repeat by its offset.
+-- include: clock state entry turn
 -- args: offset piece
 local verdict = guard()
 if verdict == 'OK' then event(TURN, 'delta', 'p', OFFSET, 'x', PIECE) end

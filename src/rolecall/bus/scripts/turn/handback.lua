@@ -1,21 +1,23 @@
--- Return an entry that was taken but not begun: anyone may take it at once, and this delivery does not count.
+-- Return an entry that was taken but not begun. Any process may take it at once, and this delivery does not count.
+--   lease: ms
 -- Returns OK | FENCED.
--- keys: stream conversation
--- args: entry process lease turn
-local row = redis.pcall('XPENDING', STREAM, 'g', ENTRY, ENTRY, 1, PROCESS)
-if row.err or #row == 0 then return 'FENCED' end
-local entry = redis.call('XRANGE', STREAM, ENTRY, ENTRY)[1]
--- One that others died of keeps its place in the pending list, for the count is there.
-if row[1][4] > 1 and entry then
-  redis.call('XCLAIM', STREAM, 'g', PROCESS, 0, ENTRY, 'IDLE', LEASE + 1, 'RETRYCOUNT', row[1][4] - 1, 'JUSTID')
+-- include: state entry
+-- keys: conversation
+-- args: lease turn
+local count = deliveries()
+if not count then return 'FENCED' end
+local found = redis.call('XRANGE', STREAM, ENTRY, ENTRY)[1]
+-- An entry with earlier deliveries stays in the pending list, which holds their number.
+if count > 1 and found then
+  redis.call('XCLAIM', STREAM, 'g', PROCESS, 0, ENTRY, 'IDLE', LEASE + 1, 'RETRYCOUNT', count - 1, 'JUSTID')
   return 'OK'
 end
-redis.call('XACK', STREAM, 'g', ENTRY)
-redis.call('XDEL', STREAM, ENTRY)
-if not entry then return 'OK' end
-local id = redis.call('XADD', STREAM, '*', unpack(entry[2]))
-local state = redis.call('HMGET', CONVERSATION, 'cur', 'at')
-if state[1] == TURN and state[2] == STREAM .. '|' .. ENTRY then
-  redis.call('HSET', CONVERSATION, 'at', STREAM .. '|' .. id)
+drop()
+if not found then return 'OK' end
+local _, fields = unpack(found)
+local id = redis.call('XADD', STREAM, '*', unpack(fields))
+local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
+if running == TURN and at == place(STREAM, ENTRY) then
+  redis.call('HSET', CONVERSATION, 'at', place(STREAM, id))
 end
 return 'OK'

@@ -1,5 +1,7 @@
--- Keep the leases this process holds in a shard, and its sign of life. Never takes one back from a new holder.
--- Returns the indexes (from 1) of the entries that are not held any more.
+-- Renew the leases that this process holds in a shard, and its sign of life. A lease that another process took is not
+-- taken back.
+--   streams, entries: one of each per lease; lease: ms
+-- Returns the indexes, from 1, of the leases that were lost.
 -- keys: alive streams*
 -- args: process lease entries*
 local lost = {}
@@ -9,6 +11,6 @@ for i, stream in ipairs(STREAMS) do
   if row.err or #row == 0 then lost[#lost + 1] = i
   else redis.call('XCLAIM', stream, 'g', PROCESS, 0, id, 'JUSTID') end
 end
--- Last, and never an error: a server at its memory limit keeps leases all the same.
+-- Last, and without an error: leases are renewed even when the server is at its memory limit.
 if redis.call('PEXPIRE', ALIVE, LEASE) == 0 then redis.pcall('SET', ALIVE, '1', 'PX', LEASE) end
 return lost

@@ -1,7 +1,8 @@
--- Tell that an instance begins to handle its entry. A died attempt leaves at least this.
--- Returns {OK|FENCED|STALE, ms in flight, ms since the entry was written}. Repeating it repeats the event, which
--- only resets what a follower shows.
--- include: state turn
+-- Record that an instance begins to handle its entry. If the process dies mid-attempt, this record is all that remains.
+--   previous: the process that held the entry before, or ''; quiet: '1' asks for the verdict only
+-- Returns {OK|FENCED|STALE, ms since the turn was received, ms since the entry was written}. A repeat repeats the event,
+-- which only resets what followers show.
+-- include: clock state entry turn
 -- args: instance deliveries hop previous role quiet
 local verdict = guard()
 if verdict ~= 'OK' then return { verdict, 0, 0 } end

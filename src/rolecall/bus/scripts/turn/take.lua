@@ -1,5 +1,7 @@
--- Lease entries for the free slots of this process: expired leases of others first, then new ones, over all bands.
--- Returns {{key index, entry id, delivery count, previous holder or '', {field, value …}} …}.
+-- Lease entries for the free slots of this process: first those whose lease expired, then new ones, over all bands.
+--   streams: role by role, each role's in the order to serve them; lease: ms, 0 leaves expired leases alone
+--   demands: per role the free slots, 1 if an entry may be on its last delivery here, and the number of its streams
+-- Returns {{index in `streams`, entry id, delivery count, previous holder or '', {field, value …}} …}.
 -- keys: streams*
 -- args: process lease max_deliveries demands*
 local lease, most = tonumber(LEASE), tonumber(MAX_DELIVERIES)
@@ -9,11 +11,12 @@ local function claim(k)
   local rows = redis.pcall('XPENDING', STREAMS[k], 'g', 'IDLE', lease, '-', '+', 100)
   if rows.err then return end
   for _, row in ipairs(rows) do
-    local deliveries = row[4] + 1
+    local id, holder, _, count = unpack(row)
+    local deliveries = count + 1
     if free > 0 and (deliveries ~= most or last) then
-      local entry = redis.call('XCLAIM', STREAMS[k], 'g', PROCESS, lease, row[1])[1]
+      local entry = redis.call('XCLAIM', STREAMS[k], 'g', PROCESS, lease, id)[1]
       if entry and entry[2] then
-        taken[#taken + 1] = { k, entry[1], deliveries, row[2], entry[2] }
+        taken[#taken + 1] = { k, id, deliveries, holder, entry[2] }
         free = free - 1
         if deliveries == most then last = false end
       end

@@ -1,14 +1,13 @@
--- Prelude of the scripts that guard the use of one model by all processes.
---   use: by slices of the minute; booked: places in the quota; busy: calls in flight; waiting: conversations that wait
---   room: most calls at once, 0 for no limit
--- State: open (1 while the model is taken to be away), until (nobody asks before), opens (how often in a row it was
--- found away), fails, probe (the one call that asks while it is away), look (when the last of those who wait looks
--- again), scale (tokens used per token expected), why.
+-- Prelude of the scripts that share one model among all processes: circuit breaker, quota and concurrency; follows clock.
+--   state: `open` (1 while the breaker is open), `until` (ms; no calls before), `opens` (openings in a row), `fails`
+--     (failures in a row), `probe` (the one call allowed while open), `look` (ms; last time given out by next_look),
+--     `scale` (tokens used per token expected), `why`
+--   use: tokens and requests by slice of the minute; booked: slice by turn
+--   busy: calls in flight by deadline; waiting: conversations whose turn sleeps until the model has room
+--   room: maximum of concurrent calls, 0 for no limit
 -- keys: state use booked busy waiting
 -- args: call room
 ROOM = tonumber(ROOM)
-local clock = redis.call('TIME')
-local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function get(name) return tonumber(redis.call('HGET', STATE, name) or 0) end
 
@@ -22,15 +21,15 @@ local function probing()
   return probe and redis.call('ZSCORE', BUSY, probe)
 end
 
--- Ms until the caller should look again: one after the other, so that they never come all at once, and the next one
--- is there soon after the model may be asked.
+-- Ms until the caller should try again. Callers are spread `apart` ms from each other, beginning when the model may be
+-- called.
 local function next_look(apart)
   local at = math.max(get('until'), get('look') + apart)
   redis.call('HSET', STATE, 'look', at)
   return at - NOW
 end
 
--- Conversations to wake now: as many as there is room for; of an unlimited model many when it has just come back.
+-- Conversations to wake now: as many as there is room for; for a model without a limit, more once it has `returned`.
 local function woken(returned)
   if get('open') == 1 or NOW < get('until') then return {} end
   local room = ROOM > 0 and ROOM - in_flight() or (returned and 32 or 2)
@@ -40,7 +39,7 @@ local function woken(returned)
   return names
 end
 
--- The model has answered: it is not away. Returns whether it was.
+-- Close the breaker, as the model has answered. Returns whether it was open.
 local function answered()
   local was = get('open') == 1
   redis.call('HDEL', STATE, 'open', 'opens', 'fails', 'probe', 'look', 'why')

@@ -1,9 +1,10 @@
--- Tell how a call or a probe of one server of a model went.
+-- Report the outcome of a call or a probe of one of a model's servers.
+--   calls, known: see pick; call: '' for a probe; outcome: OK | ALIVE (a probe was answered) | FAILED | NOTHING
+--   wait: ms that the server asks to wait, -1 if it does not say; longest: ms it is left out at a time
 -- Returns 1 while the server is left out.
+-- include: clock
 -- keys: calls known
 -- args: call server outcome why wait longest
-local clock = redis.call('TIME')
-local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local server, outcome = SERVER, OUTCOME
 local function field(name) return server .. ' ' .. name end
 if CALL ~= '' then redis.call('ZREM', CALLS, server .. ' ' .. CALL) end
@@ -12,7 +13,7 @@ if outcome == 'OK' then redis.call('HDEL', KNOWN, field('until'), field('opens')
 elseif outcome == 'ALIVE' then redis.call('HDEL', KNOWN, field('until'), field('probe'))
 elseif outcome == 'FAILED' then
   local till = tonumber(redis.call('HGET', KNOWN, field('until')) or 0)
-  -- Calls that were under way together fail together: only the first of them counts.
+  -- Calls in flight together fail together; only the first one counts.
   if till == 0 or CALL == '' then
     local opens = redis.call('HINCRBY', KNOWN, field('opens'), 1)
     local pause = tonumber(WAIT)

@@ -1,10 +1,12 @@
--- Pick the server for one call of a model that several serve: the least busy for its weight of those that are well.
--- Returns {GO, server, probe} | {FULL, '', probe} | {AWAY, why, probe, ms to the next look}; probe: the server that the
--- caller and nobody else is to look after now, or ''.
+-- Pick the server for a call of a model that has several: of the healthy ones, the least busy for its weight.
+--   calls: in flight, `<server> <call>` by deadline; known: `<server> <field>` of servers that failed
+--   lease: ms a call is in flight without being extended; probe_ms: longest time of a probe
+--   servers: per server its id, maximum of concurrent calls and weight
+-- Returns {GO, server, probe} | {FULL, '', probe} | {AWAY, why, probe, ms to the next try}. `probe` is a server that the
+-- caller should probe now, or ''.
+-- include: clock
 -- keys: calls known
 -- args: call lease probe_ms servers*
-local clock = redis.call('TIME')
-local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', CALLS, '-inf', NOW)
 
 local function get(server, field) return tonumber(redis.call('HGET', KNOWN, server .. ' ' .. field) or 0) end
@@ -20,7 +22,7 @@ for i = 1, #SERVERS, 3 do
   local server, slots, weight = SERVERS[i], tonumber(SERVERS[i + 1]), tonumber(SERVERS[i + 2])
   local till = get(server, 'until')
   if till > 0 then
-    -- A probe under way is soon over, and the time it may take is for one whose process died.
+    -- A probe ends soon; `probe_ms` only matters if the probing process died.
     local at = get(server, 'probe') > NOW and math.max(till, NOW + 250) or till
     if at > NOW then look = math.min(look or at, at)
     elseif probe == '' then probe = server end

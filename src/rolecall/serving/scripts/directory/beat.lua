@@ -1,7 +1,10 @@
--- Say that a model server lives, and hear what it should know. Only whoever has its id may.
--- Returns {state, calls in flight, ms since the last one, processes of its machine that may need it,
--- 1 if it is pinned} | {GONE}
--- include: directory
+-- Heartbeat of a model server, sent by its host only.
+--   server: its current state as JSON; lasts: ms until it counts as gone
+--   again: if it had been removed, '0' it stays removed, '1' it returns unless its model has another server, '2' it
+--     returns
+-- Returns {state, calls in flight, ms since the last one, processes of its machine that may need it, 1 if it is pinned}
+-- | {GONE}.
+-- include: clock directory
 -- args: server lasts again
 local now, known, another = cjson.decode(SERVER), nil, false
 for _, server in ipairs(live()) do

@@ -1,6 +1,7 @@
--- Give a sign of life of a call in flight, or end it.
+-- Extend a call in flight, or end it.
+--   lasts: ms until the next extension, 0 ends the call
 -- Returns 1 if the call was known.
--- include: directory
+-- include: clock directory
 -- args: server call lasts
 local member, known = SERVER .. ' ' .. CALL, redis.call('ZSCORE', CALLS, SERVER .. ' ' .. CALL)
 if not known then return 0 end

@@ -1,7 +1,10 @@
--- Ask for a server of a model: find the one there is, or get leave to start it if the machine has the memory for it.
+-- Claim a server of a model: find the existing one, or reserve a place to start it if the machine has enough memory.
+--   server: the wanted one as JSON; user: the process, for `user_lasts` ms; lasts: ms that the place is reserved
+--   most: MB of memory for all servers of the machine; free: MB free now; resident: ms a loaded model stays at least
+--   hungry: '1' also asks busy servers to leave, once their calls are answered
 -- Returns {READY|STARTING, server} | {START} | {FAILED, why, ms to the next try}
--- | {FULL, MB used, MB there are, 1 if some server leaves} | {NEVER, MB used by what may not leave, MB there are}
--- include: directory
+-- | {FULL, MB used, MB available, 1 if a server is leaving} | {NEVER, MB of pinned servers, MB available}.
+-- include: clock directory
 -- args: server user user_lasts lasts most free resident hungry
 local wanted, most = cjson.decode(SERVER), tonumber(MOST)
 local servers = live()
@@ -42,7 +45,7 @@ if used + wanted.ram > budget then
     if free >= wanted.ram then break end
     free, out[#out + 1] = free + server.ram, server
   end
-  -- None is sent away in vain.
+  -- No server is asked to leave unless that makes enough room.
   if free < wanted.ram then return { 'FULL', used, budget, leaving > 0 and 1 or 0 } end
   for _, server in ipairs(out) do
     server.state = 'stopping'

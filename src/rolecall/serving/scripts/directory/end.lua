@@ -1,6 +1,7 @@
--- Forget a server that is gone; with a reason, its model is not started again for a while.
+-- Remove a server.
+--   why: it could not be started, or ''; retry_ms: how long its model is not started again then
 -- Returns 1 if it was known.
--- include: directory
+-- include: clock directory
 -- args: server why retry_ms
 local raw = redis.call('HGET', SERVERS, SERVER)
 if not raw then return 0 end

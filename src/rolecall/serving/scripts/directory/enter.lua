@@ -1,6 +1,7 @@
--- Begin a call of a model at that of its servers which has most room: fewest calls in flight by its weight.
--- Returns {GO, server} | {BUSY, calls in flight} | {NONE}
--- include: directory
+-- Begin a call at the ready server of a model that is least busy for its weight.
+--   lasts: ms a call is in flight without being extended; queue: '1' enters even if every slot is taken
+-- Returns {GO, server} | {BUSY, calls in flight} | {NONE}.
+-- include: clock directory
 -- args: spec machine call lasts queue
 local best, load, busy = nil, 0, -1
 for _, server in ipairs(live()) do

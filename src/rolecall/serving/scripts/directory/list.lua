@@ -1,7 +1,7 @@
--- The model servers there are.
--- Changes nothing: those whose time is over are left out, and left to who may write.
--- Returns each as JSON, with its calls in flight and `age`, ms since it was started.
--- include: directory
+-- List the live model servers.
+-- Changes nothing: expired servers are left out but not removed.
+-- Returns each as JSON, with `in_flight` calls, `age` and `idle` in ms.
+-- include: clock directory
 local shown, flat = {}, redis.call('HGETALL', SERVERS)
 local under_way = redis.call('ZRANGEBYSCORE', CALLS, '(' .. NOW, '+inf')
 for i = 2, #flat, 2 do

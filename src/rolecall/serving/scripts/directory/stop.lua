@@ -1,6 +1,7 @@
--- Ask a server to leave once it has answered what it was asked, or pin it so that nothing but this makes it leave.
--- Returns 1 when it is done, 0 when there is no such server, -1 when it is busy.
--- include: directory
+-- Ask a server to leave once its calls are answered, or pin it: a pinned server only leaves when it is told to stop.
+--   order: stop | pin | unpin; busy: '1' does not wait for calls in flight
+-- Returns 1 if it is done, 0 if there is no such server, -1 if it is busy.
+-- include: clock directory
 -- args: server order busy
 for _, server in ipairs(live()) do
   if server.id == SERVER then

@@ -1,6 +1,7 @@
--- Say that a process may need model servers, or that it does not any more. They leave when nobody needs them.
--- Returns how many of its machine may need them. A process is named `<machine>/<process>`.
--- include: directory
+-- Register a process that may need model servers; they leave when no process needs them.
+--   user: `<machine>/<process>`; lasts: ms, 0 removes it
+-- Returns how many processes of its machine may need model servers.
+-- include: clock directory
 -- args: user lasts
 live()
 if LASTS == '0' then redis.call('ZREM', USERS, USER)

@@ -1,10 +1,9 @@
--- Prelude of the scripts about model servers.
---   servers: hash id → JSON; calls in flight: sorted set `<server> <call>` → ms; users: processes that may need a
---   server, sorted set `<machine>/<process>` → ms; failed: models that could not be started, hash spec → `ms|why`
--- Every server carries `lapses`, the server's ms at which it is taken to be gone.
+-- Prelude of the scripts of the directory of model servers; follows clock.
+--   servers: hash id → JSON, with `lapses`, the ms at which the server counts as gone
+--   calls: in flight, sorted set `<server> <call>` → ms
+--   users: processes that may need a server, sorted set `<machine>/<process>` → ms
+--   failed: models that failed to start, hash spec → `ms|why`
 -- keys: servers calls users failed
-local clock = redis.call('TIME')
-local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function beginning(key, start)
   local found = {}
@@ -23,7 +22,7 @@ local function forget(id)
   for _, call in ipairs(calls(id)) do redis.call('ZREM', CALLS, call) end
 end
 
--- The live servers; those whose time is over are forgotten on the way.
+-- The live servers; expired ones are removed.
 local function live()
   redis.call('ZREMRANGEBYSCORE', CALLS, '-inf', NOW)
   redis.call('ZREMRANGEBYSCORE', USERS, '-inf', NOW)
@@ -39,7 +38,7 @@ local function live()
   return servers
 end
 
--- Kept no longer than the last of them lives: where all are killed nothing stays behind.
+-- The hash expires with its last server, so nothing stays behind when all hosts are killed.
 local function keep(server)
   redis.call('HSET', SERVERS, server.id, cjson.encode(server))
   if redis.call('PTTL', SERVERS) < server.lapses - NOW then redis.call('PEXPIREAT', SERVERS, server.lapses) end

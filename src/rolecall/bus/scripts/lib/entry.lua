@@ -1,0 +1,18 @@
+-- Prelude: one entry of a stream, which the calling process may hold.
+-- keys: stream
+-- args: entry process
+-- How often the entry was delivered, or nil unless the process holds it.
+local function deliveries()
+  local rows = redis.pcall('XPENDING', STREAM, 'g', ENTRY, ENTRY, 1, PROCESS)
+  if rows.err or #rows == 0 then return nil end
+  local _, _, _, count = unpack(rows[1])
+  return count
+end
+
+local function own() return deliveries() ~= nil end
+
+local function drop()
+  redis.call('XACK', STREAM, 'g', ENTRY)
+  redis.call('XDEL', STREAM, ENTRY)
+end
+
