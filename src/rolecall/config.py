@@ -1,4 +1,4 @@
-"""A deployment's roles, and how its settings are read: config.py under ``.env`` under the environment."""
+"""The configuration of an application: config.py, overridden by ``.env``, overridden by the environment."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
 OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers", "providers", "frontends", "policies"})
-"""What Config has and Settings has not."""
+"""Fields of Config that are not in Settings."""
 PROVIDER_ALIASES = {"google": "gemini"}
 
 
 @dataclass(frozen=True)
 class Role:
-    """One role of a deployment: its agent class, how many instances per worker process, its models in fallback
-    order, and the prefix of the messages the manager sends it (``match="/weather"``)."""
+    """One role of a deployment: its agent class, the number of instances per worker process, its models in fallback
+    order, and the prefix of the messages that the manager sends it (``match="/weather"``)."""
 
     agent: type[Agent]
     instances: Instances = 1
@@ -57,19 +57,19 @@ class Role:
 
     @property
     def name(self) -> str:
-        """The role's name: the class's ``role``, else its name less ``Agent`` in lower case."""
+        """The role's name: the class attribute ``role``, else the class name without ``Agent``, in lower case."""
         return self.agent.role
 
     @property
     def variable(self) -> str:
-        """What the environment calls its count, such as SAMPLELLM_INSTANCES."""
+        """The environment variable of its count, such as SAMPLELLM_INSTANCES."""
         return f"{self.name}_INSTANCES".upper().replace("-", "_")
 
 
 class Config(Settings):
-    """This deployment as one typed value: its roles, the terms of its models by name, the ``tools`` it offers to others
-    (typed functions), the tool servers its agents use by name, the ``servers`` of its models ``name@served``, and any
-    setting it wants other than the default."""
+    """A deployment as one typed value: its roles; ``terms``, the limits and prices of models by full name; ``tools``,
+    the functions that ``rolecall tools`` serves; ``tool_servers``, the MCP servers its agents use, by name;
+    ``servers``, where models ``name@served`` run; and every field of Settings that differs from its default."""
 
     roles: tuple[Role, ...]
     terms: dict[str, Terms] = Field(default_factory=dict)
@@ -77,7 +77,7 @@ class Config(Settings):
     tool_servers: dict[str, ToolServer] = Field(default_factory=dict)
     servers: Servers = Field(default_factory=dict)
     providers: dict[str, Any] = Field(default_factory=dict)
-    """Providers of models besides the built-in ones: classes or ``"module:Class"``, by the name behind the ``@``."""
+    """Additional model providers: classes or ``"module:Class"``, by the name after the ``@``."""
     frontends: tuple[Any, ...] = ()
     """Front end classes to run in ``rolecall up``; see frontends/front.py."""
     policies: tuple[Any, ...] = ()
@@ -103,9 +103,9 @@ class _Environment(Settings, BaseSettings):
 
 @dataclass(frozen=True)
 class Application:
-    """An application directory as loaded: its roles with counts and models resolved, its settings, and where
-    each value that is not a default came from: ``sources``, by environment name, and ``<role> models``. ``terms`` are
-    those of its models, by full name; ``servers`` and ``commands`` are where models ``name@served`` come from."""
+    """A loaded application directory: its roles with instance counts and models resolved, and its settings.
+    ``sources`` tells where each value other than a default came from, by environment name and ``<role> models``;
+    ``terms`` are by full model name; ``servers`` and ``commands`` are where models ``name@served`` come from."""
 
     directory: Path
     roles: tuple[Role, ...]
@@ -121,17 +121,17 @@ class Application:
     policies: tuple[Policy, ...] = ()
 
     def role(self, name: str) -> Role | None:
-        """The role of that name, if this deployment has it."""
+        """The role called ``name``, or None."""
         return next((role for role in self.roles if role.name == name), None)
 
     @property
     def model_names(self) -> list[str]:
-        """The models of all roles, each once."""
+        """The models of all roles, without duplicates."""
         return list(dict.fromkeys(name for role in self.roles for name in role.models))
 
     def count(self, role: Role) -> int:
-        """The instances that config and environment give ``role``; "auto" is what its local model server can answer
-        at once, once it is loaded."""
+        """The number of instances of ``role`` by config and environment; for "auto", what its local model server can
+        handle concurrently once it is loaded."""
         if role.instances != "auto":
             return role.instances
         return self.settings.local_slots if any(name.endswith("@local") for name in role.models) else 1
@@ -143,12 +143,12 @@ class Application:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """What lies in agents/prompts, read and checked when first asked for. Raises ConfigError, see Prompts."""
+        """The prompts in agents/prompts, read and checked on first use. Raises ConfigError, see Prompts."""
         return load_prompts(self.directory / PLACE)
 
     @property
     def state_dir(self) -> Path:
-        """Where this application keeps what is not for people: server data, weights, locks."""
+        """Directory of internal files: server data, weights, locks."""
         return self.directory / ".rolecall"
 
     @property
@@ -174,7 +174,7 @@ def application_directory(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 def runtime_directory() -> Path | None:
-    """The user's private directory for sockets (XDG_RUNTIME_DIR), where the system has one."""
+    """The user's private directory for sockets (XDG_RUNTIME_DIR), or None."""
     given = os.environ.get("XDG_RUNTIME_DIR")
     return Path(given) if given and Path(given).is_dir() else None
 
@@ -213,7 +213,7 @@ def standalone(url: str, given: str | os.PathLike[str] | None = None) -> Applica
 
 
 def read_settings(directory: Path, config: Config | None = None) -> Settings:
-    """The settings in force in ``directory``: environment over ``.env`` over files that hold a secret each
+    """The settings in force in ``directory``: environment over ``.env`` over files with one secret each
     (``<NAME>_FILE``) over ``config`` over the defaults."""
     own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
     files = _secrets_in_files({**_dotenv(directory), **os.environ})
@@ -272,7 +272,7 @@ def _dotenv(directory: Path) -> dict[str, str]:
 
 
 def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
-    """What stands in the files that NAME_FILE names, by the names of the secret settings. Raises ConfigError."""
+    """The secrets in files named by ``<NAME>_FILE``, by setting. Raises ConfigError."""
     found = {}
     for name, setting in Settings.model_fields.items():
         variable = f"{name.upper()}_FILE"
@@ -361,7 +361,7 @@ def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:
 
 
 def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyType({})) -> str:
-    """One line for a person: the first thing wrong, its value unless that may be a secret, and what is expected."""
+    """One line for people: the first error, the value unless it may be a secret, and what is expected."""
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     if not first["loc"]:
@@ -398,7 +398,7 @@ def _types(field: FieldInfo) -> tuple[Any, ...]:
 
 
 def _origins(directory: Path, config: Config | None) -> dict[str, str]:
-    """Where each name that is not left to its default is set; the strongest wins."""
+    """Where each setting without its default value is set; the strongest source wins."""
     own = config.model_fields_set - OWN if config else ()
     environ = [name.upper() for name, value in os.environ.items() if value]
     files = _secrets_in_files({**_dotenv(directory), **os.environ})

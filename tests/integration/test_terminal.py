@@ -46,7 +46,7 @@ def test_an_answer_streams_and_the_prompt_takes_more_meanwhile(app: Path, open_t
     assert f"echo: {LONG}" not in terminal.screen.text
     terminal.send("second\rthird\r/whoami\r")
     terminal.wait_for("waiting, place 1: second", "waiting, place 2: third")
-    terminal.wait_for("› /whoami", "You are terminal:ann ")
+    terminal.wait_for("› /whoami", "You're terminal:ann ")
     terminal.wait_for(f"echo: {LONG}", "› second", "echo: second", "› third", "echo: third\n")
     assert "waiting" not in terminal.screen.text
     terminal.send(CTRL_D)
@@ -88,9 +88,9 @@ def test_a_command_is_completed_by_the_tab_key(app: Path, open_terminal: Open) -
     terminal = open_terminal(app, ROLECALL, "chat", "--name", "eve")
     terminal.wait_for("›")
     terminal.send("/wh")
-    terminal.wait_for("/whoami", "your user ID and your rights")
+    terminal.wait_for("/whoami", "Your ID and settings")
     terminal.send("\t\r")
-    terminal.wait_for("You are terminal:eve ")
+    terminal.wait_for("You're terminal:eve ")
     terminal.send(CTRL_D)
     assert terminal.end() == 0
 
