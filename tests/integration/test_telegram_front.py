@@ -88,7 +88,7 @@ async def test_whatever_stands_in_the_way_is_one_line_and_then_it_serves(api: Te
     api.world.updates.url = "https://forgotten.example.org"
     async with deployment(tmp_path, api) as app, serving(app, told, watchdog_seconds=0.8):
         await answered(api, "a webhook was left over")
-        assert len(lines(told, "a webhook was still set for the bot: it is deleted, for the bot is polled")) == 1
+        assert len(lines(told, "a webhook was still set for the bot; deleted it, because this process polls")) == 1
         (greeting,) = lines(told, "is served")
         assert greeting.startswith("Telegram: @rolecall_bot is served: https://t.me/rolecall_bot")
         assert len(lines(told, "nobody is admin yet; whoever opens this first becomes it: https://t.me/")) == 1
@@ -99,7 +99,7 @@ async def test_whatever_stands_in_the_way_is_one_line_and_then_it_serves(api: Te
         await answered(api, "the other one has ended")
 
         api.delay(30, "getUpdates")
-        await wait_until(lambda: lines(told, "Telegram was silent for 0.8 s: connecting anew"), seconds=40)
+        await wait_until(lambda: lines(told, "Telegram was silent for 0.8 s: reconnecting"), seconds=40)
         api.delay(0, "getUpdates")
         await answered(api, "it is back")
     assert api.token not in "".join(told)
@@ -130,7 +130,7 @@ async def test_a_standby_takes_over_when_the_one_that_serves_ends(
                 await answered(api, "to the first")
                 standby = asyncio.create_task(_serve(session, app, second), name="standby")
                 await wait_until(
-                    lambda: lines(second, "another process serves @rolecall_bot, this one stands by"), seconds=40
+                    lambda: lines(second, "another process serves @rolecall_bot, this one is on standby"), seconds=40
                 )
                 await answered(api, "still to the first")
                 assert not lines(second, "is served")
@@ -150,7 +150,7 @@ async def test_by_webhook_updates_come_only_from_who_knows_the_secret(api: Teleg
         with socket.create_server(("127.0.0.1", free_port)) as other:
             other.listen()
             running = asyncio.create_task(_serve(app.session, app, told), name="telegram under test")
-            await wait_until(lambda: lines(told, f"trying on: TELEGRAM_WEBHOOK_HOST and _PORT, 127.0.0.1:{free_port}"))
+            await wait_until(lambda: lines(told, f"retrying: TELEGRAM_WEBHOOK_HOST and _PORT, 127.0.0.1:{free_port}"))
         await answered(api, "by webhook")
         async with httpx.AsyncClient(trust_env=False) as stranger:
             assert (await stranger.post(url, json={"update_id": 1})).status_code == 403

@@ -37,7 +37,7 @@ async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: 
     log_to_stderr(application.settings)
     async with stop_requested() as wanted:
         if idle and application.settings.telegram_bot_token is None:
-            say(console, f"Telegram: {NO_TOKEN}; until then this process has nothing to do")
+            say(console, f"Telegram: {NO_TOKEN}; this process is idle until you set it")
             await wanted.wait()
             return 0
         bot = open_bot(application.settings)
@@ -62,8 +62,8 @@ async def invite(app_dir: Path | None, console: Console, *, admin: bool, days: f
     bot_name = await _name(bot)
     say(console, f"https://t.me/{bot_name}?start={code}" if bot_name else f"/start {code}")
     who, lasting = "an admin" if admin else "a user", f"{days:g} day{'' if days == 1 else 's'}"
-    does = "opens this link" if bot_name else "sends this to the bot"
-    say(Console(stderr=True), f"Whoever first {does} is let in as {who}; it is good for {lasting}.")
+    does = "open this link" if bot_name else "send this to the bot"
+    say(Console(stderr=True), f"The first person to {does} gets access as {who}; valid for {lasting}.")
     return 0
 
 

@@ -205,7 +205,7 @@ def _requests(settings: Settings, url: str, read: float, direct: Direct | None =
 def _conflict(text: str) -> str:
     if "webhook" in text.lower():
         return "a webhook is set for this bot, so that it cannot be polled"
-    return "another program polls this bot with the same token: end it, or get a token of its own from @BotFather"
+    return "another program polls this bot with the same token: stop it, or get a separate token from @BotFather"
 
 
 class Wait(TelegramError):

@@ -104,7 +104,7 @@ class TelegramFront:
                 self.tell(explain(error))
                 return False
             except TelegramError as error:
-                self.tell(f"{explain(error)}; trying on")
+                self.tell(f"{explain(error)}; retrying")
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
 
@@ -120,7 +120,7 @@ class TelegramFront:
                     await asyncio.wait([leading, losing], return_when=asyncio.FIRST_COMPLETED)
                     if leading.done():
                         return leading.result()
-                    self.tell("this process could not keep its lease; it takes no updates until it has it again")
+                    self.tell("this process lost its lease; it takes no updates until it leads again")
                 finally:
                     await ended(leading, losing)
         finally:
@@ -130,7 +130,7 @@ class TelegramFront:
         with suppress(TimeoutError):
             async with asyncio.timeout(STAND_BY_SECONDS):
                 return await self.lease.wait()
-        self.tell(f"another process serves @{self.bot.username}, this one stands by")
+        self.tell(f"another process serves @{self.bot.username}, this one is on standby")
         await self.lease.wait()
 
     async def _lead(self) -> None:

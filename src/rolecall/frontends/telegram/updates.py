@@ -72,10 +72,10 @@ class Updates:
             began = poller.last
             try:
                 await self._watched(poller)
-                self.tell(f"Telegram was silent for {self.watchdog_seconds:g} s: connecting anew")
+                self.tell(f"Telegram was silent for {self.watchdog_seconds:g} s: reconnecting")
                 await self.bot.reconnect()
             except Conflict as error:
-                self.tell(f"no updates, trying on: {explain(error)}")
+                self.tell(f"no updates, retrying: {explain(error)}")
                 pause = 1.0 if poller.last > began else min(LONGEST_PAUSE, pause * 2 or 1.0)
                 await asyncio.sleep(pause)
 
@@ -96,7 +96,7 @@ class Updates:
         info = await self._insist(self.bot.get_webhook_info)
         if info.url:
             await self._insist(self.bot.delete_webhook)
-            self.tell("a webhook was still set for the bot: it is deleted, for the bot is polled")
+            self.tell("a webhook was still set for the bot; deleted it, because this process polls")
 
     async def _be_called(self) -> None:
         url, secret = self.settings.telegram_webhook_url or "", self.settings.telegram_webhook_secret
@@ -127,7 +127,7 @@ class Updates:
                 return await hook.start()
             except OSError as error:
                 where = f"TELEGRAM_WEBHOOK_HOST and _PORT, {hook.host}:{hook.port}"
-                self.tell(f"no updates, trying on: {where}: {error.strerror}")
+                self.tell(f"no updates, retrying: {where}: {error.strerror}")
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
 
@@ -140,7 +140,7 @@ class Updates:
             except (InvalidToken, Forbidden):
                 raise
             except TelegramError as error:
-                self.tell(f"no updates, trying on: {explain(error)}")
+                self.tell(f"no updates, retrying: {explain(error)}")
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
 
