@@ -127,7 +127,7 @@ def _durability(server: ServerLook) -> Finding:
 
 def _hosts(application: Application) -> Finding:
     if configured_url(application.settings) is None:
-        text = "the bundled server serves this machine alone"
+        text = "the bundled server only accepts connections from this machine"
         return Finding("not set up", "more hosts", text, "set REDIS_URL for a server that other hosts reach")
     return Finding("passed", "more hosts", "any host that reaches the server can run `rolecall worker`")
 

@@ -187,7 +187,7 @@ async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) ->
         lines = [(key.id, visible(key.name), "operator" if key.admin else "user", _day(key.made)) for key in found]
         print_table(console, ("id", "name", "for", "made"), lines)
     else:
-        print_lines(console, ["There is no key: this machine alone is let in, without one."])
+        print_lines(console, ["There are no API keys: the server only accepts connections from localhost."])
     return 0
 
 
