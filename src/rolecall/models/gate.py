@@ -1,8 +1,8 @@
-"""The gate in front of a model, one for all processes: breaker, quota, places and what is spent.
+"""The gate in front of a model, shared by all processes: circuit breaker, rate limit, concurrency and budgets.
 
-The breaker opens after some failures in a row; then one call at a time asks whether the model is back, until one is
-answered. The quota is a minute in sixty slices, kept exactly in every minute that ends with a call; who finds it used
-up books a place in a later slice. Everything is decided in one script per step.
+The breaker opens after consecutive failures; then one call at a time probes the model until one is answered. The rate
+limit is a sliding minute of sixty slices; a call that finds it used up books a place in a later slice. Each step is
+decided by one script.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ WAIT = script(PACKAGE, "scripts/wait", ModelBlock, names="conversation")
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
 ANSWER_TOKENS = 400
-"""Expected of an answer whose length is not limited, before experience with the model corrects it."""
+"""Estimated length of an answer without a limit, until measured use of the model corrects it."""
 MICRO = 1_000_000
 Outcome = Literal["ANSWERING", "OK", "FAILED", "AWAY", "LIMITED", "NOTHING"]
 Wake = Callable[[str], Coroutine[Any, Any, None]]
-"""Has the sleeping turn of a conversation run now."""
+"""Resume the deferred turn of a conversation."""
 TRIES = 3
 PATIENCE_SECONDS = 0.25
-"""A wait up to this is sat out; a longer one is the caller's to sleep through without holding anything."""
+"""Wait here up to this long; for a longer wait raise NotNow, so that the caller can defer the turn."""
 
 
 @dataclass
 class Call:
-    """One call of a model that was let in. ``slice`` and ``reserved`` tell what it holds of the quota."""
+    """A call of a model in flight. It holds ``reserved`` tokens of the quota in ``slice``."""
 
     id: str
     caller: Caller
@@ -93,14 +93,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a failure led to: whether the model is taken to be away now, and seconds to the next look."""
+    """The effect of a failure: whether the breaker is open now, and seconds until the next probe."""
 
     away: bool
     after: float
 
 
 class Gate:
-    """Lets calls of the model ``name`` in, on its ``terms``. ``wake`` is called for those that slept until now."""
+    """Admits calls of the model ``name`` within its ``terms``. Calls ``wake`` for turns that no longer need to wait."""
 
     def __init__(self, server: Server, name: str, terms: Terms, settings: Settings, wake: Wake) -> None:
         self.name = name
@@ -111,7 +111,7 @@ class Gate:
         self._tasks = BackgroundTasks()
 
     async def enter(self, request: Request, *, book: bool) -> Call:
-        """Be let in. Raises NotNow, with ``book`` after booking a place in the quota, and OverBudget."""
+        """Begin a call. Raises OverBudget, and NotNow, with ``book`` after booking a place in the quota."""
         caller = request.caller or Caller("", "")
         call_id = secrets.token_hex(8)
         reply = await self._server.run(ENTER, **self._entering(call_id, caller, request, book))
@@ -127,27 +127,27 @@ class Gate:
         return call
 
     def answering(self, call: Call) -> None:
-        """The first word has come: a probe that gets this far ends the model's absence."""
+        """Report the first token: a probe that gets this far closes the breaker."""
         if call.probe:
             self._later(self._tell(call, "ANSWERING"))
 
     async def left(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
-        """The call is over. Counts what it used, and wakes those for whom there is room now."""
+        """End ``call``: record its usage and wake the turns that can run now."""
         self._let_go(call)
         return await self._tell(call, outcome, why, retry_after)
 
     def abandoned(self, call: Call) -> None:
-        """The call is over for reasons of ours; for where nothing can be awaited."""
+        """End a cancelled call, from code that cannot await."""
         self._let_go(call)
         self._later(self._tell(call, "NOTHING"))
 
     async def waits(self, conversation: str) -> None:
-        """The turn of ``conversation`` sleeps now until this model is back; wakes it if it is back by now."""
+        """Have the deferred turn of ``conversation`` woken when the model is back; at once if it already is."""
         if await self._server.run(WAIT, **self._block(""), conversation=conversation):
             await self._wake(conversation)
 
     async def aclose(self) -> None:
-        """Wait for what is still to be told."""
+        """Wait for pending reports."""
         await self._tasks.drain()
 
     def _entering(self, call: str, caller: Caller, request: Request, book: bool) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Gate:
         return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05))
 
     def _counts(self, call: Call, outcome: Outcome) -> list[Arg]:
-        """Counters of the day, in turn with what they grow by."""
+        """The day's counters, each followed by its increment."""
         usage = call.usage or Usage(0, 0)
         tokens = usage.tokens_in + usage.tokens_out
         cost = round(usage.tokens_in * self.terms.price_in + usage.tokens_out * self.terms.price_out)
@@ -234,14 +234,14 @@ class Gate:
 
 
 def expected_tokens(request: Request) -> int:
-    """A rough guess of what ``request`` will use, question and answer; the gate learns how far it is off."""
+    """A rough estimate of the tokens of ``request`` and its answer; the gate learns its error."""
     characters = sum(len(message.text) + 16 for message in request.messages)
     images = sum(len(message.images) for message in request.messages)
     return characters // 4 + 800 * images + (request.max_tokens or ANSWER_TOKENS)
 
 
 def _most(caller: Caller, allowed: float | None) -> int:
-    """What ``caller`` may use in a day of what is ``allowed`` to a user; 0 for no limit."""
+    """The daily limit of ``caller``: its share of ``allowed``; 0 for no limit."""
     return max(1, round(allowed * caller.share)) if allowed and caller.user and caller.share else 0
 
 
@@ -251,8 +251,8 @@ def _over(user: bool) -> str:
 
 
 class Guarded:
-    """``model`` as ``gate`` lets it be asked. A failure before the first word is tried again at once, twice, with
-    jitter; nothing is repeated after it, and a timeout is not repeated at all."""
+    """``model`` behind ``gate``. A failure before the first token is retried up to twice, with backoff and jitter.
+    Nothing is retried after the first token, and a timeout never is."""
 
     def __init__(self, model: Model, gate: Gate) -> None:
         self.name = model.name
@@ -260,11 +260,11 @@ class Guarded:
         self.gate = gate
 
     def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
-        """See Model.stream. Raises NotNow too, having booked a place in the quota where that is the reason."""
+        """See Model.stream. Also raises NotNow, after booking a place if the quota is used up."""
         return self.attempt(request, book=True)
 
     async def attempt(self, request: Request, *, book: bool) -> AsyncIterator[ModelEvent]:
-        """``stream``, with ``book`` only booking when the quota is used up."""
+        """Like ``stream``; books a place in a used-up quota only with ``book``."""
         for tries_left in reversed(range(TRIES)):
             call = await self._enter(request, book)
             try:
@@ -278,7 +278,7 @@ class Guarded:
             await asyncio.sleep(random.uniform(0.1, 0.3) * 2 ** (TRIES - 1 - tries_left))
 
     async def book(self, request: Request) -> NotNow | None:
-        """Book a place in the quota; None if there is one right now."""
+        """Book a place in the quota. None if the call could run right now."""
         try:
             self.gate.abandoned(await self.gate.enter(request, book=True))
         except NotNow as later:
@@ -286,12 +286,12 @@ class Guarded:
         return None
 
     async def warm(self, progress: object = None) -> None:
-        """Get the model ready, where it is one that needs to be."""
+        """Fetch and load the model, if it runs on this machine."""
         if hasattr(self.model, "warm"):
             await self.model.warm(progress)
 
     async def aclose(self) -> None:
-        """Close the model, and tell what is still to be told."""
+        """Close the model and wait for pending reports."""
         await self.model.aclose()
         await self.gate.aclose()
 
@@ -321,11 +321,11 @@ class Guarded:
             over = True
             raise await self._judged(call, error, begun) from None
         finally:
-            if not over:  # cancelled, or left alone in the middle
+            if not over:  # cancelled, or the consumer stopped early
                 self.gate.abandoned(call)
 
     async def _judged(self, call: Call, error: ModelError, begun: bool) -> Exception:
-        """Report ``error``, and say what to raise for it."""
+        """Report ``error`` to the gate, and return the exception to raise."""
         if isinstance(error, NotNow):  # all its servers are away, and it knows until when not to ask
             verdict = await self.gate.left(call, "AWAY", str(error), error.after)
             return NotNow(str(error), verdict.after, (self.name,))

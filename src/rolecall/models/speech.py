@@ -1,4 +1,4 @@
-"""Models that write down what is said."""
+"""Speech to text by VOICE_MODEL."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rolecall.models.model import Caller, Delta, Done, Model, ModelEvent, Reques
 from rolecall.models.stream import closing
 from rolecall.settings import Settings
 
-HEARING = {"openai": "rolecall.models.providers.openai", "test": "rolecall.models.providers.echo"}
-"""Provider → the module whose ``transcribe`` takes model, sound, media type and settings."""
+TRANSCRIBERS = {"openai": "rolecall.models.providers.openai", "test": "rolecall.models.providers.echo"}
+"""Provider → the module whose ``transcribe(model, sound, media_type, settings)`` does the work."""
 SECONDS = 60
 TOKEN_BYTES = 200
-"""Of the sound that messengers send, a second has about ten tokens, and 2 kB."""
+"""A second of a voice message is about 2 kB and ten tokens."""
 
 
 @dataclass
 class Sound:
-    """What is to be written down, as a model whose answer to any request are the words in it. So it passes the gate
-    that all models have. Tokens are a guess: most providers count none."""
+    """A recording as a model that answers every request with its transcription, so that it passes the same gate as
+    all models. Token counts are estimates: most providers report none."""
 
     name: str
     data: bytes
@@ -31,13 +31,13 @@ class Sound:
     settings: Settings
 
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
-        """See Model.stream. Raises ConfigError where no such model can be asked."""
+        """See Model.stream. Raises ConfigError if VOICE_MODEL names no model that can transcribe."""
         model, _, provider = self.name.rpartition("@")
-        if provider not in HEARING:
+        if provider not in TRANSCRIBERS:
             raise ConfigError(
                 "voice messages cannot be heard here: VOICE_MODEL names no model, such as whisper-1@openai"
             )
-        module = importlib.import_module(HEARING[provider])
+        module = importlib.import_module(TRANSCRIBERS[provider])
         try:
             async with asyncio.timeout(SECONDS):
                 text = str(await module.transcribe(model, self.data, self.media_type, self.settings)).strip()
@@ -48,14 +48,14 @@ class Sound:
         yield Done("stop")
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
 
 
 async def transcribe(
     sound: bytes, media_type: str, settings: Settings, gate: Gate | None = None, caller: Caller | None = None
 ) -> str:
-    """The words in ``sound``, by VOICE_MODEL, counted in its quota and in the budgets of ``caller`` where it has a
-    ``gate``. Raises ModelError, NotNow and OverBudget as Guarded does, and ConfigError when no such model is named."""
+    """Transcribe ``sound`` by VOICE_MODEL. With a ``gate``, the call counts in the model's quota and in the budgets of
+    ``caller``. Raises ModelError, NotNow and OverBudget as Guarded does, and ConfigError if VOICE_MODEL is not set."""
     model: Model = Sound(settings.voice_model or "", sound, media_type, settings)
     if gate is not None:
         model = Guarded(model, gate)

@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from rolecall.serving.directory import Directory
 
 MOST = 12
-"""More than these are not worth their memory: the slots of the engines are the limit long before."""
+"""More instances are not worth their memory: the engines' slots are the limit long before."""
 SAFETY_MB = 256
-"""Memory that is left alone."""
+"""Memory kept free for the rest of the machine."""
 
 
 def instances_for(slots: int, available: float, *, each: float) -> int:
-    """What ``instances="auto"`` comes to: the ``slots`` of the live servers, as far as ``available`` memory has room
-    for so many instances of ``each``, from 1 to MOST."""
+    """The number for ``instances="auto"``: ``slots`` of the live servers, limited to the instances of ``each`` MB that
+    fit into ``available`` MB; from 1 to MOST."""
     return max(1, min(slots, MOST, math.floor(min(available / each, MOST))))
 
 
 def share(total: int, processes: int, place: int) -> int:
-    """The part of ``total`` that the process at ``place`` (from 0) of so many has: all parts differ by one at most and
-    are 1 at least."""
+    """The share of ``total`` of the process at index ``place`` among ``processes``. Shares differ by at most one and
+    are at least 1."""
     return max(1, total // processes + (place < total % processes))
 
 
 @dataclass(frozen=True)
 class Follower:
-    """A role that follows its model servers, in this process: its models, the processes that run it and the place of
-    this one among them, and the instances it has here now."""
+    """A role with ``instances="auto"`` in this process: its models, how many processes run it, the index of this
+    process among them, and the instances running here now."""
 
     models: Sequence[str]
     processes: int = 1
@@ -38,10 +38,10 @@ class Follower:
 
 
 async def auto_counts(directory: Directory, followers: Mapping[str, Follower], *, each: float) -> dict[str, int]:
-    """The instances that each of ``followers`` is to have in this process, reckoned with ``each`` MB for one.
+    """The number of instances for each of ``followers`` in this process, at ``each`` MB an instance.
 
-    Over all processes a role has as many as there are slots of ready servers of its models, no more than MOST and
-    than this machine has memory for; a process has one at least, so that there is somebody to wake a model.
+    Over all processes, a role gets one instance per slot of the ready servers of its models, limited by MOST and by
+    the memory of this machine. Each process keeps at least one, so that a question can start a model.
     """
     slots: dict[str, int] = {}
     for one in await directory.servers():
@@ -57,7 +57,7 @@ async def auto_counts(directory: Directory, followers: Mapping[str, Follower], *
 
 
 def available_mb() -> float:
-    """Memory of this machine that can be had now; without psutil, which comes with the extra ``local``, no limit."""
+    """Memory available on this machine now; infinite without psutil, which the extra ``local`` installs."""
     try:
         import psutil
     except ImportError:

@@ -1,8 +1,8 @@
-"""The child process that holds one loaded model: llama.cpp's own server, on loopback, on a free port.
+"""The child process that holds one loaded model: llama.cpp's server on loopback, on a free port.
 
 Run by file name with its orders as JSON in the first line of stdin (a key on the command line would show in every
-process list); it says its address on stdout. It imports nothing of Rolecall, so it starts fast and wherever the
-package lies. It ends with the process that started it, however that ended: stdin is closed then.
+process list). Prints its address to stdout. Imports nothing of Rolecall, so it starts fast from any install location.
+Exits when stdin closes, which happens however its parent process ends.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the model, say where it is, stay until stdin ends."""
+    """Load the model, print its address, and serve until stdin closes."""
     orders = json.loads(sys.stdin.readline())
     server = _load(orders)
     sys.stdout.write(json.dumps({"url": server.listening_address}) + "\n")
     sys.stdout.flush()
     sys.stdin.read()
-    # Not a return: nothing is worth waiting for.
+    # Not a return: do not wait for threads.
     os._exit(0)
 
 
@@ -41,12 +41,12 @@ def _load(orders: dict[str, Any]) -> Any:
     params.cache_ram_mib = 0
     params.ui = False
     params.offline = True
-    # Holds the interpreter until the model is loaded: the reason why this is a process of its own.
+    # Holds the GIL until the model is loaded, which is why the engine has its own process.
     return xllamacpp.Server(params)
 
 
 def _cores() -> set[int]:
-    """The cores this process may use; more threads than cores make llama.cpp several times slower."""
+    """The cores this process may use. llama.cpp is several times slower with more threads than cores."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""Memory for models, in MB: what one will take, and what this machine has for all of them."""
+"""Memory for models, in MB: the estimate for one server, and the room this machine has for all."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ BY_WEIGHTS = 1.7
 """Memory per byte of a file of weights: the engine repacks them for this processor (measured, three models)."""
 ENGINE = 60
 HOST = 50
-"""What the process takes that looks after an engine."""
+"""Memory of the process that supervises an engine."""
 SAFETY = 512
-"""Left to the rest of the machine, less where the machine is small."""
+"""Kept free for the rest of the machine; less on a small machine."""
 CGROUP = Path("/sys/fs/cgroup")
 MAGIC = b"GGUF"
 MOST = 1 << 20
-"""No text or list in a head that is whole is longer; vocabularies are skipped, not read."""
+"""No string or list in a valid header is longer. Vocabularies are skipped."""
 FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
 
 
 @dataclass(frozen=True)
 class Room:
-    """``most`` is for all model servers together, whatever else runs; ``free`` is what there is right now, beside
-    those that run."""
+    """``most`` is the limit for all model servers together; ``free`` is what is available now, in addition to the
+    running servers."""
 
     most: int
     free: int
 
 
 def estimate(spec: Spec) -> int:
-    """What a server of ``spec`` will take, before it was ever measured. 0 where nothing tells."""
+    """The memory a server of ``spec`` should need, before it was ever measured; 0 if unknown."""
     if spec.ram:
         return spec.ram
     files = [Path(part) for part in (spec.weights, *spec.command) if part.endswith(".gguf")]
@@ -61,7 +61,7 @@ def room(limit: int | None = None) -> Room:
 
 
 def _cgroup() -> Room | None:
-    """The limit of this container, if it has one; files it has read count as free, for they can be dropped."""
+    """The memory limit of this container, or None. Page cache counts as free: the kernel can drop it."""
     for most, used, stat, cached in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
@@ -75,8 +75,8 @@ def _cgroup() -> Room | None:
 
 
 def context_bytes(path: Path) -> int:
-    """Bytes of memory that each token of context takes (keys and values of all layers, 16 bits each). 0 where the file
-    is no such file or does not say."""
+    """Bytes of memory per token of context (keys and values of all layers, 16 bits each). 0 if the file is not GGUF
+    or lacks the sizes."""
     try:
         with path.open("rb") as file:
             head = _head(file)
@@ -99,7 +99,7 @@ def _head(file: BinaryIO) -> dict[str, Any]:
     for _ in range(min(count, 10_000)):
         name = _text(file)
         found[name] = _value(file, struct.unpack("<I", file.read(4))[0])
-        if name.startswith("tokenizer."):  # what is wanted stands before it
+        if name.startswith("tokenizer."):  # everything we need comes before it
             break
     return found
 

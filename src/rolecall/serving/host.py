@@ -1,7 +1,7 @@
-"""The process that owns one engine: starts it as its child, keeps its place in Redis, ends it, and ends with it.
+"""The process that owns one engine: starts it as a child process, registers it in Redis, and stops it.
 
-Run by file name with its orders as JSON on stdin (see keeper.Orders). The engine is started before anything of
-Rolecall is imported: it loads meanwhile. It dies with this process, however that ends.
+Run by file name with its orders as JSON on stdin (see keeper.Orders). Starts the engine before it imports Rolecall,
+so that the engine loads in the meantime. The engine dies with this process, however this process ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,32 +24,23 @@ DIE_WITH_PARENT = 1
 
 
 def main() -> None:
-    """Start the engine and keep it."""
+    """Start the engine and supervise it until it ends."""
     orders = sys.stdin.buffer.read()
     spec, server = (json.loads(orders)[part] for part in ("spec", "server"))
     port = _free_port() if any("{port}" in part for part in spec["command"]) else 0
     engine = _started(spec, server["key"], port)
-    _lay_bare(Path(__file__).parents[1])
     from rolecall.serving.keeper import keep
 
     asyncio.run(keep(orders, engine, port))
-    # Threads may still be waiting for an engine that does not even end when it is killed.
+    # Not a return: threads may still wait for an engine that survives SIGKILL.
     os._exit(0)
 
 
-def _lay_bare(package: Path) -> None:
-    """Have the package's modules without what it imports by itself, the whole framework: the engine is just loading,
-    and needs the processor."""
-    bare = types.ModuleType(package.name)
-    bare.__path__ = [str(package)]
-    sys.modules[package.name] = bare
-
-
 def _started(spec: dict[str, Any], key: str, port: int) -> subprocess.Popen[bytes] | OSError:
-    """The engine, or why it cannot be started: whoever asked is to hear of it."""
+    """The engine, or the error that kept it from starting, which the keeper reports to the caller."""
     own = not spec["command"]
     engine_file = Path(__file__).with_name("engine.py")
-    # -P: nothing in the current directory may pass for a module of the standard library.
+    # -P: a file in the current directory must not shadow a module of the standard library.
     command = [sys.executable, "-P", str(engine_file)] if own else _filled(spec, port)
     try:
         child = subprocess.Popen(
@@ -71,7 +61,7 @@ def _started(spec: dict[str, Any], key: str, port: int) -> subprocess.Popen[byte
 
 
 def _filled(spec: dict[str, Any], port: int) -> list[str]:
-    """The command with its places filled in; no other braces are touched, for they may be JSON."""
+    """The command with its placeholders filled in. Other braces stay as they are: they may be JSON."""
     places = {"{port}": port, "{slots}": spec["slots"], "{context}": spec["context"]}
     places["{tokens}"] = spec["slots"] * spec["context"]
     parts = list(spec["command"])
@@ -81,7 +71,7 @@ def _filled(spec: dict[str, Any], port: int) -> list[str]:
 
 
 def _tied(key: str) -> Callable[[], None]:
-    """What the child does before it becomes the engine: on Linux it is tied to the life of this process's thread."""
+    """A preexec function: on Linux the kernel kills the child when the thread that started it ends."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
@@ -90,7 +80,7 @@ def _tied(key: str) -> Callable[[], None]:
             prctl(DIE_WITH_PARENT, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
-        # Where llama.cpp and vLLM look for it; a command line would show it to everyone.
+        # llama.cpp and vLLM read the key from these; on the command line every user could see it.
         os.putenv("LLAMA_API_KEY", key)
         os.putenv("VLLM_API_KEY", key)
 
@@ -98,7 +88,7 @@ def _tied(key: str) -> Callable[[], None]:
 
 
 def _free_port() -> int:
-    """For engines that cannot choose one themselves. That it is theirs in the end is seen before it is used."""
+    """A port for engines that cannot choose one. The keeper checks that the engine got it before using it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

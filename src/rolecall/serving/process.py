@@ -1,4 +1,4 @@
-"""Processes of this machine by who they are: a pid and a birth, for a pid alone may be another's by now."""
+"""Processes of this machine, identified by pid and start time: a pid alone may have been reused."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import psutil
 
 YOUNG_SECONDS = 15.0
-"""A process that young may be one that is expected and has not said yet who it is."""
+"""A younger process may be an expected server that has not registered yet."""
 STOP_SECONDS = 5.0
 
 
 @cache
 def machine() -> str:
-    """Where pids and loopback addresses mean the same as here: this boot, these namespaces."""
+    """An id of this boot and these namespaces: within it, pids and loopback addresses mean the same."""
     parts = [socket.gethostname(), str(uuid.getnode())]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/proc/self/ns/net"):
         with suppress(OSError):
@@ -39,7 +39,7 @@ def machine() -> str:
 
 
 def birth_of(pid: int) -> str:
-    """When the process began, in a form that says so exactly and for good; empty where none runs. A zombie does not."""
+    """The exact start time of the process as an opaque string; empty if it does not run or is a zombie."""
     stat = Path(f"/proc/{pid}/stat")
     try:
         fields = stat.read_text().rpartition(")")[2].split()
@@ -49,12 +49,12 @@ def birth_of(pid: int) -> str:
 
 
 def lives(pid: int, birth: str) -> bool:
-    """Whether this very process runs."""
+    """True if the process ``pid`` that started at ``birth`` still runs."""
     return bool(pid and birth) and birth_of(pid) == birth
 
 
 def send(pid: int, birth: str, number: signal.Signals) -> bool:
-    """Send this very process a signal; False when it is gone, whoever has its pid now."""
+    """Signal exactly this process. False if it is gone, even when its pid was reused."""
     with suppress(ProcessLookupError, PermissionError):
         if not (pid and birth):
             return False
@@ -63,7 +63,7 @@ def send(pid: int, birth: str, number: signal.Signals) -> bool:
                 os.kill(pid, number)
                 return True
             return False
-        # Opened first and compared then: from here on it cannot become another.
+        # Open before comparing: the handle keeps referring to the same process.
         handle = os.pidfd_open(pid)
         try:
             if lives(pid, birth):
@@ -75,7 +75,7 @@ def send(pid: int, birth: str, number: signal.Signals) -> bool:
 
 
 def memory_of(pid: int) -> int:
-    """MB resident of the process and its children; 0 where it is gone. Needs psutil."""
+    """Resident MB of the process and its children; 0 if it is gone. Needs psutil."""
     import psutil
 
     total = 0
@@ -88,7 +88,7 @@ def memory_of(pid: int) -> int:
 
 
 def ports_of(pid: int) -> list[int]:
-    """The TCP ports the process and its children listen at, lowest first. Needs psutil."""
+    """The TCP ports the process and its children listen on, lowest first. Needs psutil."""
     import psutil
 
     found: set[int] = set()
@@ -113,7 +113,7 @@ def _birth_by_psutil(pid: int) -> str:
 
 @dataclass(frozen=True)
 class Stray:
-    """A process of an engine or its host: who it is (a pid alone may be another's later), what it runs, MB, seconds."""
+    """A process of an engine or its host that no server owns; ``ram`` in MB, ``age`` in seconds."""
 
     pid: int
     birth: str
@@ -123,9 +123,9 @@ class Stray:
 
 
 async def find_strays(directory: Directory, logs: Path) -> list[Stray]:
-    """The processes that write to the engines' logs in ``logs`` and belong to no known server. Needs psutil."""
+    """The processes that write to engine logs in ``logs`` but belong to no known server. Needs psutil."""
     found = await asyncio.to_thread(_found, logs)
-    # Read afterwards: whoever made itself known meanwhile is none.
+    # Read last: a process that registered in the meantime is not a stray.
     servers = await directory.servers(machine=machine())
     expected = any(one.owned and not one.host_pid for one in servers)
     unknown = await asyncio.to_thread(_unknown, found, _kept(servers))
@@ -133,7 +133,7 @@ async def find_strays(directory: Directory, logs: Path) -> list[Stray]:
 
 
 async def end_stray(stray: Stray) -> bool:
-    """End exactly that process, by force if it does not go; True once it is gone."""
+    """Terminate exactly that process, with SIGKILL if SIGTERM fails. True once it is gone."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         send(stray.pid, stray.birth, number)
         give_up = time.monotonic() + STOP_SECONDS
@@ -147,7 +147,7 @@ async def end_stray(stray: Stray) -> bool:
 
 
 async def forget_dead(directory: Directory) -> list[ModelServer]:
-    """Forget the servers of this machine whose processes are both gone; those forgotten."""
+    """Forget the servers of this machine whose two processes are both gone, and return them."""
     dead = [one for one in await directory.servers(machine=machine()) if one.owned and one.host_pid and _dead(one)]
     return [one for one in dead if await directory.end(one.id)]
 
@@ -175,12 +175,12 @@ def _found(logs: Path) -> list[Stray]:
 
 
 def _writes_to(process: psutil.Process, logs: Path) -> bool:
-    """Whether its output is one of the logs. Only processes of this user tell."""
+    """True if the process has a log in ``logs`` open. Works only for processes of this user."""
     return any(Path(file.path).parent == logs for file in process.open_files())
 
 
 def _unknown(found: list[Stray], known: dict[int, str]) -> list[Stray]:
-    """Those that are no known process and have none among their parents."""
+    """The processes that neither are known nor descend from a known one."""
     import psutil
 
     unknown = []
