@@ -1,4 +1,4 @@
-"""What a provider's refusal means in this package's own errors, whoever the provider is."""
+"""Translates providers' failures into the errors of this package."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rolecall.errors import (
 
 @dataclass(frozen=True)
 class Refusal:
-    """How ``where`` answered the model ``model``; ``words`` are the provider's own, made safe to show.
+    """An error response of ``where`` for the model ``model``; ``words`` is the provider's message, safe to show.
 
-    ``status`` is HTTP's, 0 for an error within a stream that names none. ``retry_after`` is in seconds.
+    ``status`` is the HTTP status, 0 for an error within a stream that names none. ``retry_after`` is in seconds.
     """
 
     model: str
@@ -34,7 +34,7 @@ class Refusal:
     retry_after: float | None = None
 
     def error(self) -> ModelError:
-        """What the status alone means."""
+        """The error for the status."""
         if self.status in (401, 403):
             return self.unauthorised()
         if self.status == 402:
@@ -52,48 +52,48 @@ class Refusal:
         )
 
     def unauthorised(self) -> ModelUnauthorised:
-        """Without the provider's words, for some quote the key."""
+        """The error for a refused key, without the provider's message, which may quote the key."""
         return ModelUnauthorised(
             f"{self.model}: {self.where} refuses the key ({self.status}); check the key set for it"
         )
 
     def no_credit(self) -> ModelUnauthorised:
-        """Waiting does not help."""
+        """The error for an account without credit, which is not retried."""
         return ModelUnauthorised(f"{self.model}: the account at {self.where} has no credit left")
 
     def too_long(self) -> ContextTooLong:
-        """The conversation does not fit."""
+        """The error for a conversation that exceeds the context."""
         return ContextTooLong(f"{self.model}: the conversation is too long for this model: {self.words}")
 
 
 def unreachable(model: str, where: str, error: BaseException) -> ModelUnavailable:
-    """The connection broke or never was."""
+    """The error for a connection that failed or broke."""
     return ModelUnavailable(f"{model}: no connection to {where}: {innermost(error)}")
 
 
 def not_accepted(model: str, where: str) -> ModelTimeout:
-    """The connection was not accepted within the time for it, the only one that HTTP clients measure here."""
+    """The error for a connect timeout, the only timeout left to the HTTP client."""
     return ModelTimeout(f"{model}: {where} does not accept the connection in time")
 
 
 def not_the_protocol(model: str, where: str, protocol: str, error: BaseException) -> ModelUnavailable:
-    """What came is not what the SDK understands; its text may hold whole answers, so only its kind is told."""
+    """The error for a response the SDK cannot parse. Names only its type: its text may contain whole answers."""
     return ModelUnavailable(f"{model}: {where} does not speak the {protocol} protocol: {type(error).__name__}")
 
 
 def host_of(url: str) -> str:
-    """Who is meant by ``url``, for messages: it holds no password."""
+    """The host of ``url``, for messages: it contains no password."""
     return urlsplit(url).hostname or url
 
 
 def safe_words(message: object, key: str) -> str:
-    """A provider's words on one line, short and without ``key``."""
+    """A provider's message on one line, short and without ``key``."""
     said = str(message or "without a word")
     return " ".join((said.replace(key, "(key)") if key else said).split())[:300]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, of either form of the header and of OpenAI's own in milliseconds."""
+    """Seconds from Retry-After (seconds or date) or OpenAI's retry-after-ms, or None."""
     for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[header]) * unit)
@@ -104,7 +104,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def innermost(error: BaseException) -> str:
-    """The innermost reason that says something: an SDK's own text is often just "Connection error."."""
+    """The text of the innermost cause: the SDK's own is often just "Connection error."."""
     said = str(error)
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error

@@ -1,4 +1,4 @@
-"""From a model's name to the model: the table of providers."""
+"""The providers, and opening a model by its name ``name@provider``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True)
 class Provider:
-    """Where the adapter of a provider is and the extra it needs. Imported when its first model is opened."""
+    """The module and class of a provider's adapter and the extra it needs. Imported when its first model is opened."""
 
     module: str
     cls: str
@@ -106,7 +106,7 @@ def open_model(
 
 
 def provider_problems(name: str, settings: Settings, providers: Providers | None = None) -> str | None:
-    """What keeps the model ``name`` from being used, as far as one can tell without asking it, or None."""
+    """Why the model ``name`` cannot be used, as far as the configuration tells, or None."""
     try:
         open_model(name, settings, Path(), None, providers)
     except ConfigError as error:
@@ -115,16 +115,16 @@ def provider_problems(name: str, settings: Settings, providers: Providers | None
 
 
 async def warm(model: Model, progress: Progress | None = None) -> None:
-    """Fetch and load what ``model`` needs on this machine; nothing for one elsewhere. Raises ModelError."""
+    """Fetch and load what ``model`` needs on this machine; nothing for a remote model. Raises ModelError."""
     for part in model.models if isinstance(model, Fallback) else (model,):
         if hasattr(part, "warm"):
             await part.warm(progress)
 
 
 async def probe(model: Model) -> str:
-    """Ask ``model`` for one word, and say in one line when it came. Raises ModelError."""
+    """Ask ``model`` for one word, and report in one line how long it took. Raises ModelError."""
     begun = time.monotonic()
-    # No limit on tokens, for some models refuse a low one: the answer is left at its first word instead.
+    # No max_tokens: some models reject a low one. The stream is closed after the first word instead.
     asked = Request((Message("user", "Say OK."),), timeout=PROBE_SECONDS)
     async with closing(model.stream(asked)) as events:
         async for event in events:

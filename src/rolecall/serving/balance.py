@@ -1,7 +1,7 @@
-"""Which of a model's servers takes a call: the least busy one for its weight, decided for all processes in one script.
+"""Load balancing over the servers of a model: the least busy for its weight, decided for all processes by one script.
 
-A server that failed is left out, a little longer each time, and then looked after by one process: only when it answers
-do calls go there again. While all are left out nobody connects but for that.
+A server that fails is left out with growing backoff, then probed by one process; calls go there again once a probe is
+answered. While all servers are left out, only probes connect.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from rolecall.serving.spec import ModelServer
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
 PROBE_SECONDS = 5.0
-"""A probe may take so long; after that another process may probe."""
+"""Timeout of a probe; after it another process may probe."""
 LEFT_OUT_SECONDS = 2.0
-"""The longest a server is left out between two probes."""
+"""Maximum backoff between two probes of a server."""
 FULL_SECONDS = 0.15
-"""How often it is seen whether a call of a full server is over."""
+"""How often to retry while all healthy servers are full."""
 Outcome = Literal["OK", "ALIVE", "FAILED", "NOTHING"]
 Probe = Callable[[str], Awaitable[None]]
-"""Whether the server with this id is there; raises ModelError if not."""
+"""Check the server with this id; raises ModelError if it does not answer."""
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 4.0
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -60,7 +60,7 @@ LEFT = script(PACKAGE, "scripts/balance/left", BalanceBlock, names="call server 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One server of a model: its id, without spaces, its most calls at once, and its share of the work."""
+    """A server of a model: its id (no spaces), its maximum of concurrent calls, and its share of the work."""
 
     id: str
     slots: int
@@ -69,7 +69,7 @@ class Candidate:
 
 @dataclass
 class Picked:
-    """A call's place at ``server``, held until it is told how it went."""
+    """A call in flight at ``server``, held until ``Balance.left`` or ``Balance.abandoned``."""
 
     server: str
     call: str
@@ -78,14 +78,14 @@ class Picked:
 
 @dataclass(frozen=True)
 class Condition:
-    """How a server does: calls in flight, and why it is left out, "" if it is not."""
+    """State of a server: calls in flight, and why it is left out ("" if it is not)."""
 
     in_flight: int
     broken: str
 
 
 class Balance:
-    """Places for calls of the model ``name``. ``probe`` looks whether a server that failed is back."""
+    """Distributes calls of the model ``name`` over its servers. ``probe`` checks a server that failed."""
 
     def __init__(self, server: Server, name: str, probe: Probe) -> None:
         self.name = name
@@ -94,9 +94,9 @@ class Balance:
         self._tasks = BackgroundTasks()
 
     async def pick(self, candidates: Sequence[Candidate]) -> Picked:
-        """A place at one of ``candidates``; waits while those that are well are full.
+        """Begin a call at one of ``candidates``; waits while all healthy ones are full.
 
-        Raises NotNow with the seconds to the next look while all of them are left out.
+        Raises NotNow with the seconds until the next probe while all of them are left out.
         """
         while True:
             call = secrets.token_hex(6)
@@ -113,29 +113,29 @@ class Balance:
                 raise NotNow(f"{self.name}: {text.decode() or 'no server'}", after[0] / 1000, (self.name,))
 
     async def left(self, place: Picked, outcome: Outcome, why: str = "", retry_after: float | None = None) -> None:
-        """The call is over; after FAILED its server is left out for a while, ``retry_after`` seconds if it said so."""
+        """End a call. After FAILED its server is left out, for ``retry_after`` seconds if given."""
         place.holding.cancel()
         await self._tell(place.call, place.server, outcome, why, retry_after)
 
     def abandoned(self, place: Picked) -> None:
-        """The call is over for reasons of ours; for where nothing can be awaited."""
+        """End a cancelled call, from code that cannot await."""
         place.holding.cancel()
         self._later(self._tell(place.call, place.server, "NOTHING"))
 
     async def examine(self, candidate: Candidate) -> str:
-        """Look whether one server is there; one that is left out, when its time has come and nobody else does. Why it
-        is left out, "" if it is not."""
+        """Probe one server; if it is left out, only when a probe is due and no other process probes. Returns why it is
+        left out, "" if it is not."""
         word, _, probe, *_ = await self._picked("", [Candidate(candidate.id, 0)])
         if word != b"AWAY" or probe:
             await self._examined(candidate.id, broken=word == b"AWAY")
         return (await self.conditions([candidate.id]))[candidate.id].broken
 
     async def conditions(self, servers: Sequence[str]) -> dict[str, Condition]:
-        """How each of ``servers`` does, by id."""
+        """The condition of each of ``servers``, by id."""
         return await conditions(self._server, self.name, servers)
 
     async def aclose(self) -> None:
-        """Wait for what is still to be told."""
+        """Wait for pending reports."""
         await self._tasks.drain()
 
     async def _picked(self, call: str, candidates: Sequence[Candidate]) -> list[Any]:
@@ -151,7 +151,7 @@ class Balance:
         return Picked(server, call, asyncio.create_task(self._hold(f"{server} {call}"), name=f"hold {server}"))
 
     def _look_after(self, server: str) -> None:
-        """Probe a broken server beside the work: whoever was picked for that has another one to speak to."""
+        """Probe a failed server in the background; the current call goes to another one."""
         if server:
             self._later(self._examined(server))
 
@@ -186,7 +186,7 @@ class Balance:
 
 
 async def conditions(server: Server, name: str, servers: Sequence[str]) -> dict[str, Condition]:
-    """How each of ``servers`` of the model ``name`` does, by id."""
+    """The condition of each of ``servers`` of the model ``name``, by id."""
     block = _block(name)
     now = round(await server_ms(server))
     members = [
@@ -205,10 +205,10 @@ def _block(name: str) -> BalanceBlock:
 
 @dataclass(frozen=True)
 class ModelAt:
-    """A server of a model by its address, such as ``http://127.0.0.1:1234/v1``: any that speaks OpenAI's protocol.
+    """The address of a model server that speaks OpenAI's protocol, such as ``http://127.0.0.1:1234/v1``.
 
-    It is given up to ``slots`` calls at once, and of several the share that its ``weight`` says. ``key`` is what it
-    asks for; ``${NAME}`` in it is what the environment or .env say. ``alias`` is its own name for the model.
+    It gets up to ``slots`` concurrent calls and, among several servers, a share by ``weight``. ``key`` is its API key;
+    ``${NAME}`` in it is read from the environment or .env. ``alias`` is the server's own name for the model.
     """
 
     url: str
@@ -218,7 +218,7 @@ class ModelAt:
     alias: str = ""
 
     def resolved(self, name: str, environ: Mapping[str, str]) -> ModelAt:
-        """This one with its variables filled in. Raises ConfigError, which names the model ``name``."""
+        """A copy with the variables in ``key`` filled in. Raises ConfigError that names the model ``name``."""
         where = f"config.py, servers of {name}"
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in self.url or " " in self.url:
@@ -233,14 +233,14 @@ class ModelAt:
         return replace(self, url=self.url.rstrip("/"), key=VARIABLE.sub(lambda found: environ[found[1]], self.key))
 
     def candidate(self, name: str) -> Candidate:
-        """It as a server of the model ``name``; its id is the same in every process."""
+        """This server as a candidate for the model ``name``; its id is the same in every process."""
         digest = hashlib.sha256(f"{name}\n{self.url}\n{self.alias}".encode()).hexdigest()
         return Candidate(digest[:16], self.slots, self.weight)
 
 
 async def look(place: ModelAt, options: Mapping[str, object]) -> None:
-    """Return if the server at ``place`` is there and ready, else raise ModelUnavailable; ``options`` are those of the
-    HTTP client."""
+    """Check that the server at ``place`` is ready. Raises ModelUnavailable. ``options`` are passed to the HTTP
+    client."""
     try:
         import httpx2
     except ImportError:
@@ -258,8 +258,8 @@ async def look(place: ModelAt, options: Mapping[str, object]) -> None:
 
 
 class Watch:
-    """Looks after ``places``, by model, which calls reach through ``balances``, and keeps the directory of model
-    servers told; in one process at a time."""
+    """Health checks of ``places`` (by model, with their ``balances``), reported to the directory of model servers by
+    one process at a time."""
 
     def __init__(
         self,
@@ -275,7 +275,7 @@ class Watch:
         self._states: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Watch until cancelled; without any server to watch do nothing."""
+        """Watch until cancelled. Returns at once if there is no server to watch."""
         if not self._watched:
             return
         async with asyncio.TaskGroup() as group:

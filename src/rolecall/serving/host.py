@@ -29,6 +29,8 @@ def main() -> None:
     spec, server = (json.loads(orders)[part] for part in ("spec", "server"))
     port = _free_port() if any("{port}" in part for part in spec["command"]) else 0
     engine = _started(spec, server["key"], port)
+    # For a package that is on the path of the process that started this one only.
+    sys.path.append(str(Path(__file__).parents[2]))
     from rolecall.serving.keeper import keep
 
     asyncio.run(keep(orders, engine, port))

@@ -1,5 +1,5 @@
-"""A process's use of the model servers: each model it asks for has exactly one engine on this machine, whoever asked
-first, and calls of it are counted for all to see."""
+"""Launches model servers on demand: exactly one engine per model and machine, shared by all processes, with every call
+counted in Redis."""
 
 from __future__ import annotations
 
@@ -30,22 +30,21 @@ from rolecall.serving.spec import ModelServer, Spec
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 300.0
-"""How long a model may take to load before its users are told that it does not."""
+"""How long a model may take to load before its callers get an error."""
 LEAVE_SECONDS = 3.0
-"""How long the last process waits for the engines to be gone."""
+"""How long the last process waits for the engines to exit."""
 EAGER_SECONDS = 5.0
-"""From then on it is looked less often whether a model is there."""
+"""After this, poll less often for the model."""
 HUNGRY_SECONDS = 5.0
-"""Who has waited so long for memory has models leave that are always busy, as soon as they have answered."""
+"""After waiting this long for memory, busy models are unloaded too, once they have answered."""
 
 
 class Launcher:
-    """What the process called ``process`` needs of the model servers known in ``server``.
+    """Starts and uses the model servers registered in ``server``, for the process ``process``.
 
-    ``logs`` is the directory where engines write down what they have to say; ``limit`` is MB of memory for all model
-    servers of this machine together, None for what it has; a model that does not fit is waited for up to ``patience``
-    seconds; one that was loaded stays for ``resident`` seconds. Safe for any number of tasks; each event loop, thread
-    or process has one of its own.
+    ``logs`` is the directory of the engines' logs; ``limit`` is MB of memory for all model servers of this machine
+    together, None for all it has; ``patience`` is seconds to wait for memory for a model; a loaded model stays for at
+    least ``resident`` seconds. Safe for concurrent tasks of one event loop; not shared between loops or threads.
     """
 
     def __init__(
@@ -71,10 +70,10 @@ class Launcher:
         self._tasks = BackgroundTasks()
 
     async def ensure(self, spec: Spec) -> ModelServer:
-        """The ready server of ``spec``; started if there is none, by exactly one of all who ask.
+        """Return the ready server of ``spec``. If there is none, exactly one of all callers starts it.
 
-        Raises ModelUnavailable with the reason in one line, for some seconds without another try, and with the numbers
-        when the memory does not suffice. Cancelled while the model loads, the engine goes on loading.
+        Raises ModelUnavailable with the reason in one line; a failed start is not repeated for some seconds. If the
+        caller is cancelled, the engine continues to load.
         """
         task = self._ensuring.get(spec.id)
         if task is None:
@@ -84,8 +83,8 @@ class Launcher:
 
     @asynccontextmanager
     async def calling(self, spec: Spec) -> AsyncIterator[ModelServer]:
-        """A call of the model: its ready server, as in ``ensure``. As long as it lasts the server is busy, and nothing
-        but the death of this process or an order to unload it makes it leave."""
+        """Hold a call at the ready server of ``spec`` (see ``ensure``). Until it ends, the server counts as busy and
+        stays, unless this process dies or the server is told to unload."""
         call = secrets.token_hex(6)
         server = await self._entered(spec, call)
         holding = asyncio.create_task(self._hold(server.id, call), name=f"hold {spec.model}")
@@ -96,14 +95,14 @@ class Launcher:
             self._later(self.directory.leave(server.id, call))
 
     async def suspect(self, server: ModelServer) -> bool:
-        """``server`` did not answer: forget it if its process is gone. True if it is not there any more."""
+        """Check a ``server`` that did not answer, and forget it if its process is gone. True if it no longer exists."""
         if server.machine == self.machine and not lives(server.pid, server.birth):
             await self.directory.end(server.id)
             return True
         return all(one.id != server.id for one in await self.directory.servers())
 
     async def aclose(self) -> None:
-        """Need no model any more. Idempotent. The last process of a machine waits until its engines are gone."""
+        """Stop needing models. Idempotent. The last process of a machine waits until its engines have exited."""
         for task in (*self._ensuring.values(), *([self._needing] if self._needing else [])):
             task.cancel()
             await asyncio.wait([task])
@@ -143,7 +142,7 @@ class Launcher:
             raise ModelUnavailable(f"{spec.model} was not loaded within {START_SECONDS:g} s: see {self._log(spec)}")
 
     async def _is_there(self, server: ModelServer) -> bool:
-        """False if the process that should be there is not: its place is then free."""
+        """True if the server's process runs; otherwise free its place."""
         if server.machine != self.machine or not server.host_pid:
             return True
         if lives(server.host_pid, server.host_birth) and lives(server.pid, server.birth):
@@ -183,22 +182,22 @@ class Launcher:
             raise ConfigError(str(MissingExtra("local", "a model on this machine"))) from None
 
     def _start(self, spec: Spec, wanted: ModelServer) -> None:
-        """Start the host, which starts the engine. It is nobody's child for long: whoever started it may leave."""
+        """Start the host, which starts the engine. It outlives the process that started it."""
         log = self._log(spec)
         make_private(log.parent)
         orders = {"server": wanted, "spec": spec, "redis": self._redis, "log": str(log)}
         with log.open("wb") as file:
             child = subprocess.Popen(
-                # -P: nothing in the current directory may pass for a module of the standard library.
+                # -P: a file in the current directory must not shadow a module of the standard library.
                 [sys.executable, "-P", str(Path(__file__).with_name("host.py")), spec.model],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
-                # A terminal's Ctrl-C is meant for the process in front, not for what others share.
+                # Ctrl-C in a terminal must not reach an engine that other processes share.
                 start_new_session=True,
             )
         self._started = {wanted.id: (child.pid, birth_of(child.pid)), **dict([*self._started.items()][:7])}
-        # The thread keeps no process from ending and leaves no zombie, whenever the host ends.
+        # A daemon thread reaps the host without keeping this process alive.
         threading.Thread(target=child.wait, name=f"reap {spec.model}", daemon=True).start()
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:
@@ -233,9 +232,9 @@ class Launcher:
                 await self.directory.hold(server, call)
 
     async def _gone(self) -> None:
-        """Tell the hosts of this machine to leave, and wait until they have."""
+        """Tell the hosts of this machine to exit, and wait for them."""
         for server in await self.directory.servers(machine=self.machine):
-            # One that is just starting has not said yet who it is; then whoever started it knows.
+            # A starting host has not registered its pid yet; the process that started it knows.
             who = (server.host_pid, server.host_birth) if server.host_pid else self._started.get(server.id, (0, ""))
             if server.owned and (not send(*who, signal.SIGTERM) or not server.host_pid):
                 await self.directory.end(server.id)

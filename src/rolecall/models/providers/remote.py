@@ -1,4 +1,4 @@
-"""A model that one or several servers of others serve: LM Studio, Ollama, llama.cpp or vLLM, here or elsewhere."""
+"""Models on servers that Rolecall does not start: LM Studio, Ollama, llama.cpp or vLLM, local or remote."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rolecall.settings import Settings, client_options, proxy_of
 
 
 class ServedModel:
-    """The model ``name`` at ``places``. Each call goes to the least busy of them; one that fails before its first word
-    is answered by another, and the server left out until it is back. Raises NotNow while all are away."""
+    """The model ``name`` at ``places``. Each call goes to the least busy server. If it fails before the first token,
+    another server answers, and the failed one is left out until it is back. Raises NotNow while all are away."""
 
     def __init__(self, name: str, places: Sequence[ModelAt], settings: Settings, server: Server) -> None:
         self.name = name
@@ -29,7 +29,7 @@ class ServedModel:
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> ServedModel:
-        """Raises ConfigError: where its servers are stands in config alone."""
+        """Raises ConfigError: the addresses of its servers can only be set in config.py."""
         name = f"{model}@served"
         raise ConfigError(
             f"{name}: config.py does not say where it is: servers={{{name!r}: (ModelAt('http://…/v1'),)}} "
@@ -50,7 +50,7 @@ class ServedModel:
                     raise failed.error from None
 
     async def look(self, server: str) -> None:
-        """Return if the server with this id is there, else raise ModelUnavailable."""
+        """Check the server with this id. Raises ModelUnavailable."""
         import httpx2
 
         place = self.places[server]
@@ -80,12 +80,12 @@ class ServedModel:
                 raise _Elsewhere(error) from None
             raise
         finally:
-            if not over:  # cancelled, or left alone in the middle
+            if not over:  # cancelled, or the consumer stopped early
                 self.balance.abandoned(place)
 
 
 def unbalanced(name: str, places: Sequence[ModelAt], settings: Settings) -> Model:
-    """The model for a single question from where no Redis is: its servers in their order."""
+    """The model for a single question without Redis: tries its servers in order."""
     speakers = [OpenAIModel(*_speaking(name, place, settings)) for place in places]
     return speakers[0] if len(speakers) == 1 else Fallback(speakers)
 
@@ -103,7 +103,7 @@ def _speaking(name: str, place: ModelAt, settings: Settings) -> tuple[str, Endpo
 
 
 class _Elsewhere(Exception):
-    """``error`` came before the first word and is the server's fault: another one may answer."""
+    """``error`` came before the first token and is the server's fault, so another server may answer."""
 
     def __init__(self, error: ModelError) -> None:
         super().__init__(str(error))
