@@ -33,7 +33,7 @@ from rolecall.config import Config, Role
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
 from rolecall.redis.pipeline import translated
-from rolecall.redis.scripts import Arg, Script, loaded_scripts
+from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
 from rolecall.settings import Settings
 from rolecall.worker.roster import Roster, role_infos
 
@@ -103,9 +103,9 @@ class FakeServer:
         """See Server.fetch."""
         return await self.call(*args)
 
-    async def run(self, script: Script, /, **values: Any) -> Any:
+    async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         """See Server.run."""
-        return await self.call("EVAL", script.body, *script.arguments(values))
+        return await self.call("EVAL", script.body, *script.arguments(blocks, values))
 
     async def aclose(self) -> None:
         """Forget everything."""

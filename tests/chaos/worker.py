@@ -60,7 +60,7 @@ def _split(complete: Any) -> Any:
         await asyncio.sleep(GAP_SECONDS)
         shard = bus.shards[delivery.shard]
         ending = finish_block(bus, shard, delivery.conversation, delivery.turn, "")
-        await bus.server.run(release, **lease_block(bus, delivery), **ending)
+        await bus.server.run(release, lease_block(bus, delivery), ending)
         return verdict
 
     return split

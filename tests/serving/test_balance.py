@@ -164,7 +164,7 @@ async def test_a_server_that_goes_on_failing_is_left_out_for_longer_up_to_two_se
 ) -> None:
     for pause in (250, 500, 1000, 2000, 2000):
         seconds, micros = await server.call("TIME")
-        await server.run(LEFT, **KEYS, call="", server="a", outcome="FAILED", why="gone", wait=-1, longest=2000)
+        await server.run(LEFT, KEYS, call="", server="a", outcome="FAILED", why="gone", wait=-1, longest=2000)
         until = int(await server.call("HGET", keys.model(MODEL, "servers"), "a until"))
         assert pause <= until - int(seconds) * 1000 - int(micros) // 1000 < pause + 5000
     with pytest.raises(NotNow, match="gone") as caught:

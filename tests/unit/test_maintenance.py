@@ -16,7 +16,7 @@ from rolecall.bus.processes import ProcessState, live_processes, register, unreg
 from rolecall.bus.turn import Records, note, snapshot
 from rolecall.redis import keys
 from rolecall.redis.leader import LEASE
-from rolecall.redis.scripts import Arg, Script
+from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
 from tests.bus.steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
@@ -44,8 +44,8 @@ class Meanwhile:
     async def fetch(self, *args: Arg) -> Any:
         return await self.call(*args)
 
-    async def run(self, script: Script, /, **values: Any) -> Any:
-        return await self._server.run(script, **values)
+    async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
+        return await self._server.run(script, *blocks, **values)
 
 
 async def live(bus: Bus) -> None:

@@ -16,7 +16,7 @@ from rolecall.bus.settle import COMPLETE
 from rolecall.bus.turn import SNAPSHOT, FinishBlock, TurnBlock
 from rolecall.redis import scripts
 from rolecall.redis.leader import LEASE
-from rolecall.redis.scripts import ScriptError, Value, _made, loaded_scripts, script
+from rolecall.redis.scripts import Block, ScriptError, _made, loaded_scripts, script
 
 PACKAGE = Path(rolecall.bus.settle.__file__).parents[1]
 LUA = sorted(PACKAGE.rglob("*.lua"))
@@ -37,8 +37,8 @@ def test_a_script_gets_a_local_for_every_declared_name_also_for_those_of_its_pre
 
 def test_arguments_are_ordered_by_name_and_lists_carry_their_length() -> None:
     made = _made("x.lua", "return 1", ["one", "more*"], ["first", "second", "items*", "others*"])
-    values: dict[str, Value] = {"first": 1, "others": ["z"], "one": "k", "second": 2, "items": [], "more": ["k2", "k3"]}
-    assert made.arguments(values) == [3, "k", "k2", "k3", 1, 2, 0, 1, "z"]
+    values: Block = {"first": 1, "others": ["z"], "one": "k", "second": 2, "items": [], "more": ["k2", "k3"]}
+    assert made.arguments((), values) == [3, "k", "k2", "k3", 1, 2, 0, 1, "z"]
 
 
 async def test_lists_arrive_as_tables(bus: Bus) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from rolecall.errors import ServerError
-from rolecall.redis.scripts import Arg, Script, loaded_scripts
+from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
 from rolecall.redis.server import RedisServer
 from tests.bus.machine import Focus, machine_on
 
@@ -58,10 +58,10 @@ class Broken:
     async def fetch(self, *args: Arg) -> Any:
         return await self.call(*args)
 
-    async def run(self, script: Script, /, **values: Any) -> Any:
+    async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         if script is self._script:
-            return await self._server.call("EVAL", self._body, *script.arguments(values))
-        return await self._server.run(script, **values)
+            return await self._server.call("EVAL", self._body, *script.arguments(blocks, values))
+        return await self._server.run(script, *blocks, **values)
 
 
 @pytest.fixture

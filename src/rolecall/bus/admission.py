@@ -161,8 +161,17 @@ async def _offer(bus: Bus, offer: Offer) -> Sequence[Any]:
     shard, running = bus.shard(conversation), Running()
     if offer.interrupts:
         running = await look_at_running(bus.server, shard, conversation)
-    chosen = INTERRUPT if offer.interrupts else ADMIT
-    reply: Sequence[Any] = await bus.server.run(chosen, **offer.values(bus, running))
+    blocks = offer.blocks(bus, running)
+    reply: Sequence[Any]
+    if offer.interrupts:
+        final = final_event("cancelled", {"text": STOPPED, "reason": "interrupted"})
+        records = Records(offer.instance)
+        records.add("CANCELLED", "by a newer message")
+        reply = await bus.server.run(
+            INTERRUPT, *blocks, final=final, remembered=running.history, records=records.flat()
+        )
+    else:
+        reply = await bus.server.run(ADMIT, *blocks)
     if running.turn and reply[0] in (b"RUN", b"WAIT"):
         await tell_ended(bus, conversation)
     return reply
@@ -216,22 +225,16 @@ class Offer:
         """Whether it may end a running turn."""
         return self.mode == "interrupt" and not self.control
 
-    def values(self, bus: Bus, running: Running) -> dict[str, Any]:
-        """The values of the script ``admit``, or of ``interrupt`` for what ends ``running``."""
-        conversation = check_conversation(self.envelope.conversation)
+    def blocks(self, bus: Bus, running: Running) -> tuple[TurnBlock, FinishBlock, AdmitBlock]:
+        """The blocks of the scripts ``admit`` and ``interrupt``, the latter for ending ``running``."""
+        conversation = self.envelope.conversation
         shard = bus.shard(conversation)
         role = CONTROL_ROLE if self.control else FIRST_ROLE
-        values: dict[str, Any] = {
-            **turn_block(bus, shard, conversation, running.turn, running.place),
-            **finish_block(bus, shard, conversation, running.turn, running.outbox, role),
-            **self._admit_block(shard, bus.settings),
-        }
-        if self.interrupts:
-            records = Records(self.instance)
-            records.add("CANCELLED", "by a newer message")
-            values["final"] = final_event("cancelled", {"text": STOPPED, "reason": "interrupted"})
-            values["remembered"], values["records"] = running.history, records.flat()
-        return values
+        return (
+            turn_block(bus, shard, conversation, running.turn, running.place),
+            finish_block(bus, shard, conversation, running.turn, running.outbox, role),
+            self._admit_block(shard, bus.settings),
+        )
 
     def _admit_block(self, shard: ShardKeys, settings: Settings) -> AdmitBlock:
         joins = self.mode == "collect" or self.group
@@ -320,7 +323,7 @@ async def edit_message(
     conversation = check_conversation(envelope.conversation)
     shard, envelope = bus.shard(conversation), from_user(envelope, principal)
     outcome, turn = await bus.server.run(
-        EDIT, **turn_block(bus, shard, conversation, ""), mailbox=shard.mailbox(conversation),
+        EDIT, turn_block(bus, shard, conversation, ""), mailbox=shard.mailbox(conversation),
         idempotency=shard.idempotency(conversation, idempotency), version=version, envelope=encode(envelope),
         part=encode_part(envelope), instance=instance, said=said(envelope), max_bytes=MAX_TEXT_BYTES,
     )  # fmt: skip

@@ -51,7 +51,7 @@ async def cancel_turn(
     for _ in range(MOVED_TRIES):
         found = await _find(bus, conversation, turn)
         verdict = await bus.server.run(
-            CANCEL, **found.turn, **found.finish, final=final, kind=kind, remembered=history, records=flat
+            CANCEL, found.turn, found.finish, final=final, kind=kind, remembered=history, records=flat
         )
         if verdict != b"MOVED":
             await tell_ended(bus, conversation)
@@ -83,7 +83,7 @@ async def stop_conversation(
         waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
         found = await _find(bus, conversation, "", waiting)
         ended = await bus.server.run(
-            STOP, **found.turn, **found.finish, results=[shard.result(conversation, turn) for turn in waiting],
+            STOP, found.turn, found.finish, results=[shard.result(conversation, turn) for turn in waiting],
             final=final, instance=instance, forget=int(forget), waiting=waiting, remembered=history,
         )  # fmt: skip
         if ended >= 0:

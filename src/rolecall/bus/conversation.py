@@ -48,7 +48,7 @@ async def notify(
     settings = bus.settings
     try:
         verdict: bytes = await bus.server.run(
-            NOTIFY, **turn_block(bus, shard, conversation, ""),
+            NOTIFY, turn_block(bus, shard, conversation, ""),
             idempotency=shard.idempotency(conversation, f"notice:{idempotency or secrets.token_hex(16)}"),
             outbox=shard.outbox(front or conversation.partition(":")[0]), history=shard.history(conversation),
             digest=hashlib.sha256(text.encode()).hexdigest()[:16],
@@ -148,7 +148,7 @@ async def prefer(bus: Bus, conversation: str, name: str, value: str, *, instance
     the transcript. False when it was so already."""
     shard = bus.shard(check_conversation(conversation))
     changed = await bus.server.run(
-        PREFER, **turn_block(bus, shard, conversation, ""), preference=name, value=value, instance=instance,
+        PREFER, turn_block(bus, shard, conversation, ""), preference=name, value=value, instance=instance,
         keep=milliseconds(bus.settings.conversation_days * 86_400),
     )  # fmt: skip
     return bool(changed)
@@ -164,7 +164,7 @@ async def give_feedback(
     """
     shard, day = bus.shard(conversation), today()
     changed = await bus.server.run(
-        FEEDBACK, **turn_block(bus, shard, conversation, turn), votes=shard.votes(conversation, turn),
+        FEEDBACK, turn_block(bus, shard, conversation, turn), votes=shard.votes(conversation, turn),
         statistics=shard.statistics(day), user=user, vote=vote, day=day, keep=milliseconds(days * 86_400),
         instance=instance,
     )  # fmt: skip

@@ -78,14 +78,14 @@ async def ensure_groups(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> Non
 
 async def start(bus: Bus, delivery: Delivery, instance: str) -> tuple[Verdict, float]:
     """Record that ``instance`` begins; returns the verdict and the seconds since the turn was received."""
-    verdict, age, _ = await bus.server.run(START, **_start(bus, delivery, instance))
+    verdict, age, _ = await bus.server.run(START, lease_block(bus, delivery), **_beginning(delivery, instance))
     return verdict.decode(), age / 1000
 
 
 def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = False) -> asyncio.Future[Any]:
     """Send ``start`` now, in order before anything sent later; the future holds its raw reply. ``quiet`` asks for the
     verdict only: no event and no record."""
-    rest = START.arguments(_start(bus, delivery, instance, quiet))
+    rest = START.arguments([lease_block(bus, delivery)], _beginning(delivery, instance, quiet))
 
     def unknown(future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
@@ -99,7 +99,7 @@ def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = Fal
 
 async def emit(bus: Bus, delivery: Delivery, position: int, text: str) -> Verdict:
     """Publish a piece of the answer in the making; ``position`` is its offset in characters."""
-    return verdict_of(await bus.server.run(EMIT, **lease_block(bus, delivery), offset=position, piece=text))
+    return verdict_of(await bus.server.run(EMIT, lease_block(bus, delivery), offset=position, piece=text))
 
 
 async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[Delivery]:
@@ -137,9 +137,9 @@ def lease_block(bus: Bus, delivery: Delivery) -> TurnBlock:
     return turn_block(bus, bus.shards[delivery.shard], delivery.conversation, delivery.turn, place)
 
 
-def _start(bus: Bus, delivery: Delivery, instance: str, quiet: bool = False) -> dict[str, Any]:
+def _beginning(delivery: Delivery, instance: str, quiet: bool = False) -> dict[str, Any]:
     return {
-        **lease_block(bus, delivery), "instance": instance, "deliveries": delivery.count, "hop": delivery.hop,
+        "instance": instance, "deliveries": delivery.count, "hop": delivery.hop,
         "previous": delivery.previous, "role": delivery.role, "quiet": int(quiet),
     }  # fmt: skip
 

@@ -113,7 +113,7 @@ class Outbox:
         shard = self.bus.shards[entry.shard]
         place = EntryPlace(shard.outbox(self.front), entry.id)
         block = turn_block(self.bus, shard, entry.conversation, entry.turn, place)
-        return bool(await self.bus.server.run(DELIVERED, **block, received=received, records=records.flat()))
+        return bool(await self.bus.server.run(DELIVERED, block, received=received, records=records.flat()))
 
     async def waiting(self) -> int:
         """How many entries are to be delivered."""

@@ -50,7 +50,7 @@ async def hop(
     fallback = shard.stream(role, next_band(delivery, envelope))
     destination = shard.direct(role, process) if process else fallback
     reply = await bus.server.run(
-        HOP, **lease_block(bus, delivery), destination=destination, fallback=fallback,
+        HOP, lease_block(bus, delivery), destination=destination, fallback=fallback,
         alive=shard.alive(process) if process else destination, envelope=encode(envelope), hop=envelope.hops,
         changes=flat_pairs(preferences), records=records.flat(),
     )  # fmt: skip
@@ -71,7 +71,7 @@ async def complete(
     next turn. ``history`` holds the messages to remember as JSON; ``forget`` clears the history instead."""
     payload = envelope.payload
     reply = await bus.server.run(
-        COMPLETE, **lease_block(bus, delivery), **_ended(bus, delivery, envelope.reply_to),
+        COMPLETE, lease_block(bus, delivery), _ended(bus, delivery, envelope.reply_to),
         final=final_event("final", payload), tokens_in=whole(payload.get("tokens_in")),
         tokens_out=whole(payload.get("tokens_out")), forget=int(forget), remembered=history,
         changes=flat_pairs(preferences), records=records.flat(),
@@ -86,7 +86,7 @@ async def bury(
     shard = bus.shards[delivery.shard]
     outbox = await outbox_of(bus, shard, delivery.conversation, delivery.turn)
     reply = await bus.server.run(
-        BURY, **lease_block(bus, delivery), **_ended(bus, delivery, outbox), dead=shard.dead,
+        BURY, lease_block(bus, delivery), _ended(bus, delivery, outbox), dead=shard.dead,
         final=final_event("error", {"text": apology, "reason": reason}), reason=reason, deliveries=delivery.count,
         envelope=delivery.raw, hop=delivery.hop, remembered=history, records=records.flat(),
     )  # fmt: skip
@@ -102,7 +102,7 @@ async def defer(
     shard = bus.shards[delivery.shard]
     band = "n" if envelope is None else next_band(delivery, envelope)
     reply = await bus.server.run(
-        DEFER, **lease_block(bus, delivery), deferred=shard.deferred, wake_stream=shard.stream(delivery.role, band),
+        DEFER, lease_block(bus, delivery), deferred=shard.deferred, wake_stream=shard.stream(delivery.role, band),
         delay=milliseconds(seconds), envelope=delivery.raw if envelope is None else encode(envelope), hop=delivery.hop,
         reason=reason, records=records.flat(),
     )  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import msgspec
@@ -21,8 +20,6 @@ from rolecall.redis.scripts import Arg, milliseconds, script
 FIRST_ROLE = "manager"
 MOVED_TRIES = 50
 """How often a turn that moves on (a hop, a deferral, a release) is read again."""
-CACHED_CONVERSATIONS = 512
-"""A turn passes several scripts within seconds: its conversation's key names are built once."""
 MAX_RECORDS = 64
 MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
@@ -85,41 +82,35 @@ def is_control(turn: str) -> bool:
     return turn.startswith("c")
 
 
-class _ConversationKeys(TypedDict):
+class TurnBlock(TypedDict):
+    """What ``scripts/lib/entry.lua`` and ``scripts/lib/turn.lua`` declare."""
+
+    stream: str
+    entry: str
+    process: str
     conversation: str
     journal: str
     events: str
     log: str
     preferences: str
     name: str
+    turn: str
     channel: str
 
 
-class TurnBlock(_ConversationKeys):
-    """What ``scripts/lib/entry.lua`` and ``scripts/lib/turn.lua`` declare."""
+class FinishBlock(TypedDict):
+    """What ``scripts/lib/finish.lua`` declares."""
 
-    stream: str
-    entry: str
-    process: str
-    turn: str
-
-
-class _FinishKeys(TypedDict):
     mailbox: str
     active: str
     deferred: str
     principals: str
     history: str
+    statistics: str
+    outbox: str
     first_high: str
     first_normal: str
     first_low: str
-
-
-class FinishBlock(_FinishKeys):
-    """What ``scripts/lib/finish.lua`` declares."""
-
-    statistics: str
-    outbox: str
     result: str
     keep: int
     keep_result: int
@@ -129,11 +120,17 @@ class FinishBlock(_FinishKeys):
 def turn_block(bus: Bus, shard: ShardKeys, conversation: str, turn: str, place: EntryPlace = NOWHERE) -> TurnBlock:
     """The values of TurnBlock for ``turn``, whose entry is at ``place``."""
     return {
-        **_conversation_keys(shard, conversation),
         "stream": place.stream or shard.deferred,
         "entry": place.entry,
         "process": bus.process,
+        "conversation": shard.conversation(conversation),
+        "journal": shard.journal(conversation),
+        "events": shard.events(conversation),
+        "log": shard.log,
+        "preferences": shard.preferences(conversation),
+        "name": conversation,
         "turn": turn,
+        "channel": shard.channel(conversation),
     }
 
 
@@ -143,42 +140,22 @@ def finish_block(
     """The values of FinishBlock. ``outbox`` names the front end that delivers, empty for none; the turn that is
     released goes to ``role``."""
     settings = bus.settings
-    return {
-        **_finish_keys(shard, conversation, role),
-        "statistics": shard.statistics(today()),
-        "outbox": shard.outbox(outbox or "-"),
-        "result": shard.result(conversation, turn),
-        "keep": milliseconds(settings.conversation_days * 86_400),
-        "keep_result": milliseconds(settings.result_seconds),
-        "history_limit": max(settings.assistant_history_limit, 1),
-    }
-
-
-@lru_cache(CACHED_CONVERSATIONS)
-def _conversation_keys(shard: ShardKeys, conversation: str) -> _ConversationKeys:
-    return {
-        "conversation": shard.conversation(conversation),
-        "journal": shard.journal(conversation),
-        "events": shard.events(conversation),
-        "log": shard.log,
-        "preferences": shard.preferences(conversation),
-        "name": conversation,
-        "channel": shard.channel(conversation),
-    }
-
-
-@lru_cache(CACHED_CONVERSATIONS)
-def _finish_keys(shard: ShardKeys, conversation: str, role: str) -> _FinishKeys:
-    high, normal, low = (shard.stream(role, band) for band in keys.BANDS)
+    high, normal, low = [shard.stream(role, band) for band in keys.BANDS]
     return {
         "mailbox": shard.mailbox(conversation),
         "active": shard.active,
         "deferred": shard.deferred,
         "principals": shard.principals,
         "history": shard.history(conversation),
+        "statistics": shard.statistics(today()),
+        "outbox": shard.outbox(outbox or "-"),
         "first_high": high,
         "first_normal": normal,
         "first_low": low,
+        "result": shard.result(conversation, turn),
+        "keep": milliseconds(settings.conversation_days * 86_400),
+        "keep_result": milliseconds(settings.result_seconds),
+        "history_limit": max(settings.assistant_history_limit, 1),
     }
 
 
@@ -218,7 +195,7 @@ async def note(bus: Bus, shard: ShardKeys, conversation: str, turn: str, records
     """Write log records of a turn outside its settling, such as that a front end delivered it. ``received`` is when
     the turn was received in ms of the server's clock, 0 if unknown."""
     block = turn_block(bus, shard, conversation, turn)
-    await bus.server.run(NOTE, **block, received=received, records=records.flat())
+    await bus.server.run(NOTE, block, received=received, records=records.flat())
 
 
 async def tell_ended(bus: Bus, conversation: str) -> None:

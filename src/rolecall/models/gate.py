@@ -114,7 +114,7 @@ class Gate:
         """Begin a call. Raises OverBudget, and NotNow, with ``book`` after booking a place in the quota."""
         caller = request.caller or Caller("", "")
         call_id = secrets.token_hex(8)
-        reply = await self._server.run(ENTER, **self._entering(call_id, caller, request, book))
+        reply = await self._server.run(ENTER, self._block(call_id), **self._entering(caller, request, book))
         word = reply[0].decode()
         if word == "OVER":
             raise OverBudget(_over(reply[1] == b"user"))
@@ -143,17 +143,16 @@ class Gate:
 
     async def waits(self, conversation: str) -> None:
         """Have the deferred turn of ``conversation`` woken when the model is back; at once if it already is."""
-        if await self._server.run(WAIT, **self._block(""), conversation=conversation):
+        if await self._server.run(WAIT, self._block(""), conversation=conversation):
             await self._wake(conversation)
 
     async def aclose(self) -> None:
         """Wait for pending reports."""
         await self._tasks.drain()
 
-    def _entering(self, call: str, caller: Caller, request: Request, book: bool) -> dict[str, Any]:
+    def _entering(self, caller: Caller, request: Request, book: bool) -> dict[str, Any]:
         terms, s, user = self.terms, self._settings, f"u:{caller.user}"
         return {
-            **self._block(call),
             "spent": keys.spent(keys.today()),
             "ticket": f"{caller.conversation}/{caller.turn}",
             "tokens": expected_tokens(request),
@@ -184,7 +183,7 @@ class Gate:
         counts = [] if outcome == "ANSWERING" else self._counts(call, outcome)
         used = call.usage.tokens_in + call.usage.tokens_out if call.usage and outcome != "ANSWERING" else -1
         away, after, *names = await self._server.run(
-            LEAVE, **self._block(call.id), spent=keys.spent(keys.today()), outcome=outcome, slice=call.slice,
+            LEAVE, self._block(call.id), spent=keys.spent(keys.today()), outcome=outcome, slice=call.slice,
             reserved=call.reserved, used=used, retry_after=-1 if retry_after is None else round(retry_after * 1000),
             breaker_failures=self._settings.breaker_failures, why=why[:300],
             probe_ms=round(self._settings.probe_seconds * 1000), expected=call.expected, counts=counts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from zlib import crc32
 
 GROUP = "g"
@@ -168,4 +169,9 @@ class ShardKeys:
 
 def today(at: float | None = None) -> str:
     """The current UTC day, or that of ``at`` in seconds since the epoch, as ``YYYYMMDD``."""
-    return time.strftime("%Y%m%d", time.gmtime(at))
+    return _name_of_day(int(time.time() if at is None else at) // 86_400)
+
+
+@lru_cache(8)
+def _name_of_day(number: int) -> str:
+    return time.strftime("%Y%m%d", time.gmtime(number * 86_400))

@@ -23,20 +23,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha1
 from importlib.resources import files
+from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from rolecall.errors import RolecallError
 
 Arg: TypeAlias = str | bytes | int | float
-Value: TypeAlias = Arg | Sequence[Arg]
+Block: TypeAlias = Mapping[str, object]
+"""Values by name: single ones, or lists of them."""
+_Getter: TypeAlias = Callable[[Block], tuple[Any, ...]]
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
-_LIST_TYPES = frozenset((list, tuple))
 _CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
 _LISTS = """\
 local lists_at = {first}
@@ -57,6 +59,7 @@ class ScriptError(RolecallError):
 class Script:
     """A loaded script: the whole text that the server runs and the SHA-1 it knows it by.
 
+    A call passes the names of each prelude as one mapping, in the order of ``blocks``, and the other names one by one.
     ``keys`` and ``args`` are the names of single values in order; ``key_list`` is the name of the list of keys or "",
     ``arg_lists`` those of the lists of arguments. A script that ``reads`` changes nothing: users who may only read its
     keys can run it.
@@ -69,53 +72,68 @@ class Script:
     key_list: str
     args: tuple[str, ...]
     arg_lists: tuple[str, ...]
+    blocks: tuple[frozenset[str], ...] = ()
     reads: bool = False
 
-    @cached_property
+    @property
     def names(self) -> frozenset[str]:
         """All names that a call passes."""
         return frozenset((*self.keys, *self.args, *self.arg_lists, *filter(None, (self.key_list,))))
 
-    def arguments(self, values: Mapping[str, Value]) -> list[Arg]:
+    def arguments(self, blocks: Sequence[Block], values: Block) -> list[Any]:
         """What follows EVALSHA and the digest: the number of keys, keys, arguments. Raises ScriptError when a name is
-        missing or unexpected, or a list is passed for a single value or the other way round."""
+        missing or unexpected, or a list is expected."""
+        sources, plan = (*blocks, values), self._plan
         try:
-            single = self._single(values)
-        except KeyError:
-            raise _difference(self.name, self.names, values.keys()) from None
-        if len(values) != len(self.names):
-            raise _difference(self.name, self.names, values.keys())
-        if not _LIST_TYPES.isdisjoint(map(type, single)):
-            raise self._wrong_kind(values)
-        count = len(self.keys)
-        if self.key_list:
-            listed = self._items(values, self.key_list)
-            flat: list[Arg] = [count + len(listed), *single[:count], *listed, *single[count:]]
-        else:
-            flat = [count, *single]
-        for name in self.arg_lists:
-            items = self._items(values, name)
-            flat.append(len(items))
-            flat += items
+            flat: list[Any] = [0]
+            for number, get in plan.keys:
+                flat += get(sources[number])
+            if self.key_list:
+                flat += _listed(values[self.key_list])
+            flat[0] = len(flat) - 1
+            for number, get in plan.args:
+                flat += get(sources[number])
+            for name in self.arg_lists:
+                items = _listed(values[name])
+                flat.append(len(items))
+                flat += items
+        except (KeyError, IndexError, TypeError):
+            raise self.mistake(blocks, values) from None
+        if len(values) != plan.values or len(sources) != plan.sources:
+            raise self.mistake(blocks, values)
         return flat
 
-    @cached_property
-    def _single(self) -> Callable[[Mapping[str, Value]], tuple[Any, ...]]:
-        """The values of ``keys`` and ``args``, in order."""
-        names = (*self.keys, *self.args)
-        return itemgetter(*names) if len(names) > 1 else lambda values: tuple(values[name] for name in names)
-
-    def _items(self, values: Mapping[str, Value], name: str) -> Sequence[Arg]:
-        items = values.get(name)
-        if isinstance(items, list | tuple):
-            return items
-        raise self._wrong_kind(values) if name in values else _difference(self.name, self.names, values.keys())
-
-    def _wrong_kind(self, values: Mapping[str, Value]) -> ScriptError:
+    def mistake(self, blocks: Sequence[Block], values: Block) -> ScriptError:
+        """What is wrong with a call, in one line."""
+        passed = {name: value for source in (*blocks, values) for name, value in source.items()}
+        if passed.keys() != self.names:
+            return _difference(self.name, self.names, passed)
         lists = {self.key_list, *self.arg_lists}
-        wrong = sorted(name for name, value in values.items() if isinstance(value, list | tuple) != (name in lists))
-        parts = (f"{name} takes {'a list' if name in lists else 'a single value'}" for name in wrong)
-        return ScriptError(f"{self.name}: {'; '.join(parts)}")
+        wrong = sorted(name for name, value in passed.items() if isinstance(value, list | tuple) != (name in lists))
+        kinds = (f"{name} takes {'a list' if name in lists else 'a single value'}" for name in wrong)
+        return ScriptError(f"{self.name}: {'; '.join(kinds) or 'expected strings, bytes and numbers'}")
+
+    @cached_property
+    def _plan(self) -> _Plan:
+        own = self.names.difference(*self.blocks)
+        return _Plan(self._getters(self.keys), self._getters(self.args), len(own), len(self.blocks) + 1)
+
+    def _getters(self, names: Sequence[str]) -> list[tuple[int, _Getter]]:
+        """How to read ``names``: for each run of them in one block, or in the other values, its number and a getter."""
+
+        def source(name: str) -> int:
+            return next((number for number, block in enumerate(self.blocks) if name in block), len(self.blocks))
+
+        return [(number, _getter(list(run))) for number, run in groupby(names, key=source)]
+
+
+class _Plan(NamedTuple):
+    """How to put the values of a call in order, and how many there are, worked out once."""
+
+    keys: list[tuple[int, _Getter]]
+    args: list[tuple[int, _Getter]]
+    values: int
+    sources: int
 
 
 _LOADED: dict[str, Script] = {}
@@ -127,8 +145,8 @@ def script(package: str, path: str, *blocks: type, names: str = "") -> Script:
     ``blocks`` are TypedDict classes whose fields are the names of a prelude; ``names`` are the other names, separated
     by spaces. Raises ScriptError when they are not exactly the names that the script's header and its preludes declare.
     """
-    loaded = _load(package, path)
-    passed = {*names.split(), *(name for block in blocks for name in block.__annotations__)}
+    loaded = replace(_load(package, path), blocks=tuple(frozenset(block.__annotations__) for block in blocks))
+    passed = {*names.split(), *(name for block in loaded.blocks for name in block)}
     if passed != loaded.names:
         raise _difference(loaded.name, loaded.names, passed)
     _LOADED[loaded.name] = loaded
@@ -167,7 +185,8 @@ def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:
     body = (_locals(single, lists, plain, arg_lists) + text).encode()
     sha = sha1(body, usedforsecurity=False).hexdigest()
     reads = bool(_CHANGES_NOTHING.search(text))
-    return Script(name, body, sha, tuple(single), lists[0] if lists else "", tuple(plain), tuple(arg_lists), reads)
+    key_list = lists[0] if lists else ""
+    return Script(name, body, sha, tuple(single), key_list, tuple(plain), tuple(arg_lists), reads=reads)
 
 
 def _split(name: str, words: list[str]) -> tuple[list[str], list[str]]:
@@ -188,6 +207,16 @@ def _locals(keys: list[str], key_lists: list[str], args: list[str], arg_lists: l
         lines.append(_LISTS.format(first=len(args) + 1))
         lines += [f"local {word.upper()} = next_list()\n" for word in arg_lists]
     return "".join(lines)
+
+
+def _getter(names: Sequence[str]) -> _Getter:
+    return itemgetter(*names) if len(names) > 1 else lambda values: tuple(values[name] for name in names)
+
+
+def _listed(items: object) -> Sequence[Any]:
+    if isinstance(items, list | tuple):
+        return items
+    raise TypeError("a list is expected")
 
 
 def _prelude(name: str, package: str, part: str) -> str:

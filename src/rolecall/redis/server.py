@@ -19,7 +19,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from rolecall.errors import ConfigError, ServerError, ServerRefused, ServerUnavailable
 from rolecall.redis.pipeline import Connection, Wire, new_connection, packed, translated
-from rolecall.redis.scripts import Arg, Script
+from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.subscriber import Subscriber
 
 BLOCK_MS = 2000
@@ -43,7 +43,7 @@ class Server(Protocol):
         """The raw reply of a command that changes nothing, repeated as ``run`` repeats a script. Raises ServerError."""
         ...
 
-    async def run(self, script: Script, /, **values: Any) -> Any:
+    async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         """The raw reply of ``script`` with its keys and arguments by name, repeated while the server is unavailable, up
         to a patience. Scripts are idempotent by their guards, so a repeat is safe. Raises ServerError, and ScriptError
         for a missing or unexpected name."""
@@ -94,10 +94,13 @@ class RedisServer:
         """See Server.fetch."""
         return await self._patiently(lambda: self.call(*args))
 
-    async def run(self, script: Script, /, **values: Any) -> Any:
+    async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         """See Server.run."""
-        arguments = script.arguments(values)
-        return await self._patiently(lambda: self._evaluate(script, arguments))
+        arguments = script.arguments(blocks, values)
+        try:
+            return await self._patiently(lambda: self._evaluate(script, arguments))
+        except TypeError as error:  # an argument that cannot be written to a connection
+            raise script.mistake(blocks, values) from error
 
     def reader(self) -> BlockingReader:
         """A new connection for blocking reads, closed with this server."""

@@ -144,7 +144,7 @@ class Balance:
             flat += [one.id, one.slots, one.weight]
         lease, probe = round(LEASE_SECONDS * 1000), round(PROBE_SECONDS * 1000)
         return list(
-            await self._server.run(PICK, **_block(self.name), call=call, lease=lease, probe_ms=probe, servers=flat)
+            await self._server.run(PICK, _block(self.name), call=call, lease=lease, probe_ms=probe, servers=flat)
         )
 
     def _place(self, server: str, call: str) -> Picked:
@@ -171,7 +171,7 @@ class Balance:
         wait = -1 if retry_after is None else round(retry_after * 1000)
         longest = round(LEFT_OUT_SECONDS * 1000)
         await self._server.run(
-            LEFT, **_block(self.name), call=call, server=server, outcome=outcome, why=why[:300], wait=wait,
+            LEFT, _block(self.name), call=call, server=server, outcome=outcome, why=why[:300], wait=wait,
             longest=longest,
         )  # fmt: skip
 
