@@ -162,6 +162,6 @@ async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
         try:
             if await embedded.revive():
                 logger.warning("the bundled server died and was restarted")
-            await server.call("PING")
+            await server.ping()
         except (ServerError, ConfigError, OSError) as error:
             logger.warning("the bundled server: %s", error)

@@ -95,7 +95,7 @@ def test_dropped_letters_are_gone(app: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("show", "1-1"), 1, "there is no dead letter 1-1; `rolecall dead list` shows those there are"),
+        (("show", "1-1"), 1, "there is no dead letter 1-1; see `rolecall dead list`"),
         (("show", "x"), 2, "'x' is not a dead letter ID: expected one that `rolecall dead list` shows"),
         (("replay",), 2, "name the dead letters by their ids, or all of them with --all"),
         (("drop", "1-1", "--all"), 2, "name the dead letters by their ids, or all of them with --all"),

@@ -124,7 +124,7 @@ def test_via_replaces_the_route_and_forward_follows_it() -> None:
     second = first.forward(lang="es")
     assert (second.role, second.route, second.hops) == ("echo", (), 2)
     assert second.payload == {"text": "hi", "lang": "es"}
-    with pytest.raises(UnknownRole, match="nobody to forward to"):
+    with pytest.raises(UnknownRole, match="the route has no further role"):
         second.forward()
 
 

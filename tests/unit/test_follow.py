@@ -151,7 +151,7 @@ async def test_a_turn_nobody_knows_ends_in_an_error(bus: Bus, wakeups: Wakeups, 
 
 @pytest.mark.parametrize("after", ["", "x", "-", "1-", "$", "1-2-3", "9" * 30])
 async def test_what_can_be_no_event_id_is_refused(bus: Bus, wakeups: Wakeups, after: str) -> None:
-    with pytest.raises(RolecallError, match="event id"):
+    with pytest.raises(RolecallError, match="event ID"):
         await Follower(bus, wakeups, after=after).done()
 
 

@@ -1,4 +1,4 @@
-"""Admission: a message becomes a turn, joins one that has not begun, takes one's place, or is refused at the door."""
+"""Admission: a message becomes a turn, joins a turn that has not begun, interrupts the running one, or is refused."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ CONTROL_ROLE = "command"
 STOPPED = "Stopped: I'm answering your newer message."
 LOGGED_CHARS = 8000
 Mode = Literal["queue", "collect", "interrupt"]
-"""What becomes of a message whose conversation is busy: it waits; it joins what waits already of the same user; or it
-takes the place of what runs for the same user."""
+"""What happens to a message while its conversation is busy: it waits; it joins a turn of the same user that has not
+begun; or it cancels the running turn of the same user."""
 EditOutcome = Literal["EDITED", "RUNNING", "DONE", "UNKNOWN", "FULL"]
 
 
@@ -84,17 +84,20 @@ EDIT = script(
 
 
 def utc_offset_ms() -> int:
-    """How far this machine's time zone is east of UTC now."""
+    """The current offset of this machine's time zone, positive east of UTC."""
     offset = datetime.now().astimezone().utcoffset()
     return round(offset.total_seconds() * 1000) if offset else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What became of a message: RUN and WAIT are accepted, MERGED is a part of ``turn``, which had not begun; DUP was
-    accepted before as ``turn``; CONFLICT is the same idempotency key with another body; FULL and BUSY wrote nothing
-    (FULL with a ``turn``: that one takes no more parts). ``place`` counts from 1 in the mailbox,
-    ``at`` is the server's clock in ms, ``event`` the id of the turn's first event where this call made it."""
+    """The outcome for a message. RUN, WAIT: it is a new turn. MERGED: it joined ``turn``, which had not begun. DUP: it
+    was admitted before as ``turn``. CONFLICT: another body was admitted with this idempotency key. FULL, BUSY: nothing
+    was written; FULL with a ``turn`` means that this turn takes no more parts.
+
+    ``place`` counts from 1 in the mailbox, ``at`` is the server's clock in ms, and ``event`` the id of the turn's first
+    event if this call made it.
+    """
 
     outcome: Outcome
     turn: str
@@ -104,7 +107,7 @@ class Admission:
 
     @property
     def before(self) -> str:
-        """The event id to follow the turn after: nothing of it comes before."""
+        """The event id after which to follow the turn: all its events come later."""
         if not self.event:
             return "0-0"
         ms, _, number = self.event.partition("-")
@@ -112,7 +115,7 @@ class Admission:
 
     @property
     def accepted(self) -> bool:
-        """Whether there is a turn to wait for."""
+        """Whether there is a turn whose answer will come."""
         return self.outcome in ("RUN", "WAIT", "MERGED", "DUP")
 
 
@@ -130,22 +133,25 @@ async def admit(
     hold: float = 0.0,
     group: str = "",
 ) -> Admission:
-    """Accept ``envelope`` as the next turn of its conversation, atomically, or refuse it and write nothing.
+    """Admit ``envelope`` as the next turn of its conversation, or refuse it and write nothing. Atomic.
 
-    ``idempotency`` (default: the envelope's id) makes a repeat DUP for ``idempotency_seconds``; ``principal``
-    is whom the per-user limits count; ``outbox`` asks that the answer be put in the outbox of ``reply_to``;
-    ``control`` runs beside the conversation's order, at most 4 at once. Raises EnvelopeTooLarge.
+    ``idempotency`` (default: the envelope's id) makes a repeat DUP for IDEMPOTENCY_SECONDS. ``principal`` is the user
+    whose limits apply. With ``outbox`` the answer is delivered through the outbox of ``reply_to``. A ``control`` turn
+    runs outside the conversation's order; a conversation has at most 4 of them at once. ``mode`` applies while the
+    conversation is busy.
 
-    ``mode`` says what becomes of it when the conversation is busy. ``hold`` seconds is how long a turn sleeps
-    before it runs, for more messages of the same ``group`` to join it: each of them renews the time, up to five
-    times as long in all. Whatever joins a turn that has not begun is MERGED: it has no answer of its own.
+    With ``hold`` the turn sleeps for that many seconds before it runs, so that more messages of the same ``group`` can
+    join it; each of them renews the hold, up to five times as long in all. A message that joins a turn is MERGED and
+    has no answer of its own.
+
+    Raises EnvelopeTooLarge, and RolecallError if the turn to interrupt keeps moving on meanwhile.
     """
     offer = Offer(
         from_user(envelope, principal), idempotency or envelope.id, principal, instance, title,
         envelope.reply_to if outbox else "", control, mode, hold, group,
     )  # fmt: skip
     for tries in range(MOVED_TRIES):
-        if tries:  # else those of a storm would look, and fail, in step
+        if tries:  # spread out, or concurrent interrupts would keep failing together
             await asyncio.sleep(random.uniform(0, tries / 1000))
         try:
             outcome, turn, place, at, event = await _offer(bus, offer)
@@ -153,7 +159,7 @@ async def admit(
             return Admission("BUSY", "", 0)
         if outcome != b"MOVED":
             return Admission(outcome.decode(), turn.decode(), place, at, event.decode())
-    raise RolecallError(f"{envelope.conversation} moved on {MOVED_TRIES} times while it was to be interrupted")
+    raise RolecallError(f"{envelope.conversation} moved {MOVED_TRIES} times while it was being interrupted")
 
 
 async def _offer(bus: Bus, offer: Offer) -> Sequence[Any]:
@@ -190,14 +196,14 @@ async def mark_answered(bus: Bus, conversation: str, idempotency: str) -> None:
 
 
 async def places(bus: Bus, conversation: str) -> dict[str, int]:
-    """The turns that wait in ``conversation`` with their places, counted from 1: one command for all of them."""
+    """The waiting turns of ``conversation`` with their places, counted from 1."""
     waiting = await bus.server.fetch("LRANGE", bus.shard(conversation).mailbox(conversation), 0, -1)
     return {turn.decode(): place for place, turn in enumerate(waiting, 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The running turn of a conversation and where its one entry is, as seen a moment ago. Empty when none runs."""
+    """The running turn of a conversation and the place of its entry, as read a moment ago. Empty if none runs."""
 
     turn: str = ""
     place: EntryPlace = NOWHERE
@@ -265,7 +271,7 @@ class Offer:
 
 
 async def look_at_running(server: Server, shard: ShardKeys, conversation: str) -> Running:
-    """What runs in ``conversation`` now; the words of its user are its history, marked as stopped."""
+    """The running turn of ``conversation``. Its history is the user's message, marked as stopped."""
     current, at = await server.fetch("HMGET", shard.conversation(conversation), "cur", "at")
     if not current:
         return Running()
@@ -278,19 +284,19 @@ async def look_at_running(server: Server, shard: ShardKeys, conversation: str) -
 
 
 def from_user(envelope: Envelope, principal: str) -> Envelope:
-    """``envelope`` with its user noted, if there is one."""
+    """``envelope`` with its user in ``meta``, if there is one."""
     if not principal:
         return envelope
     return msgspec.structs.replace(envelope, meta={**envelope.meta, "user": principal})
 
 
 def digest(envelope: Envelope) -> str:
-    """What tells a repeat of a message from another one under the same idempotency key."""
+    """Tells a repeat of a message from another message with the same idempotency key."""
     return hashlib.sha256(msgspec.json.encode((envelope.payload, envelope.priority))).hexdigest()[:16]
 
 
 def said(envelope: Envelope) -> str:
-    """The words of ``envelope`` as a log record shows them."""
+    """The text of ``envelope`` as a log record shows it."""
     return quoted(envelope.text[:LOGGED_CHARS])
 
 
@@ -303,9 +309,9 @@ def _words(raw: bytes, parts: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """What became of an edit. EDITED: ``turn`` will be answered as the message reads now, or as a newer edit says.
-    RUNNING and DONE: it is too late for ``turn``, which runs or is over. UNKNOWN: no such message was taken.
-    FULL: the turn has other parts, and together they would be too long; it stays as it was."""
+    """The outcome of an edit. EDITED: ``turn`` will answer the edited message, or a newer edit of it. RUNNING, DONE:
+    too late, ``turn`` runs or has ended. UNKNOWN: no such message was admitted. FULL: nothing changed, as the turn
+    would be too long with its other parts."""
 
     outcome: EditOutcome
     turn: str = ""
@@ -314,11 +320,11 @@ class Edited:
 async def edit_message(
     bus: Bus, envelope: Envelope, *, idempotency: str, version: int, principal: str = "", instance: str = "front"
 ) -> Edited:
-    """Let the message that was admitted under ``idempotency`` read as ``envelope`` does, if its turn waits or is held.
+    """Replace the message that was admitted under ``idempotency`` with ``envelope``, if its turn waits or is held.
 
-    ``version`` rises with each edit of a message, as an update's number does; an edit that is not newer than the one
-    that stands changes nothing. ``envelope.reply_to`` is the same as before: the answer goes there. Atomic: a turn is
-    released with the old text or with the new one. Raises EnvelopeTooLarge.
+    ``version`` rises with each edit of a message; an edit that is not newer than the current one changes nothing.
+    ``envelope.reply_to`` must be the same as before. Atomic: a turn is released with the old text or with the new one.
+    Raises EnvelopeTooLarge.
     """
     conversation = check_conversation(envelope.conversation)
     shard, envelope = bus.shard(conversation), from_user(envelope, principal)

@@ -41,3 +41,8 @@ class Bus:
             )
         if int(schema) != SCHEMA:
             raise ConfigError(f"this server has key schema {int(schema)}, but this version of rolecall needs {SCHEMA}")
+
+    async def stored_shards(self) -> int | None:
+        """The number of shards that the server was set up with; None before its first use."""
+        made = await self.server.call("HGET", keys.META, "shards")
+        return None if made is None else int(made)

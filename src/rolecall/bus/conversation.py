@@ -1,4 +1,4 @@
-"""A conversation between its turns: notices, preferences, feedback, what is remembered."""
+"""A conversation outside its turns: notices, history, preferences and feedback."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ async def notify(
     bus: Bus, conversation: str, text: str, *, idempotency: str = "", front: str = "", remember: bool = True,
     instance: str = "front",
 ) -> Literal["OK", "DUP", "CONFLICT", "BUSY"]:  # fmt: skip
-    """Tell ``conversation`` something it did not ask for: no turn, no mailbox, no model; its front end (the first
-    part of its name, or ``front``) shows it and lets it ring.
+    """Send ``conversation`` a notice without a turn. Its front end (``front``, by default the first part of the
+    conversation's name) delivers it; the transcript and, unless ``remember`` is False, the history have it too. Atomic.
 
-    In one step it is also remembered (unless ``remember`` is False) and in the transcript. With an ``idempotency``
-    key it is told once: DUP then says that it was before, CONFLICT that another text was. BUSY: the server is full.
-    Of these three nothing is written. Raises RolecallError for what is no name of a conversation.
+    With an ``idempotency`` key a notice is sent once: DUP for a repeat, CONFLICT for another text with the same key.
+    BUSY: the server is full. These three write nothing. Raises RolecallError for an invalid conversation name.
     """
     shard, text = bus.shard(check_conversation(conversation)), cut(text)
     settings = bus.settings
@@ -60,11 +59,11 @@ async def notify(
         )  # fmt: skip
     except ServerFull:  # refused at its first write
         return "BUSY"
-    return verdict.decode()  # type: ignore[return-value]  # the script answers just these words
+    return verdict.decode()  # type: ignore[return-value]  # the script answers only these words
 
 
 class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message of a history as stored; ``mark`` tells that its turn failed or was stopped."""
+    """One message of a history; ``mark`` says if its turn failed or was stopped."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -76,7 +75,7 @@ _decoder = msgspec.json.Decoder(Remembered)
 
 
 def remembered(text: str, answer: str, turn: str, mark: Mark = "") -> list[bytes]:
-    """A turn as its history entries: the user's words, then the answer unless it is empty."""
+    """The history entries of a turn: the user's message, then the answer unless it is empty."""
     entries = [Remembered("user", text, turn, mark)]
     if answer:
         entries.append(Remembered("assistant", answer, turn, mark))
@@ -144,8 +143,8 @@ async def envelopes_of(bus: Bus, conversation: str, turns: Sequence[str]) -> dic
 
 
 async def prefer(bus: Bus, conversation: str, name: str, value: str, *, instance: str = "front") -> bool:
-    """Let ``conversation`` prefer ``value`` from its next turn on; an empty one takes the preference back. A note in
-    the transcript. False when it was so already."""
+    """Set the preference ``name`` of ``conversation`` from its next turn on; an empty ``value`` removes it. The
+    transcript notes it. False if nothing changed."""
     shard = bus.shard(check_conversation(conversation))
     changed = await bus.server.run(
         PREFER, turn_block(bus, shard, conversation, ""), preference=name, value=value, instance=instance,
@@ -157,10 +156,10 @@ async def prefer(bus: Bus, conversation: str, name: str, value: str, *, instance
 async def give_feedback(
     bus: Bus, conversation: str, turn: str, user: str, vote: Vote, *, instance: str = "front", days: float = 7
 ) -> bool:
-    """Note ``user``'s ``vote`` on the answer to ``turn``; an empty one takes it back. A note in the transcript and the
-    counters ``up`` and ``down`` of the day. One vote per user; False when it was theirs already.
+    """Store the vote of ``user`` on the answer to ``turn``; an empty ``vote`` withdraws it. Each user has one vote. The
+    transcript notes it, and the counters ``up`` and ``down`` of the day count it. False if nothing changed.
 
-    Votes are known for ``days``; a change of mind moves the count on the day the vote was given.
+    Votes are kept for ``days``. A vote that changes on the same day moves the count.
     """
     shard, day = bus.shard(conversation), today()
     changed = await bus.server.run(

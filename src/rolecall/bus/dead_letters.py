@@ -1,4 +1,4 @@
-"""The envelopes given up on: looked at, sent again, or dropped by an operator."""
+"""Dead letters: envelopes that were given up on. An operator can list, replay or drop them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ID = re.compile(r"(\d{1,20}-\d{1,20})(?:@(\d{1,3}))?", re.ASCII)
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """One dead letter. ``id`` names it on this bus, ``ms`` is when it was given up (since 1970), ``envelope`` what
-    was on its way; conversation and turn are empty for an entry that belonged to none."""
+    """One dead letter: ``ms`` is when it was given up, since 1970, ``envelope`` the JSON. Conversation and turn are
+    empty for an entry that belonged to no turn."""
 
     id: str
     conversation: str
@@ -34,7 +34,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     @property
     def role(self) -> str:
-        """The role that had it, empty if the envelope does not tell."""
+        """The role that handled it; empty if the envelope cannot be read."""
         try:
             return decode(self.envelope.encode()).role
         except DecodeError:
@@ -42,7 +42,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 def plain(letter: DeadLetter) -> dict[str, object]:
-    """For JSON: also with its time, the role that had it, the short id of its turn, and the envelope as an object."""
+    """The letter for JSON output, with its time, role, short turn ID, and the envelope as an object."""
     when = datetime.fromtimestamp(letter.ms / 1000, UTC).isoformat(timespec="milliseconds")
     whole: dict[str, object] = {**msgspec.to_builtins(letter), "ms": letter.ms, "time": when, "role": letter.role}
     try:
@@ -53,7 +53,7 @@ def plain(letter: DeadLetter) -> dict[str, object]:
 
 
 async def dead_letters(bus: Bus) -> list[DeadLetter]:
-    """All of them, the newest last."""
+    """All dead letters, the newest last."""
     found = []
     for shard in bus.shards:
         entries = await bus.server.call("XRANGE", shard.dead, "-", "+")
@@ -62,23 +62,23 @@ async def dead_letters(bus: Bus) -> list[DeadLetter]:
 
 
 async def count_dead_letters(bus: Bus) -> int:
-    """How many there are."""
+    """How many dead letters there are."""
     return sum(await asyncio.gather(*(bus.server.fetch("XLEN", shard.dead) for shard in bus.shards)))
 
 
 async def find_dead_letter(bus: Bus, letter_id: str) -> DeadLetter:
-    """The one of that id. Raises ConfigError for what is no id, RolecallError when there is none."""
+    """The dead letter with that id. Raises ConfigError for an invalid id, RolecallError if there is none."""
     shard, entry_id = _place(bus, letter_id)
     for raw_id, flat in await bus.server.call("XRANGE", shard.dead, entry_id, entry_id):
         return _read(shard, raw_id, flat)
-    raise RolecallError(f"there is no dead letter {letter_id}; `rolecall dead list` shows those there are")
+    raise RolecallError(f"there is no dead letter {letter_id}; see `rolecall dead list`")
 
 
 async def replay(bus: Bus, letter: DeadLetter, instance: str) -> Admission:
-    """Admit the envelope again, as the newest turn of its conversation, and remove the dead letter; it stays when
-    it was refused (FULL, BUSY). A second replay of the same letter, whoever does it, makes no second turn.
+    """Admit the envelope again as the newest turn of its conversation, and remove the dead letter unless it is refused
+    (FULL, BUSY). Idempotent: replaying a letter twice makes one turn.
 
-    Raises RolecallError for a letter that no turn can be made of.
+    Raises RolecallError for a letter that cannot become a turn.
     """
     envelope = _again(letter)
     admission = await admit(
@@ -95,7 +95,7 @@ async def replay(bus: Bus, letter: DeadLetter, instance: str) -> Admission:
 
 
 async def drop(bus: Bus, letter_id: str) -> bool:
-    """Remove a dead letter for good; False when there was none. Raises ConfigError for what is no id."""
+    """Remove a dead letter; False if there was none. Raises ConfigError for an invalid id."""
     shard, entry_id = _place(bus, letter_id)
     return bool(await bus.server.call("XDEL", shard.dead, entry_id))
 
@@ -107,14 +107,14 @@ def _again(letter: DeadLetter) -> Envelope:
         envelope = decode(letter.envelope.encode())
     except DecodeError as error:
         raise RolecallError(f"dead letter {letter.id} cannot be read and can only be dropped: {error}") from None
-    # Every turn begins at the first role. Where this one was bound for goes with it as what a user may ask for.
+    # Every turn begins at the first role. The role it was bound for becomes the one that the user asks for.
     bound = (envelope.role, *envelope.route)[-1].partition("@")[0]
     payload = envelope.payload if bound == FIRST_ROLE else {"role": bound, **envelope.payload}
     return msgspec.structs.replace(envelope, role=FIRST_ROLE, route=(), attempt=0, payload=payload)
 
 
 async def _delivered_by_outbox(bus: Bus, envelope: Envelope) -> bool:
-    """Whether the front end that asked reads an outbox: its stream is there from its first start on."""
+    """Whether the front end of the envelope reads an outbox: the stream exists from its first start on."""
     outbox = bus.shard(envelope.conversation).outbox(envelope.reply_to)
     return bool(envelope.reply_to and await bus.server.call("EXISTS", outbox))
 

@@ -19,17 +19,17 @@ MAX_TEXT_BYTES = 64 * 1024
 MAX_DEPTH = 32
 MAX_HOPS = 16
 LISTS = ("images", "files")
-"""What a payload may list beside its text; see blobs.py."""
+"""What a payload may list besides its text; see blobs.py."""
 CUT_MARK = " … [cut]"
 ROLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 DESTINATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}(@[^\s@]{1,120})?")
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One turn's message on its way: a value, never changed, only replaced by the next one.
+    """The message of a turn as it travels. Immutable: each hop makes a new one.
 
-    ``turn`` and ``hops`` travel beside the JSON and are set by the bus when it hands the envelope out.
-    ``meta`` is free for later versions; every version carries it on untouched.
+    ``turn`` and ``hops`` travel outside the JSON; the bus sets them when it delivers the envelope. ``meta`` is reserved
+    for later versions; every version passes it on unchanged.
     """
 
     conversation: str
@@ -54,13 +54,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def answered(self) -> bool:
-        """True for what ``reply`` made: nothing is left to route."""
+        """Whether ``reply`` made this envelope, so that nothing is left to route."""
         return self.role == ""
 
     def via(self, *roles: str, **changes: Any) -> Envelope:
-        """Route to ``roles`` in order, in place of whatever route was left, with ``changes`` merged into the payload.
+        """Route to ``roles`` in order instead of the rest of the route, with ``changes`` merged into the payload.
 
-        ``role@process`` is one process. Raises UnknownRole for what can be no role's name.
+        ``role@process`` addresses one process. Raises UnknownRole for an invalid name.
         """
         if not roles:
             raise UnknownRole("via() needs at least one role")
@@ -70,9 +70,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self._next(role=roles[0], route=roles[1:], payload={**self.payload, **changes})
 
     def forward(self, **changes: Any) -> Envelope:
-        """Pass on to the next role of the route, with ``changes`` merged into the payload."""
+        """Send on to the next role of the route, with ``changes`` merged into the payload."""
         if not self.route:
-            raise UnknownRole(f"{self.role} has nobody to forward to: the route is at its end")
+            raise UnknownRole(f"{self.role} cannot forward: the route has no further role")
         payload = {**self.payload, **changes}
         return self._next(role=self.route[0], route=self.route[1:], payload=payload)
 
@@ -87,7 +87,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a message brings to a turn that it became a part of."""
+    """What a message adds to the turn that it joined."""
 
     text: str = ""
     images: list[Any] = []
@@ -120,15 +120,14 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def encode_part(envelope: Envelope) -> bytes:
-    """JSON of what ``envelope`` brings to a turn that takes it in: its text, and its images and files if it has any.
-    There is no newline in it."""
+    """JSON of what ``envelope`` adds to a turn that it joins: its text, images and files. It contains no newline."""
     lists = {name: found for name in LISTS if (found := _listed(envelope.payload, name))}
     return _encoder.encode(Part(envelope.text, **lists) if lists else envelope.text)
 
 
 def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> Envelope:
-    """The envelope in ``raw``; ``parts`` are messages that were merged into it: JSON array items, each a text or a
-    Part. Texts are joined by line ends, images and files follow each other. Raises DecodeError."""
+    """The envelope in ``raw``. ``parts`` are the messages that joined it, as JSON array items, each a text or a Part:
+    texts are joined by line ends, images and files are concatenated. Raises DecodeError."""
     if len(raw) > MAX_BYTES:
         raise DecodeError(f"{len(raw):,} bytes; the limit is {MAX_BYTES:,}", raw)
     try:
@@ -147,7 +146,7 @@ def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> 
 
 
 def check_conversation(conversation: str) -> str:
-    """``conversation`` itself when it may be one: 1–200 characters, none of them a control character."""
+    """``conversation`` if it is a valid id: 1 to 200 characters, no control characters. Raises RolecallError."""
     if not 0 < len(conversation) <= 200:
         raise RolecallError("a conversation id has 1 to 200 characters")
     if not conversation.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in conversation):
@@ -156,7 +155,7 @@ def check_conversation(conversation: str) -> str:
 
 
 def cut(text: str) -> str:
-    """``text``, at most 64 kB of UTF-8; a longer one ends in a visible mark."""
+    """``text``, cut to 64 kB of UTF-8 with a visible mark at the end."""
     raw = text.encode("utf-8", "replace")
     if len(raw) <= MAX_TEXT_BYTES:
         return text if text.isascii() else raw.decode()
@@ -164,7 +163,7 @@ def cut(text: str) -> str:
 
 
 def short_turn_id(conversation: str, turn: str) -> str:
-    """What an apology shows and ``rolecall logs`` opens: six hex digits of the conversation's SHA-256, and the turn."""
+    """The turn ID for users and ``rolecall logs``: six hex digits of the conversation's SHA-256, and the turn."""
     return f"{hashlib.sha256(conversation.encode()).hexdigest()[:6]}-{turn}"
 
 

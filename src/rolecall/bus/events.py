@@ -1,4 +1,4 @@
-"""Following a turn: the truth is the conversation's event stream, pub/sub only says when to look."""
+"""Events of a turn, for its followers. The conversation's event stream is authoritative; pub/sub only wakes readers."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ from rolecall.redis.subscriber import Subscriber
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 5.0
+"""Poll interval of a follower whose wake-ups fail."""
 UNHURRIED_SECONDS = 0.02
-"""How long the news that an instance began may wait for company: often the answer is right behind."""
+"""How long the wake-up for ``started`` may wait: often the answer follows at once, and one read gets both."""
 LINGERING = 256
+"""Subscriptions kept without a follower."""
 PAGE = 500
 FINAL = ("final", "error", "cancelled")
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled"]
 INTERVAL = 0.05
+"""Seconds between two deltas, and SLOW_INTERVAL once an answer takes longer than SLOW_AFTER."""
 SLOW_INTERVAL = 0.25
 SLOW_AFTER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened to a turn. ``id`` rises strictly and resumes a follow; ``text`` is a delta's piece at
-    ``position`` characters, or the whole answer of a final event; ``started`` makes earlier deltas void."""
+    """What happened in a turn. ``id`` increases strictly and can resume a follow. ``text`` is the piece of a delta at
+    ``position`` characters, or the whole answer of a final event. ``started`` makes earlier deltas void."""
 
     kind: Kind
     id: str
@@ -53,12 +56,12 @@ class Event:
 
     @property
     def last(self) -> bool:
-        """Whether the turn is over with this."""
+        """Whether this event ends the turn."""
         return self.kind in FINAL
 
 
 class Wakeups:
-    """A process's one pub/sub connection: wakes who follows a conversation, and hears the control broadcasts."""
+    """The pub/sub connection of a process: wakes followers of conversations and receives control broadcasts."""
 
     def __init__(self, pubsub: Subscriber, control: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._pubsub = pubsub
@@ -67,17 +70,17 @@ class Wakeups:
         self._confirmed: dict[str, asyncio.Event] = {}
         self._lingering: dict[str, None] = {}
         self.listening = asyncio.Event()
-        """Set once control broadcasts are heard."""
+        """Set once control broadcasts are received."""
 
     async def run(self) -> None:
-        """Listen until cancelled. After a lost connection everyone is woken to look for what was missed: now, and when
-        their subscription is confirmed anew."""
+        """Listen until cancelled. After a lost connection all followers are woken to read what they missed, at once and
+        when their subscription is confirmed again."""
         await self._pubsub.subscribe(keys.CONTROL)
         while True:
             try:
                 message = await self._pubsub.get_message(timeout=30)
                 if message is not None:
-                    self._heard(message)
+                    self._received(message)
             except ServerError as error:
                 logger.info("wake-ups: %s", error)
                 await asyncio.sleep(0.2)
@@ -89,8 +92,8 @@ class Wakeups:
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[asyncio.Event]:
-        """An event that is set whenever ``channel`` speaks; on entry the subscription is confirmed, or the server
-        is away and the follower's own looking must do."""
+        """An event that is set by every message on ``channel``. On entry the subscription is confirmed, unless the
+        server is unavailable; followers poll as well."""
         woken = asyncio.Event()
         self._listeners.setdefault(channel, set()).add(woken)
         try:
@@ -112,28 +115,28 @@ class Wakeups:
                 await self._confirmed[channel].wait()
 
     async def _linger(self, channel: str) -> None:
-        """A conversation's next turn often follows soon: its channel is kept until many others came after it."""
+        """Keep the subscription for a while: the conversation's next turn often follows soon."""
         self._lingering[channel] = None
         if len(self._lingering) > LINGERING:
             oldest = next(iter(self._lingering))
             del self._lingering[oldest], self._confirmed[oldest]
             await self._pubsub.unsubscribe(oldest)
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _received(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
         if channel == keys.CONTROL:
             self.listening.set()
         if message["type"] == "subscribe" and channel in self._confirmed:
             self._confirmed[channel].set()
         elif message["type"] == "message" and channel == keys.CONTROL:
-            self._control_heard(message["data"])
+            self._control_received(message["data"])
         for woken in self._listeners.get(channel, ()):
             if message["data"] == b"started":
                 asyncio.get_running_loop().call_later(UNHURRIED_SECONDS, woken.set)
             else:
                 woken.set()
 
-    def _control_heard(self, data: bytes) -> None:
+    def _control_received(self, data: bytes) -> None:
         with suppress(msgspec.DecodeError):
             order = msgspec.json.decode(data)
             if self._control is not None and isinstance(order, dict):
@@ -148,14 +151,13 @@ class Wakeups:
 async def follow(
     bus: Bus, wakeups: Wakeups, conversation: str, turn: str, after: str = "0-0"
 ) -> AsyncGenerator[Event, None]:
-    """The events of ``turn`` after the event id ``after``, until its final one, which comes exactly once.
+    """The events of ``turn`` after the event id ``after``, up to the final one, which comes exactly once.
 
-    Joins what is stored with what happens, without gap or double: after the id of the final event there is nothing
-    more. A turn whose result is not kept any more ends in an error event. While the server is away it waits. Raises
-    RolecallError when ``after`` is no event id.
+    Stored and new events follow each other without gaps or duplicates. A turn whose result has expired ends with an
+    error event. While the server is unavailable, this waits. Raises RolecallError for an invalid ``after``.
     """
     if not EVENT_ID.fullmatch(after):
-        raise RolecallError(f"{after[:60]!r} is no event id: one reads like 1795246462181-0")
+        raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
     shard = bus.shard(conversation)
     async with wakeups.listen(shard.channel(conversation)) as woken:
         last, look = after, True
@@ -165,7 +167,7 @@ async def follow(
                 async for event_id, fields in _stored(bus, shard.events(conversation), last):
                     last = event_id
                     if fields[b"t"] == turn.encode():
-                        event, look = _event(last, fields), False  # it is there: its final event will be, too
+                        event, look = _event(last, fields), False  # the stream has it, so it will have the final event
                         yield event
                         if event.last:
                             return
@@ -175,7 +177,7 @@ async def follow(
                     return
             except ServerUnavailable as error:
                 logger.info("following %s: %s", conversation, error)
-            # Woken, the events tell; what has no event any more is looked for now and then.
+            # A wake-up means a new event; a turn without events any more is looked up at intervals.
             look = not await _doze(woken)
 
 
@@ -212,14 +214,14 @@ class AnswerText:
 
 @dataclass(slots=True)
 class Progress(AnswerText):
-    """How far a turn has come: ``kind`` and ``seen`` are those of its newest event, ``role`` is working on it."""
+    """How far a turn has come: ``kind`` and id (``seen``) of its newest event, and the ``role`` that works on it."""
 
     kind: str = ""
     seen: str = "0-0"
     role: str = ""
 
     def add(self, event: Event) -> None:
-        """Go on by one event."""
+        """Apply the next event."""
         self.kind, self.seen = event.kind, event.id
         self.apply(event)
         if event.kind == "started":
@@ -229,7 +231,7 @@ class Progress(AnswerText):
 
 
 async def progress(bus: Bus, conversation: str, turn: str) -> Progress:
-    """How far ``turn`` came; its final event is left out."""
+    """How far ``turn`` has come, without its final event."""
     found = Progress()
     async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
         if fields[b"t"] == turn.encode() and fields[b"k"].decode() not in FINAL:
@@ -238,17 +240,17 @@ async def progress(bus: Bus, conversation: str, turn: str) -> Progress:
 
 
 async def so_far(bus: Bus, conversation: str, turn: str) -> str:
-    """The answer to ``turn`` as far as it was told to who follows it."""
+    """The answer to ``turn`` as far as it was streamed to followers."""
     return (await progress(bus, conversation, turn)).text
 
 
 async def keeps(bus: Bus, conversation: str, event_id: str) -> bool:
-    """Whether that event of the conversation is still kept, and with it all that followed."""
+    """Whether that event of the conversation is still stored, and with it all later ones."""
     return bool(await bus.server.call("XRANGE", bus.shard(conversation).events(conversation), event_id, event_id))
 
 
 async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:
-    """The entries behind ``last``, of all turns."""
+    """The entries after ``last``, of all turns."""
     while True:
         page = await bus.server.call("XRANGE", stream, f"({last}", "+", "COUNT", PAGE)
         for raw_id, flat in page:
@@ -259,8 +261,8 @@ async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, 
 
 
 async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Event] | None:
-    """What is left to tell of a turn that is over, from its result: the event stream may have been trimmed or have
-    expired. None while it goes on, nothing when its final event is not after ``last``."""
+    """The final event of a turn that has ended, made from its result, as the event stream may be trimmed or expired.
+    None while the turn goes on; empty if the final event is not after ``last``."""
     found = await snapshot(bus, conversation, turn)
     if found.state is TurnState.FINISHED and found.final is not None:
         final = found.final
@@ -275,7 +277,7 @@ async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Eve
 
 
 async def _doze(woken: asyncio.Event) -> bool:
-    """Whether it was woken before it was time to look again."""
+    """Whether a wake-up came before the poll interval ended."""
     with suppress(TimeoutError):
         async with asyncio.timeout(LOOK_AGAIN_SECONDS):
             await woken.wait()
@@ -307,9 +309,9 @@ def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:
 
 
 class DeltaStream:
-    """Joins pieces so that they leave at most every 50 ms, every 250 ms after ten seconds; never holds the handler up.
+    """Batches the pieces of an answer: sends every 50 ms, after ten seconds every 250 ms, and never blocks the handler.
 
-    ``lost`` is called when the bus says that the envelope is not this instance's any more.
+    ``lost`` is called once the instance has lost its lease.
     """
 
     def __init__(self, bus: Bus, delivery: Delivery, lost: Callable[[], None]) -> None:
@@ -323,7 +325,7 @@ class DeltaStream:
         self._task: asyncio.Task[None] | None = None
 
     async def publish(self, position: int, text: str) -> None:
-        """Queue ``text``, which stands at ``position`` characters in the answer."""
+        """Queue ``text``, the piece at ``position`` characters of the answer."""
         if not self._pieces:
             self._position = position
         self._pieces.append(text)
@@ -331,7 +333,7 @@ class DeltaStream:
             self._task = asyncio.create_task(self._send(), name="rolecall deltas")
 
     def close(self) -> None:
-        """Send nothing more: the final event carries the whole answer."""
+        """Send nothing more; the final event has the whole answer."""
         self._pieces.clear()
         if self._task is not None:
             self._task.cancel()
@@ -349,8 +351,8 @@ class DeltaStream:
             self._position = position + len(text)
 
     async def _emit(self, position: int, text: str) -> bool:
-        """False when the envelope is not this instance's any more. A piece that cannot be sent is left out: followers
-        see the gap and have the whole answer at the end."""
+        """False once the lease is lost. A piece that cannot be sent is left out: followers notice the gap and get the
+        whole answer at the end."""
         try:
             return not text or await emit(self._bus, self._delivery, position, text) == "OK"
         except ServerError as error:

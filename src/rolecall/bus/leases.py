@@ -32,7 +32,7 @@ WHO = ContextVar("rolecall instance", default="")
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a process would take for one role: free slots, and whether one may be on its last delivery."""
+    """What a process can take for one role: its free slots, and whether one entry may be on its last delivery."""
 
     role: str
     free: int
@@ -44,8 +44,8 @@ async def take(
 ) -> list[Delivery]:
     """Lease entries for ``demands``, never more than their free slots, without blocking.
 
-    Bands are served from number ``start`` on (0 high, 1 normal, 2 low). With ``claim``, entries whose holder
-    let its lease run out come first; one delivered once too often comes only if ``last_ok``.
+    Bands are served starting with number ``start`` (0 high, 1 normal, 2 low). With ``claim``, entries whose lease has
+    expired come first; one on its last delivery only comes if ``last_ok``.
     """
     streams: list[tuple[str, str]] = []
     wanted: list[Arg] = []
@@ -64,13 +64,13 @@ async def take(
 
 
 def streams_of(bus: Bus, shard: ShardKeys, role: str, start: int = 0) -> list[str]:
-    """The streams of ``role`` in ``shard`` that this process reads, in the order to serve them."""
+    """The streams of ``role`` in ``shard`` that this process reads, in serving order."""
     bands = (*keys.BANDS[start:], *keys.BANDS[:start])
     return [*(shard.stream(role, band) for band in bands), shard.direct(role, bus.process)]
 
 
 async def ensure_groups(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
-    """Create the consumer groups that blocking reads of ``roles`` need, from the streams' beginning."""
+    """Create the consumer groups that blocking reads of ``roles`` need, from the beginning of the streams."""
     for role in roles:
         for stream in streams_of(bus, shard, role):
             await create_group(bus.server, stream)
@@ -90,7 +90,7 @@ def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = Fal
     def unknown(future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()
         if isinstance(error, ServerRefused) and error.code == "NOSCRIPT":
-            bus.server.send("EVAL", START.body, *rest).add_done_callback(_heard)
+            bus.server.send("EVAL", START.body, *rest).add_done_callback(_retrieve)
 
     sent = bus.server.send("EVALSHA", START.sha, *rest)
     sent.add_done_callback(unknown)
@@ -103,7 +103,7 @@ async def emit(bus: Bus, delivery: Delivery, position: int, text: str) -> Verdic
 
 
 async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[Delivery]:
-    """Keep the leases of ``held`` and this process's sign of life; returns those that are lost."""
+    """Renew the leases of ``held`` and this process's sign of life; returns the lost ones."""
     lost = await bus.server.run(
         RENEW, alive=shard.alive(bus.process), streams=[delivery.stream for delivery in held], process=bus.process,
         lease=milliseconds(bus.settings.lease_seconds), entries=[delivery.id for delivery in held],
@@ -122,7 +122,7 @@ async def hand_back(bus: Bus, delivery: Delivery) -> Verdict:
 
 
 async def owns_turn(bus: Bus, delivery: Delivery) -> bool:
-    """Whether a turn is held by just this entry: the conversation's running one, or an open control turn."""
+    """Whether the entry is that of its conversation's running turn, or of an open control turn."""
     shard = bus.shards[delivery.shard]
     if delivery.control:
         journal = shard.journal(delivery.conversation)
@@ -145,7 +145,7 @@ def _beginning(delivery: Delivery, instance: str, quiet: bool = False) -> dict[s
 
 
 async def create_group(server: Server, stream: str) -> None:
-    """Create the consumer group of ``stream`` from its beginning, unless it is there."""
+    """Create the consumer group of ``stream`` from its beginning, unless it exists."""
     try:
         await server.call("XGROUP", "CREATE", stream, keys.GROUP, "0", "MKSTREAM")
     except ServerRefused as error:
@@ -153,18 +153,19 @@ async def create_group(server: Server, stream: str) -> None:
             raise
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for this one; its failure was heard of."""
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Mark an exception as retrieved: nothing awaits this future, and the failure was logged already."""
     if not future.cancelled():
         future.exception()
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One leased entry. ``envelope`` is None when it could not be read; ``problem`` then says why.
+    """One leased entry. ``envelope`` is None if it could not be read; ``problem`` then says why.
 
-    ``usable`` tells whether the entry names a conversation and a turn at all. ``count`` is how often it was
-    delivered, this time included; ``previous`` is the process that held it before, if one did.
+    ``usable`` is False for an entry that names no conversation and turn, ``newer`` True for an envelope of a newer
+    version. ``count`` is the number of deliveries including this one; ``previous`` is the process that held the entry
+    before, or "".
     """
 
     shard: int
@@ -185,12 +186,12 @@ class Delivery:
 
     @property
     def control(self) -> bool:
-        """Whether this turn is in the control lane, beside the conversation's order."""
+        """Whether this is a control turn, which runs outside the conversation's order."""
         return is_control(self.turn)
 
 
 def read_entry(shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"") -> Delivery:
-    """The delivery made of a raw stream entry ``[id, [field, value, …]]``. Never raises for what is inside."""
+    """The delivery for a raw stream entry ``[id, [field, value, …]]``, whatever it contains."""
     raw_id, flat = entry
     fields = field_map(flat)
     raw = fields.get(b"e", b"")

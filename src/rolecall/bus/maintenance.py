@@ -1,4 +1,4 @@
-"""What keeps the bus right beside the work: waking deferred turns, auditing, ending what is overdue."""
+"""Maintenance: wake deferred turns, audit running ones, end overdue ones, and clean up after dead processes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination
 
 
 async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
-    """Wake the deferred turns whose time has come by the server's clock; returns how many. ``now_ms`` only saves
-    asking for those that are far away. Any number of processes may do this."""
+    """Wake the deferred turns that are due by the server's clock; returns how many. ``now_ms`` preselects them and need
+    not be exact. Any number of processes may do this."""
     due = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", round(now_ms), "LIMIT", 0, PAGE)
     woken = 0
     for conversation in due:
@@ -38,7 +38,7 @@ async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
 
 
 async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool = False) -> str:
-    """Wake one deferred turn if it is due, or with ``early`` in any case."""
+    """Wake one deferred turn if it is due, or in any case with ``early``."""
     stream = await bus.server.call("HGET", shard.journal(conversation), "defer:s")
     verdict: bytes = await bus.server.run(
         PROMOTE, deferred=shard.deferred, conversation=shard.conversation(conversation),
@@ -48,8 +48,8 @@ async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool 
 
 
 async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
-    """See that every running turn of the shard has its entry, and end those in flight too long; returns how many
-    entries had to be written again, which is 0 unless data was lost from outside."""
+    """Check that every running turn of the shard has its entry, and end turns that are in flight for too long. Returns
+    how many entries were repaired: 0, unless something outside Rolecall deleted data."""
     repaired, flat = 0, await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")
     for member, since in pairs(flat):
         conversation = member.decode()
@@ -77,7 +77,7 @@ async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
 
 
 async def rescue_direct(bus: Bus, shard: ShardKeys, roles: Iterable[str], gone: str) -> int:
-    """Move what was addressed to the process ``gone`` to the streams of its roles; returns how many entries."""
+    """Move the entries addressed to the dead process ``gone`` to the streams of its roles; returns how many."""
     moved = 0
     for role in roles:
         page = PAGE
@@ -88,7 +88,7 @@ async def rescue_direct(bus: Bus, shard: ShardKeys, roles: Iterable[str], gone: 
 
 
 async def retire(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) -> bool:
-    """Tidy up in ``shard`` after the process ``gone``; True when nothing of it is left."""
+    """Clean up in ``shard`` after the dead process ``gone``; True if nothing of it is left."""
     await rescue_direct(bus, shard, roles, gone)
     own = [shard.direct(role, gone) for role in roles]
     shared = [shard.stream(role, band) for role in roles for band in keys.BANDS]
@@ -97,7 +97,7 @@ async def retire(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) ->
 
 
 async def sweep(bus: Bus, roles: Sequence[str]) -> int:
-    """Tidy up after processes that are gone: what was addressed to them moves to its role, their consumers go.
+    """Clean up after dead processes: entries addressed to them move to their roles, and their consumers are deleted.
     Returns how many processes. Any number of processes may do this."""
     gone = 0
     for raw in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1):
@@ -111,7 +111,7 @@ async def sweep(bus: Bus, roles: Sequence[str]) -> int:
 
 
 async def depart(bus: Bus, roles: Sequence[str]) -> None:
-    """Leave for good: from now on nothing is addressed to this process, and what was moves to its role at once."""
+    """Leave the bus: nothing more is addressed to this process, and entries addressed to it move to their roles."""
     for shard in bus.shards:
         await bus.server.call("DEL", shard.alive(bus.process))
         await retire(bus, shard, roles, bus.process)
@@ -132,7 +132,7 @@ async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
 
 async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) -> None:
     current = await bus.server.call("HGET", shard.conversation(conversation), "cur")
-    # Asked for after `cur`: the turn seen there is as old as this says, or another one has begun since.
+    # Read after `cur`: that turn is at least this old, or another one has begun since.
     since = await bus.server.call("ZSCORE", shard.active, conversation)
     if current and since and _overdue(bus, now_ms, float(since)):
         turn = current.decode()

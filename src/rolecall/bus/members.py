@@ -1,4 +1,4 @@
-"""What the processes of a front end share about its users: members, invitation codes, counters, API keys and logins."""
+"""Members: who may use a front end, their invitation codes, and counters of what they do."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from rolecall.redis.server import pairs
 
 PACKAGE = "rolecall.bus"
 REDEEM = script(
-    PACKAGE, "scripts/process/redeem",
+    PACKAGE, "scripts/member/redeem",
     names="members code tries all_tries user rank shared has_admin most all_most window name",
 )  # fmt: skip
-TALLY = script(PACKAGE, "scripts/process/tally", names="counter window")
-
-
+TALLY = script(PACKAGE, "scripts/member/tally", names="counter window")
 Rank = Literal["admin", "user", "guest", "stranger"]
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Someone let in by a code or an admin, or shut out by one (``rank`` stranger); ``since`` in seconds since 1970."""
+    """A user who was let in by a code or an admin, or shut out by an admin (``rank`` stranger). ``since`` is in seconds
+    since 1970."""
 
     user: int
     rank: Rank
@@ -64,7 +63,7 @@ async def enrol(bus: Bus, front: str, user: int, rank: Rank, name: str) -> None:
 
 
 async def store_code(bus: Bus, front: str, digest: str, rank: str, days: float) -> None:
-    """Keep a one-time code, by the SHA-256 of it, that makes whoever redeems it a ``rank``."""
+    """Store a one-time code, by its SHA-256, that gives the user who redeems it a ``rank``."""
     await bus.server.call("SET", keys.front(front, f"code:{digest}"), rank, "PX", milliseconds(days * 86_400))
 
 

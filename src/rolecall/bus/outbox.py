@@ -1,4 +1,4 @@
-"""The outbox of a front end: what it still has to deliver, read by one process at a time."""
+"""The outbox of a front end: the events it still has to deliver, read by one process at a time."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import BlockingReader, RedisServer, field_map, text_map
 
 logger = logging.getLogger(__name__)
-CONSUMER = "deliverer"
-"""The same for every process, so that a successor finds as its own what its predecessor had read."""
-PAGE = 100
-AHEAD = 1000
-"""Entries in memory; of those beyond, and beyond CONVERSATION_AHEAD of one conversation, the ids alone."""
-CONVERSATION_AHEAD = 20
-KNOWN = 100_000
-"""Entries read and not delivered; beyond that reading waits."""
-BLOCK_MS = 1000
 PACKAGE = "rolecall.bus"
 DELIVERED = script(PACKAGE, "scripts/conversation/delivered", TurnBlock, names="received records")
 SHOW = script(PACKAGE, "scripts/conversation/show", names="shown shows part message turn keep")
 UNSHOW = script(PACKAGE, "scripts/conversation/unshow", names="shown shows part message")
+CONSUMER = "deliverer"
+"""One consumer for all processes, so that a successor owns the entries that its predecessor had read."""
+PAGE = 100
+AHEAD = 1000
+"""Entries in memory. Beyond that, or beyond CONVERSATION_AHEAD of one conversation, only their ids are kept."""
+CONVERSATION_AHEAD = 20
+KNOWN = 100_000
+"""Maximum of entries read but not delivered; beyond it, reading pauses."""
+BLOCK_MS = 1000
 LOOK_SECONDS = 0.1
 LEAVING_SECONDS = 6.0
 TRIES = 5
 LONGEST_WAIT = 5.0
 WHOLE = "0"
-"""The first part of an answer, and most often the only one."""
+"""The name of an answer's first part, which is usually the only one."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """What is to be delivered: the final event of ``turn``, or a notice, which has no turn. ``payload`` is the event
-    with its ``kind`` and ``text``, None while it is not in memory."""
+    """One delivery: the final event of ``turn``, or a notice, which has no turn. ``payload`` is the event with its
+    ``kind`` and ``text``, or None while it is not in memory."""
 
     shard: int
     id: str
@@ -60,19 +60,19 @@ class OutboxEntry:
 
     @property
     def at(self) -> int:
-        """When it was put here, in ms of the server's clock."""
+        """When the entry was written, in ms of the server's clock."""
         return int(self.id.partition("-")[0])
 
 
 Deliver = Callable[[OutboxEntry], Awaitable[bool]]
-"""Delivers an entry and says so by Outbox.delivered; False when it may not, as it is not this process's to do."""
+"""Delivers an entry and acknowledges it with Outbox.delivered; False if this process may not deliver any more."""
 
 
 class Outbox:
-    """Has the entries of ``front`` delivered: those of one conversation in order, conversations side by side. One that
-    stalls holds up no other. ``holding`` says whether this process is the one that delivers.
+    """Delivers the entries of ``front``: in order within a conversation, and conversations concurrently, so that one
+    that stalls delays no other. ``holding`` says whether this process leads the deliverers.
 
-    An entry stays until it is delivered: whatever stops this, a successor begins with what was not.
+    An entry stays until it is acknowledged; a successor starts with the entries that were not.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Outbox:
         self._room = asyncio.Event()
 
     async def run(self, deliver: Deliver) -> None:
-        """Hand entries to ``deliver`` whenever this process holds, until cancelled. Server away: it waits and goes
-        on."""
+        """Pass entries to ``deliver`` while this process leads, until cancelled. Waits while the server is
+        unavailable."""
         self._deliver = deliver
         try:
             while True:
@@ -108,22 +108,22 @@ class Outbox:
                 await self._reader.aclose()
 
     async def delivered(self, entry: OutboxEntry, records: Records, received: int = 0) -> bool:
-        """Say, once, that ``entry`` is delivered, or never will be; ``records`` go into the transcript with it.
-        ``received`` is when its turn was received, in ms, if that is known. False when it was said before."""
+        """Acknowledge that ``entry`` was delivered or given up, and write ``records`` to the transcript; ``received``
+        is when its turn was received in ms, 0 if unknown. False if it was acknowledged before."""
         shard = self.bus.shards[entry.shard]
         place = EntryPlace(shard.outbox(self.front), entry.id)
         block = turn_block(self.bus, shard, entry.conversation, entry.turn, place)
         return bool(await self.bus.server.run(DELIVERED, block, received=received, records=records.flat()))
 
     async def waiting(self) -> int:
-        """How many entries are to be delivered."""
+        """How many entries are still to be delivered."""
         return sum([await self.bus.server.fetch("XLEN", stream) for stream in self._streams])
 
     # Reading
 
     async def _serve(self) -> None:
-        """Read for as long as this process holds: what was read before and not delivered first. Should it lapse for a
-        moment, all that was in memory is read anew."""
+        """Read while this process leads, starting with entries that were read before but not delivered. If it stops
+        leading even for a moment, everything is read again."""
         self._lapsed = False
         for stream in self._streams:
             await create_group(self.bus.server, stream)
@@ -141,7 +141,7 @@ class Outbox:
         return reply[0][1] if reply else ()
 
     async def _read(self, *options: Any) -> Any:
-        """Never cut off: cancelled, it wakes the reader and passes that on."""
+        """On cancellation, let the read finish: a cut-off read would lose its reply."""
         if self._reader is None:
             self._reader = self._server.reader()
         reading = asyncio.create_task(
@@ -172,7 +172,7 @@ class Outbox:
                 self._queue(entry)
 
     async def _drop(self, stream: str, entry_id: bytes) -> None:
-        """What cannot be read, or was deleted before, is nobody's."""
+        """Remove an entry that is unreadable or was deleted."""
         await self.bus.server.call("XACK", stream, GROUP, entry_id)
         await self.bus.server.call("XDEL", stream, entry_id)
 
@@ -191,7 +191,7 @@ class Outbox:
     # Delivering
 
     async def _work(self, conversation: str, queue: deque[OutboxEntry]) -> None:
-        """Deliver what is queued of one conversation."""
+        """Deliver the queue of one conversation."""
         try:
             while queue and await self._insist(queue[0]):
                 self._forget(queue.popleft())
@@ -207,13 +207,13 @@ class Outbox:
         self._room.set()
 
     def _holds(self) -> bool:
-        """Whether this process holds, and has ever since it began to read."""
+        """Whether this process has led ever since it started to read."""
         self._lapsed = self._lapsed or not self.holding()
         return not self._lapsed
 
     async def _insist(self, entry: OutboxEntry) -> bool:
-        """Deliver it, as often as it takes; False when that is this process's to do no more. What fails for another
-        reason than the server being away has a few tries: nothing may hold up a conversation for ever."""
+        """Retry until the entry is delivered; False once this process leads no more. An error in the front end is
+        retried a few times only, so that it cannot block a conversation forever."""
         failures = 0
         while self._holds():
             try:
@@ -222,7 +222,7 @@ class Outbox:
                     return True
             except (ServerError, OSError) as error:  # OSError: the front end's own network
                 logger.info("%s: the delivery waits: %s", entry.conversation, error)
-            except Exception as error:  # a boundary: a front end's fault in one answer must not stop all others
+            except Exception as error:  # the boundary: an error in one delivery must not stop all others
                 failures += 1
                 logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)
                 if failures >= TRIES:
@@ -243,12 +243,12 @@ class Outbox:
         return None
 
     async def _leave(self) -> None:
-        """Forget what was read: whoever holds next reads it again. What is being delivered comes to its end."""
+        """Forget what was read, as the next leader reads it again, and let deliveries in progress finish."""
         await self._workers.drain(LEAVING_SECONDS)
 
 
 def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEntry | None:
-    """The entry, None when it has no fields any more or cannot be read."""
+    """The entry, or None if it was deleted or cannot be read."""
     fields = field_map(flat)
     try:
         payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
@@ -261,15 +261,15 @@ def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEnt
 
 @dataclass(frozen=True)
 class Placeholders:
-    """What a front end remembers of the messages it sent, for ``days`` after the last of a turn. An answer of several
-    messages has several parts; each is named as the front end likes."""
+    """Which outside messages show a turn, kept for ``days`` after the last one. An answer of several messages has
+    several parts, which the front end names."""
 
     bus: Bus
     days: float = 7
 
     async def record(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> str:
-        """Remember that the outside ``message`` shows ``part`` of ``turn``, unless one does already; returns the one
-        that stands. When that is another, the caller's is one too many."""
+        """Remember that the outside ``message`` shows ``part`` of ``turn``, unless another one does already. Returns
+        the message that shows it; if that is not the caller's, the caller sent a duplicate."""
         shard = self.bus.shard(conversation)
         stands: bytes = await self.bus.server.run(
             SHOW, shown=shard.shown(conversation, turn), shows=shard.shows(conversation, message), part=part,
@@ -278,7 +278,7 @@ class Placeholders:
         return stands.decode()
 
     async def forget(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> bool:
-        """Forget the outside ``message``, say because it is gone there, if it is still the one that shows ``part``."""
+        """Forget the outside ``message``, for example once it was deleted, if it still shows ``part``."""
         shard = self.bus.shard(conversation)
         shown, shows = shard.shown(conversation, turn), shard.shows(conversation, message)
         return bool(await self.bus.server.run(UNSHOW, shown=shown, shows=shows, part=part, message=message))
@@ -289,7 +289,7 @@ class Placeholders:
         return text_map(flat)
 
     async def turn_of(self, conversation: str, message: str) -> str:
-        """The turn that the outside ``message`` shows, empty when it is none of ours or long ago."""
+        """The turn that the outside ``message`` shows; empty if there is none or it has expired."""
         key = self.bus.shard(conversation).shows(conversation, message)
         turn: bytes | None = await self.bus.server.fetch("GET", key)
         return (turn or b"").decode()

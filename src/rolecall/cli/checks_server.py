@@ -30,9 +30,8 @@ from rolecall.models.model import Model
 from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import unbalanced
 from rolecall.models.registry import open_model, probe
-from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
-from rolecall.redis.server import RedisServer, field_map
+from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
@@ -66,7 +65,7 @@ async def look_at_server(application: Application) -> ServerLook:
         async with reached(application) as (server, was_up):
             found = await server.check()
             look.findings.append(Finding("passed", "server", await _described(server, found, application, was_up)))
-            look.info = _parsed(await server.call("INFO"))
+            look.info = await server.info()
             look.appendfsync = await _appendfsync(server)
             await _look_at_bus(look, Bus(server, application.settings, process_name()), application)
     except ServerRefused as error:
@@ -104,11 +103,7 @@ async def reached(application: Application) -> AsyncIterator[tuple[RedisServer, 
 
 
 async def _described(server: RedisServer, found: str, application: Application, was_up: bool) -> str:
-    times = []
-    for _ in range(PINGS):
-        began = time.perf_counter()
-        await server.call("PING")
-        times.append((time.perf_counter() - began) * 1000)
+    times = [await server.ping() * 1000 for _ in range(PINGS)]
     bundled = configured_url(application.settings) is None
     where = "bundled" if bundled else server.address
     state = "" if was_up else ", started for this check alone"
@@ -117,12 +112,12 @@ async def _described(server: RedisServer, found: str, application: Application, 
 
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
     look.live = await live_counts(bus, application.counts)
-    made, wanted = await bus.server.call("HGET", keys.META, "shards"), application.settings.shards
+    made, wanted = await bus.stored_shards(), application.settings.shards
     if made is None:
         look.findings.append(Finding("passed", "bus", f"none there yet; the first start makes {wanted} shards"))
     else:
-        good, remedy = int(made) == wanted, f"set SHARDS={int(made)}, or empty the server to change it"
-        text = f"SHARDS={wanted}, it was made with {int(made)}"
+        good, remedy = made == wanted, f"set SHARDS={made}, or empty the server to change it"
+        text = f"SHARDS={wanted}, it was made with {made}"
         look.findings.append(judged("bus", good, text, remedy))
     alive = [state.process for state in await live_processes(bus)]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
@@ -133,11 +128,9 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
 async def _appendfsync(server: RedisServer) -> str:
     """Empty when the server has no append-only file, "unknown" when this user may not ask."""
     try:
-        flat = await server.call("CONFIG", "GET", "append*")
+        return await server.append_only()
     except ServerRefused:
         return "unknown"
-    found = field_map(flat)
-    return str(found[b"appendfsync"].decode()) if found.get(b"appendonly") == b"yes" else ""
 
 
 async def _disk(state_dir: Path) -> Finding:
@@ -160,11 +153,6 @@ def _sync_times(state_dir: Path) -> list[float]:
             os.fsync(file.fileno())
             times.append((time.perf_counter() - began) * 1000)
     return times
-
-
-def _parsed(raw: bytes) -> dict[str, str]:
-    lines = raw.decode("utf-8", "replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 async def look_at_models(application: Application) -> list[Finding]:

@@ -121,7 +121,7 @@ class RedisServer:
         """The server's name and version. Raises ServerUnavailable when it cannot be reached or is too old, ConfigError
         when it refuses user or password."""
         try:
-            info = _parse_info(await self.call("INFO", "server"))
+            info = await self.info("server")
         except ServerError as error:
             if _is_unauthorised(error):
                 raise ConfigError(
@@ -134,6 +134,22 @@ class RedisServer:
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
             raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is required")
         return found
+
+    async def info(self, *sections: str) -> dict[str, str]:
+        """The fields of INFO. Raises ServerError."""
+        return _parse_info(await self.call("INFO", *sections))
+
+    async def ping(self) -> float:
+        """The seconds that one round trip takes; opens the connection. Raises ServerError."""
+        began = time.perf_counter()
+        await self.call("PING")
+        return time.perf_counter() - began
+
+    async def append_only(self) -> str:
+        """How often the server syncs its append-only file (``always``, ``everysec`` or ``no``); empty without one.
+        Raises ServerRefused if this user may not read the configuration."""
+        found = field_map(await self.call("CONFIG", "GET", "append*"))
+        return str(found[b"appendfsync"].decode()) if found.get(b"appendonly") == b"yes" else ""
 
     @property
     def address(self) -> str:

@@ -16,8 +16,8 @@
 -- keys: idempotency
 -- args: digest envelope part band principal reply_to mailbox_limit in_flight_limit user_limit user_soft_limit
 -- args: lane repeat_ms idle_ms utc_offset instance title said collect group hold max_bytes
-local beside, collect, group, hold = LANE == 'control', COLLECT == '1', GROUP, tonumber(HOLD)
-if beside then collect, group, hold = false, '', 0 end
+local unordered, collect, group, hold = LANE == 'control', COLLECT == '1', GROUP, tonumber(HOLD)
+if unordered then collect, group, hold = false, '', 0 end
 
 -- The reply for a message that was admitted before: DUP with its turn, or CONFLICT if its body was another.
 local function known()
@@ -66,7 +66,7 @@ end
 local function refused(ended)
   local unfinished = PRINCIPAL ~= '' and tonumber(redis.call('HGET', PRINCIPALS, PRINCIPAL) or 0) - ended or 0
   local waiting = running and redis.call('LLEN', MAILBOX) or 0
-  if beside then
+  if unordered then
     local open = tonumber(redis.call('HGET', CONVERSATION, 'ctl') or 0)
     if open >= 4 then return { 'FULL', '', open, NOW, '' } end
   elseif unfinished >= tonumber(USER_LIMIT) then
@@ -92,11 +92,11 @@ end
 
 -- Make the message a turn: it runs, is held back, or waits in the mailbox.
 local function accept()
-  local turn = beside and 'c' .. redis.call('HINCRBY', CONVERSATION, 'cseq', 1)
+  local turn = unordered and 'c' .. redis.call('HINCRBY', CONVERSATION, 'cseq', 1)
     or tostring(redis.call('HINCRBY', CONVERSATION, 'seq', 1))
   local fresh = begin_session()
   -- A conversation with a running turn never expires; its time to live starts when it rests.
-  if not beside then redis.call('PERSIST', CONVERSATION)
+  if not unordered then redis.call('PERSIST', CONVERSATION)
   elseif not running then redis.call('PEXPIRE', CONVERSATION, KEEP) end
   redis.call('SET', IDEMPOTENCY, turn .. '|' .. DIGEST, 'PX', REPEAT_MS)
   redis.call('HSET', JOURNAL, turn .. ':e', ENVELOPE, turn .. ':b', BAND, turn .. ':u', PRINCIPAL, turn .. ':o', REPLY_TO,
@@ -106,7 +106,7 @@ local function accept()
   if PRINCIPAL ~= '' then redis.call('HINCRBY', PRINCIPALS, PRINCIPAL, 1) end
   if fresh then record(turn, 0, INSTANCE, 'NOTE', fresh, NOW) end
   local outcome, ahead = 'RUN', 0
-  if beside then
+  if unordered then
     redis.call('HINCRBY', CONVERSATION, 'ctl', 1)
     redis.call('ZADD', ACTIVE, NOW, NAME .. '\31' .. turn)
     redis.call('XADD', FIRST.h, '*', 'c', NAME, 't', turn, 'h', 0, 'e', ENVELOPE)
