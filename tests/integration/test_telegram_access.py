@@ -26,7 +26,7 @@ def access(server: RedisServer, front: str = "telegram", **settings: Any) -> Acc
 
 
 async def rank(gate: Access, user: int, chat: int = 0) -> str:
-    return (await gate.look(user, chat)).rank
+    return (await gate.status_of(user, chat)).rank
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────
@@ -36,7 +36,7 @@ async def test_it_is_closed_when_nothing_is_set(server: RedisServer) -> None:
     gate = access(server)
     assert await rank(gate, ADA) == "stranger"
     assert await rank(gate, ADA, chat=ADA) == await rank(gate, ADA, chat=GROUP) == "stranger"
-    assert not (await gate.look(ADA)).allowed
+    assert not (await gate.status_of(ADA)).allowed
 
 
 async def test_settings_name_users_admins_and_groups_whose_members_are_guests(server: RedisServer) -> None:
@@ -179,7 +179,7 @@ async def test_of_many_who_open_the_start_link_one_is_admin(server: RedisServer)
 
 async def test_beyond_the_messages_of_a_minute_it_is_said_once(server: RedisServer) -> None:
     gate = access(server, telegram_per_minute=3, telegram_allowed=f"{ADA},{CY}", telegram_admins=str(BEN))
-    ada, ben, cy = [await gate.look(user) for user in (ADA, BEN, CY)]
+    ada, ben, cy = [await gate.status_of(user) for user in (ADA, BEN, CY)]
     assert [await gate.pace(ada) for _ in range(6)] == ["OK"] * 3 + ["TELL", "SILENT", "SILENT"]
     assert [await gate.pace(ben) for _ in range(6)] == ["OK"] * 6
     assert await gate.pace(cy) == "OK"
@@ -194,7 +194,7 @@ async def test_a_stranger_is_told_once_an_hour(server: RedisServer) -> None:
 
 async def test_guests_have_half_of_a_users_budget_and_admins_have_no_limit(server: RedisServer) -> None:
     gate = access(server, telegram_allowed=f"{ADA},{GROUP}", telegram_admins=str(BEN))
-    shares = {user: (await gate.look(user, GROUP)).meta.get("share", 1.0) for user in (ADA, BEN, CY)}
+    shares = {user: (await gate.status_of(user, GROUP)).meta.get("share", 1.0) for user in (ADA, BEN, CY)}
     assert shares == {ADA: 1.0, BEN: 0.0, CY: 0.5}
     assert await used_up(server, shares) == {ADA: 10, BEN: None, CY: 5}
 

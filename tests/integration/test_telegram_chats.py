@@ -13,10 +13,10 @@ from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 from rolecall.bus.bus import Bus
 from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.bot import open_bot
-from rolecall.frontends.telegram.chats import TELLS, Chats, File, Gone
+from rolecall.frontends.telegram.chats import TELLS, Chats, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import Entity, TextPart
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.placeholders import DOUBTS, Doubt, Doubts, Recorded
+from rolecall.frontends.telegram.placeholders import ORPHANS, OrphanRange, Orphans, TurnMessages
 from rolecall.settings import Settings
 from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
@@ -125,13 +125,13 @@ async def test_each_end_of_an_edit_has_its_word(api: TelegramApi, chats: Chats) 
     assert await chats.edit(ADA, message, TextPart("a"), keyboard) == "OK"  # not modified
     assert await chats.edit(ADA, 999, TextPart("a")) == "GONE"
     assert await chats.edit(ADA, 1, TextPart("a")) == "TOO_OLD"  # somebody else's
-    assert await chats.edit_file(ADA, message, File(b"text", "text/plain", "a.txt")) == "OK"
+    assert await chats.edit_file(ADA, message, OutgoingFile(b"text", "text/plain", "a.txt")) == "OK"
     assert await chats.edit(ADA, message, TextPart("a")) == "TOO_OLD"  # no text in it any more
     api.user(7).block()
     assert await chats.edit(ADA, message, TextPart("a")) == "BLOCKED"
-    assert isinstance(await chats.send(ADA, TextPart("a")), Gone)
+    assert isinstance(await chats.send(ADA, TextPart("a")), Unreachable)
     assert "blocked" in chats.reason(ADA)
-    assert isinstance(await chats.send(Address(12345), TextPart("a")), Gone)
+    assert isinstance(await chats.send(Address(12345), TextPart("a")), Unreachable)
     assert await chats.delete(BOB, 999) is False
 
 
@@ -151,60 +151,60 @@ async def test_the_general_topic_is_named_for_typing_alone(api: TelegramApi, cha
         await chats.typing(address)
     assert [message.thread for message in api.chat(-100).answers] == [None, 5]
     assert [topic for _, _, topic in api.chat(-100).actions] == [1, 5]
-    assert isinstance(await chats.send(Address(-100, 9), TextPart("x")), Gone)
+    assert isinstance(await chats.send(Address(-100, 9), TextPart("x")), Unreachable)
 
 
-# ── messages in doubt ───────────────────────────────────────────────────────────────────────────
+# ── duplicate messages ───────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_sweep_takes_what_is_ours_and_nobody_knows_of(api: TelegramApi, chats: Chats, bus: Bus) -> None:
+async def test_a_search_deletes_duplicates_that_no_record_knows(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     ours = [await sent(chats, text=str(number)) for number in range(5)]
     api.user(7).write("in between")
     placeholders = Placeholders(bus)
     await placeholders.record(ADA.conversation, "1", str(ours[1]))
-    process = Doubts(Chats(chats.bot, edit_seconds=GAP), placeholders)
+    process = Orphans(Chats(chats.bot, edit_seconds=GAP), placeholders)
     api.down()
-    await process.add(ADA, "2", "0", Doubt(ours[0], ours[2], ours[4] + 2))
+    await process.add(ADA, "2", "0", OrphanRange(ours[0], ours[2], ours[4] + 2))
     await process.aclose()
     api.up()
 
-    successor = Doubts(Chats(chats.bot, edit_seconds=GAP), placeholders)
+    successor = Orphans(Chats(chats.bot, edit_seconds=GAP), placeholders)
     for _ in range(2):
         await successor.resume("telegram")
-        await successor.settle()
+        await successor.drain()
         assert api.chat(7).texts == ["hello", "0", "1", "in between"]
-    assert not await placeholders.of("telegram:0", DOUBTS)
+    assert not await placeholders.of("telegram:0", ORPHANS)
 
 
-async def test_a_sweep_spares_what_is_recorded_in_another_topic(api: TelegramApi, chats: Chats, bus: Bus) -> None:
+async def test_a_search_spares_messages_recorded_in_another_topic(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     api.group(LARGE_GROUP, topics={5: "Five", 6: "Six"})
-    recorded = Recorded(chats, Placeholders(bus))
-    await recorded.make(Address(LARGE_GROUP, 5), "1", TextPart("the answer of five"))
+    turn_messages = TurnMessages(chats, Placeholders(bus))
+    await turn_messages.create(Address(LARGE_GROUP, 5), "1", TextPart("the answer of five"))
     api.lose(1, "sendMessage", times=1)  # an orphan, then its process dies
-    making = asyncio.create_task(recorded.make(Address(LARGE_GROUP, 6), "1", TextPart("…")))
+    making = asyncio.create_task(turn_messages.create(Address(LARGE_GROUP, 6), "1", TextPart("…")))
     await wait_until(lambda: api.calls["sendMessage"] == 2)
     making.cancel()
     await asyncio.wait([making])
 
-    successor = Recorded(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus))
-    made = await successor.make(Address(LARGE_GROUP, 6), "1", TextPart("…"))
-    await successor.doubts.settle()
+    successor = TurnMessages(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus))
+    made = await successor.create(Address(LARGE_GROUP, 6), "1", TextPart("…"))
+    await successor.orphans.drain()
     texts = [(message.id, message.text) for message in api.chat(LARGE_GROUP).answers]
     assert texts[0] == (1, "the answer of five")
     assert texts[-1] == (made, "…")
     assert [text for _, text in texts].count("…") == 1
 
 
-async def test_two_at_once_make_one_message(api: TelegramApi, chats: Chats, bus: Bus) -> None:
-    processes = [Recorded(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus)) for _ in range(3)]
-    made = await asyncio.gather(*(one.make(ADA, "1", TextPart("…")) for one in processes * 3))
+async def test_concurrent_creates_make_one_message(api: TelegramApi, chats: Chats, bus: Bus) -> None:
+    processes = [TurnMessages(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus)) for _ in range(3)]
+    made = await asyncio.gather(*(one.create(ADA, "1", TextPart("…")) for one in processes * 3))
     assert len(set(made)) == 1
     await wait_until(lambda: [message.id for message in api.chat(7).answers] == [made[0]])
 
 
 async def test_an_outage_ends_in_one_message(api: TelegramApi, chats: Chats, bus: Bus) -> None:
     api.down()
-    making = asyncio.create_task(Recorded(chats, Placeholders(bus)).make(ADA, "1", TextPart("…")))
+    making = asyncio.create_task(TurnMessages(chats, Placeholders(bus)).create(ADA, "1", TextPart("…")))
     began = time.monotonic()
     await wait_until(lambda: chats.stalled(ADA) > 0)
     api.up()

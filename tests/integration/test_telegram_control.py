@@ -402,8 +402,8 @@ async def test_a_question_that_is_not_kept_any_more_is_said_so(tmp_path: Path) -
 
 
 def test_the_data_of_buttons_fits() -> None:
-    for keyboard in (buttons.working("9" * 18), buttons.answered("9" * 18), buttons.edited("9" * 18)):
-        for button in keyboard.inline_keyboard[0]:
+    for keyboard in (buttons.stop_keyboard, buttons.answer_keyboard, buttons.edit_keyboard):
+        for button in keyboard("9" * 18).inline_keyboard[0]:
             assert len(str(button.callback_data).encode()) <= 64
 
 

@@ -126,7 +126,7 @@ async def test_only_the_process_that_holds_the_lease_shows_and_delivers(tmp_path
     async with staged(tmp_path, ROLES) as stage:
         stage.process.holds = False
         await stage.say(stage.api.user(7), "stream")
-        await wait_until(lambda: not stage.process.live.showing)
+        await wait_until(lambda: not stage.process.progress.showing)
         assert stage.texts() == [THINKING]
         stage.process.holds = True
         await stage.quiet()
@@ -288,7 +288,7 @@ async def test_a_further_part_whose_sending_is_in_doubt_comes_once(tmp_path: Pat
     async with staged(tmp_path, ROLES, deliver=False) as stage:
         await stage.say(stage.api.user(7), "long")
         await stage.api.wait_for(lambda: stage.api.calls["sendMessage"] == 1)
-        await wait_until(lambda: not stage.process.live.showing)
+        await wait_until(lambda: not stage.process.progress.showing)
         stage.api.lose(1, "sendMessage", times=lost)
         stage.process.deliver()
         await wait_until(lambda: stage.api.calls["sendMessage"] == 1 + lost)
@@ -319,7 +319,7 @@ async def test_a_placeholder_that_comes_after_the_answer_goes_again(tmp_path: Pa
         stage.process = other
         received = await stage.say(stage.api.user(7), "hi")
         await stage.api.wait_for(lambda: "re: hi" in stage.texts())
-        await wait_until(lambda: not other.live.showing)
+        await wait_until(lambda: not other.progress.showing)
         await other.kill()
         stage.process = receiving
         await stage.quiet()

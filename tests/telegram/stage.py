@@ -21,8 +21,8 @@ from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.placeholders import Recorded
-from rolecall.frontends.telegram.progress import Live
+from rolecall.frontends.telegram.placeholders import TurnMessages
+from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
 from tests.telegram.api import TelegramApi, User
@@ -37,13 +37,13 @@ class Process:
     def __init__(self, app: Deployment, bot: Bot, *, edit_seconds: float, ring_seconds: float, drafts: bool) -> None:
         self.bus, self.holds = app.session.bus, True
         self.chats = Chats(bot, edit_seconds=edit_seconds)
-        self.recorded = Recorded(self.chats, Placeholders(self.bus))
-        self.live = Live(
-            self.bus, app.runtime.wakeups, self.chats, self.recorded, holding=lambda: self.holds, drafts=drafts
+        self.turn_messages = TurnMessages(self.chats, Placeholders(self.bus))
+        self.progress = ProgressDisplay(
+            self.bus, app.runtime.wakeups, self.chats, self.turn_messages, holding=lambda: self.holds, drafts=drafts
         )
         self.outbox = Outbox(self.bus, app.session.server, "telegram", holding=lambda: self.holds)
         self.deliverer = Deliverer(
-            self.outbox, self.chats, self.live, self.recorded, Blobs(self.bus),
+            self.outbox, self.chats, self.progress, self.turn_messages, Blobs(self.bus),
             holding=lambda: self.holds, ring_seconds=ring_seconds,
         )  # fmt: skip
         self._delivering: asyncio.Task[None] | None = None
@@ -57,7 +57,7 @@ class Process:
         tasks = [self._delivering] if self._delivering else []
         for task in tasks:
             task.cancel()
-        parts = (self.live, self.recorded, self.chats)
+        parts = (self.progress, self.turn_messages, self.chats)
         await asyncio.gather(*tasks, *(part.aclose() for part in parts), return_exceptions=True)
 
 
@@ -85,7 +85,7 @@ class Stage:
             address.conversation, text, idempotency=f"tg:1:{address.chat}:{message.id}", principal=f"u:{user.id}"
         )
         assert not received.refused, received.reply
-        await self.process.live.show(received, address, message.id, user.language_code)
+        await self.process.progress.show(received, address, message.id, user.language_code)
         self.asked.setdefault(address.chat, []).append(text)
         return received
 
@@ -94,7 +94,7 @@ class Stage:
         await self.process.kill()
         self.process = Process(self.app, self.bot, **self.options)
         if deliver:
-            await self.process.live.resume()
+            await self.process.progress.resume()
             self.process.deliver()
 
     async def quiet(self, *, seconds: float = 20) -> None:
@@ -109,8 +109,8 @@ class Stage:
         except AssertionError:
             last = (f"{call.method} {call.chat} {call.status} {call.fields}" for call in self.api.log[-15:])
             raise AssertionError("\n".join(last)) from None
-        await self.process.recorded.doubts.settle()
-        await wait_until(lambda: not self.process.live.showing, what="turns are still shown")
+        await self.process.turn_messages.orphans.drain()
+        await wait_until(lambda: not self.process.progress.showing, what="turns are still shown")
 
     def texts(self, chat: int = 7) -> list[str]:
         """What the bot's messages in a chat say."""

@@ -23,8 +23,8 @@ from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.media import Media
 from rolecall.frontends.telegram.menu import Commands
 from rolecall.frontends.telegram.pickers import Choices
-from rolecall.frontends.telegram.placeholders import Recorded
-from rolecall.frontends.telegram.progress import Live
+from rolecall.frontends.telegram.placeholders import TurnMessages
+from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import Poller
 from tests.telegram.api import TelegramApi
@@ -87,7 +87,7 @@ async def way_in(
         Placeholders(bus),
     )
     chats, access, choices = Chats(bot, edit_seconds=0.05), Access(bus), Choices()
-    live = Live(bus, wakeups, chats, Recorded(chats, placeholders))
+    live = ProgressDisplay(bus, wakeups, chats, TurnMessages(chats, placeholders))
     buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
     commands = Commands(bot, bus, access, choices)
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)

@@ -10,7 +10,7 @@ import pytest
 from telegram import Update
 from telegram.error import TelegramError
 
-from rolecall.frontends.telegram.bot import AT_ONCE, QuietBot, Wait, explain, open_bot
+from rolecall.frontends.telegram.bot import AT_ONCE, FloodWait, QuietBot, explain, open_bot
 from rolecall.frontends.telegram.updates import Poller
 from rolecall.settings import Settings
 from tests.telegram.api import TelegramApi
@@ -60,7 +60,7 @@ async def test_an_update_that_cannot_be_read_is_left_out_and_stops_none_behind_i
 async def test_being_asked_to_wait_is_an_error_with_its_seconds(api: TelegramApi, bot: QuietBot) -> None:
     api.user(7).write("hello")
     api.flood(7, 30)
-    with pytest.raises(Wait) as caught:
+    with pytest.raises(FloodWait) as caught:
         await bot.send_message(7, "a")
     assert caught.value.seconds == 30
     assert explain(caught.value) == "Telegram asks to wait 30 s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.frontends.telegram.media import decoded, shortened, text_of
+from rolecall.frontends.telegram.media import decode_text, shorten, text_of
 
 
 def pdf(text: str, *, stream: str = "") -> bytes:
@@ -40,15 +40,15 @@ def pdf(text: str, *, stream: str = "") -> bytes:
     ],
 )
 def test_a_text_is_read_in_the_encoding_it_has(data: bytes, text: str | None) -> None:
-    assert decoded(data) == text
+    assert decode_text(data) == text
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
     lines = "\n".join(f"line {number}" for number in range(1000))
-    short = shortened(lines, 400)
+    short = shorten(lines, 400)
     assert short.startswith("line 0\n") and short.endswith("line 999")
     assert "characters left out" in short and len(short) < 480
-    assert shortened("short", 400) == "short"
+    assert shorten("short", 400) == "short"
 
 
 async def test_the_text_of_a_pdf_is_read() -> None:

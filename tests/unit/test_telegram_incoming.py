@@ -9,7 +9,7 @@ import pytest
 from telegram import Update
 from telegram import User as Person
 
-from rolecall.frontends.telegram.grouping import Pieces
+from rolecall.frontends.telegram.grouping import MessageGroups
 from rolecall.frontends.telegram.message import Address, Incoming, incoming_of
 from tests.telegram.api import Chat, TelegramApi, User
 
@@ -224,13 +224,13 @@ def test_of_a_photo_the_largest_size_is_meant(api: TelegramApi, ann: User) -> No
 
 
 def test_the_pieces_of_a_long_text_are_one_group(api: TelegramApi, ann: User) -> None:
-    pieces, groups = Pieces(), []
+    groups, found = MessageGroups(), []
     for text in ("a" * 4096, "b" * 4090, "the end", "another thing"):
         ann.write(text)
-        groups.append(pieces.group(understood(api)))
-    assert [group.name for group in groups] == ["long:1", "long:1", "long:1", ""]
-    assert [group.further for group in groups] == [False, True, True, False]
-    assert groups[0].hold > 0 == groups[2].hold
+        found.append(groups.group(understood(api)))
+    assert [group.name for group in found] == ["long:1", "long:1", "long:1", ""]
+    assert [group.further for group in found] == [False, True, True, False]
+    assert found[0].hold > 0 == found[2].hold
 
 
 def test_a_group_s_name_comes_from_the_messages_not_from_the_process(api: TelegramApi, ann: User) -> None:
@@ -238,39 +238,39 @@ def test_a_group_s_name_comes_from_the_messages_not_from_the_process(api: Telegr
     first = understood(api)
     ann.write("the end")
     last = understood(api)
-    before, after = Pieces(), Pieces()
-    names = [pieces.group(one).name for pieces in (before, after) for one in (first, last)]
+    before, after = MessageGroups(), MessageGroups()
+    names = [groups.group(one).name for groups in (before, after) for one in (first, last)]
     assert names == ["long:1"] * 4
 
 
 def test_a_message_some_seconds_after_a_long_one_stands_alone(api: TelegramApi, ann: User) -> None:
-    pieces = Pieces()
+    groups = MessageGroups()
     ann.write("a" * 4096)
-    pieces.group(understood(api))
+    groups.group(understood(api))
     later = ann.write("and now?")
     api.world.updates.waiting[-1][2]["date"] = later.date + 3
-    assert not pieces.expected(newest(api).message)  # type: ignore[arg-type]
-    assert pieces.group(understood(api)).name == ""
+    assert not groups.continues(newest(api).message)  # type: ignore[arg-type]
+    assert groups.group(understood(api)).name == ""
 
 
 def test_an_album_is_one_group_and_its_other_pictures_are_for_the_bot_too(
     api: TelegramApi, group: Chat, ann: User
 ) -> None:
-    pieces = Pieces()
+    groups = MessageGroups()
     ann.send_photo(b"\x89PNG", caption="@rolecall_bot which?", media_group_id="a1", chat=GROUP)
-    first = pieces.group(understood(api))
+    first = groups.group(understood(api))
     ann.send_photo(b"\x89PNG", media_group_id="a1", chat=GROUP)
     message = newest(api).message
-    assert message is not None and pieces.expected(message)
-    second = pieces.group(understood(api, expected=True))
+    assert message is not None and groups.continues(message)
+    second = groups.group(understood(api, expected=True))
     assert (first.name, second.name, second.further) == ("album:a1", "album:a1", True)
 
 
 def test_commands_and_edits_are_in_no_group(api: TelegramApi, ann: User) -> None:
-    pieces = Pieces()
+    groups = MessageGroups()
     message = ann.write("a" * 4096)
-    pieces.group(understood(api))
+    groups.group(understood(api))
     ann.write("/stop")
-    assert pieces.group(understood(api)).name == ""
+    assert groups.group(understood(api)).name == ""
     ann.edit(message, "b" * 4096)
-    assert pieces.group(understood(api)).name == ""
+    assert groups.group(understood(api)).name == ""

@@ -1,1 +1,1 @@
-"""The front end in Telegram: updates become turns, answers take the place of the messages that promised them."""
+"""The Telegram front end: updates become turns, and answers replace their placeholders."""

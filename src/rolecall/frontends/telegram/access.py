@@ -1,6 +1,6 @@
-"""Who may use the bot: those whom settings and admins name, and those who bring a code. Closed to all others.
+"""Access control: settings, admins and invitation codes decide who may use the bot; everybody else is refused.
 
-A code is 128 random bits, good once; the server keeps its SHA-256 alone. A wrong one is a try, and tries are few.
+A code has 128 random bits and works once; the server stores only its SHA-256. Wrong codes are rate-limited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RANKS: tuple[Rank, ...] = ("stranger", "guest", "user", "admin")
 EVERYONE = "*"
 GUEST_SHARE = 0.5
 TRIES = Tries(user=5, all=100, seconds=3600.0)
-"""Wrong codes in an hour: of one user, and of all together, for what TELEGRAM_INVITE_CODE says may be guessable."""
+"""Wrong codes per hour, of one user and of all users: TELEGRAM_INVITE_CODE may be guessable."""
 REFUSAL_SECONDS = 3600.0
 MINUTE = 60.0
 START_DAYS = 7.0
@@ -29,26 +29,26 @@ NAME_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What a person is to the bot. Budgets of a day (USER_TOKENS_PER_DAY, USER_COST_PER_DAY) do not bind admins, and
-    guests have half of them."""
+class UserStatus:
+    """A user and their rank. The daily budgets (USER_TOKENS_PER_DAY, USER_COST_PER_DAY) do not apply to admins; guests
+    get half of them."""
 
     user: int
     rank: Rank
 
     @property
     def allowed(self) -> bool:
-        """Whether the bot serves this person."""
+        """Whether the bot answers this user."""
         return self.rank != "stranger"
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the envelopes of this person carry in ``meta``, so that models know the share of the budgets."""
+        """The ``meta`` of this user's envelopes: their share of the daily budgets."""
         return {"admin": {"share": 0.0}, "guest": {"share": GUEST_SHARE}}.get(self.rank, {})
 
 
 class Access:
-    """The gate of the bot behind ``front``. What admins decide is kept in the server, for all processes."""
+    """Access control for the bot of ``front``. Decisions of admins are stored in the server, for all processes."""
 
     def __init__(self, bus: Bus, front: str = "telegram") -> None:
         self.bus = bus
@@ -57,45 +57,47 @@ class Access:
         self.listed = _numbers(bus.settings.telegram_allowed)
         self.open = bus.settings.telegram_allowed.strip() == EVERYONE
 
-    async def look(self, user: int, chat: int = 0) -> Standing:
-        """What ``user`` is, writing in ``chat``: in a group of TELEGRAM_ALLOWED everyone is at least a guest, unless
-        an admin shut that one out."""
+    async def status_of(self, user: int, chat: int = 0) -> UserStatus:
+        """The status of ``user`` in ``chat``. In a group of TELEGRAM_ALLOWED everyone is at least a guest, except users
+        whom an admin denied."""
         if user in self.admins:
-            return Standing(user, "admin")
+            return UserStatus(user, "admin")
         member = await find_member(self.bus, self.front, user)
         if member is not None and member.rank == "stranger":
-            return Standing(user, "stranger")
+            return UserStatus(user, "stranger")
         known: Rank = "stranger" if member is None else member.rank
-        return Standing(user, max(known, self._by_settings(user, chat), key=RANKS.index))
+        return UserStatus(user, max(known, self._by_settings(user, chat), key=RANKS.index))
 
-    async def pace(self, standing: Standing) -> Pace:
-        """Count a message. TELL: it is the first beyond what a minute allows, say so; SILENT: it was said. Admins may
-        write as fast as they like."""
-        if standing.rank == "admin":
+    async def pace(self, status: UserStatus) -> Pace:
+        """Count a message towards the user's limit per minute. TELL: it is the first one over the limit, so tell the
+        user; SILENT: the user was told. Admins have no limit."""
+        if status.rank == "admin":
             return "OK"
-        over = await self._tally(f"pace:{standing.user}", MINUTE) - self.bus.settings.telegram_per_minute
+        over = await self._tally(f"pace:{status.user}", MINUTE) - self.bus.settings.telegram_per_minute
         return "OK" if over <= 0 else "TELL" if over == 1 else "SILENT"
 
     async def first_refusal(self, user: int, what: str = "refused") -> bool:
-        """Whether a stranger is to be told now that he is refused; then not again for an hour. ``what`` names the
-        reason: each is told once."""
+        """Whether to tell a stranger about the refusal; at most once an hour for each reason ``what``."""
         return await self._tally(f"{what}:{user}", REFUSAL_SECONDS) == 1
 
     async def start_code(self) -> str | None:
-        """A new one-time code that makes whoever brings it the first admin; None when there is an admin. All such codes
-        are void once there is one."""
+        """A new one-time code that makes the user who redeems it the first admin; None if there is an admin. All these
+        codes become invalid once there is one."""
         if self.admins or any(member.rank == "admin" for member in await self.members()):
             return None
         return await self._code("start", START_DAYS)
 
     async def invite(self, rank: Rank = "user", days: float = 7) -> str:
-        """A new one-time code that makes whoever brings it a ``rank`` for good."""
+        """A new one-time code, valid for ``days``, that gives the user who redeems it ``rank``."""
         return await self._code(rank, days)
 
     async def redeem(self, user: int, name: str, code: str) -> Redeemed:
-        """Let ``user`` in for ``code``, atomically: of two who bring a code one is let in. TELEGRAM_INVITE_CODE makes
-        guests, again and again. KNOWN: nothing to gain by it, the code stays good. Of those whom an admin shut out
-        every code is WRONG. TOO_MANY: even a right one is not looked at until the hour is over."""
+        """Redeem ``code`` for ``user``, atomically: of two users with the same code, one gets in.
+
+        TELEGRAM_INVITE_CODE makes guests any number of times. Returns the new rank; KNOWN if the code gives nothing new
+        and stays valid; WRONG, also for every code of a denied user; TOO_MANY after too many wrong codes, when even a
+        valid one is refused until the hour is over.
+        """
         given = self.bus.settings.telegram_invite_code
         shared = given is not None and hmac.compare_digest(given.get_secret_value().encode(), code.encode())
         return await redeem(
@@ -104,11 +106,11 @@ class Access:
         )  # fmt: skip
 
     async def allow(self, user: int, rank: Rank = "user", name: str = "") -> None:
-        """Let ``user`` in."""
+        """Give ``user`` access with ``rank``."""
         await self._enrol(user, rank, name)
 
     async def deny(self, user: int) -> bool:
-        """Shut ``user`` out, whatever TELEGRAM_ALLOWED says; False for one of TELEGRAM_ADMINS."""
+        """Deny ``user`` access, whatever TELEGRAM_ALLOWED says; False for one of TELEGRAM_ADMINS."""
         if user in self.admins:
             return False
         known = {member.user: member.name for member in await self.members()}
@@ -143,5 +145,5 @@ def _digest(code: str) -> str:
 
 
 def _numbers(listed: str) -> frozenset[int]:
-    """The numbers of a setting; ``*`` is none."""
+    """The user and chat ids of a setting; ``*`` is not one."""
     return frozenset(int(number) for number in listed.replace(EVERYONE, "").split(",") if number.strip())

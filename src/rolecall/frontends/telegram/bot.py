@@ -56,7 +56,7 @@ class QuietBot(Bot):
 
     __slots__ = ("_unreadable", "_updates")
 
-    def __init__(self, token: str, url: str, requests: Requests, updates: Requests) -> None:
+    def __init__(self, token: str, url: str, requests: BotRequests, updates: BotRequests) -> None:
         super().__init__(token, f"{url}/bot", f"{url}/file/bot", request=requests, get_updates_request=updates)
         self._updates = updates
         self._unreadable = 0
@@ -131,7 +131,7 @@ def explain(error: Exception) -> str:
         return "Telegram does not know the token: see TELEGRAM_BOT_TOKEN, or get a new one from @BotFather"
     if isinstance(error, Conflict):
         return _conflict(str(error))
-    if isinstance(error, Wait):
+    if isinstance(error, FloodWait):
         return str(error)
     if isinstance(error, TimedOut):
         return "Telegram did not answer in time"
@@ -146,14 +146,14 @@ def hide(secrets: Iterable[str]) -> None:
     """Let the loggers of the libraries below show none of ``secrets``."""
     for name in TALKATIVE:
         logger = logging.getLogger(name)
-        hiding = next((one for one in logger.filters if isinstance(one, Hiding)), None)
+        hiding = next((one for one in logger.filters if isinstance(one, SecretFilter)), None)
         if hiding is None:
-            hiding = Hiding()
+            hiding = SecretFilter()
             logger.addFilter(hiding)
         hiding.secrets.update(secrets)
 
 
-class Hiding(logging.Filter):
+class SecretFilter(logging.Filter):
     """Takes secrets out of log records."""
 
     def __init__(self) -> None:
@@ -188,11 +188,11 @@ def _direct(settings: Settings, url: str) -> Direct | None:
     return Direct(url, secure if parts.scheme == "https" else None)
 
 
-def _requests(settings: Settings, url: str, read: float, direct: Direct | None = None) -> Requests:
+def _requests(settings: Settings, url: str, read: float, direct: Direct | None = None) -> BotRequests:
     options = client_options(url, proxy_of(settings.proxy), httpx.Limits)
     if not is_loopback(url):
         options["limits"] = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-    return Requests(
+    return BotRequests(
         direct,
         read_timeout=read,
         write_timeout=SECONDS,
@@ -208,7 +208,7 @@ def _conflict(text: str) -> str:
     return "another program polls this bot with the same token: stop it, or get a separate token from @BotFather"
 
 
-class Wait(TelegramError):
+class FloodWait(TelegramError):
     """Raised when Telegram asks to wait for so many ``seconds``; the library's own error warns whoever reads them."""
 
     def __init__(self, seconds: float) -> None:
@@ -224,9 +224,9 @@ class _Refusal(msgspec.Struct):
     parameters: _Parameters
 
 
-class Requests(HTTPXRequest):
+class BotRequests(HTTPXRequest):
     """Requests to Telegram, a few at a time; the others wait in the order they came, for as long as it takes. That the
-    bot is typing is not said while others wait: raises TimedOut. Raises Wait in place of RetryAfter."""
+    bot is typing is not said while others wait: raises TimedOut. Raises FloodWait in place of RetryAfter."""
 
     __slots__ = ("_direct", "_room")
 
@@ -253,7 +253,7 @@ class Requests(HTTPXRequest):
             else:
                 status, payload = await super().do_request(url, method, request_data, *timeouts, **named)
         if status == TOO_MANY:
-            raise Wait(_seconds(payload))
+            raise FloodWait(_seconds(payload))
         return status, payload
 
     async def _post(self, direct: Direct, url: str, data: RequestData | None) -> tuple[int, bytes]:

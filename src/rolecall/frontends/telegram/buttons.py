@@ -1,7 +1,7 @@
-"""The buttons under messages, and what becomes of it when one is pressed.
+"""Inline buttons and what happens when one is pressed.
 
-A button's data names a turn of the conversation that its message is in, and nothing else: forged data reaches no
-other conversation. Whoever presses is looked at as whoever writes is.
+Button data names only a turn of the conversation that the message is in, so forged data cannot reach another
+conversation. Access is checked for presses as it is for messages.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from rolecall.bus.events import so_far
 from rolecall.bus.outbox import Placeholders
 from rolecall.bus.questions import keep_question, pressed_before, question_of
 from rolecall.frontends.front import Front
-from rolecall.frontends.telegram.access import Access, Standing
+from rolecall.frontends.telegram.access import Access, UserStatus
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address, address_of
-from rolecall.frontends.telegram.pickers import PICKERS, Choices, picked
+from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message
 from rolecall.frontends.texts import say
 
 if TYPE_CHECKING:
-    from rolecall.frontends.telegram.progress import Live
+    from rolecall.frontends.telegram.progress import ProgressDisplay
 
 
 logger = logging.getLogger(__name__)
 TURN = re.compile(r"\d{1,18}", re.ASCII)
 TOAST_CHARS = 200
 TWICE_MS = 3000
-"""Two presses of Regenerate so close to each other are one."""
+"""Two presses of Regenerate within this time count as one."""
 
 
-def working(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
-    """Under a placeholder: Stop."""
+def stop_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
+    """The keyboard of a placeholder: Stop."""
     return _row((say(language, "stop"), f"stop:{turn}"))
 
 
-def answered(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
-    """Under an answer: Regenerate, 👍 and 👎. Not for control turns (``c3``) nor notices."""
+def answer_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
+    """The keyboard of an answer: Regenerate, 👍 and 👎. Not for control turns and notices."""
     return _row((say(language, "regenerate"), f"again:{turn}"), ("👍", f"up:{turn}"), ("👎", f"down:{turn}"))
 
 
-def edited(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
-    """Under the offer to answer an edited message (say(language, "edited")) anew: ``turn`` answered it before, and
-    ``keep_question`` has stored its new payload."""
+def edit_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
+    """The keyboard of the offer to answer an edited message again. ``turn`` answered it before; ``keep_question`` has
+    stored the new payload."""
     return _row((say(language, "answer_anew"), f"edit:{turn}"))
 
 
 @dataclass(frozen=True, slots=True)
-class Press:
-    """One press: who did it, and on which message."""
+class ButtonPress:
+    """A press of a button: by whom, and on which message."""
 
     id: str
-    standing: Standing
+    status: UserStatus
     language: str | None
     address: Address
     message_id: int
@@ -72,7 +72,7 @@ class Press:
 
     @property
     def principal(self) -> str:
-        return f"telegram:user:{self.standing.user}"
+        return f"telegram:user:{self.status.user}"
 
     @property
     def conversation(self) -> str:
@@ -84,7 +84,7 @@ class Press:
 
 @dataclass
 class Buttons:
-    """Carries out what buttons ask. A press that cannot be honoured (old, forged, a stranger's) is answered kindly."""
+    """Handles presses. One that is too old, forged or by a stranger gets a friendly answer."""
 
     bot: Bot
     front: Front
@@ -92,75 +92,75 @@ class Buttons:
     choices: Choices
     placeholders: Placeholders
     chats: Chats
-    live: Live
+    progress: ProgressDisplay
     _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
     async def press(self, query: CallbackQuery) -> None:
-        """Return when what was asked is safe in the server; what Telegram shows of it follows by itself, and never
-        holds up other updates. Raises ServerUnavailable: try again, nothing is done twice."""
+        """Handle a press; returns once its effect is stored in the server. Messages to Telegram are sent in the
+        background. Idempotent. Raises ServerUnavailable."""
         toast = await self._pressed(query)
         self._later(self.bot.answer_callback_query(query.id, toast[:TOAST_CHARS]), "toast")
 
     async def aclose(self) -> None:
-        """End what is still to be shown."""
+        """Cancel the messages to Telegram that are not sent yet."""
         await self._tasks.drain(0)
 
     async def _pressed(self, query: CallbackQuery) -> str:
-        """What the user is told."""
+        """Handle the press; returns the text for the user."""
         user, message = query.from_user, query.message
-        if not isinstance(message, Message):  # so old that Telegram does not say what it was
+        if not isinstance(message, Message):  # too old: Telegram does not include it
             return say(user.language_code, "too_old")
         address = address_of(message, self.front.name)
-        standing = await self.access.look(user.id, address.chat)
-        if not standing.allowed:
+        status = await self.access.status_of(user.id, address.chat)
+        if not status.allowed:
             return say(user.language_code, "stranger", id=user.id)
         verb, _, argument = (query.data or "").partition(":")
-        press = Press(
-            query.id, standing, user.language_code, address, message.message_id,
+        press = ButtonPress(
+            query.id, status, user.language_code, address, message.message_id,
             message.chat.title or user.full_name, verb, argument,
         )  # fmt: skip
         return await self._find(press)(press)
 
-    def _find(self, press: Press) -> Callable[[Press], Awaitable[str]]:
+    def _find(self, press: ButtonPress) -> Callable[[ButtonPress], Awaitable[str]]:
         if press.verb in PICKERS:
             return self._pick
         verbs = {"stop": self._stop, "again": self._again, "edit": self._edit, "up": self._vote, "down": self._vote}
         return verbs.get(press.verb, self._unknown) if TURN.fullmatch(press.argument) else self._unknown
 
-    async def _unknown(self, press: Press) -> str:
+    async def _unknown(self, press: ButtonPress) -> str:
         return press.say("unknown_button")
 
-    # ── the turn itself ─────────────────────────────────────────────────────────────────────────
+    # ── turns ─────────────────────────────────────────────────────────────────────────
 
-    async def _stop(self, press: Press) -> str:
-        """End the turn wherever it is; what was said of its answer is remembered. In a group only who asked may."""
+    async def _stop(self, press: ButtonPress) -> str:
+        """Cancel the turn and keep the text so far in the history. In a group, only its user and admins may."""
         bus, turn = self.front.bus, press.argument
         asker = await asker_of(bus, press.conversation, turn)
         if asker is None:
             return press.say("nothing_to_stop")
-        if asker != press.principal and press.standing.rank != "admin":
+        if asker != press.principal and press.status.rank != "admin":
             return press.say("not_yours")
         ended = await self._end(press, turn, press.say("stopped"))
         return press.say("stopped" if ended else "nothing_to_stop")
 
-    async def _end(self, press: Press, turn: str, text: str) -> bool:
+    async def _end(self, press: ButtonPress, turn: str, text: str) -> bool:
         bus, conversation = self.front.bus, press.conversation
         asked = await question_of(self.front.bus, conversation, turn) or {}
         words = str(asked.get("text", ""))
         history = remembered(words, await so_far(bus, conversation, turn), turn, "stopped") if words else []
         return await cancel_turn(bus, conversation, turn, instance=self.front.instance, text=text, history=history)
 
-    async def _again(self, press: Press) -> str:
-        """Ask the same once more. The old answer stays in the chat; no model will see it."""
+    async def _again(self, press: ButtonPress) -> str:
+        """Ask the question again. The old answer stays in the chat, but is removed from the history."""
         if not await self._shows(press):
             return press.say("too_old")
         turn = (self.front.bus, press.conversation, press.argument)
         doubled = await pressed_before(*turn, press.id, ms=TWICE_MS)
         return press.say("again") if doubled else await self._ask(press)
 
-    async def _edit(self, press: Press) -> str:
-        """Answer a message as it reads now; what still runs for it is ended."""
-        if await self.placeholders.turn_of(press.conversation, str(press.message_id)):  # an answer, and no offer
+    async def _edit(self, press: ButtonPress) -> str:
+        """Answer the edited message; a turn that still runs for it is cancelled."""
+        if await self.placeholders.turn_of(press.conversation, str(press.message_id)):  # an answer, not an offer
             return await self._unknown(press)
         self._later(self.chats.delete(press.address, press.message_id), "offer")
         if await question_of(self.front.bus, press.conversation, press.argument) is None:
@@ -171,30 +171,30 @@ class Buttons:
         )  # fmt: skip
         return await self._ask(press)
 
-    async def _ask(self, press: Press) -> str:
+    async def _ask(self, press: ButtonPress) -> str:
         payload = await question_of(self.front.bus, press.conversation, press.argument)
         if payload is None:
             return press.say("too_old")
-        if await self.access.pace(press.standing) != "OK":
+        if await self.access.pace(press.status) != "OK":
             return press.say("too_fast")
         key = f"tg:{self.bot.id}:cb:{press.id}"
         received = await self.front.receive(
             press.conversation, str(payload.get("text", "")), payload=payload, idempotency=key,
-            principal=press.principal, title=press.title, meta={**press.standing.meta, "again": press.argument},
+            principal=press.principal, title=press.title, meta={**press.status.meta, "again": press.argument},
         )  # fmt: skip
         if not received.turn:
             known = received.outcome in ("FULL", "BUSY")
             return press.say(received.outcome.lower()) if known else received.reply
-        # Only now, so that a refusal changes nothing; until then "again" keeps the old answer out of this turn's sight.
+        # Only now, so that a refusal changes nothing; until then "again" in the meta hides the old answer from it.
         await forget_turn(self.front.bus, press.conversation, press.argument)
         await keep_question(self.front.bus, press.conversation, received.turn, key, payload)
-        await self.live.show(received, press.address, press.message_id, press.language)
+        await self.progress.show(received, press.address, press.message_id, press.language)
         return press.say("again")
 
-    # ── what is thought of it ───────────────────────────────────────────────────────────────────
+    # ── feedback ───────────────────────────────────────────────────────────────────
 
-    async def _vote(self, press: Press) -> str:
-        """Note a vote; the same once more takes it back."""
+    async def _vote(self, press: ButtonPress) -> str:
+        """Record a vote; the same vote again takes it back."""
         if not await self._shows(press):
             return press.say("too_old")
         vote: Vote = "up" if press.verb == "up" else "down"
@@ -206,28 +206,28 @@ class Buttons:
 
     # ── preferences ─────────────────────────────────────────────────────────────────────────────
 
-    async def _pick(self, press: Press) -> str:
-        value = self.choices.picked(press.verb, press.argument)
+    async def _pick(self, press: ButtonPress) -> str:
+        value = self.choices.value_of(press.verb, press.argument)
         if value is None:
             return press.say("unknown_button")
         await prefer(self.front.bus, press.conversation, press.verb, value, instance=self.front.instance)
-        told = picked(press.verb, value, self.choices, press.language)
-        self._later(self.chats.edit(press.address, press.message_id, TextPart(told.text), told.keyboard), "picker")
-        return told.text
+        chosen = chosen_message(press.verb, value, self.choices, press.language)
+        self._later(self.chats.edit(press.address, press.message_id, TextPart(chosen.text), chosen.keyboard), "picker")
+        return chosen.text
 
-    # ── what they share ─────────────────────────────────────────────────────────────────────────
+    # ── helpers ─────────────────────────────────────────────────────────────────────────
 
-    async def _shows(self, press: Press) -> bool:
-        """Whether the message shows the turn that its button names."""
+    async def _shows(self, press: ButtonPress) -> bool:
+        """Whether the message shows the turn that the button names."""
         shown = await self.placeholders.turn_of(press.conversation, str(press.message_id))
         return shown == press.argument
 
     def _later(self, work: Coroutine[Any, Any, object], what: str) -> None:
-        self._tasks.start(_shown(work), f"rolecall telegram {what}")
+        self._tasks.start(_logged(work), f"rolecall telegram {what}")
 
 
-async def _shown(work: Coroutine[Any, Any, object]) -> None:
-    """Await what Telegram may refuse: a press that is answered too late, a message that is gone."""
+async def _logged(work: Coroutine[Any, Any, object]) -> None:
+    """Await ``work``; log what Telegram refuses, such as a press that is answered too late."""
     try:
         await work
     except TelegramError as error:

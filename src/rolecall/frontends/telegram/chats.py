@@ -1,6 +1,6 @@
-"""Writing to chats. Nothing else sends: each chat has its order and pace, and what it may not be sent it is not.
+"""The only module that sends. Per chat: in order, rate-limited.
 
-A chat that Telegram lets wait (429), or that it does not answer for, holds up itself alone.
+A chat that Telegram rate-limits (429) or does not answer for delays no other chat.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rolecall.background import BackgroundTasks
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import message_entities
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.outlet import Box, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
+from rolecall.frontends.telegram.outlet import IdSpace, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
 
 logger = logging.getLogger(__name__)
 Keyboard = InlineKeyboardMarkup
@@ -29,7 +29,7 @@ Edit = Callable[[], Awaitable[Any]]
 Wanted = Callable[[], bool]
 EDIT_SECONDS = 1.2
 GROUP_FACTOR = 2.5
-"""Telegram takes 20 messages and edits a minute in a group: what may be left out comes less often there."""
+"""Telegram accepts 20 messages and edits a minute in a group, so partial edits are less frequent there."""
 TELLS = 16
 FILE_SECONDS = 60.0
 PHOTOS = {"image/png", "image/jpeg", "image/webp"}
@@ -37,23 +37,23 @@ PHOTO_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """Nobody can be written to there, or Telegram takes none of it; ``reason`` is Telegram's word."""
+class Unreachable:
+    """The bot cannot write to a chat, or Telegram rejects the message; ``reason`` is Telegram's."""
 
     reason: str
 
 
 class Chats:
-    """The chats of one bot. ``edit_seconds`` lie between two edits in a chat, whatever they edit."""
+    """The chats of one bot. Two edits in a chat are at least ``edit_seconds`` apart."""
 
     def __init__(self, bot: Bot, *, edit_seconds: float = EDIT_SECONDS) -> None:
         self.bot = bot
         self.edit_seconds = edit_seconds
         self._outlets = Outlets()
         self._moved: dict[int, int] = {}
-        self._telling = BackgroundTasks()
+        self._tells = BackgroundTasks()
 
-    # ── what is sent ────────────────────────────────────────────────────────────────────────────
+    # ── messages ────────────────────────────────────────────────────────────────────────────
 
     async def send(
         self,
@@ -63,26 +63,26 @@ class Chats:
         reply_to: int | None = None,
         keyboard: Keyboard | None = None,
         ring: bool = False,
-        announce: Callable[[Box], Awaitable[None]] | None = None,
-    ) -> int | Gone:
-        """Send a message; returns its id. Waits while the chat is stalled: where updates are received, ``tell``.
+        announce: Callable[[IdSpace], Awaitable[None]] | None = None,
+    ) -> int | Unreachable:
+        """Send a message and return its id. Waits while the chat is rate-limited; use ``tell`` where updates are
+        received.
 
-        Where Telegram's answer gets lost it is sent again, and may be there twice: what must not be is for
-        Recorded.make. ``announce`` is awaited before each try, in this chat's order, with the box that the message
-        will be in.
+        If Telegram's answer is lost, the message is sent again and may appear twice; ``TurnMessages.create`` removes
+        such duplicates. ``announce`` is awaited before each try, in the order of the chat, with the chat's ids.
         """
 
         async def sending(look: TextPart) -> int:
-            with outlet.box.one_more():
+            with outlet.ids.sending_one():
                 if announce is not None:
-                    await announce(outlet.box)
+                    await announce(outlet.ids)
                 return await self._send(address, look, reply_to, keyboard, ring)
 
         looks = [part, TextPart(part.text)] if part.entities else [part]
         async with self._outlet(address) as outlet:
-            for look in (*looks, looks[-1]):  # a group that became another one is told once
+            for look in (*looks, looks[-1]):  # once more for a group that became a supergroup
                 try:
-                    sent = await outlet.patiently(bound(sending, look))
+                    sent = await outlet.retry(bound(sending, look))
                     outlet.note(sent)
                     return sent
                 except ChatMigrated as error:
@@ -91,8 +91,8 @@ class Chats:
                     outlet.reason = str(error)
                     if is_blocked(error):
                         break
-        logger.warning("telegram took no message for %s: %s", address.conversation, outlet.reason)
-        return Gone(outlet.reason)
+        logger.warning("Telegram refused a message for %s: %s", address.conversation, outlet.reason)
+        return Unreachable(outlet.reason)
 
     async def edit(
         self,
@@ -104,8 +104,8 @@ class Chats:
         wanted: Wanted | None = None,
         partial: bool = False,
     ) -> Outcome:
-        """Let a message of ours read as ``part``, until that is so or cannot be; a ``partial`` text is tried once. At
-        the last moment before it is sent, ``wanted`` says whether it still is."""
+        """Edit a message of the bot into ``part``; retried until it succeeds or cannot. A ``partial`` text is tried
+        once. ``wanted`` is asked just before each request."""
         looks = [part, TextPart(part.text)] if part.entities and not partial else [part]
         edits = [bound(self._edit, address, message_id, look, keyboard) for look in looks]
         return await self._edited(address, edits, wanted, once=partial)
@@ -114,61 +114,62 @@ class Chats:
         self,
         address: Address,
         message_id: int,
-        file: File,
+        file: OutgoingFile,
         keyboard: Keyboard | None = None,
         *,
         wanted: Wanted | None = None,
     ) -> Outcome:
-        """Let a message of ours become an image or a document: however often, it stays one. An image that Telegram
-        refuses becomes a document."""
+        """Edit a message of the bot into an image or a document. An image that Telegram refuses becomes a document."""
         kinds = (InputMediaPhoto, InputMediaDocument) if file.is_photo else (InputMediaDocument,)
         edits = [bound(self._edit_media, address, message_id, file, kind, keyboard) for kind in kinds]
         return await self._edited(address, edits, wanted, once=False)
 
     async def delete(self, address: Address, message_id: int) -> bool:
-        """Remove a message; False when it cannot be, or is gone."""
+        """Delete a message; False if it is gone or cannot be deleted."""
         async with self._outlet(address) as outlet:
             try:
-                return await outlet.patiently(lambda: self.bot.delete_message(self._chat(address), message_id))
+                return await outlet.retry(lambda: self.bot.delete_message(self._chat(address), message_id))
             except TelegramError:
                 return False
 
     async def typing(self, address: Address) -> None:
-        """Show for some seconds that the bot writes, unless the chat is stalled."""
-        chat = self._chat(address)  # the general topic, 1, is named here alone
-        await self._of(address).in_passing(
+        """Show that the bot is typing, unless the chat is rate-limited."""
+        chat = self._chat(address)  # unlike other methods, this one takes the general topic, 1
+        await self._of(address).attempt(
             lambda: self.bot.send_chat_action(chat, ChatAction.TYPING, message_thread_id=address.topic)
         )
 
     async def draft(self, address: Address, draft_id: int, part: TextPart, wanted: Wanted) -> bool:
-        """Show ``part`` as what the bot is about to send, in a private chat, if it is ``wanted`` when its turn has
-        come; False when that did not work."""
+        """Show ``part`` as a draft in a private chat, if it is still ``wanted`` when the chat is free; whether it
+        succeeded."""
         entities, chat, topic = message_entities(part), self._chat(address), address.topic
         async with self._outlet(address) as outlet:
             outlet.edited = time.monotonic()
-            return wanted() and await outlet.in_passing(
+            return wanted() and await outlet.attempt(
                 lambda: self.bot.send_message_draft(chat, draft_id, part.text, topic, entities=entities)
             )
 
     def tell(
         self, address: Address, part: TextPart, *, reply_to: int | None = None, keyboard: Keyboard | None = None
     ) -> bool:
-        """Send a message some time soon, without waiting for it; False when there is enough to tell to this chat
-        already, and this is left out. For refusals and the like."""
+        """Send a message in the background, such as a refusal; False if it is dropped because TELLS wait already."""
         outlet = self._of(address)
         if outlet.telling >= TELLS:
             return False
         outlet.telling += 1
-        self._telling.start(self._tell(outlet, address, part, reply_to, keyboard), "rolecall telegram tell")
+        self._tells.start(self._tell(outlet, address, part, reply_to, keyboard), "rolecall telegram tell")
         return True
 
     async def aclose(self) -> None:
-        """End what ``tell`` still had to send."""
-        await self._telling.drain(0)
+        """Cancel the messages that ``tell`` has not sent yet."""
+        await self._tells.drain(0)
 
-    async def remove_ours(self, address: Address, ids: Iterable[int]) -> int:
-        """Remove those of the messages ``ids`` that are ours and still unknown here, before anything else is sent;
-        returns how many. Whose one is shows when its (missing) buttons are taken away: others' cannot be edited."""
+    async def delete_own(self, address: Address, ids: Iterable[int]) -> int:
+        """Delete those messages with ``ids`` that the bot sent and that are not known here; returns how many.
+
+        Nothing else is sent to the chat meanwhile. Detects the bot's own messages by editing their reply markup;
+        Telegram rejects edits to others'.
+        """
         removed, chat = 0, self._chat(address)
         async with self._outlet(address) as outlet:
             for number in ids:
@@ -176,41 +177,41 @@ class Chats:
                     continue
                 outlet.tried.append(number)
                 with suppress(TelegramError):
-                    if await outlet.patiently(bound(self._is_ours, chat, number)):
-                        removed += await outlet.patiently(bound(self.bot.delete_message, chat, number))
+                    if await outlet.retry(bound(self._is_own, chat, number)):
+                        removed += await outlet.retry(bound(self.bot.delete_message, chat, number))
         return removed
 
-    # ── what is known ───────────────────────────────────────────────────────────────────────────
+    # ── state ───────────────────────────────────────────────────────────────────────────
 
     def stalled(self, address: Address) -> float:
-        """Seconds until a partial edit need not wait; 0 for now."""
+        """Seconds until a partial edit may be sent; 0 for now."""
         outlet, gap = self._of(address), self.edit_seconds * (1 if address.private else GROUP_FACTOR)
         return max(0.0, max(outlet.free, outlet.edited + gap) - time.monotonic())
 
     def reason(self, address: Address) -> str:
-        """Why something could not be written there, in Telegram's words."""
+        """Telegram's last refusal in this chat."""
         return self._of(address).reason
 
     def newest(self, address: Address) -> int:
-        """The highest id of a message that was seen in the chat, 0 for none yet."""
+        """The highest message id seen in the chat; 0 for none."""
         return self._of(address).newest
 
-    def saw(self, address: Address, message_id: int) -> None:
-        """That there is such a message has been heard of."""
+    def note(self, address: Address, message_id: int) -> None:
+        """Note that the message exists."""
         self._of(address).note(message_id)
 
     def knows(self, address: Address, message_id: int) -> bool:
-        """Whether it is known what this message is."""
+        """Whether the message with this id was seen, or tried in vain."""
         return self._of(address).knows(message_id)
 
     def learn(self, address: Address, messages: Iterable[int], counted: int) -> None:
-        """There are these ``messages``, and Telegram had ``counted`` so far when it sent others."""
+        """Note that ``messages`` exist and that Telegram had ``counted`` at least that far."""
         outlet = self._of(address)
-        outlet.box.newest = max(outlet.box.newest, counted)
+        outlet.ids.newest = max(outlet.ids.newest, counted)
         for message_id in messages:
             outlet.note(message_id)
 
-    # ── how it is sent ──────────────────────────────────────────────────────────────────────────
+    # ── requests ──────────────────────────────────────────────────────────────────────────
 
     async def _send(
         self, address: Address, part: TextPart, reply_to: int | None, keyboard: Keyboard | None, ring: bool
@@ -233,7 +234,7 @@ class Chats:
         self,
         address: Address,
         message_id: int,
-        file: File,
+        file: OutgoingFile,
         kind: type[InputMediaPhoto | InputMediaDocument],
         keyboard: Keyboard | None,
     ) -> None:
@@ -243,7 +244,7 @@ class Chats:
             read_timeout=FILE_SECONDS, write_timeout=FILE_SECONDS,
         )  # fmt: skip
 
-    async def _is_ours(self, chat: int, message_id: int) -> bool:
+    async def _is_own(self, chat: int, message_id: int) -> bool:
         try:
             await self.bot.edit_message_reply_markup(chat, message_id)
         except BadRequest as error:
@@ -251,22 +252,22 @@ class Chats:
         return True
 
     async def _edited(self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool) -> Outcome:
-        """What became of the first of ``edits`` that Telegram does not refuse for what is in it."""
+        """The outcome of the first of ``edits`` whose content Telegram accepts."""
         async with self._outlet(address) as outlet:
             for edit in edits:
                 try:
-                    await outlet.patiently(edit, gap=self.edit_seconds, wanted=wanted, once=once)
+                    await outlet.retry(edit, gap=self.edit_seconds, wanted=wanted, once=once)
                     return "OK"
                 except Unwanted:
                     return "DROPPED"
-                except ChatMigrated as error:  # the messages stayed behind
+                except ChatMigrated as error:  # the messages stayed in the old chat
                     self._moved[address.chat] = error.new_chat_id
                     return "GONE"
                 except TelegramError as error:
                     outlet.reason = str(error)
                     if (outcome := outcome_of(error)) is not None:
                         return outcome
-        logger.warning("telegram refused an edit in %s: %s", address.conversation, outlet.reason)
+        logger.warning("Telegram refused an edit in %s: %s", address.conversation, outlet.reason)
         return "DROPPED" if once else "REFUSED"
 
     async def _tell(
@@ -293,8 +294,8 @@ class Chats:
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """An image or a document on its way out."""
+class OutgoingFile:
+    """An image or a document to send."""
 
     data: bytes
     media_type: str
@@ -302,5 +303,5 @@ class File:
 
     @property
     def is_photo(self) -> bool:
-        """Whether Telegram may show it as a photo."""
+        """Whether Telegram accepts it as a photo."""
         return self.media_type in PHOTOS and len(self.data) <= PHOTO_BYTES

@@ -1,8 +1,8 @@
-"""Answers on their way out: each takes the place of the message that promised it, once, whatever stops in between.
+"""Delivers answers: each replaces its placeholder, exactly once, whatever is killed in between.
 
-An entry of the outbox is delivered by steps that may all be repeated: its messages are made (recorded.py), edited into
-what they have to show (the same again is "not modified"), and only then the entry is said to be delivered. Stopped
-anywhere, a successor finds the messages that are recorded and goes on with what is left.
+Every step of a delivery can be repeated: the messages are created (placeholders.py) and edited into their content
+(repeating an edit is "not modified"), and only then the entry is acknowledged. If the process dies at any point, its
+successor finds the recorded messages and continues.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, is_control
-from rolecall.frontends.telegram.buttons import answered
-from rolecall.frontends.telegram.chats import Chats, File, Gone, Keyboard
+from rolecall.frontends.telegram.buttons import answer_keyboard
+from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import Outcome
-from rolecall.frontends.telegram.placeholders import Recorded, Shown
-from rolecall.frontends.telegram.progress import RING, Live
+from rolecall.frontends.telegram.placeholders import TurnMessages, TurnRecord
+from rolecall.frontends.telegram.progress import RING, ProgressDisplay
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
-PROMISE = TextPart("…")
-"""What a further message says until its text is in it."""
+FURTHER = TextPart("…")
+"""The text of a further message until its content is in it."""
 NOTICE = TextPart("🔔 …")
 REPLACEMENTS = 5
 RING_SECONDS = 30.0
@@ -35,95 +35,104 @@ RUNG = "rung"
 
 
 class Deliverer:
-    """Delivers what ``outbox`` holds. ``holding`` says whether this process is the one that may; ``ring_seconds`` is
-    how long a turn has to take for its user to be rung at its end, 0 for never."""
+    """Delivers the entries of ``outbox``. ``holding`` says whether this process is the one that may deliver. Users are
+    notified at the end of turns that took ``ring_seconds`` or longer; 0 for never."""
 
     def __init__(
         self,
         outbox: Outbox,
         chats: Chats,
-        live: Live,
-        recorded: Recorded,
+        progress: ProgressDisplay,
+        turn_messages: TurnMessages,
         blobs: Blobs,
         *,
         holding: Callable[[], bool] = lambda: True,
         ring_seconds: float = RING_SECONDS,
     ) -> None:
-        self.outbox, self.chats, self.live, self.recorded, self.blobs = outbox, chats, live, recorded, blobs
+        self.outbox, self.chats, self.progress, self.turn_messages, self.blobs = (
+            outbox,
+            chats,
+            progress,
+            turn_messages,
+            blobs,
+        )
         self.holding, self.ring_seconds = holding, ring_seconds
 
     async def deliver(self, entry: OutboxEntry) -> bool:
-        """Deliver ``entry`` and say so; False when this process may not any more. Waits for as long as Telegram lets
-        that chat wait, or is away. What can never be delivered is noted in the transcript."""
+        """Deliver ``entry`` and acknowledge it; False if this process may no longer deliver. Waits while the chat is
+        rate-limited or Telegram is unavailable. An entry that can never be delivered becomes an ERROR in the
+        transcript."""
         address, turn = Address.of(entry.conversation), entry.turn or f"notice:{entry.id}"
         if address is None:
-            return await self._settle(entry, Shown(), f"{entry.conversation} is no chat")
-        seen = self.live.end(entry.conversation, turn)
-        shown = await self.recorded.of(entry.conversation, turn)
-        delivery = AnswerDelivery(self, entry, address, turn, shown)
-        outcome = await delivery.put(await self._pieces(entry, shown.language, seen))
+            return await self._settle(entry, TurnRecord(), f"{entry.conversation} is not a Telegram chat")
+        seen = self.progress.end(entry.conversation, turn)
+        record = await self.turn_messages.of(entry.conversation, turn)
+        delivery = AnswerDelivery(self, entry, address, turn, record)
+        outcome = await delivery.put(await self._pieces(entry, record.language, seen))
         if outcome == "DROPPED":
             return False
         if outcome != "OK":
-            return await self._settle(entry, shown, self.chats.reason(address) or "its message disappears")
-        await self.recorded.clear(address, turn, shown)
-        await self._settle(entry, shown, "")
-        await self._ring(entry, address, shown, delivery.messages[-1])
+            return await self._settle(entry, record, self.chats.reason(address) or "its message keeps disappearing")
+        await self.turn_messages.clear(address, turn, record)
+        await self._settle(entry, record, "")
+        await self._ring(entry, address, record, delivery.messages[-1])
         return True
 
-    async def _settle(self, entry: OutboxEntry, shown: Shown, failure: str) -> bool:
-        """Take the entry out of the outbox, with its line in the transcript; True."""
+    async def _settle(self, entry: OutboxEntry, record: TurnRecord, failure: str) -> bool:
+        """Acknowledge the entry, with its line in the transcript; returns True."""
         records = Records(f"{self.outbox.front}:{self.outbox.bus.process.partition('~')[0]}:0")
         if failure:
             records.add("ERROR", f"not delivered: {failure}")
             logger.warning("%s: turn %s was not delivered: %s", entry.conversation, entry.turn or "-", failure)
         else:
             records.add("DELIVERED", "")
-        await self.outbox.delivered(entry, records, shown.at)
+        await self.outbox.delivered(entry, records, record.at)
         return True
 
-    # ── what there is to show ───────────────────────────────────────────────────────────────────
+    # ── content ───────────────────────────────────────────────────────────────────
 
-    async def _pieces(self, entry: OutboxEntry, language: str | None, seen: str) -> Sequence[TextPart | File]:
+    async def _pieces(self, entry: OutboxEntry, language: str | None, seen: str) -> Sequence[TextPart | OutgoingFile]:
         payload = entry.payload or {}
         files = [file async for file in self._files(entry.conversation, payload)]
         return [*_texts(entry.kind, payload, language, seen), *files] or [TextPart(say(language, "no_answer"))]
 
     async def _files(self, conversation: str, payload: Mapping[str, Any]) -> Any:
-        """The files of an answer that are still there: ``images`` are blob ids, ``files`` have a name, too."""
-        for number, (blob_id, name) in enumerate(_listed(payload), 1):
+        """The files of an answer whose blobs have not expired."""
+        for number, (blob_id, name) in enumerate(_blobs_of(payload), 1):
             blob = await self.blobs.get(conversation, blob_id)
             if blob is None:
-                logger.warning("%s: a file of an answer is not kept any more", conversation)
+                logger.warning("%s: a file of an answer has expired", conversation)
             else:
                 ending = blob.media_type.partition("/")[2].partition("+")[0]
-                yield File(blob.data, blob.media_type, name or f"{number}.{ending}")
+                yield OutgoingFile(blob.data, blob.media_type, name or f"{number}.{ending}")
 
-    # ── saying that it is there ─────────────────────────────────────────────────────────────────
+    # ── notification ─────────────────────────────────────────────────────────────────
 
-    async def _ring(self, entry: OutboxEntry, address: Address, shown: Shown, message: int) -> None:
-        """Edits do not ring: after a long turn a short reply to its answer does. It goes when the user writes next, and
-        comes at most once: who crashes here does not ring."""
-        long = self.ring_seconds and shown.at and entry.at - shown.at >= self.ring_seconds * 1000
+    async def _ring(self, entry: OutboxEntry, address: Address, record: TurnRecord, message: int) -> None:
+        """After a long turn, reply to its answer with a short message, because edits do not notify. Sent at most once:
+        not at all if the process dies here. It is deleted when the user writes next."""
+        long = self.ring_seconds and record.at and entry.at - record.at >= self.ring_seconds * 1000
         if not long or entry.kind not in ("final", "error") or is_control(entry.turn):
             return
         mark = f"~{secrets.token_hex(4)}"
-        if await self.recorded.placeholders.record(entry.conversation, entry.turn, mark, RUNG) == mark:
-            ready = TextPart(say(shown.language, "answer_ready"))
-            await self.recorded.make(address, RING, ready, name=entry.turn, ring=True, reply_to=message)
+        if await self.turn_messages.placeholders.record(entry.conversation, entry.turn, mark, RUNG) == mark:
+            ready = TextPart(say(record.language, "answer_ready"))
+            await self.turn_messages.create(address, RING, ready, name=entry.turn, ring=True, reply_to=message)
 
 
 class AnswerDelivery:
-    """One entry on its way into the messages of its chat."""
+    """The delivery of one entry into the messages of its chat."""
 
-    def __init__(self, deliverer: Deliverer, entry: OutboxEntry, address: Address, turn: str, shown: Shown) -> None:
-        self._chats, self._recorded, self._holding = deliverer.chats, deliverer.recorded, deliverer.holding
-        self._entry, self._address, self._turn, self._shown = entry, address, turn, shown
+    def __init__(
+        self, deliverer: Deliverer, entry: OutboxEntry, address: Address, turn: str, record: TurnRecord
+    ) -> None:
+        self._chats, self._turn_messages, self._holding = deliverer.chats, deliverer.turn_messages, deliverer.holding
+        self._entry, self._address, self._turn, self._record = entry, address, turn, record
         self.messages: list[int] = []
-        """What shows it, so far."""
+        """The messages that show the entry so far."""
 
-    async def put(self, pieces: Sequence[TextPart | File]) -> Outcome:
-        """Show ``pieces``, a message each; OK, or what stands against it."""
+    async def put(self, pieces: Sequence[TextPart | OutgoingFile]) -> Outcome:
+        """Show each piece in a message; returns OK or the outcome that prevents it."""
         for number, piece in enumerate(pieces):
             keyboard = self._keyboard() if number == len(pieces) - 1 else None
             outcome = await self._put(str(number), piece, keyboard)
@@ -133,14 +142,14 @@ class AnswerDelivery:
 
     def _keyboard(self) -> Keyboard | None:
         ordinary = self._entry.turn and not is_control(self._entry.turn)
-        return answered(self._entry.turn, self._shown.language) if ordinary else None
+        return answer_keyboard(self._entry.turn, self._record.language) if ordinary else None
 
-    async def _put(self, name: str, piece: TextPart | File, keyboard: Keyboard | None) -> Outcome:
-        """Show one piece in the message recorded for it. One that was deleted, or cannot be edited any more, is
-        replaced; that another one replaced it meanwhile shows when it is forgotten (Placeholders.forget)."""
+    async def _put(self, name: str, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> Outcome:
+        """Show one piece in the message recorded for it. A message that was deleted or can no longer be edited is
+        replaced; ``Placeholders.forget`` does nothing if another process replaced it first."""
         for _ in range(REPLACEMENTS):
-            message = self._shown.messages.pop(name, None) or await self._make(name)
-            if isinstance(message, Gone):
+            message = self._record.messages.pop(name, None) or await self._create(name)
+            if isinstance(message, Unreachable):
                 return "BLOCKED"
             outcome = await self._edit(message, piece, keyboard)
             if outcome == "OK":
@@ -149,26 +158,26 @@ class AnswerDelivery:
                 return outcome
             if outcome == "TOO_OLD":
                 await self._chats.delete(self._address, message)
-            await self._recorded.forget(self._address, self._turn, message, name)
+            await self._turn_messages.forget(self._address, self._turn, message, name)
         return "GONE"
 
-    async def _make(self, name: str) -> int | Gone:
-        """A message to be edited. A further one refers to the one before when others came between."""
+    async def _create(self, name: str) -> int | Unreachable:
+        """A new message for a piece. It replies to the piece before if other messages came between."""
         before, notice = (self.messages or [0])[-1], self._entry.kind == "notice"
         apart = before and self._chats.newest(self._address) > before
-        return await self._recorded.make(
-            self._address, self._turn, NOTICE if notice else PROMISE, name=name, after=before,
+        return await self._turn_messages.create(
+            self._address, self._turn, NOTICE if notice else FURTHER, name=name, after=before,
             ring=notice and name == "0", reply_to=before if apart else None,
         )  # fmt: skip
 
-    async def _edit(self, message: int, piece: TextPart | File, keyboard: Keyboard | None) -> Outcome:
-        """Let the message show the piece; one that Telegram does not take is not kept quiet about."""
-        if isinstance(piece, File):
+    async def _edit(self, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> Outcome:
+        """Edit the message into the piece; if Telegram rejects the content, into a sentence that says so."""
+        if isinstance(piece, OutgoingFile):
             outcome = await self._chats.edit_file(self._address, message, piece, keyboard, wanted=self._holding)
-            excuse = say(self._shown.language, "file_unsent", name=piece.name)
+            excuse = say(self._record.language, "file_unsent", name=piece.name)
         else:
             outcome = await self._chats.edit(self._address, message, piece, keyboard, wanted=self._holding)
-            excuse = say(self._shown.language, "text_unsent")
+            excuse = say(self._record.language, "text_unsent")
         if outcome != "REFUSED":
             return outcome
         return await self._chats.edit(self._address, message, TextPart(excuse), keyboard, wanted=self._holding)
@@ -180,13 +189,13 @@ def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: st
         return render(text)
     if kind == "cancelled" and payload.get("reason") == "interrupted":
         text = say(language, "interrupted")
-    if kind == "cancelled" and seen:  # what the user has read does not disappear
+    if kind == "cancelled" and seen:  # what the user has read stays
         return render(f"{seen}\n\n⏹ {text}")
     return plain(text)
 
 
-def _listed(payload: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """The blob ids and names of an answer's files, whatever else an agent may have put there."""
+def _blobs_of(payload: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """The blob ids and names of an answer's ``images`` (blob ids) and ``files``; agents may have put anything there."""
     for item in [*_list(payload.get("images")), *_list(payload.get("files"))]:
         if isinstance(item, str):
             yield item, ""

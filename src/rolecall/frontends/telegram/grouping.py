@@ -1,4 +1,4 @@
-"""What belongs together: the pictures of an album, and the pieces a client made of a long text."""
+"""Grouping of messages: the order of a chat, the pictures of an album, and the pieces that a client cut a text into."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from telegram import Message
 from rolecall.frontends.telegram.message import Incoming
 
 HOLD_SECONDS = 1.2
-"""How long a turn waits for more of its pieces."""
+"""How long a turn waits for more pieces of its text."""
 ALBUM_SECONDS = 2.0
-"""The same for albums, whose pictures are fetched before they are taken in."""
+"""How long a turn waits for more pictures of its album; they are downloaded before they are admitted."""
 APART_SECONDS = 2.0
-"""The pieces of one text are sent at once; Telegram's clock shows whole seconds."""
+"""Clients send the pieces of one text at once; Telegram's clock shows whole seconds."""
 REMEMBERED = 1000
 
 
-class Group(NamedTuple):
-    """Messages with one ``name`` become one turn, which sleeps ``hold`` seconds for them; ``further`` ones count as the
-    same message to whoever counts messages."""
+class MessageGroup(NamedTuple):
+    """The group of a message. Messages with the same ``name`` become one turn, which waits ``hold`` seconds for more of
+    them; a ``further`` message does not count towards the rate limit."""
 
     name: str = ""
     hold: float = 0.0
@@ -32,70 +32,73 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Long:
+class LongText:
     """The last piece of a long text: when it was sent, and the name of its group."""
 
     date: float
     group: str
 
 
-class Pieces:
-    """Remembers, for a moment and in this process alone, what may go on. The names of groups come from the messages, so
-    that an update that comes again, even to another process, is put where it was."""
+class MessageGroups:
+    """Recognises messages that belong together.
+
+    What it remembers is short-lived and local to the process. The names of groups are derived from the messages, so an
+    update that arrives again, even in another process, gets the same group.
+    """
 
     def __init__(self) -> None:
-        self._long: OrderedDict[tuple[int, int], Long] = OrderedDict()
+        self._long: OrderedDict[tuple[int, int], LongText] = OrderedDict()
         self._albums: OrderedDict[str, None] = OrderedDict()
 
-    def expected(self, message: Message) -> bool:
-        """Whether ``message`` goes on with what was for the bot, though it may not look so itself."""
+    def continues(self, message: Message) -> bool:
+        """Whether ``message`` continues an album or a text that was addressed to the bot."""
         if message.media_group_id:
             return message.media_group_id in self._albums
         person = message.from_user
         return person is not None and self._before(message.chat.id, person.id, message.date.timestamp()) is not None
 
-    def group(self, incoming: Incoming) -> Group:
-        """Where ``incoming`` belongs; no name when it stands alone."""
+    def group(self, incoming: Incoming) -> MessageGroup:
+        """The group of ``incoming``; without a name when it stands on its own."""
         if incoming.command or incoming.version:
-            return Group()
+            return MessageGroup()
         if incoming.album:
             further = incoming.album in self._albums
             self._albums[incoming.album] = None
             _forget_oldest(self._albums)
-            return Group(f"album:{incoming.album}", ALBUM_SECONDS, further)
+            return MessageGroup(f"album:{incoming.album}", ALBUM_SECONDS, further)
         person = (incoming.address.chat, incoming.user)
         before = self._before(*person, incoming.date)
         self._long.pop(person, None)
         name = before.group if before else f"long:{incoming.message_id}" if incoming.long else ""
         if incoming.long:
-            self._long[person] = Long(incoming.date, name)
+            self._long[person] = LongText(incoming.date, name)
             _forget_oldest(self._long)
-        return Group(name, HOLD_SECONDS if incoming.long else 0.0, before is not None)
+        return MessageGroup(name, HOLD_SECONDS if incoming.long else 0.0, before is not None)
 
-    def _before(self, chat: int, user: int, date: float) -> Long | None:
+    def _before(self, chat: int, user: int, date: float) -> LongText | None:
         found = self._long.get((chat, user))
         return found if found and abs(date - found.date) <= APART_SECONDS else None
 
 
-def _forget_oldest(memory: OrderedDict[tuple[int, int], Long] | OrderedDict[str, None]) -> None:
+def _forget_oldest(memory: OrderedDict[tuple[int, int], LongText] | OrderedDict[str, None]) -> None:
     if len(memory) > REMEMBERED:
         memory.popitem(last=False)
 
 
-class Lane:
-    """A place in a line. ``turn`` returns when all that entered before have left."""
+class Ticket:
+    """A place in a queue."""
 
     def __init__(self, before: asyncio.Future[None] | None) -> None:
         self._before = before
 
-    async def turn(self) -> None:
-        """Wait for those before. Whoever waits may do what needs no order meanwhile."""
+    async def wait(self) -> None:
+        """Wait for all earlier tickets. Work that does not depend on the order may be done first."""
         if self._before is not None:
             await asyncio.shield(self._before)
 
 
-class Lanes:
-    """One line for each key; a key with nobody in line takes no memory."""
+class ChatQueue:
+    """A first-in, first-out queue per key, such as a chat. A key without tickets takes no memory."""
 
     def __init__(self) -> None:
         self._last: dict[Hashable, asyncio.Future[None]] = {}
@@ -104,8 +107,8 @@ class Lanes:
         return len(self._last)
 
     @contextmanager
-    def enter(self, key: Hashable) -> Iterator[Lane]:
-        """Stand in line from here to the end of the block. Whoever leaves early lets nobody pass those before."""
+    def enter(self, key: Hashable) -> Iterator[Ticket]:
+        """Queue up until the block is left. Leaving early does not let later tickets overtake earlier ones."""
         before, mine = self._last.get(key), asyncio.get_running_loop().create_future()
         self._last[key] = mine
 
@@ -115,7 +118,7 @@ class Lanes:
             mine.set_result(None)
 
         try:
-            yield Lane(before)
+            yield Ticket(before)
         finally:
             if before is None or before.done():
                 leave()

@@ -1,4 +1,4 @@
-"""Files that users send: fetched from Telegram, put away as blobs, documents read."""
+"""Files that users send: downloads them from Telegram, extracts the text of documents and stores both as blobs."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from telegram.error import BadRequest, Forbidden, NetworkError, TelegramError
 
 from rolecall.bus.blobs import Blobs
 from rolecall.errors import BlobTooLarge
-from rolecall.frontends.telegram.bot import Wait
-from rolecall.frontends.telegram.message import Attached, Incoming
+from rolecall.frontends.telegram.bot import FloodWait
+from rolecall.frontends.telegram.message import Attachment, Incoming
 
 logger = logging.getLogger(__name__)
 FETCH_SECONDS = 20.0
-"""For one file, all tries together: the offset of the update waits so long at most."""
+"""Limit for one file over all tries; the update is not confirmed before."""
 AT_ONCE = 8
 Problem = tuple[str, Mapping[str, str]]
-"""A key of words.py and its values."""
+"""A key of texts.toml and its values."""
 PDF_SECONDS = 20
 READ_CHARS = 2_000_000
-"""What is read of a PDF before it is cut."""
+"""How much text is read of a PDF before it is shortened."""
 UNREADABLE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """What a message's files add to the payload, and one of ``problems`` for each file that could not be had or
+class FetchedFiles:
+    """What the files of a message add to the payload, and a problem for each file that could not be downloaded or
     read."""
 
     payload: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
-class Unusable(Exception):
-    """Raised for a file that cannot be had or read; says so in the bot's words."""
+class UnusableFile(Exception):
+    """A file that cannot be downloaded or read. ``problem`` is what to tell the user."""
 
     def __init__(self, key: str, **values: str) -> None:
         super().__init__(key)
@@ -52,55 +52,57 @@ class Unusable(Exception):
 
 
 class Media:
-    """Fetches files, a few at once. ``voice`` says whether there is a model that hears; of a document at most
-    ``characters`` are kept."""
+    """Downloads files, AT_ONCE at a time. ``voice`` says whether a speech-to-text model is configured; documents are
+    shortened to ``characters``."""
 
     def __init__(self, bot: Bot, blobs: Blobs, *, voice: bool = False, characters: int = 24_000) -> None:
         self.bot, self.blobs, self.voice, self.characters = bot, blobs, voice, characters
         self._places = asyncio.Semaphore(AT_ONCE)
 
-    async def fetch(self, incoming: Incoming) -> Fetched:
-        """The files of ``incoming``, as ``images`` (blob ids) and ``files`` ({blob, name, type}) of a payload. Raises
-        nothing for what a file is, or for Telegram being away; RolecallError when the server is full."""
+    async def fetch(self, incoming: Incoming) -> FetchedFiles:
+        """Download the files of ``incoming`` as ``images`` (blob ids) and ``files`` ({blob, name, type}) of a payload.
+
+        Files that cannot be read and failures of Telegram are reported as problems. Raises ServerError.
+        """
         async with asyncio.TaskGroup() as group:
             conversation = incoming.address.conversation
-            tasks = [group.create_task(self._one(conversation, one), name="telegram file") for one in incoming.files]
+            tasks = [group.create_task(self._store(conversation, one), name="telegram file") for one in incoming.files]
         payload: dict[str, list[Any]] = {}
         problems = []
         for result in (task.result() for task in tasks):
-            if isinstance(result, Unusable):
+            if isinstance(result, UnusableFile):
                 problems.append(result.problem)
             else:
                 payload.setdefault(result[0], []).append(result[1])
-        return Fetched(payload, tuple(problems))
+        return FetchedFiles(payload, tuple(problems))
 
-    async def _one(self, conversation: str, attached: Attached) -> tuple[str, Any] | Unusable:
-        """Under which name of the payload it goes, and as what."""
+    async def _store(self, conversation: str, attached: Attachment) -> tuple[str, Any] | UnusableFile:
+        """The name in the payload and the value to append there."""
         try:
             self._check(attached)
-            data, media_type = await self._got(attached), attached.media_type
+            data, media_type = await self._fetch_one(attached), attached.media_type
             if attached.kind == "image":
                 return "images", await self.blobs.put(conversation, data, media_type)
             if attached.kind == "document":
                 data, media_type = await self._read(attached, data), "text/plain"
             blob = await self.blobs.put(conversation, data, media_type)
             return "files", {"blob": blob, "name": attached.name, "type": media_type}
-        except Unusable as unusable:
+        except UnusableFile as unusable:
             return unusable
         except BlobTooLarge:
             return self._too_large(attached)
 
-    def _check(self, attached: Attached) -> None:
+    def _check(self, attached: Attachment) -> None:
         if attached.kind == "unknown":
-            raise Unusable("file_unknown", name=attached.name)
+            raise UnusableFile("file_unknown", name=attached.name)
         if attached.kind == "voice" and not self.voice:
-            raise Unusable("voice_off")
+            raise UnusableFile("voice_off")
         try:
             self.blobs.check_size(attached.size)
         except BlobTooLarge:
             raise self._too_large(attached) from None
 
-    async def _got(self, attached: Attached) -> bytes:
+    async def _fetch_one(self, attached: Attachment) -> bytes:
         try:
             async with asyncio.timeout(FETCH_SECONDS), self._places:
                 return await self._download(attached)
@@ -108,10 +110,10 @@ class Media:
             if "too big" in str(error).lower():
                 raise self._too_large(attached) from None
             logger.warning("a file could not be fetched from Telegram: %s", type(error).__name__)
-            raise Unusable("file_lost", name=attached.name) from None
+            raise UnusableFile("file_lost", name=attached.name) from None
 
-    async def _download(self, attached: Attached) -> bytes:
-        """Tries again what may pass until it is cancelled."""
+    async def _download(self, attached: Attachment) -> bytes:
+        """Download the file; retry temporary failures until cancelled."""
         pause = 0.2
         while True:
             try:
@@ -119,31 +121,31 @@ class Media:
                 return bytes(await file.download_as_bytearray())
             except (BadRequest, Forbidden):
                 raise
-            except (NetworkError, Wait):
+            except (NetworkError, FloodWait):
                 await asyncio.sleep(pause)
                 pause *= 2
 
-    async def _read(self, attached: Attached, data: bytes) -> bytes:
+    async def _read(self, attached: Attachment, data: bytes) -> bytes:
         text = await text_of(data, attached.media_type)
         if text is None:
-            raise Unusable("file_unknown", name=attached.name)
+            raise UnusableFile("file_unknown", name=attached.name)
         if not text:
-            raise Unusable("file_empty", name=attached.name)
-        return shortened(text, self.characters).encode("utf-8", "replace")
+            raise UnusableFile("file_empty", name=attached.name)
+        return shorten(text, self.characters).encode("utf-8", "replace")
 
-    def _too_large(self, attached: Attached) -> Unusable:
-        return Unusable("file_large", name=attached.name, megabytes=str(self.blobs.bus.settings.blob_megabytes))
+    def _too_large(self, attached: Attachment) -> UnusableFile:
+        return UnusableFile("file_large", name=attached.name, megabytes=str(self.blobs.bus.settings.blob_megabytes))
 
 
 async def text_of(data: bytes, media_type: str) -> str | None:
-    """The text of a file, empty when there is none in it (a scan), None when it cannot be read."""
+    """The text of a file: empty if it contains none (a scan), None if it cannot be read."""
     if media_type == "application/pdf":
         return await _pdf(data)
-    return decoded(data)
+    return decode_text(data)
 
 
-def decoded(data: bytes) -> str | None:
-    """``data`` as text: UTF-8, UTF-16 with its mark, else what Windows wrote; None for what is no text."""
+def decode_text(data: bytes) -> str | None:
+    """Decode UTF-8, UTF-16 with a byte order mark, or a Windows code page (1251 or 1252); None for binary data."""
     for encoding in (*(name for bom, name in BOMS if data.startswith(bom)), "utf-8"):
         with contextlib.suppress(UnicodeDecodeError):
             text = data.decode(encoding)
@@ -153,8 +155,8 @@ def decoded(data: bytes) -> str | None:
     return data.decode("cp1251" if _cyrillic(data) else "cp1252", "replace").replace("\r\n", "\n").strip()
 
 
-def shortened(text: str, characters: int) -> str:
-    """``text``, at most about so many characters: its beginning and its end, with a mark where the rest is missing."""
+def shorten(text: str, characters: int) -> str:
+    """Cut ``text`` to about ``characters``: the first three quarters and the last one, with a mark in between."""
     if len(text) <= characters:
         return text
     head, tail = text[: characters * 3 // 4], text[-(characters // 4) :]
@@ -184,7 +186,7 @@ async def _pdf(data: bytes) -> str | None:
 
 
 def _cyrillic(data: bytes) -> bool:
-    """Whether most of what is not ASCII is in the place of Cyrillic letters, and there is much of it."""
+    """Whether more than a third of the bytes is beyond ASCII and nearly all of these are letters of code page 1251."""
     beyond = [byte for byte in data[:10_000] if byte >= 0x80]
     letters = sum(byte >= 0xC0 or byte in (0xA8, 0xB8) for byte in beyond)
     return len(beyond) * 3 > len(data[:10_000]) and letters * 10 > len(beyond) * 9

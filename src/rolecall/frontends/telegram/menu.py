@@ -1,4 +1,4 @@
-"""The commands that Telegram has beside those of every front end, and the menus that name them all."""
+"""The commands that only Telegram has, and the menus that list all commands."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify, preferences_of
 from rolecall.bus.members import Member, Rank
-from rolecall.frontends.telegram.access import Access, Standing
-from rolecall.frontends.telegram.bot import Wait, explain
+from rolecall.frontends.telegram.access import Access, UserStatus
+from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming
-from rolecall.frontends.telegram.pickers import Choices, Told, menu
+from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message
 from rolecall.frontends.texts import LANGUAGES, say
 
 INVITATION_DAYS = 7
 LISTED_MEMBERS = 50
 LISTED_NAME_CHARS = 24
 USAGE = {"allow": "/allow ID [admin|user|guest]", "deny": "/deny ID", "broadcast": "/broadcast TEXT"}
-Answer = Callable[[Incoming, Standing], Awaitable[Told | None]]
+Answer = Callable[[Incoming, UserStatus], Awaitable[CommandReply | None]]
 logger = logging.getLogger(__name__)
 OPEN = (*(command.name for command in COMMANDS), "queue")
 ADMIN = ("invite", "users", "allow", "deny", "broadcast")
-"""For admins alone, in private."""
+"""For admins, in private chats."""
 TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "model", "role", "queue", *ADMIN})
-"""Answered here; in groups they need no name of the bot behind them."""
+"""Commands answered here; in groups they work without the bot's name."""
 PRIVATE_ONLY = ("start",)
 NAME = re.compile(r"[a-z0-9_]{1,32}", re.ASCII)
 MENU_CHARS = 256
@@ -49,7 +49,7 @@ TRIES = 3
 
 @dataclass
 class Commands:
-    """Answers Telegram's own commands. No model is asked and no envelope written."""
+    """Answers the commands that only Telegram has, without a model or an envelope."""
 
     bot: Bot
     bus: Bus
@@ -58,74 +58,73 @@ class Commands:
     front: str = "telegram"
     _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
-    async def answer(self, incoming: Incoming, standing: Standing) -> Told | None:
-        """The answer to ``incoming`` if it is one of Telegram's own commands, else None: it goes to the bus.
+    async def answer(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
+        """The answer to ``incoming``; None if it is not one of these commands and belongs to the bus.
 
-        To be asked for ``/start`` of strangers too (a code lets them in), and for nothing else of theirs; None then
-        is a stranger's refusal.
+        Of strangers, only pass ``/start``, since a code may let them in; None then means that they are refused.
         """
         name = incoming.command
-        if not standing.allowed:
-            return await self._redeem(incoming, standing) if name == "start" and incoming.argument else None
+        if not status.allowed:
+            return await self._redeem(incoming, status) if name == "start" and incoming.argument else None
         if name in ADMIN:
-            if standing.rank != "admin":
-                return Told(say(incoming.language, "admins_only"))
+            if status.rank != "admin":
+                return CommandReply(say(incoming.language, "admins_only"))
             if not incoming.address.private:
-                return Told(say(incoming.language, "privately"))
+                return CommandReply(say(incoming.language, "privately"))
         answers: dict[str, Answer] = {
             "start": self._start, "help": self._help, "whoami": self._whoami, "model": self._pick, "role": self._pick,
             "queue": self._pick, "invite": self._invite, "users": self._users, "allow": self._allow,
             "deny": self._deny, "broadcast": self._broadcast,
         }  # fmt: skip
-        return await answers[name](incoming, standing) if name in answers else None
+        return await answers[name](incoming, status) if name in answers else None
 
     async def set_menus(self) -> None:
-        """Tell Telegram the commands, for private chats, groups and each admin, in all languages of words.toml.
-        What Telegram refuses is logged; nothing is raised but CancelledError."""
+        """Set the command menus of private chats, groups and each admin, in all languages. Failures of Telegram are
+        logged."""
         await self._menus.set_all(await self._admins())
 
     async def aclose(self) -> None:
-        """End what is still to be told to Telegram."""
+        """Cancel menus that are not set yet."""
         await self._tasks.drain(0)
 
     @property
     def _menus(self) -> Menus:
         return Menus(self.bot, self.choices.prefixes)
 
-    # ── for all ─────────────────────────────────────────────────────────────────────────────────
+    # ── for everyone ─────────────────────────────────────────────────────────────────────────────────
 
-    async def _start(self, incoming: Incoming, standing: Standing) -> Told | None:
+    async def _start(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
         if incoming.argument:
-            return await self._redeem(incoming, standing) or Told(say(incoming.language, "code_tries"))
-        return Told(say(incoming.language, "welcome"))
+            return await self._redeem(incoming, status) or CommandReply(say(incoming.language, "code_tries"))
+        return CommandReply(say(incoming.language, "welcome"))
 
-    async def _redeem(self, incoming: Incoming, standing: Standing) -> Told | None:
-        """What a code led to; None when there were too many wrong ones, and that was said."""
+    async def _redeem(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
+        """The answer to a code; None after too many wrong ones, once the user was told."""
         language, user = incoming.language, incoming.user
         verdict = await self.access.redeem(user, incoming.name, incoming.argument)
         if verdict == "TOO_MANY":
             first = await self.access.first_refusal(user, "warned")
-            await self.access.first_refusal(user)  # that was said by this, too
-            return Told(say(language, "code_tries")) if first else None
+            await self.access.first_refusal(user)  # this answer covers the refusal too
+            return CommandReply(say(language, "code_tries")) if first else None
         if verdict == "WRONG":
-            return Told(say(language, "code_wrong", id=user))
+            return CommandReply(say(language, "code_wrong", id=user))
         if verdict == "admin":
             self._menu_later(user, "admin")
-            return Told(say(language, "welcome_admin"))
-        return Told(say(language, "welcome"))
+            return CommandReply(say(language, "welcome_admin"))
+        return CommandReply(say(language, "welcome"))
 
-    async def _help(self, incoming: Incoming, standing: Standing) -> Told:
+    async def _help(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         language = incoming.language
         usages = {command.name: command.usage for command in COMMANDS}
-        names = (*OPEN, *(ADMIN if standing.rank == "admin" and incoming.address.private else ()))
+        names = (*OPEN, *(ADMIN if status.rank == "admin" and incoming.address.private else ()))
         lines = [
             f"{usages.get(name) or USAGE.get(name, f'/{name}')} – {say(language, f'menu_{name}')}" for name in names
         ]
-        return Told("\n".join([*lines, *(f"{prefix} – {what}" for prefix, what in self.choices.prefixes)]))
+        return CommandReply("\n".join([*lines, *(f"{prefix} – {what}" for prefix, what in self.choices.prefixes)]))
 
-    async def _whoami(self, incoming: Incoming, standing: Standing) -> Told:
+    async def _whoami(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         language, conversation = incoming.language, incoming.address.conversation
-        rank = say(language, f"rank_{standing.rank}")
+        rank = say(language, f"rank_{status.rank}")
         stored = await preferences_of(self.bus, conversation)
         choices = ", ".join(f"/{name} {stored[name]}" for name in ("lang", "model", "role", "queue") if name in stored)
         tokens = (await self._tokens([incoming.user]))[incoming.user]
@@ -134,26 +133,26 @@ class Commands:
             say(language, "preferences", choices=choices or say(language, "automatic")),
             say(language, "used_today", tokens=tokens),
         ]
-        return Told("\n".join(lines))
+        return CommandReply("\n".join(lines))
 
-    async def _pick(self, incoming: Incoming, standing: Standing) -> Told | None:
-        """The buttons; with a model or a role behind it the command is the bus's."""
+    async def _pick(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
+        """The buttons; None if the command has an argument and belongs to the bus."""
         if incoming.argument and incoming.command != "queue":
             return None
         conversation = incoming.address.conversation
-        return await menu(self.bus, conversation, incoming.command, self.choices, incoming.language)
+        return await picker_message(self.bus, conversation, incoming.command, self.choices, incoming.language)
 
     # ── for admins ──────────────────────────────────────────────────────────────────────────────
 
-    async def _invite(self, incoming: Incoming, standing: Standing) -> Told:
+    async def _invite(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         code = await self.access.invite(days=INVITATION_DAYS)
         link = f"https://t.me/{self.bot.username}?start={code}"
-        return Told(say(incoming.language, "invitation", days=INVITATION_DAYS, link=link))
+        return CommandReply(say(incoming.language, "invitation", days=INVITATION_DAYS, link=link))
 
-    async def _users(self, incoming: Incoming, standing: Standing) -> Told:
+    async def _users(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         language, members = incoming.language, await self._members()
         if not members:
-            return Told(say(language, "nobody"))
+            return CommandReply(say(language, "nobody"))
         shown = members[:LISTED_MEMBERS]
         tokens = await self._tokens([member.user for member in shown])
         lines = [
@@ -161,55 +160,55 @@ class Commands:
             for one in shown
         ]
         more = len(members) - len(shown)
-        return Told("\n".join([*lines, *([say(language, "others", count=more)] if more else [])]))
+        return CommandReply("\n".join([*lines, *([say(language, "others", count=more)] if more else [])]))
 
-    async def _allow(self, incoming: Incoming, standing: Standing) -> Told:
+    async def _allow(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         number, _, wanted = incoming.argument.partition(" ")
         ranks: dict[str, Rank] = {"": "user", "user": "user", "guest": "guest", "admin": "admin"}
         rank = ranks.get(wanted.strip().lower())
         if not _is_user(number) or rank is None:
-            return Told(say(incoming.language, "which_user", usage=USAGE["allow"]))
+            return CommandReply(say(incoming.language, "which_user", usage=USAGE["allow"]))
         await self.access.allow(int(number), rank)
         self._menu_later(int(number), rank)
-        return Told(say(incoming.language, "let_in", id=number, rank=say(incoming.language, f"rank_{rank}")))
+        return CommandReply(say(incoming.language, "let_in", id=number, rank=say(incoming.language, f"rank_{rank}")))
 
-    async def _deny(self, incoming: Incoming, standing: Standing) -> Told:
+    async def _deny(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         number = incoming.argument
         if not _is_user(number):
-            return Told(say(incoming.language, "which_user", usage=USAGE["deny"]))
-        # Nobody locks himself out: then there might be no admin, and the start link would be good again.
-        if int(number) == standing.user or not await self.access.deny(int(number)):
-            return Told(say(incoming.language, "cannot_deny", id=number))
+            return CommandReply(say(incoming.language, "which_user", usage=USAGE["deny"]))
+        # Admins cannot deny themselves: without an admin, the start link would work again.
+        if int(number) == status.user or not await self.access.deny(int(number)):
+            return CommandReply(say(incoming.language, "cannot_deny", id=number))
         self._menu_later(int(number), "stranger")
-        return Told(say(incoming.language, "shut_out", id=number))
+        return CommandReply(say(incoming.language, "shut_out", id=number))
 
-    async def _broadcast(self, incoming: Incoming, standing: Standing) -> Told:
-        """A notice to each one's private chat; whoever never opened it gets none."""
+    async def _broadcast(self, incoming: Incoming, status: UserStatus) -> CommandReply:
+        """Send a notice to the private chat of every user; those who never opened it get none."""
         if not incoming.argument:
-            return Told(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
-        told = [one.user for one in await self._members() if one.allowed and one.user != standing.user]
-        for user in told:
+            return CommandReply(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
+        users = [one.user for one in await self._members() if one.allowed and one.user != status.user]
+        for user in users:
             await notify(self.bus, 
                 f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
                 front=self.front, remember=False,
             )  # fmt: skip
-        return Told(say(incoming.language, "broadcast", count=len(told)))
+        return CommandReply(say(incoming.language, "broadcast", count=len(users)))
 
-    # ── what they share ─────────────────────────────────────────────────────────────────────────
+    # ── helpers ─────────────────────────────────────────────────────────────────────────
 
     async def _members(self) -> list[Member]:
-        """All whom the settings or the server know, groups left out."""
+        """The users named by the settings and the members, without groups."""
         known = await self.access.members()
         own = {member.user for member in known}
         named = sorted(user for user in (self.access.admins | self.access.listed) - own if user > 0)
-        listed = [Member(user, (await self.access.look(user)).rank, 0, "") for user in named]
+        listed = [Member(user, (await self.access.status_of(user)).rank, 0, "") for user in named]
         return [*listed, *known]
 
     async def _admins(self) -> list[int]:
         return [member.user for member in await self._members() if member.rank == "admin"]
 
     async def _tokens(self, users: list[int]) -> dict[int, int]:
-        """What each used of the models today."""
+        """The tokens each user used today."""
         found = await stats.tokens_of(self.bus, [f"telegram:user:{user}" for user in users])
         return dict(zip(users, found, strict=True))
 
@@ -223,31 +222,31 @@ def _is_user(number: str) -> bool:
 
 @dataclass(frozen=True)
 class Menus:
-    """Sets the menus of ``bot``. ``prefixes`` are those of roles that users call by them, such as ``/weather``."""
+    """Sets the menus of ``bot``. ``prefixes`` are those that select a role, such as ``/weather``."""
 
     bot: Bot
     prefixes: Sequence[tuple[str, str]] = ()
 
     async def set_all(self, admins: Iterable[int]) -> None:
-        """The menus of private chats and groups, and those of ``admins``."""
+        """Set the menus of private chats and groups, and those of ``admins``."""
         await self._set(BotCommandScopeAllPrivateChats(), OPEN)
         await self._set(BotCommandScopeAllGroupChats(), [name for name in OPEN if name not in PRIVATE_ONLY])
         for user in admins:
             await self.set_for(user, admin=True)
 
     async def set_for(self, user: int, *, admin: bool) -> None:
-        """The menu of one user's private chat with the bot: that of admins, or the usual one."""
+        """Set the menu of a user's private chat: the one for admins, or the default."""
         await self._set(BotCommandScopeChat(user), [*OPEN, *ADMIN] if admin else [])
 
     async def _set(self, scope: BotCommandScope, names: Sequence[str]) -> None:
-        """One menu in all languages; what has none of its own is English. Without names it is removed."""
+        """Set one menu in all languages, or delete it if ``names`` is empty."""
         for language in LANGUAGES:
             code = None if language == "en" else language
-            if not await self._told(scope, code, self._commands(names, language) if names else []):
+            if not await self._set_one(scope, code, self._commands(names, language) if names else []):
                 return
 
-    async def _told(self, scope: BotCommandScope, code: str | None, commands: Sequence[BotCommand]) -> bool:
-        """Whether Telegram has it; it is asked again while it may help."""
+    async def _set_one(self, scope: BotCommandScope, code: str | None, commands: Sequence[BotCommand]) -> bool:
+        """Set or delete one menu; temporary failures are retried. Whether it succeeded."""
         error: TelegramError | None = None
         for _ in range(TRIES):
             try:
@@ -256,16 +255,16 @@ class Menus:
                 else:
                     await self.bot.delete_my_commands(scope, code)
                 return True
-            except Wait as wait:
+            except FloodWait as wait:
                 error = wait
                 await asyncio.sleep(wait.seconds)
-            except (BadRequest, Forbidden) as refused:  # such as the chat of an admin who never wrote
+            except (BadRequest, Forbidden) as refused:  # such as the chat of an admin who never opened it
                 logger.info("no menu for %s: %s", scope.to_json(), explain(refused))
                 return False
             except TelegramError as failed:
                 error = failed
         if error is not None:
-            logger.warning("a menu could not be set: %s", explain(error))
+            logger.warning("a menu was not set: %s", explain(error))
         return False
 
     def _commands(self, names: Sequence[str], language: str) -> list[BotCommand]:

@@ -1,4 +1,4 @@
-"""Where in Telegram a conversation is: a chat, or a topic of one."""
+"""A message for the bot: its chat or topic, its text and attachments, and whether it is addressed to the bot."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from rolecall.frontends.telegram.markdown.entities import utf16_len
 CONVERSATION = re.compile(r"([a-z0-9_-]+):(-?\d{1,19})(?::(\d{1,19}))?", re.ASCII)
 Kind = Literal["image", "voice", "document", "unknown"]
 IMAGES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
-ENDINGS = """
+TEXT_EXTENSIONS = """
     txt text md markdown rst adoc tex log csv tsv json jsonl yaml yml toml ini cfg conf env xml html htm css scss svg
     py pyi ipynb js mjs ts tsx jsx vue svelte java kt kts scala groovy clj c h cc cpp cxx hpp hh cs go rs swift m mm rb
     php pl pm lua r jl dart ex exs erl hrl hs ml fs sql sh bash zsh fish ps1 bat cmd vim asm s v sv vhd proto graphql
     tf hcl nix cmake gradle properties diff patch srt vtt po bib ics vcf eml dockerfile makefile gitignore
 """
-TEXTS = frozenset(ENDINGS.split())
-"""Endings (or whole names) of files that are text, whatever media type a client gives them."""
+TEXTS = frozenset(TEXT_EXTENSIONS.split())
+"""File extensions (or whole names) of text files; clients often send a wrong media type."""
 LONG_UNITS = 4000
-"""A text of so many UTF-16 units may be a piece of a longer one: clients cut at 4096, or at a nice place before."""
+"""Clients cut a text at 4096 UTF-16 units or at a line end before that, so a text this long may be continued."""
 QUOTED_CHARS = 2000
 NAME_CHARS = 40
 COMMAND = re.compile(r"/(\w{1,64})(?:@(\w{1,64}))?(?:\s+|$)", re.ASCII)
 PLAIN_COMMANDS = frozenset(command.name for command in COMMANDS)
-"""Those that are for this bot in a group even without its name behind them."""
+"""Commands that the bot answers in a group without its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A chat, and a topic of it when it has such. ``front`` is the name of the front end, one per bot."""
+    """A chat, and a topic of it if it has topics. ``front`` is the name of the front end; each bot has its own."""
 
     chat: int
     topic: int | None = None
@@ -43,17 +43,17 @@ class Address:
 
     @property
     def conversation(self) -> str:
-        """The conversation that is held here: ``telegram:42``, in a topic ``telegram:42:7``."""
+        """The name of the conversation: ``telegram:42``, in a topic ``telegram:42:7``."""
         return f"{self.front}:{self.chat}" + (f":{self.topic}" if self.topic else "")
 
     @property
     def private(self) -> bool:
-        """Whether it is a chat with one person alone."""
+        """Whether this is a private chat."""
         return self.chat > 0
 
     @classmethod
     def of(cls, conversation: str) -> Address | None:
-        """The address of a conversation, None for one that is not in Telegram by its form."""
+        """The address of ``conversation``; None if the name is not one of a Telegram conversation."""
         match = CONVERSATION.fullmatch(conversation)
         if match is None:
             return None
@@ -61,9 +61,9 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
-    """A file that came with a message and is still at Telegram. ``size`` is in bytes, 0 when it is not known; one of
-    the kind unknown is nothing that can be read here, and ``name`` says what."""
+class Attachment:
+    """A file of a message, not downloaded yet. ``size`` is in bytes, 0 if unknown. A file of the kind unknown cannot be
+    read; ``name`` then says what it is."""
 
     kind: Kind
     file_id: str
@@ -72,30 +72,30 @@ class Attached:
     size: int = 0
 
 
-def attached_to(message: Message) -> tuple[Attached, ...]:
-    """What came with ``message``: one file or none; a sticker is none."""
+def attachments_of(message: Message) -> tuple[Attachment, ...]:
+    """The file of ``message``, if it has one. A sticker is not a file."""
     if message.photo:
         best = max(message.photo, key=lambda size: size.width * size.height)
-        return (Attached("image", best.file_id, "photo.jpg", "image/jpeg", best.file_size or 0),)
+        return (Attachment("image", best.file_id, "photo.jpg", "image/jpeg", best.file_size or 0),)
     if sound := message.voice or message.audio or message.video_note:
         return (_sound(sound),)
     if message.sticker:
         return ()
-    if message.animation:  # comes as a document, too
-        return (Attached("unknown", "", "animation", ""),)
+    if message.animation:  # also present as a document
+        return (Attachment("unknown", "", "animation", ""),)
     if message.document:
         return (_document(message.document),)
     found = message.effective_attachment
-    return (Attached("unknown", "", type(found).__name__.lower(), ""),) if found and not message.text else ()
+    return (Attachment("unknown", "", type(found).__name__.lower(), ""),) if found and not message.text else ()
 
 
-def _sound(sound: Voice | Audio | VideoNote) -> Attached:
+def _sound(sound: Voice | Audio | VideoNote) -> Attachment:
     media_type = getattr(sound, "mime_type", None) or ("video/mp4" if isinstance(sound, VideoNote) else "audio/ogg")
     name = getattr(sound, "file_name", None) or f"voice.{media_type.rpartition('/')[2]}"
-    return Attached("voice", sound.file_id, name, media_type, sound.file_size or 0)
+    return Attachment("voice", sound.file_id, name, media_type, sound.file_size or 0)
 
 
-def _document(document: Document) -> Attached:
+def _document(document: Document) -> Attachment:
     name, media_type = document.file_name or "file", (document.mime_type or "").lower()
     ending = PurePosixPath(name.lower()).suffix.lstrip(".") or name.lower()
     kind: Kind = "unknown"
@@ -105,18 +105,18 @@ def _document(document: Document) -> Attached:
         kind, media_type = "document", "application/pdf"
     elif media_type.startswith("text/") or ending in TEXTS:
         kind, media_type = "document", "text/plain"
-    return Attached(kind, document.file_id, name, media_type, document.file_size or 0)
+    return Attachment(kind, document.file_id, name, media_type, document.file_size or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One message of a user, new or edited. ``text`` is what is asked, without the bot's name and, in groups, with the
-    speaker's in front; ``command`` is the word of a message that is ``/word argument``, in lower case.
+    """One message of a user, new or edited.
 
-    ``version`` is 0 for a new message and rises with each edit; ``date`` is when it was sent, in seconds, and ``age``
-    how long after that it was edited. ``title`` is the chat's name. ``album`` names what came in one go, ``long`` says
-    that a client may have cut it from a longer text. ``quoted`` is what it replies to, ``(who, text)``, who being empty
-    for the bot itself; ``reply_to`` is the id of that message.
+    ``text`` lacks the bot's name and, in groups, starts with the sender's name; ``command`` is the word of a message
+    that reads ``/word argument``, in lower case. ``version`` is 0 for a new message and rises with each edit; ``date``
+    is when it was sent and ``age`` how much later it was edited, both in seconds. ``title`` is the chat's name.
+    ``album`` is the id of the album it belongs to; ``long`` is true if the text may be a piece of a longer one.
+    ``quoted`` is the author (empty for the bot) and text of the message it replies to; ``reply_to`` is that id.
     """
 
     address: Address
@@ -130,7 +130,7 @@ class Incoming:
     date: float = 0.0
     age: float = 0.0
     title: str = ""
-    files: tuple[Attached, ...] = ()
+    files: tuple[Attachment, ...] = ()
     album: str = ""
     long: bool = False
     quoted: tuple[str, str] | None = None
@@ -140,7 +140,7 @@ class Incoming:
 
     @property
     def principal(self) -> str:
-        """Whom limits and budgets count."""
+        """The user that limits and budgets apply to."""
         return f"telegram:user:{self.user}"
 
 
@@ -153,9 +153,12 @@ def incoming_of(
     commands: Collection[str] = PLAIN_COMMANDS,
     expected: bool = False,
 ) -> Incoming | None:
-    """What ``update`` asks of the bot ``me``, None when it is not for it. In groups a message is for the bot when it
-    names it, replies to it, is one of ``commands`` or has it behind the command, or has one of ``keywords`` (whole
-    words, whatever their case); an ``expected`` one is in any case: it goes on with what is for the bot."""
+    """The message in ``update``; None if it is not addressed to the bot ``me``.
+
+    A message in a group is addressed to the bot if it mentions it, replies to it, is one of ``commands`` or a command
+    with the bot's name, or contains one of ``keywords`` as a whole word, ignoring case. An ``expected`` message
+    continues one that was addressed to the bot and is accepted in any case.
+    """
     message = update.message or update.edited_message
     if message is None or not _from_a_person(message):
         return None
@@ -168,23 +171,23 @@ def incoming_of(
         for_us = command[2] or command[1].lower() in commands if command else _has_one(keywords, raw)
         if not for_us:
             return None
-    files = (*attached_to(message), *_of_quoted(message, me))
+    files = (*attachments_of(message), *_of_quoted(message, me))
     if not text and not files and not named:
         return None
     return _incoming(update, message, me, front, text, files)
 
 
 def address_of(message: Message, front: str) -> Address:
-    """Where ``message`` is. The thread of a reply in a group without topics is none."""
+    """The address of ``message``. In a group without topics, a thread of replies is not a topic."""
     topic = message.message_thread_id if message.is_topic_message else None
     return Address(message.chat.id, topic, front)
 
 
 def _incoming(
-    update: Update, message: Message, me: User, front: str, text: str, files: tuple[Attached, ...]
+    update: Update, message: Message, me: User, front: str, text: str, files: tuple[Attachment, ...]
 ) -> Incoming:
     person = message.from_user
-    assert person is not None  # a message of nobody is not from a person
+    assert person is not None  # checked by _from_a_person
     command, name = COMMAND.match(text), _plain(person.full_name)
     argument = text[command.end() :].strip() if command else ""
     if command:
@@ -220,7 +223,7 @@ def _from_a_person(message: Message) -> bool:
 
 
 def _without_name(message: Message, raw: str, me: User) -> tuple[str, bool]:
-    """The text less the bot's name, and whether it was there."""
+    """The text without mentions of the bot, and whether there were any."""
     units, spans = raw.encode("utf-16-le"), []
     for entity in message.entities or message.caption_entities:
         start, end = entity.offset * 2, (entity.offset + entity.length) * 2
@@ -243,7 +246,7 @@ def _has_one(keywords: Sequence[str], text: str) -> bool:
 
 
 def _replied(message: Message) -> Message | None:
-    """The message it replies to. In a topic all that replies to nothing replies to the topic's beginning."""
+    """The message that ``message`` replies to; not a topic's first one, to which all others in the topic reply."""
     replied = message.reply_to_message
     return None if replied is None or replied.forum_topic_created else replied
 
@@ -264,15 +267,15 @@ def _quoted(message: Message, me: User) -> tuple[str, str] | None:
     return who, text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]} …"
 
 
-def _of_quoted(message: Message, me: User) -> tuple[Attached, ...]:
-    """The files of what someone else sent, when a message about it asks the bot."""
+def _of_quoted(message: Message, me: User) -> tuple[Attachment, ...]:
+    """The files of another user's message that ``message`` replies to."""
     replied = _replied(message)
     if replied is None or _is_reply_to(message, me):
         return ()
-    return tuple(one for one in attached_to(replied) if one.kind != "unknown")
+    return tuple(one for one in attachments_of(replied) if one.kind != "unknown")
 
 
 def _plain(name: str) -> str:
-    """A person's name, fit to stand before a colon."""
+    """A name without colons and control characters, for ``name: text``."""
     shown = "".join(char if char.isprintable() and char != ":" else " " for char in name)
     return " ".join(shown.split())[:NAME_CHARS] or "?"

@@ -1,4 +1,4 @@
-"""A chat's way out: what is sent there goes one after the other, when Telegram lets it, until that has answered."""
+"""The outlet of a chat: calls to Telegram run one after the other, respect its rate limits, and are retried."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any, Literal, TypeVar
 
 from telegram.error import BadRequest, ChatMigrated, Forbidden, TelegramError, TimedOut
 
-from rolecall.frontends.telegram.bot import Wait
+from rolecall.frontends.telegram.bot import FloodWait
 
 T = TypeVar("T")
 Outcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "DROPPED"]
-"""What became of an edit. GONE: the message is not there any more; TOO_OLD: it cannot be edited any more; REFUSED:
-Telegram does not take what should be written; BLOCKED: nothing can be written there (see ``Chats.reason`` for both);
-DROPPED: it was not wanted any more, and nothing was sent."""
+"""The result of an edit. GONE: the message no longer exists; TOO_OLD: it can no longer be edited; REFUSED: Telegram
+rejects the content; BLOCKED: the bot cannot write to the chat (``Chats.reason`` tells why for both); DROPPED: it was no
+longer wanted, so nothing was sent."""
 
 LONGEST_WAIT = 5.0
-LATE_SECONDS = 1.0
+TIMEOUT_SECONDS = 1.0
 REMEMBERED = 512
 OUTLETS = 5000
 LARGE = -1_000_000_000_000
-"""Ids of large groups are below."""
+"""Ids of supergroups are below this one."""
 GONE = ("message to edit not found", "message_id_invalid", "message not found")
 TOO_OLD = ("message can't be edited", "no text in the message to edit")
 BLOCKED = (
@@ -36,25 +36,27 @@ BLOCKED = (
     "user not found", "kicked", "chat_admin_required",
 )  # fmt: skip
 TOO_LARGE = re.compile(r"\(4\d\d\)|request entity too large", re.IGNORECASE)
-"""What python-telegram-bot takes for a fault of the network, and is none."""
+"""Refusals that python-telegram-bot reports as network errors."""
 
 
 class Unwanted(Exception):
-    """What was to be sent is not wanted any more."""
+    """A call that is no longer wanted."""
 
 
 @dataclass
-class Box:
-    """Messages that Telegram counts together: those of all private chats and small groups, or those of one large group.
-    ``newest`` is the highest id seen, ``known`` the last ones, ``sending`` how many are being sent."""
+class IdSpace:
+    """Chats whose messages share one sequence of ids: all private chats and small groups, or one supergroup.
+
+    ``newest`` is the highest id seen, ``known`` the ids seen last, ``sending`` how many messages are being sent.
+    """
 
     newest: int = 0
     known: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     sending: int = 0
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """While a message is being sent."""
+    def sending_one(self) -> Iterator[None]:
+        """Count a message as being sent until the block is left."""
         self.sending += 1
         try:
             yield
@@ -64,11 +66,14 @@ class Box:
 
 @dataclass
 class Outlet:
-    """``lock`` is held by whoever sends. Times are monotonic seconds: nothing is sent before ``free``; ``edited`` is
-    when the last edit was answered. ``newest`` is the highest id of a message that was seen in the chat; ``tried`` are
-    those it was found out of that they are not ours, or not there."""
+    """The state of one chat. ``lock`` serialises calls; ``telling`` counts messages that wait to be sent by
+    ``Chats.tell``; ``reason`` is Telegram's last refusal.
 
-    box: Box = field(default_factory=Box)
+    In monotonic seconds, nothing is sent before ``free``, and the last edit ended at ``edited``. ``newest`` is the
+    highest message id seen in the chat; ``tried`` are ids that turned out to be foreign or missing messages.
+    """
+
+    ids: IdSpace = field(default_factory=IdSpace)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     free: float = 0.0
     edited: float = float("-inf")
@@ -78,20 +83,20 @@ class Outlet:
     telling: int = 0
 
     def note(self, message_id: int) -> None:
-        """Remember that this message is there."""
+        """Remember that the message exists."""
         self.newest = max(self.newest, message_id)
-        self.box.newest = max(self.box.newest, message_id)
-        self.box.known.append(message_id)
+        self.ids.newest = max(self.ids.newest, message_id)
+        self.ids.known.append(message_id)
 
     def knows(self, message_id: int) -> bool:
-        """Whether it is known what this message is."""
-        return message_id in self.box.known or message_id in self.tried
+        """Whether the message with this id was seen, or tried in vain."""
+        return message_id in self.ids.known or message_id in self.tried
 
-    def penalise(self, error: Wait) -> None:
-        """Telegram lets this chat wait."""
+    def penalise(self, error: FloodWait) -> None:
+        """Send nothing for as long as Telegram asks."""
         self.free = max(self.free, time.monotonic() + error.seconds)
 
-    async def patiently(
+    async def retry(
         self,
         call: Callable[[], Awaitable[T]],
         *,
@@ -99,38 +104,39 @@ class Outlet:
         wanted: Callable[[], bool] | None = None,
         once: bool = False,
     ) -> T:
-        """The result of ``call``, tried until Telegram answers it; with ``once`` one time. An edit has a ``gap``: the
-        seconds since the last one. Raises what Telegram says for good, and Unwanted."""
+        """Await ``call`` until Telegram answers; returns the answer. ``gap`` is the least time in seconds since the
+        last edit. Raises Unwanted when ``wanted`` returns False or, with ``once``, after the first failure, and what
+        Telegram refuses."""
         for tries in itertools.count():
-            await self._clear(gap)
+            await self._wait_until_free(gap)
             if wanted is not None and not wanted():
                 raise Unwanted
             try:
                 return await call()
-            except Wait as error:
+            except FloodWait as error:
                 self.penalise(error)
             except (BadRequest, Forbidden, ChatMigrated):
                 raise
             except TelegramError as error:
                 if TOO_LARGE.search(str(error)):
                     raise
-                # What timed out may still be done, later than it should: nothing must be overtaken by it.
-                late = LATE_SECONDS if isinstance(error, TimedOut) else 0.1
+                # A request that timed out may still be executed, later: leave it time, so that it overtakes nothing.
+                late = TIMEOUT_SECONDS if isinstance(error, TimedOut) else 0.1
                 self.free = time.monotonic() + min(late * 2 ** min(tries, 6), LONGEST_WAIT)
             finally:
                 if gap:
                     self.edited = time.monotonic()
             if once:
                 raise Unwanted
-        raise AssertionError  # it counts for ever
+        raise AssertionError("unreachable")
 
-    async def in_passing(self, call: Callable[[], Awaitable[Any]]) -> bool:
-        """Whether ``call`` went well. It waits for nothing, and is left out while nothing may be sent."""
+    async def attempt(self, call: Callable[[], Awaitable[Any]]) -> bool:
+        """Await ``call`` once, or skip it while Telegram asks to wait. Whether it succeeded."""
         if self.free > time.monotonic():
             return False
         try:
             await call()
-        except Wait as error:
+        except FloodWait as error:
             self.penalise(error)
         except TelegramError as error:
             self.reason = str(error)
@@ -138,30 +144,30 @@ class Outlet:
             return True
         return False
 
-    async def _clear(self, gap: float) -> None:
+    async def _wait_until_free(self, gap: float) -> None:
         while (left := max(self.free, self.edited + gap if gap else 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
 
 class Outlets:
-    """The outlets of a bot's chats."""
+    """The outlets of a bot's chats; those that are idle are dropped beyond OUTLETS."""
 
     def __init__(self) -> None:
         self._outlets: OrderedDict[int, Outlet] = OrderedDict()
-        self._account = Box()
+        self._account = IdSpace()
 
     def of(self, chat: int) -> Outlet:
-        """The outlet of a chat."""
+        """The outlet of ``chat``."""
         outlet = self._outlets.get(chat)
         if outlet is None:
-            outlet = self._outlets[chat] = Outlet(Box() if chat < LARGE else self._account)
+            outlet = self._outlets[chat] = Outlet(IdSpace() if chat < LARGE else self._account)
             for idle in list(self._idle()) if len(self._outlets) > OUTLETS else ():
                 del self._outlets[idle]
         self._outlets.move_to_end(chat)
         return outlet
 
     def _idle(self) -> Iterator[int]:
-        """Some chats of those longest unused, which nothing has to be known of any more."""
+        """Chats that were not used for longest and hold no state that matters."""
         now = time.monotonic()
         for chat, outlet in itertools.islice(self._outlets.items(), OUTLETS // 10):
             if not outlet.lock.locked() and max(outlet.free, outlet.edited + 60) < now:
@@ -169,12 +175,12 @@ class Outlets:
 
 
 def is_blocked(error: TelegramError) -> bool:
-    """Whether nothing can be written there."""
+    """Whether the error means that the bot cannot write to the chat."""
     return isinstance(error, Forbidden) or any(words in str(error).lower() for words in BLOCKED)
 
 
 def outcome_of(error: TelegramError) -> Outcome | None:
-    """What an edit's error means; None when it is about what should be written."""
+    """The outcome of an edit that failed with ``error``; None if Telegram rejects the content."""
     words = str(error).lower()
     if "not modified" in words:
         return "OK"

@@ -1,6 +1,6 @@
-"""The text of a PDF, read in a process of its own: ``python pdf_text.py CHARACTERS < file.pdf``.
+"""Extracts the text of a PDF in a separate process: ``python pdf_text.py CHARACTERS < file.pdf``.
 
-Anyone may have made the file, and what reads it may take any time and memory: the process has limits and can be ended.
+PDFs are untrusted, and parsing one may take any time and memory, so the process limits itself and can be killed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CPU_SECONDS = 30
 
 
 def limit_resources() -> None:
-    """Let the system end this process when it takes too much, where it can."""
+    """Limit memory and CPU time of this process, on systems that support it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -24,7 +24,7 @@ def limit_resources() -> None:
 
 
 def text_of(data: bytes, characters: int) -> str:
-    """The text of the pages, as many as it takes for so many characters. Raises whatever the library does."""
+    """The text of the first pages, until ``characters`` are exceeded. Raises whatever pypdf raises."""
     from pypdf import PdfReader
 
     pages, length = [], 0
@@ -37,7 +37,7 @@ def text_of(data: bytes, characters: int) -> str:
 
 
 def main() -> None:
-    """Write the text to the standard output."""
+    """Write the text to stdout."""
     limit_resources()
     text = text_of(sys.stdin.buffer.read(), int(sys.argv[1]))
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""Messages with a button for each choice; pressing one changes a preference of the conversation, and the message."""
+"""Pickers: messages with a button per choice. A press changes a preference of the conversation and the message."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rolecall.config import Application
 from rolecall.frontends.texts import say
 
 PICKERS = ("model", "role", "queue")
-"""What is picked, as the command and the preference are named."""
+"""The preferences that have a picker; commands have the same names."""
 MODES = ("queue", "collect", "interrupt")
 INNER = frozenset(("manager", "command", "lang"))
-"""Roles that answer nobody."""
-MOST = 60
+"""Roles that do not answer users."""
+MAX_CHOICES = 60
 CHECK = "✓ "
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An answer at once: plain text, and buttons below it if there are any."""
+class CommandReply:
+    """An immediate answer: plain text, with or without buttons."""
 
     text: str
     keyboard: InlineKeyboardMarkup | None = None
@@ -32,8 +32,8 @@ class Told:
 
 @dataclass(frozen=True)
 class Choices:
-    """What users may choose between, as this deployment is configured; ``prefixes`` are those of roles that are asked
-    by them, with what they do."""
+    """What users may choose from in this deployment. ``prefixes`` are those that select a role, with the role's
+    description."""
 
     models: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
@@ -49,31 +49,35 @@ class Choices:
         return cls(tuple(application.model_names), tuple(sorted(roles)), tuple(own))
 
     def of_picker(self, picker: str) -> tuple[str, ...]:
-        """The values that ``picker`` offers; an empty one leaves the choice to the deployment."""
+        """The values that ``picker`` offers; the empty one stands for automatic."""
         if picker == "queue":
             return MODES
         own = self.models if picker == "model" else self.roles
-        return ("", *own[:MOST]) if own else ()
+        return ("", *own[:MAX_CHOICES]) if own else ()
 
-    def picked(self, picker: str, mark: str) -> str | None:
-        """The value whose button has this ``mark``; None when it is not offered (any more)."""
+    def value_of(self, picker: str, mark: str) -> str | None:
+        """The value of the button with this ``mark``; None if it is not (or no longer) offered."""
         return next((value for value in self.of_picker(picker) if _mark(value) == mark), None)
 
 
-async def menu(bus: Bus, conversation: str, picker: str, choices: Choices, language: str | None) -> Told:
-    """The question with its buttons, what holds now marked."""
+async def picker_message(
+    bus: Bus, conversation: str, picker: str, choices: Choices, language: str | None
+) -> CommandReply:
+    """The question with its buttons; the current value is marked."""
     values = choices.of_picker(picker)
     if not values:
-        return Told(say(language, "nothing_to_choose"))
+        return CommandReply(say(language, "nothing_to_choose"))
     stored = await preferences_of(bus, conversation)
     otherwise = bus.settings.while_busy if picker == "queue" else ""
-    return Told(say(language, f"choose_{picker}"), _keyboard(picker, values, stored.get(picker, otherwise), language))
+    return CommandReply(
+        say(language, f"choose_{picker}"), _keyboard(picker, values, stored.get(picker, otherwise), language)
+    )
 
 
-def picked(picker: str, value: str, choices: Choices, language: str | None) -> Told:
-    """How the message reads once ``value`` is chosen; another can be chosen yet."""
+def chosen_message(picker: str, value: str, choices: Choices, language: str | None) -> CommandReply:
+    """The message after ``value`` was chosen; the buttons stay."""
     keyboard = _keyboard(picker, choices.of_picker(picker), value, language)
-    return Told(say(language, "chosen", choice=_label(picker, value, language)), keyboard)
+    return CommandReply(say(language, "chosen", choice=_label(picker, value, language)), keyboard)
 
 
 def _keyboard(picker: str, values: Sequence[str], chosen: str, language: str | None) -> InlineKeyboardMarkup:
@@ -91,5 +95,5 @@ def _label(picker: str, value: str, language: str | None) -> str:
 
 
 def _mark(value: str) -> str:
-    """Short enough for a button, whatever the value."""
+    """A digest of the value: button data is limited to 64 bytes."""
     return hashlib.sha256(value.encode()).hexdigest()[:12]

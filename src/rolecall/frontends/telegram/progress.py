@@ -1,7 +1,7 @@
-"""Turns in the making, as their users see them: a placeholder at once, their place, typing, the text as it grows.
+"""Progress of turns as their users see it: a placeholder, the place in the queue, "typing", and the growing text.
 
-All of it may get lost without harm: the answer itself is the deliverer's. It is never written over: from the moment
-the deliverer begins with a turn, nothing of it is written here.
+Losing any of it does no harm, since the deliverer writes the answer. Once the deliverer starts on a turn, nothing is
+written here for it, so an answer is never overwritten.
 """
 
 from __future__ import annotations
@@ -25,258 +25,261 @@ from rolecall.bus.turn import snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.telegram.bot import explain
-from rolecall.frontends.telegram.buttons import working
-from rolecall.frontends.telegram.chats import Chats, Gone, Keyboard
+from rolecall.frontends.telegram.buttons import stop_keyboard
+from rolecall.frontends.telegram.chats import Chats, Keyboard, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import partial
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.placeholders import Recorded
+from rolecall.frontends.telegram.placeholders import TurnMessages
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
 TYPING_SECONDS = 4.0
-"""Telegram shows it for five."""
+"""Telegram shows "typing" for five seconds."""
 TYPING_AFTER = 0.5
-"""The placeholder is there already: what others wait for goes first."""
+"""The placeholder is enough at first; requests that other users wait for go before."""
 DRAFT_SECONDS = 20.0
-"""Telegram shows a draft for thirty."""
-ENDED = 4096
+"""Telegram shows a draft for thirty seconds."""
+MAX_ENDED = 4096
 RING = "ring"
-"""Stands for a turn: the one notice of a conversation that an answer is ready."""
+"""Stands for a turn: the one message of a conversation that says that an answer is ready."""
 
 
-class Live:
-    """Shows the turns that ``show`` was told of. ``holding`` says whether this process is the one that delivers: only
-    then it streams. With ``drafts`` a private chat sees the text grow as a draft, and no placeholder."""
+class ProgressDisplay:
+    """Shows the progress of turns.
+
+    Texts are streamed only while ``holding`` says that this process is the one that delivers. With ``drafts``, private
+    chats see the growing text as a draft instead of a placeholder.
+    """
 
     def __init__(
         self,
         bus: Bus,
         wakeups: Wakeups,
         chats: Chats,
-        recorded: Recorded,
+        turn_messages: TurnMessages,
         *,
         front: str = "telegram",
         holding: Callable[[], bool] = lambda: True,
         drafts: bool = False,
     ) -> None:
-        self.bus, self.wakeups, self.chats, self.recorded = bus, wakeups, chats, recorded
+        self.bus, self.wakeups, self.chats, self.turn_messages = bus, wakeups, chats, turn_messages
         self.front, self.holding, self.drafts = front, holding, drafts
-        self._turns: dict[tuple[str, str], Watched] = {}
+        self._turns: dict[tuple[str, str], TurnView] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._passing = BackgroundTasks()
+        self._background = BackgroundTasks()
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def show(self, received: Received, address: Address, message_id: int, language: str | None) -> None:
-        """Let the user see that the message was taken and what becomes of it. Returns at once: neither Telegram nor a
-        model is waited for. Called again for the same turn (a repeat, a part that joined it) it changes nothing."""
+        """Start to show the turn's progress; returns at once. Idempotent: a call for the same turn, such as for a
+        message that joined it, changes nothing."""
         if message_id:
-            self.chats.saw(address, message_id)
-        watched = Watched(received, address, message_id, language, received.place)
-        if received.refused or not received.turn or watched.key in self._turns or watched.key in self._ended:
+            self.chats.note(address, message_id)
+        view = TurnView(received, address, message_id, language, received.place)
+        if received.refused or not received.turn or view.key in self._turns or view.key in self._ended:
             return
-        self._turns[watched.key] = watched
+        self._turns[view.key] = view
         name = f"rolecall telegram turn {received.short_id}"
-        self._tasks[watched.key] = asyncio.create_task(self._watch(watched), name=name)
+        self._tasks[view.key] = asyncio.create_task(self._watch(view), name=name)
 
     def end(self, conversation: str, turn: str) -> str:
-        """Write nothing more of this turn: its answer is there. Returns what its user has seen of it. What is being
-        written this moment, the chat's order puts before whatever is written next."""
+        """Stop writing for this turn, because its answer is there; returns the text that its user has seen. A request
+        in progress still comes before whatever is written next, by the order of the chat."""
         key = (conversation, turn)
         self._ended[key] = None
-        if len(self._ended) > ENDED:
+        if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
-        watched = self._turns.get(key)
-        if watched is None:
+        view = self._turns.get(key)
+        if view is None:
             return ""
-        watched.over = True
-        watched.changed.set()
-        return watched.growing.text
+        view.over = True
+        view.changed.set()
+        return view.answer.text
 
     @property
     def showing(self) -> int:
-        """How many turns are shown in the making."""
+        """How many turns are being shown."""
         return len(self._turns)
 
     async def resume(self) -> int:
-        """Show what is in the making already, say after a restart; returns how many turns."""
+        """Show the unfinished turns again, such as after a restart; returns how many."""
         count = 0
         for conversation in await active_conversations(self.bus):
             address = Address.of(conversation)
             if address is not None and address.front == self.front:
                 count += await self._resume(conversation, address)
-        await self.recorded.doubts.resume(self.front)
+        await self.turn_messages.orphans.resume(self.front)
         return count
 
     async def aclose(self) -> None:
-        """Stop showing. What was shown stays, the answers will take its place."""
+        """Stop. Placeholders stay; the answers replace them."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._passing.drain(0)
+        await self._background.drain(0)
 
     async def _resume(self, conversation: str, address: Address) -> int:
         current = await running_turn(self.bus, conversation)
         waiting = {current: 0} if current else {}
         waiting |= await places(self.bus, conversation)
         for turn, place in waiting.items():
-            shown = await self.recorded.of(conversation, turn)
-            received = Received(conversation, turn, outcome="DUP", place=place, at=shown.at)
-            await self.show(received, address, 0, shown.language)
+            record = await self.turn_messages.of(conversation, turn)
+            received = Received(conversation, turn, outcome="DUP", place=place, at=record.at)
+            await self.show(received, address, 0, record.language)
         return len(waiting)
 
     # One turn
 
-    async def _watch(self, watched: Watched) -> None:
+    async def _watch(self, view: TurnView) -> None:
         try:
-            if watched.received.outcome in ("RUN", "WAIT") or await self._unfinished(watched):
-                await self._show(watched)
+            if view.received.outcome in ("RUN", "WAIT") or await self._unfinished(view):
+                await self._show(view)
         except* ServerError as errors:
-            logger.info("%s is not shown any more: %s", watched.key[0], errors.exceptions[0])
+            logger.info("%s: progress is no longer shown: %s", view.key[0], errors.exceptions[0])
         except* TelegramError as errors:
-            logger.warning("%s is not shown any more: %s", watched.key[0], explain(errors.exceptions[0]))
+            logger.warning("%s: progress is no longer shown: %s", view.key[0], explain(errors.exceptions[0]))
         finally:
-            del self._turns[watched.key], self._tasks[watched.key]
+            del self._turns[view.key], self._tasks[view.key]
 
-    async def _show(self, watched: Watched) -> None:
-        first = watched.state
-        watched.draft = self.drafts and watched.address.private and await self._draft(watched)
-        if not watched.draft and not await self._placed(watched):
+    async def _show(self, view: TurnView) -> None:
+        first = view.state
+        view.draft = self.drafts and view.address.private and await self._draft(view)
+        if not view.draft and not await self._create_placeholder(view):
             return
-        await self.recorded.about(*watched.key, watched.language, watched.received.at)
-        self._in_passing(self._hush(watched.address), "hush")
+        await self.turn_messages.describe(*view.key, view.language, view.received.at)
+        self._start(self._delete_ring(view.address), "ring")
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._paint(watched, first), name="rolecall telegram paint")
+            group.create_task(self._paint(view, first), name="rolecall telegram paint")
             try:
-                await self._follow(watched)
-            finally:  # what is on its way arrives: cut off, it could still be done, and over the answer
-                watched.over = True
-                watched.changed.set()
+                await self._follow(view)
+            finally:  # not cancelled: a cancelled request may still be executed, after the answer
+                view.over = True
+                view.changed.set()
 
-    async def _unfinished(self, watched: Watched) -> bool:
-        """Whether there is something to show of a turn that may be an old one."""
-        return (await snapshot(self.bus, *watched.key)).state.unfinished
+    async def _unfinished(self, view: TurnView) -> bool:
+        """Whether the turn, which may be an old one, is unfinished."""
+        return (await snapshot(self.bus, *view.key)).state.unfinished
 
-    async def _placed(self, watched: Watched) -> bool:
-        """Have the placeholder made; False when nobody can see it."""
-        conversation, turn = watched.key
-        made = await self.recorded.make(
-            watched.address, turn, watched.look, after=watched.message_id, keyboard=watched.keyboard,
-            reply_to=None if watched.address.private else watched.message_id or None,
+    async def _create_placeholder(self, view: TurnView) -> bool:
+        """Create the placeholder; False if the bot cannot write to the chat."""
+        conversation, turn = view.key
+        created = await self.turn_messages.create(
+            view.address, turn, view.text, after=view.message_id, keyboard=view.keyboard,
+            reply_to=None if view.address.private else view.message_id or None,
         )  # fmt: skip
-        if isinstance(made, Gone):
-            logger.info("%s: no placeholder: %s", conversation, made.reason)
+        if isinstance(created, Unreachable):
+            logger.info("%s: no placeholder: %s", conversation, created.reason)
             return False
-        watched.message = made
+        view.message = created
         return True
 
-    async def _follow(self, watched: Watched) -> None:
-        conversation, turn = watched.key
-        async for event in follow(self.bus, self.wakeups, conversation, turn, watched.received.before):
-            self._hear(watched, event)
+    async def _follow(self, view: TurnView) -> None:
+        conversation, turn = view.key
+        async for event in follow(self.bus, self.wakeups, conversation, turn, view.received.before):
+            self._apply(view, event)
             if event.last:
                 return
             if event.kind == "started":
                 await self._move_up(conversation)
 
-    def _hear(self, watched: Watched, event: Event) -> None:
+    def _apply(self, view: TurnView, event: Event) -> None:
         if event.kind in ("accepted", "queued"):
-            watched.place = event.place
+            view.place = event.place
         elif event.kind == "started":
-            watched.place = 0
-            watched.growing.restart()
+            view.place = 0
+            view.answer.restart()
         elif event.kind == "delta":
-            watched.growing.apply(event)
-        watched.changed.set()
+            view.answer.apply(event)
+        view.changed.set()
 
     async def _move_up(self, conversation: str) -> None:
-        """Tell those who wait in ``conversation`` their places anew."""
+        """Update the places of the turns that wait in ``conversation``."""
         waiting = [one for one in self._turns.values() if one.key[0] == conversation and one.place]
         by_turn = await places(self.bus, conversation) if waiting else {}
-        for watched in waiting:
-            watched.place = by_turn.get(watched.key[1], 0)
-            watched.changed.set()
+        for view in waiting:
+            view.place = by_turn.get(view.key[1], 0)
+            view.changed.set()
 
-    async def _paint(self, watched: Watched, painted: tuple[int, int]) -> None:
-        """Keep typing, and the message as it should read."""
+    async def _paint(self, view: TurnView, painted: tuple[int, int]) -> None:
+        """Keep "typing" and the message up to date."""
         typing, drafted = time.monotonic() + TYPING_AFTER, 0.0
         while True:
-            watched.changed.clear()
-            if watched.over:
+            view.changed.clear()
+            if view.over:
                 return
             now = time.monotonic()
-            if not watched.place and now >= typing:
-                await self.chats.typing(watched.address)
+            if not view.place and now >= typing:
+                await self.chats.typing(view.address)
                 typing = now + TYPING_SECONDS
             stalled = 0.0
-            if self._has_news(watched, painted) or (watched.draft and now - drafted > DRAFT_SECONDS):
-                stalled = self.chats.stalled(watched.address)
+            if self._changed(view, painted) or (view.draft and now - drafted > DRAFT_SECONDS):
+                stalled = self.chats.stalled(view.address)
                 if not stalled:
-                    painted, drafted = watched.state, now
-                    if not await self._painted(watched):
+                    painted, drafted = view.state, now
+                    if not await self._update(view):
                         return
                     continue
-            longest = TYPING_SECONDS if watched.place else max(typing - now, TYPING_AFTER)
-            await self._rest(watched, stalled, longest)
+            longest = TYPING_SECONDS if view.place else max(typing - now, TYPING_AFTER)
+            await self._wait(view, stalled, longest)
 
-    async def _rest(self, watched: Watched, stalled: float, longest: float) -> None:
-        """Wait for a chat to be ready, which no news makes sooner, or else for news."""
+    async def _wait(self, view: TurnView, stalled: float, longest: float) -> None:
+        """Wait until the chat is free; if it is, until something changes."""
         if stalled:
             await asyncio.sleep(min(stalled, longest))
         else:
             with suppress(TimeoutError):
                 async with asyncio.timeout(longest):
-                    await watched.changed.wait()
+                    await view.changed.wait()
 
-    def _has_news(self, watched: Watched, painted: tuple[int, int]) -> bool:
-        """Whether the look is another one. An answer that begins anew leaves the old one until it has text."""
-        length = len(watched.growing.text)
-        return watched.state != painted and (length > 0 or painted[1] == 0) and self.holding()
+    def _changed(self, view: TurnView, painted: tuple[int, int]) -> bool:
+        """Whether the text changed. While a restarted answer has no text, the old text stays."""
+        length = len(view.answer.text)
+        return view.state != painted and (length > 0 or painted[1] == 0) and self.holding()
 
-    async def _painted(self, watched: Watched) -> bool:
-        """Bring the message up to date; False when that cannot be any more."""
-        if watched.draft:
-            await self._draft(watched)
+    async def _update(self, view: TurnView) -> bool:
+        """Update the message; False if it can no longer be edited."""
+        if view.draft:
+            await self._draft(view)
             return True
         outcome = await self.chats.edit(
-            watched.address, watched.message, watched.look, watched.keyboard,
-            wanted=lambda: self._is_wanted(watched), partial=True,
+            view.address, view.message, view.text, view.keyboard,
+            wanted=lambda: self._is_wanted(view), partial=True,
         )  # fmt: skip
         return outcome in ("OK", "DROPPED")
 
-    def _is_wanted(self, watched: Watched) -> bool:
-        return not watched.over and self.holding()
+    def _is_wanted(self, view: TurnView) -> bool:
+        return not view.over and self.holding()
 
-    async def _draft(self, watched: Watched) -> bool:
-        """Show it as a draft; one that is empty reads "Thinking…" in the user's own client."""
-        part = watched.look if watched.growing.text or watched.place else TextPart("")
-        draft_id = int.from_bytes(watched.key[1].encode()[-6:], "big") or 1
-        return await self.chats.draft(watched.address, draft_id, part, lambda: self._is_wanted(watched))
+    async def _draft(self, view: TurnView) -> bool:
+        """Show a draft; clients show an empty one as "Thinking…"."""
+        part = view.text if view.answer.text or view.place else TextPart("")
+        draft_id = int.from_bytes(view.key[1].encode()[-6:], "big") or 1
+        return await self.chats.draft(view.address, draft_id, part, lambda: self._is_wanted(view))
 
-    # Beside turns
+    # Around turns
 
-    def _in_passing(self, work: Coroutine[None, None, None], name: str) -> None:
-        self._passing.start(work, f"rolecall telegram {name}")
+    def _start(self, work: Coroutine[None, None, None], name: str) -> None:
+        self._background.start(work, f"rolecall telegram {name}")
 
-    async def _hush(self, address: Address) -> None:
-        """Who writes has seen that the last answer was ready: the notice of it goes."""
+    async def _delete_ring(self, address: Address) -> None:
+        """Delete the message that says that the last answer is ready: its user has seen it."""
         with suppress(ServerError):
-            for name, message in (await self.recorded.of(address.conversation, RING)).messages.items():
+            for name, message in (await self.turn_messages.of(address.conversation, RING)).messages.items():
                 await self.chats.delete(address, message)
-                await self.recorded.forget(address, RING, message, name)
+                await self.turn_messages.forget(address, RING, message, name)
 
 
 @dataclass
-class Watched:
-    """A turn in the making: what is known of it, and what of that its user was shown."""
+class TurnView:
+    """One unfinished turn: its state, and what its user sees of it."""
 
     received: Received
     address: Address
     message_id: int
     language: str | None
     place: int = 0
-    growing: AnswerText = field(default_factory=AnswerText)
+    answer: AnswerText = field(default_factory=AnswerText)
     over: bool = False
     message: int = 0
     draft: bool = False
@@ -288,13 +291,13 @@ class Watched:
 
     @property
     def state(self) -> tuple[int, int]:
-        """What its look depends on."""
-        return self.place, len(self.growing.text)
+        """What the text depends on."""
+        return self.place, len(self.answer.text)
 
     @property
-    def look(self) -> TextPart:
-        """How the message should read now."""
-        if self.growing.text and (part := partial(self.growing.text)).text:
+    def text(self) -> TextPart:
+        """The text that the message should have now."""
+        if self.answer.text and (part := partial(self.answer.text)).text:
             return part
         if self.place:
             return TextPart(say(self.language, "place", place=self.place))
@@ -302,4 +305,4 @@ class Watched:
 
     @property
     def keyboard(self) -> Keyboard:
-        return working(self.received.turn, self.language)
+        return stop_keyboard(self.received.turn, self.language)

@@ -1,4 +1,4 @@
-"""From an update to what becomes of it: a turn, a command, a pressed button, or a clear refusal."""
+"""Receives updates: each becomes a turn, an answered command, a pressed button, or a refusal."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from rolecall.bus.questions import keep_question
 from rolecall.errors import EnvelopeTooLarge, ServerUnavailable
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
-from rolecall.frontends.telegram.access import Access, Standing
+from rolecall.frontends.telegram.access import Access, UserStatus
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats, Keyboard
-from rolecall.frontends.telegram.grouping import Group, Lane, Lanes, Pieces
+from rolecall.frontends.telegram.grouping import ChatQueue, MessageGroup, MessageGroups, Ticket
 from rolecall.frontends.telegram.markdown.entities import TextPart
-from rolecall.frontends.telegram.media import Fetched, Media
+from rolecall.frontends.telegram.media import FetchedFiles, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
 from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of
-from rolecall.frontends.telegram.progress import Live
+from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
 MODES = ("queue", "collect", "interrupt")
 CARRIED_OUT = {"STOPPED": "stopped", "IDLE": "nothing_to_stop", "FORGOTTEN": "forgotten"}
-"""What became of a command of the front lane, as a key of words.py."""
+"""Keys of texts.toml for the outcomes of commands that the front end carries out."""
 LONGEST_PAUSE = 5.0
 RECENT_SECONDS = 600
-"""An edited message that was never taken in is a new one if it is no older."""
+"""An edited message that was not admitted before counts as new up to this age."""
 
 
 @dataclass
 class Receiver:
-    """Takes updates in. Those of one chat follow each other, those of different chats do not wait for each other."""
+    """Receives updates: those of one chat in order, those of different chats in parallel."""
 
     front: Front
     me: User
@@ -49,28 +49,27 @@ class Receiver:
     commands: Commands
     buttons: Buttons
     chats: Chats
-    live: Live
+    progress: ProgressDisplay
     keywords: tuple[str, ...] = ()
-    lanes: Lanes = field(default_factory=Lanes)
-    pieces: Pieces = field(default_factory=Pieces)
+    queue: ChatQueue = field(default_factory=ChatQueue)
+    groups: MessageGroups = field(default_factory=MessageGroups)
 
     async def receive(self, update: Update) -> None:
-        """Return when what ``update`` asks is safe in the server (or refused, or not for us): its offset may be raised.
-
-        Waits and tries again while the server is away. Raises nothing but CancelledError.
+        """Receive ``update``; returns once its effect is stored in the server, or the update was refused or ignored, so
+        that it can be confirmed. Retries while the server is unavailable. Raises only CancelledError.
         """
         message, query = update.message or update.edited_message, update.callback_query
-        if query is not None:  # Stop must not wait for a file that is being fetched
-            await self._patiently(lambda: self.buttons.press(query), None)
+        if query is not None:  # Stop must not wait for a file that is being downloaded
+            await self._retry(lambda: self.buttons.press(query), None)
         elif message is not None:
             address = address_of(message, self.front.name)
-            self.chats.saw(address, message.message_id)
-            # Up to the lane nothing is awaited: the order of calls is the order of messages.
-            with self.lanes.enter(message.chat.id) as lane:
+            self.chats.note(address, message.message_id)
+            # Nothing is awaited before the ticket is drawn: the order of calls is the order of messages.
+            with self.queue.enter(message.chat.id) as ticket:
                 incoming = self._read(update, message)
                 if incoming is not None:
-                    group = self.pieces.group(incoming)
-                    await self._patiently(lambda: self._take(incoming, group, lane), incoming)
+                    group = self.groups.group(incoming)
+                    await self._retry(lambda: self._take(incoming, group, ticket), incoming)
 
     def _read(self, update: Update, message: Message) -> Incoming | None:
         return incoming_of(
@@ -79,18 +78,18 @@ class Receiver:
             front=self.front.name,
             keywords=self.keywords,
             commands=PLAIN_COMMANDS | TELEGRAM_COMMANDS,
-            expected=self.pieces.expected(message),
+            expected=self.groups.continues(message),
         )
 
-    async def _patiently(self, step: Callable[[], Awaitable[None]], incoming: Incoming | None) -> None:
-        """Do ``step`` until the server has answered. Every step may be repeated: what it writes has a key."""
+    async def _retry(self, step: Callable[[], Awaitable[None]], incoming: Incoming | None) -> None:
+        """Run ``step``, which is idempotent, until the server has answered."""
         pause = 0.1
         while True:
             try:
                 return await step()
             except ServerUnavailable as error:
-                logger.info("an update waits: %s", error)
-            except Exception as error:  # the boundary: no update may stop those behind it
+                logger.info("an update is retried: %s", error)
+            except Exception as error:  # the boundary: no update may block the ones after it
                 return self._failed(error, incoming)
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
@@ -100,54 +99,54 @@ class Receiver:
         if incoming is not None:
             self._tell(incoming, "not_received")
 
-    # ── who asks ────────────────────────────────────────────────────────────────────────────────
+    # ── access ────────────────────────────────────────────────────────────────────────────────
 
-    async def _take(self, incoming: Incoming, group: Group, lane: Lane) -> None:
-        standing = await self.access.look(incoming.user, incoming.address.chat)
-        if incoming.command in TELEGRAM_COMMANDS and (standing.allowed or incoming.command == "start"):
-            await lane.turn()
-            told = None if incoming.version else await self.commands.answer(incoming, standing)
-            if told is not None:
-                self._say(incoming, told.text, told.keyboard)
+    async def _take(self, incoming: Incoming, group: MessageGroup, ticket: Ticket) -> None:
+        status = await self.access.status_of(incoming.user, incoming.address.chat)
+        if incoming.command in TELEGRAM_COMMANDS and (status.allowed or incoming.command == "start"):
+            await ticket.wait()
+            reply = None if incoming.version else await self.commands.answer(incoming, status)
+            if reply is not None:
+                self._say(incoming, reply.text, reply.keyboard)
                 return
-        if not standing.allowed:
+        if not status.allowed:
             return await self._refuse_stranger(incoming)
-        pace = "OK" if incoming.version or group.further else await self.access.pace(standing)
+        pace = "OK" if incoming.version or group.further else await self.access.pace(status)
         if pace != "OK":
             return self._tell(incoming, "too_fast") if pace == "TELL" else None
-        fetched = await self.media.fetch(incoming) if incoming.files else Fetched()
-        await lane.turn()
+        fetched = await self.media.fetch(incoming) if incoming.files else FetchedFiles()
+        await ticket.wait()
         for key, values in fetched.problems:
             self._tell(incoming, key, **values)
         if incoming.text or fetched.payload:
-            await self._admit_or_edit(incoming, group, standing, fetched.payload)
+            await self._admit_or_edit(incoming, group, status, fetched.payload)
 
     async def _refuse_stranger(self, incoming: Incoming) -> None:
         if incoming.address.private and await self.access.first_refusal(incoming.user):
             self._tell(incoming, "stranger", id=str(incoming.user))
 
-    # ── what is asked ───────────────────────────────────────────────────────────────────────────
+    # ── admission ───────────────────────────────────────────────────────────────────────────
 
     async def _admit_or_edit(
-        self, incoming: Incoming, group: Group, standing: Standing, files: Mapping[str, Any]
+        self, incoming: Incoming, group: MessageGroup, status: UserStatus, files: Mapping[str, Any]
     ) -> None:
         payload = {**files, "text": incoming.text}
         if incoming.quoted:
             payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
-        if incoming.version and await self._edit(incoming, payload, standing):
+        if incoming.version and await self._edit(incoming, payload, status):
             return
         command = find_command(incoming.text)
         if command is not None and command.lane == "front":
             return await self._carry_out(incoming)
-        await self._admit(incoming, group, standing, payload, incoming.idempotency)
+        await self._admit(incoming, group, status, payload, incoming.idempotency)
 
     async def _admit(
-        self, incoming: Incoming, group: Group, standing: Standing, payload: Mapping[str, Any], idempotency: str
+        self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str
     ) -> None:
         mode = await self._mode(incoming.address)
         received = await self.front.receive(
             incoming.address.conversation, incoming.text, payload=payload, idempotency=idempotency,
-            principal=incoming.principal, title=incoming.title, meta=standing.meta, mode=mode, hold=group.hold,
+            principal=incoming.principal, title=incoming.title, meta=status.meta, mode=mode, hold=group.hold,
             group=group.name,
         )  # fmt: skip
         if received.turn:
@@ -155,23 +154,22 @@ class Receiver:
         await self._show(incoming, received)
 
     async def _show(self, incoming: Incoming, received: Received) -> None:
-        """Let the user see what became of the message. A part of another turn shows in that one's answer."""
+        """Tell the user the outcome. A message that joined another turn shows in that turn's answer."""
         if received.turn:
-            await self.live.show(received, incoming.address, incoming.message_id, incoming.language)
+            await self.progress.show(received, incoming.address, incoming.message_id, incoming.language)
         elif received.outcome in ("FULL", "BUSY"):
             self._tell(incoming, received.outcome.lower())
-        elif received.outcome != "CONFLICT":  # another text came under this key: that was the message before an edit
+        elif received.outcome != "CONFLICT":  # CONFLICT: the message before an edit had the same key
             self._say(incoming, received.reply)
 
     async def _mode(self, address: Address) -> Mode:
-        """What this chat wants while it is busy (its preference ``queue``), else what is configured."""
+        """What to do while the chat is busy: its preference ``queue``, otherwise the setting."""
         bus = self.front.bus
         mode = await preference(bus, address.conversation, "queue")
         return cast(Mode, mode) if mode in MODES else bus.settings.while_busy
 
     async def _carry_out(self, incoming: Incoming) -> None:
-        """A command that the front end carries out itself, once: an update that comes again must not stop what was
-        asked since."""
+        """Carry out a command of the front end once: an update that arrives again must not stop newer turns."""
         bus, conversation = self.front.bus, incoming.address.conversation
         if await answered_without_turn(bus, conversation, incoming.idempotency):
             return
@@ -181,12 +179,11 @@ class Receiver:
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
 
-    async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], standing: Standing) -> bool:
-        """Let an edited message take the place of the one that was sent; False when that one was never taken in, and
-        this is to be taken as new."""
+    async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> bool:
+        """Replace the admitted message by the edited one; False if it was never admitted, so that this one is new."""
         bus, conversation = self.front.bus, incoming.address.conversation
         envelope = Envelope(
-            conversation=conversation, payload=dict(payload), reply_to=self.front.name, meta=dict(standing.meta),
+            conversation=conversation, payload=dict(payload), reply_to=self.front.name, meta=dict(status.meta),
             priority=bus.settings.default_priority,
         )  # fmt: skip
         try:
@@ -204,20 +201,20 @@ class Receiver:
         if edited.outcome == "FULL":
             self._tell(incoming, "full")
         elif edited.outcome in ("RUNNING", "DONE") and not incoming.command and edited.turn:
-            await self._late(incoming, payload, standing, edited.turn, running=edited.outcome == "RUNNING")
+            await self._late(incoming, payload, status, edited.turn, running=edited.outcome == "RUNNING")
         return True
 
     async def _late(
-        self, incoming: Incoming, payload: Mapping[str, Any], standing: Standing, turn: str, *, running: bool
+        self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus, turn: str, *, running: bool
     ) -> None:
-        """The turn of an edited message has begun: it is interrupted, where that is wanted, else a new answer is
-        offered."""
+        """The turn of the edited message has started: interrupt it if that is configured, otherwise offer a new
+        answer."""
         if running and await self._mode(incoming.address) == "interrupt":
             idempotency = f"{incoming.idempotency}:{incoming.version}"
-            return await self._admit(incoming, Group(), standing, payload, idempotency)
-        self._say(incoming, say(incoming.language, "edited"), buttons.edited(turn, incoming.language))
+            return await self._admit(incoming, MessageGroup(), status, payload, idempotency)
+        self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
 
-    # ── telling ─────────────────────────────────────────────────────────────────────────────────
+    # ── replies ─────────────────────────────────────────────────────────────────────────────────
 
     def _tell(self, incoming: Incoming, key: str, **values: str) -> None:
         self._say(incoming, say(incoming.language, key, **values))

@@ -1,4 +1,4 @@
-"""Having the bot's updates brought: polled under the eyes of a watchdog, or by webhook."""
+"""Updates of the bot: by long polling with a watchdog, or by webhook."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, Networ
 
 from rolecall.errors import ConfigError
 from rolecall.frontends.sockets import uvicorn_server
-from rolecall.frontends.telegram.bot import QuietBot, Wait, explain
+from rolecall.frontends.telegram.bot import FloodWait, QuietBot, explain
 from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,9 @@ WATCHDOG_SECONDS = 120.0
 LONGEST_PAUSE = 30.0
 Receive = Callable[[Update], Awaitable[None]]
 ALLOWED = ("message", "edited_message", "callback_query", "my_chat_member")
-"""The kinds of updates that are asked for."""
+"""The kinds of updates the bot receives."""
 PATIENCE = 0.5
-"""Seconds until others are asked for beside what is still being received, say a large file."""
+"""Seconds after which more updates are requested while some, such as a large file, are still being received."""
 LONGEST_POLL_PAUSE = 10.0
 SECRET_HEADER = "x-telegram-bot-api-secret-token"
 READ_SECONDS = 10.0
@@ -45,8 +45,7 @@ MAX_CONNECTIONS = 200
 
 @dataclass
 class Updates:
-    """Brings the updates of ``bot`` to ``receive``. ``tell`` takes a line for operators whenever something is wrong
-    that they may have to put right."""
+    """Passes the updates of ``bot`` to ``receive``. ``tell`` receives lines for operators about problems."""
 
     bot: QuietBot
     receive: Receive
@@ -54,24 +53,24 @@ class Updates:
     tell: Callable[[str], None]
     watchdog_seconds: float = WATCHDOG_SECONDS
     webhook: Webhook | None = None
-    """Set while Telegram brings the updates to this process."""
+    """Set while this process receives updates by webhook."""
 
     async def run(self) -> None:
-        """Bring updates until cancelled; whatever passes is outlasted. Raises InvalidToken or Forbidden when Telegram
-        no longer knows the token, ConfigError for a webhook that cannot be."""
+        """Receive updates until cancelled; temporary failures are retried. Raises InvalidToken or Forbidden when
+        Telegram rejects the token, ConfigError for an invalid webhook."""
         if self.settings.telegram_webhook_url:
-            await self._be_called()
+            await self._receive_by_webhook()
         else:
             await self._poll()
 
     async def _poll(self) -> None:
         pause = 0.0
         while True:
-            await self._end_webhook()
+            await self._delete_webhook()
             poller = Poller(self.bot, self.receive)
             began = poller.last
             try:
-                await self._watched(poller)
+                await self._poll_until_silent(poller)
                 self.tell(f"Telegram was silent for {self.watchdog_seconds:g} s: reconnecting")
                 await self.bot.reconnect()
             except Conflict as error:
@@ -79,8 +78,8 @@ class Updates:
                 pause = 1.0 if poller.last > began else min(LONGEST_PAUSE, pause * 2 or 1.0)
                 await asyncio.sleep(pause)
 
-    async def _watched(self, poller: Poller) -> None:
-        """Poll until Telegram has not answered for too long. Raises what the poller raises."""
+    async def _poll_until_silent(self, poller: Poller) -> None:
+        """Poll until Telegram has been silent for ``watchdog_seconds``. Raises what Poller.run raises."""
         polling = asyncio.create_task(poller.run(), name="rolecall telegram poller")
         try:
             while time.monotonic() - poller.last < self.watchdog_seconds:
@@ -91,17 +90,17 @@ class Updates:
             polling.cancel()
             await asyncio.wait([polling])
 
-    async def _end_webhook(self) -> None:
-        """A webhook left over from another program would keep all updates from a poll; none of them is dropped."""
-        info = await self._insist(self.bot.get_webhook_info)
+    async def _delete_webhook(self) -> None:
+        """Delete a webhook that another program left, because it would block polling. Pending updates are kept."""
+        info = await self._retry(self.bot.get_webhook_info)
         if info.url:
-            await self._insist(self.bot.delete_webhook)
+            await self._retry(self.bot.delete_webhook)
             self.tell("a webhook was still set for the bot; deleted it, because this process polls")
 
-    async def _be_called(self) -> None:
+    async def _receive_by_webhook(self) -> None:
         url, secret = self.settings.telegram_webhook_url or "", self.settings.telegram_webhook_secret
         if secret is None:
-            raise ConfigError("TELEGRAM_WEBHOOK_SECRET is not set: without it anybody could bring updates")
+            raise ConfigError("TELEGRAM_WEBHOOK_SECRET is not set: without it anyone could send updates")
         hook = Webhook(
             self.bot, self.receive, secret=secret.get_secret_value(), host=self.settings.telegram_webhook_host,
             port=self.settings.telegram_webhook_port,
@@ -110,7 +109,7 @@ class Updates:
         self.webhook = hook
         serving = asyncio.create_task(hook.run(), name="rolecall telegram webhook")
         try:
-            await self._insist(
+            await self._retry(
                 lambda: self.bot.set_webhook(url, allowed_updates=ALLOWED, secret_token=secret.get_secret_value())
             )
             await serving
@@ -120,7 +119,7 @@ class Updates:
             await asyncio.wait([serving])
 
     async def _listen(self, hook: Webhook) -> None:
-        """Listen where Telegram is to bring updates; another process may do so for a moment yet."""
+        """Listen for Telegram; retried, because a predecessor may still be using the port."""
         pause = 0.5
         while True:
             try:
@@ -131,8 +130,8 @@ class Updates:
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
 
-    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """The answer of Telegram, asked for until there is one."""
+    async def _retry(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Await ``ask`` until Telegram answers; returns the answer."""
         pause = 0.5
         while True:
             try:
@@ -146,8 +145,8 @@ class Updates:
 
 
 class Poller:
-    """Asks for updates and hands each to ``receive``, several at a time. ``last`` is the monotonic time of Telegram's
-    last answer, for a watchdog."""
+    """Polls for updates and passes each to ``receive``, several at a time. ``last`` is the monotonic time of Telegram's
+    last answer, for the watchdog."""
 
     def __init__(self, bot: QuietBot, receive: Receive, *, seconds: int = 25) -> None:
         self.bot = bot
@@ -156,27 +155,29 @@ class Poller:
         self.last = time.monotonic()
         self._offset = 0
         self._open: dict[int, asyncio.Task[None]] = {}
-        """What was asked for and is not confirmed yet, by update id."""
+        """Updates that are not confirmed yet, by id."""
         self._pause = 0.0
 
     async def run(self) -> None:
-        """Poll until cancelled. Goes on after whatever passes: Telegram away, 429, 5xx. Raises Conflict when another
-        polls the same bot or a webhook is set, InvalidToken or Forbidden when the token is no (longer) good; all that
-        is received when it ends comes again at the next poll of anyone."""
+        """Poll until cancelled; temporary failures (network, 429, 5xx) are retried.
+
+        Updates that are still being received when it ends are delivered again to the next poll. Raises Conflict when
+        another program polls or a webhook is set, InvalidToken or Forbidden when Telegram rejects the token.
+        """
         try:
             while True:
                 for update in await self._ask():
                     if update.update_id not in self._open:
                         self._open[update.update_id] = asyncio.create_task(self._take(update), name="telegram update")
-                await self._settle()
+                await self._confirm()
         finally:
             await self._stop()
 
     async def _take(self, update: Update) -> None:
         await self.receive(update)
 
-    async def _settle(self) -> None:
-        """Wait for what is being received, not for ever, and raise the offset as far as there is no gap."""
+    async def _confirm(self) -> None:
+        """Wait up to PATIENCE for open updates, then confirm those without an open one before them."""
         waiting = [task for task in self._open.values() if not task.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=PATIENCE)
@@ -187,22 +188,22 @@ class Poller:
             self._offset = number + 1
 
     async def _ask(self) -> list[Update]:
-        """The next updates, none after what passes. While some are being received these come again and again: then
-        Telegram is asked for no longer than for what is there."""
+        """The next updates; none after a temporary failure. Open updates are returned again, so while there are any,
+        this does not wait for new ones."""
         try:
             updates = await self.bot.updates(self._offset, 0 if self._open else self.seconds, ALLOWED)
         except (Conflict, InvalidToken, Forbidden):
             raise
-        except Wait as error:
-            await self._rest(error, error.seconds)
+        except FloodWait as error:
+            await self._back_off(error, error.seconds)
         except TelegramError as error:
-            await self._rest(error, 0)
+            await self._back_off(error, 0)
         else:
             self.last, self._pause = time.monotonic(), 0.0
             return updates
         return []
 
-    async def _rest(self, error: TelegramError, seconds: float) -> None:
+    async def _back_off(self, error: TelegramError, seconds: float) -> None:
         if not self._pause:
             passing = isinstance(error, NetworkError) and not isinstance(error, BadRequest)
             logger.log(logging.INFO if passing else logging.WARNING, "no updates at the moment: %s", explain(error))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
-from rolecall.frontends.telegram.grouping import Lanes
+from rolecall.frontends.telegram.grouping import ChatQueue
 
 
-async def test_who_leaves_early_lets_nobody_pass_those_before() -> None:
-    lanes, said, done = Lanes(), [], asyncio.Event()
+async def test_leaving_early_does_not_let_later_tickets_overtake_earlier_ones() -> None:
+    queue, said, done = ChatQueue(), [], asyncio.Event()
 
     async def one(key: str, name: str, *, first: asyncio.Event | None = None, waits: bool = True) -> None:
-        with lanes.enter(key) as lane:
+        with queue.enter(key) as ticket:
             if first is not None:
                 await first.wait()
             if waits:
-                await lane.turn()
+                await ticket.wait()
             said.append(name)
 
     async with asyncio.TaskGroup() as group:
@@ -27,4 +27,4 @@ async def test_who_leaves_early_lets_nobody_pass_those_before() -> None:
         assert said == ["refused", "other"]
         done.set()
     assert said[2:] == ["slow", "last"]
-    assert len(lanes) == 0
+    assert len(queue) == 0
