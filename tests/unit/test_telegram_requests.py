@@ -1,16 +1,17 @@
-"""Small requests to Telegram without a client between: connections kept, answers read, failures told."""
+"""Requests to Telegram: connections are kept, answers read, failures reported, proxies used."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 from telegram.error import InvalidToken, NetworkError, TimedOut
+from telegram.request import HTTPXRequest, RequestData
+from telegram.request._requestparameter import RequestParameter
 
 from rolecall.frontends.telegram import bot
-from rolecall.frontends.telegram.bot import FAILURES, Direct
 from rolecall.settings import Settings
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -52,15 +53,17 @@ async def server(*answers: bytes | None) -> AsyncIterator[tuple[str, list[bytes]
     await asyncio.gather(*filter(None, serving))
 
 
-async def post(direct: Direct, url: str, body: bytes = b"a=1", answer: float = 5) -> tuple[int, bytes]:
-    return await direct.post(f"{url}/bot{TOKEN}/sendMessage", body, connect=5, answer=answer)
+@asynccontextmanager
+async def requests(url: str, seconds: float = 5) -> AsyncIterator[Callable[[], Awaitable[tuple[int, bytes]]]]:
+    """Sends one request with each call."""
+    own, data = bot.BotRequests(url, None, seconds), RequestData([RequestParameter("a", 1, None)])
+    yield lambda: own.do_request(f"{url}/bot{TOKEN}/sendMessage", "POST", data)
+    await own.shutdown()
 
 
 async def test_a_connection_is_kept_for_the_next_request() -> None:
-    async with server(OK, OK) as (url, came):
-        direct = Direct(url, None)
-        assert [await post(direct, url), await post(direct, url)] == [(200, b"ok")] * 2
-        await direct.aclose()
+    async with server(OK, OK) as (url, came), requests(url) as post:
+        assert [await post(), await post()] == [(200, b"ok")] * 2
     assert came == [b"0 a=1", b"0 a=1"]
 
 
@@ -73,37 +76,32 @@ async def test_a_connection_is_kept_for_the_next_request() -> None:
     ],
 )
 async def test_an_answer_is_read_in_every_form(answer: bytes) -> None:
-    async with server(answer, answer) as (url, _):
-        direct = Direct(url, None)
-        assert [await post(direct, url), await post(direct, url)] == [(200, b"ok")] * 2
-        await direct.aclose()
+    async with server(answer, answer) as (url, _), requests(url) as post:
+        assert [await post(), await post()] == [(200, b"ok")] * 2
 
 
 async def test_a_kept_connection_that_the_server_closed_is_not_used_again() -> None:
-    async with server(OK) as (url, came):
-        direct = Direct(url, None)
-        assert await post(direct, url) == (200, b"ok")
-        await asyncio.sleep(0)
-        while direct.kept and direct.kept[0].good:
-            await asyncio.sleep(0.005)
-        assert await post(direct, url) == (200, b"ok")
-        await direct.aclose()
+    async with server(OK) as (url, came), requests(url) as post:
+        assert await post() == (200, b"ok")
+        await asyncio.sleep(0.05)
+        assert await post() == (200, b"ok")
     assert came == [b"0 a=1", b"1 a=1"]
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", b"no http at all\r\n\r\n"])
-async def test_who_breaks_off_is_a_failure(answer: bytes) -> None:
-    async with server(answer) as (url, _):
-        with pytest.raises(FAILURES):
-            await post(Direct(url, None), url)
+async def test_a_broken_answer_is_a_network_error(answer: bytes) -> None:
+    async with server(answer) as (url, _), requests(url) as post:
+        with pytest.raises(NetworkError) as failed:
+            await post()
+        assert failed.type is NetworkError
 
 
-async def test_who_does_not_answer_in_time_is_a_failure_and_the_connection_is_gone() -> None:
-    async with server(None) as (url, _):
-        direct = Direct(url, None)
-        with pytest.raises(TimeoutError):
-            await post(direct, url, answer=0.05)
-        assert not direct.kept
+async def test_a_request_that_times_out_closes_its_connection() -> None:
+    async with server(None) as (url, came), requests(url, 0.05) as post:
+        for _ in range(2):
+            with pytest.raises(TimedOut):
+                await post()
+    assert came == [b"0 a=1", b"1 a=1"]
 
 
 @pytest.mark.parametrize(("answer", "error"), [(b"", NetworkError), (None, TimedOut)])
@@ -132,31 +130,39 @@ async def test_a_bot_that_telegram_does_not_know_leaves_no_connection_open() -> 
 
 
 @pytest.mark.parametrize(
-    ("url", "proxy", "environment", "direct"),
+    ("url", "proxy", "environment", "used"),
     [
-        ("https://api.telegram.org", "SYSTEM", {}, True),
-        ("https://api.telegram.org", "SYSTEM", {"https_proxy": "http://10.0.0.1:8080"}, False),
-        ("https://api.telegram.org", "NO", {"https_proxy": "http://10.0.0.1:8080"}, True),
-        ("https://api.telegram.org", "10.0.0.1:8080", {}, False),
-        ("http://127.0.0.1:8081", "10.0.0.1:8080", {}, True),
+        ("https://api.telegram.org", "SYSTEM", {}, None),
+        ("https://api.telegram.org", "SYSTEM", {"https_proxy": "http://10.0.0.1:8080"}, "http://10.0.0.1:8080"),
+        ("https://api.telegram.org", "SYSTEM", {"all_proxy": "10.0.0.1:8080"}, "http://10.0.0.1:8080"),
+        ("https://api.telegram.org", "SYSTEM", {"https_proxy": "10.0.0.1:80", "no_proxy": "telegram.org"}, None),
+        ("https://api.telegram.org", "NO", {"https_proxy": "http://10.0.0.1:8080"}, None),
+        ("https://api.telegram.org", "10.0.0.1:8080", {}, "http://10.0.0.1:8080"),
+        ("http://127.0.0.1:8081", "10.0.0.1:8080", {}, None),
     ],
 )
-async def test_where_a_proxy_stands_between_nothing_is_asked_past_it(
-    url: str, proxy: str, environment: dict[str, str], direct: bool, monkeypatch: pytest.MonkeyPatch
+def test_requests_go_through_the_configured_proxy(
+    url: str, proxy: str, environment: dict[str, str], used: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    asked: list[str] = []
-    monkeypatch.setattr(bot, "Direct", _noting(asked))
+    asked: list[str | None] = []
+
+    def made(url: str, proxy: str | None, seconds: float) -> HTTPXRequest:
+        asked.append(proxy)
+        return HTTPXRequest()
+
+    monkeypatch.setattr(bot, "BotRequests", made)
     bot.open_bot(Settings.model_validate({"telegram_bot_token": TOKEN, "telegram_api_url": url, "proxy": proxy}))
-    assert asked == ([url] if direct else [])
+    assert asked == [used] * 2
 
 
-def _noting(asked: list[str]) -> Callable[..., None]:
-    def made(url: str, *_: object) -> None:
-        asked.append(url)
-
-    return made
+async def test_nothing_is_asked_past_a_proxy() -> None:
+    async with server(OK) as (proxy, came):
+        own = bot.BotRequests("http://telegram.invalid", proxy, 5)
+        assert await own.do_request(f"http://telegram.invalid/bot{TOKEN}/getMe", "POST") == (200, b"ok")
+        await own.shutdown()
+    assert came == [b"0 "]
