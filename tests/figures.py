@@ -1,18 +1,23 @@
-"""What the house is made of, as figures: ``python -m tests.figures [CHECKOUT]`` prints one line each.
+"""The size and shape of the code, as figures: ``python -m tests.figures [CHECKOUT]`` prints one line each.
 
-A checkout of another version may be named, so that two can be compared. Files of a turn are counted by running one
-real turn and noting every file of the package whose code ran from the moment the message came in until the answer had
-been delivered: ``python -m tests.figures --turns``, for this checkout only.
+A checkout of another version may be named, so that two can be compared. ``python -m tests.figures --turns`` runs one
+turn through Telegram and one through HTTP and lists the files whose functions ran from the message to the answer: the
+front end, the bus and the worker, and the duties a worker does meanwhile. It does so for this checkout only.
 """
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
+import shutil
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 RAW = re.compile(r"\.(?:call|fetch|send|run)\(\s*\"[A-Za-z_]+\"")
 INDEX = re.compile(r"\b(?:ARGV|KEYS)\[")
@@ -117,7 +122,88 @@ def figures(checkout: Path) -> dict[str, int | str]:
     }
 
 
+@contextmanager
+def files_that_run(found: set[str]) -> Iterator[None]:
+    """Put into ``found`` each of the package's files of which a function is called meanwhile, in this thread."""
+    package = f"{Path(__file__).resolve().parents[1] / 'src/rolecall'}/"
+
+    def note(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            found.add(frame.f_code.co_filename.removeprefix(package))
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+async def telegram_turn(directory: Path) -> set[str]:
+    """The files of one turn: a message to the bot, through the manager and a model, until the answer stands."""
+    from agents.manager import ManagerAgent
+    from agents.samplellm import SampleLLMAgent
+    from rolecall import Role
+    from rolecall.frontends.telegram.bot import open_bot
+    from rolecall.frontends.telegram.telegram_front import TelegramFront
+    from tests.deployment import deployed
+    from tests.telegram.api import TelegramApi
+
+    roles = (Role(ManagerAgent), Role(SampleLLMAgent, models=("echo@test",)))
+    found: set[str] = set()
+    async with TelegramApi() as api:
+        settings = {"telegram_allowed": "*", "telegram_bot_token": api.token, "telegram_api_url": api.url}
+        async with deployed(directory, roles, **settings) as app:
+            bot = open_bot(app.session.application.settings)
+            front = TelegramFront(bot, app.session, app.runtime.wakeups, lambda line: None)
+            running = asyncio.create_task(front.run())
+
+            def answered(text: str) -> Callable[[], bool]:
+                return lambda: any(text in message.text for message in api.chat(11).answers)
+
+            api.user(11).write("warm up")
+            await api.wait_for(answered("warm up"))
+            with files_that_run(found):
+                api.user(11).write("hello")
+                await api.wait_for(answered("hello"))
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+    return found
+
+
+async def http_turn(directory: Path) -> set[str]:
+    """The files of one turn: a POST that waits for its answer, through the manager and a model."""
+    import httpx2
+
+    from agents.manager import ManagerAgent
+    from agents.samplellm import SampleLLMAgent
+    from rolecall import Role
+    from tests.deployment import deployed
+    from tests.http.server import serving
+
+    roles = (Role(ManagerAgent), Role(SampleLLMAgent, models=("echo@test",)))
+    found: set[str] = set()
+    async with deployed(directory, roles) as app, serving(app.session.application) as url:
+        async with httpx2.AsyncClient(base_url=url, timeout=20) as client:
+            await client.post("/chat", json={"text": "warm up"})
+            with files_that_run(found):
+                answer = await client.post("/chat", json={"text": "hello"})
+                answer.raise_for_status()
+    return found
+
+
+def print_turns() -> None:
+    for name, turn in (("Telegram", telegram_turn), ("HTTP", http_turn)):
+        with tempfile.TemporaryDirectory() as directory:
+            shutil.copytree("agents/prompts", f"{directory}/agents/prompts")
+            found = asyncio.run(turn(Path(directory)))
+        print(f"{len(found):>8}  files of one {name} turn")
+        for file in sorted(found):
+            print(f"{'':10}{file}")
+
+
 def main() -> None:
+    if "--turns" in sys.argv:
+        return print_turns()
     checkout = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
     for what, value in figures(checkout).items():
         print(f"{value:>8}  {what}")
