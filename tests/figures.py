@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 RAW = re.compile(r"\.(?:call|fetch|send|run)\(\s*\"[A-Za-z_]+\"")
 INDEX = re.compile(r"\b(?:ARGV|KEYS)\[")
@@ -151,7 +152,11 @@ async def telegram_turn(directory: Path) -> set[str]:
     roles = (Role(ManagerAgent), Role(SampleLLMAgent, models=("echo@test",)))
     found: set[str] = set()
     async with TelegramApi() as api:
-        settings = {"telegram_allowed": "*", "telegram_bot_token": api.token, "telegram_api_url": api.url}
+        settings: dict[str, Any] = {
+            "telegram_allowed": "*",
+            "telegram_bot_token": api.token,
+            "telegram_api_url": api.url,
+        }
         async with deployed(directory, roles, **settings) as app:
             bot = open_bot(app.session.application.settings)
             front = TelegramFront(bot, app.session, app.runtime.wakeups, lambda line: None)
@@ -182,12 +187,15 @@ async def http_turn(directory: Path) -> set[str]:
 
     roles = (Role(ManagerAgent), Role(SampleLLMAgent, models=("echo@test",)))
     found: set[str] = set()
-    async with deployed(directory, roles) as app, serving(app.session.application) as url:
-        async with httpx2.AsyncClient(base_url=url, timeout=20) as client:
-            await client.post("/chat", json={"text": "warm up"})
-            with files_that_run(found):
-                answer = await client.post("/chat", json={"text": "hello"})
-                answer.raise_for_status()
+    async with (
+        deployed(directory, roles) as app,
+        serving(app.session.application) as url,
+        httpx2.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        await client.post("/chat", json={"text": "warm up"})
+        with files_that_run(found):
+            answer = await client.post("/chat", json={"text": "hello"})
+            answer.raise_for_status()
     return found
 
 
