@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.frontends.telegram.markdown.entities import ENTITY_BYTES, TextPart, joined, utf16_len
-from rolecall.frontends.telegram.markdown.render import TAGS, message_entities, partial, plain, render
+from rolecall.frontends.telegram.markdown.render import message_entities, partial, plain, render
+from rolecall.frontends.telegram.markdown.syntax import TAGS
 from tests.telegram.entities import accepted, size
 
 EXAMPLES = int(os.environ.get("ROLECALL_MARKDOWN_EXAMPLES", "0"))
@@ -238,6 +239,18 @@ def test_links_by_name_are_links_and_their_definitions_stay() -> None:
     ]
     for kept in ("[1]: http://a.b/c", "[^2]: a note", "and [^2].", "[unused]: http://f.g"):
         assert kept in part.text
+
+
+def test_bold_words_need_no_spaces_beside_chinese_japanese_and_korean() -> None:
+    part = one("中文**「粗体」**文字，**重要：**请。これは**「重要」**です。**한국어(설명)**는")
+    assert marked(part, "bold") == ["「粗体」", "重要：", "「重要」", "한국어(설명)"]
+    assert "*" not in part.text
+
+
+def test_what_is_nested_too_deep_is_shown_as_it_is_written() -> None:
+    for nested in ("> " * 60 + "deep", "\n".join("  " * depth + f"- level {depth}" for depth in range(40))):
+        told_last = render(nested)[-1].text.split()[-1]
+        assert told_last in ("deep", "39")
 
 
 def test_html_is_shown_but_for_breaks_and_pairs_for_looks() -> None:

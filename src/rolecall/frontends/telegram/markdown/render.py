@@ -3,48 +3,35 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, zip_longest
+from itertools import zip_longest
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from rich.cells import cell_len
 
-from rolecall.errors import MissingExtra
-from rolecall.frontends.telegram.markdown.entities import (
-    CODE,
-    TEXT_LIMIT,
-    Edit,
-    Mark,
-    TextPart,
-    edited,
-    nested,
-    parts_of,
-)
-from rolecall.frontends.telegram.markdown.source import BREAK, LESS, TABLE, Table, linkable, prepared, shown
+from rolecall.frontends.telegram.markdown.entities import QUOTES, TEXT_LIMIT, Mark, TextPart, parts_of
+from rolecall.frontends.telegram.markdown.syntax import parse, parser
 
 if TYPE_CHECKING:
+    from markdown_it.token import Token
     from telegram import MessageEntity
-    from telegramify_markdown import RenderConfig
-
 
 FENCE = re.compile(r"^[ >]*(`{3,}|~{3,})", re.MULTILINE)
 GROWING_LINK = re.compile(r"!?\[([^\]\n]*)(?:\](?:\([^)\s]*)?)?$")
 MORE = "…"
-KINDS = ("bold", "italic", "underline", "strikethrough", "spoiler", "code", "pre", "text_link", "blockquote")
-TAB = "    "
-NUMBERED = re.compile(f"\\s*{TABLE}(\\d+){TABLE}")
-HIDDEN = re.compile(f"{TABLE}\\d+{TABLE}|[\x01-\x06\t]")
 LANGUAGE = re.compile(r"\{?\.?([\w+#-][\w+#.-]{0,31})")
-TAG = re.compile(LESS + r"(/?)([a-z]+)(?: [^<>\n\x01]*)?>", re.IGNORECASE)
-TAGS = {
-    **dict.fromkeys(("b", "strong"), "bold"), **dict.fromkeys(("i", "em"), "italic"),
-    **dict.fromkeys(("u", "ins"), "underline"), **dict.fromkeys(("s", "del", "strike"), "strikethrough"),
-    **dict.fromkeys(("code", "kbd", "tt"), "code"),
-    **dict.fromkeys(("sub", "sup", "mark", "small", "span", "p", "div", "center", "details", "summary"), ""),
-}  # fmt: skip
-"""HTML for looks: a pair of these becomes a mark or vanishes. All other HTML is shown as it is written."""
+TASK = re.compile(r"\[([ xX])\] ")
+DROPPED = re.compile("[\u2028-\u202e\u0333\u033f]")
+"""What Telegram takes out of a text without a word."""
+UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\u2028-\u202e\u030a\u0333\u033f\ud800-\udfff\ufdd0-\ufdef]")
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\ufdd0-\ufdef]")
+LINK_LIMIT = 2048
 GRID_LIMIT = 80
 """Columns on the screen; a wider table becomes a list, which a narrow screen can break."""
+SIMPLE = {"em": "italic", "strong": "bold", "s": "strikethrough"}
+"""Kinds of entities by markdown-it-py's tags."""
 
 
 def render(markdown: str, limit: int = TEXT_LIMIT) -> list[TextPart]:
@@ -102,128 +89,227 @@ def _ended(text: str, sign: str) -> str:
 
 def formatted(markdown: str) -> tuple[str, list[Mark]]:
     """The whole answer as text, with marks that nest as Telegram wants entities to. Raises MissingExtra."""
-    source, tables = prepared(markdown)
-    text, marks = _converted(source)
-    grids, marks = _laid_out(text, marks, tables)
-    tags, tagged = _tagged(text, marks)
-    links, marks = _checked(text, [*marks, *tagged])
-    hidden = (Edit(*found.span(), TAB if found[0] == "\t" else shown(found[0])) for found in HIDDEN.finditer(text))
-    text, marks = edited(text, marks, [*grids, *tags, *links, *hidden])
-    text, marks = _closer(text, marks)
-    return text, nested(text, marks)
+    page = _Page()
+    page.blocks(iter(parse(cleaned(markdown))))
+    return page.text, page.marks
 
 
-def _converted(source: str) -> tuple[str, list[Mark]]:
+def cleaned(text: str) -> str:
+    """Without the characters that Telegram drops or replaces; line ends are ``\\n``."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = CONTROLS.sub(" ", DROPPED.sub("", text))
+    # Telegram takes this ring from its letter unless the two are one character.
+    return re.sub("(.?)\u030a", lambda found: unicodedata.normalize("NFC", found[0]).replace("\u030a", ""), text)
+
+
+def linkable(url: str) -> bool:
+    """Whether Telegram takes it as a link; it refuses the whole message otherwise."""
+    if re.fullmatch(r"tg://[\w?=&%./-]+", url):
+        return True
     try:
-        from telegramify_markdown import convert
-    except ImportError as error:
-        raise MissingExtra("telegram", "Markdown for Telegram") from error
-    text, entities = convert(source, latex_escape=False, config=_config())
-    places = _places(text)
-    marks = []
-    for one in entities:
-        if one.type in KINDS:
-            start, end = places[one.offset], places[one.offset + one.length]
-            marks.append(Mark(one.type, start, end, one.url and shown(one.url), _language(one.language)))
-    return text, marks
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    whole = len(url.encode()) <= LINK_LIMIT and not re.search(r"[\s<>\"]", url)
+    return whole and parts.scheme in ("http", "https") and bool(re.fullmatch(r"[\w-]+(\.[\w-]+)+", host))
 
 
-def _config() -> RenderConfig:
-    """No emoji before headings; quotes are not folded."""
-    from telegramify_markdown import RenderConfig
+class _Page:
+    """The text so far and its marks. Markdown's tokens nest, so the marks do too."""
 
-    config = RenderConfig.isolated()
-    for level in range(1, 7):
-        setattr(config.markdown_symbol, f"heading_level_{level}", "")
-    config.markdown_symbol.image = "🖼 "
-    config.markdown_symbol.unordered_list_item = "•"
-    config.markdown_symbol.task_uncompleted = "☐"
-    config.cite_expandable = False
-    return config
+    def __init__(self, *, marked: bool = True) -> None:
+        self._marked = marked
+        self.marks: list[Mark] = []
+        self._pieces: list[str] = []
+        self._length = 0
+        self._open: list[Mark] = []
+        self._items: list[str] = []  # what the lists around here begin their next item with
+        self._prefix = ""
+        self._line = self._list = self._lists = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def write(self, text: str) -> None:
+        text = (cleaned(text) if UNCLEAN.search(text) else text).replace("\t", "    ")
+        self._pieces.append(text)
+        self._length += len(text)
+
+    def open(self, kind: str, url: str | None = None) -> None:
+        """Begin a mark. One within its like, or a link within a link, has no kind: it is not shown."""
+        shown = self._marked and all(mark.kind != kind for mark in self._open)
+        self._open.append(Mark(kind if shown else "", self._length, self._length, url))
+
+    def close(self) -> None:
+        self._end(self._open.pop())
+
+    def code(self, text: str, kind: str = "code", language: str | None = None) -> None:
+        """Code holds no mark, and only quotes hold it: what is open is ended before it and goes on behind it."""
+        if self._within_link():
+            return self.write(text)
+        for mark in self._open:
+            if mark.kind not in QUOTES:
+                self._end(mark)
+        start = self._length
+        self.write(text)
+        self.marks.append(Mark(kind, start, self._length, None, language))
+        self._open = [mark if mark.kind in QUOTES else mark._replace(start=self._length) for mark in self._open]
+
+    def _end(self, mark: Mark) -> None:
+        if mark.kind and mark.start < self._length:
+            self.marks.append(mark._replace(end=self._length))
+
+    # Blocks
+
+    def blocks(self, tokens: Iterator[Token]) -> None:
+        """Write all blocks of ``tokens``."""
+        for token in tokens:
+            match token.type:
+                case "inline":
+                    self._paragraph(token)
+                case "paragraph_open":
+                    self._begin(token)
+                case "heading_open" | "heading_close":
+                    self._heading(token)
+                case "hr" | "raw":
+                    self._begin(token)
+                    self.write(token.content.strip("\n") if token.type == "raw" else "————————")
+                case "fence" | "code_block":
+                    self._code_block(token)
+                case "table_open":
+                    self._table(token, tokens)
+                case "blockquote_open":
+                    self.open("blockquote")
+                case "blockquote_close":
+                    self.close()
+                case _:
+                    self._listed(token)
+
+    def _heading(self, token: Token) -> None:
+        kinds = ("bold", "underline") if token.tag in ("h1", "h2") else ("bold",)
+        if token.type == "heading_open":
+            self._begin(token)
+        for kind in kinds:
+            self.open(kind) if token.type == "heading_open" else self.close()
+
+    def _begin(self, token: Token) -> None:
+        """The space before a block: an empty line where the source has one, but none within a list."""
+        first, last = token.map or (self._line, self._line)
+        if self._length:
+            self.write("\n" if first <= self._line or (self._list and self._list == self._lists) else "\n\n")
+        self._list = self._lists if self._items else 0
+        self._line = last
+        self.write(self._prefix)
+        self._prefix = ""
+
+    def _listed(self, token: Token) -> None:
+        """Lists: their items begin with a bullet or a number, two spaces further in at each level."""
+        match token.type:
+            case "bullet_list_open" | "ordered_list_open":
+                self._lists += not self._items
+                self._items.append("  " * len(self._items))
+            case "bullet_list_close" | "ordered_list_close":
+                self._items.pop()
+                self._lists += not self._items
+            case "list_item_open":
+                self._prefix += self._items[-1] * (not self._prefix) + (f"{token.info}. " if token.info else "• ")
+            case "list_item_close" if self._prefix:
+                self._begin(token)
+
+    def _paragraph(self, token: Token) -> None:
+        children = token.children or []
+        ticked = TASK.match(children[0].content) if children and self._pieces[-1:] else None
+        if ticked and self._pieces[-1].endswith("• "):
+            self._pieces[-1] = self._pieces[-1].replace("•", "☐" if ticked[1] == " " else "✅")
+            children[0].content = children[0].content[ticked.end() :]
+        self.inline(children)
+
+    def _code_block(self, token: Token) -> None:
+        content = token.content.rstrip("\n")
+        if content.strip():
+            self._begin(token)
+            found = LANGUAGE.match(token.info)
+            self.code(content, "pre", found[1] if found else None)
+
+    def _table(self, table: Token, tokens: Iterator[Token]) -> None:
+        """A grid in code; a wide one is a list."""
+        rows: list[list[str]] = []
+        aligned: list[str] = []
+        more: list[str] = []
+        for token in tokens:
+            match token.type:
+                case "tr_open":
+                    rows.append([])
+                    more = token.meta["more_cells"]
+                case "th_open":
+                    aligned.append(str(token.attrs.get("style", "")).removeprefix("text-align:"))
+                case "inline":
+                    rows[-1].append(_cell(token))
+                case "tr_close":
+                    rows[-1] += [_cell(token) for cell in more for token in parser().parseInline(cell, {"layout": ()})]
+                case "table_close":
+                    break
+        self._begin(table)
+        text, grid = laid_out(rows, aligned)
+        self.code(text, "pre") if grid else self.write(text)
+
+    # Within a paragraph
+
+    def inline(self, tokens: Iterable[Token]) -> None:
+        """Write all inline tokens. A link that Telegram would refuse is its text with the address behind it."""
+        links: list[tuple[str, int]] = []
+        for token in tokens:
+            match token.type:
+                case "softbreak" | "hardbreak":
+                    self.write("\n")
+                case "code_inline" | "formula":
+                    self.code(token.content, token.meta.get("kind", "code"))
+                case "em_open" | "strong_open" | "s_open" | "mark_open":
+                    self.open(token.meta.get("kind") or SIMPLE[token.tag])
+                case "em_close" | "strong_close" | "s_close" | "mark_close":
+                    self.close()
+                case "link_open":
+                    links.append(self._link(str(token.attrs["href"])))
+                case "link_close":
+                    self._linked(*links.pop())
+                case "image":
+                    self.write("🖼 ")
+                    url, start = self._link(str(token.attrs["src"]))
+                    self.inline(token.children or ())
+                    self._linked(url, start)
+                case _:
+                    self.write(token.content)
+
+    def _link(self, url: str) -> tuple[str, int]:
+        self.open("text_link" if linkable(url) else "", url)
+        return url, len(self._pieces)
+
+    def _linked(self, url: str, start: int) -> None:
+        said = "".join(self._pieces[start:]).strip()
+        refused = not self._within_link() and url.removeprefix("mailto:") not in said
+        if not said:
+            self.write(url)
+        self.close()
+        if said and refused:
+            self.write(f" ({url})")
+
+    def _within_link(self) -> bool:
+        return any(mark.kind == "text_link" for mark in self._open)
 
 
-def _places(text: str) -> Sequence[int]:
-    """The character that each UTF-16 unit begins or continues, and the end."""
-    if text.isascii() or not any(char > "\uffff" for char in text):
-        return range(len(text) + 1)
-    units = list(accumulate((2 if char > "\uffff" else 1 for char in text), initial=0))
-    places = [0] * (units[-1] + 1)
-    for place, unit in enumerate(units):
-        places[unit] = place
-    return places
-
-
-def _language(given: str | None) -> str | None:
-    found = LANGUAGE.match(shown(given or ""))
-    return found[1] if found else None
-
-
-def _laid_out(text: str, marks: Iterable[Mark], tables: Sequence[Table]) -> tuple[list[Edit], list[Mark]]:
-    """Tables with columns that stand in line; one too wide for that is a list, and no code."""
-    edits, kept = [], []
-    for mark in marks:
-        number = NUMBERED.match(text[mark.start : mark.end]) if mark.kind == "pre" and tables else None
-        if number is None:
-            kept.append(mark)
-            continue
-        new, grid = laid_out(tables[int(number[1])].rows, tables[int(number[1])].aligned)
-        edits.append(Edit(mark.start, mark.end, new))
-        kept += [mark] if grid else []
-    return edits, kept
-
-
-def _tagged(text: str, marks: Iterable[Mark]) -> tuple[list[Edit], list[Mark]]:
-    """Pairs of HTML tags for looks as marks, and line breaks; not in code."""
-    if LESS not in text:
-        return [], []
-    code = [mark for mark in marks if mark.kind in CODE]
-    free = [found for found in TAG.finditer(text) if not _within(found.start(), code)]
-    edits = [Edit(*found.span(), "\n") for found in BREAK.finditer(text) if not _within(found.start(), code)]
-    tagged = []
-    for first, last in _pairs(free):
-        edits += [Edit(*first.span(), ""), Edit(*last.span(), "")]
-        kind = TAGS[first[2].lower()]
-        tagged += [Mark(kind, first.end(), last.start())] if kind else []
-    return edits, tagged
-
-
-def _pairs(tags: Iterable[re.Match[str]]) -> Iterator[tuple[re.Match[str], re.Match[str]]]:
-    open_: dict[str, list[re.Match[str]]] = {name: [] for name in TAGS}
-    for tag in tags:
-        waiting = open_.get(tag[2].lower())
-        if waiting is None:
-            continue
-        if not tag[1]:
-            waiting.append(tag)
-        elif waiting:
-            yield waiting.pop(), tag
-
-
-def _closer(text: str, marks: list[Mark]) -> tuple[str, list[Mark]]:
-    """One empty line where several would be left, but not in code."""
-    code = [mark for mark in marks if mark.kind in CODE]
-    gaps = (found for found in re.finditer(r"\n[ \n]*\n(?=\n)", text) if not _within(found.start(), code))
-    return edited(text, marks, [Edit(*gap.span(), "\n") for gap in gaps])
-
-
-def _within(place: int, marks: Iterable[Mark]) -> bool:
-    return any(mark.start <= place < mark.end for mark in marks)
-
-
-def _checked(text: str, marks: Iterable[Mark]) -> tuple[list[Edit], list[Mark]]:
-    """Links that Telegram would refuse as their text with the address behind it."""
-    edits, kept = [], []
-    for mark in marks:
-        if mark.kind != "text_link" or linkable(mark.url or ""):
-            kept.append(mark)
-        elif mark.url and mark.url.removeprefix("mailto:") != shown(text[mark.start : mark.end]):
-            edits.append(Edit(mark.end, mark.end, f" ({mark.url})"))
-    return edits, kept
+def _cell(token: Token) -> str:
+    """A cell's text; links have their address behind them."""
+    page = _Page(marked=False)
+    page.inline(token.children or ())
+    return page.text.strip()
 
 
 def laid_out(rows: Sequence[Sequence[str]], aligned: Sequence[str]) -> tuple[str, bool]:
-    """The table's text, and whether it is a grid (and no list). ``rows[0]`` is the heading; ``aligned`` says Left,
-    Right, Center or None for each column. Lines within a cell end in ``\\n``."""
+    """The table's text, and whether it is a grid (and no list). ``rows[0]`` is the heading; ``aligned`` says left,
+    right, center or nothing for each column. Lines within a cell end in ``\\n``."""
     cells = [[cell.split("\n") for cell in row] for row in rows]
     columns = list(zip_longest(*cells, fillvalue=[""]))
     widths = [max(cell_len(line) for cell in column for line in cell) for column in columns]
@@ -236,7 +322,7 @@ def laid_out(rows: Sequence[Sequence[str]], aligned: Sequence[str]) -> tuple[str
 
 def _lines(row: Sequence[Sequence[str]], widths: Sequence[int], aligned: Sequence[str]) -> list[str]:
     full = [*row, *([[""]] * (len(widths) - len(row)))]
-    sides = [*aligned, *(["None"] * (len(widths) - len(aligned)))]
+    sides = [*aligned, *([""] * (len(widths) - len(aligned)))]
     return [
         " │ ".join(_padded(line, width, side) for line, width, side in zip(line, widths, sides, strict=True)).rstrip()
         for line in zip_longest(*full, fillvalue="")
@@ -245,7 +331,7 @@ def _lines(row: Sequence[Sequence[str]], widths: Sequence[int], aligned: Sequenc
 
 def _padded(text: str, width: int, side: str) -> str:
     spare = width - cell_len(text)
-    left = {"Right": spare, "Center": spare // 2}.get(side, 0)
+    left = {"right": spare, "center": spare // 2}.get(side, 0)
     return " " * left + text + " " * (spare - left)
 
 
