@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from rolecall.bus.access_keys import create_key, revoke_key
+from rolecall.bus.access_keys import create_key, revoke_all_keys, revoke_key
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, Authenticator
 from rolecall.redis import keys as names
@@ -113,3 +113,91 @@ async def test_a_key_of_the_settings_is_an_operators_beside_the_others(deploymen
     logged_in = Authenticator(deployment.session.bus, given=given)
     login = await logged_in.log_in(given)
     assert login is not None and await logged_in.logged_in(login[1]) is not None
+
+
+FOREIGN = [
+    {"host": "assistant.example"},
+    {"host": "192.0.2.7"},
+    {"forwarded": "for=192.0.2.1"},
+    {"x-forwarded-for": "192.0.2.1"},
+    {"X-Forwarded-Host": "assistant.example"},
+    {"x-forwarded-proto": "https"},
+    {"x-real-ip": "192.0.2.1"},
+    {"via": "1.1 proxy"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+async def test_what_comes_through_a_proxy_is_never_local(deployment: Deployment, headers: dict[str, str]) -> None:
+    settings = deployment.session.application.settings.model_copy(update={"http_hosts": "*"})
+    application = replace(deployment.session.application, settings=settings)
+    async with serving(application) as url, httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/dead")).status_code == 200
+        for path in ("/dead", "/metrics", "/conversations", "/info", "/v1/models"):
+            assert (await client.get(path, headers=headers)).status_code == 401, path
+        assert (await client.get("/", headers=headers)).headers["location"].startswith("/web/login")
+
+
+async def status_without_a_key(deployment: Deployment) -> int:
+    """What a stranger on this machine gets from a process that has just started."""
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        return (await client.get("/dead")).status_code
+
+
+async def test_once_there_was_a_key_the_last_revocation_lets_nobody_in(deployment: Deployment) -> None:
+    bus = deployment.session.bus
+    key, _ = await create_key(bus, "root", admin=True)
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        assert (await client.get("/dead")).status_code == 401
+        await revoke_key(bus, key.id)
+        auth = Authenticator(bus, open_locally=True)
+        assert not await auth.open()
+        assert (await client.get("/dead")).status_code == 401
+    assert await status_without_a_key(deployment) == 401
+
+
+async def test_a_server_that_lost_its_data_lets_nobody_in(deployment: Deployment) -> None:
+    bus, server = deployment.session.bus, deployment.session.server
+    await create_key(bus, "root", admin=True)
+    assert await status_without_a_key(deployment) == 401
+    await server.call("DEL", names.API_KEYS, names.META)
+    assert await status_without_a_key(deployment) == 401
+    # This process has told the bus, so that one on another machine, without the file, learns it too.
+    assert not await Authenticator(bus, open_locally=True).open()
+
+
+async def test_keys_of_an_earlier_version_close_the_server_as_well(deployment: Deployment) -> None:
+    bus, server = deployment.session.bus, deployment.session.server
+    key, _ = await create_key(bus, "root", admin=True)
+    await server.call("HDEL", names.META, "keys")
+    assert not await Authenticator(bus, open_locally=True).open()
+    await server.call("HDEL", names.API_KEYS, key.id)  # as an earlier version revokes it
+    assert not await Authenticator(bus, open_locally=True).open()
+
+
+async def test_an_entry_that_is_no_key_lets_nobody_in(deployment: Deployment) -> None:
+    await deployment.session.server.call("HSET", names.API_KEYS, "torn", '{"id":')
+    assert await status_without_a_key(deployment) == 401
+
+
+async def test_a_key_that_left_the_settings_leaves_the_server_closed(deployment: Deployment, tmp_path: Path) -> None:
+    bus, memory = deployment.session.bus, tmp_path / "remembered"
+    assert not await Authenticator(bus, open_locally=True, given="k" * 22, memory=memory).open()
+    assert not await Authenticator(bus, open_locally=True, memory=memory).open()
+
+
+async def test_only_a_reset_opens_the_server_again(deployment: Deployment) -> None:
+    bus = deployment.session.bus
+    await create_key(bus, "root", admin=True)
+    assert await status_without_a_key(deployment) == 401
+    await revoke_all_keys(bus)
+    assert await status_without_a_key(deployment) == 200
+    assert await status_without_a_key(deployment) == 200
+
+
+async def test_a_login_ends_when_the_key_of_the_settings_is_replaced(deployment: Deployment) -> None:
+    bus = deployment.session.bus
+    login = await Authenticator(bus, given="a" * 22).log_in("a" * 22)
+    assert login is not None
+    assert await Authenticator(bus, given="a" * 22).logged_in(login[1]) is not None
+    assert await Authenticator(bus, given="b" * 22).logged_in(login[1]) is None

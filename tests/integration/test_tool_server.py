@@ -180,3 +180,14 @@ def test_a_function_that_cannot_be_a_tool_is_refused_at_the_start(tmp_path: Path
     done = run_rolecall("tools", "--app", make_application(tmp_path, config=config))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "tool add has no docstring" in done.stderr
+
+
+@pytest.mark.parametrize("header", [{"host": "assistant.example"}, {"x-forwarded-for": "192.0.2.1"}])
+async def test_without_a_key_what_comes_through_a_proxy_calls_no_tool(
+    application: Path, free_port: int, header: dict[str, str]
+) -> None:
+    with serving(application, free_port, TOOLS_SERVER_WORKERS="1") as (_, line):
+        async with httpx2.AsyncClient() as client:
+            refused = await client.post(address(line), headers=header, json={})
+            assert (refused.status_code, "TOOLS_KEY" in refused.text) == (403, True)
+            assert (await client.post(address(line), json={})).status_code != 403

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
+from dataclasses import dataclass
 
 import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.errors import RolecallError
 from rolecall.redis import keys
+
+logger = logging.getLogger(__name__)
+RULE = "keys"
+"""The field of the bus's own hash that says whether requests need a key: REQUIRED or OPEN, absent before the first."""
+REQUIRED, OPEN = b"required", b"open"
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -24,36 +31,71 @@ class ApiKey(msgspec.Struct, frozen=True):
 
 
 class Login(msgspec.Struct, frozen=True):
-    """A login to the web page: the id of the key it was made with, and its CSRF token."""
+    """A login to the web page: the id and the digest of the key it was made with, and its CSRF token."""
 
     key: str
     csrf: str
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class AccessRule:
+    """The API keys, and whether the bus says that requests need one. ``required`` is None if it says nothing: there was
+    never a key, or the server has lost its data. With ``lasting`` it says so without the keys as well."""
+
+    keys: tuple[ApiKey, ...]
+    required: bool | None
+    lasting: bool = False
 
 
 async def create_key(bus: Bus, name: str, *, admin: bool = False) -> tuple[ApiKey, str]:
-    """Create a key. The text returned with it is the only copy."""
+    """Create a key. The text returned with it is the only copy. From now on requests need a key, whatever becomes of
+    this one."""
     key_id = secrets.token_hex(4)
     secret = f"rk_{key_id}_{secrets.token_urlsafe(32)}"
     key = ApiKey(key_id, name, digest_of(secret), admin, time.time_ns() // 1_000_000)
+    await require_keys(bus)
     await bus.server.call("HSET", keys.API_KEYS, key_id, msgspec.json.encode(key))
     return key, secret
 
 
 async def list_keys(bus: Bus) -> list[ApiKey]:
-    """All keys, oldest first."""
+    """All keys, oldest first. An entry that cannot be read is no key, and is logged."""
     flat = await bus.server.fetch("HGETALL", keys.API_KEYS)
-    return sorted((msgspec.json.decode(raw, type=ApiKey) for raw in flat[1::2]), key=lambda key: key.made)
+    found = [_read(key_id, raw) for key_id, raw in zip(flat[::2], flat[1::2], strict=True)]
+    return sorted(filter(None, found), key=lambda key: key.made)
+
+
+async def access_rule(bus: Bus) -> AccessRule:
+    """The keys, and whether one is needed. A server that has keys needs one, whatever else it says."""
+    said = await bus.server.fetch("HGET", keys.META, RULE)
+    exist = await bus.server.fetch("EXISTS", keys.API_KEYS)
+    required = None if said is None else said != OPEN
+    return AccessRule(tuple(await list_keys(bus)), True if exist else required, lasting=bool(required))
+
+
+async def require_keys(bus: Bus) -> None:
+    """Have every request need a key from now on. Idempotent."""
+    await bus.server.call("HSET", keys.META, RULE, REQUIRED)
+
+
+async def revoke_all_keys(bus: Bus) -> None:
+    """Delete every key, and let localhost in without one again."""
+    await bus.server.call("DEL", keys.API_KEYS)
+    await bus.server.call("HSET", keys.META, RULE, OPEN)
 
 
 async def revoke_key(bus: Bus, key_id: str) -> None:
-    """Delete a key; its logins end with it. Raises RolecallError when there is none of that id."""
+    """Delete a key; its logins end with it. Requests need a key even when this was the last. Raises RolecallError when
+    there is none of that id."""
+    await require_keys(bus)
     if not await bus.server.call("HDEL", keys.API_KEYS, key_id):
         raise RolecallError(f"there is no key {key_id[:60]!r}; see `rolecall key list`")
 
 
-async def create_login(bus: Bus, key_id: str, seconds: float) -> tuple[Login, str]:
-    """Create a login that lasts for ``seconds``; returns it with the value of its cookie."""
-    login, cookie = Login(key_id, secrets.token_urlsafe(32)), secrets.token_urlsafe(32)
+async def create_login(bus: Bus, key_id: str, digest: str, seconds: float) -> tuple[Login, str]:
+    """Create a login with the key of that id and digest, for ``seconds``; returns it with the value of its cookie."""
+    login, cookie = Login(key_id, secrets.token_urlsafe(32), digest), secrets.token_urlsafe(32)
     name = keys.login(digest_of(cookie))
     await bus.server.call("SET", name, msgspec.json.encode(login), "PX", round(seconds * 1000))
     return login, cookie
@@ -62,7 +104,10 @@ async def create_login(bus: Bus, key_id: str, seconds: float) -> tuple[Login, st
 async def find_login(bus: Bus, cookie: str) -> Login | None:
     """The login with that cookie, unless it has expired."""
     raw = await bus.server.fetch("GET", keys.login(digest_of(cookie)))
-    return msgspec.json.decode(raw, type=Login) if raw is not None else None
+    try:
+        return msgspec.json.decode(raw, type=Login) if raw is not None else None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 async def delete_login(bus: Bus, cookie: str) -> None:
@@ -73,3 +118,11 @@ async def delete_login(bus: Bus, cookie: str) -> None:
 def digest_of(secret: str) -> str:
     """The SHA-256 of a key or a cookie, in hex."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(key_id: bytes, raw: bytes) -> ApiKey | None:
+    try:
+        return msgspec.json.decode(raw, type=ApiKey)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        logger.error("API key %s cannot be read and lets nobody in", key_id.decode("utf-8", "replace")[:60])
+        return None

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+UNNEEDED = "There are no API keys: the server only accepts connections from localhost."
+NEEDED = "There are no API keys, but requests need one, as there was one before: make one with `rolecall key new NAME`."
 START = "from rolecall.cli import main; main()"
 
 
@@ -179,7 +181,8 @@ async def new_key(app_dir: Path | None, name: str, console: Console, *, admin: b
 async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) -> int:
     """List them, without what makes them good."""
     async with _bus(app_dir) as bus:
-        found = await access_keys.list_keys(bus)
+        rule = await access_keys.access_rule(bus)
+    found, needed = rule.keys, rule.required
     if as_json:
         rows = ({"id": key.id, "name": key.name, "admin": key.admin, "made": key.made} for key in found)
         print_lines(console, (json.dumps(row) for row in rows))
@@ -187,7 +190,7 @@ async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) ->
         lines = [(key.id, visible(key.name), "operator" if key.admin else "user", _day(key.made)) for key in found]
         print_table(console, ("id", "name", "for", "made"), lines)
     else:
-        print_lines(console, ["There are no API keys: the server only accepts connections from localhost."])
+        print_lines(console, [NEEDED if needed else UNNEEDED])
     return 0
 
 
@@ -196,6 +199,14 @@ async def revoke_key(app_dir: Path | None, key_id: str, console: Console) -> int
     async with _bus(app_dir) as bus:
         await access_keys.revoke_key(bus, key_id)
     print_lines(console, [f"{key_id}  revoked"])
+    return 0
+
+
+async def reset_keys(app_dir: Path | None, console: Console) -> int:
+    """Revoke every key, and let requests of this machine in without one, as before the first."""
+    async with _bus(app_dir) as bus:
+        await access_keys.revoke_all_keys(bus)
+    print_lines(console, ["All API keys are revoked. Requests of this machine need none until you make another."])
     return 0
 
 

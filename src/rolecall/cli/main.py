@@ -341,6 +341,14 @@ def key_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", show_default=
     _run(verb.revoke_key(app_dir, key_id, _console()))
 
 
+@key.command("reset")
+def key_reset(app_dir: App = None) -> None:
+    """Revoke all keys; localhost needs none then."""
+    from rolecall.cli import http as verb
+
+    _run(verb.reset_keys(app_dir, _console()))
+
+
 def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> None:
     """Run a verb and exit with its status."""
     from rolecall.cli.runner import run_loop

@@ -21,7 +21,7 @@ from rolecall.agent.mcp import PATH, tools_app
 from rolecall.cli.runner import log_to_stderr, run_loop, stop_requested
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra, RolecallError
-from rolecall.frontends.sockets import address_of, is_local, listen
+from rolecall.frontends.sockets import LocalOnly, address_of, is_local, listen
 
 if TYPE_CHECKING:
     from uvicorn import Config
@@ -51,7 +51,8 @@ def offered(directory: Path, host: str) -> Any:
     _end_with_the_parent()
     application = load(directory)
     log_to_stderr(application.settings)
-    return tools_app(application.tools, host, _key(application))
+    app, key = tools_app(application.tools, host, _key(application)), _key(application)
+    return app if key else LocalOnly(app, "Only this machine may call tools without a key: set TOOLS_KEY.")
 
 
 def _check(application: Application) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -14,9 +16,20 @@ from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, Field
 
-from rolecall.bus.access_keys import ApiKey, create_login, delete_login, digest_of, find_login, list_keys
+from rolecall.bus.access_keys import (
+    AccessRule,
+    ApiKey,
+    access_rule,
+    create_login,
+    delete_login,
+    digest_of,
+    find_login,
+    require_keys,
+)
 from rolecall.bus.bus import Bus
+from rolecall.errors import ServerRefused
 from rolecall.frontends.http.problems import bus_timeout, text
+from rolecall.frontends.sockets import is_direct
 
 FRESH_SECONDS = 2.0
 """How long a process uses the list of keys as it read it: a revoked key is refused everywhere after that."""
@@ -28,13 +41,14 @@ KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 GIVEN = "given"
 """The id of the key in the settings."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+logger = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="created by `rolecall key new NAME`")
 router = APIRouter(tags=["login"])
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who sends a request. ``id`` and ``digest`` (SHA-256) are those of the API key; ``id`` is ``local`` if no key is
-    required. ``csrf`` is the token that pages of a login send with every change."""
+    """Who sends a request. ``id`` and ``digest`` (SHA-256) are those of the API key; ``id`` is ``local`` without
+    a key, where none is required. ``csrf`` is the token that pages of a login send with every change."""
 
     id: str
     name: str
@@ -48,12 +62,26 @@ LOCAL = Principal("local", "local", admin=True)
 
 class Authenticator:
     """Knows whose an API key or a login is. ``given`` is an operator's key from the settings. With ``open_locally``
-    everyone is an operator as long as there is no key: only for a server that just this machine can reach."""
+    requests of this machine need no key until the first one exists: only for a server that just this machine can reach.
 
-    def __init__(self, bus: Bus, *, open_locally: bool = False, login_seconds: float = 43_200, given: str = "") -> None:
+    Once there was a key, requests need one, also after the last was revoked and after the server lost its data. The bus
+    remembers that, this process, and the file ``memory`` of this machine; only ``rolecall key reset`` undoes it.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        open_locally: bool = False,
+        login_seconds: float = 43_200,
+        given: str = "",
+        memory: Path | None = None,
+    ) -> None:
         self._bus = bus
         self._given = {GIVEN: ApiKey(GIVEN, "operator", digest_of(given), admin=True)} if given else {}
         self._open_locally = open_locally
+        self._memory = memory
+        self._closed = memory is not None and memory.exists()
         self._login_seconds = login_seconds
         self._known: dict[str, ApiKey] = {}
         self._read_at = -FRESH_SECONDS
@@ -75,7 +103,7 @@ class Authenticator:
         principal = await self.find(secret)
         if principal is None:
             return None
-        login, cookie = await create_login(self._bus, principal.id, self._login_seconds)
+        login, cookie = await create_login(self._bus, principal.id, principal.digest, self._login_seconds)
         return msgspec.structs.replace(principal, csrf=login.csrf), cookie
 
     async def log_out(self, cookie: str) -> None:
@@ -83,21 +111,47 @@ class Authenticator:
         await delete_login(self._bus, cookie)
 
     async def logged_in(self, cookie: str) -> Principal | None:
-        """Whose login the cookie is of; None when it has expired or its key was revoked."""
+        """Whose login the cookie is of; None when it has expired or its key was revoked or replaced."""
         login = await find_login(self._bus, cookie)
         key = (await self._current()).get(login.key) if login is not None else None
-        return _principal_of(key, login.csrf) if key is not None and login is not None else None
+        if login is None or key is None:
+            return None
+        # A login made by an earlier version has no digest; the key of the settings may be another one by now.
+        same = hmac.compare_digest(login.digest, key.digest) if login.digest else key.id != GIVEN
+        return _principal_of(key, login.csrf) if same and login.csrf else None
 
     async def open(self) -> bool:
-        """Whether no key is required."""
-        return self._open_locally and not await self._current()
+        """Whether requests of this machine need no key."""
+        return self._open_locally and not await self._current() and not self._closed
 
     async def _current(self, max_age: float = FRESH_SECONDS) -> dict[str, ApiKey]:
         async with self._reading:
             if time.monotonic() - self._read_at > max_age:
-                self._known = {key.id: key for key in await list_keys(self._bus)} | self._given
+                rule = await access_rule(self._bus)
+                self._known = {key.id: key for key in rule.keys} | self._given
+                await self._remember(rule)
                 self._read_at = time.monotonic()
         return self._known
+
+    async def _remember(self, rule: AccessRule) -> None:
+        """Close for good once there is a key; open only if the bus says so."""
+        self._closed = bool(self._known) or (self._closed if rule.required is None else rule.required)
+        if self._closed and not rule.lasting:
+            try:
+                await require_keys(self._bus)
+            except ServerRefused as error:  # this process may read keys only
+                logger.debug("not written to the bus: %s", error)
+        if self._memory is None or self._closed == self._memory.exists():
+            return
+        try:
+            if self._closed:
+                self._memory.parent.mkdir(parents=True, exist_ok=True)
+                self._memory.touch(0o600)
+            else:
+                self._memory.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("only the bus remembers that requests need a key: %s", error)
+            self._memory = None
 
 
 def _principal_of(key: ApiKey, csrf: str = "") -> Principal:
@@ -167,7 +221,7 @@ async def _principal(request: Request, found: Authenticator) -> Principal | None
         if request.method not in SAFE_METHODS:
             _check_token(request, principal)
         return principal
-    return LOCAL if await found.open() else None
+    return LOCAL if is_direct(request.scope) and await found.open() else None
 
 
 def _check_token(request: Request, principal: Principal) -> None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS
 from rolecall.frontends.http.problems import Problem, text
-from rolecall.frontends.sockets import LOOPBACK, is_local
+from rolecall.frontends.sockets import LOOPBACK, host_name, is_local
 from rolecall.settings import Settings
 
 BODY_BYTES = 256 * 1024
@@ -130,15 +130,8 @@ class _Hosts:
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     def allows(self, given: str) -> bool:
-        name = _host_name(given)
+        name = host_name(given)
         return name in self._names or "*" in self._names or (not self._local and _is_address(name))
-
-
-def _host_name(given: str) -> str:
-    try:
-        return (urlsplit(f"//{given}").hostname or "").lower()
-    except ValueError:
-        return ""
 
 
 def _is_address(name: str) -> bool:

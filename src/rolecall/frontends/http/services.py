@@ -65,6 +65,8 @@ class Services:
         return self.application.log_dir
 
 
+KEYS_REQUIRED = "http-keys-required"
+"""A file of the state directory: there was an API key once, so requests need one even if the server lost its data."""
 OpenServices = Callable[[], AbstractAsyncContextManager[Services]]
 """Opens the services of a process for as long as its server runs."""
 
@@ -82,8 +84,9 @@ def services_for(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | Non
     settings = session.application.settings
     given = settings.http_key.get_secret_value() if settings.http_key else ""
     auth = Authenticator(
-        session.bus, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given
-    )
+        session.bus, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given,
+        memory=session.application.state_dir / KEYS_REQUIRED,
+    )  # fmt: skip
     return Services(session, wakeups, auth, tz)
 
 
