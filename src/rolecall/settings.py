@@ -7,8 +7,9 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -17,6 +18,10 @@ from rolecall.errors import ConfigError
 FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
 """Old environment name → new one; the old names still work."""
 KEPT_OPEN = 20
+HIDDEN = "•••"
+"""Stands for a secret."""
+SHORTEST_SECRET = 4
+"""Shorter ones would take ordinary words apart, and hide nothing."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
@@ -238,6 +243,20 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
             )
         return self
 
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret among the settings, the longest first, and the password within REDIS_URL."""
+        given = [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
+        url = self.redis_url.get_secret_value() if self.redis_url else ""
+        found = {secret for secret in (*given, *_passwords(url)) if len(secret) >= SHORTEST_SECRET}
+        return tuple(sorted(found, key=len, reverse=True))
+
+    def redacted(self, text: str) -> str:
+        """``text`` without the secrets among the settings, for whatever leaves the process."""
+        for secret in self.secrets:
+            text = text.replace(secret, HIDDEN)
+        return text
+
     @property
     def google_key(self) -> SecretStr | None:
         """GEMINI_API_KEY, else GOOGLE_API_KEY."""
@@ -265,6 +284,15 @@ class Terms:
     concurrent: int | None = None
     price_in: float = 0.0
     price_out: float = 0.0
+
+
+def _passwords(url: str) -> tuple[str, ...]:
+    """The password in ``url``, as it is written there and decoded."""
+    try:
+        password = urlsplit(url).password or ""
+    except ValueError:
+        return ()
+    return password, unquote(password)
 
 
 def address(variable: str, url: str) -> str:

@@ -168,6 +168,27 @@ async def test_events_that_are_not_kept_any_more_are_made_up_for_by_a_snapshot(d
         assert [(name, data["text"]) for _, name, data in late] == [("snapshot", "one two"), ("done", "one two")]
 
 
+async def test_a_piece_that_is_stored_twice_is_told_once(deployment: Deployment) -> None:
+    GateAgent.gate.clear()
+    async with Replica(deployment) as replica:
+        body = {"text": "hi", "role": "gate"}
+        async with replica.client.stream("POST", "/chat/stream", json=body) as response:
+            events = aiter(Events(response))
+            while (first := await anext(events))[1] != "delta":
+                pass
+            conversation = response.headers["x-conversation-id"]
+            stream = deployment.session.bus.shard(conversation).events(conversation)
+            for piece, position in (("one ", "0"), ("e tw", "2")):
+                fields = ("t", "1", "k", "delta", "x", piece, "p", position)
+                await deployment.session.server.call("XADD", stream, "*", *fields)
+            GateAgent.gate.set()
+            told = [first, *[event async for event in events]]
+        resumed = [first, *await some(replica, f"{response.headers['location']}/events", first[0], 99)]
+    for found in (told, resumed):
+        assert [name for _, name, _ in found] == ["delta", "delta", "done"]
+        assert [data for _, _, data in found[:2]] == [{"position": 0, "text": "one "}, {"position": 4, "text": "tw"}]
+
+
 async def test_a_stream_cut_after_its_first_event_is_resumed_too(deployment: Deployment) -> None:
     GateAgent.gate.set()
     async with Replica(deployment) as replica:

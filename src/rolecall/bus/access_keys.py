@@ -106,7 +106,7 @@ async def find_login(bus: Bus, cookie: str) -> Login | None:
     raw = await bus.server.fetch("GET", keys.login(digest_of(cookie)))
     try:
         return msgspec.json.decode(raw, type=Login) if raw is not None else None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -123,6 +123,6 @@ def digest_of(secret: str) -> str:
 def _read(key_id: bytes, raw: bytes) -> ApiKey | None:
     try:
         return msgspec.json.decode(raw, type=ApiKey)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         logger.error("API key %s cannot be read and lets nobody in", key_id.decode("utf-8", "replace")[:60])
         return None

@@ -11,7 +11,7 @@ import msgspec
 
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import Envelope, decode, short_turn_id
+from rolecall.bus.envelope import MAX_DEPTH, Envelope, decode, depth_of, short_turn_id
 from rolecall.bus.turn import FIRST_ROLE, is_control
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.redis.keys import ShardKeys
@@ -45,11 +45,17 @@ def plain(letter: DeadLetter) -> dict[str, object]:
     """The letter for JSON output, with its time, role, short turn ID, and the envelope as an object."""
     when = datetime.fromtimestamp(letter.ms / 1000, UTC).isoformat(timespec="milliseconds")
     whole: dict[str, object] = {**msgspec.to_builtins(letter), "ms": letter.ms, "time": when, "role": letter.role}
-    try:
-        whole["envelope"] = json.loads(letter.envelope)
-    except ValueError:
-        whole["envelope"] = letter.envelope
+    whole["envelope"] = _unpacked(letter.envelope)
     return {**whole, "turn_id": short_turn_id(letter.conversation, letter.turn) if letter.turn else ""}
+
+
+def _unpacked(text: str) -> object:
+    """The JSON in ``text``; the text itself if it is none, or nested deeper than an envelope may be."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if depth_of(found) <= MAX_DEPTH else text
 
 
 async def dead_letters(bus: Bus) -> list[DeadLetter]:

@@ -136,7 +136,7 @@ def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> 
             raise NewerVersion(f"written by version {envelope.v}, this one reads {VERSION}", raw)
         check_conversation(envelope.conversation)
         payload = _merged(envelope.payload, parts) if parts else envelope.payload
-        if len(raw) + len(parts) > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+        if len(raw) + len(parts) > MAX_DEPTH and depth_of(payload) > MAX_DEPTH:
             raise DecodeError(f"nested deeper than {MAX_DEPTH}", raw)
     except NewerVersion:
         raise
@@ -193,7 +193,8 @@ def _decode_failure(raw: bytes, error: Exception) -> DecodeError:
     return DecodeError(f"no envelope: {error}", raw)
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
+    """How deep dicts and lists are nested in ``value``; counting ends beyond MAX_DEPTH."""
     deepest, level = 0, [value]
     while level and deepest <= MAX_DEPTH:
         deepest += 1

@@ -239,6 +239,19 @@ async def progress(bus: Bus, conversation: str, turn: str) -> Progress:
     return found
 
 
+async def told_length(bus: Bus, conversation: str, turn: str, until: str) -> int | None:
+    """How many characters of the answer the events up to the id ``until`` have told; None if that is not stored."""
+    length: int | None = None
+    async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
+        if _order(event_id) > _order(until):
+            break
+        if fields[b"t"] == turn.encode():
+            event = _event(event_id, fields)
+            length = 0 if event.kind == "started" else length
+            length = event.position + len(event.text) if event.kind == "delta" else length
+    return length
+
+
 async def so_far(bus: Bus, conversation: str, turn: str) -> str:
     """The answer to ``turn`` as far as it was streamed to followers."""
     return (await progress(bus, conversation, turn)).text

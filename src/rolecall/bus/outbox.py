@@ -253,7 +253,7 @@ def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEnt
     try:
         payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
         return OutboxEntry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
-    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+    except (KeyError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         if fields:
             logger.error("outbox entry %s cannot be read and is left out: %s", entry_id, error)
         return None

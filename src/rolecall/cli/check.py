@@ -14,10 +14,9 @@ from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
 from rolecall.cli.checks_deployment import look_at_deployment
 from rolecall.cli.checks_server import look_at_models, look_at_server
 from rolecall.cli.output import columns, load_quietly, print_lines, print_table
-from rolecall.cli.runner import HIDDEN
 from rolecall.cli.scale import source_of_count
 from rolecall.config import Application
-from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, ServerSettings
+from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings
 from rolecall.version import __version__
 
 STYLES = {"passed": "green", "failed": "bold red", "not set up": "dim"}

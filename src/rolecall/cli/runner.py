@@ -14,15 +14,13 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext, suppres
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import SecretStr
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.leases import WHO
-from rolecall.settings import Settings
+from rolecall.settings import HIDDEN, Settings
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp", "uvicorn")
-HIDDEN = "•••"
 T = TypeVar("T")
 
 
@@ -93,13 +91,9 @@ async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel:
 
 def log_to_stderr(settings: Settings) -> None:
     """Send this process's log to stderr as the settings say."""
-    secrets = tuple(
-        value.get_secret_value()
-        for name in type(settings).model_fields
-        if isinstance(value := getattr(settings, name), SecretStr) and value.get_secret_value()
-    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(ForPeople(secrets) if sys.stderr.isatty() else ForMachines(secrets))
+    form = ForPeople if sys.stderr.isatty() else ForMachines
+    handler.setFormatter(form(settings.secrets))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -29,7 +29,7 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
     """The arguments for a provider that wants an object; empty when the model wrote something else."""
     try:
         return msgspec.json.decode(call.arguments, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}
 
 
@@ -103,5 +103,5 @@ def _calls(text: str) -> list[ModelEvent]:
     try:
         call = json.loads(text)
         return [ToolCall(new_call_id(), call["name"], json.dumps(call["arguments"], ensure_ascii=False))]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return [Delta(text)] if text else []

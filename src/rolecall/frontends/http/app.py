@@ -7,27 +7,32 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from rolecall.frontends.http import auth, chat, completions, metrics, operators, probes, problems
+from rolecall.frontends.http.boundary import RequestBoundary
 from rolecall.frontends.http.guard import RequestGuard, split_list
 from rolecall.frontends.http.services import OpenServices
 from rolecall.frontends.http.web import pages
 from rolecall.settings import Settings
+from rolecall.stats import Metrics
 from rolecall.version import __version__
 
-EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-Task-Id")
+EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-Request-Id", "X-Task-Id")
 ROUTERS = tuple(part.router for part in (probes, auth, chat, completions, operators, metrics, pages))
 
 
 class _GuardedApp(FastAPI):
-    """FastAPI with a guard outside everything else, so that even answers to unexpected errors pass through it."""
+    """FastAPI with layers of our own outside everything else, so that every answer passes through them. Starlette's
+    layer for unexpected errors goes: it would answer before ours."""
 
-    guard: Callable[[ASGIApp], ASGIApp]
+    layers: Callable[[ASGIApp], ASGIApp]
 
     def build_middleware_stack(self) -> ASGIApp:
-        return self.guard(super().build_middleware_stack())
+        stack = super().build_middleware_stack()
+        return self.layers(stack.app if isinstance(stack, ServerErrorMiddleware) else stack)
 
 
 def build(
@@ -38,20 +43,26 @@ def build(
     ``routes`` are served as well, such as the webhook of another front end.
     """
 
+    metrics = Metrics()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_services() as services:
+        async with open_services() as services, services.counting(metrics):
             app.state.services = services
             yield
 
+    def layers(app: ASGIApp) -> ASGIApp:
+        guarded = RequestGuard(app, settings, host)
+        bounded = RequestBoundary(guarded, lambda status: metrics.count("http", str(status)), settings.redacted)
+        # Around the boundary, so that pages of other origins can read every answer.
+        origins = split_list(settings.http_origins)
+        return CORSMiddleware(
+            bounded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS,
+        ) if origins else bounded  # fmt: skip
+
     app = _GuardedApp(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.add_handlers(app)
-    app.guard = lambda inner: RequestGuard(inner, settings, host)
-    if origins := split_list(settings.http_origins):
-        app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )  # fmt: skip
+    app.layers = layers
     for router in ROUTERS:
         app.include_router(router)
     app.router.routes.extend(routes)

@@ -12,7 +12,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Header, HTTPException, 
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from rolecall.bus.events import keeps
+from rolecall.bus.events import keeps, told_length
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, headers_of, submit
@@ -29,8 +29,8 @@ from rolecall.frontends.http.task import (
     ended_task,
     event_data,
     find_task,
-    follow_task,
     note_delivered,
+    tell_task,
     wait_for,
 )
 
@@ -49,7 +49,7 @@ class ChatBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "What is 6 × 7?"}]})
 
-    text: str = Field("", max_length=65_536, description="the message; required unless there are images")
+    text: str = Field("", max_length=262_144, description="at most 64 kB of UTF-8; required unless there are images")
     conversation_id: str = Field("", max_length=200, description="the conversation to continue; empty starts a new one")
     role: str = Field("", max_length=40, description="the role that answers; empty lets the manager decide")
     model: str = Field("", max_length=200, description="name@provider; empty uses the role's model")
@@ -160,8 +160,10 @@ async def _resumed(
     snapshot = await find_task(services.bus, TaskRef.parse(task_id, who))
     if after and snapshot.final_id and order >= _order_of(snapshot.final_id):
         raise HTTPException(204)
-    if after and await keeps(services.bus, snapshot.ref.conversation, after):
-        return _events_after(services, snapshot.ref, after)
+    ref = snapshot.ref
+    if after and await keeps(services.bus, ref.conversation, after):
+        length = await told_length(services.bus, ref.conversation, ref.turn, after)
+        return _events_after(services, ref, after, length)
     return _events_of(services, snapshot)
 
 
@@ -199,15 +201,15 @@ async def _events_of(services: Services, snapshot: TaskSnapshot, received: Recei
     if task.ended:
         yield event(task.state, task.model_dump(), snapshot.final_id)
     else:
-        async with aclosing(_events_after(services, snapshot.ref, snapshot.seen)) as following:
+        async with aclosing(_events_after(services, snapshot.ref, snapshot.seen, len(task.text))) as following:
             async for one in following:
                 yield one
     if received is not None:
         await note_delivered(services, received)
 
 
-async def _events_after(services: Services, ref: TaskRef, after: str) -> Events:
-    async with aclosing(follow_task(services, ref, after)) as following:
+async def _events_after(services: Services, ref: TaskRef, after: str, length: int | None) -> Events:
+    async with aclosing(tell_task(services, ref, after, length)) as following:
         async for one in following:
             yield event(*event_data(ref, one), one.id)
 

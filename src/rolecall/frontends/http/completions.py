@@ -212,7 +212,7 @@ class ChatCompletion:
     def last_chunks(self, task: Task) -> list[ServerSentEvent]:
         """How a stream ends: finish reason, usage if asked for, and [DONE]; or an error."""
         if task.state != "done":
-            return [_failure(_reason(task), 502, task.state)]
+            return [_failure(_reason(task), 502, task.state), DONE]
         usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(task)}
         return [self.chunk({}, _finish_reason(task)), *([_data(usage)] if self.usage else []), DONE]
 
@@ -347,6 +347,7 @@ async def _chunks(services: Services, completion: ChatCompletion) -> Events:
             new = completion.add(event)
             if completion.restarted(event):
                 yield _failure(text("answer_restarted"), 500, "answer_restarted")
+                yield DONE
                 return
             if new:
                 yield completion.chunk({"content": new})

@@ -1,6 +1,6 @@
-"""What every request passes before a route sees it: Host and Origin checks, size, time and rate limits, headers.
+"""What every request passes before a route sees it: Host and Origin checks, size, time and rate limits.
 
-Pure ASGI, around everything else. It reads the whole body, up to its limit, so that no route waits for a slow client.
+Pure ASGI, around all routes. It reads the whole body, up to its limit, so that no route waits for a slow client.
 """
 
 from __future__ import annotations
@@ -26,23 +26,9 @@ from rolecall.settings import Settings
 
 BODY_BYTES = 256 * 1024
 HEADER_BYTES = 16 * 1024
-LINGER_SECONDS = 2.0
-"""How long the rest of a rejected body is read and discarded, so that its sender gets to read the answer."""
 MAX_CALLERS = 4096
 """Callers whose rate is remembered; idle ones are forgotten first."""
 UNLIMITED_PATHS = ("/health", "/static/")
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "font-src 'self'; connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    "cache-control": "no-store",
-}
-"""Added to every answer that does not set them itself."""
 
 
 class RequestGuard:
@@ -56,21 +42,16 @@ class RequestGuard:
         self._rates = RateLimit(settings.http_requests, settings.http_requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
+        """Handle one request. Raises Problem for one that no route is to see."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        send = _with_headers(send)
-        try:
-            self._check_headers(scope)
-            body = await self._read_body(scope, receive)
-        except Problem as problem:
-            return await _answer(problem, scope, receive, send)
+        self._check_headers(scope)
+        body = await self._read_body(scope, receive)
         if scope["path"].startswith(UNLIMITED_PATHS):
             return await self._app(scope, _replay(body, receive), send)
         caller = _caller_of(scope)
         if (wait := self._rates.enter(caller)) is not None:
-            limited = Problem(429, text("too_many_requests", seconds=wait), headers={"retry-after": str(wait)})
-            return await _answer(limited, scope, receive, send)
+            raise Problem(429, text("too_many_requests", seconds=wait), headers={"retry-after": str(wait)})
         try:
             await self._app(scope, _replay(body, receive), send)
         finally:
@@ -79,6 +60,8 @@ class RequestGuard:
     def _check_headers(self, scope: Scope) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
             raise Problem(431, text("headers_too_large", limit=HEADER_BYTES // 1024), "headers_too_large")
+        if any(coding.lower() not in ("", "identity") for coding in _header_values(scope, b"content-encoding")):
+            raise Problem(415, text("encoded_body"), "unsupported_media_type", headers={"accept-encoding": "identity"})
         hosts = _header_values(scope, b"host")
         if len(hosts) != 1 or not self._hosts.allows(hosts[0]):
             names = ", ".join(hosts)[:100] or "(none)"
@@ -153,7 +136,7 @@ def _without_default_port(address: str) -> tuple[str, int | None] | None:
 
 
 def _too_large() -> Problem:
-    return Problem(413, text("body_too_large", limit=BODY_BYTES // 1024), headers={"connection": "close"})
+    return Problem(413, text("body_too_large", limit=BODY_BYTES // 1024))
 
 
 def _header_values(scope: Scope, name: bytes) -> list[str]:
@@ -178,39 +161,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replayed
-
-
-def _with_headers(send: Send) -> Send:
-    async def with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            present = {name.lower() for name, _ in message.get("headers", ())}
-            missing = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in present]
-            message = {**message, "headers": [*message.get("headers", ()), *missing]}
-        await send(message)
-
-    return with_headers
-
-
-async def _answer(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
-    media_type, body = problem.encode(scope["path"])
-    fields = {"content-type": media_type, "content-length": str(len(body)), **(problem.headers or {})}
-    if problem.status_code in (408, 413, 431):
-        fields["connection"] = "close"
-    headers = [(name.encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": problem.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-    if problem.status_code == 413:
-        await _discard(receive)
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def _discard(receive: Receive) -> None:
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
-                pass
-    except TimeoutError:
-        return
 
 
 @dataclass

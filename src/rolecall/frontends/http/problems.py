@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -22,12 +23,13 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 3
 BUS_SECONDS = 8.0
 """How long a request waits for an unreachable bus: long enough for its server to restart."""
+JSON = r"application/(.+\+)?json"
 OPENAI_PREFIX = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODES = {
     400: "bad_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
-    409: "conflict", 410: "gone", 413: "request_too_large", 422: "invalid_request", 429: "rate_limit_exceeded",
-    503: "unavailable",
+    409: "conflict", 410: "gone", 413: "request_too_large", 415: "unsupported_media_type", 422: "invalid_request",
+    429: "rate_limit_exceeded", 503: "unavailable",
 }  # fmt: skip
 NO_RETRY = {"x-should-retry": "false"}
 """Keeps OpenAI's clients, which retry every 5xx, from repeating a request that would fail the same way."""
@@ -43,13 +45,17 @@ class Problem(HTTPException):
         super().__init__(status, detail, dict(headers) if headers else None)
         self.code, self.param, self.more = code or CODES.get(status, "error"), param, more
 
-    def encode(self, path: str) -> tuple[str, bytes]:
-        """Return the media type and the body that answer a request for ``path``."""
+    def status_at(self, path: str) -> int:
+        """The status that answers a request for ``path``: OpenAI's clients know no 422, and get 400."""
+        return 400 if self.status_code == 422 and path.startswith(OPENAI_PREFIX) else self.status_code
+
+    def encode(self, path: str, request_id: str, redacted: Callable[[str], str] = str) -> tuple[str, bytes]:
+        """Return the media type and the body that answer the request ``request_id`` for ``path``."""
+        status, detail = self.status_at(path), redacted(str(self.detail))
         if path.startswith(OPENAI_PREFIX):
-            error = openai_error(str(self.detail), self.status_code, self.code, self.param)
-            return "application/json", msgspec.json.encode(error)
-        title = HTTPStatus(self.status_code).phrase
-        details = ProblemDetails(title=title, status=self.status_code, detail=str(self.detail), code=self.code)
+            return "application/json", msgspec.json.encode(openai_error(detail, status, self.code, self.param))
+        title = HTTPStatus(status).phrase
+        details = ProblemDetails(title=title, status=status, detail=detail, code=self.code, request_id=request_id)
         return "application/problem+json", msgspec.json.encode({**details.model_dump(), **self.more})
 
 
@@ -61,6 +67,7 @@ class ProblemDetails(BaseModel):
     status: int = Field(examples=[429])
     detail: str = Field(examples=["Too many messages are waiting in this conversation. Try again after an answer."])
     code: str = Field(examples=["full"])
+    request_id: str = Field("", description="as in the header X-Request-Id and in the server's log")
 
 
 @asynccontextmanager
@@ -86,12 +93,12 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make ``app`` answer every error as a problem. An unexpected one is a bare 500; its traceback is in the log."""
+    """Make ``app`` answer every error it can explain as a problem; the boundary around it answers the others."""
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(RolecallError, _not_accepted)
     app.add_exception_handler(ServerError, _unavailable)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(ExceptionGroup, _first_of_group)
 
 
 def openai_error(message: str, status: int, code: str, param: str | None = None) -> dict[str, Any]:
@@ -101,8 +108,9 @@ def openai_error(message: str, status: int, code: str, param: str | None = None)
 
 
 def _response(request: Request, problem: Problem) -> Response:
-    media_type, body = problem.encode(request.url.path)
-    return Response(body, problem.status_code, problem.headers, media_type)
+    path, state = request.url.path, request.scope.get("state", {})
+    media_type, body = problem.encode(path, state.get("request_id", ""), state.get("redacted", str))
+    return Response(body, problem.status_at(path), problem.headers, media_type)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -116,11 +124,24 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if (unread := _unread(request, error)) is not None:
+        return _response(request, unread)
     found = [{"field": _field(one["loc"]), "message": str(one["msg"])} for one in error.errors()]
     first = found[0]
     detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
-    status = 400 if request.url.path.startswith(OPENAI_PREFIX) else 422
-    return _response(request, Problem(status, detail, "invalid_request", param=first["field"] or None, errors=found))
+    return _response(request, Problem(422, detail, "invalid_request", param=first["field"] or None, errors=found))
+
+
+def _unread(request: Request, error: RequestValidationError) -> Problem | None:
+    """Why the body could not be read at all, if that is it."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    for one in error.errors():
+        if one["loc"] == ("body",) and one["type"] != "missing" and not re.fullmatch(JSON, media_type):
+            given = repr(media_type[:80]) if media_type else "none"
+            return Problem(415, text("not_json_type", given=given), "unsupported_media_type")
+        if one["type"] == "json_invalid":
+            return Problem(400, text("not_json", position=one["loc"][-1]), "invalid_json")
+    return None
 
 
 async def _not_accepted(request: Request, error: Exception) -> Response:
@@ -136,8 +157,15 @@ async def _unavailable(request: Request, error: Exception) -> Response:
     return _response(request, Problem(503, text("unavailable"), "bus_unavailable", headers=retry))
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return _response(request, Problem(500, text("unexpected")))
+async def _first_of_group(request: Request, error: Exception) -> Response:
+    """What several tasks raised together is answered as the first of it."""
+    first: Exception = error
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    for kind in type(first).__mro__:
+        if handler := request.app.exception_handlers.get(kind):
+            return cast(Response, await handler(request, first))
+    raise first
 
 
 def _field(location: Sequence[Any]) -> str:

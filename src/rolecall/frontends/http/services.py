@@ -13,6 +13,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application
@@ -21,6 +22,7 @@ from rolecall.frontends.http.auth import Authenticator
 from rolecall.frontends.sockets import is_local
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
+from rolecall.stats import FLUSH_SECONDS, Metrics
 from rolecall.transcripts.reading import Summaries
 
 
@@ -58,6 +60,16 @@ class Services:
     def front(self) -> Front:
         """The front end ``http``."""
         return Front(self.bus, self.wakeups, "http")
+
+    @asynccontextmanager
+    async def counting(self, metrics: Metrics) -> AsyncIterator[None]:
+        """Add ``metrics`` to those of the deployment, every second until the block is left."""
+        tasks = BackgroundTasks()
+        tasks.start(tasks.repeat(lambda: metrics.flush(self.bus.server), FLUSH_SECONDS, "http metrics"), "http metrics")
+        try:
+            yield
+        finally:
+            await tasks.drain(0)
 
     @property
     def log_dir(self) -> Path:

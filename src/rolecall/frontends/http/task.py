@@ -8,7 +8,7 @@ import binascii
 import re
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
@@ -163,6 +163,22 @@ async def follow_task(services: Services, ref: TaskRef, after: str) -> AsyncGene
     """The events of a task after the event id ``after``, its last one included."""
     async with aclosing(follow(services.bus, services.wakeups, ref.conversation, ref.turn, after)) as events:
         async for event in events:
+            yield event
+
+
+async def tell_task(services: Services, ref: TaskRef, after: str, length: int | None) -> AsyncGenerator[Event]:
+    """Like ``follow_task``, but every piece of text once: of a delta that repeats some, as after a lost connection,
+    only the rest is told. ``length`` is how many characters are known already, None if nobody knows."""
+    async with aclosing(follow_task(services, ref, after)) as events:
+        async for event in events:
+            if event.kind == "started":
+                length = 0
+            elif event.kind == "delta":
+                known = max(0, (length or 0) - event.position)
+                if known and known >= len(event.text):
+                    continue
+                event = replace(event, position=event.position + known, text=event.text[known:])
+                length = event.position + len(event.text)
             yield event
 
 

@@ -18,7 +18,7 @@ from rolecall.frontends.http.auth import Operator, User
 from rolecall.frontends.http.intake import conversation_of
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
-from rolecall.frontends.http.task import TaskRef, event_data, find_task, follow_task
+from rolecall.frontends.http.task import TaskRef, event_data, find_task, tell_task
 from rolecall.frontends.http.web import views
 from rolecall.frontends.http.web.views import Query
 from rolecall.transcripts.record import Record, entry_order, read_records, session_files
@@ -136,7 +136,7 @@ async def follow_now(services: ServicesDep, _: Operator) -> Events:
 
 async def _task_events(services: Services, ref: TaskRef, after: str) -> Events:
     yield RETRY
-    async with aclosing(follow_task(services, ref, after)) as found:
+    async with aclosing(tell_task(services, ref, after, None)) as found:
         async for one in found:
             yield event(*event_data(ref, one), one.id)
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 
 from rolecall.frontends.http.auth import Principal
-from rolecall.frontends.http.guard import HEADERS
+from rolecall.frontends.http.boundary import HEADERS
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.texts import section
