@@ -40,8 +40,9 @@ pictures: $(VENV)/browser
 bench: $(VENV)/dev
 	@$(BIN)/python -m bench $(ARGS)
 
-# Update deploy/lock: the exact versions, with hashes, that the Dockerfile installs.
-LOCK := --quiet --generate-hashes --no-annotate --no-emit-index-url --upgrade --python-version 3.11 \
+# Update deploy/lock: the exact versions, with hashes, that the Dockerfile installs. The extras stay in the names, because
+# older pips refuse `google-auth[requests]` with hashes where the lock says `google-auth` alone.
+LOCK := --quiet --no-strip-extras --generate-hashes --no-annotate --no-emit-index-url --upgrade --python-version 3.11 \
   --python-platform linux --custom-compile-command "make lock"
 EXTRAS := http telegram openai gemini ollama tools terminal fast agents
 lock: $(VENV)/dev
