@@ -2,6 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+FAILURES: Mapping[str, str] = {
+    "model_away": "Sorry, the model isn't answering. Please try again later.",
+    "model_limited": "Sorry, the model has reached its limit for the next {wait}. Please try again then.",
+    "model_setup": "Sorry, the model can't be used right now. The operator of this assistant can find out why.",
+    "model_refused": "Sorry, the model refused this request.",
+    "content_refused": "Sorry, the provider's content filter blocked this.",
+    "images_refused": "Sorry, this model can't read these images.",
+    "too_long": "Sorry, this is too long for the model. /clear starts a new conversation.",
+    "bad_answer": "Sorry, the model gave no usable answer. Please try again.",
+    "tool_failed": "Sorry, a tool that this needs isn't available right now.",
+    "took_too_long": "Sorry, this took too long and was given up.",
+    "budget_user": "You've reached today's limit. It resets at midnight UTC.",
+    "budget_all": "This assistant has reached today's limit. It resets at midnight UTC.",
+}
+"""What users are told about a failed turn, by its kind. Front ends have ``failure_<kind>`` in more languages."""
+WAITS: Mapping[str, str] = {
+    "model_silent": "The model isn't answering; I keep trying.",
+    "model_full": "The model is busy. I'll answer as soon as it's free.",
+    "model_limit": "The model has reached its limit. I'll continue in {wait}.",
+}
+"""What users are told while a turn waits, by the kind of its delay. Front ends have ``waiting_<kind>`` in more
+languages."""
+
+
+def told(kind: str, wait: float = 0.0) -> str:
+    """The sentence of FAILURES or WAITS for ``kind``; ``wait`` is in seconds."""
+    return (FAILURES.get(kind) or WAITS[kind]).format(wait=duration(wait))
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` rounded up, as users of every language read it: 40 s, 5 min, 2 h."""
+    if seconds <= 90:
+        return f"{max(1, -int(-seconds // 1))} s"
+    minutes = -int(-seconds // 60)
+    return f"{minutes} min" if minutes <= 90 else f"{-(-minutes // 60)} h"
+
 
 class RolecallError(Exception):
     """Root of every error that this package raises on purpose; its text is written for people."""
@@ -90,7 +128,8 @@ class Retry(RolecallError):
     """Raised by a handler to have the envelope handled again, after ``after`` seconds at the earliest.
 
     With ``models`` the turn resumes as soon as one of them is available, but after ``after`` seconds at the latest. A
-    retry with ``models``, and any that is ``free``, does not count as an attempt.
+    retry with ``models``, and any that is ``free``, does not count as an attempt. With ``kind``, one of WAITS, users
+    are told that sentence instead of ``reason``, which only operators see.
     """
 
     def __init__(
@@ -100,15 +139,23 @@ class Retry(RolecallError):
         *,
         free: bool = False,
         models: tuple[str, ...] = (),
+        kind: str = "",
     ) -> None:
         super().__init__(reason)
         self.after = after
         self.free = free or bool(models)
         self.models = models
+        self.kind = kind
 
 
 class Reject(RolecallError):
-    """Raised by a handler to end the turn with an error; its text is shown to the user."""
+    """Raised by a handler to end the turn with an error; its text is shown to the user. With ``kind``, one of FAILURES,
+    the user is told that sentence instead, with ``wait`` in seconds, and only operators see the text."""
+
+    def __init__(self, reason: str = "", *, kind: str = "", wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.wait = wait
 
 
 class TurnTimeout(RolecallError):
@@ -150,16 +197,23 @@ class Truncated(ModelError):
 
 class NotNow(ModelError):
     """Raised instead of calling a model that is known to be unavailable or whose quota is used up. ``after`` is seconds
-    to the next attempt, which is free; the turn resumes earlier when one of ``models`` is available again."""
+    to the next attempt, which is free; the turn resumes earlier when one of ``models`` is available again. ``kind`` is
+    one of WAITS."""
 
-    def __init__(self, message: str, after: float, models: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, after: float, models: tuple[str, ...] = (), kind: str = "model_silent") -> None:
         super().__init__(message)
         self.after = after
         self.models = models
+        self.kind = kind
 
 
 class OverBudget(ModelError):
-    """Raised when the daily budget of a user or the deployment is used up; its text is the answer to the user."""
+    """Raised when the daily budget of a user or the deployment is used up; its text is the answer to the user, and
+    ``kind`` is one of FAILURES."""
+
+    def __init__(self, message: str, kind: str = "budget_all") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ModelRefused(ModelError):

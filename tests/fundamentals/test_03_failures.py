@@ -64,8 +64,6 @@ async def dead_letters(app: Deployment) -> int:
         ("nowhere", "there is no role 'nobody'; there are manager, other"),
         ("loop", "manager sent the turn to itself"),
         ("ping-pong", "it went through more than 16 roles"),
-        ("hang", "manager took more than 0.5 s"),
-        ("refused", "the model refused: the context is too long"),
         ("large", "the limit is 262,144"),
         ("none", "manager returned NoneType, not an envelope"),
     ],
@@ -80,6 +78,24 @@ async def test_what_cannot_be_answered_gets_one_apology_that_says_why(tmp_path: 
         assert short_turn_id("terminal:ann", received.turn) in final.text
         assert await dead_letters(app) == 1
         assert (await app.ask("terminal:ann", "next")).text == "fine"
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "reason"),
+    [
+        ("hang", "Sorry, this took too long and was given up.", "manager took more than 0.5 s"),
+        ("refused", "Sorry, the model refused this request.", "the model refused: the context is too long"),
+    ],
+)
+async def test_the_details_of_a_failure_are_for_operators(tmp_path: Path, text: str, told: str, reason: str) -> None:
+    async with deployed(tmp_path, ROLES, assistant_timeout=0.5) as app:
+        received = await app.say("terminal:ann", text)
+        final = await app.answer(received)
+
+        assert final.text == f"{told} (turn {short_turn_id('terminal:ann', received.turn)})"
+        assert reason not in str(final.payload)
+        ((_, letter),) = await app.session.server.call("XRANGE", app.session.bus.shards[0].dead, "-", "+")
+        assert reason.encode() in letter
 
 
 async def test_a_retry_comes_back_later_and_holds_no_instance_meanwhile(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 from rolecall import Agent, Context, Envelope, Reject, Retry, Role
 from rolecall.agent.context import AgentServices
 from rolecall.bus.bus import Bus
+from rolecall.bus.events import _event
 from rolecall.bus.leases import Delivery
 from rolecall.bus.turn import snapshot
-from rolecall.errors import ModelUnavailable, ServerUnavailable
+from rolecall.errors import ModelUnavailable, RateLimited, ServerUnavailable
 from rolecall.redis import keys
 from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel
@@ -104,6 +105,18 @@ async def test_a_model_that_stays_away_ends_the_turn_after_max_attempts(bus: Bus
     await handled(unavailable, bus, replace(delivery, envelope=last))
     (letter,) = await entries(bus, bus.shards[0].dead)
     assert letter["why"] == f"the model did not answer in {bus.settings.max_attempts} tries: no answer"
+
+
+async def test_followers_are_told_why_a_turn_waits_without_what_the_provider_said(bus: Bus) -> None:
+    async def limited(envelope: Envelope, ctx: Context) -> Envelope:
+        raise RateLimited("gpt@openai: 10.0.0.1 asks to wait: sk-1 has no tokens left", 40)
+
+    await handled(limited, bus)
+    told = [_event("1-0", {key.encode(): value.encode() for key, value in entry.items()})
+            for entry in await entries(bus, bus.shards[0].events("a"))]  # fmt: skip
+    (queued,) = [event for event in told if event.kind == "queued"]
+    assert queued.text == "The model has reached its limit. I'll continue in 40 s."
+    assert (queued.payload["kind"], queued.payload["wait"]) == ("model_limit", 40)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
@@ -11,19 +12,32 @@ from rolecall.agent.context import Context
 from rolecall.agent.policies import BACK_OFF, Handler, Rules, wrapped
 from rolecall.bus.envelope import Envelope
 from rolecall.errors import (
+    FAILURES,
+    WAITS,
+    BadStructure,
     ConfigError,
+    ContentRefused,
+    ContextTooLong,
+    ImagesRefused,
     ModelError,
     ModelRefused,
     ModelTimeout,
     ModelUnauthorised,
     ModelUnavailable,
+    NoSuchModel,
+    NotNow,
     RateLimited,
     Reject,
     Retry,
+    RolecallError,
+    ToolError,
     Truncated,
     TurnTimeout,
     UnknownRole,
+    duration,
+    told,
 )
+from rolecall.frontends.texts import failure_text, waiting_text
 
 RULES = Rules("echo", frozenset({"manager", "echo", "lang"}), hop_limit=16, timeout=5, attempts=3)
 CONTEXT = cast(Context, None)
@@ -86,6 +100,69 @@ async def test_a_model_that_is_away_is_another_try_later(error: ModelError) -> N
     with pytest.raises(Retry) as caught:
         await handled(raising(error))
     assert BACK_OFF[0] * 0.8 <= caught.value.after <= BACK_OFF[0] * 1.2
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "wait"),
+    [
+        (RateLimited("slow", 7200.0), "model_limited", 7200),
+        (NotNow("slow", 7200.0, kind="model_limit"), "model_limited", 7200),
+        (RateLimited("slow", 3000.0), "model_limited", 3000),
+    ],
+)
+async def test_a_wait_that_outlasts_the_turn_is_refused_at_once(error: ModelError, kind: str, wait: float) -> None:
+    old = Envelope(conversation="a", payload={}, created=time.time_ns() // 1_000_000 - 700_000)
+    with pytest.raises(Reject) as caught:
+        await handled(raising(error), old)
+    assert (caught.value.kind, caught.value.wait) == (kind, wait)
+    assert "of its 3600 s left" in str(caught.value)
+
+
+async def test_a_model_that_is_away_is_waited_for_however_far_its_next_probe_seems() -> None:
+    with pytest.raises(Retry) as caught:
+        await handled(raising(NotNow("away", 7200.0, ("gpt@test",))))
+    assert (caught.value.kind, caught.value.models) == ("model_silent", ("gpt@test",))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ModelUnavailable("500 from 10.0.0.1"), "model_away"),
+        (Truncated("cut"), "model_away"),
+        (RateLimited("slow"), "model_limited"),
+        (ModelUnauthorised("10.0.0.1 refuses sk-1"), "model_setup"),
+        (NoSuchModel("gpt-9"), "model_setup"),
+        (ContextTooLong("8192"), "too_long"),
+        (ContentRefused("SAFETY"), "content_refused"),
+        (ImagesRefused("no eyes"), "images_refused"),
+        (BadStructure("twice"), "bad_answer"),
+        (ModelRefused("bad"), "model_refused"),
+        (ToolError("gone"), "tool_failed"),
+    ],
+)
+async def test_every_failure_of_a_model_has_a_kind_that_users_are_told(error: RolecallError, kind: str) -> None:
+    with pytest.raises(Reject) as caught:
+        await handled(raising(error), Envelope(conversation="a", payload={}, attempt=RULES.attempts - 1))
+    assert caught.value.kind == kind
+    assert str(error) in str(caught.value)
+    assert str(error) not in told(caught.value.kind)
+
+
+def test_what_users_are_told_is_the_catalogues_english() -> None:
+    for kind in FAILURES:
+        payload = {"failure": {"kind": kind, "wait": 7000, "turn": "ab-1"}}
+        turn = "" if kind.startswith("budget") else " (turn ab-1)"
+        assert failure_text("en", payload) == told(kind, 7000) + turn
+    for kind in WAITS:
+        assert waiting_text("en", {"kind": kind, "wait": 40}) == told(kind, 40)
+    assert failure_text("de", {"text": "no"}) is waiting_text("de", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "1 s"), (6.1, "7 s"), (90, "90 s"), (91, "2 min"), (5400, "90 min"), (7200, "2 h")]
+)
+def test_a_wait_is_rounded_up(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(("asked", "after"), [(7.0, 7.0), (0.0, 0.1), (-1.0, 0.1), (900.0, 900.0)])

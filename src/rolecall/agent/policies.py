@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rolecall.agent.context import AgentServices, Context
@@ -12,7 +13,10 @@ from rolecall.bus.envelope import Envelope, encode
 from rolecall.errors import (
     BadStructure,
     ConfigError,
+    ContentRefused,
+    ContextTooLong,
     EnvelopeTooLarge,
+    ImagesRefused,
     ModelError,
     ModelRefused,
     ModelUnauthorised,
@@ -32,6 +36,18 @@ from rolecall.version import plugins
 Handler = Callable[[Envelope, Context], Awaitable[Envelope]]
 BACK_OFF = (1.0, 5.0, 15.0, 45.0, 120.0)
 """Seconds before the next attempt after a model failed; the last one repeats."""
+KINDS: Mapping[type[RolecallError], str] = {
+    ContextTooLong: "too_long",
+    ContentRefused: "content_refused",
+    ImagesRefused: "images_refused",
+    BadStructure: "bad_answer",
+    NoSuchModel: "model_setup",
+    ModelUnauthorised: "model_setup",
+    ModelRefused: "model_refused",
+    ToolError: "tool_failed",
+    RateLimited: "model_limited",
+}
+"""The first class that an error is an instance of decides what the user is told, see errors.FAILURES."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class Rules:
     hop_limit: int
     timeout: float
     attempts: int = 8
+    turn_seconds: float = 3600
     policies: tuple[Policy, ...] = ()
     """Those of the application and of installed packages, applied inside the built-in ones."""
 
@@ -52,7 +69,7 @@ class Rules:
         settings = services.bus.settings
         return cls(
             role, frozenset(services.roles), settings.hop_limit, settings.assistant_timeout, settings.max_attempts,
-            services.policies,
+            settings.turn_seconds, services.policies,
         )  # fmt: skip
 
 
@@ -83,19 +100,20 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
         try:
             return await handler(envelope, ctx)
         except OverBudget as error:
-            return envelope.reply(str(error), remember=False)
+            return envelope.reply(str(error), remember=False, failure={"kind": error.kind})
         except NotNow as error:
-            raise Retry(max(0.1, error.after), str(error), free=True, models=error.models) from error
-        except (BadStructure, NoSuchModel, ToolError) as error:
-            raise Reject(str(error)) from error
-        except ModelUnauthorised as error:
-            raise Reject(f"the model's provider refused the key: {error}") from error
-        except ModelRefused as error:
-            raise Reject(f"the model refused: {error}") from error
+            if not error.models:
+                _refuse_long_wait(error.after, envelope, rules, error)
+            raise Retry(max(0.1, error.after), str(error), free=True, models=error.models, kind=error.kind) from error
+        except (ModelRefused, ToolError) as error:
+            raise Reject(_details(error), kind=_kind(error)) from error
         except ModelError as error:
             if envelope.attempt + 1 >= rules.attempts:
-                raise Reject(f"the model did not answer in {rules.attempts} tries: {error}") from error
-            raise Retry(_pause(error, envelope.attempt), str(error)) from error
+                details = f"the model did not answer in {rules.attempts} tries: {error}"
+                raise Reject(details, kind=_kind(error)) from error
+            pause, limited = _pause(error, envelope.attempt), isinstance(error, RateLimited)
+            _refuse_long_wait(pause, envelope, rules, error)
+            raise Retry(pause, str(error), kind="model_limit" if limited else "model_silent") from error
         except (ConfigError, UnknownRole, EnvelopeTooLarge) as error:
             raise Reject(str(error)) from error
 
@@ -148,6 +166,28 @@ def _check_result(result: object, rules: Rules) -> None:
             raise Reject(f"there is no role {name!r}; there are {', '.join(sorted(rules.roles))}")
     if result.role == rules.role:
         raise Reject(f"{rules.role} sent the turn to itself")
+
+
+def _kind(error: RolecallError) -> str:
+    """The kind of FAILURES that ``error`` is."""
+    return next((kind for cls, kind in KINDS.items() if isinstance(error, cls)), "model_away")
+
+
+def _details(error: RolecallError) -> str:
+    """What operators read about a refusal."""
+    if isinstance(error, ModelUnauthorised):
+        return f"the model's provider refused the key: {error}"
+    if isinstance(error, ModelRefused) and not isinstance(error, BadStructure | NoSuchModel):
+        return f"the model refused: {error}"
+    return str(error)
+
+
+def _refuse_long_wait(seconds: float, envelope: Envelope, rules: Rules, error: ModelError) -> None:
+    """Raises Reject if the time of the turn is over before ``seconds`` are."""
+    age = max(0.0, time.time() - envelope.created / 1000)
+    if seconds > rules.turn_seconds - age:
+        details = f"{error}; the turn has {max(0.0, rules.turn_seconds - age):.0f} of its {rules.turn_seconds:g} s left"
+        raise Reject(details, kind="model_limited", wait=seconds) from error
 
 
 def _pause(error: ModelError, attempt: int) -> float:

@@ -16,7 +16,7 @@ import msgspec
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import TurnState, snapshot
-from rolecall.errors import RolecallError, ServerError, ServerUnavailable
+from rolecall.errors import WAITS, RolecallError, ServerError, ServerUnavailable, told
 from rolecall.redis import keys
 from rolecall.redis.server import field_map
 from rolecall.redis.subscriber import Subscriber
@@ -31,6 +31,8 @@ LINGERING = 256
 PAGE = 500
 FINAL = ("final", "error", "cancelled")
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
+DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
+"""The text of ``queued`` for a delay of a known kind: kind and seconds."""
 Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled"]
 INTERVAL = 0.05
 """Seconds between two deltas, and SLOW_INTERVAL once an answer takes longer than SLOW_AFTER."""
@@ -41,7 +43,12 @@ SLOW_AFTER = 10.0
 @dataclass(frozen=True, slots=True)
 class Event:
     """What happened in a turn. ``id`` increases strictly and can resume a follow. ``text`` is the piece of a delta at
-    ``position`` characters, or the whole answer of a final event. ``started`` makes earlier deltas void."""
+    ``position`` characters, or the whole answer of a final event. ``started`` makes earlier deltas void.
+
+    The ``text`` of ``queued`` is why the turn waits, if not for the ones before it; if the reason is one of
+    errors.WAITS, the ``payload`` has its ``kind`` and the ``wait`` in seconds. The payload of the last event has
+    ``failure`` if the turn failed for a reason of errors.FAILURES: ``kind``, ``wait`` and ``turn``.
+    """
 
     kind: Kind
     id: str
@@ -307,6 +314,8 @@ def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:
     kind: Any = fields[b"k"].decode()
     text = fields.get(b"x", b"").decode("utf-8", "replace")
     payload = msgspec.json.decode(text) if kind in FINAL else {}
+    if kind == "queued" and (delay := DELAY.fullmatch(text)) and delay[1] in WAITS:
+        payload = {"kind": delay[1], "wait": int(delay[2]), "text": told(delay[1], int(delay[2]))}
     return Event(
         kind,
         event_id,

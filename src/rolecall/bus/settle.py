@@ -7,6 +7,7 @@ a process that lost its lease is fenced, and a repeat after a lost reply does no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, encode
@@ -80,14 +81,22 @@ async def complete(
 
 
 async def bury(
-    bus: Bus, delivery: Delivery, reason: str, apology: str, records: Records, history: Sequence[bytes] = ()
+    bus: Bus,
+    delivery: Delivery,
+    reason: str,
+    apology: str,
+    records: Records,
+    history: Sequence[bytes] = (),
+    failure: dict[str, Any] | None = None,
 ) -> Verdict:
-    """Give the turn up: a dead letter with ``reason``, one ``apology`` to the user, the next turn released."""
+    """Give the turn up: a dead letter with ``reason``, one ``apology`` to the user, the next turn released. With
+    ``failure``, see Event, followers get it instead of the reason."""
     shard = bus.shards[delivery.shard]
     outbox = await outbox_of(bus, shard, delivery.conversation, delivery.turn)
+    why = {"reason": failure["kind"], "failure": failure} if failure else {"reason": reason}
     reply = await bus.server.run(
         BURY, lease_block(bus, delivery), _ended(bus, delivery, outbox), dead=shard.dead,
-        final=final_event("error", {"text": apology, "reason": reason}), reason=reason, deliveries=delivery.count,
+        final=final_event("error", {"text": apology, **why}), reason=reason, deliveries=delivery.count,
         envelope=delivery.raw, hop=delivery.hop, remembered=history, records=records.flat(),
     )  # fmt: skip
     return verdict_of(reply)

@@ -6,6 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any
+
+from rolecall.errors import duration
 
 LANGUAGES = ("en", "ru", "de", "fr", "es", "zh", "ja")
 OTHERWISE = "en"
@@ -21,10 +24,30 @@ def say(language: str | None, key: str, **values: object) -> str:
     return sentence.format(**values) if values else sentence
 
 
+def failure_text(language: str | None, payload: Mapping[str, Any]) -> str | None:
+    """What to tell about a turn that failed, by the ``payload`` of its final event; None if its text says it best."""
+    failure = payload.get("failure")
+    key = f"failure_{failure.get('kind')}" if isinstance(failure, Mapping) else ""
+    if not isinstance(failure, Mapping) or key not in table():
+        return None
+    return say(language, key, turn=failure.get("turn", ""), wait=duration(_seconds(failure)))
+
+
+def waiting_text(language: str | None, payload: Mapping[str, Any]) -> str | None:
+    """What to tell about a turn that waits, by the ``payload`` of its event ``queued``; None without a known reason."""
+    key = f"waiting_{payload.get('kind')}"
+    return say(language, key, wait=duration(_seconds(payload))) if key in table() else None
+
+
 def spoken(language: str | None) -> str:
     """The one of LANGUAGES to use for ``language``: itself, or the tongue it is a kind of, or English."""
     tongue = (language or "").replace("_", "-").lower().partition("-")[0]
     return tongue if tongue in LANGUAGES else OTHERWISE
+
+
+def _seconds(payload: Mapping[str, Any]) -> float:
+    wait = payload.get("wait")
+    return float(wait) if isinstance(wait, int | float) else 0.0
 
 
 @cache

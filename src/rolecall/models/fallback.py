@@ -76,13 +76,13 @@ class Fallback:
         waits = [(w.after, n, w) for n, w in enumerate(failures) if isinstance(w, NotNow)]
         if not waits:
             return None
-        after, number, wait = min(waits)
+        after, number, wait = min(waits, key=lambda found: found[:2])
         chosen = self.models[number]
         if not wait.models and len(self.models) > 1 and isinstance(chosen, Guarded):
             booked = await chosen.book(request)
             after = booked.after if booked else 0.1
         names = tuple(name for _, _, wait in waits for name in wait.models)
-        return NotNow("; ".join(str(failure) for failure in failures), after, names)
+        return NotNow("; ".join(str(failure) for failure in failures), after, names, wait.kind)
 
 
 def preferring(chosen: Model, usual: Model) -> Model:

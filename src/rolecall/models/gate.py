@@ -29,6 +29,7 @@ from rolecall.errors import (
     RateLimited,
     ServerError,
     Truncated,
+    told,
 )
 from rolecall.models.model import Caller, Model, ModelEvent, Request, Usage
 from rolecall.models.stream import closing
@@ -117,7 +118,8 @@ class Gate:
         reply = await self._server.run(ENTER, self._block(call_id), **self._entering(caller, request, book))
         word = reply[0].decode()
         if word == "OVER":
-            raise OverBudget(_over(reply[1] == b"user"))
+            kind = "budget_user" if reply[1] == b"user" else "budget_all"
+            raise OverBudget(told(kind), kind)
         if word != "GO":
             raise self._not_now(word, reply[1] / 1000, reply[2].decode())
         call = Call(
@@ -173,11 +175,11 @@ class Gate:
         if word == "AWAY":
             return NotNow(f"{self.name} is away: {why}", after, (self.name,))
         if word == "FULL":
-            return NotNow(f"{self.name} has {self.terms.concurrent} calls at once, which is its limit", after,
-                          (self.name,))  # fmt: skip
+            limit = f"{self.name} has {self.terms.concurrent} calls at once, which is its limit"
+            return NotNow(limit, after, (self.name,), "model_full")
         if why == "quota":
-            return NotNow(f"the quota of {self.name} is used up for {after:.1f} s", after)
-        return NotNow(f"{self.name} asks to wait: {why}", after)
+            return NotNow(f"the quota of {self.name} is used up for {after:.1f} s", after, kind="model_limit")
+        return NotNow(f"{self.name} asks to wait: {why}", after, kind="model_limit")
 
     async def _tell(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
         counts = [] if outcome == "ANSWERING" else self._counts(call, outcome)
@@ -242,11 +244,6 @@ def expected_tokens(request: Request) -> int:
 def _most(caller: Caller, allowed: float | None) -> int:
     """The daily limit of ``caller``: its share of ``allowed``; 0 for no limit."""
     return max(1, round(allowed * caller.share)) if allowed and caller.user and caller.share else 0
-
-
-def _over(user: bool) -> str:
-    whose = "You've reached today's limit" if user else "This assistant has reached today's limit"
-    return f"{whose}. It resets at midnight UTC."
 
 
 class Guarded:
@@ -330,7 +327,7 @@ class Guarded:
             return NotNow(str(error), verdict.after, (self.name,))
         if isinstance(error, RateLimited):
             verdict = await self.gate.left(call, "LIMITED", str(error), error.retry_after)
-            return error if begun else NotNow(str(error), verdict.after)
+            return error if begun else NotNow(str(error), verdict.after, kind="model_limit")
         if isinstance(error, ModelUnauthorised | NoSuchModel):
             await self.gate.left(call, "NOTHING")
         elif isinstance(error, ModelRefused):

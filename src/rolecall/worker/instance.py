@@ -20,7 +20,7 @@ from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Delivery, owns_turn, start_soon
 from rolecall.bus.settle import bury, complete, defer, hop, quarantine
 from rolecall.bus.turn import Records, note, quoted
-from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout
+from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout, told
 
 logger = logging.getLogger(__name__)
 WAITED = "waited"
@@ -108,8 +108,10 @@ class Instance:
             result = await self._handler(envelope, ctx)
         except Retry as retry:
             await self._defer(delivery, envelope, retry, records)
-        except (Reject, TurnTimeout) as refusal:
-            await self._bury(delivery, str(refusal), records)
+        except Reject as refusal:
+            await self._bury(delivery, str(refusal), records, failure=(refusal.kind, refusal.wait))
+        except TurnTimeout as late:
+            await self._bury(delivery, str(late), records, failure=("took_too_long", 0))
         except ServerUnavailable:  # not the handler's doing: the lease expires and the envelope is handled again
             raise
         except Exception as error:  # the boundary: whatever an agent raises becomes an outcome
@@ -161,14 +163,15 @@ class Instance:
         if later.attempt >= self._rules.attempts:
             return await self._bury(delivery, f"{later.attempt} tries did not help: {retry}", records)
         records.add("RETRY" if retry.after < 5 else "DEFERRED", f"in {retry.after:.1f} s: {retry}")
-        verdict = await defer(self.services.bus, delivery, retry.after, later, str(retry), records)
+        verdict = await defer(self.services.bus, delivery, retry.after, later, _reason(retry), records)
         if verdict == "CONTROL":
-            return await self._bury(delivery, str(retry), records)
+            failure = ("model_away" if retry.kind else "", 0.0)
+            return await self._bury(delivery, str(retry), records, failure=failure)
         self._note_verdict(delivery, verdict)
 
     async def _defer_for_free(self, delivery: Delivery, envelope: Envelope, retry: Retry, records: Records) -> None:
         """Defer without counting an attempt. User and transcript are told once, however often the turn comes back."""
-        reason = str(retry)
+        reason = _reason(retry)
         if _has_waited(delivery):
             records, reason = Records(self.id), ""
         else:
@@ -176,22 +179,31 @@ class Instance:
         later = msgspec.structs.replace(envelope, meta={**envelope.meta, WAITED: True})
         verdict = await defer(self.services.bus, delivery, retry.after, later, reason, records)
         if verdict == "CONTROL":
-            return await self._bury(delivery, str(retry), records)
+            failure = ("model_away" if retry.kind else "", 0.0)
+            return await self._bury(delivery, str(retry), records, failure=failure)
         self._note_verdict(delivery, verdict)
         if verdict == "OK" and self.services.waits is not None:
             for model in retry.models:
                 await self.services.waits(model, delivery.conversation)
 
-    async def _bury(self, delivery: Delivery, reason: str, records: Records, mark: Mark = "error") -> None:
+    async def _bury(
+        self, delivery: Delivery, reason: str, records: Records, mark: Mark = "error",
+        failure: tuple[str, float] = ("", 0),
+    ) -> None:  # fmt: skip
+        """Give the turn up. ``failure`` is what the user is told, a kind of FAILURES and its wait, else ``reason``."""
         self.errors += 1
         self.services.meter.count("errors", self.role)
         turn = short_turn_id(delivery.conversation, delivery.turn)
-        apology = f"Sorry, this did not work: {reason}. (turn {turn})"
+        kind, wait = failure
+        sentence = told(kind, wait) if kind else f"Sorry, this did not work: {reason}."
+        details = {"kind": kind, "wait": wait, "turn": turn} if kind else None
         records.add("DEAD_LETTER", reason)
         text = delivery.envelope.text if delivery.envelope else ""
         history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
         logger.warning("gave up %s: %s", _where(delivery), reason)
-        verdict = await bury(self.services.bus, delivery, reason, apology, records, history)
+        verdict = await bury(
+            self.services.bus, delivery, reason, f"{sentence} (turn {turn})", records, history, details
+        )
         self._note_verdict(delivery, verdict, ended=True)
 
     async def _settle_unreadable(self, delivery: Delivery, records: Records) -> None:
@@ -238,6 +250,11 @@ def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
     if model_seconds:
         parts.append(f"model {model_seconds:.3f} s")
     return f"{', '.join(parts)}: {quoted(payload['text'])}"
+
+
+def _reason(retry: Retry) -> str:
+    """What followers are told of a delay: its kind and the seconds it takes, or the handler's own words."""
+    return f"{retry.kind} {retry.after:.0f}" if retry.kind else str(retry)
 
 
 def _has_waited(delivery: Delivery) -> bool:
