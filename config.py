@@ -1,7 +1,7 @@
 """This deployment: which agents run, how many instances of each, on which models.
 
-It runs without an API key: ``smollm2@local`` is a small model on this machine. For better answers put
-``OPENAI_API_KEY=…`` into ``.env`` and name the model first. The others are fallbacks, in order::
+It runs without an API key: ``auto`` is then a tiny model on this machine. A key in ``.env`` is enough to be answered by
+its provider; ``rolecall setup`` asks for one. To choose models yourself, name them in fallback order::
 
     MODELS = ("gpt-5-mini@openai", "smollm2@local")
 
@@ -19,7 +19,7 @@ from agents.translation import TranslationAgent
 from agents.voice import VoiceAgent
 from rolecall import Config, Role
 
-MODELS = ("smollm2@local",)
+MODELS = ("auto",)
 
 config = Config(
     roles=(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from agents.calculator import sum_in
 from rolecall import COMMANDS, Agent, Context, Envelope, RoleInfo, parse_command
 
 ANSWERING = "samplellm"
@@ -75,6 +76,14 @@ def picture(asked: Asked) -> Decision | None:
     return ("vision", asked.text) if asked.payload.get("images") and "vision" in asked.roles else None
 
 
+def arithmetic(asked: Asked) -> Decision | None:
+    """Models are bad at arithmetic, and tiny ones hopeless."""
+    if "calculator" not in asked.roles or asked.payload.get("files") or asked.payload.get("images"):
+        return None
+    expression = sum_in(asked.text)
+    return ("calculator", expression) if expression else None
+
+
 RULES: tuple[Callable[[Asked], Decision | None], ...] = (
     command,          # /help, /lang de, …                           command
     matched_prefix,   # Role(WeatherAgent, match="/weather")         that role, without the prefix
@@ -82,5 +91,6 @@ RULES: tuple[Callable[[Asked], Decision | None], ...] = (
     unknown_command,  # /anything                                    command, which lists the commands
     role_asked_for,   # payload["role"], else what /role was told    that role
     picture,          # payload["images"]                            vision, where there is one
+    arithmetic,       # What is 17 times 23?                         calculator, where there is one
     lambda asked: (ANSWERING, asked.text),
 )  # fmt: skip

@@ -29,7 +29,7 @@ from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
-from rolecall.models.registry import PROVIDERS, Providers, all_providers
+from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, models_by_key
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms
@@ -48,7 +48,8 @@ PROVIDER_ALIASES = {"google": "gemini"}
 @dataclass(frozen=True)
 class Role:
     """One role of a deployment: its agent class, the number of instances per worker process, its models in fallback
-    order, and the prefix of the messages that the manager sends it (``match="/weather"``)."""
+    order, and the prefix of the messages that the manager sends it (``match="/weather"``). The model ``"auto"`` stands
+    for GEN_MODEL, else for the best model of each provider whose key is set and then the tiny local one."""
 
     agent: type[Agent]
     instances: Instances = 1
@@ -194,11 +195,12 @@ def resolve(config: Config, directory: Path) -> Application:
         if environ.get(former):
             logger.warning("%s still works, but is called %s now: rename it", former, name)
     roles = tuple(_resolve(role, environ, settings) for role in config.roles)
+    sources = _sources(directory, config, settings)
     _check_roles(roles, settings)
     servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
     tools = Toolbox(config.tools, ToolLimits.of(settings))
     return Application(
-        directory, roles, settings, _sources(directory, config), _terms(config.terms), tools, servers,
+        directory, roles, settings, sources, _terms(config.terms), tools, servers,
         _servers(config.servers, environ), _commands(config.servers), all_providers(config.providers), config.frontends,
         all_policies(config.policies),
     )  # fmt: skip
@@ -296,11 +298,15 @@ def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role
     if not (isinstance(role.agent, type) and issubclass(role.agent, Agent)):
         raise ConfigError(f"config.py: Role({role.agent!r}) is invalid: expected a subclass of Agent")
     instances = _instances(role.variable, role.instances, environ)
-    general = tuple(part.strip() for part in (settings.gen_model or "").split(",") if part.strip())
-    where = f"config.py, role {role.name}: model " if role.models else "GEN_MODEL="
+    chosen, _ = models_by_key(settings)
     own = (role.models,) if isinstance(role.models, str) else role.models
-    models = tuple(_model(name, where) for name in own or general)
-    return Role(role.agent, instances, models, role.match)
+    models = []
+    for name in own or ((AUTO,) if settings.gen_model else ()):
+        if name == AUTO:
+            models += [_model(one, "GEN_MODEL=") for one in chosen]
+        else:
+            models.append(_model(name, f"config.py, role {role.name}: model "))
+    return Role(role.agent, instances, tuple(dict.fromkeys(models)), role.match)
 
 
 def _instances(variable: str, configured: Instances, environ: Mapping[str, str]) -> Instances:
@@ -412,10 +418,15 @@ def _origins(directory: Path, config: Config | None) -> dict[str, str]:
     return {**former, **origins}
 
 
-def _sources(directory: Path, config: Config) -> dict[str, str]:
+def _sources(directory: Path, config: Config, settings: Settings) -> dict[str, str]:
     origins = _origins(directory, config)
     names = [name.upper() for name in Settings.model_fields] + [role.variable for role in config.roles]
     sources = {name: origins[name] for name in names if name in origins}
-    general = f"GEN_MODEL, {sources['GEN_MODEL']}" if "GEN_MODEL" in sources else ""
-    models = {f"{role.name} models": "config.py" if role.models else general for role in config.roles}
-    return {**sources, **models}
+    _, deciding = models_by_key(settings)
+    chosen = "; ".join(f"{name}, {origins.get(name, 'config.py')}" for name in deciding)
+    for role in config.roles:
+        if AUTO in role.models:
+            sources[f"{role.name} models"] = f"auto: {chosen or 'no key is set'}"
+        else:
+            sources[f"{role.name} models"] = "config.py" if role.models else chosen if settings.gen_model else ""
+    return sources

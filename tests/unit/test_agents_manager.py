@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agents.calculator import CalculatorAgent
 from agents.command import CommandAgent
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
@@ -148,3 +149,49 @@ async def test_the_model_of_the_request_or_the_preferred_one_goes_with_the_turn(
     assert (await model({}, {})).text == "<now?>"
     assert (await model({}, {"model": "a@test"})).text == "<now?> a@test"
     assert (await model({"model": "b@test"}, {"model": "a@test"})).text == "<now?> b@test"
+
+
+SUMS = (Role(ManagerAgent), Role(SampleLLMAgent), Role(CalculatorAgent, match="/calc"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("What is 17 times 23?", "391"),
+        ("17 x 23 =", "391"),
+        ("2+2", "4"),
+        ("How much is 15 percent of 80?", "12"),
+        ("1,000 * 3", "3000"),
+        ("What's the square root of 144?", "12"),
+        ("what is 20 / 4", "5"),
+        ("2 to the power of 8", "256"),
+        ("Wie viel ist 3,5 mal 2?", "7"),
+        ("¿Cuánto es 17 por 23?", "391"),
+        ("Combien font 12 fois 12 ?", "144"),
+        ("Quanto fa 6 per 7?", "42"),
+        ("Quanto é 6 vezes 7?", "42"),
+        ("Сколько будет 6 умножить на 7?", "42"),
+    ],
+)
+async def test_a_sum_is_calculated_not_guessed_by_a_model(text: str, value: str) -> None:
+    turn = await run_turn(SUMS, text, model=FakeModel("a guess"))
+    assert turn.trace == ("manager", "calculator")
+    assert turn.text.rpartition(" = ")[2] == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["24/7", "What is 9/11?", "555-1234", "2026-11-27", "+49 170 1234567", "C++", "50%", "-3", "What is 2 + two?",
+     "2+2=4?", "I have 2 * 3 apples", "1/2 of 10?", "times", "", "7", "1 + " * 100],
+)  # fmt: skip
+async def test_what_only_looks_like_a_sum_is_left_to_the_model(text: str) -> None:
+    assert (await run_turn(SUMS, text or " ", model=FakeModel("ok"))).trace == ("manager", "samplellm")
+
+
+async def test_a_role_asked_for_a_file_or_no_calculator_keeps_a_sum_from_the_calculator() -> None:
+    model = FakeModel("4")
+    asked = await run_turn(SUMS, "2+2", payload={"role": "samplellm"}, model=model)
+    assert asked.trace == ("manager", "samplellm")
+    pictured = await run_turn(SUMS, "2+2", payload={"images": ["aGk="]}, model=model)
+    assert pictured.trace == ("manager", "samplellm")
+    assert (await run_turn(SUMS[:2], "2+2", model=model)).trace == ("manager", "samplellm")

@@ -102,6 +102,39 @@ def test_gen_model_is_for_the_roles_that_name_none_and_google_is_gemini(tmp_path
     assert loaded.sources["samplellm models"] == "config.py"
 
 
+AUTO = {'"echo@test"': '"auto"'}
+TINY = ("smollm2@local",)
+
+
+@pytest.mark.parametrize(
+    ("dotenv", "models", "why"),
+    [
+        ("", TINY, "auto: no key is set"),
+        ("OPENAI_API_KEY=k\n", ("gpt-5-mini@openai", *TINY), "auto: OPENAI_API_KEY, .env"),
+        ("GOOGLE_API_KEY=k\n", ("gemini-flash-latest@gemini", *TINY), "auto: GOOGLE_API_KEY, .env"),
+        (
+            "GEMINI_API_KEY=k\nOPENAI_API_KEY=k\n",
+            ("gpt-5-mini@openai", "gemini-flash-latest@gemini", *TINY),
+            "auto: OPENAI_API_KEY, .env; GEMINI_API_KEY, .env",
+        ),
+        ("OPENAI_API_KEY=k\nGEN_MODEL=a@google,b@openai\n", ("a@gemini", "b@openai"), "auto: GEN_MODEL, .env"),
+    ],
+)
+def test_auto_is_gen_model_else_the_best_model_of_each_key_and_then_the_tiny_one(
+    tmp_path: Path, dotenv: str, models: tuple[str, ...], why: str
+) -> None:
+    loaded = application(tmp_path, dotenv, **AUTO)
+    assert (loaded.roles[1].models, loaded.sources["samplellm models"]) == (models, why)
+    assert loaded.roles[0].models == (models if "GEN_MODEL" in dotenv else ())
+
+
+def test_auto_can_stand_among_other_models(tmp_path: Path) -> None:
+    loaded = application(
+        tmp_path, "OPENAI_API_KEY=k\n", **{'"echo@test"': '"first@ollama", "auto", "gpt-5-mini@openai"'}
+    )
+    assert loaded.roles[1].models == ("first@ollama", "gpt-5-mini@openai", *TINY)
+
+
 def test_the_directory_is_the_one_given_else_rolecall_app_else_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ async def look_at_models(application: Application) -> list[Finding]:
     async with _served(application, names) as serving:
         found = list(await asyncio.gather(*(_look_at(application, name, serving) for name in names)))
     if not names:
-        remedy = "name one in config.py, models=('smollm2@local',), or set GEN_MODEL"
+        remedy = "`rolecall setup` connects one; or name one in config.py, models=(…,), or set GEN_MODEL"
         found.append(Finding("not set up", "models", "no role has one", remedy))
     return found
 

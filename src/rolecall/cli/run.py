@@ -18,11 +18,11 @@ from rolecall.background import BackgroundTasks
 from rolecall.cli import http, talk, telegram
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import work
-from rolecall.config import load
+from rolecall.config import Application, load
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.frontends import front
 from rolecall.models.model import Model
-from rolecall.models.registry import warm
+from rolecall.models.registry import TINY, warm
 from rolecall.session import Session, open_session
 from rolecall.version import __version__
 from rolecall.worker.reload import reload_on_change
@@ -112,7 +112,9 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
     rows.add_row("server", f"{session.found}, {where}")
     counts = [f"{name} {len(group)}" for name, group in runtime.roster.instances.items()]
     rows.add_row("roles", " · ".join(counts))
-    rows.add_row("models", ", ".join(runtime.models.by_name) or "none: set GEN_MODEL or models=(…) in config.py")
+    rows.add_row("models", ", ".join(runtime.models.by_name) or "none: `rolecall setup` connects one")
+    if hint := _models_hint(application, runtime):
+        rows.add_row("", hint)
     for name, problem in runtime.models.problems.items():
         rows.add_row("", f"[yellow]{name} is left out: {problem}[/yellow]")
     rows.add_row("transcripts", str(application.log_dir / "conversations"))
@@ -124,9 +126,27 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
     console.print(rows, highlight=False)
 
 
+def _models_hint(application: Application, runtime: Runtime) -> str:
+    """Why these models, or what to expect of the tiny one."""
+    if TINY in _first_models(runtime):
+        size = "a real model, but a tiny one (135 M parameters): it chats, and is often wrong"
+        return f"{TINY} is {size}. `rolecall setup` connects a better one"
+    origins = (application.sources.get(f"{role.name} models", "") for role in application.roles)
+    deciding = next((origin.removeprefix("auto: ") for origin in origins if origin.startswith("auto: ")), "")
+    return f"chosen because of {deciding}; GEN_MODEL=name@provider chooses another" if deciding else ""
+
+
+def _first_models(runtime: Runtime) -> list[str]:
+    """The models that roles ask first, without duplicates and without those that could not be opened."""
+    usable = ([name for name in role.models if name in runtime.models.by_name] for role in runtime.application.roles)
+    return list(dict.fromkeys(names[0] for names in usable if names))
+
+
 async def prepare_models(console: Console | None, runtime: Runtime) -> None:
-    """Fetch and load the local models: with a progress bar on ``console``, or said in the log."""
-    for name, model in runtime.models.by_name.items():
+    """Fetch and load the local models that are asked first: with a progress bar on ``console``, or said in the log. A
+    fallback is loaded when it is needed."""
+    for name in _first_models(runtime):
+        model = runtime.models.by_name[name]
         if hasattr(model, "warm"):
             await _prepare(console, name, model)
 

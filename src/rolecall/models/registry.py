@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +57,26 @@ PROVIDERS = {
 
 
 Providers = Mapping[str, "Provider | type[Adapter]"]
+AUTO = "auto"
+"""Stands in a role's ``models`` for what ``models_by_key`` chooses."""
+TINY = "smollm2@local"
+"""The model that needs neither a key nor an account: 135 million parameters."""
+BY_KEY = {
+    "openai_api_key": "gpt-5-mini@openai",
+    "gemini_api_key": "gemini-flash-latest@gemini",
+    "google_api_key": "gemini-flash-latest@gemini",
+}
+"""The model that a key alone is enough for, the best one first. Other servers have no model that is always there."""
+
+
+def models_by_key(settings: Settings) -> tuple[list[str], list[str]]:
+    """What ``auto`` stands for, in fallback order, and the settings that decided it: GEN_MODEL; else the model of each
+    key that is set, then ``TINY`` where this machine can run it."""
+    if settings.gen_model:
+        return [part.strip() for part in settings.gen_model.split(",") if part.strip()], ["GEN_MODEL"]
+    deciding = [name for name in BY_KEY if getattr(settings, name)]
+    tiny = [TINY] if settings.local_url or importlib.util.find_spec("xllamacpp") else []
+    return list(dict.fromkeys([*(BY_KEY[name] for name in deciding), *tiny])), [name.upper() for name in deciding]
 
 
 def all_providers(own: Mapping[str, object]) -> Providers:
