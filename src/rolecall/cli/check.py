@@ -1,8 +1,10 @@
-"""`rolecall check`: what is in force and from where; whether it works; what to do where it does not."""
+"""`rolecall check`: what is in force and from where; whether it works; what to do where it does not. `rolecall health`:
+whether a process of this host is alive, for health checks of containers."""
 
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,10 +12,11 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
+from rolecall.bus.processes import ProcessState, live_processes
 from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
 from rolecall.cli.checks_deployment import look_at_deployment
 from rolecall.cli.checks_server import look_at_models, look_at_server
-from rolecall.cli.output import columns, load_quietly, print_lines, print_table
+from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
 from rolecall.cli.scale import source_of_count
 from rolecall.config import Application
 from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings
@@ -35,7 +38,7 @@ async def check(app_dir: Path | None, console: Console) -> int:
     sections = (
         ("Server", server.findings),
         ("Models", await look_at_models(application)),
-        ("Telegram", await look_at_telegram(application)),
+        ("Telegram", await look_at_telegram(application.settings)),
         ("Application", look_at_application(application)),
         ("Deployment checklist", look_at_deployment(application, server)),
     )
@@ -45,6 +48,25 @@ async def check(app_dir: Path | None, console: Console) -> int:
     verdict = f"{failed} of these failed; what to do stands below each" if failed else "Nothing failed."
     print_lines(console, ["", verdict], style="bold")
     return 1 if failed else 0
+
+
+async def health(app_dir: Path | None, kind: str, console: Console) -> int:
+    """Exit status 0 when a process of that ``kind`` on this host renewed its entry within three heartbeats, else 1;
+    a Telegram front end without a token has nothing to do and is well."""
+    host = socket.gethostname()
+    if kind == "telegram" and load_quietly(app_dir).settings.telegram_bot_token is None:
+        print_lines(console, ["idle: no TELEGRAM_BOT_TOKEN is set"])
+        return 0
+    async with visiting(app_dir) as session:
+        alive = [state for state in await live_processes(session.bus) if _is(state, kind, host)]
+    names = ", ".join(state.process.partition("~")[0] for state in alive)
+    print_lines(console, [f"alive: {names}" if alive else f"no process of kind {kind} on {host} is alive"])
+    return 0 if alive else 1
+
+
+def _is(state: ProcessState, kind: str, host: str) -> bool:
+    serves = state.kind == kind or (kind == "http" and bool(state.http))
+    return serves and state.process.partition("~")[0].rpartition(":")[0] == host
 
 
 def _show_settings(application: Application, console: Console) -> None:

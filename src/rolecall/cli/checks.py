@@ -111,9 +111,8 @@ def _time_zone(application: Application) -> Finding:
     return Finding("passed", "time zone", f"transcripts use {zone or 'that of this machine'}")
 
 
-async def look_at_telegram(application: Application) -> list[Finding]:
+async def look_at_telegram(settings: Settings) -> list[Finding]:
     """What Telegram says of the bot of TELEGRAM_BOT_TOKEN. Nothing is changed there."""
-    settings = application.settings
     if settings.telegram_bot_token is None:
         remedy = "get a token from @BotFather and put TELEGRAM_BOT_TOKEN=… into .env"
         return [Finding("not set up", "bot", "no TELEGRAM_BOT_TOKEN", remedy)]

@@ -125,7 +125,7 @@ def health(
 
     Exit status 0 if a process of this kind on this host sent a heartbeat recently, else 1.
     """
-    from rolecall.cli import health as verb
+    from rolecall.cli import check as verb
 
     _run(verb.health(app_dir, kind, _console()))
 
@@ -240,6 +240,17 @@ def new(directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=Fa
     from rolecall.cli import new as verb
 
     raise typer.Exit(verb.new(directory, _console()))
+
+
+@app.command()
+def setup(app_dir: App = None) -> None:
+    """Ask four questions and write .env.
+
+    The model and its key, the Telegram bot, who may use it, and where it runs. Each answer is tested.
+    """
+    from rolecall.cli import setup as verb
+
+    raise typer.Exit(verb.setup(app_dir, _console()))
 
 
 @app.command()
