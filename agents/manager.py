@@ -27,9 +27,12 @@ class ManagerAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Route by the first rule that matches; to the answering role through ``lang``."""
         text, preferences = envelope.text.strip(), await ctx.memory.preferences()
+        verbatim = bool(envelope.payload.get("verbatim"))  # an API client's prompt, where /etc is no command
         roles = {name: info for name, info in ctx.roles.items() if name != self.role}
-        asked = Asked(text, *(parse_command(text) or ("", "")), envelope.payload, preferences, roles)
-        role, text = next(filter(None, (rule(asked) for rule in RULES)))
+        words = ("", "") if verbatim else parse_command(text) or ("", "")
+        asked = Asked(text, *words, envelope.payload, preferences, roles)
+        rules = RULES[RULES.index(role_asked_for) :] if verbatim else RULES
+        role, text = next(filter(None, (rule(asked) for rule in rules)))
         if role not in roles:
             known = f"Unknown role {role!r}. Available: {', '.join(sorted(roles))}."
             hint = " Send /role auto to reset your choice." if role == preferences.get("role") else ""

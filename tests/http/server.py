@@ -7,11 +7,28 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx2
+
+from rolecall.bus.access_keys import revoke_all_keys
+from rolecall.bus.bus import Bus
 from rolecall.config import Application
 from rolecall.frontends.http.app import build
 from rolecall.frontends.http.hosting import HttpFrontEnd
 from rolecall.frontends.http.services import open_services
 from rolecall.frontends.sockets import listen
+from tests.waiting import wait_until
+
+
+async def open_again(bus: Bus, *urls: str) -> None:
+    """Revoke all keys, and wait until the servers at ``urls`` let this machine in without one."""
+    await revoke_all_keys(bus)
+    async with httpx2.AsyncClient() as client:
+        for url in urls:
+
+            async def is_open(url: str = url) -> bool:
+                return (await client.get(f"{url}/info")).status_code == 200
+
+            await wait_until(is_open)
 
 
 @asynccontextmanager

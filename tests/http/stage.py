@@ -71,11 +71,14 @@ class TellAgent(Agent):
     """Tells what it was given."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        history = [[message.role, message.text] for message in await ctx.memory.history()]
+        came = await ctx.memory.history()
+        history = [[message.role, message.text[:200]] for message in came]
         images = [len(image) for image in await ctx.images(envelope)]
         given: dict[str, object] = {
             name: envelope.payload.get(name) for name in ("model", "metadata") if name in envelope.payload
         }
+        if seen := [len(image) for message in came for image in message.images]:
+            given["seen"] = seen
         told: dict[str, object] = {
             "text": envelope.text,
             "history": history,

@@ -31,7 +31,13 @@ class BrokenAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         raise Reject("it is broken")
 
-config = Config(roles=(Role(ManagerAgent), Role(CommandAgent), Role(SampleLLMAgent, instances=2), Role(BrokenAgent)))
+class CutAgent(Agent):
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("Once upon a", finish="length")
+
+config = Config(
+    roles=(Role(ManagerAgent), Role(CommandAgent), Role(SampleLLMAgent, instances=2), Role(BrokenAgent), Role(CutAgent))
+)
 """
 
 

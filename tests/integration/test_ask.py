@@ -43,6 +43,7 @@ def test_json_tells_the_whole_outcome_in_one_object(app: Path) -> None:
         "kind": "final",
         "text": "echo: Hello",
         "model": "echo@test",
+        "finish": "stop",
     }
 
 
@@ -50,6 +51,13 @@ def test_each_call_is_a_conversation_of_its_own_unless_one_is_named(app: Path) -
     first, second = (rolecall(app, "ask", "/whoami").stdout for _ in range(2))
     assert first.startswith("You're terminal:ask-") and first != second
     assert "You're terminal:mine " in rolecall(app, "ask", "/whoami", "--conversation", "terminal:mine").stdout
+
+
+def test_an_answer_that_was_cut_is_told_on_stderr(app: Path) -> None:
+    done = rolecall(app, "ask", "Hello", "--role", "cut")
+    assert (done.stdout, done.returncode) == ("Once upon a\n", 0)
+    assert done.stderr == "rolecall: Cut off at the model's length limit.\n"
+    assert json.loads(rolecall(app, "ask", "Hello", "--role", "cut", "--json").stdout)["finish"] == "length"
 
 
 def test_a_failure_is_on_stderr_with_exit_status_1(app: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 import pytest_asyncio
 from fastapi import routing
 
-from rolecall.bus.access_keys import create_key, revoke_key
+from rolecall.bus.access_keys import create_key
+from rolecall.bus.conversation import active_conversations
 from tests.deployment import Deployment
-from tests.http.server import serving
+from tests.http.server import open_again, serving
 from tests.http.stage import GateAgent, stage
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 HELLO: Any = [{"role": "user", "content": "hello there"}]
@@ -133,14 +136,43 @@ async def test_the_messages_sent_are_the_history(client: openai.AsyncOpenAI) -> 
     assert (found["text"], found["metadata"]) == ("two", {"a": "b"})
 
 
-@pytest.mark.parametrize("way", ["header", "user"])
-async def test_a_named_conversation_is_remembered_here(client: openai.AsyncOpenAI, way: str) -> None:
-    named: Any = {"user": "zoë"} if way == "user" else {"extra_headers": {"X-Conversation-Id": "trip"}}
+async def test_a_named_conversation_is_remembered_here(client: openai.AsyncOpenAI) -> None:
+    named: Any = {"extra_headers": {"X-Conversation-Id": "trip"}}
     raw = await client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, **named)
-    assert raw.headers["x-conversation-id"] in ("http:local:zo%C3%AB", "http:local:trip")
+    assert raw.headers["x-conversation-id"] == "http:local:trip"
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
     found = await told(client, messages, **named)
     assert found["history"] == [["system", "Be brief."], ["user", "hello there"], ["assistant", "echo: hello there"]]
+
+
+USERS: list[dict[str, Any]] = [
+    {"user": "ann"}, {"user": "http:local:trip"}, {"user": "a\nb"}, {"user": "x" * 400}, {"safety_identifier": "ann"},
+    {"prompt_cache_key": "ann"}, {"metadata": {"conversation_id": "ann"}}, {"store": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("same", USERS)
+async def test_no_field_of_the_body_selects_a_conversation(client: openai.AsyncOpenAI, same: dict[str, Any]) -> None:
+    create = client.chat.completions.with_raw_response.create
+    secret: Any = [{"role": "user", "content": "the code is 4711"}]
+    first = await create(model="auto", messages=secret, extra_body=same)
+    messages: Any = [{"role": "system", "content": "Make a title."}, {"role": "user", "content": "weather?"}]
+    second = await create(model="tell", messages=messages, extra_body=same)
+    assert first.headers["x-conversation-id"] != second.headers["x-conversation-id"]
+    content = json.loads(second.parse().choices[0].message.content or "")
+    assert content["history"] == [["system", "Make a title."]]
+
+
+async def test_requests_of_one_user_do_not_wait_for_each_other(client: openai.AsyncOpenAI) -> None:
+    asked = (client.chat.completions.create(model="auto", messages=HELLO, user="user-7") for _ in range(20))
+    assert {answer.choices[0].message.content for answer in await asyncio.gather(*asked)} == {"echo: hello there"}
+
+
+async def test_a_prompt_is_a_command_only_in_a_conversation_that_has_a_name(client: openai.AsyncOpenAI) -> None:
+    for prompt in ("/etc what is it?", "/clear", "/stop", "/lang de", "/tell me"):
+        messages: Any = [{"role": "user", "content": prompt}]
+        answer = await client.chat.completions.create(model="samplellm", messages=messages)
+        assert answer.choices[0].message.content == f"echo: {prompt}"
 
 
 async def test_two_chats_without_a_name_are_two_conversations(client: openai.AsyncOpenAI) -> None:
@@ -156,14 +188,15 @@ async def test_pictures_reach_the_agent(client: openai.AsyncOpenAI) -> None:
     found = await told(client, [{"role": "user", "content": content}])
     assert (found["text"], found["images"]) == ("what is it?", [5])
     found = await told(client, [{"role": "user", "content": content}, *HELLO])
-    assert found["history"] == [["user", "what is it?\n[image]"]]
+    assert (found["history"], found["seen"]) == ([["user", "what is it?"]], [5])
 
 
-async def test_commands_work_too(client: openai.AsyncOpenAI) -> None:
+async def test_commands_work_in_a_conversation_with_a_name(client: openai.AsyncOpenAI) -> None:
     stop: Any = [{"role": "user", "content": "/stop"}]
-    answer = await client.chat.completions.create(model="auto", messages=stop)
+    named = {"X-Conversation-Id": "commands"}
+    answer = await client.chat.completions.create(model="auto", messages=stop, extra_headers=named)
     assert answer.choices[0].message.content == "There is nothing to stop."
-    stream = await client.chat.completions.create(model="auto", messages=stop, stream=True)
+    stream = await client.chat.completions.create(model="auto", messages=stop, stream=True, extra_headers=named)
     pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
     assert "".join(pieces) == "There is nothing to stop."
 
@@ -173,11 +206,9 @@ async def test_commands_work_too(client: openai.AsyncOpenAI) -> None:
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages"),
         ({"n": 2}, "n"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"logprobs": True}, "logprobs"),
     ],
@@ -281,7 +312,7 @@ async def test_a_repeat_with_the_same_key_is_the_same_answer(client: openai.Asyn
 
 async def test_a_wrong_key_is_refused_as_openai_does(deployment: Deployment, url: str) -> None:
     bus = deployment.session.bus
-    key, secret = await create_key(bus, "ann")
+    _, secret = await create_key(bus, "ann")
     async with serving(deployment.session.application) as here:
         async with openai.AsyncOpenAI(base_url=f"{here}/v1", api_key="rk_wrong") as stranger:
             with pytest.raises(openai.AuthenticationError) as caught:
@@ -289,4 +320,101 @@ async def test_a_wrong_key_is_refused_as_openai_does(deployment: Deployment, url
             assert caught.value.code == "invalid_api_key"
         async with openai.AsyncOpenAI(base_url=f"{here}/v1", api_key=secret) as ann:
             assert (await ann.models.list()).data
-    await revoke_key(bus, key.id)
+    await open_again(bus, url)
+
+
+async def test_who_leaves_an_answer_without_a_name_ends_it(
+    client: openai.AsyncOpenAI, deployment: Deployment, url: str
+) -> None:
+    async def running() -> set[str]:
+        return set(await active_conversations(deployment.session.bus))
+
+    async def leave(headers: dict[str, str], stream: bool) -> str:
+        before = await running()
+        body = {"model": "slow", "stream": stream, "messages": [{"role": "user", "content": "1 60"}]}
+        async with httpx2.AsyncClient(base_url=url) as leaving:
+            asking = asyncio.create_task(leaving.post("/v1/chat/completions", json=body, headers=headers))
+            await wait_until(lambda: _grown(running, before))
+            (mine,) = await running() - before
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        return mine
+
+    for stream in (False, True):
+        mine = await leave({}, stream)
+
+        async def ended(mine: str = mine) -> bool:
+            return mine not in await running()
+
+        await wait_until(ended)
+    for headers in ({"X-Conversation-Id": "left behind"}, {"Idempotency-Key": "left behind"}):
+        mine = await leave(headers, True)
+        await asyncio.sleep(0.5)
+        assert mine in await running()
+        await deployment.front.stop(mine)
+
+
+async def _grown(running: Any, before: set[str]) -> bool:
+    return bool(await running() - before)
+
+
+PHOTO = os.urandom(1_500_000)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_photo_is_taken_at_every_place_of_a_chat(client: openai.AsyncOpenAI, stream: bool) -> None:
+    picture = f"data:image/jpeg;base64,{base64.b64encode(PHOTO).decode()}"
+    seen: Any = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": picture}}]
+    messages: Any = [{"role": "user", "content": seen}, {"role": "assistant", "content": "a cat"}, *HELLO]
+    cases: tuple[tuple[Any, str], ...] = (([{"role": "user", "content": seen}], "images"), (messages, "seen"))
+    for asked, where in cases:
+        answer = await client.chat.completions.create(model="tell", messages=asked, stream=stream)
+        if stream:
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in answer]  # type: ignore[union-attr]
+            found = json.loads("".join(pieces))
+        else:
+            found = json.loads(answer.choices[0].message.content or "")  # type: ignore[union-attr]
+        assert found[where] == [len(PHOTO)]
+
+
+async def test_a_photo_is_taken_by_the_native_api_and_one_too_large_is_named(url: str, deployment: Deployment) -> None:
+    async with httpx2.AsyncClient(base_url=url, timeout=30) as plain:
+        for data, status in ((PHOTO, 200), (bytes(21 * 1024 * 1024), 413)):
+            picture = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+            answer = await plain.post("/chat", json={"text": "?", "role": "tell", "images": [picture]})
+            assert answer.status_code == status
+            if status == 200:
+                assert json.loads(answer.json()["text"])["images"] == [len(PHOTO)]
+            else:
+                assert (answer.json()["code"], "20 MB" in answer.json()["detail"]) == ("image_too_large", True)
+        for wrong in ("@" * 300_000, base64.b64encode(PHOTO).decode()[:-3], base64.b64encode(PHOTO).decode() + "AA=A"):
+            picture = f"data:image/png;base64,{wrong}"
+            answer = await plain.post("/chat", json={"text": "?", "images": [picture]})
+            assert answer.status_code == 422 and "base64" in answer.text
+
+
+async def test_strangers_send_nothing_large(deployment: Deployment, url: str) -> None:
+    await create_key(deployment.session.bus, "ann")
+    async with serving(deployment.session.application) as here, httpx2.AsyncClient(base_url=here) as stranger:
+        picture = f"data:image/png;base64,{base64.b64encode(PHOTO).decode()}"
+        refused = await stranger.post("/chat", json={"text": "?", "images": [picture]})
+        assert refused.status_code == 401
+    await open_again(deployment.session.bus, url)
+
+
+async def test_a_long_history_is_cut_and_never_ends_the_chat(client: openai.AsyncOpenAI) -> None:
+    rules: Any = {"role": "system", "content": "Be brief."}
+    for count, size in ((100, 3_000), (10_000, 10), (40, 90_000), (4, 2_900_000)):
+        history = [
+            {"role": ("user", "assistant")[number % 2], "content": f"{number} {'x' * size}"} for number in range(count)
+        ]
+        create = client.chat.completions.with_raw_response.create
+        raw = await create(model="tell", messages=[rules, *history, *HELLO])  # type: ignore[list-item]
+        found = json.loads(raw.parse().choices[0].message.content or "")
+        kept = [text for role, text in found["history"] if role != "system"]
+        assert kept[-1].startswith(f"{count - 1} ") and found["history"][0] == ["system", "Be brief."]
+        cut = int(raw.headers.get("x-history-cut", "0"))
+        assert len(kept) + cut == count
+        if cut:
+            assert found["history"][1] == ["system", f"[{cut} earlier messages of this conversation are left out here, "
+                                           "because they did not fit]"]  # fmt: skip

@@ -95,6 +95,15 @@ def test_a_command_is_completed_by_the_tab_key(app: Path, open_terminal: Open) -
     assert terminal.end() == 0
 
 
+def test_an_answer_that_was_cut_says_so(app: Path, open_terminal: Open) -> None:
+    terminal = open_terminal(app, ROLECALL, "chat", "--name", "cut")
+    terminal.wait_for("›")
+    terminal.send("/cut now\r")
+    terminal.wait_for("Once upon a", "… Cut off at the model's length limit.")
+    terminal.send(CTRL_C)
+    assert terminal.end() == 0
+
+
 def test_a_failure_is_shown_with_its_turn(app: Path, open_terminal: Open) -> None:
     terminal = open_terminal(app, ROLECALL, "chat", "--name", "dan")
     terminal.wait_for("›")

@@ -10,7 +10,7 @@ import msgspec
 
 from rolecall.agent.attachments import Attachments, Document, in_context
 from rolecall.agent.completion import Emit, ModelCompletion, discard
-from rolecall.agent.memory import Memory, brought
+from rolecall.agent.memory import Brought, Memory
 from rolecall.agent.prompts import Prompts
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
@@ -101,9 +101,10 @@ class Context:
         """Every role of the deployment, by name."""
         self.models = services.models
         """Every model of the deployment, by name."""
+        self._brought = Brought(bus, conversation, envelope.payload)
         self.memory = Memory(
             bus, conversation, bus.settings.assistant_history_limit,
-            without=str(envelope.meta.get("again", "")), brought=brought(envelope.payload),
+            without=str(envelope.meta.get("again", "")), brought=self._brought,
         )  # fmt: skip
         """The conversation's history and preferences."""
         self.model_seconds = 0.0

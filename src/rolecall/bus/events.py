@@ -66,6 +66,11 @@ class Event:
         """Whether this event ends the turn."""
         return self.kind in FINAL
 
+    @property
+    def cut(self) -> bool:
+        """Whether the model stopped at its length limit, so that the answer is not whole."""
+        return self.payload.get("finish") == "length"
+
 
 class Wakeups:
     """The pub/sub connection of a process: wakes followers of conversations and receives control broadcasts."""

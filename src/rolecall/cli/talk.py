@@ -24,6 +24,7 @@ from rolecall.config import Application, load
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
 from rolecall.frontends.front import REFUSALS, Front
 from rolecall.frontends.terminal.text import plain
+from rolecall.frontends.texts import say
 from rolecall.session import Session, open_session
 from rolecall.worker.runtime import process_name
 
@@ -54,6 +55,7 @@ class Outcome(msgspec.Struct, frozen=True):
     tokens_in: int = 0
     tokens_out: int = 0
     seconds: float = 0.0
+    finish: str = ""
 
     def print(self, as_json: bool, answer: AnswerText) -> int:
         """Answers and JSON on stdout, what went wrong on stderr; returns the exit status."""
@@ -62,6 +64,8 @@ class Outcome(msgspec.Struct, frozen=True):
         if self.kind == "final":
             if not as_json:
                 _print_rest(self.text, answer)
+                if self.finish == "length":
+                    print(f"rolecall: {say('en', 'answer_cut')}", file=sys.stderr)
             return 0
         if answer.text:
             print()
@@ -187,6 +191,7 @@ async def _ask(assistant: Assistant, question: Question, answer: AnswerText, str
         event.payload.get("tokens_in", 0),
         event.payload.get("tokens_out", 0),
         round(time.monotonic() - began, 3),
+        str(event.payload.get("finish") or ""),
     )
 
 

@@ -222,11 +222,12 @@ class Front:
         mode: Mode = "queue",
         hold: float = 0.0,
         group: str = "",
+        commands: bool = True,
     ) -> Received:
         """Take ``text`` of ``conversation``. Commands of the front lane are carried out here; nothing waits for a
-        model. ``mode``, ``hold`` and ``group`` are those of Bus.admit. Raises ServerUnavailable; whatever the text
-        itself is, is answered."""
-        command = find_command(text)
+        model. Without ``commands`` there are none. ``mode``, ``hold`` and ``group`` are those of Bus.admit. Raises
+        ServerUnavailable; whatever the text itself is, is answered."""
+        command = find_command(text) if commands else None
         if command is not None and command.lane == "front":
             return await self._carry_out(conversation, command.name)
         try:

@@ -20,7 +20,7 @@ from rolecall.settings import Settings
 from rolecall.stats import Metrics
 from rolecall.version import __version__
 
-EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-Request-Id", "X-Task-Id")
+EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-History-Cut", "X-Request-Id", "X-Task-Id")
 ROUTERS = tuple(part.router for part in (probes, auth, chat, completions, operators, metrics, pages))
 
 

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rolecall.frontends.http.problems import RETRY_AFTER_SECONDS, Problem, text
@@ -35,8 +36,8 @@ class RequestBoundary:
     """ASGI middleware around everything else. ``count`` is called with the status of every answer; ``redacted`` removes
     known secrets from a text.
 
-    A Problem that escapes ``app`` is its answer; any other exception is a 500, and in the log with the request's id. A
-    request that is cancelled because the server ends is a 503.
+    An HTTPException that escapes ``app`` is its answer. Any other exception is a 500, and in the log with the request's
+    id. A request that is cancelled because the server ends is a 503.
     """
 
     def __init__(self, app: ASGIApp, count: Callable[[int], None], redacted: Callable[[str], str]) -> None:
@@ -50,7 +51,8 @@ class RequestBoundary:
         scope.setdefault("state", {}).update(request_id=answer.request_id, redacted=self._redacted)
         try:
             await self._app(scope, receive, answer)
-        except Problem as problem:
+        except HTTPException as error:
+            problem = error if isinstance(error, Problem) else Problem.of(error)
             await self._end(problem, answer, scope, receive)
         except asyncio.CancelledError:
             retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}

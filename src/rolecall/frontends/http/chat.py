@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rolecall.bus.events import keeps, told_length
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal, User
+from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, headers_of, submit
 from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -49,7 +50,7 @@ class ChatBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "What is 6 × 7?"}]})
 
-    text: str = Field("", max_length=262_144, description="at most 64 kB of UTF-8; required unless there are images")
+    text: str = Field("", max_length=4_194_304, description="at most 64 kB of UTF-8; required unless there are images")
     conversation_id: str = Field("", max_length=200, description="the conversation to continue; empty starts a new one")
     role: str = Field("", max_length=40, description="the role that answers; empty lets the manager decide")
     model: str = Field("", max_length=200, description="name@provider; empty uses the role's model")
@@ -82,10 +83,10 @@ class Submitted:
              "description": "The server is shutting down; the answer will be at Location"}})  # fmt: skip
 async def chat(
     body: ChatBody, request: Request, response: Response, after: BackgroundTasks, services: ServicesDep, who: User,
-    key: IdempotencyKey = None,
+    uploads: Uploads, key: IdempotencyKey = None,
 ) -> Task:  # fmt: skip
     """Returns the task once it is done or cancelled. If it failed, the status is 502 and the task is in `task`."""
-    submitted = await _submit(body, response, services, who, key)
+    submitted = await _submit(body, response, services, who, key, uploads)
     received, snapshot = submitted.received, submitted.snapshot
     task: Task | NoResult = snapshot.task
     if not snapshot.task.ended:
@@ -103,9 +104,9 @@ async def chat(
 
 
 async def _streamed(
-    body: ChatBody, response: Response, services: ServicesDep, who: User, key: IdempotencyKey = None
+    body: ChatBody, response: Response, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None
 ) -> AsyncIterator[Submitted]:
-    submitted = await _submit(body, response, services, who, key)
+    submitted = await _submit(body, response, services, who, key, uploads)
     try:
         yield submitted
     finally:  # the stream has ended: with its turn, or because the client left
@@ -128,11 +129,11 @@ async def stream(submitted: Annotated[Submitted, Depends(_streamed)], services: 
 @router.post("/chat/async", status_code=202, summary="Ask and fetch the answer later",
              responses={**SUBMITTED, 202: {"headers": TASK_HEADERS}})  # fmt: skip
 async def ask_later(
-    body: ChatBody, response: Response, services: ServicesDep, who: User, key: IdempotencyKey = None
+    body: ChatBody, response: Response, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None
 ) -> Task:  # fmt: skip
     """Returns the task, which can be fetched at `Location`. A command that was executed at once has the status 200 and
     no task."""
-    submitted = await _submit(body, response, services, who, key)
+    submitted = await _submit(body, response, services, who, key, uploads)
     response.status_code = 202 if submitted.received.turn else 200
     return submitted.snapshot.task
 
@@ -188,8 +189,15 @@ async def cancel(task_id: TaskId, services: ServicesDep, who: User) -> Task:
     return (await find_task(services.bus, snapshot.ref)).task
 
 
-async def _submit(body: ChatBody, response: Response, services: Services, who: Principal, key: str | None) -> Submitted:
-    received = await submit(services, who, body.chat_request(), key)
+async def _submit(
+    body: ChatBody,
+    response: Response,
+    services: Services,
+    who: Principal,
+    key: str | None,
+    uploads: Mapping[str, Upload],
+) -> Submitted:
+    received = await submit(services, who, body.chat_request(), key, uploads)
     response.headers.update(headers_of(received))
     return Submitted(received, await accepted_task(services.bus, received))
 

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.background import BackgroundTask
 
 from rolecall.bus.events import AnswerText, Event
 from rolecall.bus.turn import FIRST_ROLE
+from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import User
-from rolecall.frontends.http.intake import ChatRequest, IdempotencyKey, headers_of, submit
+from rolecall.frontends.http.body import Uploads
+from rolecall.frontends.http.completion_request import AUTO, CompletionBody
+from rolecall.frontends.http.intake import IdempotencyKey, fitted, headers_of, submit
 from rolecall.frontends.http.problems import NO_RETRY, Problem, openai_error, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Events, Streaming, until_stopped
@@ -28,15 +31,13 @@ from rolecall.frontends.http.task import (
     Task,
     TaskSnapshot,
     accepted_task,
+    cancel_task,
     ended_task,
     follow_task,
     note_delivered,
     wait_for,
 )
 
-AUTO = "auto"
-IMAGE_PLACEHOLDER = "[image]"
-"""Stands for an image in the messages before the last."""
 DONE = ServerSentEvent(raw_data="[DONE]")
 ConversationId = Annotated[str, Header(alias="X-Conversation-Id", max_length=2000)]
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -45,141 +46,21 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-# ── requests ────────────────────────────────────────────────────────────────────────────────────
-
-
-class ImageUrl(BaseModel):
-    """An image as a data URL."""
-
-    url: str
-
-
-class ContentPart(BaseModel):
-    """A part of a message: text or an image."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: Annotated[str, Field(max_length=40)]
-    text: str = ""
-    image_url: ImageUrl | None = None
-
-
-class ChatMessage(BaseModel):
-    """One message of the conversation so far."""
-
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
-
-    @property
-    def parts(self) -> list[ContentPart]:
-        """The content as parts."""
-        if isinstance(self.content, str):
-            return [ContentPart(type="text", text=self.content)]
-        return self.content or []
-
-    @property
-    def text(self) -> str:
-        """The content as text, with a placeholder for each image."""
-        return "\n".join(IMAGE_PLACEHOLDER if part.type == "image_url" else part.text for part in self.parts)
-
-    def supported_parts(self) -> list[ContentPart]:
-        """The content as parts. Raises Problem (400) unless each is text or an image."""
-        for part in self.parts:
-            if part.type not in ("text", "image_url") or (part.type == "image_url" and part.image_url is None):
-                detail = text("unsupported_content", type=repr(part.type))
-                raise Problem(400, detail, "unsupported_content", param="messages")
-        return self.parts
-
-
-class StreamOptions(BaseModel):
-    """What a stream includes besides the answer."""
-
-    include_usage: bool | None = False
-
-
-class CompletionBody(BaseModel):
-    """A chat completion request. Other fields are ignored, including sampling parameters: the deployment sets those."""
-
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={"examples": [{"model": "auto", "messages": [{"role": "user", "content": "Hello!"}]}]},
-    )
-
-    messages: list[ChatMessage] = Field(min_length=1, max_length=2048)
-    model: str = Field(AUTO, max_length=200, description="a role, a configured model, or auto")
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=150, description="the conversation, unless X-Conversation-Id names one")
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
-        None, max_length=16
-    )
-    n: int | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
-    logprobs: bool | None = None
-    modalities: list[str] | None = None
-
-    def chat_request(self, conversation: str, roles: frozenset[str], models: frozenset[str]) -> ChatRequest:
-        """The request to submit. Raises Problem for what is not supported."""
-        self._check_parameters()
-        *before, last = self.messages
-        if last.role != "user":
-            raise Problem(400, text("last_message_not_user"), "invalid_messages", param="messages")
-        if self.model not in {AUTO, *roles, *models}:
-            known = ", ".join((AUTO, *sorted(roles)))
-            detail = text("model_not_found", name=repr(self.model[:100]), models=known)
-            raise Problem(404, detail, "model_not_found", param="model")
-        message = "\n".join(part.text for part in last.supported_parts() if part.type == "text")
-        images = [part.image_url.url for part in last.supported_parts() if part.image_url]
-        if not message.strip() and not images:
-            raise Problem(400, text("last_message_empty"), "invalid_messages", param="messages")
-        return ChatRequest(
-            message,
-            conversation or self.user or "",
-            self.model if self.model in roles else "",
-            "" if self.model in roles or self.model == AUTO else self.model,
-            metadata=self.metadata or {},
-            images=images,
-            history=[_history_entry(message) for message in before if message.text],
-        )
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream should end with the usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    def _check_parameters(self) -> None:
-        unsupported = {
-            "n": self.n not in (None, 1),
-            "tool_choice": self.tool_choice not in (None, "auto", "none"),
-            "response_format": (self.response_format or {}).get("type", "text") != "text",
-            "logprobs": bool(self.logprobs),
-            "modalities": bool(self.modalities) and self.modalities != ["text"],
-        }
-        for name, is_unsupported in unsupported.items():
-            if is_unsupported:
-                raise Problem(400, text("unsupported_parameter", name=name), "unsupported_parameter", param=name)
-
-
-def _history_entry(message: ChatMessage) -> dict[str, str]:
-    role = "system" if message.role in ("system", "developer") else message.role
-    return {"role": role if role in ("system", "assistant") else "user", "text": message.text}
-
-
 # ── responses ───────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class ChatCompletion:
     """A chat completion in the making: the task in ``snapshot``, answered as ``model``. ``sent`` is the text that the
-    client has. It can only grow, so an answer that is restarted with different text ends the stream."""
+    client has. It can only grow, so an answer that is restarted with different text ends the stream. ``ended`` says
+    whether its task has."""
 
     received: Received
     snapshot: TaskSnapshot
     model: str
     usage: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ended: bool = False
     answer: AnswerText = field(default_factory=AnswerText)
     sent: str = ""
 
@@ -195,7 +76,7 @@ class ChatCompletion:
         known = self.sent if event.kind == "final" else self.sent[: len(self.answer.text)]
         return not self.answer.text.startswith(known)
 
-    def ended(self, event: Event) -> Task:
+    def task_after(self, event: Event) -> Task:
         """The task after the last ``event``; a command executed at once has no payload."""
         return self.snapshot.ref.ended_task(event.payload) if event.payload else self.snapshot.task
 
@@ -302,13 +183,24 @@ async def show_model(name: str, services: ServicesDep, _: User) -> dict[str, Any
 
 
 async def _submit(
-    body: CompletionBody, response: Response, services: ServicesDep, who: User, key: IdempotencyKey = None,
-    conversation: ConversationId = "",
-) -> ChatCompletion:  # fmt: skip
+    body: CompletionBody, response: Response, services: ServicesDep, who: User, uploads: Uploads,
+    key: IdempotencyKey = None, conversation: ConversationId = "",
+) -> AsyncIterator[ChatCompletion]:  # fmt: skip
     models = frozenset(services.application.model_names)
-    received = await submit(services, who, body.chat_request(unquote(conversation), _roles(services), models), key)
-    response.headers.update(headers_of(received))
-    return ChatCompletion(received, await accepted_task(services.bus, received), body.model, body.wants_usage)
+    request, cut = fitted(services, body.chat_request(unquote(conversation), _roles(services), models))
+    received = await submit(services, who, request, key, uploads)
+    headers = {**headers_of(received), **({"X-History-Cut": str(cut)} if cut else {})}
+    response.headers.update(headers)
+    snapshot = await accepted_task(services.bus, received)
+    completion = ChatCompletion(received, snapshot, body.model, body.wants_usage, headers)
+    try:
+        yield completion
+    finally:
+        # Nobody can come back for an answer without a name, so its model is better used for others.
+        left = not completion.ended and not services.stopping.is_set()
+        if left and received.turn and not conversation and not key:
+            with suppress(ServerError):
+                await cancel_task(services, snapshot.ref)
 
 
 Submission = Annotated[ChatCompletion, Depends(_submit)]
@@ -324,15 +216,16 @@ async def stream_completion(completion: Submission, services: ServicesDep) -> Ev
 
 @router.post("/chat/completions", summary="Create a chat completion", response_model=None, responses=RESPONSES)
 async def complete(request: Request, services: ServicesDep, completion: Submission) -> Response:
-    """`model` is a role, a configured model, or `auto`: the manager decides. The messages before the last replace the
-    stored history, unless all of them are system messages. `X-Conversation-Id` or `user` names the conversation."""
+    """`model` is a role, a configured model, or `auto`: the manager decides. The messages replace the stored history,
+    unless all but the last are system messages. `X-Conversation-Id` names the conversation."""
     received, snapshot = completion.received, completion.snapshot
-    task, headers = snapshot.task, headers_of(received)
+    task, headers = snapshot.task, completion.headers
     if not task.ended:
         found = await wait_for(services, request, ended_task(services, snapshot.ref, received.before))
         if not isinstance(found, Task):
             raise Problem(503, text("server_stopping"), "server_stopping", headers={**headers, "Retry-After": "1"})
         task = found
+    completion.ended = True
     if task.state != "done":
         status = 409 if task.state == "cancelled" else 502
         raise Problem(status, _reason(task), task.state, headers={**headers, **NO_RETRY})
@@ -352,7 +245,8 @@ async def _chunks(services: Services, completion: ChatCompletion) -> Events:
             if new:
                 yield completion.chunk({"content": new})
             if event.last:
-                for chunk in completion.last_chunks(completion.ended(event)):
+                completion.ended = True
+                for chunk in completion.last_chunks(completion.task_after(event)):
                     yield chunk
     await note_delivered(services, completion.received)
 

@@ -5,7 +5,6 @@ Pure ASGI, around all routes. It reads the whole body, up to its limit, so that 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import ipaddress
 import math
@@ -16,15 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.requests import cookie_parser
+from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS
+from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS, require
+from rolecall.frontends.http.body import BodyReader, close_uploads
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.sockets import LOOPBACK, host_name, is_local
 from rolecall.settings import Settings
 
-BODY_BYTES = 256 * 1024
 HEADER_BYTES = 16 * 1024
 MAX_CALLERS = 4096
 """Callers whose rate is remembered; idle ones are forgotten first."""
@@ -36,7 +35,7 @@ class RequestGuard:
 
     def __init__(self, app: ASGIApp, settings: Settings, host: str) -> None:
         self._app = app
-        self._settings = settings
+        self._bodies = BodyReader(settings, lambda scope: require(Request(scope)))
         self._hosts = _Hosts(host, split_list(settings.http_hosts))
         self._origins = split_list(settings.http_origins)
         self._rates = RateLimit(settings.http_requests, settings.http_requests_per_minute)
@@ -46,14 +45,20 @@ class RequestGuard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         self._check_headers(scope)
-        body = await self._read_body(scope, receive)
+        try:
+            body = await self._bodies.read(scope, receive)
+            await self._pass_on(scope, _replay(body, receive), send)
+        finally:
+            close_uploads(scope)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(UNLIMITED_PATHS):
-            return await self._app(scope, _replay(body, receive), send)
+            return await self._app(scope, receive, send)
         caller = _caller_of(scope)
         if (wait := self._rates.enter(caller)) is not None:
             raise Problem(429, text("too_many_requests", seconds=wait), headers={"retry-after": str(wait)})
         try:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, receive, send)
         finally:
             self._rates.leave(caller)
 
@@ -75,26 +80,6 @@ class RequestGuard:
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         return origin in self._origins or _without_default_port(origin) == _without_default_port(f"//{host}")
-
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read the whole body. Raises Problem as soon as it is known to be too large, or when it takes too long."""
-        announced = next(iter(_header_values(scope, b"content-length")), "0")
-        if announced.isdigit() and int(announced) > BODY_BYTES:
-            raise _too_large()
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._settings.http_read_seconds):
-                more = True
-                while more:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    more = message["type"] == "http.request" and message.get("more_body", False)
-                    if len(body) > BODY_BYTES:
-                        raise _too_large()
-        except TimeoutError:
-            detail = text("request_too_slow", seconds=f"{self._settings.http_read_seconds:g}")
-            raise Problem(408, detail, "request_timeout") from None
-        return bytes(body)
 
 
 def split_list(setting: str) -> list[str]:
@@ -133,10 +118,6 @@ def _without_default_port(address: str) -> tuple[str, int | None] | None:
     except ValueError:
         return None
     return (parts.hostname.lower(), None if port in (80, 443) else port) if parts.hostname else None
-
-
-def _too_large() -> Problem:
-    return Problem(413, text("body_too_large", limit=BODY_BYTES // 1024))
 
 
 def _header_values(scope: Scope, name: bytes) -> list[str]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import dataclasses
 import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import Header
+from msgspec.structs import replace
 
 from rolecall.bus.blobs import Blobs
+from rolecall.bus.client_request import MAX_BYTES, ClientMessage, ClientRequest, fitting, lifetime, store_request
 from rolecall.bus.envelope import MAX_TEXT_BYTES, check_conversation
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
+from rolecall.frontends.http.body import Upload
 from rolecall.frontends.http.problems import NO_RETRY, Problem, bus_timeout, text
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
@@ -27,6 +33,9 @@ from rolecall.frontends.http.task import TaskRef
 PREFIX = "http:"
 DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.ASCII | re.DOTALL)
 MAX_IMAGES = 16
+NOTHING = ClientRequest()
+NO_UPLOADS: Mapping[str, Upload] = MappingProxyType({})
+TITLE_CHARS = 60
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?", re.ASCII)
 IdempotencyKey = Annotated[
     str | None,
@@ -38,8 +47,10 @@ OVERLOADED = {"FULL": (429, 5), "BUSY": (503, 10)}
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A message to be answered. ``images`` are data URLs. ``history`` is a list of {role, text}: if all of it is of the
-    system it goes before the stored history, else it replaces that."""
+    """A message to be answered. ``images`` are data URLs, or names of uploads. ``client`` is what the client brings
+    along, its images likewise: if all its messages are of the system they go before the stored history, else they
+    replace that. ``end_user`` is whom the client calls its user. Without ``commands`` a text such as /help is a text.
+    """
 
     text: str
     conversation: str = ""
@@ -48,33 +59,42 @@ class ChatRequest:
     priority: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     images: Sequence[str] = ()
-    history: Sequence[Mapping[str, str]] = ()
+    client: ClientRequest = NOTHING
+    end_user: str = ""
+    commands: bool = True
 
-    def payload(self, blobs: Sequence[str]) -> dict[str, Any]:
-        """What travels with the text. Empty values are left out, so that a repeated request has the same digest."""
+    @property
+    def given(self) -> dict[str, Any]:
+        """What travels with the text as it is. Empty values are left out, so that a repeated request has the same
+        digest."""
         given = {
-            "role": self.role, "model": self.model, "metadata": dict(self.metadata), "images": list(blobs),
-            "history": list(self.history),
+            "role": self.role, "model": self.model, "metadata": dict(self.metadata), "verbatim": not self.commands,
         }  # fmt: skip
         return {name: value for name, value in given.items() if value}
 
 
-async def submit(services: Services, who: Principal, request: ChatRequest, idempotency_key: str | None) -> Received:
+async def submit(
+    services: Services,
+    who: Principal,
+    request: ChatRequest,
+    idempotency_key: str | None,
+    uploads: Mapping[str, Upload] = NO_UPLOADS,
+) -> Received:
     """Admit a message as a turn, or execute it at once if it is such a command. Raises Problem when it is refused and
     ServerUnavailable when the bus cannot be reached."""
     _check(services, request)
     _check_idempotency_key(idempotency_key)
     conversation = conversation_of(who, request.conversation, idempotency_key)
     async with bus_timeout():
-        blobs = [await _store_image(services, conversation, url) for url in request.images]
         received = await services.front.receive(
             conversation,
             request.text,
-            payload=request.payload(blobs),
+            payload={**request.given, **await _stored(services, conversation, request, uploads)},
             idempotency=_scoped(who, idempotency_key) if idempotency_key else None,
             principal=f"{PREFIX}{who.id}",
-            title=who.name,
+            title=_title(who, request.end_user),
             priority=request.priority,
+            commands=request.commands,
         )
     if received.refused:
         raise _refused(received)
@@ -93,6 +113,13 @@ def conversation_of(who: Principal, given: str, idempotency_key: str | None = No
         return check_conversation(given if given.startswith(PREFIX) else own + given)
     except RolecallError as error:
         raise Problem(422, text("bad_conversation", reason=error), param="conversation_id") from None
+
+
+def fitted(services: Services, request: ChatRequest) -> tuple[ChatRequest, int]:
+    """``request`` with as much of its client's history as can be stored, and how many messages are left out."""
+    most = min(MAX_BYTES, services.settings.blob_megabytes * 1024 * 1024 // 2)
+    client, cut = fitting(request.client, most)
+    return dataclasses.replace(request, client=client), cut
 
 
 def headers_of(received: Received) -> dict[str, str]:
@@ -128,7 +155,34 @@ def _scoped(who: Principal, idempotency_key: str) -> str:
     return hashlib.sha256(f"{who.id}\0{who.digest}\0{idempotency_key}".encode()).hexdigest()[:32]
 
 
-async def _store_image(services: Services, conversation: str, url: str) -> str:
+async def _stored(
+    services: Services, conversation: str, request: ChatRequest, uploads: Mapping[str, Upload]
+) -> dict[str, Any]:
+    """The parts of the payload that are kept elsewhere: pictures, and what is too large for an envelope."""
+    bus, client = services.bus, request.client
+    blobs = Blobs(bus) if request.conversation else Blobs(bus, lifetime(bus))
+    found = {"images": [await _store_image(blobs, conversation, url, uploads) for url in request.images]}
+    if client.plain:
+        listed = [{"role": message.role, "text": message.text} for message in client.before if message.text]
+        return {name: value for name, value in {**found, "history": listed}.items() if value}
+
+    async def kept(messages: Sequence[ClientMessage]) -> tuple[ClientMessage, ...]:
+        with_pictures = [message for message in messages if message.images][-MAX_IMAGES:]
+        return tuple([
+            replace(one, images=tuple([await _store_image(blobs, conversation, url, uploads) for url in one.images]))
+            if one in with_pictures else replace(one, text=f"{one.text}\n[image]".strip(), images=())
+            if one.images else one
+            for one in messages
+        ])  # fmt: skip
+
+    client = replace(client, before=await kept(client.before), after=await kept(client.after))
+    found["request"] = await store_request(bus, conversation, client)  # type: ignore[assignment]
+    return {name: value for name, value in found.items() if value}
+
+
+async def _store_image(blobs: Blobs, conversation: str, url: str, uploads: Mapping[str, Upload]) -> str:
+    if (upload := uploads.get(url)) is not None:
+        return await blobs.put(conversation, await asyncio.to_thread(upload.read), upload.media_type)
     found = DATA_URL.fullmatch(url)
     if found is None:
         raise Problem(422, text("bad_image"), param="images")
@@ -136,7 +190,13 @@ async def _store_image(services: Services, conversation: str, url: str) -> str:
         data = base64.b64decode(found[2], validate=True)
     except (binascii.Error, ValueError):
         raise Problem(422, text("bad_base64"), param="images") from None
-    return await Blobs(services.bus).put(conversation, data, found[1])
+    return await blobs.put(conversation, data, found[1])
+
+
+def _title(who: Principal, end_user: str) -> str:
+    """What transcripts call the conversation: the key's name, and whom its owner calls the user."""
+    shown = "".join(char if char.isprintable() else " " for char in end_user[:TITLE_CHARS]).strip()
+    return f"{who.name}: {shown}" if shown else who.name
 
 
 def _refused(received: Received) -> Problem:

@@ -12,7 +12,7 @@ from rolecall.bus.processes import instance_counts
 from rolecall.config import Role
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User
-from rolecall.frontends.http.guard import BODY_BYTES
+from rolecall.frontends.http.body import BODY_BYTES, LARGE_BYTES
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.version import __version__
 
@@ -50,6 +50,8 @@ async def info(services: ServicesDep, _: User) -> dict[str, Any]:
         "models": services.application.model_names,
         "limits": {
             "body_bytes": BODY_BYTES,
+            "chat_bytes": LARGE_BYTES,
+            "image_bytes": settings.blob_megabytes * 1024 * 1024,
             "text_bytes": MAX_TEXT_BYTES,
             "waiting_turns_of_a_conversation": settings.mailbox_limit,
             "unfinished_turns_of_a_user": settings.user_limit,

@@ -45,6 +45,11 @@ class Problem(HTTPException):
         super().__init__(status, detail, dict(headers) if headers else None)
         self.code, self.param, self.more = code or CODES.get(status, "error"), param, more
 
+    @classmethod
+    def of(cls, error: StarletteHTTPException) -> Problem:
+        """Any error with a status as a Problem."""
+        return cls(error.status_code, str(error.detail), headers=error.headers)
+
     def status_at(self, path: str) -> int:
         """The status that answers a request for ``path``: OpenAI's clients know no 422, and get 400."""
         return 400 if self.status_code == 422 and path.startswith(OPENAI_PREFIX) else self.status_code
@@ -119,7 +124,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     if error.status_code == HTTPStatus.NO_CONTENT:
         return Response(status_code=error.status_code, headers=error.headers)
-    return _response(request, Problem(error.status_code, str(error.detail), headers=error.headers))
+    return _response(request, Problem.of(error))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import MissingExtra, NothingRunning, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
+from rolecall.frontends.texts import say
 
 if TYPE_CHECKING:
     from rolecall.frontends.terminal.prompt import Line, Prompt
@@ -213,12 +214,14 @@ class Chat:
         if rest is None:
             await self._show([*self._ended(), ("dim", "… the answer is, in full:")])
         await self._grow(event.text if rest is None else rest)
-        await self._show([*self._ended(), ("", "")])
+        cut = [("dim", f"… {say('en', 'answer_cut')}")] if event.cut else []
+        await self._show([*self._ended(), *cut, ("", "")])
 
     async def _answer_beside(self, said: Said) -> None:
         async for event in self._front.follow(said.received):
             if event.last:
-                await self._settle_beside(said, event.text, "error" if event.kind == "error" else "")
+                text = f"{event.text}\n… {say('en', 'answer_cut')}" if event.cut else event.text
+                await self._settle_beside(said, text, "error" if event.kind == "error" else "")
                 await self._delivered(said, event)
 
     # ── showing ─────────────────────────────────────────────────────────────────────────────────

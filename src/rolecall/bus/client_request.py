@@ -1,0 +1,143 @@
+"""What a client of the HTTP API brings along with its message: a history of its own, tools and options.
+
+It can be larger than an envelope, so it is stored as a blob, and the payload's ``request`` is its id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.bus import Bus
+
+MEDIA_TYPE = "application/vnd.rolecall.request"
+MAX_MESSAGES = 2048
+MAX_BYTES = 2 * 1024 * 1024
+PLAIN_BYTES = 64 * 1024
+CUT_TEXT = "[{count} earlier messages of this conversation are left out here, because they did not fit]"
+CUT_MARK = " … [cut] … "
+
+
+class ClientCall(msgspec.Struct, frozen=True):
+    """A tool call of an earlier answer; ``arguments`` is JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str = "{}"
+    signature: str = ""
+    """What the model's provider wants back with the call."""
+
+
+class ClientMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message of the client's history. ``images`` are ids of blobs; ``call`` is the call that a tool's message is the
+    result of."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    text: str = ""
+    images: tuple[str, ...] = ()
+    calls: tuple[ClientCall, ...] = ()
+    call: str = ""
+    name: str = ""
+    """The name of its author, where several take part."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+        return len(self.text.encode("utf-8", "replace")) + sum(len(call.arguments) + 100 for call in self.calls) + 100
+
+
+class ClientTool(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool that the client runs itself; ``parameters`` is the JSON schema of an object."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class ClientRequest(msgspec.Struct, frozen=True, omit_defaults=True, rename={"schema": "json_schema"}):
+    """A client's request but for the user's last message, which is the envelope's. ``before`` and ``after`` are the
+    messages before and after that one. ``choice`` is auto, none, required, or the name of the tool to call."""
+
+    before: tuple[ClientMessage, ...] = ()
+    after: tuple[ClientMessage, ...] = ()
+    tools: tuple[ClientTool, ...] = ()
+    choice: str = "auto"
+    parallel: bool = True
+    schema: dict[str, Any] | None = None
+    """The JSON schema that the answer has to match; the empty one asks for any JSON object."""
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is nothing but a short history of text, which an envelope can carry."""
+        if msgspec.structs.replace(self, before=()) != ClientRequest():
+            return False
+        only_text = all(one == ClientMessage(one.role, one.text) and one.role != "tool" for one in self.before)
+        return only_text and sum(one.size for one in self.before) <= PLAIN_BYTES
+
+
+def fitting(request: ClientRequest, most: int = MAX_BYTES) -> tuple[ClientRequest, int]:
+    """``request`` with at most about ``most`` bytes, and how many messages are left out for that. What comes after the
+    user's last message stays; of long texts the middle goes."""
+    after, budget = request.after, most // 2
+    if (size := sum(message.size for message in after)) > budget:
+        after = tuple(_shortened(message, budget // len(after)) for message in after)
+        size = budget
+    before, cut = _newest(request.before, most - size)
+    return msgspec.structs.replace(request, before=tuple(before), after=after), cut
+
+
+def _newest(messages: Sequence[ClientMessage], most: int) -> tuple[list[ClientMessage], int]:
+    """The newest ``messages`` of ``most`` bytes, and how many older ones are left out. System messages stay; a message
+    stands for those left out. A tool's result never stays without its call."""
+    kept: list[ClientMessage] = []
+    room, full, cut = most, False, 0
+    for message in reversed(messages):
+        one = _shortened(message, most // 2)
+        full = full or one.size > room or len(kept) >= MAX_MESSAGES
+        if full and (message.role != "system" or one.size > room):
+            cut += 1
+            continue
+        room -= one.size
+        kept.append(one)
+    kept.reverse()
+    if not cut:
+        return kept, 0
+    first = next((n for n, message in enumerate(kept) if message.role != "system"), len(kept))
+    while first < len(kept) and kept[first].role == "tool":
+        del kept[first]
+        cut += 1
+    kept.insert(first, ClientMessage("system", CUT_TEXT.format(count=cut)))
+    return kept, cut
+
+
+async def store_request(bus: Bus, conversation: str, request: ClientRequest) -> str:
+    """Store a request for as long as its turn can last; returns the id of the blob."""
+    return await Blobs(bus, lifetime(bus)).put(conversation, msgspec.json.encode(request), MEDIA_TYPE)
+
+
+async def load_request(bus: Bus, conversation: str, blob_id: str) -> ClientRequest | None:
+    """The stored request; None once it has expired."""
+    blob = await Blobs(bus).get(conversation, blob_id)
+    return msgspec.json.decode(blob.data, type=ClientRequest) if blob is not None else None
+
+
+def lifetime(bus: Bus) -> float:
+    """How many hours what belongs to a single turn is stored."""
+    return 2 * bus.settings.turn_seconds / 3600
+
+
+def _shortened(message: ClientMessage, most: int) -> ClientMessage:
+    """``message`` without its middle, if it alone is too long."""
+    if message.size <= most:
+        return message
+    half = most // 8  # characters have up to four bytes
+    text = f"{message.text[:half]}{CUT_MARK}{message.text[-half:]}"
+    return msgspec.structs.replace(message, text=text)
