@@ -55,7 +55,7 @@ async def test_the_request_names_model_messages_and_limits(vendor: Vendor) -> No
         Message("system", "Be kind."),
         Message("user", "Bye"),
     )
-    connection = await asked(vendor, Request(messages, max_tokens=9, temperature=0.5))
+    connection = await asked(vendor, Request(messages, max_tokens=9, temperature=0.5, top_p=0.9, seed=7, stop=("END",)))
     assert connection.path == "/v1beta/models/gemini-3-flash:streamGenerateContent?alt=sse"
     assert connection.headers["x-goog-api-key"] == "g-1"
     assert connection.body == {
@@ -65,7 +65,13 @@ async def test_the_request_names_model_messages_and_limits(vendor: Vendor) -> No
             {"role": "model", "parts": [{"text": "Hi!"}]},
             {"role": "user", "parts": [{"text": "Bye"}]},
         ],
-        "generationConfig": {"maxOutputTokens": 9, "temperature": 0.5},
+        "generationConfig": {
+            "maxOutputTokens": 9,
+            "temperature": 0.5,
+            "topP": 0.9,
+            "seed": 7,
+            "stopSequences": ["END"],
+        },
     }
 
 

@@ -40,14 +40,15 @@ async def answered(vendor: Vendor, request: Request, name: str = "m", **settings
 
 
 async def test_the_request_names_model_messages_and_limits(vendor: Vendor) -> None:
-    request = Request((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9, temperature=0.5)
+    messages = (Message("system", "Be brief."), Message("user", "Hi"))
+    request = Request(messages, max_tokens=9, temperature=0.5, top_p=0.9, seed=7, stop=("END",))
     await answered(vendor, request, "llama3.2:3b")
     assert vendor.connections[0].path == "/api/chat"
     assert vendor.connections[0].body == {
         "model": "llama3.2:3b",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         "stream": True,
-        "options": {"num_predict": 9, "temperature": 0.5},
+        "options": {"num_predict": 9, "temperature": 0.5, "top_p": 0.9, "seed": 7, "stop": ["END"]},
     }
     assert "authorization" not in vendor.connections[0].headers
 

@@ -135,7 +135,8 @@ def test_another_server_is_asked_by_it_only_where_the_name_says_so() -> None:
 
 
 async def test_the_request_names_model_messages_and_limits_and_stores_nothing(vendor: Vendor) -> None:
-    request = Request((Message("system", "Be brief."), Message("user", "Hi")), max_tokens=9, temperature=0.5)
+    messages = (Message("system", "Be brief."), Message("user", "Hi"))
+    request = Request(messages, max_tokens=9, temperature=0.5, top_p=0.9)
     assert await asked(vendor, request, "gpt-4o") == {
         "model": "gpt-4o",
         "input": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
@@ -143,6 +144,7 @@ async def test_the_request_names_model_messages_and_limits_and_stores_nothing(ve
         "store": False,
         "max_output_tokens": 9,
         "temperature": 0.5,
+        "top_p": 0.9,
     }
 
 

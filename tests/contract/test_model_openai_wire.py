@@ -108,6 +108,18 @@ async def test_the_request_names_model_messages_and_limits(vendor: Vendor) -> No
     assert connection.headers["authorization"] == "Bearer sk-1"
 
 
+TOOL = ToolSpec("weather", "Tell the weather", {"type": "object", "properties": {}})
+
+
+async def test_sampling_stop_words_and_names_are_passed_on(vendor: Vendor) -> None:
+    options: dict[str, Any] = {"top_p": 0.9, "seed": 7, "stop": ("END",), "parallel": False, "tools": (TOOL,)}
+    body = (await asked(vendor, Request((Message("user", "Hi", name="ann"),), **options))).body
+    assert (body["top_p"], body["seed"], body["stop"], body["parallel_tool_calls"]) == (0.9, 7, ["END"], False)
+    assert body["messages"] == [{"role": "user", "content": "Hi", "name": "ann"}]
+    body = (await asked(vendor, Request(HELLO.messages, **options), "gpt-5")).body
+    assert not {"top_p", "stop"} & set(body)
+
+
 async def test_what_the_request_leaves_open_is_left_to_the_server(vendor: Vendor) -> None:
     connection = await asked(vendor, HELLO)
     assert set(connection.body) == {"model", "messages", "stream", "stream_options"}

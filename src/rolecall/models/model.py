@@ -41,6 +41,8 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     images: tuple[bytes, ...] = ()
     calls: tuple[ToolCall, ...] = ()
     call: str = ""
+    name: str = ""
+    """The name of its author, where several take part; adapters whose provider has no place for it leave it out."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -57,7 +59,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to answer: the messages, oldest first, and limits; ``timeout`` in seconds for the whole answer.
 
     ``tools`` may be called, with ``must_call`` one has to be. ``schema``, a JSON schema, asks for an answer that is
-    JSON of that form; the adapter passes it on, whoever asks checks the answer.
+    JSON of that form; the adapter passes it on, whoever asks checks the answer. An adapter leaves out what its provider
+    does not know: ``top_p``, ``seed``, ``stop``, ``parallel``.
     """
 
     messages: tuple[Message, ...]
@@ -68,6 +71,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     must_call: bool = False
     schema: dict[str, Any] | None = None
     caller: Caller | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Words that end the answer, and are not part of it."""
+    parallel: bool = True
+    """Whether the model may call several tools at once."""
 
 
 class Delta(msgspec.Struct, frozen=True):

@@ -250,6 +250,9 @@ def _body(model: str, request: Request) -> dict[str, Any]:
     config: dict[str, Any] = {
         "max_output_tokens": request.max_tokens,
         "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "stop_sequences": list(request.stop) or None,
         # Both would have the SDK ask again by itself.
         "automatic_function_calling": {"disable": True},
         "automatic_continuation": False,

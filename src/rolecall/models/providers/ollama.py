@@ -115,7 +115,10 @@ class OllamaModel:
                 yield event
 
     def _body(self, request: Request) -> dict[str, Any]:
-        given = {"num_predict": request.max_tokens, "temperature": request.temperature}
+        given = {
+            "num_predict": request.max_tokens, "temperature": request.temperature, "top_p": request.top_p,
+            "seed": request.seed, "stop": list(request.stop) or None,
+        }  # fmt: skip
         options = {name: value for name, value in given.items() if value is not None}
         names = names_of_calls(request.messages)
         body: dict[str, Any] = {

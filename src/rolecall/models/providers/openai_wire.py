@@ -80,8 +80,12 @@ def chat_body(model: str, request: Request, official: bool) -> dict[str, Any]:
     given = {
         "max_completion_tokens" if official or thinks else "max_tokens": request.max_tokens,
         "temperature": None if thinks else request.temperature,
+        "top_p": None if thinks else request.top_p,
+        "seed": request.seed,
+        "stop": None if thinks else list(request.stop) or None,
         "tools": [_tool(tool) for tool in request.tools] or None,
         "tool_choice": "required" if request.must_call and request.tools else None,
+        "parallel_tool_calls": False if request.tools and not request.parallel else None,
         "response_format": _response_format(request.schema) if request.schema else None,
     }
     return {
@@ -193,6 +197,8 @@ def _message(message: Message, system: str) -> dict[str, Any]:
         made["tool_calls"] = [_call(call) for call in message.calls]
     if message.role == "tool":
         made["tool_call_id"] = message.call
+    if message.name:
+        made["name"] = message.name
     return made
 
 
@@ -215,6 +221,8 @@ def responses_body(model: str, request: Request) -> dict[str, Any]:
     given = {
         "max_output_tokens": request.max_tokens,
         "temperature": None if thinks else request.temperature,
+        "top_p": None if thinks else request.top_p,
+        "parallel_tool_calls": False if request.tools and not request.parallel else None,
         "tools": _tools(model, request.tools) or None,
         "tool_choice": "required" if request.must_call and request.tools else None,
         "text": {"format": _format(request.schema)} if request.schema else None,
