@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 class BackgroundTasks:
     """A set of tasks whose failures are logged instead of raised.
 
-    What the server did is logged without a traceback, and only once per outage; any other exception with one.
+    An outage of the server is not logged here, because its connections do so once for all; what else the server did is
+    logged without a traceback, and any other exception with one.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._unavailable = False
 
     def __len__(self) -> int:
         """How many tasks are running."""
@@ -40,8 +40,6 @@ class BackgroundTasks:
             await work
         except Exception as error:  # the boundary: background work must not end what it accompanies
             self._report(error, name)
-        else:
-            self._unavailable = False
 
     async def repeat(
         self, step: Callable[[], Awaitable[object]], seconds: float, name: str, *, delay: float = 0
@@ -73,16 +71,18 @@ class BackgroundTasks:
         error = task.exception()
         if isinstance(error, Exception):
             self._report(error, task.get_name())
-        elif error is None:
-            self._unavailable = False
 
     def _report(self, error: Exception, name: str) -> None:
         if not isinstance(error, ServerError):
             logger.error("%s failed", name, exc_info=error)
             return
-        repeated = isinstance(error, ServerUnavailable) and self._unavailable
-        self._unavailable = self._unavailable or isinstance(error, ServerUnavailable)
-        logger.log(logging.DEBUG if repeated else logging.INFO, "%s: %s", name, error)
+        logger.log(log_level(error), "%s: %s", name, error)
+
+
+def log_level(error: ServerError) -> int:
+    """The level to log ``error`` at: DEBUG for an outage, which the connections tell once for all that wait for its
+    end, else WARNING."""
+    return logging.DEBUG if isinstance(error, ServerUnavailable) else logging.WARNING
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:

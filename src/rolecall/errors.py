@@ -81,23 +81,25 @@ class UnknownRole(RolecallError):
 
 
 class ServerError(RolecallError):
-    """Root of what can go wrong between this process and its Redis or Valkey server. ``__cause__`` holds the error of
-    the client library. Loops that must survive whatever the server does catch this class."""
-
-
-class ServerUnavailable(ServerError):
-    """Raised when the Redis or Valkey server cannot be reached, is on its way back, or is too old."""
-
-
-class ServerRefused(ServerError):
-    """Raised when the server answers a command with an error; ``code`` is its first word, such as WRONGTYPE."""
+    """Root of what can go wrong between this process and its Redis or Valkey server. ``code`` is the first word of the
+    server's answer, such as READONLY; empty when it gave none. ``__cause__`` holds the error of the client library.
+    Loops that must survive whatever the server does catch this class."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
         self.code = code
 
 
-class ServerFull(ServerRefused):
+class ServerUnavailable(ServerError):
+    """Raised when the Redis or Valkey server cannot be reached, answers that it cannot do this now, or is too old. The
+    same command may succeed later: wait and repeat it. redis/outage.py decides which answers mean that."""
+
+
+class ServerRefused(ServerError):
+    """Raised when the server answers a command with an error that repeating it does not change."""
+
+
+class ServerFull(ServerUnavailable):
     """Raised when the server refuses a write because it is out of memory; nothing was written."""
 
 

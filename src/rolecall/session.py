@@ -68,6 +68,8 @@ async def open_session(application: Application, process: str, *, start: bool) -
             found = await server.check()
             bus = Bus(server, settings, process)
             await bus.prepare()
+            for warning in (await server.condition()).warnings:
+                logger.warning("the server at %s: %s", server.address, warning)
             async with _kept_alive(server, embedded):
                 yield Session(application, server, bus, found, embedded)
         finally:
@@ -155,6 +157,7 @@ async def _kept_alive(server: RedisServer, embedded: EmbeddedServer | None) -> A
 
 
 async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
+    told = ""
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         if server.connected:
@@ -162,6 +165,10 @@ async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
         try:
             if await embedded.revive():
                 logger.warning("the bundled server died and was restarted")
-            await server.ping()
+            told = ""
+            with suppress(ServerUnavailable):  # told by the connection
+                await server.ping()
         except (ServerError, ConfigError, OSError) as error:
-            logger.warning("the bundled server: %s", error)
+            if str(error) != told:
+                logger.warning("the bundled server: %s", error)
+            told = str(error)

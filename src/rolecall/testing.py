@@ -32,7 +32,7 @@ from rolecall.bus.turn import snapshot
 from rolecall.config import Config, Role
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
-from rolecall.redis.pipeline import translated
+from rolecall.redis.outage import translated
 from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
 from rolecall.settings import Settings
 from rolecall.worker.roster import Roster, role_infos

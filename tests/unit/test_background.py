@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 
 from rolecall.background import BackgroundTasks
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerRefused, ServerUnavailable
 
 
 async def raising(error: Exception) -> None:
     raise error
 
 
-async def test_an_outage_is_logged_once_and_again_after_a_success(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_outage_is_left_to_the_connections_to_log_and_a_refusal_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     tasks = BackgroundTasks()
-    for work in (raising(ServerUnavailable("away")), raising(ServerUnavailable("away")), asyncio.sleep(0)):
-        await tasks.attempt(work, "registry")
-    await tasks.attempt(raising(ServerUnavailable("away again")), "registry")
-    assert caplog.messages == ["registry: away", "registry: away again"]
+    for error in (ServerUnavailable("away"), ServerUnavailable("away"), ServerRefused("no permission", "NOPERM")):
+        await tasks.attempt(raising(error), "registry")
+    assert caplog.messages == ["registry: no permission"]
     assert not any(record.exc_info for record in caplog.records)
 
 

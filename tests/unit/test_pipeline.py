@@ -46,7 +46,7 @@ async def test_a_server_out_of_memory_is_told_apart(tmp_path: Path) -> None:
 async def test_a_demoted_server_is_an_outage_that_scripts_wait_out(tmp_path: Path) -> None:
     async with own_server(tmp_path) as server:
         await server.call("REPLICAOF", "127.0.0.1", 1)
-        with pytest.raises(ServerUnavailable, match="read only"):
+        with pytest.raises(ServerUnavailable, match="read-only"):
             await server.call("SET", "a", "b")
         waiting = asyncio.create_task(server.run(LEASE, lease=keys.lease("x"), token="me", lasts=60_000))
         await asyncio.sleep(0.2)

@@ -32,8 +32,8 @@ class Bus:
         """Store shard count and key schema on first use. Raises ConfigError if the server has other ones."""
         born = hashlib.sha256(f"{self.process}{time.time_ns()}".encode()).hexdigest()[:12]
         for name, value in (("shards", len(self.shards)), ("schema", SCHEMA), ("born", born)):
-            await self.server.call("HSETNX", keys.META, name, value)
-        shards, schema = await self.server.call("HMGET", keys.META, "shards", "schema")
+            await self.server.fetch("HSETNX", keys.META, name, value)
+        shards, schema = await self.server.fetch("HMGET", keys.META, "shards", "schema")
         if int(shards) != len(self.shards):
             raise ConfigError(
                 f"SHARDS={len(self.shards)} is invalid: this server was set up with {int(shards)} shards; set "

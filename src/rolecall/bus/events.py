@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from rolecall.background import log_level
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import TurnState, snapshot
@@ -94,7 +95,7 @@ class Wakeups:
                 if message is not None:
                     self._received(message)
             except ServerError as error:
-                logger.info("wake-ups: %s", error)
+                logger.log(log_level(error), "wake-ups: %s", error)
                 await asyncio.sleep(0.2)
                 self._wake_everyone()
 
@@ -188,7 +189,7 @@ async def follow(
                         yield event
                     return
             except ServerUnavailable as error:
-                logger.info("following %s: %s", conversation, error)
+                logger.debug("following %s: %s", conversation, error)
             # A wake-up means a new event; a turn without events any more is looked up at intervals.
             look = not await _doze(woken)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.background import BackgroundTasks
+from rolecall.background import BackgroundTasks, log_level
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import create_group
 from rolecall.bus.turn import EntryPlace, Records, TurnBlock, turn_block
@@ -99,7 +99,7 @@ class Outbox:
                     try:
                         await self._serve()
                     except ServerError as error:
-                        logger.info("the outbox of %s: %s", self.front, error)
+                        logger.log(log_level(error), "the outbox of %s: %s", self.front, error)
                     await self._leave()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
@@ -220,7 +220,9 @@ class Outbox:
                 found = entry if entry.payload is not None else await self._load(entry)
                 if found is None or await self._deliver(found):
                     return True
-            except (ServerError, OSError) as error:  # OSError: the front end's own network
+            except ServerError as error:
+                logger.log(log_level(error), "%s: the delivery waits: %s", entry.conversation, error)
+            except OSError as error:  # the front end's own network
                 logger.info("%s: the delivery waits: %s", entry.conversation, error)
             except Exception as error:  # the boundary: an error in one delivery must not stop all others
                 failures += 1

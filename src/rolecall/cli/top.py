@@ -130,12 +130,17 @@ async def top(app_dir: Path | None, console: Console) -> int:
     return 0
 
 
-def screen(alive: Sequence[ProcessState], figures: Mapping[str, Any], height: int | None) -> list[RenderableType]:
-    """What is shown of the processes and of stats.summary, in ``height`` lines if given."""
+def screen(
+    alive: Sequence[ProcessState], figures: Mapping[str, Any], height: int | None, troubles: Sequence[str] = ()
+) -> list[RenderableType]:
+    """What is shown of the processes, of stats.summary and of the server's troubles, in ``height`` lines if given."""
     instances = [instance for state in alive for instance in state.instances]
     rows = [*summary(figures), ""]
-    room = None if height is None else max(3, height - OTHER_LINES - len(figures["instances"]) - len(alive))
-    return [Text("\n".join(rows)), _roles(figures), Text(""), _instances(instances, room), Text(""), _processes(alive)]
+    taken = OTHER_LINES + len(figures["instances"]) + len(alive) + len(troubles)
+    room = None if height is None else max(3, height - taken)
+    shown: list[RenderableType] = [Text(f"server  {trouble}", style="bold yellow") for trouble in troubles]
+    shown += [Text("\n".join(rows)), _roles(figures), Text(""), _instances(instances, room), Text("")]
+    return [*shown, _processes(alive)]
 
 
 async def _refresh(session: Session, live: Live, height: int) -> None:
@@ -149,7 +154,10 @@ async def _look(session: Session, height: int | None) -> list[RenderableType]:
     await ask_for_reports(session.bus)
     roles = [role.name for role in session.application.roles]
     figures = await stats.summary(session.bus, roles, session.application.model_names)
-    return screen(await live_processes(session.bus), figures, height)
+    condition = await session.server.condition()
+    refuses = session.server.outage.reason or condition.refuses
+    troubles = [*([f"new messages wait: {refuses}"] if refuses else []), *condition.warnings]
+    return screen(await live_processes(session.bus), figures, height, troubles)
 
 
 def _roles(figures: Mapping[str, Any]) -> Table:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rolecall.background import cancel_and_wait
+from rolecall.background import cancel_and_wait, log_level
 from rolecall.bus.admission import Admission, Mode, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
@@ -312,5 +312,5 @@ async def _register(session: Session, kind: str, began: float) -> None:
         try:
             await register(session.bus, state)
         except ServerError as error:
-            logger.info("not registered: %s", error)
+            logger.log(log_level(error), "not registered: %s", error)
         await asyncio.sleep(session.application.settings.heartbeat_seconds)

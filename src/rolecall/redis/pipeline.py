@@ -7,59 +7,50 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import hiredis
 from redis.asyncio import ConnectionPool
-from redis.exceptions import (
-    ClusterDownError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavailable
+from rolecall.errors import ServerUnavailable
+from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
 from rolecall.redis.scripts import Arg, loaded_scripts
 
-OUTAGES = (
-    RedisConnectionError, RedisTimeoutError, OSError, ReadOnlyError, TryAgainError, ClusterDownError,
-)  # fmt: skip
-"""Lost connections, and replies of a server on its way back. redis-py makes a ConnectionError of LOADING and a
-ClusterDownError of MASTERDOWN."""
-OUTAGE_CODES = ("NOREPLICAS", "BUSY", "UNBLOCKED")
-"""More such replies, which redis-py has no class for."""
-CODES: dict[type[BaseException], str] = {
-    OutOfMemoryError: "OOM",
-    NoScriptError: "NOSCRIPT",
-    NoPermissionError: "NOPERM",
-}
-"""The codes that redis-py removes from the text of these errors."""
+CONNECT_SECONDS = 5.0
+"""How long opening a connection may take in all: name, TCP, TLS, user and password, scripts. A peer that accepts and
+then says nothing is given up like one that does not accept."""
+SETTLED_SECONDS = 1.0
+"""The age at which a connection to a replica is opened anew: once a second while the address still leads there."""
 
 Connection = Any
 """redis-py's asyncio connection, which is untyped."""
 
 
 class Wire:
-    """One connection, written and read by two tasks; replies are matched to commands by their order."""
+    """One connection, written and read by two tasks; replies are matched to commands by their order.
 
-    def __init__(self, pool: ConnectionPool, timeout: float) -> None:
+    ``demoted`` is called when the server turns out to be a replica; the connection is then opened anew, by name.
+    """
+
+    def __init__(self, pool: ConnectionPool, timeout: float, outage: Outage, demoted: Callable[[], None]) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._outage = outage
+        self._demoted = demoted
+        self._failing = False
+        self._opened = 0.0
         self._connection: Connection = None
         self._outgoing: list[bytes] = []
         self._queued: list[asyncio.Future[Any]] = []
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._answered = 0.0
+        self._heard_at = 0.0
         self._closed = False
 
     @property
@@ -82,19 +73,22 @@ class Wire:
             with suppress(asyncio.CancelledError):
                 await self._task
         self._fail(RedisConnectionError("the connection was closed"))
+        self._outage.forget(self)
 
     async def _serve(self) -> None:
         """Connect, write and read until the connection fails and everything unanswered with it; then start over."""
-        # On Python 3.11 a TaskGroup that fails while it is cancelled forgets the cancellation: hence the flag.
-        while not self._closed:
+        # On Python 3.11 a TaskGroup that fails while it is cancelled forgets the cancellation, but the task still
+        # counts it. Without a look at the count, asyncio.run would wait for this task for ever.
+        task = asyncio.current_task()
+        while not self._closed and not (task is not None and task.cancelling()):
             await self._something.wait()
             try:
                 connection = await self._connect()
-                self._answered = time.monotonic()
+                self._heard()
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._write(connection), name="rolecall wire writer")
                     group.create_task(self._read(connection), name="rolecall wire reader")
-                    group.create_task(self._watch(), name="rolecall wire watch")
+                    group.create_task(self._watch(connection), name="rolecall wire watch")
             except* (RedisError, OSError) as failures:
                 self._fail(_first(failures))
             finally:
@@ -102,11 +96,19 @@ class Wire:
 
     async def _connect(self) -> Connection:
         connection = new_connection(self._pool)
-        await connection.connect()
+        loads = [packed(("SCRIPT", "LOAD", known.body)) for known in loaded_scripts()]
+        try:
+            async with connecting(connection):
+                await connection.send_packed_command(b"".join(loads))
+                for _ in loads:
+                    await connection.read_response()
+        except BaseException:
+            await close(connection)
+            raise
+        on_bytes(connection, self._heard)
         self._connection = connection
-        for known in loaded_scripts():
-            await connection.send_command("SCRIPT", "LOAD", known.body)
-            await connection.read_response()
+        self._opened = time.monotonic()
+        self._works()
         return connection
 
     async def _write(self, connection: Connection) -> None:
@@ -115,7 +117,7 @@ class Wire:
             self._something.clear()
             batch, self._outgoing = self._outgoing, []
             if not self._waiting:
-                self._answered = time.monotonic()
+                self._heard()
             self._waiting.extend(self._queued)
             self._queued.clear()
             await connection.send_packed_command(b"".join(batch), check_health=False)
@@ -127,22 +129,54 @@ class Wire:
                 reply = await connection.read_response(timeout=math.inf)
             except ResponseError as refused:
                 error = refused
-            self._answered = time.monotonic()
             future = self._waiting.popleft()
             if future.done():
                 continue
-            if error is None:
-                future.set_result(reply)
-            else:
-                future.set_exception(server_error(error))
+            if error is not None:
+                self._refuse(future, error)
+                continue
+            future.set_result(reply)
+            if self._failing:
+                self._works()
 
-    async def _watch(self) -> None:
+    def _refuse(self, future: asyncio.Future[Any], error: ResponseError) -> None:
+        """Answer a command with the server's error. Raises it when the server is a replica: then all else that waits
+        fails with it, and is repeated where the address leads now."""
+        found = server_error(error)
+        future.set_exception(found)
+        if isinstance(found, ServerUnavailable):
+            self._note(found)
+        if found.code in DEMOTED and time.monotonic() - self._opened > SETTLED_SECONDS:
+            self._demoted()
+            raise error
+
+    def _note(self, error: ServerUnavailable) -> None:
+        if error.code in REFUSES_WRITES:
+            return self._outage.begin(WRITES, error)
+        self._failing = True
+        self._outage.begin(self, error)
+
+    def _works(self) -> None:
+        self._failing = False
+        self._outage.end(self)
+
+    async def _watch(self, connection: Connection) -> None:
+        """Fail when the server, asked, neither sends nor takes a byte for ``timeout``: large values may take longer."""
+        unsent = 0
         while True:
             await asyncio.sleep(self._timeout / 4)
-            if self._waiting and time.monotonic() - self._answered > self._timeout:
+            before, unsent = unsent, unsent_bytes(connection)
+            if unsent < before:
+                self._heard()
+            if self._waiting and time.monotonic() - self._heard_at > self._timeout:
                 raise RedisTimeoutError(f"no answer within {self._timeout:g} s")
 
+    def _heard(self) -> None:
+        self._heard_at = time.monotonic()
+
     def _fail(self, error: BaseException) -> None:
+        if isinstance(found := server_error(error), ServerUnavailable) and not self._closed:
+            self._note(found)
         pending = [*self._waiting, *self._queued]
         self._waiting.clear()
         self._queued.clear()
@@ -155,32 +189,53 @@ class Wire:
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(RedisError, OSError):
-                await connection.disconnect(nowait=True)
+            await close(connection)
 
 
-def server_error(error: BaseException) -> ServerError:
-    """The ServerError for an error of redis-py or the operating system, which becomes its cause."""
-    text = str(error) or type(error).__name__
-    code = CODES.get(type(error), "") or (text.split()[0] if isinstance(error, ResponseError) else "")
-    found: ServerError
-    if isinstance(error, OUTAGES) or code in OUTAGE_CODES:
-        found = ServerUnavailable(f"the server is unavailable: {text}")
-    elif isinstance(error, OutOfMemoryError):
-        found = ServerFull(f"the server is out of memory: {text}", code)
-    else:
-        found = ServerRefused(text, code)
-    found.__cause__ = error
-    return found
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Raise errors of redis-py and the operating system as ServerError."""
+@asynccontextmanager
+async def connecting(connection: Connection) -> AsyncIterator[None]:
+    """Open ``connection`` and do what it needs first, in the block, within CONNECT_SECONDS. Raises what redis-py
+    raises."""
     try:
-        yield
-    except (RedisError, OSError) as error:
-        raise server_error(error) from error
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await connection.connect()
+            yield
+    except TimeoutError:
+        raise RedisTimeoutError(f"no answer to a new connection within {CONNECT_SECONDS:g} s") from None
+
+
+def on_bytes(connection: Connection, heard: Callable[[], None]) -> None:
+    """Call ``heard`` whenever bytes arrive on ``connection``, which is open: a large reply is a sign of life before it
+    is whole. (redis-py has no public way to its stream and transport.)"""
+    stream = connection._reader
+    feed = stream.feed_data
+
+    def fed(data: bytes) -> None:
+        heard()
+        feed(data)
+
+    stream.feed_data = fed
+
+
+def unsent_bytes(connection: Connection) -> int:
+    """How much of what was written the operating system has not taken yet."""
+    writer = connection._writer
+    return 0 if writer is None else writer.transport.get_write_buffer_size()
+
+
+async def close(connection: Connection) -> None:
+    """Close ``connection`` without waiting for its peer. A read in progress fails."""
+    cut(connection)
+    with suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+
+
+def cut(connection: Connection) -> None:
+    """End ``connection`` now, so that its reader fails and connects again. What is unsent is dropped: closing a
+    transport would wait until a peer that may be gone has taken it."""
+    writer = connection._writer
+    if writer is not None:
+        writer.transport.abort()
 
 
 def new_connection(pool: ConnectionPool) -> Connection:

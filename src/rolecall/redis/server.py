@@ -15,14 +15,20 @@ from typing import Any, Protocol
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rolecall.errors import ConfigError, ServerError, ServerRefused, ServerUnavailable
-from rolecall.redis.pipeline import Connection, Wire, new_connection, packed, translated
+from rolecall.errors import ConfigError, ServerError, ServerFull, ServerRefused, ServerUnavailable
+from rolecall.redis.condition import SECTIONS, ServerCondition
+from rolecall.redis.outage import WRITES, Outage, translated
+from rolecall.redis.pipeline import Connection, Wire, close, connecting, cut, new_connection, on_bytes, packed
 from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.subscriber import Subscriber
 
 BLOCK_MS = 2000
+"""How long a blocking read waits at the server, at most."""
+SILENCE_SECONDS = BLOCK_MS / 1000 + 2
+"""A reader's server that says nothing for so long is taken to be away."""
 MINIMUM_VERSION = (7, 0)
 
 
@@ -40,13 +46,13 @@ class Server(Protocol):
         ...
 
     async def fetch(self, *args: Arg) -> Any:
-        """The raw reply of a command that changes nothing, repeated as ``run`` repeats a script. Raises ServerError."""
+        """The raw reply of a command that may be repeated, repeated as ``run`` repeats a script. Raises ServerError."""
         ...
 
     async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         """The raw reply of ``script`` with its keys and arguments by name, repeated while the server is unavailable, up
-        to a patience. Scripts are idempotent by their guards, so a repeat is safe. Raises ServerError, and ScriptError
-        for a missing or unexpected name."""
+        to a patience, but not while it is full. Scripts are idempotent by their guards, so a repeat is safe. Raises
+        ServerError, and ScriptError for a missing or unexpected name."""
         ...
 
 
@@ -63,7 +69,8 @@ class Reader(Protocol):
 
 
 class RedisServer:
-    """The connections of one process to a Redis or Valkey server at ``url``."""
+    """The connections of one process to a Redis or Valkey server at ``url``. ``outage`` tells what keeps the process
+    from using it."""
 
     def __init__(
         self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0, patience: float = 30.0
@@ -77,8 +84,11 @@ class RedisServer:
             "socket_connect_timeout": 2,
             "client_name": name,
         }
+        self.outage = Outage(self.address)
+        # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancellation.
+        # Each kind of connection has limits of its own.
         self._pool = ConnectionPool.from_url(url, socket_timeout=None, **self._options)
-        self._wire = Wire(self._pool, socket_timeout)
+        self._wire = Wire(self._pool, socket_timeout, self.outage, self._reconnect)
         self._readers: list[BlockingReader] = []
         self._subscribers: list[Subscriber] = []
 
@@ -98,23 +108,22 @@ class RedisServer:
         """See Server.run."""
         arguments = script.arguments(blocks, values)
         try:
-            return await self._patiently(lambda: self._evaluate(script, arguments))
+            reply = await self._patiently(lambda: self._evaluate(script, arguments))
+            if self.outage.reason and self.outage.quiet and not script.reads:
+                self.outage.end(WRITES)
+            return reply
         except TypeError as error:  # an argument that cannot be written to a connection
             raise script.mistake(blocks, values) from error
 
     def reader(self) -> BlockingReader:
         """A new connection for blocking reads, closed with this server."""
-        options = {**self._options, "socket_timeout": BLOCK_MS / 1000 + 2}
-        reader = BlockingReader(new_connection(ConnectionPool.from_url(self.url, **options)), self)
+        reader = BlockingReader(new_connection(self._pool), self)
         self._readers.append(reader)
         return reader
 
     def pubsub(self) -> Subscriber:
         """A new connection for publish/subscribe, closed with this server."""
-        # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancellation.
-        # A hanging connection is harmless: followers also poll.
-        pool = ConnectionPool.from_url(self.url, socket_timeout=None, **self._options)
-        self._subscribers.append(Subscriber(new_connection(pool)))
+        self._subscribers.append(Subscriber(new_connection(self._pool), self.outage))
         return self._subscribers[-1]
 
     async def check(self) -> str:
@@ -138,6 +147,13 @@ class RedisServer:
     async def info(self, *sections: str) -> dict[str, str]:
         """The fields of INFO. Raises ServerError."""
         return _parse_info(await self.call("INFO", *sections))
+
+    async def condition(self) -> ServerCondition:
+        """The server's condition as far as this user may ask. Raises ServerUnavailable."""
+        try:
+            return ServerCondition.of(await self.info(*SECTIONS))
+        except ServerRefused:
+            return ServerCondition()
 
     async def ping(self) -> float:
         """The seconds that one round trip takes; opens the connection. Raises ServerError."""
@@ -175,16 +191,31 @@ class RedisServer:
     def _parts(self) -> list[Wire | BlockingReader | Subscriber]:
         return [*self._readers, *self._subscribers, self._wire]
 
+    def _reconnect(self) -> None:
+        """Leave a server that has become a replica with all connections; the command connection does so itself."""
+        parts: list[BlockingReader | Subscriber] = [*self._readers, *self._subscribers]
+        for part in parts:
+            part.reconnect()
+
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        give_up = time.monotonic() + self.patience
+        give_up, refused = time.monotonic() + self.patience, False
         while True:
             try:
-                return await ask()
+                reply = await ask()
+            except ServerFull:
+                raise
             except ServerUnavailable as error:
                 if time.monotonic() > give_up:
                     text = f"the server did not answer for {self.patience:g} s"
-                    raise ServerUnavailable(text) from error.__cause__
+                    if error.code:
+                        text = f"{error}, for {self.patience:g} s"
+                    raise ServerUnavailable(text, error.code) from error.__cause__
+                refused = True
                 await asyncio.sleep(random.uniform(0.05, 0.5))
+            else:
+                if refused:
+                    self.outage.end(WRITES)
+                return reply
 
     async def _evaluate(self, script: Script, arguments: Sequence[Arg]) -> Any:
         known, whole = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
@@ -203,6 +234,7 @@ class BlockingReader:
         self._connection = connection
         self._server = server
         self._id = 0
+        self._limit: asyncio.Timeout | None = None
         self._reads = 0
         self._reading = 0
 
@@ -217,14 +249,39 @@ class BlockingReader:
         self._reading = self._reads
         try:
             with translated():
-                if not self._connection.is_connected:
-                    await self._connection.connect()
-                    await self._connection.send_command("CLIENT", "ID")
-                    self._id = int(await self._connection.read_response())
-                await self._connection.send_packed_command(packed(args))
-                return await self._connection.read_response()
+                reply = await self._read(packed(args))
+        except ServerUnavailable as error:
+            self._server.outage.begin(self, error)
+            await close(self._connection)  # a replica is left, and what is half open would wait once more
+            raise
         finally:
             self._reading = 0
+        self._server.outage.end(self)
+        return reply
+
+    async def _read(self, command: bytes) -> Any:
+        if not self._connection.is_connected:
+            async with connecting(self._connection):
+                await self._connection.send_command("CLIENT", "ID")
+                self._id = int(await self._connection.read_response())
+                on_bytes(self._connection, self._heard)
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS) as self._limit:
+                await self._connection.send_packed_command(command)
+                return await self._connection.read_response()
+        except TimeoutError:
+            raise RedisTimeoutError(f"no answer within {SILENCE_SECONDS:g} s") from None
+        finally:
+            self._limit = None
+
+    def _heard(self) -> None:
+        """A large reply may take its time, as long as bytes arrive."""
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
+
+    def reconnect(self) -> None:
+        """Open the connection anew, even while it is read."""
+        cut(self._connection)
 
     async def wake(self) -> None:
         """See Reader.wake. Repeats CLIENT UNBLOCK, because the read may not have reached the server yet."""
@@ -237,8 +294,8 @@ class BlockingReader:
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
-        with suppress(RedisError, OSError):
-            await self._connection.disconnect(nowait=True)
+        self._server.outage.forget(self)
+        await close(self._connection)
 
 
 @asynccontextmanager

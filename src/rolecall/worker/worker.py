@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 
+from rolecall.background import log_level
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, Demand, ensure_groups, hand_back, read_entry, renew, streams_of, take
 from rolecall.bus.turn import turns_in_flight
@@ -117,7 +118,7 @@ class Worker:
                 await self.check_leases()
                 self._note_renewal()
             except ServerError as error:
-                logger.warning("leases could not be renewed: %s", error)
+                logger.log(log_level(error), "leases could not be renewed: %s", error)
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
     def _note_renewal(self) -> None:
@@ -173,7 +174,7 @@ class Intake:
             except ServerError as error:
                 if isinstance(error, ServerRefused) and error.code == "NOGROUP" and await self._recreated():
                     continue
-                logger.warning("shard %d: %s", self.shard.number, error)
+                logger.log(log_level(error), "shard %d: %s", self.shard.number, error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, 1.0)
 

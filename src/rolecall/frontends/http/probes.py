@@ -28,15 +28,19 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", summary="Check that a message sent now would be answered")
 @router.get("/health", summary="The same as /health/ready")
 async def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
-    """200 if the bus is reachable and every configured role has a live instance; otherwise 503 and what is missing."""
+    """200 if the bus accepts messages and every configured role has a live instance; otherwise 503, and ``why`` or what
+    is missing. ``warnings`` tell what to look after before it fails."""
+    server, missing, warnings = services.session.server, list[str](), list[str]()
     try:
-        missing = await missing_roles(services)
-    except ServerError:
+        condition, missing = await server.condition(), await missing_roles(services)
+        why, warnings = server.outage.reason or condition.refuses, list(condition.warnings)
+    except ServerError as error:
+        why = server.outage.reason or error.code or "it cannot be reached"
+    ok = not why and not missing
+    if not ok:
         response.status_code = 503
-        return {"status": "unavailable", "bus": "away", "missing": []}
-    if missing:
-        response.status_code = 503
-    return {"status": "unavailable" if missing else "ok", "bus": "ok", "missing": missing}
+    told = {"status": "ok" if ok else "unavailable", "bus": "away" if why else "ok", "missing": missing}
+    return {**told, "why": f"the server: {why}" if why else "", "warnings": [f"the server: {one}" for one in warnings]}
 
 
 @router.get("/info", summary="Describe the deployment")

@@ -88,7 +88,7 @@ class Receiver:
             try:
                 return await step()
             except ServerUnavailable as error:
-                logger.info("an update is retried: %s", error)
+                logger.debug("an update is retried: %s", error)
             except Exception as error:  # the boundary: no update may block the ones after it
                 return self._failed(error, incoming)
             await asyncio.sleep(pause)

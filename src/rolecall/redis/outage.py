@@ -1,0 +1,123 @@
+"""Outages of the server: which of its answers mean "not now", and what is said while it cannot be used.
+
+The only module that tells a passing failure from a final one. It goes by the code of the answer, which redis-py cuts
+off the text of most errors and keeps in ``status_code``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavailable
+
+logger = logging.getLogger(__name__)
+TRANSIENT = {
+    "BUSY": "it is busy running a script",
+    "CLUSTERDOWN": "its cluster is down",
+    "LOADING": "it is still loading its data",
+    "MASTERDOWN": "it is a replica without its primary",
+    "MISCONF": "it cannot save its data to disk",
+    "NOAUTH": "it does not accept our user and password",
+    "NOREPLICAS": "it has too few replicas to accept writes",
+    "OOM": "it is out of memory",
+    "READONLY": "it is a read-only replica",
+    "TRYAGAIN": "its cluster is moving our keys",
+    "UNBLOCKED": "it has become a replica",
+    "WRONGPASS": "it does not accept our user and password",
+}
+"""Code of an answer that will change without our doing → what it says about the server. All other codes are final."""
+DEMOTED = frozenset({"MASTERDOWN", "READONLY", "UNBLOCKED"})
+"""The answers of a replica: another server is the primary now, and the configured address may lead to it already."""
+REFUSES_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
+"""The answers of a server that still serves reads, so that an answered read does not end the outage."""
+UNAVAILABLE = "the server is unavailable: "
+UNREACHABLE = "it cannot be reached"
+WRITES = "writes"
+QUIET_SECONDS = 10.0
+"""Writes that succeed end an outage of writes when none was refused for so long: not all scripts write each time."""
+
+
+class Outage:
+    """Why a process cannot use its server at the moment, over all its connections. Logged once when the outage begins
+    and once when it ends, however many commands fail in between."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._failing: dict[object, str] = {}
+        self._began = 0.0
+        self._refused = 0.0
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, such as "it is a read-only replica (READONLY)"; empty while the server can be used. Names no
+        address."""
+        return next(iter(self._failing.values()), "")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was refused for QUIET_SECONDS."""
+        return time.monotonic() - self._refused > QUIET_SECONDS
+
+    def begin(self, part: object, error: ServerUnavailable) -> None:
+        """Note that ``part``, a connection or WRITES, does not work."""
+        self._refused = time.monotonic()
+        if not self._failing:
+            self._began = self._refused
+            why = str(error).removeprefix(UNAVAILABLE)
+            logger.warning("the server at %s is unavailable, waiting: %s", self._address, why)
+        self._failing[part] = _reason(error.code)
+
+    def forget(self, part: object) -> None:
+        """Note that ``part`` is closed."""
+        self._failing.pop(part, None)
+
+    def end(self, part: object) -> None:
+        """Note that ``part`` works."""
+        if self._failing.pop(part, None) and not self._failing:
+            lasted = time.monotonic() - self._began
+            logger.warning("the server at %s is available again after %.1f s", self._address, lasted)
+
+
+def server_error(error: BaseException) -> ServerError:
+    """The ServerError for an error of redis-py or the operating system, which becomes its cause."""
+    text, code = str(error) or type(error).__name__, _code(error)
+    found: ServerError
+    if code == "OOM":
+        found = ServerFull(f"the server is out of memory: {text}", code)
+    elif code in TRANSIENT:
+        found = ServerUnavailable(f"{UNAVAILABLE}{_reason(code)}", code)
+    elif isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+        found = ServerUnavailable(f"{UNAVAILABLE}{text}")
+    else:
+        found = ServerRefused(text, code)
+    found.__cause__ = error
+    return found
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise errors of redis-py and the operating system as ServerError."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise server_error(error) from error
+
+
+def _code(error: BaseException) -> str:
+    """The first word of the server's answer: redis-py leaves it in the text only where it has no class for it. While
+    connecting it may wrap the answer in a ConnectionError."""
+    if code := getattr(error, "status_code", None):
+        return str(code)
+    first = str(error).partition(" ")[0]
+    return first if isinstance(error, ResponseError) or first in TRANSIENT else ""
+
+
+def _reason(code: str) -> str:
+    return f"{TRANSIENT[code]} ({code})" if code in TRANSIENT else UNREACHABLE
