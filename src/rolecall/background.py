@@ -1,16 +1,103 @@
-"""Work that goes on while nobody awaits it: kept alive until it ends, and never failing in silence."""
+"""Work that goes on while nobody awaits it: kept alive until it ends, never failing in silence, and never ended by one
+of the many it serves."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 
-from rolecall.errors import ServerError, ServerUnavailable
+from rolecall.errors import ServerError, ServerUnavailable, cause_of
 
 logger = logging.getLogger(__name__)
+TRIES = 5
+"""How often a loop tries an item that fails, before it sets the item aside."""
+MAX_FAILING = 1000
+"""Items whose failures a boundary counts at a time."""
+QUIET_SECONDS = 60.0
+
+
+class Attempt(Enum):
+    """How an attempt at an item ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    """It may be tried again."""
+    EXHAUSTED = "exhausted"
+    """It failed for the last time: set it aside."""
+
+
+class Boundary:
+    """Where a loop that serves many survives what one of them does to it, whatever that is.
+
+    ``name`` names the loop in the log and for ``count``, which is called with it at every failure (see
+    ``bus.count_soon``). ``error`` is what the last failure was.
+    """
+
+    def __init__(self, name: str, *, tries: int = TRIES, count: Callable[[str], object] | None = None) -> None:
+        self.name = name
+        self.error: BaseException | None = None
+        self._tries = tries
+        self._count = count
+        self._failures: dict[str, int] = {}
+
+    async def attempt(self, item: str, work: Awaitable[object]) -> Attempt:
+        """Await ``work`` on ``item``, an id for people. Any exception of it is logged with that id and counted, and
+        says how the attempt ended. Raises only what is not the item's fault: ServerUnavailable, and the cancellation of
+        the calling task."""
+        try:
+            await work
+        except BaseException as raised:
+            error = cause_of(raised)
+            if isinstance(error, ServerUnavailable):
+                raise error from None
+            if isinstance(raised, asyncio.CancelledError) and is_cancelled():
+                raise
+            return self.failed(item, error)
+        self._failures.pop(item, None)
+        return Attempt.DONE
+
+    def failed(self, item: str, error: BaseException) -> Attempt:
+        """Log and count a failure of ``item``; FAILED, or EXHAUSTED if it was the last try."""
+        self.error, failures = error, self._failures.pop(item, 0) + 1
+        logger.error("%s: %s failed, try %d of %d", self.name, item, failures, self._tries, exc_info=error)
+        if self._count is not None:
+            self._count(self.name)
+        if failures >= self._tries:
+            return Attempt.EXHAUSTED
+        if len(self._failures) >= MAX_FAILING:
+            del self._failures[next(iter(self._failures))]
+        self._failures[item] = failures
+        return Attempt.FAILED
+
+
+class Rarely:
+    """Logs a warning that may repeat a thousand times: at once, then at most one line every ``seconds``, which says how
+    many were left out."""
+
+    def __init__(self, seconds: float = QUIET_SECONDS) -> None:
+        self._seconds = seconds
+        self._quiet_until = 0.0
+        self._left_out = 0
+
+    def warn(self, log: logging.Logger, text: str, *args: object) -> None:
+        """Log ``text % args`` unless that was done lately."""
+        if (now := time.monotonic()) < self._quiet_until:
+            self._left_out += 1
+            return
+        more = f" (and {self._left_out} more like it)" if self._left_out else ""
+        log.warning(text + more, *args)
+        self._quiet_until, self._left_out = now + self._seconds, 0
+
+
+def is_cancelled() -> bool:
+    """Whether the current task was cancelled from outside, rather than by a CancelledError of its own making."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 class BackgroundTasks:

@@ -1,4 +1,4 @@
-"""The error tree: each name says what the caller can do."""
+"""The error tree: each name says what the caller can do. And what is behind an exception group."""
 
 from __future__ import annotations
 
@@ -244,3 +244,16 @@ class BadStructure(ModelRefused):
 
 class ModelUnauthorised(ModelRefused):
     """Raised when the provider refuses the key."""
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The one error that stands for ``error``: of an exception group, an unavailable server if there is one among its
+    members, since what else went wrong shows again without it; otherwise the first member."""
+    leaves = _leaves(error)
+    return next((leaf for leaf in leaves if isinstance(leaf, ServerUnavailable)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for member in error.exceptions for leaf in _leaves(member)]

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.processes import ProcessState, live_processes
 from rolecall.errors import ServerRefused
 from rolecall.models.gate import MICRO
@@ -47,11 +48,12 @@ async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int
 
 async def totals(bus: Bus) -> dict[str, int]:
     """The turns that are deferred and in flight, and the dead letters, over all shards."""
-    commands = (("deferred", "ZCARD"), ("in_flight", "ZCARD"), ("dead_letters", "XLEN"))
-    keys_of = [(shard.deferred, shard.active, shard.dead) for shard in bus.shards]
-    asked = [bus.server.fetch(command, found[n]) for found in keys_of for n, (_, command) in enumerate(commands)]
-    counts = await asyncio.gather(*asked)
-    return {name: sum(counts[n :: len(commands)]) for n, (name, _) in enumerate(commands)}
+    deferred, in_flight, dead = await asyncio.gather(
+        asyncio.gather(*(bus.server.fetch("ZCARD", shard.deferred) for shard in bus.shards)),
+        asyncio.gather(*(bus.server.fetch("ZCARD", shard.active) for shard in bus.shards)),
+        count_dead_letters(bus),
+    )
+    return {"deferred": sum(deferred), "in_flight": sum(in_flight), "dead_letters": dead}
 
 
 async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:

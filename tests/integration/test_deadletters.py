@@ -9,8 +9,18 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Role
 from rolecall.bus.bus import Bus
-from rolecall.bus.dead_letters import dead_letters, drop, find_dead_letter, replay
+from rolecall.bus.dead_letters import (
+    count_dead_letters,
+    dead_letters,
+    deliver_again,
+    drop,
+    find_dead_letter,
+    replay,
+    set_aside,
+)
 from rolecall.errors import RolecallError
+from rolecall.redis.server import RedisServer
+from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
 
 
@@ -109,3 +119,36 @@ async def test_what_belongs_to_no_conversation_can_only_be_dropped(tmp_path: Pat
         assert letters[0].role == ""
         assert await drop(bus, letters[0].id)
         assert not await drop(bus, letters[0].id)
+
+
+async def test_what_front_ends_give_up_on_is_listed_by_kind_without_secrets(server: RedisServer) -> None:
+    settings = Settings(redis_password="sesame-open", shards=2)
+    bus = Bus(server, settings, "host:1~aaaaaa")
+    first = await set_aside(bus, "update", {"update_id": 7}, "KeyError: sesame-open", source="telegram", tries=5)
+    second = await set_aside(bus, "delivery", b"{}", "no", source="telegram", conversation="a:1", turn="3")
+    update, delivery = await dead_letters(bus)
+    assert [update.id, delivery.id] == [first, second]
+    assert (update.kind, update.source, update.deliveries) == ("update", "telegram", 5)
+    assert update.envelope == '{"update_id":7}'
+    assert "sesame" not in update.reason
+    assert (delivery.kind, delivery.conversation, delivery.turn, delivery.role) == ("delivery", "a:1", "3", "")
+    assert await find_dead_letter(bus, second) == delivery
+    assert await count_dead_letters(bus) == 2
+    with pytest.raises(RolecallError, match="is an update and can only be dropped"):
+        await replay(bus, update, "operator")
+    assert await drop(bus, first)
+    assert await dead_letters(bus) == [delivery]
+
+
+async def test_a_delivery_that_was_given_up_on_can_be_delivered_again(bus: Bus) -> None:
+    letter_id = await set_aside(bus, "delivery", b'{"text":"hi"}', "no", source="shop", conversation="shop:1", turn="3")
+    assert await deliver_again(bus, await find_dead_letter(bus, letter_id))
+    ((_, flat),) = await bus.server.call("XRANGE", bus.shard("shop:1").outbox("shop"), "-", "+")
+    assert flat == [b"c", b"shop:1", b"t", b"3", b"e", b'{"text":"hi"}']
+    assert await dead_letters(bus) == []
+
+
+async def test_whatever_else_is_in_the_list_hides_no_letter(bus: Bus) -> None:
+    await bus.server.call("XADD", bus.shards[0].dead, "*", "n", "many", "e", b"\xff[[[[")
+    letter_id = await set_aside(bus, "update", "x", "why", source="telegram")
+    assert letter_id in [letter.id for letter in await dead_letters(bus)]

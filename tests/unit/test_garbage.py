@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rolecall.agent.agent import Agent
 from rolecall.agent.context import AgentServices, Context
 from rolecall.bus.bus import Bus
+from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery, read_entry
 from rolecall.bus.turn import turns_in_flight
@@ -67,11 +68,11 @@ async def test_garbage_beside_a_running_turn_is_set_aside_and_the_turn_goes_on(
     await put(bus, *fields)
     garbage = await take_one(bus)
     await handle(bus, garbage)
-    (letter,) = await entries(bus, bus.shards[0].dead)
+    (letter,) = await entries(bus, bus.shards[0].aside("envelope"))
     assert (letter["c"], letter["why"]) == ("", garbage.problem)
     assert await hash_of(bus, bus.shards[0].conversation("a")) == state
     new = {key for key in await names(bus) - before if ":r:" not in key}
-    assert new == {bus.shards[0].dead}
+    assert new == {bus.shards[0].aside("envelope")}
     await handle(bus, await take_one(bus))
     assert await finals(bus) == [("1", "final")]
 
@@ -125,5 +126,20 @@ async def test_garbage_among_good_entries_never_stops_the_good(bus: Bus) -> None
         await asyncio.gather(*(handle(bus, delivery) for delivery in got))
     for number in range(10):
         assert await finals(bus, str(number)) == [("1", "final")]
-    assert len(await entries(bus, bus.shards[0].dead)) == 10
+    assert len(await entries(bus, bus.shards[0].aside("envelope"))) == 10
     assert await turns_in_flight(bus, bus.shards[0]) == 0
+
+
+async def test_garbage_never_pushes_out_the_dead_letter_of_a_turn_and_is_stored_cut(bus: Bus) -> None:
+    await ask(bus)
+    held = await take_one(bus)
+    await handle(bus, read_entry(0, held.stream, held.role, (held.id.encode(), [b"c", b"a", b"t", b"1", b"h", b"0"])))
+    (letter,) = await dead_letters(bus)
+    for _ in range(2500):
+        bus.server.send("XADD", bus.shards[0].stream("manager", "h"), "*", "junk", "x" * 10_000)
+    while got := await take_role(bus, free=500):
+        await asyncio.gather(*(handle(bus, delivery) for delivery in got))
+    found = await dead_letters(bus)
+    assert letter in found
+    assert len(found) < 2500
+    assert max(len(one.envelope) for one in found) <= 4096

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
+from typing import Any
 
 from rolecall.errors import ConfigError
 from rolecall.redis import keys
@@ -46,3 +48,15 @@ class Bus:
         """The number of shards that the server was set up with; None before its first use."""
         made = await self.server.call("HGET", keys.META, "shards")
         return None if made is None else int(made)
+
+
+def count_soon(server: Server, name: str, *labels: str) -> None:
+    """Add one to a counter of the metrics without waiting for it. It is lost while the server is unavailable."""
+    words = (name, "n", *(label.replace(" ", "_") for label in labels))
+    server.send("HINCRBY", keys.METRICS, " ".join(words), 1).add_done_callback(_ignore)
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    """Mark the failure of ``future``, which nobody awaits, as retrieved."""
+    if not future.cancelled():
+        future.exception()

@@ -28,6 +28,7 @@ from rolecall.redis import keys
 from rolecall.redis.scripts import milliseconds, script
 
 PACKAGE = "rolecall.bus"
+MAX_QUARANTINED = 4096
 HOP = script(PACKAGE, "scripts/turn/hop", TurnBlock, names="destination alive fallback envelope hop changes records")
 COMPLETE = script(
     PACKAGE, "scripts/turn/complete", TurnBlock, FinishBlock,
@@ -119,10 +120,11 @@ async def defer(
 
 
 async def quarantine(bus: Bus, delivery: Delivery) -> Verdict:
-    """Set an entry aside that belongs to no turn: a dead letter that affects no conversation."""
+    """Set an entry of no turn aside, cut to MAX_QUARANTINED: a dead letter that affects no conversation."""
     reply = await bus.server.run(
-        QUARANTINE, stream=delivery.stream, dead=bus.shards[delivery.shard].dead, entry=delivery.id,
-        process=bus.process, reason=delivery.problem, deliveries=delivery.count, fields=delivery.raw,
+        QUARANTINE, stream=delivery.stream, dead=bus.shards[delivery.shard].aside("envelope"), entry=delivery.id,
+        process=bus.process, reason=bus.settings.redacted(delivery.problem), deliveries=delivery.count,
+        fields=delivery.raw[:MAX_QUARANTINED],
     )  # fmt: skip
     return verdict_of(reply)
 

@@ -10,14 +10,27 @@ from pathlib import Path
 from rich.console import Console
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.dead_letters import DeadLetter, dead_letters, drop, find_dead_letter, plain, replay
+from rolecall.bus.dead_letters import (
+    DeadLetter,
+    dead_letters,
+    deliver_again,
+    drop,
+    find_dead_letter,
+    plain,
+    replay,
+)
 from rolecall.bus.envelope import short_turn_id
 from rolecall.cli.output import print_lines, print_table, visiting
 from rolecall.errors import ConfigError, RolecallError
-from rolecall.frontends.front import REFUSALS
 from rolecall.transcripts.record import visible
 
 REASON_CHARS = 100
+REFUSALS = {
+    "FULL": "its conversation or its user has too many unanswered messages; try again after an answer",
+    "BUSY": "IN_FLIGHT_LIMIT turns are running; try again when there are fewer",
+    "CONFLICT": "this dead letter was replayed before, with another envelope",
+}
+"""Why a replay was refused, for operators."""
 
 
 async def list_letters(app_dir: Path | None, console: Console, *, as_json: bool) -> int:
@@ -27,8 +40,8 @@ async def list_letters(app_dir: Path | None, console: Console, *, as_json: bool)
     if as_json:
         print_lines(console, (json.dumps(plain(letter)) for letter in letters))
     elif letters:
-        head = ("id", "given up", "conversation", "role", "deliveries", "reason")
-        print_table(console, head, [_row(letter) for letter in letters], right=(4,))
+        head = ("id", "kind", "given up", "conversation", "from", "tries", "reason")
+        print_table(console, head, [_row(letter) for letter in letters], right=(5,))
     else:
         print_lines(console, ["There are no dead letters."])
     return 0
@@ -49,7 +62,8 @@ async def show_letter(app_dir: Path | None, letter_id: str, console: Console, *,
 
 
 async def replay_letters(app_dir: Path | None, ids: Sequence[str], everything: bool, console: Console) -> int:
-    """Send them again, each as the newest turn of its conversation. Exit status 1 if one could not be."""
+    """Send them again: envelopes as the newest turn of their conversation, deliveries to their front end. Exit status 1
+    if one could not be."""
     failures = 0
     async with visiting(app_dir) as session:
         for letter in await _chosen(session.bus, ids, everything):
@@ -74,6 +88,10 @@ async def _chosen(bus: Bus, ids: Sequence[str], everything: bool) -> list[DeadLe
 
 async def _replay(bus: Bus, letter: DeadLetter, console: Console) -> bool:
     try:
+        if letter.kind == "delivery":
+            await deliver_again(bus, letter)
+            print_lines(console, [f"{letter.id}  is delivered again by {visible(letter.source)}"])
+            return True
         admission = await replay(bus, letter, f"operator:{bus.process.partition('~')[0]}:0")
     except RolecallError as error:
         print_lines(console, [f"{letter.id}  not replayed: {visible(str(error))}"], style="red")
@@ -90,5 +108,5 @@ async def _replay(bus: Bus, letter: DeadLetter, console: Console) -> bool:
 def _row(letter: DeadLetter) -> tuple[object, ...]:
     when = datetime.fromtimestamp(letter.ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
     reason = visible(letter.reason if len(letter.reason) <= REASON_CHARS else f"{letter.reason[:REASON_CHARS]}…")
-    conversation = visible(letter.conversation) or "(none)"
-    return letter.id, when, conversation, letter.role or "?", letter.deliveries, reason
+    conversation, role = visible(letter.conversation) or "(none)", letter.role or visible(letter.source) or "?"
+    return letter.id, letter.kind, when, conversation, role, letter.deliveries, reason

@@ -309,7 +309,8 @@ def dead_show(letter_id: LetterId, app_dir: App = None, as_json: Json = False) -
 def dead_replay(ids: LetterIds = None, everything: Everything = False, app_dir: App = None) -> None:
     """Replay dead letters and remove them.
 
-    Each becomes the newest turn of its conversation.
+    An envelope becomes the newest turn of its conversation, a delivery is delivered again, an update cannot be
+    replayed.
     """
     from rolecall.cli import dead as verb
 

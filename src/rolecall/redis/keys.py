@@ -85,6 +85,10 @@ class ShardKeys:
         self.active = f"{self.prefix}:a"
         self.principals = f"{self.prefix}:u"
 
+    def aside(self, kind: str) -> str:
+        """Stream of the items of ``kind`` that loops gave up on and that are no turn's envelope."""
+        return f"{self.dead}:{kind}"
+
     def conversation(self, conversation: str) -> str:
         """Hash ``seq cseq cur done at session last title ctl``."""
         return f"{self.prefix}:c:{conversation}"

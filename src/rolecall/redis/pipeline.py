@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rolecall.errors import ServerUnavailable
+from rolecall.errors import ServerUnavailable, cause_of
 from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
 from rolecall.redis.scripts import Arg, loaded_scripts
 
@@ -90,7 +90,7 @@ class Wire:
                     group.create_task(self._read(connection), name="rolecall wire reader")
                     group.create_task(self._watch(connection), name="rolecall wire watch")
             except* (RedisError, OSError) as failures:
-                self._fail(_first(failures))
+                self._fail(cause_of(failures))
             finally:
                 await self._disconnect()
 
@@ -245,10 +245,3 @@ def new_connection(pool: ConnectionPool) -> Connection:
 def packed(args: Sequence[Arg]) -> bytes:
     packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact type
     return packed
-
-
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = failures
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

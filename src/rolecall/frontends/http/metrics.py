@@ -116,9 +116,13 @@ def _of_models(summary: Mapping[str, Any]) -> list[Metric]:
 def _of_work(found: MetricTotals, names: list[str]) -> list[Metric]:
     roles, both, none = ("role",), ("role", "model"), {(name,): 0 for name in names}
     errors, takeovers = ({**none, **found.counts.get(what, {})} for what in ("errors", "takeovers"))
-    answers = found.counts.get("http", {})
+    answers, failures, aside = (found.counts.get(what, {}) for what in ("http", "failures", "set_aside"))
     return [
         _counter("http_requests", "Answers of the HTTP server", ("status",), sorted(answers.items())),
+        _counter("failures", "Failures of single items, survived by the loop that serves them", ("loop",),
+                 sorted(failures.items())),
+        _counter("set_aside", "Items that became dead letters without being a turn's envelope", ("kind",),
+                 sorted(aside.items())),
         _counter("errors", "Envelopes an instance gave up on", roles, errors.items()),
         _counter("leases_taken_over", "Leases taken over from a dead instance", roles, takeovers.items()),
         _histogram("wait_seconds", "Time an envelope waited for an instance", roles, found, "wait"),

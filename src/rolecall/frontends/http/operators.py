@@ -17,7 +17,7 @@ from rolecall import stats
 from rolecall.bus.admission import places
 from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import preferences_of, running_turn
-from rolecall.bus.dead_letters import ID, dead_letters, drop, find_dead_letter, plain, replay
+from rolecall.bus.dead_letters import dead_letters, deliver_again, drop, find_dead_letter, plain, replay
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
@@ -30,6 +30,7 @@ from rolecall.transcripts.record import Record, find, format_line, read_records,
 from rolecall.transcripts.timeline import timelines
 
 router = APIRouter(tags=["operators"], dependencies=[Depends(operator)])
+ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 Page = Annotated[int, Query(ge=1, le=1_000_000, description="page number, from 1")]
 PageSize = Annotated[int, Query(ge=1, le=500, description="rows per page")]
@@ -159,8 +160,13 @@ async def show_dead(letter_id: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/dead/{letter_id}/replay", summary="Replay a dead letter")
 async def replay_dead(letter_id: str, services: ServicesDep) -> dict[str, Any]:
-    """Admits it as the newest turn of its conversation. If that is refused (429), the dead letter stays."""
+    """Admits an envelope as the newest turn of its conversation; if that is refused (429), the dead letter stays. A
+    delivery is delivered again. An update cannot be replayed (409)."""
     letter = await _letter(services, letter_id)
+    if letter.kind == "delivery":
+        await deliver_again(services.bus, letter)
+        turn = short_turn_id(letter.conversation, letter.turn)
+        return {"conversation": letter.conversation, "turn": letter.turn, "turn_id": turn, "place": 0}
     try:
         admission = await replay(services.bus, letter, services.front.instance)
     except RolecallError as error:
@@ -224,7 +230,7 @@ def _as_json(record: Record, services: Services) -> dict[str, Any]:
 
 
 def _order_of(record_id: str) -> tuple[int, int]:
-    if not ID.fullmatch(record_id) or "@" in record_id:
+    if not ENTRY_ID.fullmatch(record_id):
         raise HTTPException(422, text("bad_record_id"))
     ms, _, number = record_id.partition("-")
     return int(ms), int(number)

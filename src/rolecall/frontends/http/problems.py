@@ -16,7 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from rolecall.errors import BlobTooLarge, EnvelopeTooLarge, RolecallError, ServerError, ServerRefused, ServerUnavailable
+from rolecall.errors import (
+    BlobTooLarge,
+    EnvelopeTooLarge,
+    RolecallError,
+    ServerError,
+    ServerRefused,
+    ServerUnavailable,
+    cause_of,
+)
 from rolecall.frontends.texts import section
 
 logger = logging.getLogger(__name__)
@@ -163,14 +171,12 @@ async def _unavailable(request: Request, error: Exception) -> Response:
 
 
 async def _first_of_group(request: Request, error: Exception) -> Response:
-    """What several tasks raised together is answered as the first of it."""
-    first: Exception = error
-    while isinstance(first, ExceptionGroup):
-        first = first.exceptions[0]
-    for kind in type(first).__mro__:
+    """What several tasks raised together is answered as one error."""
+    cause = cause_of(error)
+    for kind in type(cause).__mro__:
         if handler := request.app.exception_handlers.get(kind):
-            return cast(Response, await handler(request, first))
-    raise first
+            return cast(Response, await handler(request, cause))
+    raise cause
 
 
 def _field(location: Sequence[Any]) -> str:
