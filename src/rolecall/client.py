@@ -14,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
@@ -28,6 +29,7 @@ from rolecall.session import Session, open_session
 from rolecall.transcripts.reading import Filters, Summary, conversations
 from rolecall.transcripts.scribe import Scribe
 from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.worker import END_SECONDS
 
 FRONT = "program"
 """The first part of the conversations that a program starts without a name of its own, and its name in transcripts."""
@@ -282,7 +284,8 @@ async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -
             await working
             if writing is not None:
                 await writer.stop()
-                await writing
+                await asyncio.wait([writing], timeout=END_SECONDS)
+                await cancel_and_wait(writing)  # what it did not write is written by the next scribe
 
 
 def _accepted(conversation: str, admission: Admission) -> TurnRef:

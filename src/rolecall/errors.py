@@ -14,6 +14,7 @@ FAILURES: Mapping[str, str] = {
     "too_long": "Sorry, this is too long for the model. /clear starts a new conversation.",
     "bad_answer": "Sorry, the model gave no usable answer. Please try again.",
     "tool_failed": "Sorry, a tool that this needs isn't available right now.",
+    "defect": "Sorry, something went wrong here. The operator of this assistant can find out why.",
     "took_too_long": "Sorry, this took too long and was given up.",
     "budget_user": "You've reached today's limit. It resets at midnight UTC.",
     "budget_all": "This assistant has reached today's limit. It resets at midnight UTC.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -22,6 +22,15 @@ HIDDEN = "•••"
 """Stands for a secret."""
 SHORTEST_SECRET = 4
 """Shorter ones would take ordinary words apart, and hide nothing."""
+LOOKS_SECRET = re.compile(
+    r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"  # user and password in a URL
+    r"|(?i:(?<=bearer )|(?<=basic ))[\w+/.~-]{12,}=*"
+    r"|\b(?:sk|pk|rk|gsk|xai|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][\w-]{16,}"  # keys of common services
+    r"|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{16}\b|\b\d{6,12}:[\w-]{30,}"
+    r"|(?i:(?<=password=)|(?<=passwd=)|(?<=secret=)|(?<=token=)|(?<=api_key=)|(?<=apikey=))[^\s&;,\"']+",
+    re.ASCII,
+)
+"""What is a secret by its looks, whoever it belongs to."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
@@ -252,10 +261,8 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
         return tuple(sorted(found, key=len, reverse=True))
 
     def redacted(self, text: str) -> str:
-        """``text`` without the secrets among the settings, for whatever leaves the process."""
-        for secret in self.secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
+        """``text`` without the secrets among the settings and what looks like one, for whatever leaves the process."""
+        return redacted(text, self.secrets)
 
     @property
     def google_key(self) -> SecretStr | None:
@@ -284,6 +291,13 @@ class Terms:
     concurrent: int | None = None
     price_in: float = 0.0
     price_out: float = 0.0
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """``text`` without ``secrets`` (the longest first) and without what looks like one."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return LOOKS_SECRET.sub(HIDDEN, text)
 
 
 def _passwords(url: str) -> tuple[str, ...]:

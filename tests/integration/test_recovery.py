@@ -34,12 +34,18 @@ LEASE = 1.0
 AGENT = '''\
 import asyncio
 import os
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rolecall import Agent, Context, Envelope
 
 BEGUN = Path(__file__).parents[1] / "begun"
+
+
+async def exits() -> None:
+    sys.exit(3)
 
 
 class ManagerAgent(Agent):
@@ -68,6 +74,14 @@ class WorkerAgent(Agent):
         elif what == "die":
             await asyncio.sleep(float(seconds))
             os._exit(1)
+        elif what == "exit":
+            sys.exit(3)
+        elif what == "exit-in-a-task":
+            await asyncio.gather(asyncio.create_task(exits()), return_exceptions=True)
+        elif what == "deaf":
+            while True:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(600)
         return envelope.reply(f"done {envelope.text}")
 '''
 
@@ -210,10 +224,10 @@ async def test_a_stopping_worker_finishes_what_runs_keeping_its_lease_and_exits_
 
 async def test_a_stopping_worker_hands_over_at_once_what_takes_too_long(stage: Stage) -> None:
     stage.clocks |= {"LEASE_SECONDS": "15", "HEARTBEAT_SECONDS": "4"}
-    (old,) = await stage.start(1, DRAIN_SECONDS="0.2")
-    received = await stage.say("a:1", "sleep 2")
-    await stage.begins("a:1")
-    (new,) = await stage.start(1)
+    workers = await stage.start(2, DRAIN_SECONDS="0.2")
+    received = await stage.say("a:1", "sleep 3")
+    old = await stage.begins("a:1")
+    (new,) = [worker for worker in workers if worker is not old]
     old.send(signal.SIGTERM)
     stopped = time.monotonic()
     assert await stage.begins("a:1", times=2) is new
@@ -221,6 +235,33 @@ async def test_a_stopping_worker_hands_over_at_once_what_takes_too_long(stage: S
     assert await exit_status(old) == 0
     assert (await stage.answer(received)).kind == "final"
     assert await stage.finals("a:1") == ["final"]
+
+
+@pytest.mark.parametrize(("what", "kind"), [("exit", "error"), ("exit-in-a-task", "final")])
+async def test_a_handler_that_calls_sys_exit_does_not_end_its_worker(stage: Stage, what: str, kind: str) -> None:
+    await stage.start(1)
+    assert (await stage.answer(await stage.say("a:1", what))).kind == kind
+    assert (await stage.answer(await stage.say("a:1", "hello"))).text == "done hello"
+    assert len(set(stage.begun("a:1"))) == 1, "another process had to take over"
+
+
+async def test_a_handler_that_swallows_its_cancellation_cannot_keep_a_worker_from_stopping(stage: Stage) -> None:
+    (worker,) = await stage.start(1, DRAIN_SECONDS="0.2")
+    await stage.say("a:1", "deaf")
+    await stage.begins("a:1")
+    worker.send(signal.SIGTERM)
+    assert await exit_status(worker, within=0.2 + 5) == 0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_worker_stops_in_time_while_the_server_is_silent(stage: Stage, busy: bool) -> None:
+    (worker,) = await stage.start(1, DRAIN_SECONDS="0.2")
+    if busy:
+        await stage.say("a:1", "sleep 30")
+        await stage.begins("a:1")
+    stage.send(signal.SIGSTOP)
+    worker.send(signal.SIGTERM)
+    await exit_status(worker, within=0.2 + 5)
 
 
 async def test_a_process_without_work_to_wait_for_ends_on_sigterm(stage: Stage) -> None:
@@ -342,10 +383,10 @@ async def test_a_dead_workers_turns_are_taken_over_though_all_slots_are_always_w
     )
 
 
-async def exit_status(player: Player) -> int:
+async def exit_status(player: Player, within: float = 20) -> int:
     """How it ended by itself."""
     assert player.process is not None
-    return await asyncio.to_thread(player.process.wait, 20)
+    return await asyncio.to_thread(player.process.wait, within)
 
 
 async def supervise(stage: Stage) -> None:

@@ -125,9 +125,15 @@ async def test_followers_are_told_why_a_turn_waits_without_what_the_provider_sai
         (Reject("not today"), "not today"),
         (ValueError("a defect"), "manager failed: ValueError: a defect"),
         (None, "manager returned NoneType, not an envelope"),
+        (MemoryError(), "manager failed: MemoryError"),
+        (SystemExit(3), "manager failed: it called sys.exit(3)"),
+        (KeyboardInterrupt(), "manager failed: KeyboardInterrupt"),
+        (GeneratorExit(), "manager failed: GeneratorExit"),
+        (asyncio.CancelledError(), "manager failed: CancelledError"),
+        (BaseExceptionGroup("two", [SystemExit(1)]), "manager failed: BaseExceptionGroup: two (1 sub-exception)"),
     ],
 )
-async def test_a_failure_becomes_a_dead_letter_and_one_apology(bus: Bus, error: Exception | None, why: str) -> None:
+async def test_a_failure_becomes_a_dead_letter_and_one_apology(bus: Bus, error: BaseException | None, why: str) -> None:
     async def fail(envelope: Envelope, ctx: Context) -> None:
         if error is not None:
             raise error
@@ -136,6 +142,19 @@ async def test_a_failure_becomes_a_dead_letter_and_one_apology(bus: Bus, error: 
     assert await finals(bus) == [("1", "error")]
     assert [letter["why"] for letter in await entries(bus, bus.shards[0].dead)] == [why]
     assert instance.errors == 1
+
+
+async def test_what_an_exception_says_is_for_operators_and_without_secrets(bus: Bus) -> None:
+    async def fail(envelope: Envelope, ctx: Context) -> None:
+        raise OSError("postgres://reader:geheim@db/crm refused Bearer abcdef0123456789, key sk-proj-0123456789abcdef")
+
+    await handled(fail, bus)
+    (letter,) = await entries(bus, bus.shards[0].dead)
+    assert letter["why"] == "manager failed: OSError: postgres://•••@db/crm refused Bearer •••, key •••"
+    final = (await snapshot(bus, letter["c"], "1")).final
+    assert final is not None
+    assert final["reason"] == "defect"
+    assert final["text"].startswith("Sorry, something went wrong here.")
 
 
 async def test_an_unavailable_server_leaves_the_envelope_to_its_lease(bus: Bus) -> None:

@@ -53,7 +53,10 @@ async def http(
     host = host or settings.http_host
     if fd is not None:
         return await _serve_as_one_of_several(application, host, fd)
-    async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
+    async with (
+        stop_requested(application.settings.drain_seconds) as wanted,
+        open_session(application, process_name(), start=True) as session,
+    ):
         await check_keys(session, host)
         listener = listen(host, settings.http_port if port is None else port)
         with listener:
@@ -106,7 +109,10 @@ async def check_keys(session: Session, host: str) -> None:
 
 async def _serve_as_one_of_several(application: Application, host: str, fd: int) -> int:
     """Serve on an inherited socket until SIGTERM, or until the parent is gone: its end of our stdin closes then."""
-    async with stop_requested() as wanted, open_session(application, process_name(), start=True) as session:
+    async with (
+        stop_requested(application.settings.drain_seconds) as wanted,
+        open_session(application, process_name(), start=True) as session,
+    ):
         orphaned = asyncio.create_task(_stdin_ended(), name="rolecall http parent")
         orphaned.add_done_callback(lambda _: wanted.set())
         with socket.socket(fileno=fd) as listener:

@@ -40,7 +40,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     log_to_stderr(application.settings.model_copy(update={"log_level": "WARNING"}) if quiet else application.settings)
     console = Console()
     async with (
-        stop_requested() as wanted,
+        stop_requested(application.settings.drain_seconds) as wanted,
         open_session(application, process_name(), start=True) as session,
         telegram.beside(session, lambda line: telegram.say(console, line)) as routes,
         _running(session, None, dev=dev, scribe=True) as runtime,
@@ -59,7 +59,7 @@ async def worker(app_dir: Path | None, *, roles: Sequence[str] | None, dev: bool
     scribe = roles is None or SCRIBE in roles
     chosen = None if roles is None else [role for role in roles if role != SCRIBE]
     async with (
-        stop_requested() as wanted,
+        stop_requested(application.settings.drain_seconds) as wanted,
         open_session(application, process_name(), start=True) as session,
         _running(session, chosen, dev=dev, scribe=scribe) as runtime,
     ):

@@ -8,26 +8,73 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.leases import WHO
-from rolecall.settings import HIDDEN, Settings
+from rolecall.settings import Settings, redacted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LEAVE_SECONDS = 1.0
+"""How long what outlasts a verb may take to end before the process ends all the same."""
+STOP_GRACE_SECONDS = 4.0
+"""How much longer than DRAIN_SECONDS stopping may take."""
+logger = logging.getLogger(__name__)
 NOISY = ("httpx", "httpcore", "httpx2", "httpcore2", "openai", "asyncio", "mcp", "uvicorn")
 T = TypeVar("T")
 
 
 def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False) -> int | None:
-    """Run ``work`` on uvloop where it is installed. ``foreground``: see own_foreground."""
-    with own_foreground() if foreground else nullcontext(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(work)
+    """Run ``work`` on uvloop where it is installed. ``foreground``: see own_foreground.
+
+    Tasks and threads that outlast ``work`` end with the process after LEAVE_SECONDS, whatever they do: an agent's
+    handler may swallow its cancellation.
+    """
+    with ExitStack() as leaving, own_foreground() if foreground else nullcontext():
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            status: int | None = 1
+            try:
+                status = _run(runner, work)
+                return status
+            finally:
+                timer = _deadline(LEAVE_SECONDS, "some work did not end", status or 0)
+                leaving.callback(timer.cancel)
+                timer.start()
+
+
+def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work``. asyncio leaves its loop when *any* task calls sys.exit(), such as one that an agent's handler
+    started: the loop is entered again, for this is no reason to end a worker."""
+    task = runner.get_loop().create_task(work)
+
+    async def ended() -> T:
+        return await task
+
+    while True:
+        try:
+            return runner.run(ended())
+        except (SystemExit, KeyboardInterrupt) as error:
+            if task.done() or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                raise  # the verb itself ended, or the user pressed Ctrl-C
+            logger.error("a task ended with %s; the process goes on", type(error).__name__, exc_info=error)
+
+
+def _deadline(seconds: float, reason: str, status: int = 1) -> threading.Timer:
+    """A timer that ends this process with ``status``: for work that does not stop when it is told to."""
+
+    def end() -> None:
+        print(f"rolecall: ended without waiting: {reason} within {seconds:g} s", file=sys.stderr, flush=True)
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    return timer
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -59,21 +106,25 @@ def own_foreground() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def stop_requested() -> AsyncIterator[asyncio.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second one ends the process at once."""
+async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets. The process ends at once after a second one, and at the latest
+    STOP_GRACE_SECONDS after ``drain_seconds``, which handlers have to finish."""
     loop, wanted = asyncio.get_running_loop(), asyncio.Event()
+    stopping = _deadline(drain_seconds + STOP_GRACE_SECONDS, "stopping was not done")
 
     def ask() -> None:
         if wanted.is_set():
             print("rolecall: ended without waiting", file=sys.stderr)
             os._exit(130)
         wanted.set()
+        stopping.start()
 
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, ask)
     try:
         yield wanted
     finally:
+        stopping.cancel()
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
@@ -100,7 +151,7 @@ def log_to_stderr(settings: Settings) -> None:
 
 
 class _Redacting(logging.Formatter):
-    """Takes the known secrets out of whatever was formatted, tracebacks included; knows who speaks."""
+    """Takes secrets out of whatever was formatted, tracebacks included; knows who speaks."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         super().__init__()
@@ -113,9 +164,7 @@ class _Redacting(logging.Formatter):
         return WHO.get() or self._process
 
     def redacted(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
+        return redacted(text, self._secrets)
 
 
 class ForPeople(_Redacting):

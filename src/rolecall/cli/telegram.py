@@ -35,7 +35,7 @@ async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: 
     ``idle`` nothing but waiting."""
     application = load(app_dir)
     log_to_stderr(application.settings)
-    async with stop_requested() as wanted:
+    async with stop_requested(application.settings.drain_seconds) as wanted:
         if idle and application.settings.telegram_bot_token is None:
             say(console, f"Telegram: {NO_TOKEN}; this process is idle until you set it")
             await wanted.wait()

@@ -23,6 +23,7 @@ from rolecall.bus.turn import Records, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout, told
 
 logger = logging.getLogger(__name__)
+MAX_REASON_CHARS = 2_000
 WAITED = "waited"
 """In the meta of an envelope whose turn was deferred for free: later deferrals are not reported again."""
 
@@ -100,7 +101,7 @@ class Instance:
             return await self._settle_unreadable(delivery, records)
         if delivery.count > bus.settings.max_deliveries:
             reason = f"it was taken {delivery.count - 1} times and each time its worker ended before an answer"
-            return await self._bury(delivery, reason, records)
+            return await self._bury(delivery, reason, records, failure=("defect", 0))
         self._start(delivery)
         deltas = DeltaStream(bus, delivery, lambda: self.cancel("FENCED"))
         ctx = Context(self.services, delivery, envelope, instance=self.id, records=records, publish=deltas.publish)
@@ -114,14 +115,22 @@ class Instance:
             await self._bury(delivery, str(late), records, failure=("took_too_long", 0))
         except ServerUnavailable:  # not the handler's doing: the lease expires and the envelope is handled again
             raise
-        except Exception as error:  # the boundary: whatever an agent raises becomes an outcome
-            logger.exception("failed at %s", _where(delivery))
-            await self._bury(delivery, f"{self.role} failed: {type(error).__name__}: {error}", records)
+        except BaseException as error:  # the boundary: whatever an agent does, sys.exit() included, has an outcome
+            if self._ends_this_task(error):
+                raise
+            logger.error("failed at %s", _where(delivery), exc_info=error)
+            await self._bury(delivery, f"{self.role} failed: {_raised(error)}", records, failure=("defect", 0))
         else:
             deltas.close()  # a piece sent after the settling step would be told that the entry is gone
             await self._settle(delivery, result, ctx, records)
         finally:
             deltas.close()
+
+    def _ends_this_task(self, error: BaseException) -> bool:
+        """Whether ``error`` came to this task from outside, rather than from what the handler did."""
+        if isinstance(error, asyncio.CancelledError):
+            return bool(self.lost) or self._task is None or self._task.cancelling() > 0
+        return isinstance(error, GeneratorExit) and not _runs(self._task)
 
     def _start(self, delivery: Delivery) -> None:
         def on_reply(future: asyncio.Future[Any]) -> None:
@@ -193,6 +202,7 @@ class Instance:
         """Give the turn up. ``failure`` is what the user is told, a kind of FAILURES and its wait, else ``reason``."""
         self.errors += 1
         self.services.meter.count("errors", self.role)
+        reason = self.services.bus.settings.redacted(reason)[:MAX_REASON_CHARS]
         turn = short_turn_id(delivery.conversation, delivery.turn)
         kind, wait = failure
         sentence = told(kind, wait) if kind else f"Sorry, this did not work: {reason}."
@@ -214,7 +224,8 @@ class Instance:
                 # A worker of that version may be there by then; if none ever is, the turn's time ends it.
                 self._note_verdict(delivery, await defer(bus, delivery, 1, None, delivery.problem, records))
             else:
-                await self._bury(delivery, f"its envelope could not be read: {delivery.problem}", records)
+                problem = f"its envelope could not be read: {delivery.problem}"
+                await self._bury(delivery, problem, records, failure=("defect", 0))
             return
         self.errors += 1
         logger.warning("quarantined an entry of %s: %s", delivery.stream, delivery.problem)
@@ -222,7 +233,7 @@ class Instance:
 
     async def _after_cancellation(self, delivery: Delivery, records: Records) -> None:
         if self.lost == "LATE":
-            return await self._bury(delivery, "it took too long", records)
+            return await self._bury(delivery, "it took too long", records, failure=("took_too_long", 0))
         logger.info("cancelled at %s: %s", _where(delivery), self.lost)
         if self.lost != "DRAIN":
             await self._record_fencing(delivery)
@@ -255,6 +266,19 @@ def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
 def _reason(retry: Retry) -> str:
     """What followers are told of a delay: its kind and the seconds it takes, or the handler's own words."""
     return f"{retry.kind} {retry.after:.0f}" if retry.kind else str(retry)
+
+
+def _raised(error: BaseException) -> str:
+    """What the handler raised, in words that also say what an error without a text is."""
+    name = type(error).__name__
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code if error.code is not None else ''})"
+    return f"{name}: {error}" if str(error) else name
+
+
+def _runs(task: asyncio.Task[None] | None) -> bool:
+    """Whether ``task`` is the one that runs now: a task whose event loop is closed is only being thrown away."""
+    return task is not None and asyncio.current_task(task.get_loop()) is task
 
 
 def _has_waited(delivery: Delivery) -> bool:

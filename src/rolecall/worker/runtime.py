@@ -15,7 +15,7 @@ from typing import Any
 from rolecall import stats
 from rolecall.agent.context import AgentServices
 from rolecall.agent.mcp import ToolServerHost, ToolServers
-from rolecall.background import BackgroundTasks
+from rolecall.background import BackgroundTasks, cancel_and_wait
 from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
@@ -36,7 +36,7 @@ from rolecall.settings import Terms
 from rolecall.stats import Metrics
 from rolecall.worker.duties import Duties
 from rolecall.worker.roster import Roster, role_infos
-from rolecall.worker.worker import Worker
+from rolecall.worker.worker import END_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
 UNGUARDED = "@test"
@@ -160,8 +160,7 @@ class Runtime:
             await self.wakeups.listening.wait()
             self._ready.set()
             await self.worker.run()
-            for task in beside:
-                task.cancel()
+            await cancel_and_wait(*beside)
         await self._background.drain(0)
         await self.wakeups.aclose()
         await self.models.aclose()
@@ -172,14 +171,16 @@ class Runtime:
         await self._ready.wait()
 
     async def stop(self) -> None:
-        """Drain: finish what runs, hand the rest to other processes, leave the registry."""
+        """Drain: finish what runs, hand the rest to other processes, leave the registry. Ends within a few seconds of
+        DRAIN_SECONDS, also while the server is away."""
         await self.worker.drain()
         try:
-            await unregister(self.bus)
-            await maintenance.depart(self.bus, list(self.roster.roles))
-            await self.metrics.flush(self.server)
-        except ServerError as error:
-            logger.info("could not leave the registry: %s", error)
+            async with asyncio.timeout(END_SECONDS):
+                await unregister(self.bus)
+                await maintenance.depart(self.bus, list(self.roster.roles))
+                await self.metrics.flush(self.server)
+        except (ServerError, TimeoutError) as error:
+            logger.info("could not leave the registry: %s", error or "the server is away")
 
     def deploy(self, application: Application) -> None:
         """Run the agents of ``application`` from the next envelope on; its settings remain those of the start. Raises

@@ -7,8 +7,9 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-from rolecall.background import log_level
+from rolecall.background import cancel_and_wait, log_level
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, Demand, ensure_groups, hand_back, read_entry, renew, streams_of, take
 from rolecall.bus.turn import turns_in_flight
@@ -20,6 +21,8 @@ from rolecall.worker.instance import Instance
 from rolecall.worker.roster import Roster
 
 logger = logging.getLogger(__name__)
+END_SECONDS = 1.0
+"""How long each step of stopping may take that is not a handler's work."""
 
 
 class Worker:
@@ -41,18 +44,24 @@ class Worker:
     async def run(self) -> None:
         """Take and handle envelopes until ``drain``."""
         async with asyncio.TaskGroup() as group:
-            for intake in self._intakes:
+            reading = [
                 group.create_task(intake.run(), name=f"rolecall intake {intake.shard.number}")
+                for intake in self._intakes
+            ]
             heart = group.create_task(self._beat(), name="rolecall heartbeat")
             await self._drained.wait()  # until then running handlers keep their leases
-            heart.cancel()
+            # An intake that waits for a server that is away would wait for its whole patience.
+            await asyncio.wait(reading, timeout=END_SECONDS)
+            await cancel_and_wait(heart, *reading)
 
     async def drain(self) -> None:
-        """Take nothing new, give running handlers ``drain_seconds`` to finish, then hand the rest back."""
+        """Take nothing new, give running handlers ``drain_seconds`` to finish, then hand the rest back. Ends at most
+        3 × END_SECONDS later than that, also while the server is away."""
         self.draining = True
         try:
-            for intake in self._intakes:
-                await intake.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_SECONDS):
+                    await asyncio.gather(*(intake.stop() for intake in self._intakes))
             await self._empty()
         finally:
             self._drained.set()
@@ -64,9 +73,12 @@ class Worker:
         for instance, _ in left:
             instance.cancel("DRAIN")
         if self._handling:
-            await asyncio.wait(self._handling, timeout=5)
-        for _, delivery in left:
-            await self._hand_back(delivery)
+            await asyncio.wait(self._handling, timeout=END_SECONDS)
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.gather(*(self._hand_back(delivery) for _, delivery in left))
+        except TimeoutError:
+            logger.warning("%d turns wait until their leases expire: the server is away", len(left))
 
     def may_claim(self) -> bool:
         """Whether expired leases may be taken over. False for a while after the start and after the server or this
