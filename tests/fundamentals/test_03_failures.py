@@ -59,7 +59,6 @@ async def dead_letters(app: Deployment) -> int:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("raise", "manager failed: ZeroDivisionError: division by zero"),
         ("reject", "I do not talk about that"),
         ("nowhere", "there is no role 'nobody'; there are manager, other"),
         ("loop", "manager sent the turn to itself"),
@@ -83,6 +82,11 @@ async def test_what_cannot_be_answered_gets_one_apology_that_says_why(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "told", "reason"),
     [
+        (
+            "raise",
+            "Sorry, something went wrong here. The operator of this assistant can find out why.",
+            "manager failed: ZeroDivisionError: division by zero",
+        ),
         ("hang", "Sorry, this took too long and was given up.", "manager took more than 0.5 s"),
         ("refused", "Sorry, the model refused this request.", "the model refused: the context is too long"),
     ],

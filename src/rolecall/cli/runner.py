@@ -36,16 +36,19 @@ def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False)
     Tasks and threads that outlast ``work`` end with the process after LEAVE_SECONDS, whatever they do: an agent's
     handler may swallow its cancellation.
     """
-    with ExitStack() as leaving, own_foreground() if foreground else nullcontext():
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            status: int | None = 1
-            try:
-                status = _run(runner, work)
-                return status
-            finally:
-                timer = _deadline(LEAVE_SECONDS, "some work did not end", status or 0)
-                leaving.callback(timer.cancel)
-                timer.start()
+    with (
+        ExitStack() as leaving,
+        own_foreground() if foreground else nullcontext(),
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        status: int | None = 1
+        try:
+            status = _run(runner, work)
+            return status
+        finally:
+            timer = _deadline(LEAVE_SECONDS, "some work did not end", status or 0)
+            leaving.callback(timer.cancel)
+            timer.start()
 
 
 def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
