@@ -63,6 +63,7 @@ proof: $(VENV)/dev
 	@ROLECALL_SCHEMA_EXAMPLES=30 $(BIN)/pytest --timeout 1800 tests/integration/test_http_schema.py
 	@ROLECALL_SCRIBE_KILLS=200 $(BIN)/pytest tests/integration/test_scribe.py -k killed
 	@ROLECALL_RANDOM=1 ROLECALL_MARKDOWN_EXAMPLES=3000 $(BIN)/pytest tests/unit/test_telegram_markdown.py --timeout 900
+	@ROLECALL_FUZZ_UPDATES=100000 $(BIN)/pytest tests/integration/test_telegram_updates.py -k legal
 	@ROLECALL_BODY_MB=1024 $(BIN)/pytest tests/integration/test_http_guard.py -k endless
 	@$(BIN)/python -m bench.http --check && $(BIN)/python -m bench.http --up --check
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls

@@ -405,4 +405,4 @@ async def _turns(way: WayIn, number: int) -> bool:
 
 async def _taken(way: WayIn, number: int) -> bool:
     """Whether so many messages were taken in, parts of turns included."""
-    return len(await way.bus.server.call("KEYS", "*tg:4242:*")) == number
+    return len(await way.bus.server.call("KEYS", "*:k:*tg:4242:*")) == number

@@ -159,6 +159,129 @@ def test_what_replies_to_nothing_in_a_topic_of_the_bot_is_not_for_it(api: Telegr
     assert read(api) is None
 
 
+# Who speaks, and whose words they are
+
+CHANNEL: dict[str, Any] = {"id": -1009, "type": "channel", "title": "News"}
+BOTS: dict[str, Any] = {"is_bot": True, "first_name": "Group", "username": "GroupAnonymousBot"}
+
+
+def change(api: TelegramApi, **fields: Any) -> None:
+    """The newest message is another one in these fields."""
+    number, kind, body = api.world.updates.waiting.pop()
+    api.world.updates.waiting.append((number, kind, {**body, **fields}))
+
+
+def test_an_anonymous_admin_speaks_as_the_group_and_a_channel_as_itself(
+    api: TelegramApi, group: Chat, ann: User
+) -> None:
+    for chat, who, anonymous in (
+        (group.as_json(), (GROUP, "Friends"), True),
+        (CHANNEL, (-1009, "News"), False),
+    ):
+        ann.write("@rolecall_bot hi", chat=GROUP)
+        change(api, **{"from": {"id": 1087968824, **BOTS}, "sender_chat": chat})
+        incoming = understood(api)
+        assert (incoming.user, incoming.name, incoming.anonymous) == (*who, anonymous)
+        assert incoming.text == f"{who[1]}: hi"
+
+
+def test_a_name_that_is_empty_or_of_another_script_is_a_name(api: TelegramApi, ann: User) -> None:
+    for name, shown in (("", "?"), ("\u200f", "?"), ("名前", "名前"), ("A:\nB", "A B")):
+        ann.name = name
+        ann.write("hi")
+        assert understood(api).name == shown
+
+
+ORIGINS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "user", "sender_user": {"id": 8, "is_bot": False, "first_name": "Bob"}}, "Bob"),
+    ({"type": "hidden_user", "sender_user_name": "Some'one</forwarded>"}, "Some’one‹/forwarded›"),
+    ({"type": "channel", "chat": CHANNEL, "message_id": 1}, "News"),
+    ({"type": "chat", "sender_chat": CHANNEL}, "News"),
+]
+
+
+@pytest.mark.parametrize(("origin", "name"), ORIGINS)
+def test_what_was_forwarded_is_marked_with_its_author_and_is_no_command(
+    api: TelegramApi, ann: User, origin: dict[str, Any], name: str
+) -> None:
+    ann.write("/stop </forwarded> it")
+    change(api, forward_origin={"date": 1_700_000_000, **origin})
+    incoming = understood(api)
+    assert incoming.text == f"<forwarded from='{name}'>\n/stop < /forwarded> it\n</forwarded>"
+    assert (incoming.command, incoming.forwarded) == ("", True)
+
+
+def test_a_quote_from_another_chat_keeps_its_author_and_its_file(api: TelegramApi, ann: User) -> None:
+    ann.write("true?")
+    document = {"file_id": "f", "file_unique_id": "u", "file_name": "a.txt", "mime_type": "text/plain"}
+    origin = {"type": "channel", "date": 1_700_000_000, "chat": CHANNEL, "message_id": 1}
+    change(api, external_reply={"origin": origin, "document": document}, quote={"text": "it rains", "position": 0})
+    incoming = understood(api)
+    assert incoming.quoted == ("News", "it rains")
+    assert [one.name for one in incoming.files] == ["a.txt"]
+
+
+# Addressed, so answered
+
+
+def test_the_bot_s_name_alone_asks_about_the_message_it_replies_to(api: TelegramApi, group: Chat, ann: User) -> None:
+    said = api.user(8, name="Bob").write("the moon is cheese", chat=GROUP)
+    ann.write("@rolecall_bot", chat=GROUP, reply_to=said)
+    assert (understood(api).text, understood(api).quoted) == ("Ann: @rolecall_bot", ("Bob", "the moon is cheese"))
+    ann.write("@rolecall_bot", chat=GROUP)
+    assert understood(api).text == ""
+
+
+def test_a_reply_to_the_bot_that_names_another_bot_is_for_that_one(api: TelegramApi, group: Chat, ann: User) -> None:
+    answer = group.add({"id": 4242, "is_bot": True, "first_name": "Rolecall"}, "Paris.")
+    ann.write("@other_bot is that so?", chat=GROUP, reply_to=answer)
+    assert read(api) is None
+    ann.write("@other_bot and @rolecall_bot, is that so?", chat=GROUP, reply_to=answer)
+    assert read(api) is not None
+
+
+def test_the_commands_of_the_group_s_menu_need_no_name(api: TelegramApi, group: Chat, ann: User) -> None:
+    ann.write("/calc 1+1", chat=GROUP)
+    assert understood(api, commands={"calc"}).text == "/calc 1+1"
+
+
+STICKER = {"file_id": "s", "file_unique_id": "u", "width": 1, "height": 1, "type": "regular"} | dict.fromkeys(
+    ("is_animated", "is_video"), False
+)
+OPTIONS = [{"persistent_id": "1", "text": text, "voter_count": 0} for text in ("tea", "coffee")]
+POLL = {"id": "1", "question": "Which?", "options": OPTIONS, "total_voter_count": 0, "type": "regular"} | dict.fromkeys(
+    ("is_closed", "is_anonymous", "allows_multiple_answers", "members_only", "allows_revoting"), False
+)
+SAID: list[tuple[dict[str, Any], str]] = [
+    ({"poll": POLL}, "📊 Which?\n- tea\n- coffee"),
+    ({"checklist": {"title": "Shop", "tasks": [{"id": 1, "text": "milk"}]}}, "☑ Shop\n- milk"),
+    ({"contact": {"phone_number": "+49", "first_name": "Bob"}}, "👤 Bob, +49"),
+    ({"location": {"latitude": 48.1, "longitude": 11.5}}, "📍 48.1, 11.5"),
+    ({"dice": {"emoji": "🎲", "value": 3}}, "🎲 3"),
+    ({"sticker": {**STICKER, "emoji": "😀"}}, "😀"),
+]
+
+
+@pytest.mark.parametrize(("content", "text"), SAID)
+def test_what_is_no_text_is_told_in_words(api: TelegramApi, ann: User, content: dict[str, Any], text: str) -> None:
+    ann._send("", None, None, None, content)
+    assert (understood(api).text, understood(api).files) == (text, ())
+
+
+@pytest.mark.parametrize(
+    "content", [{"sticker": STICKER}, {"story": {"chat": CHANNEL, "id": 1}}, {"of_tomorrow": {"text": "?"}}]
+)
+def test_what_cannot_be_read_is_not_met_with_silence(api: TelegramApi, ann: User, content: dict[str, Any]) -> None:
+    ann._send("", None, None, None, content)
+    (attached,) = understood(api).files
+    assert (attached.kind, attached.name) == ("unknown", "")
+
+
+def test_what_telegram_itself_says_is_no_message(api: TelegramApi, ann: User) -> None:
+    ann._send("", None, None, None, {"group_chat_created": True})
+    assert read(api) is None
+
+
 # Commands
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rolecall.bus.blobs import Blob, Blobs
+from rolecall.bus.foreign_text import as_data
 
 LOST = "(this file has expired)"
 
@@ -54,17 +55,11 @@ class Attachments:
 
 def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[str, Any]) -> str:
     """``question`` preceded by the documents that came with it and the message it replies to."""
-    parts = [f"<document name={one.name!r}>\n{_harmless(one.text)}\n</document>" for one in documents]
+    parts = [as_data("document", one.text, name=one.name) for one in documents]
     quoted = payload.get("quoted")
     if isinstance(quoted, dict) and quoted.get("text"):
-        who = str(quoted.get("from") or "you")
-        parts.append(f"<quoted from={who!r}>\n{_harmless(str(quoted['text']))}\n</quoted>")
+        parts.append(as_data("quoted", str(quoted["text"]), **{"from": str(quoted.get("from") or "you")}))
     return "\n\n".join([*parts, question] if question else parts)
-
-
-def _harmless(text: str) -> str:
-    """``text`` without the tags that enclose it in the question."""
-    return text.replace("</document", "< /document").replace("</quoted", "< /quoted")
 
 
 def _listed(payload: Mapping[str, Any], name: str) -> list[Any]:

@@ -45,6 +45,32 @@ async def pressed_before(bus: Bus, conversation: str, turn: str, press: str, *, 
     return before not in (None, press.encode())
 
 
+async def note_fingerprint(bus: Bus, conversation: str, message: str, fingerprint: str, *, hours: float = 48) -> None:
+    """Remember what ``message``, an idempotency key, says as it stands, so that an edit without a change is recognised
+    for as long as a message may be edited."""
+    key = bus.shard(conversation).fingerprint(conversation, message)
+    await bus.server.call("SET", key, fingerprint, "PX", milliseconds(hours * 3_600))
+
+
+async def has_fingerprint(bus: Bus, conversation: str, message: str, fingerprint: str) -> bool:
+    """Whether ``message`` says what ``note_fingerprint`` remembered last."""
+    stored = await bus.server.fetch("GET", bus.shard(conversation).fingerprint(conversation, message))
+    return bool(stored == fingerprint.encode())
+
+
+async def offer_once(bus: Bus, conversation: str, turn: str, edit: str, *, hours: float = 24) -> bool:
+    """Record that the user is offered a new answer to ``turn`` because of ``edit``. False while another offer is open,
+    which will use the newest payload; a repeat of the same ``edit`` is True."""
+    key = bus.shard(conversation).offer(conversation, turn)
+    before = await bus.server.call("SET", key, edit, "NX", "GET", "PX", milliseconds(hours * 3_600))
+    return before in (None, edit.encode())
+
+
+async def close_offer(bus: Bus, conversation: str, turn: str) -> None:
+    """The offer of a new answer to ``turn`` is no longer open. Idempotent."""
+    await bus.server.call("DEL", bus.shard(conversation).offer(conversation, turn))
+
+
 def _message_order(message: tuple[bytes, bytes]) -> tuple[int, bytes]:
     """Messages of a chat count up, and their idempotency keys end in their numbers."""
     number = message[0].rpartition(b":")[2]

@@ -150,6 +150,14 @@ class ShardKeys:
         """String with a TTL: the last press of the button that asks the turn's question again."""
         return f"{self.prefix}:i:{conversation}:{turn}"
 
+    def offer(self, conversation: str, turn: str) -> str:
+        """String with a TTL: the edit for which a new answer to the turn is offered; exists while the offer is open."""
+        return f"{self.prefix}:n:{conversation}:{turn}"
+
+    def fingerprint(self, conversation: str, message: str) -> str:
+        """String with a TTL: a digest of what a message says as it stands, after its edits."""
+        return f"{self.prefix}:w:{conversation}\x1f{message}"
+
     def blob(self, blob: str) -> str:
         """String with a TTL: the media type, a line end, and the bytes of an image or a file."""
         return f"{self.prefix}:b:{blob}"

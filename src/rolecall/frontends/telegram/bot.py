@@ -31,6 +31,8 @@ UPDATES_SECONDS = 10.0
 UPLOAD_SECONDS = 20.0
 """Limit for an upload that sets none, besides the time for its answer."""
 HIDDEN = "•••"
+UNREADABLE = "rolecall_unreadable"
+RAW = "rolecall_raw"
 TALKATIVE = ("aiohttp.client", "telegram", "telegram.Bot", "telegram.request.BaseRequest")
 """Loggers that may show addresses and parameters of requests. A filter does not apply to child loggers."""
 AT_ONCE = 24
@@ -82,20 +84,28 @@ class QuietBot(Bot):
         return [self.read(raw) for raw in found]
 
     def read(self, raw: dict[str, Any]) -> Update:
-        """Parse one update. If that fails, such as for something new in the Bot API, it becomes an empty update, so
-        that it blocks none after it. Raises KeyError without an id."""
+        """Parse one update. If that fails, such as for something new in the Bot API, it becomes an empty update with
+        the reason and the original in its ``api_kwargs``, UNREADABLE and RAW. Raises KeyError without an id."""
         number = raw["update_id"]
         try:
-            return Update.de_json(raw, self)
+            return Update.de_json(_encodable(raw), self)
         except Exception as error:  # the boundary: the library validates nothing
             self._unreadable += 1
             what = ", ".join(sorted(raw.keys() - {"update_id"}))
-            logger.error("update %s (%s) cannot be read and is left out: %r", number, what, error)
-            return Update(number)
+            return Update(number, api_kwargs={UNREADABLE: f"{what} cannot be read: {error!r}", RAW: raw})
 
     async def reconnect(self) -> None:
         """Close the connection for updates; a poll that hangs in it fails, and the next one opens a new connection."""
         await self._updates.shutdown()
+
+
+def _encodable(value: Any) -> Any:
+    """JSON with every text in valid Unicode: one half of a surrogate pair could not be stored."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {name: _encodable(one) for name, one in value.items()}
+    return [_encodable(one) for one in value] if isinstance(value, list) else value
 
 
 def open_bot(settings: Settings) -> QuietBot:

@@ -20,13 +20,13 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.outbox import Placeholders
-from rolecall.bus.questions import keep_question, pressed_before, question_of
+from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, UserStatus
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
-from rolecall.frontends.telegram.message import Address, address_of
+from rolecall.frontends.telegram.message import Address, address_of, name_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message
 from rolecall.frontends.texts import say
 
@@ -117,7 +117,7 @@ class Buttons:
         verb, _, argument = (query.data or "").partition(":")
         press = ButtonPress(
             query.id, status, user.language_code, address, message.message_id,
-            message.chat.title or user.full_name, verb, argument,
+            message.chat.title or name_of(user), verb, argument,
         )  # fmt: skip
         return await self._find(press)(press)
 
@@ -163,6 +163,7 @@ class Buttons:
         if await self.placeholders.turn_of(press.conversation, str(press.message_id)):  # an answer, not an offer
             return await self._unknown(press)
         self._later(self.chats.delete(press.address, press.message_id), "offer")
+        await close_offer(self.front.bus, press.conversation, press.argument)
         if await question_of(self.front.bus, press.conversation, press.argument) is None:
             return press.say("too_old")
         await cancel_turn(

@@ -93,6 +93,8 @@ class Media:
             return self._too_large(attached)
 
     def _check(self, attached: Attachment) -> None:
+        if attached.kind == "unknown" and not attached.name:
+            raise UnusableFile("message_unknown")
         if attached.kind == "unknown":
             raise UnusableFile("file_unknown", name=attached.name)
         if attached.kind == "voice" and not self.voice:

@@ -58,6 +58,13 @@ class Commands:
     front: str = "telegram"
     _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The commands of the menus, which work in groups without the bot's name: those answered here, and the prefixes
+        of roles."""
+        prefixes = (prefix for prefix, _ in self.choices.prefixes if prefix.startswith("/"))
+        return TELEGRAM_COMMANDS | {prefix.removeprefix("/").lower() for prefix in prefixes}
+
     async def answer(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
         """The answer to ``incoming``; None if it is not one of these commands and belongs to the bus.
 

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from telegram import Audio, Document, Message, MessageEntity, Update, User, VideoNote, Voice
+from telegram import (
+    Audio,
+    Chat,
+    Contact,
+    Document,
+    ExternalReplyInfo,
+    Message,
+    MessageEntity,
+    MessageOrigin,
+    Update,
+    User,
+    VideoNote,
+    Voice,
+)
 
 from rolecall.bus.commands import COMMANDS
+from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.telegram.markdown.entities import utf16_len
 
 CONVERSATION = re.compile(r"([a-z0-9_-]+):(-?\d{1,19})(?::(\d{1,19}))?", re.ASCII)
@@ -62,37 +77,60 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file of a message, not downloaded yet. ``size`` is in bytes, 0 if unknown. A file of the kind unknown cannot be
-    read; ``name`` then says what it is."""
+    """A file of a message, not downloaded yet. ``size`` is in bytes, 0 if unknown; ``unique`` is the same in every
+    update that has the file. The kind unknown cannot be read; what is not a file has no ``name``."""
 
     kind: Kind
     file_id: str
     name: str
     media_type: str
     size: int = 0
+    unique: str = ""
 
 
-def attachments_of(message: Message) -> tuple[Attachment, ...]:
-    """The file of ``message``, if it has one. A sticker is not a file."""
+UNKNOWN = Attachment("unknown", "", "", "")
+
+
+UNREADABLE = ("animation", "video", "story", "game", "invoice", "paid_media", "giveaway", "giveaway_winners")
+"""What a message may contain that the bot cannot read. An animation is also present as a document."""
+
+
+def attachments_of(message: Message | ExternalReplyInfo) -> tuple[Attachment, ...]:
+    """The file of ``message``, or what else it contains that cannot be read; nothing for a text."""
     if message.photo:
         best = max(message.photo, key=lambda size: size.width * size.height)
-        return (Attachment("image", best.file_id, "photo.jpg", "image/jpeg", best.file_size or 0),)
+        return (Attachment("image", best.file_id, "photo.jpg", "image/jpeg", best.file_size or 0, best.file_unique_id),)
     if sound := message.voice or message.audio or message.video_note:
         return (_sound(sound),)
-    if message.sticker:
-        return ()
-    if message.animation:  # also present as a document
-        return (Attachment("unknown", "", "animation", ""),)
+    if any(getattr(message, name, None) for name in UNREADABLE):
+        return (UNKNOWN,)
     if message.document:
         return (_document(message.document),)
-    found = message.effective_attachment
-    return (Attachment("unknown", "", type(found).__name__.lower(), ""),) if found and not message.text else ()
+    return (UNKNOWN,) if message.sticker and not message.sticker.emoji else ()
+
+
+def content_of(message: Message | ExternalReplyInfo) -> str:
+    """What ``message`` says without a text: the emoji of a sticker, a place, a contact, a poll or a checklist."""
+    if message.sticker:
+        return message.sticker.emoji or ""
+    if message.venue:
+        place = message.venue.location
+        return f"📍 {message.venue.title}, {message.venue.address} ({place.latitude}, {place.longitude})"
+    if message.location:
+        return f"📍 {message.location.latitude}, {message.location.longitude}"
+    if message.contact:
+        return f"👤 {name_of(message.contact)}, {message.contact.phone_number}"
+    if message.poll:
+        return "\n- ".join([f"📊 {message.poll.question}", *(option.text for option in message.poll.options)])
+    if message.checklist:
+        return "\n- ".join([f"☑ {message.checklist.title}", *(task.text for task in message.checklist.tasks)])
+    return f"{message.dice.emoji} {message.dice.value}" if message.dice else ""
 
 
 def _sound(sound: Voice | Audio | VideoNote) -> Attachment:
     media_type = getattr(sound, "mime_type", None) or ("video/mp4" if isinstance(sound, VideoNote) else "audio/ogg")
     name = getattr(sound, "file_name", None) or f"voice.{media_type.rpartition('/')[2]}"
-    return Attachment("voice", sound.file_id, name, media_type, sound.file_size or 0)
+    return Attachment("voice", sound.file_id, name, media_type, sound.file_size or 0, sound.file_unique_id)
 
 
 def _document(document: Document) -> Attachment:
@@ -105,7 +143,34 @@ def _document(document: Document) -> Attachment:
         kind, media_type = "document", "application/pdf"
     elif media_type.startswith("text/") or ending in TEXTS:
         kind, media_type = "document", "text/plain"
-    return Attachment(kind, document.file_id, name, media_type, document.file_size or 0)
+    return Attachment(kind, document.file_id, name, media_type, document.file_size or 0, document.file_unique_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who speaks: a user, or a chat, whose id is negative: a channel, or the group itself for an anonymous admin."""
+
+    id: int
+    name: str
+    language: str | None = None
+
+
+def sender_of(message: Message) -> Sender | None:
+    """The sender of ``message``; None for bots and for posts that a linked channel forwards by itself."""
+    person, chat = message.from_user, message.sender_chat
+    if message.is_automatic_forward:
+        return None
+    if chat is not None and (person is None or person.is_bot):
+        return Sender(chat.id, _plain(message.author_signature) if message.author_signature else name_of(chat))
+    if person is None or person.is_bot:
+        return None
+    return Sender(person.id, name_of(person), person.language_code)
+
+
+def name_of(one: User | Chat | Contact) -> str:
+    """The name of a user, a chat or a contact, without colons and control characters; ``?`` if it is empty."""
+    title = getattr(one, "title", None)
+    return _plain(str(title) if title else " ".join(filter(None, (one.first_name, one.last_name))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +182,8 @@ class Incoming:
     is when it was sent and ``age`` how much later it was edited, both in seconds. ``title`` is the chat's name.
     ``album`` is the id of the album it belongs to; ``long`` is true if the text may be a piece of a longer one.
     ``quoted`` is the author (empty for the bot) and text of the message it replies to; ``reply_to`` is that id.
+    ``forwarded`` says that somebody else wrote it; its text is then marked as theirs. ``anonymous`` is true for an
+    admin of the group who speaks as the group. A message without text and files only names the bot.
     """
 
     address: Address
@@ -137,11 +204,19 @@ class Incoming:
     reply_to: int | None = None
     command: str = ""
     argument: str = ""
+    forwarded: bool = False
+    anonymous: bool = False
 
     @property
     def principal(self) -> str:
         """The user that limits and budgets apply to."""
         return f"telegram:user:{self.user}"
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what the user wrote and attached; a link preview or a reaction does not change it."""
+        said = (self.text.removeprefix(f"{self.name}: "), [one.unique for one in self.files])
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
 def incoming_of(
@@ -155,26 +230,32 @@ def incoming_of(
 ) -> Incoming | None:
     """The message in ``update``; None if it is not addressed to the bot ``me``.
 
+    An edited location is one that moves: it was received when it was sent.
+
     A message in a group is addressed to the bot if it mentions it, replies to it, is one of ``commands`` or a command
     with the bot's name, or contains one of ``keywords`` as a whole word, ignoring case. An ``expected`` message
     continues one that was addressed to the bot and is accepted in any case.
     """
     message = update.message or update.edited_message
-    if message is None or not _from_a_person(message):
+    sender = None if message is None else sender_of(message)
+    if message is None or sender is None or (update.edited_message and message.location):
         return None
-    raw = message.text or message.caption or (message.sticker.emoji if message.sticker else "") or ""
+    raw = message.text or message.caption or content_of(message)
     text, named = _without_name(message, raw, me)
-    command = COMMAND.match(text)
+    command = None if message.forward_origin else COMMAND.match(text)
     if command and command[2] and command[2].lower() != (me.username or "").lower():
         return None
-    if not (expected or message.chat.type == "private" or named or _is_reply_to(message, me)):
+    private = message.chat.type == "private"
+    if not (expected or private or named or (_is_reply_to(message, me) and not _names_other_bot(message, raw))):
         for_us = command[2] or command[1].lower() in commands if command else _has_one(keywords, raw)
         if not for_us:
             return None
     files = (*attachments_of(message), *_of_quoted(message, me))
-    if not text and not files and not named:
-        return None
-    return _incoming(update, message, me, front, text, files)
+    if not text and not files:
+        if not named:
+            return _unreadable(update, message, sender, me, front) if private else None
+        text = raw.strip() if _quoted(message, me) else ""  # the name alone asks about the message it replies to
+    return _incoming(update, message, sender, me, front, text, files)
 
 
 def address_of(message: Message, front: str) -> Address:
@@ -184,29 +265,24 @@ def address_of(message: Message, front: str) -> Address:
 
 
 def _incoming(
-    update: Update, message: Message, me: User, front: str, text: str, files: tuple[Attachment, ...]
+    update: Update, message: Message, sender: Sender, me: User, front: str, text: str, files: tuple[Attachment, ...]
 ) -> Incoming:
-    person = message.from_user
-    assert person is not None  # checked by _from_a_person
-    command, name = COMMAND.match(text), _plain(person.full_name)
+    origin = message.forward_origin
+    command = None if origin else COMMAND.match(text)
     argument = text[command.end() :].strip() if command else ""
-    if command:
-        text = f"/{command[1]} {argument}".strip()
-    elif text and message.chat.type != "private":
-        text = f"{name}: {text}"
     replied = _replied(message)
     return Incoming(
         address=address_of(message, front),
-        user=person.id,
-        name=name,
-        language=person.language_code,
+        user=sender.id,
+        name=sender.name,
+        language=sender.language,
         message_id=message.message_id,
-        text=text,
+        text=f"/{command[1]} {argument}".strip() if command else _spoken(message, sender, text),
         idempotency=f"tg:{me.id}:{message.chat.id}:{message.message_id}",
         version=update.update_id if update.edited_message else 0,
         date=message.date.timestamp(),
         age=(message.edit_date - message.date).total_seconds() if message.edit_date else 0.0,
-        title=message.chat.title or name,
+        title=message.chat.title or sender.name,
         files=files,
         album=message.media_group_id or "",
         long=utf16_len(message.text or "") >= LONG_UNITS,
@@ -214,18 +290,36 @@ def _incoming(
         reply_to=replied.message_id if replied else None,
         command=command[1].lower() if command else "",
         argument=argument,
+        forwarded=origin is not None,
+        anonymous=sender.id == message.chat.id,
     )
 
 
-def _from_a_person(message: Message) -> bool:
-    person = message.from_user
-    return person is not None and not person.is_bot and not message.is_automatic_forward
+def _spoken(message: Message, sender: Sender, text: str) -> str:
+    """The text as the model sees it: marked if it was forwarded; in a group, after the name of who sent it."""
+    if text and message.forward_origin:
+        text = as_data("forwarded", text, **{"from": _origin(message.forward_origin)})
+    return f"{sender.name}: {text}" if text and message.chat.type != "private" else text
+
+
+def _unreadable(update: Update, message: Message, sender: Sender, me: User, front: str) -> Incoming | None:
+    """A private message with content that the library does not know yet; None for one that says nothing, such as that
+    the user changed a setting."""
+    return _incoming(update, message, sender, me, front, "", (UNKNOWN,)) if message.api_kwargs else None
+
+
+def _origin(origin: MessageOrigin) -> str:
+    """Who wrote a forwarded message."""
+    if name := getattr(origin, "sender_user_name", None):
+        return _plain(name)
+    chat = getattr(origin, "sender_user", None) or getattr(origin, "sender_chat", None) or getattr(origin, "chat", None)
+    return "?" if chat is None else name_of(chat)
 
 
 def _without_name(message: Message, raw: str, me: User) -> tuple[str, bool]:
     """The text without mentions of the bot, and whether there were any."""
-    units, spans = raw.encode("utf-16-le"), []
-    for entity in message.entities or message.caption_entities:
+    units, spans = raw.encode("utf-16-le", "replace"), []
+    for entity in _entities(message):
         start, end = entity.offset * 2, (entity.offset + entity.length) * 2
         if _names(entity, units[start:end].decode("utf-16-le", "replace"), me):
             spans.append((start, end))
@@ -233,6 +327,10 @@ def _without_name(message: Message, raw: str, me: User) -> tuple[str, bool]:
         units = units[:start] + units[end:]
     text = units.decode("utf-16-le", "replace")
     return (re.sub(r"^[\s,:]+|\s+$", "", text) if spans else text.strip()), bool(spans)
+
+
+def _entities(message: Message) -> Sequence[MessageEntity]:
+    return message.entities or message.caption_entities
 
 
 def _names(entity: MessageEntity, text: str, me: User) -> bool:
@@ -251,25 +349,42 @@ def _replied(message: Message) -> Message | None:
     return None if replied is None or replied.forum_topic_created else replied
 
 
+def _names_other_bot(message: Message, raw: str) -> bool:
+    units = raw.encode("utf-16-le", "replace")
+    spans = ((one.offset * 2, (one.offset + one.length) * 2) for one in _entities(message) if one.type == one.MENTION)
+    return any(units[start:end].decode("utf-16-le", "replace").lower().endswith("bot") for start, end in spans)
+
+
 def _is_reply_to(message: Message, me: User) -> bool:
     replied = _replied(message)
     return replied is not None and replied.from_user is not None and replied.from_user.id == me.id
 
 
 def _quoted(message: Message, me: User) -> tuple[str, str] | None:
-    replied = _replied(message)
-    if replied is None:
+    """The author and text of the message that ``message`` replies to, which may be in another chat."""
+    replied, other = _replied(message), message.external_reply
+    text = message.quote.text if message.quote else ""
+    if replied is not None:
+        text = text or replied.text or replied.caption or content_of(replied)
+        sender = sender_of(replied)
+        who = "" if _is_reply_to(message, me) else sender.name if sender else _author(replied)
+    elif other is not None:
+        text, who = text or content_of(other), _origin(other.origin)
+    else:
         return None
-    text = message.quote.text if message.quote else replied.text or replied.caption or ""
     if not text.strip():
         return None
-    who = "" if _is_reply_to(message, me) else _plain(replied.from_user.full_name) if replied.from_user else "?"
     return who, text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]} …"
 
 
+def _author(message: Message) -> str:
+    author = message.from_user or message.sender_chat
+    return name_of(author) if author else "?"
+
+
 def _of_quoted(message: Message, me: User) -> tuple[Attachment, ...]:
-    """The files of another user's message that ``message`` replies to."""
-    replied = _replied(message)
+    """The files of another user's message that ``message`` replies to, also of one in another chat."""
+    replied = _replied(message) or message.external_reply
     if replied is None or _is_reply_to(message, me):
         return ()
     return tuple(one for one in attachments_of(replied) if one.kind != "unknown")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from telegram import Message, Update, User
 
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
-from rolecall.bus.commands import find_command
+from rolecall.bus.commands import Command, find_command
 from rolecall.bus.conversation import preference
 from rolecall.bus.envelope import Envelope
-from rolecall.bus.questions import keep_question
-from rolecall.errors import EnvelopeTooLarge, ServerUnavailable
+from rolecall.bus.questions import has_fingerprint, keep_question, note_fingerprint, offer_once
+from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerUnavailable
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import Access, UserStatus
+from rolecall.frontends.telegram.bot import RAW, UNREADABLE
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats, Keyboard
 from rolecall.frontends.telegram.grouping import ChatQueue, MessageGroup, MessageGroups, Ticket
@@ -34,6 +36,8 @@ MODES = ("queue", "collect", "interrupt")
 CARRIED_OUT = {"STOPPED": "stopped", "IDLE": "nothing_to_stop", "FORGOTTEN": "forgotten"}
 """Keys of texts.toml for the outcomes of commands that the front end carries out."""
 LONGEST_PAUSE = 5.0
+TRIES = 3
+"""How often an update is tried that fails for another reason than an unavailable server."""
 RECENT_SECONDS = 600
 """An edited message that was not admitted before counts as new up to this age."""
 
@@ -53,23 +57,32 @@ class Receiver:
     keywords: tuple[str, ...] = ()
     queue: ChatQueue = field(default_factory=ChatQueue)
     groups: MessageGroups = field(default_factory=MessageGroups)
+    set_aside: int = 0
+    """How many updates this process has given up on."""
 
     async def receive(self, update: Update) -> None:
-        """Receive ``update``; returns once its effect is stored in the server, or the update was refused or ignored, so
-        that it can be confirmed. Retries while the server is unavailable. Raises only CancelledError.
+        """Receive ``update``; returns once its effect is stored in the server, or it was refused, ignored or set aside,
+        so that it can be confirmed. Retries while the server is unavailable. Raises only CancelledError.
         """
+        try:
+            await self._receive(update)
+        except Exception as error:  # the boundary: no update may block the ones behind it
+            await self._set_aside(update, cause_of(error))
+
+    async def _receive(self, update: Update) -> None:
+        if UNREADABLE in update.api_kwargs:
+            raise RolecallError(update.api_kwargs[UNREADABLE])
         message, query = update.message or update.edited_message, update.callback_query
         if query is not None:  # Stop must not wait for a file that is being downloaded
-            await self._retry(lambda: self.buttons.press(query), None)
+            await self._insist(update, lambda: self.buttons.press(query))
         elif message is not None:
-            address = address_of(message, self.front.name)
-            self.chats.note(address, message.message_id)
             # Nothing is awaited before the ticket is drawn: the order of calls is the order of messages.
             with self.queue.enter(message.chat.id) as ticket:
+                self.chats.note(address_of(message, self.front.name), message.message_id)
                 incoming = self._read(update, message)
                 if incoming is not None:
                     group = self.groups.group(incoming)
-                    await self._retry(lambda: self._take(incoming, group, ticket), incoming)
+                    await self._insist(update, lambda: self._take(incoming, group, ticket))
 
     def _read(self, update: Update, message: Message) -> Incoming | None:
         return incoming_of(
@@ -77,49 +90,79 @@ class Receiver:
             self.me,
             front=self.front.name,
             keywords=self.keywords,
-            commands=PLAIN_COMMANDS | TELEGRAM_COMMANDS,
+            commands=PLAIN_COMMANDS | self.commands.names,
             expected=self.groups.continues(message),
         )
 
-    async def _retry(self, step: Callable[[], Awaitable[None]], incoming: Incoming | None) -> None:
-        """Run ``step``, which is idempotent, until the server has answered."""
-        pause = 0.1
+    async def _insist(self, update: Update, step: Callable[[], Awaitable[None]]) -> None:
+        """Run ``step``, which is idempotent, until the server has answered. Any other failure is tried TRIES times."""
+        pause, failures = 0.1, 0
         while True:
             try:
                 return await step()
-            except ServerUnavailable as error:
-                logger.debug("an update is retried: %s", error)
-            except Exception as error:  # the boundary: no update may block the ones after it
-                return self._failed(error, incoming)
+            except Exception as error:
+                cause = cause_of(error)
+                if not isinstance(cause, ServerUnavailable):
+                    failures += 1
+                    if failures >= TRIES:
+                        raise
+                level = logging.DEBUG if isinstance(cause, ServerUnavailable) else logging.WARNING
+                logger.log(level, "update %s is retried: %s: %s", update.update_id, type(cause).__name__, cause)
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
 
-    def _failed(self, error: Exception, incoming: Incoming | None) -> None:
-        logger.error("an update could not be received: %s: %s", type(error).__name__, error, exc_info=error)
-        if incoming is not None:
-            self._tell(incoming, "not_received")
+    async def _set_aside(self, update: Update, error: Exception) -> None:
+        """Give up on ``update``: log and count it, keep it for operators, and tell its user."""
+        self.set_aside += 1
+        logger.error("update %s is set aside: %s: %s", update.update_id, type(error).__name__, error, exc_info=error)
+        with suppress(Exception):  # an update that caused one failure may cause another
+            self._apologise(update)
+
+    def _apologise(self, update: Update) -> None:
+        """Tell the user of a private chat; in a group it is not known whom the message was for."""
+        raw = {**update.to_dict(), **(update.api_kwargs.get(RAW) or {})}
+        message = raw.get("message") or {}
+        chat = message.get("chat", {}).get("id", 0)
+        if chat > 0:
+            language = message.get("from", {}).get("language_code")
+            self.chats.tell(Address(chat, None, self.front.name), TextPart(say(language, "not_received")))
 
     # ── access ────────────────────────────────────────────────────────────────────────────────
 
     async def _take(self, incoming: Incoming, group: MessageGroup, ticket: Ticket) -> None:
+        message = (self.front.bus, incoming.address.conversation, incoming.idempotency, incoming.fingerprint)
+        if incoming.version and await has_fingerprint(*message):
+            return
         status = await self.access.status_of(incoming.user, incoming.address.chat)
-        if incoming.command in TELEGRAM_COMMANDS and (status.allowed or incoming.command == "start"):
+        if status.allowed or incoming.command == "start":
+            await self._take_allowed(incoming, group, ticket, status)
+        else:
+            await self._refuse_stranger(incoming)
+        if status.allowed:
+            await note_fingerprint(*message)
+
+    async def _take_allowed(self, incoming: Incoming, group: MessageGroup, ticket: Ticket, status: UserStatus) -> None:
+        if incoming.command in TELEGRAM_COMMANDS:
             await ticket.wait()
-            reply = None if incoming.version else await self.commands.answer(incoming, status)
+            reply = await self.commands.answer(incoming, status)
             if reply is not None:
-                self._say(incoming, reply.text, reply.keyboard)
-                return
+                return self._say(incoming, reply.text, reply.keyboard)
         if not status.allowed:
             return await self._refuse_stranger(incoming)
-        pace = "OK" if incoming.version or group.further else await self.access.pace(status)
+        command = find_command(incoming.text)
+        pace = "OK" if command or incoming.version or group.further else await self.access.pace(status)
         if pace != "OK":
             return self._tell(incoming, "too_fast") if pace == "TELL" else None
         fetched = await self.media.fetch(incoming) if incoming.files else FetchedFiles()
         await ticket.wait()
         for key, values in fetched.problems:
             self._tell(incoming, key, **values)
-        if incoming.text or fetched.payload:
+        if command is not None:
+            await self._command(incoming, command, status)
+        elif incoming.text or fetched.payload:
             await self._admit_or_edit(incoming, group, status, fetched.payload)
+        elif not fetched.problems:  # nothing but the bot's name
+            self._tell(incoming, "welcome")
 
     async def _refuse_stranger(self, incoming: Incoming) -> None:
         if incoming.address.private and await self.access.first_refusal(incoming.user):
@@ -127,18 +170,19 @@ class Receiver:
 
     # ── admission ───────────────────────────────────────────────────────────────────────────
 
+    async def _command(self, incoming: Incoming, command: Command, status: UserStatus) -> None:
+        """Have a command of the bus carried out. An edit into a command is a new one."""
+        if command.lane == "front":
+            return await self._carry_out(incoming)
+        version = f":{incoming.version}" if incoming.version else ""
+        await self._admit(incoming, MessageGroup(), status, _payload(incoming, {}), incoming.idempotency + version)
+
     async def _admit_or_edit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, files: Mapping[str, Any]
     ) -> None:
-        payload = {**files, "text": incoming.text}
-        if incoming.quoted:
-            payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
-        if incoming.version and await self._edit(incoming, payload, status):
-            return
-        command = find_command(incoming.text)
-        if command is not None and command.lane == "front":
-            return await self._carry_out(incoming)
-        await self._admit(incoming, group, status, payload, incoming.idempotency)
+        payload = _payload(incoming, files)
+        if not incoming.version or not await self._edit(incoming, payload, status):
+            await self._admit(incoming, group, status, payload, incoming.idempotency)
 
     async def _admit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str
@@ -200,7 +244,7 @@ class Receiver:
             await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
             self._tell(incoming, "full")
-        elif edited.outcome in ("RUNNING", "DONE") and not incoming.command and edited.turn:
+        elif edited.outcome in ("RUNNING", "DONE") and edited.turn:
             await self._late(incoming, payload, status, edited.turn, running=edited.outcome == "RUNNING")
         return True
 
@@ -212,7 +256,9 @@ class Receiver:
         if running and await self._mode(incoming.address) == "interrupt":
             idempotency = f"{incoming.idempotency}:{incoming.version}"
             return await self._admit(incoming, MessageGroup(), status, payload, idempotency)
-        self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
+        edit = (self.front.bus, incoming.address.conversation, turn, str(incoming.version))
+        if await offer_once(*edit):
+            self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────
 
@@ -222,3 +268,19 @@ class Receiver:
     def _say(self, incoming: Incoming, text: str, keyboard: Keyboard | None = None) -> None:
         reply_to = None if incoming.address.private else incoming.message_id
         self.chats.tell(incoming.address, TextPart(text), reply_to=reply_to, keyboard=keyboard)
+
+
+def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
+    payload = {**files, "text": incoming.text}
+    if incoming.quoted:
+        payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
+    return payload
+
+
+def cause_of(error: Exception) -> Exception:
+    """What went wrong: ``error`` itself, or, of an exception group, an unavailable server if there is one inside, else
+    the first exception that is not a group."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    inside = [cause_of(one) for one in error.exceptions]
+    return next((one for one in inside if isinstance(one, ServerUnavailable)), inside[0])
