@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import Wakeups
 from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer
@@ -96,10 +97,12 @@ async def test_a_poison_update_is_set_aside_its_user_is_told_and_those_behind_it
     await api.wait_for(lambda: say("de", "not_received") in answers(api))
     await api.wait_for(lambda: not api.world.updates.waiting)
     assert way.receiver.set_aside == 2
-    lines = [record.getMessage() for record in caplog.records if "is set aside" in record.getMessage()]
-    assert any("ValueError: poison" in line for line in lines) and any(
-        "message cannot be read" in line for line in lines
-    )
+    letters = await dead_letters(way.bus)
+    assert [(one.kind, one.source) for one in letters] == [("update", "telegram")] * 2
+    assert any("poison" in one.reason and "caption" in one.envelope for one in letters)
+    assert any("message cannot be read" in one.reason for one in letters)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("telegram: update ") for line in lines) == 4
 
 
 async def test_a_document_waits_for_a_server_that_is_away_as_a_text_does(api: TelegramApi) -> None:

@@ -7,16 +7,20 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from telegram import Message, Update, User
 
+from rolecall.background import Attempt, Boundary
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
+from rolecall.bus.bus import count_soon
 from rolecall.bus.commands import Command, find_command
 from rolecall.bus.conversation import preference
+from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.questions import has_fingerprint, keep_question, note_fingerprint, offer_once
-from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerUnavailable
+from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import Access, UserStatus
@@ -60,6 +64,9 @@ class Receiver:
     set_aside: int = 0
     """How many updates this process has given up on."""
 
+    def __post_init__(self) -> None:
+        self.boundary = Boundary("telegram", tries=TRIES, count=partial(count_soon, self.front.bus.server, "failed"))
+
     async def receive(self, update: Update) -> None:
         """Receive ``update``; returns once its effect is stored in the server, or it was refused, ignored or set aside,
         so that it can be confirmed. Retries while the server is unavailable. Raises only CancelledError.
@@ -67,7 +74,8 @@ class Receiver:
         try:
             await self._receive(update)
         except Exception as error:  # the boundary: no update may block the ones behind it
-            await self._set_aside(update, cause_of(error))
+            self.boundary.failed(_item(update), cause_of(error))
+            await self._set_aside(update)
 
     async def _receive(self, update: Update) -> None:
         if UNREADABLE in update.api_kwargs:
@@ -96,31 +104,32 @@ class Receiver:
 
     async def _insist(self, update: Update, step: Callable[[], Awaitable[None]]) -> None:
         """Run ``step``, which is idempotent, until the server has answered. Any other failure is tried TRIES times."""
-        pause, failures = 0.1, 0
+        pause = 0.1
         while True:
             try:
-                return await step()
-            except Exception as error:
-                cause = cause_of(error)
-                if not isinstance(cause, ServerUnavailable):
-                    failures += 1
-                    if failures >= TRIES:
-                        raise
-                level = logging.DEBUG if isinstance(cause, ServerUnavailable) else logging.WARNING
-                logger.log(level, "update %s is retried: %s: %s", update.update_id, type(cause).__name__, cause)
+                attempt = await self.boundary.attempt(_item(update), step())
+                if attempt is Attempt.DONE:
+                    return
+                if attempt is Attempt.EXHAUSTED:
+                    return await self._set_aside(update, tries=TRIES)
+            except ServerUnavailable as error:
+                logger.debug("update %s is retried: %s", update.update_id, error)
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 2)
 
-    async def _set_aside(self, update: Update, error: Exception) -> None:
-        """Give up on ``update``: log and count it, keep it for operators, and tell its user."""
+    async def _set_aside(self, update: Update, *, tries: int = 1) -> None:
+        """Give up on ``update``: keep it for operators as a dead letter, and tell its user."""
         self.set_aside += 1
-        logger.error("update %s is set aside: %s: %s", update.update_id, type(error).__name__, error, exc_info=error)
+        raw, reason = _raw(update), repr(self.boundary.error)
         with suppress(Exception):  # an update that caused one failure may cause another
-            self._apologise(update)
+            self._apologise(raw)
+        try:
+            await set_aside(self.front.bus, "update", raw, reason, source=self.front.name, tries=tries)
+        except ServerError as error:
+            logger.error("update %s could not be kept: %s", update.update_id, error)
 
-    def _apologise(self, update: Update) -> None:
+    def _apologise(self, raw: Mapping[str, Any]) -> None:
         """Tell the user of a private chat; in a group it is not known whom the message was for."""
-        raw = {**update.to_dict(), **(update.api_kwargs.get(RAW) or {})}
         message = raw.get("message") or {}
         chat = message.get("chat", {}).get("id", 0)
         if chat > 0:
@@ -277,10 +286,10 @@ def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
     return payload
 
 
-def cause_of(error: Exception) -> Exception:
-    """What went wrong: ``error`` itself, or, of an exception group, an unavailable server if there is one inside, else
-    the first exception that is not a group."""
-    if not isinstance(error, ExceptionGroup):
-        return error
-    inside = [cause_of(one) for one in error.exceptions]
-    return next((one for one in inside if isinstance(one, ServerUnavailable)), inside[0])
+def _item(update: Update) -> str:
+    return f"update {update.update_id}"
+
+
+def _raw(update: Update) -> dict[str, Any]:
+    """The update as it came, or nearly."""
+    return update.api_kwargs.get(RAW) or update.to_dict()
