@@ -34,6 +34,8 @@ class ManagerAgent(Agent):
             for number in range(8):
                 await ctx.emit(f"word{number} ")
                 await asyncio.sleep(0.02)
+        if text.startswith("stream and wait"):
+            await self.go.wait()
         if text.startswith("long"):
             return envelope.reply("\n\n".join(letter * 3000 for letter in "abc"))
         if text.startswith("file"):
@@ -102,24 +104,27 @@ async def test_typing_is_shown_in_the_topic_of_the_question(tmp_path: Path, go: 
         assert (answer.text, answer.thread) == ("re: wait", 5)
 
 
-async def test_an_answer_grows_in_edits_that_keep_their_distance(tmp_path: Path) -> None:
+async def test_an_answer_grows_in_edits_that_keep_their_distance(tmp_path: Path, go: asyncio.Event) -> None:
     async with staged(tmp_path, ROLES, edit_seconds=0.12) as stage:
-        await stage.say(stage.api.user(7), "stream")
+        await stage.say(stage.api.user(7), "stream and wait")
+        await stage.api.wait_for(lambda: any(text.endswith("word7") for text in stage.texts()))
+        go.set()
         await stage.quiet()
         (message,) = stage.api.chat(7).answers
-        assert any(look.text.startswith("word0") for look in message.edits)
-        assert message.text == "re: stream"
+        assert message.text == "re: stream and wait"
         assert all(b.at - a.at >= 0.12 for a, b in itertools.pairwise(message.edits))
 
 
-async def test_growing_answers_can_be_drafts(tmp_path: Path) -> None:
+async def test_growing_answers_can_be_drafts(tmp_path: Path, go: asyncio.Event) -> None:
     async with staged(tmp_path, ROLES, drafts=True) as stage:
-        await stage.say(stage.api.user(7), "stream")
+        await stage.say(stage.api.user(7), "stream and wait")
+        await stage.api.wait_for(lambda: stage.api.chat(7).drafts[-1:] and stage.api.chat(7).drafts[-1][2])
+        go.set()
         await stage.quiet()
         texts = [text for _, _, text in stage.api.chat(7).drafts]
         assert texts[0] == ""
         assert texts[-1].startswith("word0")
-        assert stage.texts() == ["re: stream"]
+        assert stage.texts() == ["re: stream and wait"]
 
 
 async def test_only_the_process_that_holds_the_lease_shows_and_delivers(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@
 
 What Telegram would do and this does too: confirm updates by offset, answer 409 to the poll that waits when another
 comes, count UTF-16 units, check entities, clean and trim texts, refuse what is not modified, too long, gone, blocked.
-What it does on demand: ``flood`` and ``rate`` (429), ``lose`` (done, but no answer), ``delay``, ``down``.
+What it does on demand: ``flood`` and ``rate`` (429), ``fail`` (5xx), ``lose`` (done, but no answer), ``delay`` and
+``down``.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class TelegramApi:
         self._rate: Rate | None = None
         self._lost: Callable[[str], bool] = lambda method: False
         self._delays: dict[str, float] = {}
+        self._failing: tuple[int, str, Callable[[dict[str, str]], bool]] | None = None
         self._down = False
 
     async def __aenter__(self) -> TelegramApi:
@@ -149,6 +151,10 @@ class TelegramApi:
             return True
 
         self._lost = lost
+
+    def fail(self, status: int, method: str = "", when: Callable[[dict[str, str]], bool] = lambda fields: True) -> None:
+        """Answer this server error to requests of a method (of all by default) ``when`` their fields are so."""
+        self._failing = (status, method, when)
 
     def delay(self, seconds: float, *methods: str) -> None:
         """Let each request of these methods (all but getUpdates by default) take so long before it is done."""
@@ -228,6 +234,8 @@ class TelegramApi:
             if seconds := self._delays.get(method, self._delays.get("", 0) if method != "getUpdates" else 0):
                 await asyncio.sleep(seconds)
             self._check_flood(method, params)
+            if self._failing and self._failing[1] in ("", method) and self._failing[2](params.fields):
+                raise Refused(self._failing[0], "Internal Server Error")
             return 200, {"ok": True, "result": await run(params)}, method
         except Refused as refused:
             return refused.code, refused.as_json(), method

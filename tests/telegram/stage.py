@@ -38,10 +38,11 @@ class Process:
         self.bus, self.holds = app.session.bus, True
         self.chats = Chats(bot, edit_seconds=edit_seconds)
         self.turn_messages = TurnMessages(self.chats, Placeholders(self.bus))
-        self.progress = ProgressDisplay(
-            self.bus, app.runtime.wakeups, self.chats, self.turn_messages, holding=lambda: self.holds, drafts=drafts
-        )
         self.outbox = Outbox(self.bus, app.session.server, "telegram", holding=lambda: self.holds)
+        self.progress = ProgressDisplay(
+            self.bus, app.runtime.wakeups, self.chats, self.turn_messages, holding=lambda: self.holds,
+            undelivered=self.outbox.holds_back, drafts=drafts,
+        )  # fmt: skip
         self.deliverer = Deliverer(
             self.outbox, self.chats, self.progress, self.turn_messages, Blobs(self.bus),
             holding=lambda: self.holds, ring_seconds=ring_seconds,
@@ -130,6 +131,7 @@ async def staged(
         stage = Stage(app, api, bot, options, Process(app, bot, **options))
         if deliver:
             stage.process.deliver()
+            await wait_until(lambda: not stage.process.outbox.holds_back("telegram:0"))
         try:
             yield stage
         finally:

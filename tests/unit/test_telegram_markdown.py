@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.frontends.telegram.markdown.entities import ENTITY_BYTES, TextPart, joined, utf16_len
-from rolecall.frontends.telegram.markdown.render import message_entities, partial, plain, render
+from rolecall.frontends.telegram.markdown.render import message_entities, plain, render, render_growing
 from rolecall.frontends.telegram.markdown.syntax import TAGS
 from tests.telegram.entities import accepted, size
 
@@ -85,9 +85,8 @@ def check_all(markdown: str, limit: int = 4096) -> None:
     for part in parts:
         check(part, limit)
     check_nothing_lost(markdown, parts)
-    growing = partial(markdown, limit)
-    if growing.text:
-        check(growing, limit)
+    for part in render_growing(markdown, limit):
+        check(part, limit)
 
 
 WORDS = st.sampled_from([
@@ -342,14 +341,17 @@ def test_many_marks_and_heavy_links_make_more_messages() -> None:
     ],
 )
 def test_a_growing_answer_shows_open_things_closed(markdown: str, text: str, kinds: list[str]) -> None:
-    part = partial(markdown)
-    assert (part.text, [entity.kind for entity in part.entities]) == (text, kinds)
+    parts = render_growing(markdown)
+    assert "".join(part.text for part in parts) == text
+    assert [entity.kind for part in parts for entity in part.entities] == kinds
 
 
-def test_a_growing_answer_ends_with_dots_where_one_message_is_full() -> None:
-    part = partial("```\n" + "line\n" * 2000)
-    assert part.text.endswith("line…") and utf16_len(part.text) <= 4096
-    check(part)
+def test_the_full_messages_of_a_growing_answer_stay_as_they_are() -> None:
+    markdown = "\n\n".join(f"## Part {number}\n\n" + f"some *words* of {number}. " * 60 for number in range(9))
+    whole = render(markdown)
+    for end in range(100, len(markdown), 97):
+        parts = render_growing(markdown[:end])
+        assert parts[:-1] == whole[: len(parts) - 1]
 
 
 def test_plain_text_is_cut_and_left_as_it_is() -> None:
@@ -373,7 +375,7 @@ def test_twenty_kilobytes_hold_up_nobody() -> None:
     markdown = (block * 100)[:20_000]
     longest, tries = (0.1, 5) if EXAMPLES else (1.0, 1)
     assert _fastest(lambda: render(markdown), tries) < longest
-    assert _fastest(lambda: partial(markdown), tries) < longest
+    assert _fastest(lambda: render_growing(markdown), tries) < longest
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ class Outbox:
         self._loaded = 0
         self._known = 0
         self._lapsed = False
+        self._caught_up = False
         self._room = asyncio.Event()
 
     async def run(self, deliver: Deliver) -> None:
@@ -119,18 +120,24 @@ class Outbox:
         """How many entries are still to be delivered."""
         return sum([await self.bus.server.fetch("XLEN", stream) for stream in self._streams])
 
+    def holds_back(self, conversation: str) -> bool:
+        """Whether something of ``conversation`` may be still to be delivered: it is known, or what the predecessor left
+        was not read yet."""
+        return not self._caught_up or conversation in self._queues
+
     # Reading
 
     async def _serve(self) -> None:
         """Read while this process leads, starting with entries that were read before but not delivered. If it stops
         leading even for a moment, everything is read again."""
-        self._lapsed = False
+        self._lapsed = self._caught_up = False
         for stream in self._streams:
             await create_group(self.bus.server, stream)
             last = "0"
             while page := await self._page(stream, last):
                 last = page[-1][0].decode()
                 await self._take(stream, page)
+        self._caught_up = True
         while self._holds():
             reply = await self._read("BLOCK", BLOCK_MS, "STREAMS", *self._streams, *(">" for _ in self._streams))
             for name, page in reply or ():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,20 @@ from rolecall.background import BackgroundTasks
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import message_entities
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.outlet import IdSpace, Outcome, Outlet, Outlets, Unwanted, is_blocked, outcome_of
+from rolecall.frontends.telegram.outlet import (
+    ANSWER,
+    COSMETIC,
+    MESSAGE,
+    Failing,
+    IdSpace,
+    NotFree,
+    Outcome,
+    Outlet,
+    Outlets,
+    Unwanted,
+    is_blocked,
+    outcome_of,
+)
 
 logger = logging.getLogger(__name__)
 Keyboard = InlineKeyboardMarkup
@@ -30,6 +44,9 @@ Wanted = Callable[[], bool]
 EDIT_SECONDS = 1.2
 GROUP_FACTOR = 2.5
 """Telegram accepts 20 messages and edits a minute in a group, so partial edits are less frequent there."""
+PLACE_SECONDS = 10.0
+SHOWN = 10_000
+"""Messages whose present look is remembered."""
 TELLS = 16
 FILE_SECONDS = 60.0
 PHOTOS = {"image/png", "image/jpeg", "image/webp"}
@@ -38,9 +55,11 @@ PHOTO_BYTES = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """The bot cannot write to a chat, or Telegram rejects the message; ``reason`` is Telegram's."""
+    """The bot cannot write to a chat, Telegram rejects the message or, if ``failing``, keeps failing; ``reason`` is
+    Telegram's."""
 
     reason: str
+    failing: bool = False
 
 
 class Chats:
@@ -50,6 +69,7 @@ class Chats:
         self.bot = bot
         self.edit_seconds = edit_seconds
         self._outlets = Outlets()
+        self._shown: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._moved: dict[int, int] = {}
         self._tells = BackgroundTasks()
 
@@ -63,10 +83,11 @@ class Chats:
         reply_to: int | None = None,
         keyboard: Keyboard | None = None,
         ring: bool = False,
+        priority: int = MESSAGE,
         announce: Callable[[IdSpace], Awaitable[None]] | None = None,
     ) -> int | Unreachable:
         """Send a message and return its id. Waits while the chat is rate-limited; use ``tell`` where updates are
-        received.
+        received. ``priority`` is its place among those that wait for the chat.
 
         If Telegram's answer is lost, the message is sent again and may appear twice; ``TurnMessages.create`` removes
         such duplicates. ``announce`` is awaited before each try, in the order of the chat, with the chat's ids.
@@ -79,14 +100,17 @@ class Chats:
                 return await self._send(address, look, reply_to, keyboard, ring)
 
         looks = [part, TextPart(part.text)] if part.entities else [part]
-        async with self._outlet(address) as outlet:
+        async with self._outlet(address, priority) as outlet:
             for look in (*looks, looks[-1]):  # once more for a group that became a supergroup
                 try:
                     sent = await outlet.retry(bound(sending, look))
                     outlet.note(sent)
+                    self._note_look(address, sent, hash((look, keyboard)))
                     return sent
                 except ChatMigrated as error:
                     self._moved[address.chat] = error.new_chat_id
+                except Failing as error:
+                    return Unreachable(str(error), failing=True)
                 except TelegramError as error:
                     outlet.reason = str(error)
                     if is_blocked(error):
@@ -105,10 +129,18 @@ class Chats:
         partial: bool = False,
     ) -> Outcome:
         """Edit a message of the bot into ``part``; retried until it succeeds or cannot. A ``partial`` text is tried
-        once. ``wanted`` is asked just before each request."""
-        looks = [part, TextPart(part.text)] if part.entities and not partial else [part]
-        edits = [bound(self._edit, address, message_id, look, keyboard) for look in looks]
-        return await self._edited(address, edits, wanted, once=partial)
+        once, and only if the chat is free. ``wanted`` is asked just before each request. Nothing is sent if the message
+        is known to look so already."""
+        message, look = (self._chat(address), message_id), hash((part, keyboard))
+        if self._shown.pop(message, None) == look:
+            outcome: Outcome = "OK"
+        else:
+            looks = [part, TextPart(part.text)] if part.entities and not partial else [part]
+            edits = [bound(self._edit, address, message_id, each, keyboard) for each in looks]
+            outcome = await self._edited(address, edits, wanted, once=partial)
+        if outcome == "OK":
+            self._note_look(address, message_id, look)
+        return outcome
 
     async def edit_file(
         self,
@@ -129,7 +161,7 @@ class Chats:
         async with self._outlet(address) as outlet:
             try:
                 return await outlet.retry(lambda: self.bot.delete_message(self._chat(address), message_id))
-            except TelegramError:
+            except (TelegramError, Failing):
                 return False
 
     async def typing(self, address: Address) -> None:
@@ -143,7 +175,7 @@ class Chats:
         """Show ``part`` as a draft in a private chat, if it is still ``wanted`` when the chat is free; whether it
         succeeded."""
         entities, chat, topic = message_entities(part), self._chat(address), address.topic
-        async with self._outlet(address) as outlet:
+        async with self._outlet(address, COSMETIC) as outlet:
             outlet.edited = time.monotonic()
             return wanted() and await outlet.attempt(
                 lambda: self.bot.send_message_draft(chat, draft_id, part.text, topic, entities=entities)
@@ -171,12 +203,12 @@ class Chats:
         Telegram rejects edits to others'.
         """
         removed, chat = 0, self._chat(address)
-        async with self._outlet(address) as outlet:
+        async with self._outlet(address, COSMETIC) as outlet:
             for number in ids:
                 if outlet.knows(number):
                     continue
                 outlet.tried.append(number)
-                with suppress(TelegramError):
+                with suppress(TelegramError, Failing):
                     if await outlet.retry(bound(self._is_own, chat, number)):
                         removed += await outlet.retry(bound(self.bot.delete_message, chat, number))
         return removed
@@ -186,7 +218,24 @@ class Chats:
     def stalled(self, address: Address) -> float:
         """Seconds until a partial edit may be sent; 0 for now."""
         outlet, gap = self._of(address), self.edit_seconds * (1 if address.private else GROUP_FACTOR)
-        return max(0.0, max(outlet.free, outlet.edited + gap) - time.monotonic())
+        left = max(outlet.free, outlet.edited + gap) - time.monotonic()
+        return max(0.0, left, outlet.busy_seconds(group=not address.private))
+
+    def place_stalled(self, address: Address) -> float:
+        """Seconds until a place in the queue may be updated again; 0 for now."""
+        return max(0.0, self._of(address).placed + PLACE_SECONDS - time.monotonic())
+
+    def note_place(self, address: Address) -> None:
+        """Note that a place in the queue is updated now."""
+        self._of(address).placed = time.monotonic()
+
+    async def answers(self) -> bool:
+        """Whether Telegram answers the bot at all."""
+        try:
+            await self.bot.get_me()
+        except TelegramError:
+            return False
+        return True
 
     def reason(self, address: Address) -> str:
         """Telegram's last refusal in this chat."""
@@ -253,13 +302,17 @@ class Chats:
 
     async def _edited(self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool) -> Outcome:
         """The outcome of the first of ``edits`` whose content Telegram accepts."""
-        async with self._outlet(address) as outlet:
+        async with self._outlet(address, COSMETIC if once else ANSWER) as outlet:
             for edit in edits:
                 try:
                     await outlet.retry(edit, gap=self.edit_seconds, wanted=wanted, once=once)
                     return "OK"
                 except Unwanted:
                     return "DROPPED"
+                except NotFree:
+                    return "LATER"
+                except Failing:
+                    return "FAILING"
                 except ChatMigrated as error:  # the messages stayed in the old chat
                     self._moved[address.chat] = error.new_chat_id
                     return "GONE"
@@ -269,6 +322,11 @@ class Chats:
                         return outcome
         logger.warning("Telegram refused an edit in %s: %s", address.conversation, outlet.reason)
         return "DROPPED" if once else "REFUSED"
+
+    def _note_look(self, address: Address, message_id: int, look: int) -> None:
+        self._shown[self._chat(address), message_id] = look
+        if len(self._shown) > SHOWN:
+            self._shown.popitem(last=False)
 
     async def _tell(
         self, outlet: Outlet, address: Address, part: TextPart, reply_to: int | None, keyboard: Keyboard | None
@@ -281,9 +339,9 @@ class Chats:
     # ── outlets ─────────────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
-    async def _outlet(self, address: Address) -> AsyncIterator[Outlet]:
+    async def _outlet(self, address: Address, priority: int = MESSAGE) -> AsyncIterator[Outlet]:
         outlet = self._of(address)
-        async with outlet.lock:
+        async with outlet.lock.hold(priority):
             yield outlet
 
     def _of(self, address: Address) -> Outlet:

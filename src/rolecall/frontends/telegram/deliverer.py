@@ -3,12 +3,16 @@
 Every step of a delivery can be repeated: the messages are created (placeholders.py) and edited into their content
 (repeating an edit is "not modified"), and only then the entry is acknowledged. If the process dies at any point, its
 successor finds the recorded messages and continues.
+
+No delivery blocks the ones behind it for good. A message that Telegram keeps failing to edit is replaced by a new one,
+in plain text. If that fails too while Telegram otherwise answers, the entry becomes a dead letter.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +24,10 @@ from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unr
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.outlet import Outcome
+from rolecall.frontends.telegram.outlet import ANSWER, Outcome
 from rolecall.frontends.telegram.placeholders import TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, ProgressDisplay
-from rolecall.frontends.texts import say
+from rolecall.frontends.texts import failure_text, say
 
 logger = logging.getLogger(__name__)
 FURTHER = TextPart("…")
@@ -32,6 +36,12 @@ NOTICE = TextPart("🔔 …")
 REPLACEMENTS = 5
 RING_SECONDS = 30.0
 RUNG = "rung"
+FAILING_SECONDS = 20.0
+"""How long a delivery may fail, while Telegram answers other requests, before it is given up."""
+
+
+class TelegramAway(OSError):
+    """Telegram answers nothing, so that a delivery has to wait."""
 
 
 class Deliverer:
@@ -57,11 +67,12 @@ class Deliverer:
             blobs,
         )
         self.holding, self.ring_seconds = holding, ring_seconds
+        self._failing: dict[tuple[int, str], float] = {}
 
     async def deliver(self, entry: OutboxEntry) -> bool:
         """Deliver ``entry`` and acknowledge it; False if this process may no longer deliver. Waits while the chat is
-        rate-limited or Telegram is unavailable. An entry that can never be delivered becomes an ERROR in the
-        transcript."""
+        rate-limited. An entry that can never be delivered becomes an ERROR in the transcript and a dead letter. Raises
+        TelegramAway."""
         address, turn = Address.of(entry.conversation), entry.turn or f"notice:{entry.id}"
         if address is None:
             return await self._settle(entry, TurnRecord(), f"{entry.conversation} is not a Telegram chat")
@@ -71,12 +82,27 @@ class Deliverer:
         outcome = await delivery.put(await self._pieces(entry, record.language, seen))
         if outcome == "DROPPED":
             return False
+        if outcome == "FAILING":
+            await self._check_hopeless(entry, address)
+        self._failing.pop((entry.shard, entry.id), None)
         if outcome != "OK":
             return await self._settle(entry, record, self.chats.reason(address) or "its message keeps disappearing")
+        await self.progress.ended(entry.conversation, turn)
+        await delivery.remove_further()
         await self.turn_messages.clear(address, turn, record)
         await self._settle(entry, record, "")
         await self._ring(entry, address, record, delivery.messages[-1])
         return True
+
+    async def _check_hopeless(self, entry: OutboxEntry, address: Address) -> None:
+        """Raise TelegramAway unless the delivery has failed for long while Telegram answers other requests."""
+        now = time.monotonic()
+        since = self._failing.setdefault((entry.shard, entry.id), now)
+        if not await self.chats.answers():
+            del self._failing[entry.shard, entry.id]  # it is no fault of this message
+        elif now - since >= FAILING_SECONDS:
+            return
+        raise TelegramAway(f"Telegram keeps failing: {self.chats.reason(address)}")
 
     async def _settle(self, entry: OutboxEntry, record: TurnRecord, failure: str) -> bool:
         """Acknowledge the entry, with its line in the transcript; returns True."""
@@ -92,9 +118,15 @@ class Deliverer:
     # ── content ───────────────────────────────────────────────────────────────────
 
     async def _pieces(self, entry: OutboxEntry, language: str | None, seen: str) -> Sequence[TextPart | OutgoingFile]:
+        """The content of the entry, one piece a message; at least one."""
         payload = entry.payload or {}
         files = [file async for file in self._files(entry.conversation, payload)]
-        return [*_texts(entry.kind, payload, language, seen), *files] or [TextPart(say(language, "no_answer"))]
+        try:
+            texts = _texts(entry.kind, payload, language, seen)
+        except Exception:  # the boundary: whatever an agent wrote is delivered, if need be as it is written
+            logger.exception("%s: the answer to turn %s cannot be rendered", entry.conversation, entry.turn or "-")
+            texts = plain(str(payload.get("text", "")))
+        return [*texts, *files] or [TextPart(say(language, "no_answer"))]
 
     async def _files(self, conversation: str, payload: Mapping[str, Any]) -> Any:
         """The files of an answer whose blobs have not expired."""
@@ -150,8 +182,10 @@ class AnswerDelivery:
         for _ in range(REPLACEMENTS):
             message = self._record.messages.pop(name, None) or await self._create(name)
             if isinstance(message, Unreachable):
-                return "BLOCKED"
+                return "FAILING" if message.failing else "BLOCKED"
             outcome = await self._edit(message, piece, keyboard)
+            if outcome == "FAILING":
+                return await self._replace(name, message, piece, keyboard)
             if outcome == "OK":
                 self.messages.append(message)
             if outcome not in ("GONE", "TOO_OLD"):
@@ -161,14 +195,44 @@ class AnswerDelivery:
             await self._turn_messages.forget(self._address, self._turn, message, name)
         return "GONE"
 
-    async def _create(self, name: str) -> int | Unreachable:
-        """A new message for a piece. It replies to the piece before if other messages came between."""
-        before, notice = (self.messages or [0])[-1], self._entry.kind == "notice"
-        apart = before and self._chats.newest(self._address) > before
+    async def _replace(
+        self, name: str, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None
+    ) -> Outcome:
+        """Show one piece in a new message, in plain text, because Telegram keeps failing to edit ``message``."""
+        await self._turn_messages.forget(self._address, self._turn, message, name)
+        if isinstance(piece, OutgoingFile):
+            part = TextPart(say(self._record.language, "file_unsent", name=piece.name))
+        else:
+            part = TextPart(piece.text)
+        created = await self._create(name, part, keyboard)
+        await self._chats.delete(self._address, message)
+        if isinstance(created, Unreachable):
+            return "FAILING" if created.failing else "BLOCKED"
+        self.messages.append(created)
+        return "OK"
+
+    async def _create(
+        self, name: str, part: TextPart | None = None, keyboard: Keyboard | None = None
+    ) -> int | Unreachable:
+        """A new message for a piece. It replies to the piece before it, or to the question, if other messages came
+        between."""
+        before, notice = (self.messages or [self._record.question])[-1], self._entry.kind == "notice"
+        apart = before and (self._chats.newest(self._address) > before or not (self.messages or self._address.private))
         return await self._turn_messages.create(
-            self._address, self._turn, NOTICE if notice else FURTHER, name=name, after=before,
-            ring=notice and name == "0", reply_to=before if apart else None,
+            self._address, self._turn, part or (NOTICE if notice else FURTHER), name=name, after=before,
+            keyboard=keyboard, ring=notice and name == "0", reply_to=before if apart else None, priority=ANSWER,
         )  # fmt: skip
+
+    async def remove_further(self) -> None:
+        """Delete the messages that a longer text needed while it was growing."""
+        found = await self._turn_messages.of(self._address.conversation, self._turn)
+        shown = len(self.messages)
+        for name in found.messages.keys() | found.intents.keys():
+            if name.isdecimal() and int(name) >= shown:
+                message = found.messages.get(name) or await self._create(name)  # also finds one that is not confirmed
+                if not isinstance(message, Unreachable):
+                    await self._chats.delete(self._address, message)
+                    await self._turn_messages.forget(self._address, self._turn, message, name)
 
     async def _edit(self, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> Outcome:
         """Edit the message into the piece; if Telegram rejects the content, into a sentence that says so."""
@@ -185,6 +249,8 @@ class AnswerDelivery:
 
 def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: str) -> Iterable[TextPart]:
     text = str(payload.get("text", ""))
+    if (failure := failure_text(language, payload)) is not None:
+        return plain(failure)
     if kind in ("final", "notice"):
         return render(text)
     if kind == "cancelled" and payload.get("reason") == "interrupted":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import re
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -17,12 +18,20 @@ from telegram.error import BadRequest, ChatMigrated, Forbidden, TelegramError, T
 from rolecall.frontends.telegram.bot import FloodWait
 
 T = TypeVar("T")
-Outcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "DROPPED"]
+Outcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "FAILING", "DROPPED", "LATER"]
 """The result of an edit. GONE: the message no longer exists; TOO_OLD: it can no longer be edited; REFUSED: Telegram
-rejects the content; BLOCKED: the bot cannot write to the chat (``Chats.reason`` tells why for both); DROPPED: it was no
-longer wanted, so nothing was sent."""
+rejects the content; BLOCKED: the bot cannot write to the chat (``Chats.reason`` tells why for both); FAILING: Telegram
+failed TRIES times in a row; DROPPED: it was no longer wanted, so nothing was sent; LATER: the chat is not free for a
+partial text."""
+ANSWER, MESSAGE, COSMETIC = range(3)
+"""Who is served first when several wait for a chat: answers, other messages, then what can be left out."""
 
 LONGEST_WAIT = 5.0
+TRIES = 6
+"""Failures in a row, without an answer or with a server error, after which a request is given up."""
+GROUP_REQUESTS, GROUP_SECONDS = 12, 60.0
+"""Telegram accepts 20 messages and edits a minute in a group. Beyond 12, partial texts wait, so that the rest is left
+for answers."""
 TIMEOUT_SECONDS = 1.0
 REMEMBERED = 512
 OUTLETS = 5000
@@ -41,6 +50,59 @@ TOO_LARGE = re.compile(r"\(4\d\d\)|request entity too large", re.IGNORECASE)
 
 class Unwanted(Exception):
     """A call that is no longer wanted."""
+
+
+class NotFree(Exception):
+    """A chat that is not free for a call that does not wait."""
+
+
+class Failing(Exception):
+    """A call that failed TRIES times in a row, although Telegram did not refuse it."""
+
+
+class ChatLock:
+    """A lock that serves those who wait by priority, and within one priority in their order."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._locked = False
+
+    def locked(self) -> bool:
+        """Whether somebody holds it."""
+        return self._locked
+
+    def awaited(self, priority: int) -> bool:
+        """Whether somebody of this ``priority`` or a more urgent one waits."""
+        return any(urgency <= priority and not future.done() for urgency, _, future in self._waiting)
+
+    @asynccontextmanager
+    async def hold(self, priority: int) -> AsyncIterator[None]:
+        """Hold the lock until the block is left."""
+        if self._locked:
+            await self._turn(priority)
+        self._locked = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _turn(self, priority: int) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (priority, next(self._numbers), turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was this one's turn already
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():
+                return turn.set_result(None)
+        self._locked = False
 
 
 @dataclass
@@ -69,14 +131,17 @@ class Outlet:
     """The state of one chat. ``lock`` serialises calls; ``telling`` counts messages that wait to be sent by
     ``Chats.tell``; ``reason`` is Telegram's last refusal.
 
-    In monotonic seconds, nothing is sent before ``free``, and the last edit ended at ``edited``. ``newest`` is the
-    highest message id seen in the chat; ``tried`` are ids that turned out to be foreign or missing messages.
+    In monotonic seconds, nothing is sent before ``free``, the last edit ended at ``edited``, and a place in the queue
+    was last updated at ``placed``; ``recent`` are the last requests. ``newest`` is the highest message id seen in the
+    chat; ``tried`` are ids that turned out to be foreign or missing messages.
     """
 
     ids: IdSpace = field(default_factory=IdSpace)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: ChatLock = field(default_factory=ChatLock)
     free: float = 0.0
     edited: float = float("-inf")
+    placed: float = float("-inf")
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=GROUP_REQUESTS))
     newest: int = 0
     tried: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     reason: str = ""
@@ -105,9 +170,13 @@ class Outlet:
         once: bool = False,
     ) -> T:
         """Await ``call`` until Telegram answers; returns the answer. ``gap`` is the least time in seconds since the
-        last edit. Raises Unwanted when ``wanted`` returns False or, with ``once``, after the first failure, and what
+        last edit. With ``once``, nothing is waited for and the first failure is the last. Raises Unwanted when
+        ``wanted`` returns False or, with ``once``, after a failure; NotFree; Failing after TRIES failures; and what
         Telegram refuses."""
-        for tries in itertools.count():
+        failures = 0
+        while failures < TRIES:
+            if once and (self.lock.awaited(ANSWER) or self._wait(gap) > 0):
+                raise Unwanted if wanted is not None and not wanted() else NotFree
             await self._wait_until_free(gap)
             if wanted is not None and not wanted():
                 raise Unwanted
@@ -120,15 +189,26 @@ class Outlet:
             except TelegramError as error:
                 if TOO_LARGE.search(str(error)):
                     raise
-                # A request that timed out may still be executed, later: leave it time, so that it overtakes nothing.
-                late = TIMEOUT_SECONDS if isinstance(error, TimedOut) else 0.1
-                self.free = time.monotonic() + min(late * 2 ** min(tries, 6), LONGEST_WAIT)
+                self._failed(error, failures)
+                failures += 1
             finally:
+                self.recent.append(time.monotonic())
                 if gap:
                     self.edited = time.monotonic()
             if once:
                 raise Unwanted
-        raise AssertionError("unreachable")
+        raise Failing(self.reason)
+
+    def _failed(self, error: TelegramError, before: int) -> None:
+        """Leave time before the next request: one that timed out may still be executed, and must overtake nothing."""
+        late = TIMEOUT_SECONDS if isinstance(error, TimedOut) else 0.1
+        self.free = time.monotonic() + min(late * 2**before, LONGEST_WAIT)
+        self.reason = str(error)
+
+    def busy_seconds(self, *, group: bool) -> float:
+        """Seconds for which partial texts wait because of the number of requests in the last minute."""
+        full = group and len(self.recent) == GROUP_REQUESTS
+        return max(0.0, self.recent[0] + GROUP_SECONDS - time.monotonic()) if full else 0.0
 
     async def attempt(self, call: Callable[[], Awaitable[Any]]) -> bool:
         """Await ``call`` once, or skip it while Telegram asks to wait. Whether it succeeded."""
@@ -144,8 +224,11 @@ class Outlet:
             return True
         return False
 
+    def _wait(self, gap: float) -> float:
+        return max(self.free, self.edited + gap if gap else 0.0) - time.monotonic()
+
     async def _wait_until_free(self, gap: float) -> None:
-        while (left := max(self.free, self.edited + gap if gap else 0.0) - time.monotonic()) > 0:
+        while (left := self._wait(gap)) > 0:
             await asyncio.sleep(left)
 
 

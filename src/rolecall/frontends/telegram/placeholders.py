@@ -25,13 +25,13 @@ from rolecall.bus.outbox import WHOLE, Placeholders
 from rolecall.frontends.telegram.chats import Chats, Keyboard, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.outlet import IdSpace
+from rolecall.frontends.telegram.outlet import MESSAGE, IdSpace
 
 logger = logging.getLogger(__name__)
 INTENT = "?"
 """Prefix of a part's name for the intent to send it: ``~<lowest id>~<likeliest id>~<random mark>``."""
 ABOUT = "about"
-"""The name under which the turn's user and time are recorded: ``~<language>~<ms when the turn was received>``."""
+"""The name under which a turn is described: ``~<language>~<ms when it was received>~<message id of the question>``."""
 ORPHANS = "doubts"
 """Stands for a turn, in a conversation without a chat, that records all searches of a bot as
 ``<conversation>/<turn>/<part>``."""
@@ -46,12 +46,13 @@ each BATCH. Private chats share their ids, so most ids between two messages of a
 @dataclass(frozen=True, slots=True)
 class TurnRecord:
     """What is recorded of a turn: its message ids by part, the id ranges of unconfirmed sends by part, the language of
-    its user, and when it was received (ms on the server's clock, 0 for unknown)."""
+    its user, when it was received (ms on the server's clock) and the id of its question; 0 for unknown."""
 
     messages: dict[str, int] = field(default_factory=dict)
     intents: dict[str, OrphanRange] = field(default_factory=dict)
     language: str | None = None
     at: int = 0
+    question: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +88,16 @@ class TurnMessages:
     async def of(self, conversation: str, turn: str) -> TurnRecord:
         """The record of ``turn``."""
         parts = await self.placeholders.of(conversation, turn)
-        language, _, at = parts.pop(ABOUT, "~~").removeprefix("~").partition("~")
+        language, at, question, *_ = [*parts.pop(ABOUT, "").removeprefix("~").split("~"), "", ""]
         intents = {name[1:]: OrphanRange.of_intent(value) for name, value in parts.items() if name.startswith(INTENT)}
         messages = {name: int(value) for name, value in parts.items() if value.isdecimal()}
         if (address := Address.of(conversation)) is not None:
             self.chats.learn(address, messages.values(), max((one.low for one in intents.values()), default=0))
-        return TurnRecord(messages, intents, language or None, int(at or 0))
+        return TurnRecord(messages, intents, language or None, int(at or 0), int(question or 0))
 
-    async def describe(self, conversation: str, turn: str, language: str | None, at: int) -> None:
-        """Record the language of the turn's user and when the turn was received."""
-        await self.placeholders.record(conversation, turn, f"~{language or ''}~{at}", ABOUT)
+    async def describe(self, conversation: str, turn: str, language: str | None, at: int, question: int) -> None:
+        """Record the language of the turn's user, when the turn was received, and the message id of its question."""
+        await self.placeholders.record(conversation, turn, f"~{language or ''}~{at}~{question}", ABOUT)
 
     async def create(
         self,
@@ -109,6 +110,7 @@ class TurnMessages:
         keyboard: Keyboard | None = None,
         ring: bool = False,
         reply_to: int | None = None,
+        priority: int = MESSAGE,
     ) -> int | Unreachable:
         """The id of the message that shows the part ``name`` of ``turn``: the recorded one, otherwise a new one that
         reads ``part``. ``after`` is the id of an older message, such as the user's; 0 for unknown. Idempotent."""
@@ -119,10 +121,12 @@ class TurnMessages:
                 return recorded
             intent = _Intent(self.placeholders, conversation, turn, f"{INTENT}{name}", after)
             sent = await self.chats.send(
-                address, part, keyboard=keyboard, ring=ring, reply_to=reply_to, announce=intent.announce
-            )
+                address, part, keyboard=keyboard, ring=ring, reply_to=reply_to, priority=priority,
+                announce=intent.announce,
+            )  # fmt: skip
             if isinstance(sent, Unreachable):
-                await intent.forget()
+                if not sent.failing:  # else it may have been sent all the same
+                    await intent.forget()
                 return sent
             return await self._record(address, turn, name, sent, intent)
 

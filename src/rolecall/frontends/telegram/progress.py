@@ -1,7 +1,8 @@
 """Progress of turns as their users see it: a placeholder, the place in the queue, "typing", and the growing text.
 
 Losing any of it does no harm, since the deliverer writes the answer. Once the deliverer starts on a turn, nothing is
-written here for it, so an answer is never overwritten.
+written here for it, so an answer is never overwritten. Answers come first: nothing is written here while one of the
+same conversation waits to be delivered, and the place in the queue only when nothing else is to be written in the chat.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.buttons import stop_keyboard
 from rolecall.frontends.telegram.chats import Chats, Keyboard, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
-from rolecall.frontends.telegram.markdown.render import partial
+from rolecall.frontends.telegram.markdown.render import render_growing
 from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.outlet import Outcome
 from rolecall.frontends.telegram.placeholders import TurnMessages
-from rolecall.frontends.texts import say
+from rolecall.frontends.texts import say, waiting_text
 
 logger = logging.getLogger(__name__)
 TYPING_SECONDS = 4.0
@@ -40,6 +42,9 @@ TYPING_AFTER = 0.5
 """The placeholder is enough at first; requests that other users wait for go before."""
 DRAFT_SECONDS = 20.0
 """Telegram shows a draft for thirty seconds."""
+THINKING_AFTER = 1.5
+"""How long a turn that waited may run before "Thinking…" replaces its place: often its answer comes sooner."""
+LOOK_SECONDS = 0.1
 MAX_ENDED = 4096
 RING = "ring"
 """Stands for a turn: the one message of a conversation that says that an answer is ready."""
@@ -48,8 +53,9 @@ RING = "ring"
 class ProgressDisplay:
     """Shows the progress of turns.
 
-    Texts are streamed only while ``holding`` says that this process is the one that delivers. With ``drafts``, private
-    chats see the growing text as a draft instead of a placeholder.
+    Texts are streamed only while ``holding`` says that this process is the one that delivers, and while ``undelivered``
+    says that no answer of the conversation waits. With ``drafts``, private chats see the growing text as a draft
+    instead of a placeholder.
     """
 
     def __init__(
@@ -61,10 +67,11 @@ class ProgressDisplay:
         *,
         front: str = "telegram",
         holding: Callable[[], bool] = lambda: True,
+        undelivered: Callable[[str], bool] = lambda conversation: False,
         drafts: bool = False,
     ) -> None:
         self.bus, self.wakeups, self.chats, self.turn_messages = bus, wakeups, chats, turn_messages
-        self.front, self.holding, self.drafts = front, holding, drafts
+        self.front, self.holding, self.undelivered, self.drafts = front, holding, undelivered, drafts
         self._turns: dict[tuple[str, str], TurnView] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._background = BackgroundTasks()
@@ -96,6 +103,12 @@ class ProgressDisplay:
         view.changed.set()
         return view.answer.text
 
+    async def ended(self, conversation: str, turn: str) -> None:
+        """Return once nothing is being written for a turn that ``end`` was called for."""
+        view = self._turns.get((conversation, turn))
+        if view is not None:
+            await view.resting.wait()
+
     @property
     def showing(self) -> int:
         """How many turns are being shown."""
@@ -126,7 +139,7 @@ class ProgressDisplay:
         for turn, place in waiting.items():
             record = await self.turn_messages.of(conversation, turn)
             received = Received(conversation, turn, outcome="DUP", place=place, at=record.at)
-            await self.show(received, address, 0, record.language)
+            await self.show(received, address, record.question, record.language)
         return len(waiting)
 
     # One turn
@@ -140,39 +153,51 @@ class ProgressDisplay:
         except* TelegramError as errors:
             logger.warning("%s: progress is no longer shown: %s", view.key[0], explain(errors.exceptions[0]))
         finally:
+            view.resting.set()
             del self._turns[view.key], self._tasks[view.key]
 
     async def _show(self, view: TurnView) -> None:
-        first = view.state
-        view.draft = self.drafts and view.address.private and await self._draft(view)
-        if not view.draft and not await self._create_placeholder(view):
+        view.painted = view.state
+        describing = self.turn_messages.describe(*view.key, view.language, view.received.at, view.message_id)
+        _, begun = await asyncio.gather(describing, self._begin(view))
+        if not begun:
             return
-        await self.turn_messages.describe(*view.key, view.language, view.received.at)
         self._start(self._delete_ring(view.address), "ring")
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._paint(view, first), name="rolecall telegram paint")
+            group.create_task(self._paint(view), name="rolecall telegram paint")
             try:
                 await self._follow(view)
             finally:  # not cancelled: a cancelled request may still be executed, after the answer
                 view.over = True
                 view.changed.set()
 
+    async def _begin(self, view: TurnView) -> bool:
+        """Show the placeholder or the draft; False if the bot cannot write to the chat."""
+        view.draft = self.drafts and view.address.private and await self._draft(view)
+        return view.draft or await self._create_placeholder(view)
+
     async def _unfinished(self, view: TurnView) -> bool:
         """Whether the turn, which may be an old one, is unfinished."""
         return (await snapshot(self.bus, *view.key)).state.unfinished
 
     async def _create_placeholder(self, view: TurnView) -> bool:
-        """Create the placeholder; False if the bot cannot write to the chat."""
+        """Create the placeholder, unless the answer is there before; False if the bot cannot write to the chat. In a
+        private chat it quotes the question if other messages stand between."""
         conversation, turn = view.key
-        created = await self.turn_messages.create(
-            view.address, turn, view.text, after=view.message_id, keyboard=view.keyboard,
-            reply_to=None if view.address.private else view.message_id or None,
-        )  # fmt: skip
-        if isinstance(created, Unreachable):
-            logger.info("%s: no placeholder: %s", conversation, created.reason)
-            return False
-        view.message = created
-        return True
+        apart = not view.address.private or view.place or self.chats.newest(view.address) > view.message_id
+        while not view.over:
+            created = await self.turn_messages.create(
+                view.address, turn, view.parts[0], after=view.message_id, keyboard=view.keyboard,
+                reply_to=view.message_id if apart and view.message_id else None,
+            )  # fmt: skip
+            if not isinstance(created, Unreachable):
+                view.messages.append(created)
+                return True
+            if not created.failing:
+                logger.info("%s: no placeholder: %s", conversation, created.reason)
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+        return False
 
     async def _follow(self, view: TurnView) -> None:
         conversation, turn = view.key
@@ -185,9 +210,10 @@ class ProgressDisplay:
 
     def _apply(self, view: TurnView, event: Event) -> None:
         if event.kind in ("accepted", "queued"):
-            view.place = event.place
+            view.move(event.place)
+            view.delay = waiting_text(view.language, event.payload) or ""
         elif event.kind == "started":
-            view.place = 0
+            view.move(0)
             view.answer.restart()
         elif event.kind == "delta":
             view.answer.apply(event)
@@ -198,62 +224,111 @@ class ProgressDisplay:
         waiting = [one for one in self._turns.values() if one.key[0] == conversation and one.place]
         by_turn = await places(self.bus, conversation) if waiting else {}
         for view in waiting:
-            view.place = by_turn.get(view.key[1], 0)
+            view.move(by_turn.get(view.key[1], 0))
             view.changed.set()
 
-    async def _paint(self, view: TurnView, painted: tuple[int, int]) -> None:
-        """Keep "typing" and the message up to date."""
+    async def _paint(self, view: TurnView) -> None:
+        """Keep "typing" and the messages up to date."""
         typing, drafted = time.monotonic() + TYPING_AFTER, 0.0
-        while True:
-            view.changed.clear()
-            if view.over:
-                return
-            now = time.monotonic()
-            if not view.place and now >= typing:
-                await self.chats.typing(view.address)
-                typing = now + TYPING_SECONDS
-            stalled = 0.0
-            if self._changed(view, painted) or (view.draft and now - drafted > DRAFT_SECONDS):
-                stalled = self.chats.stalled(view.address)
-                if not stalled:
-                    painted, drafted = view.state, now
-                    if not await self._update(view):
-                        return
-                    continue
-            longest = TYPING_SECONDS if view.place else max(typing - now, TYPING_AFTER)
-            await self._wait(view, stalled, longest)
+        try:
+            while not view.over:
+                view.changed.clear()
+                now, pause = time.monotonic(), 0.0
+                if not view.place and now >= typing:
+                    await self.chats.typing(view.address)
+                    typing = now + TYPING_SECONDS
+                redraw = view.draft and now - drafted > DRAFT_SECONDS
+                if (view.stale or redraw) and self.holding():
+                    pause = self._pause(view)
+                    if not pause:
+                        drafted = now
+                        if not await self._update(view):
+                            return
+                        continue
+                longest = TYPING_SECONDS if view.place else max(typing - now, TYPING_AFTER)
+                await self._wait(view, pause, longest)
+        finally:
+            view.resting.set()
 
-    async def _wait(self, view: TurnView, stalled: float, longest: float) -> None:
-        """Wait until the chat is free; if it is, until something changes."""
-        if stalled:
-            await asyncio.sleep(min(stalled, longest))
+    async def _wait(self, view: TurnView, pause: float, longest: float) -> None:
+        """Wait until the view may be painted; if it is up to date, until something changes."""
+        if pause:
+            await asyncio.sleep(min(pause, longest))
         else:
             with suppress(TimeoutError):
                 async with asyncio.timeout(longest):
                     await view.changed.wait()
 
-    def _changed(self, view: TurnView, painted: tuple[int, int]) -> bool:
-        """Whether the text changed. While a restarted answer has no text, the old text stays."""
-        length = len(view.answer.text)
-        return view.state != painted and (length > 0 or painted[1] == 0) and self.holding()
+    def _pause(self, view: TurnView) -> float:
+        """Seconds until the view may be painted; 0 for now."""
+        if self.undelivered(view.key[0]):
+            return LOOK_SECONDS
+        stalled = self.chats.stalled(view.address)
+        if stalled or view.answer.text or view.delay:
+            return stalled
+        others = [one for one in self._turns.values() if one is not view and one.address.chat == view.address.chat]
+        if any(one.answer.text and not one.over for one in others):
+            return LOOK_SECONDS
+        if view.place:
+            return self.chats.place_stalled(view.address)
+        return max(0.0, view.moved + THINKING_AFTER - time.monotonic())
 
     async def _update(self, view: TurnView) -> bool:
-        """Update the message; False if it can no longer be edited."""
+        """Paint the view; False if its message can no longer be edited."""
+        state = view.state
+        if view.place and not view.answer.text:
+            self.chats.note_place(view.address)
+        outcome = await self._write(view, view.parts)
+        if outcome != "LATER":
+            view.painted = state
+        return outcome in ("OK", "DROPPED", "LATER", "FAILING")
+
+    async def _write(self, view: TurnView, parts: list[TextPart]) -> Outcome:
+        """Write the last message. Before that, messages that are full are finished and new ones begun, and those that
+        a restarted answer does not need any more are deleted."""
+        first = 1 if view.draft else 0
+        while len(view.messages) > max(1, len(parts)) - first:
+            message, name = view.messages.pop(), str(len(view.messages))
+            await self.chats.delete(view.address, message)
+            await self.turn_messages.forget(view.address, view.key[1], message, name)
+        while len(view.messages) + first < len(parts):
+            outcome = await self._go_on(view, parts)
+            if outcome != "OK":
+                return outcome
         if view.draft:
             await self._draft(view)
-            return True
-        outcome = await self.chats.edit(
-            view.address, view.message, view.text, view.keyboard,
-            wanted=lambda: self._is_wanted(view), partial=True,
+            return "OK"
+        return await self._edit(view, view.messages[-1], parts[-1], view.keyboard)
+
+    async def _go_on(self, view: TurnView, parts: list[TextPart]) -> Outcome:
+        """Begin the next message, once the one before it is full."""
+        number = len(view.messages)
+        if number and not view.draft:
+            outcome = await self._edit(view, view.messages[-1], parts[number - 1], None)
+            if outcome != "OK":
+                return outcome
+        if not self._is_wanted(view):
+            return "DROPPED"
+        created = await self.turn_messages.create(
+            view.address, view.key[1], parts[number], name=str(number), after=(view.messages or [0])[-1],
+            keyboard=None if view.draft else view.keyboard,
         )  # fmt: skip
-        return outcome in ("OK", "DROPPED")
+        if isinstance(created, Unreachable):
+            return "FAILING" if created.failing else "BLOCKED"
+        view.messages.append(created)
+        return "OK"
+
+    async def _edit(self, view: TurnView, message: int, part: TextPart, keyboard: Keyboard | None) -> Outcome:
+        return await self.chats.edit(
+            view.address, message, part, keyboard, wanted=lambda: self._is_wanted(view), partial=True
+        )
 
     def _is_wanted(self, view: TurnView) -> bool:
         return not view.over and self.holding()
 
     async def _draft(self, view: TurnView) -> bool:
         """Show a draft; clients show an empty one as "Thinking…"."""
-        part = view.text if view.answer.text or view.place else TextPart("")
+        part = view.parts[-1] if view.answer.text or view.place else TextPart("")
         draft_id = int.from_bytes(view.key[1].encode()[-6:], "big") or 1
         return await self.chats.draft(view.address, draft_id, part, lambda: self._is_wanted(view))
 
@@ -279,30 +354,54 @@ class TurnView:
     message_id: int
     language: str | None
     place: int = 0
+    moved: float = field(default_factory=time.monotonic)
+    """When ``place`` changed, in monotonic seconds."""
     answer: AnswerText = field(default_factory=AnswerText)
+    delay: str = ""
+    """Why the turn waits, for its user, if the model is the reason."""
+    painted: tuple[int, int, str] = (0, 0, "")
+    """The state that the messages show."""
+    messages: list[int] = field(default_factory=list)
+    """The messages that show the turn; all but the last are full."""
     over: bool = False
-    message: int = 0
     draft: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    resting: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once nothing more is written."""
 
     @property
     def key(self) -> tuple[str, str]:
         return self.received.conversation, self.received.turn
 
     @property
-    def state(self) -> tuple[int, int]:
+    def state(self) -> tuple[int, int, str]:
         """What the text depends on."""
-        return self.place, len(self.answer.text)
+        return self.place, len(self.answer.text), self.delay
 
     @property
-    def text(self) -> TextPart:
-        """The text that the message should have now."""
-        if self.answer.text and (part := partial(self.answer.text)).text:
-            return part
-        if self.place:
-            return TextPart(say(self.language, "place", place=self.place))
-        return TextPart(say(self.language, "thinking"))
+    def stale(self) -> bool:
+        """Whether the messages should change. Of the turns that wait, only the next one's place is updated. While a
+        restarted answer has no text, the old text stays."""
+        place, length, delay = self.painted
+        if self.answer.text or self.delay != delay:
+            return self.state != self.painted
+        return not length and self.place != place and self.place <= 1
+
+    @property
+    def parts(self) -> list[TextPart]:
+        """The messages that the turn should have now; at least one."""
+        if self.answer.text and (parts := render_growing(self.answer.text)):
+            return parts
+        if self.delay:
+            return [TextPart(self.delay)]
+        key, values = ("place", {"place": self.place}) if self.place else ("thinking", {})
+        return [TextPart(say(self.language, key, **values))]
 
     @property
     def keyboard(self) -> Keyboard:
         return stop_keyboard(self.received.turn, self.language)
+
+    def move(self, place: int) -> None:
+        """Note the place in the queue."""
+        if place != self.place:
+            self.place, self.moved = place, time.monotonic()

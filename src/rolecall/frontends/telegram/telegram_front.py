@@ -186,11 +186,11 @@ class Service:
         self.access = Access(bus, leader.name)
         self.chats = Chats(bot, edit_seconds=settings.telegram_edit_seconds)
         self.turn_messages = TurnMessages(self.chats, placeholders)
+        self.outbox = Outbox(bus, session.server, leader.name, holding=lambda: leader.held)
         self.progress = ProgressDisplay(
             bus, wakeups, self.chats, self.turn_messages, front=leader.name, holding=lambda: leader.held,
-            drafts=settings.telegram_drafts,
+            undelivered=self.outbox.holds_back, drafts=settings.telegram_drafts,
         )  # fmt: skip
-        self.outbox = Outbox(bus, session.server, leader.name, holding=lambda: leader.held)
         self.deliverer = Deliverer(
             self.outbox, self.chats, self.progress, self.turn_messages, blobs, holding=lambda: leader.held,
             ring_seconds=settings.telegram_ring_seconds,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 FENCE = re.compile(r"^[ >]*(`{3,}|~{3,})", re.MULTILINE)
 GROWING_LINK = re.compile(r"!?\[([^\]\n]*)(?:\](?:\([^)\s]*)?)?$")
-MORE = "…"
 LANGUAGE = re.compile(r"\{?\.?([\w+#-][\w+#.-]{0,31})")
 TASK = re.compile(r"\[([ xX])\] ")
 DROPPED = re.compile("[\u2028-\u202e\u0333\u033f]")
@@ -41,16 +40,10 @@ def render(markdown: str, limit: int = TEXT_LIMIT) -> list[TextPart]:
     return list(parts_of(*formatted(markdown), limit))
 
 
-def partial(markdown: str, limit: int = TEXT_LIMIT) -> TextPart:
-    """One message for an answer that still grows: what is open is closed for now, and ``…`` ends what does not fit.
-    Its text is empty while there is nothing to see."""
-    text, marks = formatted(_closed(markdown))
-    parts = parts_of(text, marks, limit)
-    whole = next(parts, TextPart(""))
-    if next(parts, None) is None:
-        return whole
-    first = next(parts_of(text, marks, limit - len(MORE)))
-    return TextPart(first.text + MORE, first.entities)
+def render_growing(markdown: str, limit: int = TEXT_LIMIT) -> list[TextPart]:
+    """The messages of an answer that still grows, at the end of which what is open is closed for now. All but the last
+    are full: they stay as they are while the answer grows."""
+    return render(_closed(markdown), limit)
 
 
 def plain(text: str, limit: int = TEXT_LIMIT) -> list[TextPart]:
