@@ -155,7 +155,8 @@ async def test_an_agent_works_with_the_value() -> None:
     assert request.messages[0].text.startswith("You know the weather.\n\nAnswer with JSON only")
 
 
-async def test_the_user_hears_why_there_is_no_value() -> None:
+async def test_the_user_hears_that_there_is_no_value_and_operators_why(caplog: pytest.LogCaptureFixture) -> None:
     turn = await asked(FakeModel("sunny"))
     assert turn.kind == "error"
-    assert "fake@test twice gave no valid Weather" in turn.text
+    assert turn.text.startswith("Sorry, the model gave no usable answer. Please try again. (turn ")
+    assert "fake@test twice gave no valid Weather" in caplog.text

@@ -10,7 +10,7 @@ import msgspec
 
 from rolecall.agent.tools import Toolbox
 from rolecall.errors import Truncated
-from rolecall.models.model import Answer, Delta, Done, Message, Model, Request, Spoke, ToolCall, Usage
+from rolecall.models.model import Answer, Delta, Done, Message, Model, Request, Retracted, Spoke, ToolCall, Usage
 from rolecall.models.stream import closing
 
 INTERRUPTED = " … [the model broke off here]"
@@ -84,6 +84,8 @@ class ModelCompletion:
             async for event in events:
                 if isinstance(event, Delta):
                     await self._add(event.text, turn)
+                elif isinstance(event, Retracted):
+                    self._retract(turn)
                 elif isinstance(event, ToolCall):
                     turn.calls.append(event)
                 elif isinstance(event, Usage):
@@ -98,6 +100,12 @@ class ModelCompletion:
         turn.pieces.append(text)
         self.emitted.append(piece)
         await self.emit(piece)
+
+    def _retract(self, turn: ModelTurn) -> None:
+        """Take back what ``turn`` brought so far. Followers see it go when they get the whole answer."""
+        self.log(f"{self.speaker} showed what it thinks; that is left out of the answer")
+        del self.emitted[len(self.emitted) - len(turn.pieces) :]
+        turn.pieces.clear()
 
     def _note_speaker(self, spoke: Spoke) -> None:
         self.spoke = spoke

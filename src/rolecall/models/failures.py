@@ -18,6 +18,7 @@ from rolecall.errors import (
     NoSuchModel,
     RateLimited,
 )
+from rolecall.models.wire import NotTheProtocol, in_words
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def not_accepted(model: str, where: str) -> ModelTimeout:
 
 
 def not_the_protocol(model: str, where: str, protocol: str, error: BaseException) -> ModelUnavailable:
-    """The error for a response the SDK cannot parse. Names only its type: its text may contain whole answers."""
-    return ModelUnavailable(f"{model}: {where} does not speak the {protocol} protocol: {type(error).__name__}")
+    """The error for a response that cannot be parsed. Of other errors than NotTheProtocol it names only the type: their
+    text may contain whole answers."""
+    what = str(error) if isinstance(error, NotTheProtocol) else type(error).__name__
+    return ModelUnavailable(f"{model}: {where} does not speak the {protocol} protocol: {what}")
 
 
 def host_of(url: str) -> str:
@@ -88,7 +91,7 @@ def host_of(url: str) -> str:
 
 def safe_words(message: object, key: str) -> str:
     """A provider's message on one line, short and without ``key``."""
-    said = str(message or "without a word")
+    said = in_words(str(message or "without a word"))
     return " ".join((said.replace(key, "(key)") if key else said).split())[:300]
 
 

@@ -85,8 +85,13 @@ class Delta(msgspec.Struct, frozen=True):
     text: str
 
 
+class Retracted(msgspec.Struct, frozen=True):
+    """All text of the answer so far was what the model thought, and is no part of it."""
+
+
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of this request, as the provider counts them; comes at most once."""
+    """Tokens of this request, as the provider counts them, those of thoughts among ``tokens_out``; comes at most
+    once."""
 
     tokens_in: int
     tokens_out: int
@@ -106,7 +111,7 @@ class Spoke(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-ModelEvent = Spoke | Delta | ToolCall | Usage | Done
+ModelEvent = Spoke | Delta | Retracted | ToolCall | Usage | Done
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -3,53 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from rolecall.errors import ModelTimeout, ModelUnavailable, Truncated
-from rolecall.models.model import Delta, Done, ModelEvent
+from rolecall.errors import ModelTimeout, ModelUnavailable, RolecallError, Truncated
+from rolecall.models.model import Delta, Done, ModelEvent, Retracted, Usage
+from rolecall.models.thinking import Habit, ThoughtFilter
+from rolecall.models.wire import whole_text
 
+logger = logging.getLogger(__name__)
 AHEAD = 16
 """Events read before the consumer takes them; a slow consumer slows the provider, not our memory."""
 Source = AsyncGenerator[ModelEvent | None, None]
-"""A provider's stream as an adapter makes it of the SDK's; None is a sign of life without text."""
+"""A provider's stream as an adapter makes it of what comes; None is a sign of life without text: every byte is one."""
+HOLD_SECONDS = 0.5
+"""How long the first words of a model are held that may turn out to be thoughts."""
 IMAGE_TYPES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds of silence borne before the first delta and after it, and for the whole; None: no limit."""
+    """Seconds without a byte borne before the first delta and after it, and for the whole; None: no limit."""
 
     first: float | None = None
     idle: float | None = None
     whole: float | None = None
 
 
-async def read(source: Source, patience: Patience, name: str) -> AsyncGenerator[ModelEvent, None]:
-    """The events of ``source``, with its failures made uniform.
+async def read(
+    source: Source, patience: Patience, name: str, habit: Habit | None = None
+) -> AsyncGenerator[ModelEvent, None]:
+    """The events of ``source`` without what the model thinks, and with its failures made uniform.
 
     Ends in Done or raises: Truncated, with the text so far, for whatever breaks an answer that has begun
     (except what the provider refuses), ModelTimeout for silence before that. Cancelled or closed, it cancels
-    the task that reads ``source``, and returns once that is over. ``name`` is for messages and the task.
+    the task that reads ``source``, and returns once that is over. ``name`` is for messages and the task;
+    ``habit`` is what the model is known to do with its thoughts.
     """
-    ahead = _Ahead(source, name)
-    text: list[str] = []
-    done = False
+    ahead, answer = _Ahead(source, name), _Answer(ThoughtFilter(habit or Habit(False)))
     try:
-        async for event in _in_time(ahead, patience, name, text):
-            if isinstance(event, Delta):
-                text.append(event.text)
-            done = done or isinstance(event, Done)
-            yield event
+        async for event in _in_time(ahead, patience, name, answer):
+            for one in answer.take(event):
+                yield one
     except ModelUnavailable as error:
-        if text:
-            raise Truncated(str(error), "".join(text)) from None
+        for one in answer.break_off():
+            yield one
+        if answer.text.shown:
+            raise Truncated(str(error), answer.text.shown) from None
         raise
     finally:
         await ahead.close()
-    if not done:
-        raise Truncated(f"{name}: the answer ended without its finish marker", "".join(text))
+    if not answer.done:
+        for one in answer.break_off():
+            yield one
+        raise Truncated(f"{name}: the answer ended without its finish marker", answer.text.shown)
 
 
 @asynccontextmanager
@@ -62,18 +71,66 @@ async def closing(events: AsyncIterator[ModelEvent]) -> AsyncIterator[AsyncItera
             await events.aclose()
 
 
-async def _in_time(ahead: _Ahead, patience: Patience, name: str, text: list[str]) -> AsyncGenerator[ModelEvent, None]:
+class _Answer:
+    """What an answer shows, from the events that its source brings."""
+
+    def __init__(self, text: ThoughtFilter) -> None:
+        self.text = text
+        self.begun = self.done = False
+        self._half = ""
+        self._last: list[ModelEvent] = []
+
+    def take(self, event: ModelEvent | _Release) -> list[ModelEvent]:
+        """What to pass on after ``event``. What follows the text is kept until the end."""
+        if isinstance(event, _Release):
+            return [Delta(piece) for piece in self.text.release()]
+        if isinstance(event, Delta):
+            self.begun = True
+            retracted = self.text.retracted
+            shown: list[ModelEvent] = [Delta(piece) for piece in self.text.feed(self._joined(event.text))]
+            return [Retracted(), *shown] if self.text.retracted and not retracted else shown
+        if not isinstance(event, Done):
+            self._last.append(event)
+            return []
+        self.done = True
+        rest = self.text.feed(whole_text(self._half)) + self.text.finish(whole=event.reason != "length")
+        return [*map(Delta, rest), *self._last, event]
+
+    def break_off(self) -> list[ModelEvent]:
+        """What is left to pass on of an answer that has no end: calls may be incomplete."""
+        usage = [event for event in self._last if isinstance(event, Usage)]
+        return [*map(Delta, self.text.finish(whole=False)), *usage]
+
+    def _joined(self, text: str) -> str:
+        """``text`` with a surrogate pair that was split over two pieces; half of one waits for the next piece."""
+        text, self._half = self._half + text, ""
+        if "\ud800" <= text[-1:] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return whole_text(text)
+
+
+async def _in_time(
+    ahead: _Ahead, patience: Patience, name: str, answer: _Answer
+) -> AsyncGenerator[ModelEvent | _Release, None]:
     clock = asyncio.get_running_loop().time
     deadline = None if patience.whole is None else clock() + patience.whole
+    hold: float | None = None
     while True:
-        silence = patience.idle if text else patience.first
+        silence = patience.idle if answer.begun else patience.first
         left = None if deadline is None else deadline - clock()
         limit = min((seconds for seconds in (silence, left) if seconds is not None), default=None)
+        if answer.text.holds and hold is None:
+            hold = clock() + HOLD_SECONDS
+        held = hold - clock() if hold is not None and answer.text.holds else None
+        early = held is not None and (limit is None or held < limit)
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(held if early else limit):
                 event = await ahead.next()
         except TimeoutError:
-            raise ModelTimeout(_late(name, patience, limit == left, bool(text))) from None
+            if early:
+                yield _Release()
+                continue
+            raise ModelTimeout(_late(name, patience, limit == left, answer.begun)) from None
         if isinstance(event, _End):
             return
         if event is not None:
@@ -92,10 +149,15 @@ class _End:
     """What follows the last event."""
 
 
+class _Release:
+    """Comes when held text has waited long enough."""
+
+
 class _Ahead:
     """A task that reads ``source`` into a short queue."""
 
     def __init__(self, source: Source, name: str) -> None:
+        self._name = name
         self._events: asyncio.Queue[ModelEvent | _End | None] = asyncio.Queue()
         # A bound of our own: a full queue could not take the end marker that frees the consumer.
         self._room = asyncio.Semaphore(AHEAD)
@@ -105,7 +167,13 @@ class _Ahead:
         """The next event; at the end _End, or whatever ``source`` raised."""
         event = await self._events.get()
         if isinstance(event, _End):
-            await self._task
+            try:
+                await self._task
+            except RolecallError:
+                raise
+            except Exception as error:  # the boundary: an adapter that stumbles over what its provider sent
+                logger.warning("%s: its answer could not be read", self._name, exc_info=True)
+                raise ModelUnavailable(f"{self._name}: its answer cannot be read: {type(error).__name__}") from None
         self._room.release()
         return event
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, Retracted, ToolCall, ToolSpec, Usage
 from rolecall.models.stream import closing
 
 Stream = Callable[[Request], AsyncIterator[ModelEvent]]
@@ -59,6 +59,8 @@ async def calling_by_schema(stream: Stream, request: Request) -> AsyncIterator[M
         async for event in events:
             if isinstance(event, Delta):
                 text += event.text
+            elif isinstance(event, Retracted):
+                text = ""
             elif isinstance(event, Usage):
                 usage.append(event)
             elif isinstance(event, Done):

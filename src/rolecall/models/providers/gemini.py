@@ -29,13 +29,23 @@ from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.openai import Endpoint
 from rolecall.models.stream import Patience, Source, closing, image_type, read
+from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
+from rolecall.models.wire import (
+    Documents,
+    NotTheProtocol,
+    count_of,
+    member,
+    object_of,
+    objects_of,
+    text_of,
+    whole_text,
+    word_of,
+)
 from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
     from google.genai import Client
-    from google.genai.errors import APIError
-    from google.genai.types import GenerateContentResponse, Part
 
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
@@ -49,6 +59,7 @@ REFUSED_CONTENT = (
     *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION"),
     *("IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "JAILBREAK"),
 )
+URL_SAFE = str.maketrans("-_", "+/")
 KEY_REASONS = ("API_KEY_INVALID", "API_KEY_SERVICE_BLOCKED", "API_KEY_EXPIRED", "ACCESS_TOKEN_EXPIRED")
 TOO_LONG = re.compile(r"token count.*exceeds the maximum|exceeds the maximum number of tokens", re.IGNORECASE)
 NO_CREDIT = re.compile(r"\blimit: 0\b|credits are depleted", re.IGNORECASE)
@@ -56,14 +67,18 @@ NO_CREDIT = re.compile(r"\blimit: 0\b|credits are depleted", re.IGNORECASE)
 
 
 class GeminiModel:
-    """A model of the Gemini API. SDK and connections come with the first question."""
+    """A model of the Gemini API. SDK and connections come with the first question.
+
+    The SDK makes the requests; what comes back is read from the response itself, see _Reply.
+    """
 
     def __init__(self, name: str, endpoint: Endpoint) -> None:
         self.name = name
         self._endpoint = endpoint
         self._sdk: tuple[Client, httpx2.AsyncClient, httpx2.Client] | None = None
         self._making = asyncio.Lock()
-        self._answers: dict[asyncio.Task[Any] | None, httpx2.Response] = {}
+        self._replies: dict[asyncio.Task[Any] | None, _Reply] = {}
+        self._habit = Habit.of(name)
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> GeminiModel:
@@ -74,7 +89,9 @@ class GeminiModel:
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream. What the model thinks before it speaks is counted, not shown."""
         patience = Patience(self._endpoint.first_token, self._endpoint.idle_token, request.timeout)
-        async with closing(read(self._events(await self._ready(), request), patience, self.name)) as events:
+        async with closing(
+            read(self._events(await self._ready(), request), patience, self.name, self._habit)
+        ) as events:
             async for event in events:
                 yield event
 
@@ -96,13 +113,19 @@ class GeminiModel:
             sdk[2].close()
 
     async def _events(self, client: Client, request: Request) -> Source:
-        heard = _Heard(self.name)
+        heard = _Heard(self.name, self._habit)
         body = _body(self.name.rpartition("@")[0], request)
         try:
             async with self._answer_closed():
-                async for chunk in await client.aio.models.generate_content_stream(**body):
-                    text = heard.take(chunk)
-                    yield Delta(text) if text else None
+                async for _ in await client.aio.models.generate_content_stream(**body):
+                    yield None
+                    for document in self._replies[asyncio.current_task()].documents():
+                        if text := heard.take(document):
+                            yield Delta(text)
+        except ModelError:
+            raise
+        except _GeminiError as error:
+            raise _refused(error, self.name, self._endpoint.url, self._endpoint.key) from None
         except self._failures() as error:
             raise self._translated(error) from None
         for event in heard.ending():
@@ -114,9 +137,9 @@ class GeminiModel:
         try:
             yield
         finally:
-            answer = self._answers.pop(asyncio.current_task(), None)
-            if answer is not None:
-                await answer.aclose()
+            reply = self._replies.pop(asyncio.current_task(), None)
+            if reply is not None:
+                await reply.response.aclose()
 
     def _failures(self) -> tuple[type[Exception], ...]:
         """What the SDK may raise. ValueError: no JSON; TypeError, AttributeError: JSON of another shape;
@@ -149,7 +172,8 @@ class GeminiModel:
             request.extensions["timeout"] = wait.as_dict()
 
         async def answered(response: httpx2.Response) -> None:
-            self._answers[asyncio.current_task()] = response
+            streamed = response.is_success and ":streamGenerateContent" in response.request.url.path
+            self._replies[asyncio.current_task()] = _Reply(response, streamed)
 
         try:
             http = httpx2.AsyncClient(event_hooks={"request": [patient], "response": [answered]}, **options)
@@ -195,31 +219,77 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
     )
 
 
+class _Reply:
+    """One response. Of a ``streamed`` one the SDK is given an empty object for each piece that comes, because it parses
+    strictly, and ``documents`` returns what was really in it."""
+
+    def __init__(self, response: httpx2.Response, streamed: bool) -> None:
+        self.response = response
+        self._found: list[dict[str, Any]] = []
+        self._problem: Exception | None = None
+        if streamed:
+            import httpx2
+
+            class Pieces(httpx2.AsyncByteStream):
+                def __aiter__(self) -> AsyncIterator[bytes]:
+                    return pieces
+
+                async def aclose(self) -> None:
+                    await source.aclose()
+
+            # A response of its own decompresses what the SDK then gets as plain text.
+            source = httpx2.Response(200, headers=response.headers, stream=response.stream)
+            pieces = self._pieces(source.aiter_bytes())
+            for header in ("content-encoding", "content-length"):
+                response.headers.pop(header, None)
+            response.stream = Pieces()
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The objects that came since the last call. Raises NotTheProtocol."""
+        if not self._found and self._problem is not None:
+            raise self._problem
+        found, self._found = self._found, []
+        return found
+
+    async def _pieces(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        reader = Documents()
+        try:
+            async for piece in source:
+                self._found += reader.feed(piece)
+                yield b"data: {}\n\n"
+            self._found += reader.finish()
+        except NotTheProtocol as error:
+            self._problem = error
+        yield b"data: {}\n\n"
+
+
 @dataclass
 class _Heard:
     """What has come of an answer but its text."""
 
     name: str
+    habit: Habit
     usage: Usage | None = None
     finish: str = ""
     calls: list[ToolCall] = field(default_factory=list)
 
-    def take(self, chunk: GenerateContentResponse) -> str:
-        """The text in ``chunk``; the rest of it is kept."""
-        if chunk.usage_metadata:
-            counts = chunk.usage_metadata
-            tokens_in = (counts.prompt_token_count or 0) + (counts.tool_use_prompt_token_count or 0)
-            self.usage = Usage(tokens_in, (counts.candidates_token_count or 0) + (counts.thoughts_token_count or 0))
-        if chunk.prompt_feedback and chunk.prompt_feedback.block_reason:
-            self.finish = chunk.prompt_feedback.block_reason.value
-        candidate = chunk.candidates[0] if chunk.candidates else None
-        if candidate is None:
-            return ""
-        if candidate.finish_reason:
-            self.finish = candidate.finish_reason.value
-        parts = (candidate.content and candidate.content.parts) or []
-        self.calls += [_call(part) for part in parts if part.function_call]
-        return "".join(part.text for part in parts if part.text and not part.thought)
+    def take(self, chunk: Mapping[str, Any]) -> str:
+        """The text in ``chunk``; the rest of it is kept. Raises _GeminiError for an error in its place."""
+        if chunk.get("error"):
+            raise _GeminiError(chunk)
+        if counts := object_of(chunk.get("usageMetadata")):
+            tokens_in = count_of(counts.get("promptTokenCount"), counts.get("toolUsePromptTokenCount"))
+            self.usage = Usage(
+                tokens_in, count_of(counts.get("candidatesTokenCount"), counts.get("thoughtsTokenCount"))
+            )
+        self.finish = word_of(member(chunk, "promptFeedback", "blockReason")) or self.finish
+        candidate = object_of(chunk.get("candidates"))
+        self.finish = word_of(candidate.get("finishReason")) or self.finish
+        parts = objects_of(object_of(candidate.get("content")).get("parts"))
+        self.calls += [_call(part) for part in parts if isinstance(part.get("functionCall"), Mapping)]
+        if any(part.get("thought") for part in parts):
+            self.habit.begins_thinking = False
+        return "".join(text_of(part.get("text")) for part in parts if not part.get("thought"))
 
     def ending(self) -> list[ModelEvent]:
         """What follows the text; nothing if the stream gave no reason for its end. An answer cut at its limit loses
@@ -234,11 +304,18 @@ class _Heard:
         return [*self.calls, *counted, Done("tool_calls" if self.calls else "stop")]
 
 
-def _call(part: Part) -> ToolCall:
-    call = part.function_call
-    assert call is not None
-    signature = base64.b64encode(part.thought_signature or b"").decode()
-    return ToolCall(call.id or new_call_id(), call.name or "", written(call.args), signature)
+def _call(part: Mapping[str, Any]) -> ToolCall:
+    call = part["functionCall"]
+    name, signature = whole_text(word_of(call.get("name"))), _base64(word_of(part.get("thoughtSignature")))
+    return ToolCall(word_of(call.get("id")) or new_call_id(), name, written(call.get("args")), signature)
+
+
+def _base64(signature: str) -> str:
+    """``signature`` in the alphabet of the standard; empty if it is no base64."""
+    try:
+        return base64.b64encode(base64.b64decode(signature.translate(URL_SAFE), validate=True)).decode()
+    except ValueError:
+        return ""
 
 
 def _body(model: str, request: Request) -> dict[str, Any]:
@@ -323,7 +400,10 @@ def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
 
     where = failures.host_of(url)
     if isinstance(error, APIError):
-        return _answered(error, name, where, key)
+        body = {"error": {"code": error.code, "message": error.message, "status": error.status}}
+        if isinstance(error.details, dict) and isinstance(error.details.get("error"), dict):
+            body["error"] |= {"details": error.details["error"].get("details")}
+        return _refused(_GeminiError(body, getattr(error.response, "headers", None)), name, url, key)
     if isinstance(error, httpx2.TimeoutException):
         return failures.not_accepted(name, where)
     if isinstance(error, httpx2.HTTPError):
@@ -344,38 +424,41 @@ def stopped(reason: str, name: str) -> ModelError:
     return ModelUnavailable(f"{name}: the provider broke its answer off ({reason})")
 
 
-def _answered(error: APIError, name: str, where: str, key: str) -> ModelError:
-    details = _details(error)
+class _GeminiError(Exception):
+    """An error object: of a response that the SDK refused, or within a stream."""
+
+    def __init__(self, body: object, headers: Mapping[str, str] | None = None) -> None:
+        error = member(body, "error")
+        self.code = member(error, "code")
+        self.status = word_of(member(error, "status"))
+        self.words = member(error, "message") or self.status or (error if isinstance(error, str) else "")
+        self.details = objects_of(member(error, "details"))
+        self.headers = headers or {}
+        super().__init__(self.words)
+
+
+def _refused(error: _GeminiError, name: str, url: str, key: str) -> ModelError:
     said = Refusal(
         name,
-        where,
+        failures.host_of(url),
         error.code if isinstance(error.code, int) else 0,
-        failures.safe_words(error.message or error.status, key),
-        _retry_after(error, details),
+        failures.safe_words(error.words, key),
+        _retry_after(error),
     )
-    if any(detail.get("reason") in KEY_REASONS for detail in details):
+    if any(detail.get("reason") in KEY_REASONS for detail in error.details):
         return said.unauthorised()
-    if said.status == 429 and NO_CREDIT.search(str(error.message)):
+    if said.status == 429 and NO_CREDIT.search(str(error.words)):
         return said.no_credit()
     if said.status == 400 and TOO_LONG.search(said.words):
         return said.too_long()
     if error.status == "FAILED_PRECONDITION":
         # Where the account is or how it is paid for: another model may do, so it is not the request's fault.
-        return ModelUnauthorised(f"{name}: {where} refuses this account: {said.words}")
+        return ModelUnauthorised(f"{name}: {said.where} refuses this account: {said.words}")
     return said.error()
 
 
-def _details(error: APIError) -> list[Mapping[str, Any]]:
-    """What the provider says for machines; empty if it did not."""
-    found: Any = error.details
-    for part in ("error", "details"):
-        found = found.get(part) if isinstance(found, dict) else None
-    return [detail for detail in found if isinstance(detail, dict)] if isinstance(found, list) else []
-
-
-def _retry_after(error: APIError, details: list[Mapping[str, Any]]) -> float | None:
+def _retry_after(error: _GeminiError) -> float | None:
     """Seconds, of the header or of what the body says in its place, such as 37s."""
-    waits = (re.fullmatch(r"(\d+(?:\.\d+)?)s", str(detail.get("retryDelay"))) for detail in details)
-    headers = getattr(error.response, "headers", None) or {}
-    named = {str(header).lower(): str(value) for header, value in headers.items()}
+    waits = (re.fullmatch(r"(\d{1,9}(?:\.\d+)?)s", str(detail.get("retryDelay"))) for detail in error.details)
+    named = {str(header).lower(): str(value) for header, value in error.headers.items()}
     return next((float(wait[1]) for wait in waits if wait), failures.retry_after(named))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,11 +20,24 @@ from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.openai import Endpoint
 from rolecall.models.stream import Patience, Source, closing, read
+from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
+from rolecall.models.wire import (
+    Documents,
+    count_of,
+    member,
+    object_of,
+    objects_in,
+    objects_of,
+    text_of,
+    whole_text,
+    word_of,
+)
 from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
-    from ollama import AsyncClient, ChatResponse, ResponseError
+    import httpx
+    from ollama import AsyncClient, ResponseError
 
 
 OLLAMA_URL = "http://127.0.0.1:11434"
@@ -44,6 +58,7 @@ class OllamaModel:
         self._endpoint = endpoint
         self._sdk: AsyncClient | None = None
         self._making = asyncio.Lock()
+        self._habit = Habit.of(name)
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> OllamaModel:
@@ -62,7 +77,7 @@ class OllamaModel:
         first = None if await self._loads(sdk) else self._endpoint.first_token
         whole = None if request.timeout is None else max(0.0, request.timeout - (clock() - begun))
         patience = Patience(first, self._endpoint.idle_token, whole)
-        async with closing(read(self._events(sdk, request), patience, self.name)) as events:
+        async with closing(read(self._events(sdk, request), patience, self.name, self._habit)) as events:
             async for event in events:
                 yield event
 
@@ -96,23 +111,28 @@ class OllamaModel:
         return _full(self._model) not in {_full(model.model or model.name or "") for model in running}
 
     async def _events(self, sdk: AsyncClient, request: Request) -> Source:
-        from ollama import ChatResponse
-
-        calls: list[ToolCall] = []
-        last: ChatResponse | None = None
+        heard = _Heard(self._habit)
         try:
-            # Not sdk.chat(): it drops from the tools' parameters whatever lies deeper than one level.
-            answer = await sdk._request(ChatResponse, "POST", "/api/chat", json=self._body(request), stream=True)
-            async with aclosing(cast("AsyncGenerator[ChatResponse]", answer)) as chunks:
-                async for chunk in chunks:
-                    last = chunk
-                    calls += _calls(chunk)
-                    yield Delta(chunk.message.content) if chunk.message.content else None
+            # Not sdk.chat(): it drops from the tools' parameters whatever lies deeper than one level, and parses
+            # strictly.
+            async with sdk._client.stream("POST", "/api/chat", json=self._body(request)) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _refused(response, self.name, self._endpoint.url, self._endpoint.key)
+                async for document in objects_in(response.aiter_bytes(), Documents()):
+                    if document and document.get("error"):
+                        raise self._failed(document["error"])
+                    text = heard.take(document) if document else ""
+                    yield Delta(text) if text else None
         except self._failures() as error:
             raise self._translated(error) from None
-        if last is not None and last.done:
-            for event in _ending(last, calls):
-                yield event
+        for event in heard.ending():
+            yield event
+
+    def _failed(self, error: object) -> ModelError:
+        """What an error within the stream means."""
+        words = failures.safe_words(member(error, "message") or error, self._endpoint.key)
+        return _by_words(Refusal(self.name, failures.host_of(self._endpoint.url), 0, words))
 
     def _body(self, request: Request) -> dict[str, Any]:
         given = {
@@ -198,17 +218,43 @@ def _full(model: str) -> str:
     return (model if ":" in model.rpartition("/")[2] else f"{model}:latest").lower()
 
 
-def _calls(chunk: ChatResponse) -> list[ToolCall]:
-    functions = [call.function for call in chunk.message.tool_calls or ()]
-    return [ToolCall(new_call_id(), function.name, written(function.arguments)) for function in functions]
+@dataclass
+class _Heard:
+    """What has come of an answer but its text."""
+
+    habit: Habit
+    calls: list[ToolCall] = field(default_factory=list)
+    last: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(self, document: Mapping[str, Any]) -> str:
+        """The text in ``document``; the rest of it is kept."""
+        self.last, message = document, object_of(document.get("message"))
+        self.calls += _calls(message)
+        if message.get("thinking"):
+            self.habit.begins_thinking = False
+        return text_of(message.get("content")) or text_of(document.get("response"))
+
+    def ending(self) -> list[ModelEvent]:
+        """What follows the text; nothing if the server did not say that it is done. An answer cut at its limit loses
+        its calls."""
+        if self.last.get("done") is not True and not self.last.get("done_reason"):
+            return []
+        counted = Usage(count_of(self.last.get("prompt_eval_count")), count_of(self.last.get("eval_count")))
+        if self.last.get("done_reason") == "length":
+            return [counted, Done("length")]
+        return [*self.calls, counted, Done("tool_calls" if self.calls else "stop")]
 
 
-def _ending(last: ChatResponse, calls: list[ToolCall]) -> list[ModelEvent]:
-    """What follows the text. An answer cut at its limit loses its calls."""
-    counted = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
-    if last.done_reason == "length":
-        return [counted, Done("length")]
-    return [*calls, counted, Done("tool_calls" if calls else "stop")]
+def _calls(message: Mapping[str, Any]) -> list[ToolCall]:
+    functions = [object_of(call.get("function")) for call in objects_of(message.get("tool_calls"))]
+    return [
+        ToolCall(new_call_id(), whole_text(word_of(function.get("name"))), _arguments(function.get("arguments")))
+        for function in functions
+    ]
+
+
+def _arguments(given: object) -> str:
+    return whole_text(given) if isinstance(given, str) else written(given)
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:
@@ -234,7 +280,8 @@ def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
 
     where = failures.host_of(url)
     if isinstance(error, ResponseError):
-        return _answered(error, name, where, key)
+        words = failures.safe_words(error.error, key)
+        return _by_words(Refusal(name, where, max(0, error.status_code), words, _retry_after(error)))
     if isinstance(error, httpx.TimeoutException):
         return failures.not_accepted(name, where)
     # The SDK makes a ConnectionError of some of httpx's errors, with words of its own.
@@ -245,13 +292,23 @@ def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
     return failures.not_the_protocol(name, where, "Ollama", error)
 
 
-def _answered(error: ResponseError, name: str, where: str, key: str) -> ModelError:
-    words = failures.safe_words(error.error, key)
-    said = Refusal(name, where, max(0, error.status_code), words, _retry_after(error))
+def _refused(response: httpx.Response, name: str, url: str, key: str) -> ModelError:
+    """What a response with an error status means."""
+    try:
+        said = member(json.loads(response.text), "error") or response.text
+    except (ValueError, RecursionError):
+        said = response.text
+    words = failures.safe_words(said, key)
+    retry_after = failures.retry_after(response.headers)
+    return _by_words(Refusal(name, failures.host_of(url), response.status_code, words, retry_after))
+
+
+def _by_words(said: Refusal) -> ModelError:
+    """The server has no codes."""
     if said.status == 404:
-        model = name.rpartition("@")[0]
-        return NoSuchModel(f"{name}: {where} has no such model; `ollama pull {model}` fetches it there")
-    if said.status in (0, 400, 413, 500) and TOO_LONG.search(words):
+        model = said.model.rpartition("@")[0]
+        return NoSuchModel(f"{said.model}: {said.where} has no such model; `ollama pull {model}` fetches it there")
+    if said.status in (0, 400, 413, 500) and TOO_LONG.search(said.words):
         return said.too_long()
     return said.error()
 

@@ -36,6 +36,7 @@ from rolecall.models.failures import (
 from rolecall.models.model import ModelEvent, Request
 from rolecall.models.providers.openai_wire import (
     RESPONSES,
+    StreamError,
     chat_body,
     chat_events,
     chats,
@@ -45,6 +46,7 @@ from rolecall.models.providers.openai_wire import (
     wire_name,
 )
 from rolecall.models.stream import Patience, Source, read
+from rolecall.models.thinking import Habit
 from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ class OpenAIModel:
         self._endpoint = endpoint
         self._sdk: AsyncOpenAI | None = None
         self._making = asyncio.Lock()
+        self._habit = Habit.of(name)
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> OpenAIModel:
@@ -106,7 +109,7 @@ class OpenAIModel:
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream."""
         patience = Patience(self._endpoint.first_token, self._endpoint.idle_token, request.timeout)
-        events = read(self._events(await self._ready(), request), patience, self.name)
+        events = read(self._events(await self._ready(), request), patience, self.name, self._habit)
         try:
             async for event in events:
                 yield event
@@ -134,7 +137,7 @@ class OpenAIModel:
         model = wire_name(self.name.rpartition("@")[0])
         if self.responses:
             return responses_events(sdk, self.name, responses_body(model, request))
-        return chat_events(sdk, self.name, chat_body(model, request, self._endpoint.official))
+        return chat_events(sdk, self.name, chat_body(model, request, self._endpoint.official), self._habit)
 
     async def _ready(self) -> AsyncOpenAI:
         async with self._making:
@@ -209,29 +212,38 @@ def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What the SDK raises. ValueError: no JSON; TypeError, AttributeError: JSON of another shape, which it lets
-    through unchecked; RuntimeError: closed by aclose meanwhile."""
+    """What the SDK and its HTTP client raise, and the reading of what they bring. ValueError: no JSON; TypeError,
+    AttributeError: JSON of another shape in a list of models; RuntimeError: closed by aclose meanwhile."""
+    import httpx2
     from openai import OpenAIError
 
-    return OpenAIError, ValueError, TypeError, AttributeError, RuntimeError
+    return OpenAIError, httpx2.HTTPError, StreamError, ValueError, TypeError, AttributeError, RuntimeError
 
 
 def translated(error: Exception, name: str, url: str, key: str, images: bool = False) -> ModelError:
     """What ``error`` means for the model ``name`` at ``url``; never shows ``key``. ``images``: some were sent."""
+    import httpx2
     import openai
 
     where = host_of(url)
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError | httpx2.TimeoutException):
         return not_accepted(name, where)
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, openai.APIConnectionError | httpx2.HTTPError):
         return unreachable(name, where, error)
     if isinstance(error, openai.APIError):
-        kinds = {str(kind) for kind in (error.code, error.type) if kind}
         said = Refusal(name, where, _status(error), safe_words(_words(error), key), retry_after(_headers(error)))
-        return _by_kind(said, kinds) or _by_words(said, images) or said.error()
+        return _refused(said, error.code, error.type, images)
+    if isinstance(error, StreamError):
+        said = Refusal(name, where, _number(error.code), safe_words(error.words, key))
+        return _refused(said, error.code, error.kind, images)
     if isinstance(error, RuntimeError):
         return ModelUnavailable(f"{name}: {error}")
     return not_the_protocol(name, where, "OpenAI", error)
+
+
+def _refused(said: Refusal, code: object, kind: object, images: bool) -> ModelError:
+    kinds = {str(one) for one in (code, kind) if one}
+    return _by_kind(said, kinds) or _by_words(said, images) or said.error()
 
 
 def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
@@ -268,8 +280,11 @@ def _unknown(said: Refusal) -> NoSuchModel:
 
 def _status(error: APIError) -> int:
     """The HTTP status; of an error object within a stream the one it names, else 0."""
-    status = str(getattr(error, "status_code", None) or error.code)
-    return int(status) if status.isdecimal() else 0
+    return _number(getattr(error, "status_code", None) or error.code)
+
+
+def _number(status: object) -> int:
+    return int(str(status)) if re.fullmatch(r"[1-5]\d\d", str(status)) else 0
 
 
 def _words(error: APIError) -> str:

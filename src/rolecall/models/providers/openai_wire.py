@@ -1,9 +1,9 @@
-"""What the names of OpenAI's models tell about how to ask them."""
+"""OpenAI's two protocols: what a request becomes, and what is read of the answer."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any
 from rolecall.errors import ContentRefused
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.stream import Source, image_type
+from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import new_call_id, written
+from rolecall.models.wire import (
+    Documents,
+    NotTheProtocol,
+    count_of,
+    member,
+    object_of,
+    objects_in,
+    objects_of,
+    text_of,
+    whole_text,
+    word_of,
+)
 
 if TYPE_CHECKING:
-    from openai import APIError, AsyncOpenAI
-    from openai.types.chat import ChatCompletionChunk
-    from openai.types.chat.chat_completion_chunk import ChoiceDelta, ChoiceDeltaToolCall
-    from openai.types.responses import Response, ResponseStreamEvent
+    from openai import AsyncOpenAI
 
 
 RESPONSES = "responses:"
@@ -41,6 +51,12 @@ NOT_FOR_TEXT = (
 )  # fmt: skip
 """What OpenAI offers beside models one can chat with."""
 SCHEMA_NAME = "answer"
+FINISHES = {
+    "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",
+    "content_filter": "content_filter", "safety": "content_filter",
+}  # fmt: skip
+"""What finish reasons mean where it is no end by the model itself; servers write them as they like."""
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
 PARAGRAPH = "\n\n"
 
 
@@ -97,16 +113,34 @@ def chat_body(model: str, request: Request, official: bool) -> dict[str, Any]:
     }
 
 
-async def chat_events(sdk: AsyncOpenAI, name: str, body: dict[str, Any]) -> Source:
-    """The answer to ``body``; ends without Done where the server's finish marker is missing. Raises ContentRefused,
-    and what the SDK raises."""
-    answer = _Answer(name)
-    async with await sdk.chat.completions.create(**body) as chunks:
-        async for chunk in chunks:
-            text = answer.take(chunk)
+async def chat_events(sdk: AsyncOpenAI, name: str, body: dict[str, Any], habit: Habit) -> Source:
+    """The answer to ``body``; ends without Done where the stream breaks off. Raises ContentRefused, StreamError,
+    NotTheProtocol, and what the SDK and its HTTP client raise."""
+    documents, answer = Documents(), _Answer(name, habit)
+    async with sdk.chat.completions.with_streaming_response.create(**body) as response:
+        async for document in objects_in(response.iter_bytes(), documents):
+            text = answer.take(_no_error(document)) if document else ""
             yield Delta(text) if text else None
-    for event in answer.end():
+    for event in answer.end(documents.ended):
         yield event
+
+
+class StreamError(Exception):
+    """Raised for an error object within a stream: ``code``, ``kind`` and ``words`` as the server sent them."""
+
+    def __init__(self, error: object) -> None:
+        self.code, self.kind = member(error, "code"), member(error, "type")
+        self.words = str(member(error, "message") or (error if isinstance(error, str) else "the answer failed"))
+        super().__init__(self.words)
+
+
+def _no_error(document: dict[str, Any]) -> dict[str, Any]:
+    error = document.get("error")
+    if error and document.get("object") != "response":
+        raise StreamError(error)
+    if "error" in (document.get("object"), document.get("type")):
+        raise StreamError(document)
+    return document
 
 
 def data_url(image: bytes) -> str:
@@ -117,74 +151,91 @@ def data_url(image: bytes) -> str:
 class _Answer:
     """What is gathered of an answer and comes at its end."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, habit: Habit) -> None:
         self._name = name
+        self._habit = habit
         self._usage: Usage | None = None
-        self._finish: str | None = None
+        self._finish = ""
+        self._whole = False
         self._refusal = ""
         self._calls: list[_Call] = []
 
-    def take(self, chunk: ChatCompletionChunk) -> str:
+    def take(self, chunk: Mapping[str, Any]) -> str:
         """Keep what ``chunk`` brings, and return the text in it: what a model thinks aloud is none."""
-        if chunk.usage:
-            self._usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-        if not chunk.choices:
-            return ""
-        choice = chunk.choices[0]
-        self._finish = choice.finish_reason or self._finish
-        return self._said(choice.delta) if choice.delta else ""
+        if usage := object_of(chunk.get("usage")):
+            self._usage = usage_of(usage)
+        choice = object_of(chunk.get("choices"))
+        self._finish = word_of(choice.get("finish_reason")) or self._finish
+        if isinstance(choice.get("message"), Mapping):  # one document instead of a stream
+            self._whole = True
+        said = object_of(choice.get("delta") or choice.get("message"))
+        if any(said.get(name) for name in THOUGHT_FIELDS):
+            self._habit.begins_thinking = False
+        return self._said(said) + text_of(choice.get("text"))
 
-    def end(self) -> Iterator[ModelEvent]:
-        """Tool calls, usage, finish marker. An answer cut at its limit loses its calls: the last one is a part."""
-        if self._finish == "content_filter":
+    def end(self, marked: bool) -> Iterator[ModelEvent]:
+        """Tool calls, usage, finish marker; ``marked`` if the stream ended with [DONE]. An answer cut at its limit
+        loses its calls: the last one is a part."""
+        finish = FINISHES.get(self._finish.lower(), "stop") if self._finish else ""
+        if finish == "content_filter":
             raise ContentRefused(f"{self._name}: the provider's content filter stopped this answer")
         if self._refusal:
-            raise ContentRefused(f"{self._name}: the model refuses: {self._refusal}")
-        calls = self._calls if self._finish not in (None, "length") else []
+            raise ContentRefused(f"{self._name}: the model refuses: {whole_text(self._refusal)}")
+        ended = finish or self._whole or (marked and self._usage)
+        calls = self._calls if ended and finish != "length" else []
         yield from (call.whole() for call in calls)
         if self._usage:
             yield self._usage
-        if self._finish == "length":
-            yield Done("length")
-        elif self._finish:
+        if ended:
             # By the calls themselves: some servers end them with "stop".
-            yield Done("tool_calls" if calls else "stop")
+            yield Done("length" if finish == "length" else "tool_calls" if calls else "stop")
 
-    def _said(self, delta: ChoiceDelta) -> str:
-        self._refusal += delta.refusal or ""
-        for part in delta.tool_calls or ():
-            call = self._call_of(part)
-            call.add(part)
-        return delta.content or ""
+    def _said(self, delta: Mapping[str, Any]) -> str:
+        self._refusal += text_of(delta.get("refusal"))
+        for part in objects_of(delta.get("tool_calls")):
+            self._call_of(part).add(part)
+        content = delta.get("content")
+        if content is not None and not isinstance(content, str | list | Mapping):
+            raise NotTheProtocol(f"{type(content).__name__} where text belongs")
+        return text_of(content)
 
-    def _call_of(self, part: ChoiceDeltaToolCall) -> _Call:
+    def _call_of(self, part: Mapping[str, Any]) -> _Call:
         """The call that ``part`` goes on with: by its index, which some servers leave out or always give as 0."""
-        index = getattr(part, "index", None)
+        index, made = part.get("index"), word_of(part.get("id"))
         for call in reversed(self._calls):
-            if index in (None, call.index) and (not part.id or call.id in ("", part.id)):
+            if index in (None, call.index) and (not made or call.id in ("", made)):
                 return call
         self._calls.append(_Call(index))
         return self._calls[-1]
+
+
+def usage_of(usage: Mapping[str, Any]) -> Usage:
+    """The tokens of a request as chat completions or the Responses API count them. Some servers leave those of thoughts
+    out of the completion; the total tells."""
+    tokens_in = count_of(usage.get("prompt_tokens")) or count_of(usage.get("input_tokens"))
+    tokens_out = count_of(usage.get("completion_tokens")) or count_of(usage.get("output_tokens"))
+    thoughts = count_of(member(usage, "completion_tokens_details", "reasoning_tokens"))
+    return Usage(tokens_in, max(tokens_out, thoughts, count_of(usage.get("total_tokens")) - tokens_in))
 
 
 @dataclass
 class _Call:
     """A tool call of which pieces come; id and name may be in the first one only."""
 
-    index: int | None
+    index: object
     id: str = ""
     name: str = ""
     arguments: str = ""
 
-    def add(self, part: ChoiceDeltaToolCall) -> None:
-        self.id = self.id or part.id or ""
-        if part.function:
-            self.name = self.name or part.function.name or ""
-            more: object = part.function.arguments
-            self.arguments += more if isinstance(more, str) else written(more) if more else ""
+    def add(self, part: Mapping[str, Any]) -> None:
+        self.id = self.id or word_of(part.get("id"))
+        function = part.get("function")
+        self.name = self.name or word_of(member(function, "name"))
+        more = member(function, "arguments")
+        self.arguments += more if isinstance(more, str) else written(more) if more else ""
 
     def whole(self) -> ToolCall:
-        return ToolCall(self.id or new_call_id(), self.name, self.arguments or "{}")
+        return ToolCall(self.id or new_call_id(), whole_text(self.name), whole_text(self.arguments) or "{}")
 
 
 def _message(message: Message, system: str) -> dict[str, Any]:
@@ -238,14 +289,11 @@ def responses_body(model: str, request: Request) -> dict[str, Any]:
 
 
 async def responses_events(sdk: AsyncOpenAI, name: str, body: dict[str, Any]) -> Source:
-    """The answer to ``body``; ends without Done where the closing event is missing. Raises ContentRefused, and what
-    the SDK raises."""
-    answer = _Response(name)
-    async with await sdk.responses.create(**body) as events:
-        async for event in events:
-            if event.type in ("error", "response.failed"):
-                raise _failure(event, events.response.request)
-            text = answer.take(event)
+    """The answer to ``body``; ends without Done where the closing event is missing. Raises what chat_events raises."""
+    documents, answer = Documents(), _Response(name)
+    async with sdk.responses.with_streaming_response.create(**body) as response:
+        async for event in objects_in(response.iter_bytes(), documents):
+            text = answer.take(_no_error(event)) if event else ""
             yield Delta(text) if text else None
     for last in answer.end():
         yield last
@@ -258,50 +306,68 @@ class _Response:
         self._name = name
         self._refusal = ""
         self._calls: list[ToolCall] = []
-        self._response: Response | None = None
-        self._item: int | None = None
+        self._response: Mapping[str, Any] | None = None
+        self._item: object = None
+        self._any_text = False
 
-    def take(self, event: ResponseStreamEvent) -> str:
+    def take(self, event: Mapping[str, Any]) -> str:
         """Keep what ``event`` brings, and return the text in it: what a model thinks aloud is none."""
-        if event.type == "response.output_text.delta":
-            return self._apart(event.output_index) + event.delta
-        if event.type == "response.refusal.delta":
-            self._refusal += event.delta
-        elif event.type == "response.output_item.done" and event.item.type == "function_call":
-            self._calls.append(ToolCall(event.item.call_id, event.item.name, event.item.arguments or "{}"))
-        elif event.type in ("response.completed", "response.incomplete"):
-            self._response = event.response
+        kind = word_of(event.get("type"))
+        if kind == "response.output_text.delta":
+            return self._apart(event.get("output_index")) + text_of(event.get("delta"))
+        if kind == "response.refusal.delta":
+            self._refusal += text_of(event.get("delta"))
+        elif kind == "response.output_item.done":
+            self._keep_call(object_of(event.get("item")))
+        elif kind == "response.failed":
+            if not isinstance(event.get("response"), Mapping):
+                raise NotTheProtocol("an event without its response")
+            raise StreamError(member(event, "response", "error"))
+        elif kind in ("response.completed", "response.incomplete"):
+            self._response = object_of(event.get("response"))
+        elif event.get("object") == "response":  # one document instead of a stream
+            return self._document(event)
         return ""
 
     def end(self) -> Iterator[ModelEvent]:
         """Tool calls, usage, finish marker. An answer cut at its limit loses its calls, as in chat completions."""
         if self._response is None:
             return
-        cut = self._response.status == "incomplete"
-        why = self._response.incomplete_details.reason if self._response.incomplete_details else None
-        if why == "content_filter":
+        cut = self._response.get("status") == "incomplete"
+        if member(self._response, "incomplete_details", "reason") == "content_filter":
             raise ContentRefused(f"{self._name}: the provider's content filter stopped this answer")
         if self._refusal:
-            raise ContentRefused(f"{self._name}: the model refuses: {self._refusal}")
+            raise ContentRefused(f"{self._name}: the model refuses: {whole_text(self._refusal)}")
         calls = [] if cut else self._calls
         yield from calls
-        if usage := self._response.usage:
-            yield Usage(usage.input_tokens, usage.output_tokens)
+        if usage := object_of(self._response.get("usage")):
+            yield usage_of(usage)
         yield Done("length" if cut else "tool_calls" if calls else "stop")
 
-    def _apart(self, item: int) -> str:
+    def _keep_call(self, item: Mapping[str, Any]) -> None:
+        if item.get("type") == "function_call":
+            arguments = item.get("arguments")
+            given = arguments if isinstance(arguments, str) else written(arguments)
+            call_id = word_of(item.get("call_id")) or new_call_id()
+            self._calls.append(ToolCall(call_id, whole_text(word_of(item.get("name"))), whole_text(given) or "{}"))
+
+    def _document(self, response: Mapping[str, Any]) -> str:
+        if response.get("error"):
+            raise StreamError(response["error"])
+        self._response, text = response, ""
+        for item in objects_of(response.get("output")):
+            self._keep_call(item)
+            parts = [part for part in objects_of(item.get("content")) if part.get("type") == "output_text"]
+            if item.get("type") == "message" and parts:
+                text += (PARAGRAPH if text else "") + text_of(parts)
+        return text
+
+    def _apart(self, item: object) -> str:
         """What keeps the text of an answer's next part off the one before."""
         before, self._item = self._item, item
-        return "" if before in (None, item) else PARAGRAPH
-
-
-def _failure(event: Any, request: Any) -> APIError:
-    """What the event says, as the SDK raises it elsewhere."""
-    from openai import APIError
-
-    said = event.response.error if event.type == "response.failed" else event
-    code, message = (said.code, said.message) if said else (None, "the answer failed")
-    return APIError(message, request, body={"code": code, "message": message})
+        apart = self._any_text and before != item
+        self._any_text = True
+        return PARAGRAPH if apart else ""
 
 
 def _items(message: Message, system: str) -> Iterator[dict[str, Any]]:
