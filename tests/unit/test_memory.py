@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rolecall.agent.memory import Brought, Memory
+from rolecall.agent.brought import Brought
+from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Mark, Remembered, remembered
 from rolecall.models.model import Message

@@ -10,7 +10,19 @@ import msgspec
 
 from rolecall.agent.tools import Toolbox
 from rolecall.errors import Truncated
-from rolecall.models.model import Answer, Delta, Done, Message, Model, Request, Retracted, Spoke, ToolCall, Usage
+from rolecall.models.model import (
+    Answer,
+    Delta,
+    Done,
+    Message,
+    Model,
+    Request,
+    Retracted,
+    Spoke,
+    ToolCall,
+    ToolSpec,
+    Usage,
+)
 from rolecall.models.stream import closing
 
 INTERRUPTED = " … [the model broke off here]"
@@ -44,6 +56,8 @@ class ModelCompletion:
     model: Model
     log: Callable[[str], None]
     emit: Emit = discard
+    theirs: tuple[ToolSpec, ...] = ()
+    """Tools that others run: a call of one of them ends the answer."""
     seconds: float = 0.0
     emitted: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
@@ -53,10 +67,11 @@ class ModelCompletion:
         """The whole answer. The model may call tools for as many rounds as the toolbox allows, then it is asked a last
         time without them. An answer that breaks off after it began is returned as far as it came, with a mark. Raises
         ModelError."""
-        rounds = toolbox.limits.rounds if toolbox.tools else 0
+        rounds = toolbox.limits.rounds if toolbox.tools or self.theirs else 0
         for _ in range(rounds):
-            turn = await self._call_model(msgspec.structs.replace(request, tools=toolbox.specs))
-            if not turn.calls:
+            tools = (*toolbox.specs, *self.theirs)
+            turn = await self._call_model(msgspec.structs.replace(request, tools=tools))
+            if not turn.calls or self._leaves(turn, request.parallel):
                 return self._answer(turn)
             results = await toolbox.answer(turn.calls, self.log)
             called = Message("assistant", turn.text, calls=tuple(turn.calls))
@@ -64,6 +79,15 @@ class ModelCompletion:
         if rounds:
             self.log(f"all {rounds} rounds of tool calls are used up: asking a last time, without tools")
         return self._answer(await self._call_model(msgspec.structs.replace(request, must_call=False)))
+
+    def _leaves(self, turn: ModelTurn, parallel: bool) -> bool:
+        """Whether ``turn`` calls tools of others. Only those calls stay then: the model sees no results of the rest."""
+        names = {tool.name for tool in self.theirs}
+        leaving = [call for call in turn.calls if call.name in names]
+        if len(leaving) < len(turn.calls) and leaving:
+            self.log("the model called its own tools and those of the client at once; its own are left out")
+        turn.calls = (leaving if parallel else leaving[:1]) if leaving else turn.calls
+        return bool(leaving)
 
     async def _call_model(self, request: Request) -> ModelTurn:
         turn, began = ModelTurn(), time.monotonic()
@@ -114,7 +138,8 @@ class ModelCompletion:
 
     def _answer(self, turn: ModelTurn) -> Answer:
         text, usage = "".join(self.emitted), self.usage
-        return Answer(text, self.speaker, usage.tokens_in, usage.tokens_out, turn.finish, self.spoke.why)
+        calls = tuple(turn.calls) if self.theirs else ()
+        return Answer(text, self.speaker, usage.tokens_in, usage.tokens_out, turn.finish, self.spoke.why, calls)
 
     @property
     def speaker(self) -> str:

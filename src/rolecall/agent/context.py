@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from rolecall.agent.attachments import Attachments, Document, in_context
+from rolecall.agent.brought import Brought
 from rolecall.agent.completion import Emit, ModelCompletion, discard
-from rolecall.agent.memory import Brought, Memory
+from rolecall.agent.memory import Memory
 from rolecall.agent.prompts import Prompts
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
@@ -22,7 +23,7 @@ from rolecall.bus.turn import Records
 from rolecall.errors import ConfigError
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Gate
-from rolecall.models.model import Answer, Caller, Message, Model, Request
+from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec
 from rolecall.models.speech import transcribe
 
 T = TypeVar("T")
@@ -109,6 +110,9 @@ class Context:
         """The conversation's history and preferences."""
         self.model_seconds = 0.0
         """How long models took to answer so far."""
+        self.called: Answer | None = None
+        """The answer in which the model called tools of an API client: it ends the turn, whatever the handler makes of
+        it."""
         self._services = services
         self._role = delivery.role
         self._caller = Caller(conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope))
@@ -154,8 +158,21 @@ class Context:
         answers, and is told when a call fails. ``options`` are the fields of Request. An answer that breaks off after
         it began is returned as far as it came, with a visible mark and ``finish="interrupted"``; it is not retried.
         Raises ModelError, and ConfigError for something that cannot be a tool.
+
+        What an API client wants of the answer applies here: its sampling, its JSON schema, and its own tools. A call of
+        one of those is not run: it ends the turn, as ``calls`` of the answer, and the client runs it.
         """
-        return await self._complete(model, _request(history, text, system, options, images), self.emit, tools)
+        request = await self._brought.wanted(_request(history, text, system, options, images))
+        theirs, form = await self._brought.tools(), await self._brought.form()
+        if form is None or request.schema is not None:
+            answer = await self._complete(model, request, self.emit, tools, theirs)
+        else:
+            answer = await form.answer(
+                request, lambda asked: self._complete(model, asked, discard, tools, theirs), self.log
+            )
+            await self.emit(answer.text)
+        self.called = answer if answer.calls else None
+        return answer
 
     async def ask(
         self,
@@ -236,8 +253,15 @@ class Context:
         """The state and usage of the running system, as ``rolecall stats --json`` prints it."""
         return await self._services.stats() if self._services.stats else {}
 
-    async def _complete(self, model: Model, request: Request, emit: Emit, tools: Sequence[Offer] = ()) -> Answer:
-        completion = ModelCompletion(model, self.log, emit)
+    async def _complete(
+        self,
+        model: Model,
+        request: Request,
+        emit: Emit,
+        tools: Sequence[Offer] = (),
+        theirs: tuple[ToolSpec, ...] = (),
+    ) -> Answer:
+        completion = ModelCompletion(model, self.log, emit, theirs)
         try:
             request = msgspec.structs.replace(request, caller=self._caller)
             return await completion.run(request, Toolbox(tools, ToolLimits.of(self._services.bus.settings)))

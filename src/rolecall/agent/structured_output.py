@@ -62,7 +62,7 @@ class StructuredOutput(Generic[T]):
             raise SchemaMismatch(explain_validation(error)) from None
 
     def _unwrapped(self, text: str) -> object:
-        found = _json_in(text)
+        found = json_in(text)
         if self._wrapped and isinstance(found, dict) and found.keys() == {WRAPPER}:
             return found[WRAPPER]
         return found
@@ -97,8 +97,9 @@ def _wrap(schema: dict[str, Any]) -> dict[str, Any]:
     return {**outer, "$defs": schema["$defs"]} if "$defs" in schema else outer
 
 
-def _json_in(text: str) -> object:
-    """The JSON in ``text``: all of it, else a code fence, else from the first bracket to the last."""
+def json_in(text: str) -> object:
+    """The JSON in ``text``: all of it, else a code fence, else from the first bracket to the last. Raises
+    SchemaMismatch."""
     problem = "it is not JSON"
     for candidate in _candidates(text):
         try:

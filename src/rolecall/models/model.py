@@ -124,6 +124,8 @@ class Answer(msgspec.Struct, frozen=True):
     tokens_out: int = 0
     finish: str = "stop"
     why: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    """Calls of tools that an API client runs; none of the role's own."""
 
 
 class Model(Protocol):

@@ -155,7 +155,10 @@ class Instance:
             records.add("SENT", f"to role stream {result.role}")
             self._note_verdict(delivery, await hop(bus, delivery, result, records, changes))
             return
-        asked, payload = delivery.envelope, result.payload
+        asked = delivery.envelope
+        if ctx.called is not None and asked is not None:
+            result = asked.reply(ctx.called, remember=False)
+        payload = result.payload
         history: list[bytes] = []
         if asked is not None and payload.pop("remember", not delivery.control):
             history = remembered(asked.text, result.text, delivery.turn)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.client_request import ClientCall, ClientMessage, ClientRequest, ClientTool
-from rolecall.bus.envelope import depth_of
+from rolecall.bus.envelope import MAX_DEPTH, depth_of
 from rolecall.frontends.http.intake import ChatRequest
 from rolecall.frontends.http.problems import Problem, text
+from rolecall.frontends.http.task import unsigned
 
 AUTO = "auto"
 IMAGE_PLACEHOLDER = "[image]"
@@ -22,8 +22,6 @@ MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 512 * 1024
 MAX_STOPS = 4
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-SIGNATURE = "~"
-"""Separates the id of a call from what its provider wants back with it, in base64."""
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
@@ -130,7 +128,8 @@ class ToolOffer(BaseModel):
         tool, schema = self.function, {"type": "object", "properties": {}, **(self.function.parameters or {})}
         if not NAME.fullmatch(tool.name):
             raise Problem(400, text("bad_tool_name", name=repr(tool.name[:80])), "invalid_tool", param=param)
-        if schema["type"] != "object" or not isinstance(schema["properties"], dict) or depth_of(schema) > 32:
+        named = schema["type"] == "object" and isinstance(schema["properties"], dict)
+        if not named or depth_of(schema) > MAX_DEPTH or not is_schema(schema):
             detail = text("bad_tool_schema", name=tool.name)
             raise Problem(400, detail, "invalid_function_parameters", param=f"{param}.function.parameters")
         return ClientTool(tool.name, tool.description or "", schema)
@@ -161,7 +160,7 @@ class ResponseFormat(BaseModel):
         if self.type == "json_object":
             return {}
         schema = self.json_schema.body if self.json_schema else None
-        if not schema or depth_of(schema) > 32:
+        if not schema or depth_of(schema) > MAX_DEPTH or not is_schema(schema):
             raise Problem(400, text("bad_schema"), "invalid_json_schema", param="response_format.json_schema.schema")
         return schema
 
@@ -281,6 +280,15 @@ class CompletionBody(BaseModel):
             )
 
 
+def is_schema(value: dict[str, Any]) -> bool:
+    """Whether ``value`` is a JSON schema."""
+    try:
+        Draft202012Validator.check_schema(value)
+    except (SchemaError, RecursionError):
+        return False
+    return True
+
+
 def asked_at(messages: Sequence[ClientMessage]) -> int:
     """Which message is the one to answer: the user's last, else the last."""
     places = [number for number, message in enumerate(messages) if message.role == "user"]
@@ -304,20 +312,3 @@ def check_calls(messages: Sequence[ClientMessage]) -> None:
     if open_calls:
         detail = text("call_without_result", calls=", ".join(sorted(open_calls))[:200])
         raise Problem(400, detail, "invalid_messages", param=f"messages.{len(messages)}.role")
-
-
-def signed(call: Mapping[str, Any]) -> str:
-    """The id of a call for its client, with what the provider wants back."""
-    signature = str(call.get("signature") or "")
-    return (
-        f"{call['id']}{SIGNATURE}{base64.urlsafe_b64encode(signature.encode()).decode()}" if signature else call["id"]
-    )
-
-
-def unsigned(call_id: str) -> tuple[str, str]:
-    """The id of a call and its signature, of what a client sends back."""
-    own, mark, encoded = call_id.partition(SIGNATURE)
-    try:
-        return (own, base64.urlsafe_b64decode(encoded).decode()) if mark else (call_id, "")
-    except (binascii.Error, ValueError):
-        return call_id, ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Events, Streaming, until_stopped
 from rolecall.frontends.http.task import (
     Task,
+    TaskCall,
     TaskSnapshot,
     accepted_task,
     cancel_task,
@@ -61,6 +63,9 @@ class ChatCompletion:
     usage: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     ended: bool = False
+    speaker: str | None = None
+    """The model that answered, once it is known."""
+    command_id: str = field(default_factory=lambda: secrets.token_hex(12))
     answer: AnswerText = field(default_factory=AnswerText)
     sent: str = ""
 
@@ -94,20 +99,25 @@ class ChatCompletion:
         """How a stream ends: finish reason, usage if asked for, and [DONE]; or an error."""
         if task.state != "done":
             return [_failure(_reason(task), 502, task.state), DONE]
+        self.speaker = task.model or None
         usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(task)}
-        return [self.chunk({}, _finish_reason(task)), *([_data(usage)] if self.usage else []), DONE]
+        calls = [self.chunk({"tool_calls": [part]}) for part in _call_parts(task)]
+        return [*calls, self.chunk({}, _finish_reason(task)), *([_data(usage)] if self.usage else []), DONE]
 
     def whole(self, task: Task) -> dict[str, Any]:
         """The completion as one object. ``system_fingerprint`` is the model that answered."""
-        message = {"role": "assistant", "content": task.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": task.text, "refusal": None}
+        if task.calls:
+            message |= {"content": task.text or None, "tool_calls": [_call(call) for call in task.calls]}
+        self.speaker = task.model or None
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(task)}
-        head = {**self._head("chat.completion"), "system_fingerprint": task.model or None}
-        return {**head, "choices": [choice], "usage": _usage(task)}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(task)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         created = self.received.at // 1000 or int(time.time())
-        name = f"chatcmpl-{self.snapshot.task.id or 'command'}"
-        return {"id": name, "object": kind, "created": created, "model": self.model}
+        name = f"chatcmpl-{self.snapshot.task.id or self.command_id}"
+        known = {"id": name, "object": kind, "created": created, "model": self.model}
+        return {**known, "system_fingerprint": self.speaker}
 
 
 def _data(value: Any) -> ServerSentEvent:
@@ -128,7 +138,19 @@ def _usage(task: Task) -> dict[str, int]:
 
 
 def _finish_reason(task: Task) -> str:
-    return "length" if task.finish == "length" else "stop"
+    return "tool_calls" if task.calls else "length" if task.finish == "length" else "stop"
+
+
+def _call(call: TaskCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _call_parts(task: Task) -> Iterator[dict[str, Any]]:
+    """The calls as a stream tells them: each with its name first, then its arguments."""
+    for index, call in enumerate(task.calls):
+        function = {"name": call.name, "arguments": ""}
+        yield {"index": index, "id": call.id, "type": "function", "function": function}
+        yield {"index": index, "function": {"arguments": call.arguments}}
 
 
 # ── routes ──────────────────────────────────────────────────────────────────────────────────────

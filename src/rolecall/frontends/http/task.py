@@ -29,6 +29,8 @@ TASK_ID = re.compile(r"([A-Za-z0-9_-]{1,1100})\.(c?[1-9]\d{0,15})", re.ASCII)
 State = Literal["pending", "running", "done", "failed", "cancelled"]
 END_STATES: Mapping[str, State] = {"final": "done", "error": "failed", "cancelled": "cancelled"}
 """The state of a task by the kind of its turn's last event."""
+SIGNATURE = "~"
+"""Separates the id of a tool call from what the model's provider wants back with it, in base64."""
 NoResult = Literal["left", "stopping", "late"]
 """Why waiting ended without a result: the client left, the process is stopping, time was up."""
 T = TypeVar("T")
@@ -48,6 +50,14 @@ class Tokens(BaseModel):
     tokens_out: int = 0
 
 
+class TaskCall(BaseModel):
+    """A call of a tool that the client runs; ``arguments`` is JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Task(BaseModel):
     """One message and its answer. ``id`` is null for a command that was executed at once; ``place`` counts from 1 while
     the task waits behind others of its conversation."""
@@ -64,6 +74,7 @@ class Task(BaseModel):
     model: str = Field("", description="the model that answered", examples=["smollm2@local"])
     finish: str = Field("", examples=["stop"])
     usage: Tokens = Tokens()
+    calls: list[TaskCall] = Field([], description="calls of the tools that a chat completion offered")
 
     @property
     def ended(self) -> bool:
@@ -115,6 +126,10 @@ class TaskRef:
             text=answer,
             model=str(final.get("model") or ""),
             finish=str(final.get("finish") or ""),
+            calls=[
+                TaskCall(id=signed(call), name=str(call.get("name", "")), arguments=str(call.get("arguments", "{}")))
+                for call in final.get("calls") or ()
+            ],
             usage=Tokens(tokens_in=_count(final, "tokens_in"), tokens_out=_count(final, "tokens_out")),
         )
 
@@ -239,6 +254,21 @@ async def note_delivered(services: Services, received: Received) -> None:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def signed(call: Mapping[str, Any]) -> str:
+    """The id of a call for its client, with what the model's provider wants back in it."""
+    call_id, signature = str(call.get("id", "")), str(call.get("signature") or "")
+    return f"{call_id}{SIGNATURE}{base64.urlsafe_b64encode(signature.encode()).decode()}" if signature else call_id
+
+
+def unsigned(call_id: str) -> tuple[str, str]:
+    """The id of a call and its signature, of what a client sends back."""
+    own, mark, encoded = call_id.partition(SIGNATURE)
+    try:
+        return (own, base64.urlsafe_b64decode(encoded).decode()) if mark else (call_id, "")
+    except (binascii.Error, ValueError):
+        return call_id, ""
 
 
 def _count(final: Mapping[str, Any], name: str) -> int:

@@ -1,0 +1,176 @@
+"""What came with an envelope from an API client: its own history, its tools, and how it wants to be answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from rolecall.agent.structured_output import REPAIR, SchemaMismatch, json_in
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.bus import Bus
+from rolecall.bus.client_request import ClientMessage, ClientRequest, load_request
+from rolecall.errors import BadStructure, MissingExtra, Reject
+from rolecall.models.model import Answer, Message, Request, ToolCall, ToolSpec
+
+EXPIRED = "the request has expired; please send it again"
+NOTHING = ClientRequest()
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+INSTRUCTION = "Answer with JSON only, matching this JSON schema: {schema}"
+
+
+@dataclass
+class Brought:
+    """The client's part of one envelope; see bus/client_request.py. A payload may also list a short ``history`` of
+    {role, text}."""
+
+    bus: Bus
+    conversation: str
+    payload: Mapping[str, Any]
+    _request: ClientRequest | None = None
+    _history: tuple[Message, ...] | None = None
+
+    async def request(self) -> ClientRequest:
+        """The client's request; empty if none came. Raises Reject once it has expired."""
+        blob = self.payload.get("request")
+        if self._request is None and isinstance(blob, str) and blob:
+            self._request = await load_request(self.bus, self.conversation, blob)
+            if self._request is None:
+                raise Reject(EXPIRED)
+        return self._request or NOTHING
+
+    async def history(self) -> tuple[Message, ...]:
+        """The messages before the user's last one. They replace the remembered ones, or precede them if all are system
+        messages."""
+        if self._history is None:
+            listed = _listed(self.payload)
+            self._history = listed or await self._messages((await self.request()).before)
+        return self._history
+
+    async def wanted(self, request: Request) -> Request:
+        """``request`` as the client wants it answered, with the results of its tools. What the agent set itself stays;
+        of two limits the smaller holds."""
+        client = await self.request()
+        if client == NOTHING:
+            return request
+        limits = [limit for limit in (request.max_tokens, client.max_tokens) if limit is not None]
+        return replace(
+            request,
+            messages=(*request.messages, *await self._messages(client.after)),
+            max_tokens=min(limits, default=None),
+            temperature=client.temperature if request.temperature is None else request.temperature,
+            top_p=client.top_p if request.top_p is None else request.top_p,
+            seed=client.seed if request.seed is None else request.seed,
+            stop=request.stop or client.stop,
+            parallel=request.parallel and client.parallel,
+            must_call=request.must_call or client.choice not in ("auto", "none"),
+        )
+
+    async def tools(self) -> tuple[ToolSpec, ...]:
+        """The tools that the client runs, as far as the model may call them now."""
+        client = await self.request()
+        if client.choice == "none":
+            return ()
+        named = client.choice if client.choice not in ("auto", "required") else ""
+        return tuple(
+            ToolSpec(tool.name, tool.description, tool.parameters)
+            for tool in client.tools
+            if not named or tool.name == named
+        )
+
+    async def form(self) -> AnswerForm | None:
+        """The form that the client wants the answer in; None for a text."""
+        schema = (await self.request()).schema
+        return None if schema is None else AnswerForm(schema or ANY_OBJECT)
+
+    async def _messages(self, messages: tuple[ClientMessage, ...]) -> tuple[Message, ...]:
+        return tuple([
+            Message(one.role, one.text, await self._images(one.images), _calls(one), one.call, one.name)
+            for one in messages
+        ])  # fmt: skip
+
+    async def _images(self, ids: tuple[str, ...]) -> tuple[bytes, ...]:
+        found = [await Blobs(self.bus).get(self.conversation, one) for one in ids]
+        return tuple(blob.data for blob in found if blob)
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """A JSON schema that an answer has to match. Patterns in it are left to the model's provider, because those of
+    others can take forever to check."""
+
+    schema: dict[str, Any]
+
+    async def answer(
+        self, request: Request, ask: Callable[[Request], Awaitable[Answer]], log: Callable[[str], None]
+    ) -> Answer:
+        """The answer that ``ask`` gives to ``request``, with JSON as its text. After an answer that does not match, the
+        model is told what is wrong, once. Calls of tools, and what was cut at the model's limit, are returned as they
+        are. Raises BadStructure, and whatever ``ask`` raises."""
+        told = Message("system", INSTRUCTION.format(schema=json.dumps(self.schema, ensure_ascii=False)))
+        request = replace(request, messages=(told, *request.messages), schema=self.schema)
+        first = await ask(request)
+        try:
+            return self._formed(first)
+        except SchemaMismatch as mismatch:
+            log(f"{first.model} gave no JSON that matches and is asked to correct it: {mismatch}")
+            repair = Message("user", REPAIR.format(why=mismatch))
+        messages = (*request.messages, Message("assistant", first.text or "(nothing)"), repair)
+        second = await ask(replace(request, messages=messages))
+        try:
+            tokens_in, tokens_out = first.tokens_in + second.tokens_in, first.tokens_out + second.tokens_out
+            return replace(self._formed(second), tokens_in=tokens_in, tokens_out=tokens_out)
+        except SchemaMismatch as mismatch:
+            raise BadStructure(f"{second.model} twice gave no JSON that matches: {mismatch}") from None
+
+    def _formed(self, answer: Answer) -> Answer:
+        if answer.calls or answer.finish in ("length", "interrupted"):
+            return answer
+        return replace(answer, text=self.checked(answer.text))
+
+    def checked(self, text: str) -> str:
+        """The JSON in ``text``. Raises SchemaMismatch, and MissingExtra without the library that checks it."""
+        try:
+            from jsonschema import Draft202012Validator, validators  # type: ignore[import-untyped]
+            from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
+            from referencing import Registry
+        except ImportError:
+            raise MissingExtra("http", "an answer in the form of a JSON schema") from None
+
+        found = json_in(text)
+        # A registry that fetches nothing, and no patterns: the schema is a client's.
+        kind = validators.extend(Draft202012Validator, {"pattern": None, "patternProperties": None})
+        try:
+            error = best_match(kind(self.schema, registry=Registry()).iter_errors(found))
+        except Exception as raised:  # the boundary: a schema of others, such as one that refers to nothing
+            raise Reject(f"the JSON schema cannot be used: {type(raised).__name__}: {raised}"[:300]) from None
+        if error is not None:
+            where = ".".join(str(part) for part in error.absolute_path)
+            raise SchemaMismatch(": ".join(filter(None, (where, error.message)))[:500])
+        return text.strip() if _is_json(text) else json.dumps(found, ensure_ascii=False)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(payload: Mapping[str, Any]) -> tuple[Message, ...]:
+    history = payload.get("history")
+    if not history:
+        return ()
+    try:
+        return msgspec.convert(history, tuple[Message, ...])
+    except msgspec.ValidationError:
+        return ()
+
+
+def _calls(message: ClientMessage) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(call.id, call.name, call.arguments, call.signature) for call in message.calls)
