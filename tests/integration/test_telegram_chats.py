@@ -13,12 +13,13 @@ from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 from rolecall.bus.bus import Bus
 from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.bot import open_bot
-from rolecall.frontends.telegram.chats import TELLS, Chats, OutgoingFile, Unreachable
+from rolecall.frontends.telegram.chats import Chats, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import Entity, TextPart
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.placeholders import ORPHANS, OrphanRange, Orphans, TurnMessages
 from rolecall.settings import Settings
 from tests.telegram.api import TelegramApi
+from tests.telegram.chats import BOT
 from tests.waiting import wait_until
 
 GAP = 0.05
@@ -40,7 +41,6 @@ async def chats(api: TelegramApi) -> AsyncIterator[Chats]:
     await bot.initialize()
     chats = Chats(bot, edit_seconds=GAP)
     yield chats
-    await chats.aclose()
     await bot.shutdown()
 
 
@@ -103,16 +103,6 @@ async def test_a_group_sees_partial_texts_less_often(api: TelegramApi, chats: Ch
     for address in (ADA, Address(-100)):
         await chats.edit(address, await sent(chats, address), TextPart("x"), partial=True)
     assert chats.stalled(Address(-100)) > GAP >= chats.stalled(ADA)
-
-
-async def test_only_so_much_is_told_to_a_chat_that_has_to_wait(api: TelegramApi, chats: Chats) -> None:
-    api.flood(7, 1)
-    told = [chats.tell(ADA, TextPart(f"refused {number}")) for number in range(TELLS + 5)]
-    assert told == [True] * TELLS + [False] * 5
-    assert chats.tell(BOB, TextPart("hi"))
-    await api.wait_for(lambda: [message.text for message in api.chat(8).answers] == ["hi"])
-    await api.wait_for(lambda: len(api.chat(7).answers) == TELLS)
-    assert [message.text for message in api.chat(7).answers] == [f"refused {number}" for number in range(TELLS)]
 
 
 # ── what becomes of it ──────────────────────────────────────────────────────────────────────────
@@ -211,3 +201,17 @@ async def test_an_outage_ends_in_one_message(api: TelegramApi, chats: Chats, bus
     await making
     assert time.monotonic() - began < 5
     assert len(api.chat(7).answers) == 1
+
+
+async def test_a_message_that_telegram_sends_late_is_found_and_removed(
+    api: TelegramApi, chats: Chats, bus: Bus
+) -> None:
+    turn_messages = TurnMessages(chats, Placeholders(bus))
+    turn_messages.orphans.late_seconds = 0.5
+    api.lose(1, "sendMessage", times=1)
+    made = await turn_messages.create(ADA, "1", TextPart("…"))
+    late = api.chat(7).add(BOT, "…")  # as if a third request had been executed only now
+    assert isinstance(made, int) and late.id > made
+    api.user(7).write("and something else")
+    await turn_messages.orphans.drain()
+    assert [message.id for message in api.chat(7).answers] == [made]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.bus.outbox import Placeholders
+from rolecall.bus.dead_letters import dead_letters
+from rolecall.bus.outbox import Placeholders, reply
 from rolecall.frontends.telegram.placeholders import INTENT
 from tests.bus.steps import entries
 from tests.telegram.stage import Stage, staged
@@ -198,6 +199,8 @@ async def test_an_answer_that_telegram_never_takes_is_a_dead_letter_and_the_next
         assert not [text for text in stage.texts() if text.startswith("re: cursed")]
         errors = [e["x"] for e in await entries(stage.bus, stage.bus.shards[0].log) if e["w"] == "ERROR"]
         assert [error.startswith("not delivered: ") for error in errors] == [True]
+        (letter,) = await dead_letters(stage.bus)
+        assert (letter.kind, letter.turn, "re: cursed" in letter.envelope.replace("*", "")) == ("delivery", "1", True)
 
 
 async def test_an_answer_that_cannot_be_rendered_is_delivered_as_it_is_written(
@@ -211,3 +214,39 @@ async def test_an_answer_that_cannot_be_rendered_is_delivered_as_it_is_written(
         await stage.say(stage.api.user(7), "hi")
         await stage.quiet()
         assert stage.texts() == ["**re:** hi"]
+
+
+# ── what the front end itself says ──────────────────────────────────────────────────────────────
+
+
+async def test_a_reply_of_the_front_end_comes_once_through_losses_crashes_and_repeated_updates(tmp_path: Path) -> None:
+    async with staged(tmp_path, ROLES) as stage:
+        stage.api.user(7).write("/invite")
+        stage.api.flood(7, 1)
+        stage.api.lose(1, "sendMessage", times=1)
+        link = [[{"text": "x", "callback_data": "x"}]]
+        for _ in range(2):
+            await reply(
+                stage.bus, "telegram", "telegram:7", "https://t.me/x", idempotency="tg:1:7:1", question=1, buttons=link
+            )
+        await stage.crash()
+        await stage.api.wait_for(lambda: stage.api.calls["sendMessage"])
+        await stage.crash()
+        await stage.quiet()
+        await stage.api.wait_for(lambda: stage.texts() == ["https://t.me/x"])
+        assert [button["text"] for button in stage.api.chat(7).answers[0].buttons] == ["x"]
+        assert not await log_words(stage)  # it is no part of the conversation
+
+
+async def test_private_answers_quote_their_question_when_others_came_between(tmp_path: Path, go: asyncio.Event) -> None:
+    async with staged(tmp_path, ROLES) as stage:
+        ada = stage.api.user(7)
+        await stage.say(ada, "wait 0")
+        await stage.api.wait_for(lambda: len(stage.texts()) == 1)
+        await stage.say(ada, "wait 1")
+        await stage.api.wait_for(lambda: len(stage.texts()) == 2)
+        stage.api.chat(7).answers[0].deleted = True  # its place is taken by a new message, below the second question
+        go.set()
+        await stage.quiet()
+        quoted = {message.text: message.reply_to and message.reply_to.text for message in stage.api.chat(7).answers}
+        assert quoted == {"re: wait 0": "wait 0", "re: wait 1": "wait 1"}

@@ -58,7 +58,7 @@ class Process:
         tasks = [self._delivering] if self._delivering else []
         for task in tasks:
             task.cancel()
-        parts = (self.progress, self.turn_messages, self.chats)
+        parts = (self.progress, self.turn_messages)
         await asyncio.gather(*tasks, *(part.aclose() for part in parts), return_exceptions=True)
 
 

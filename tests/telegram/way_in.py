@@ -6,20 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from telegram import Update
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
-from rolecall.bus.outbox import Placeholders
-from rolecall.bus.turn import snapshot
+from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
+from rolecall.bus.turn import Records, snapshot
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
+from rolecall.frontends.telegram.deliverer import Deliverer
 from rolecall.frontends.telegram.media import Media
 from rolecall.frontends.telegram.menu import Commands
 from rolecall.frontends.telegram.pickers import Choices
@@ -27,6 +28,7 @@ from rolecall.frontends.telegram.placeholders import TurnMessages
 from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import Poller
+from rolecall.redis.server import RedisServer
 from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
 
@@ -87,15 +89,28 @@ async def way_in(
         Placeholders(bus),
     )
     chats, access, choices = Chats(bot, edit_seconds=0.05), Access(bus), Choices()
-    live = ProgressDisplay(bus, wakeups, chats, TurnMessages(chats, placeholders))
+    turn_messages = TurnMessages(chats, placeholders)
+    live = ProgressDisplay(bus, wakeups, chats, turn_messages)
     buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
     commands = Commands(bot, bus, access, choices)
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
     receiver = Receiver(front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords)
+    outbox = Outbox(bus, cast(RedisServer, bus.server), "telegram")
+    deliverer = Deliverer(outbox, chats, live, turn_messages, blobs)
+
+    async def deliver(entry: OutboxEntry) -> bool:
+        """Deliver the replies of the front end alone."""
+        if entry.kind == "reply":
+            return await deliverer.deliver(entry)
+        return await outbox.delivered(entry, Records("telegram"))
+
+    delivering = asyncio.create_task(outbox.run(deliver), name="outbox of a test")
     try:
         yield WayIn(bot, bus, receiver)
     finally:
-        for part in (live, buttons, chats):
+        delivering.cancel()
+        await asyncio.wait([delivering])
+        for part in (live, buttons, turn_messages):
             await part.aclose()
         await bot.shutdown()
 

@@ -13,8 +13,10 @@ import msgspec
 
 from rolecall.background import BackgroundTasks, log_level
 from rolecall.bus.bus import Bus
+from rolecall.bus.dead_letters import set_aside
+from rolecall.bus.envelope import check_conversation
 from rolecall.bus.leases import create_group
-from rolecall.bus.turn import EntryPlace, Records, TurnBlock, turn_block
+from rolecall.bus.turn import EntryPlace, Records, TurnBlock, final_event, turn_block
 from rolecall.errors import ServerError, ServerRefused, ServerUnavailable
 from rolecall.redis.keys import GROUP
 from rolecall.redis.scripts import milliseconds, script
@@ -23,6 +25,7 @@ from rolecall.redis.server import BlockingReader, RedisServer, field_map, text_m
 logger = logging.getLogger(__name__)
 PACKAGE = "rolecall.bus"
 DELIVERED = script(PACKAGE, "scripts/conversation/delivered", TurnBlock, names="received records")
+REPLY = script(PACKAGE, "scripts/conversation/reply", names="idempotency outbox repeat_ms name payload")
 SHOW = script(PACKAGE, "scripts/conversation/show", names="shown shows part message turn keep")
 UNSHOW = script(PACKAGE, "scripts/conversation/unshow", names="shown shows part message")
 CONSUMER = "deliverer"
@@ -55,7 +58,7 @@ class OutboxEntry:
 
     @property
     def kind(self) -> str:
-        """final, error, cancelled or notice."""
+        """final, error, cancelled, notice or reply."""
         return str((self.payload or {}).get("kind", ""))
 
     @property
@@ -115,6 +118,17 @@ class Outbox:
         place = EntryPlace(shard.outbox(self.front), entry.id)
         block = turn_block(self.bus, shard, entry.conversation, entry.turn, place)
         return bool(await self.bus.server.run(DELIVERED, block, received=received, records=records.flat()))
+
+    async def give_up(self, entry: OutboxEntry, reason: str, received: int = 0, *, tries: int = 1) -> None:
+        """Make ``entry`` a dead letter of kind ``delivery``, with an ERROR in the transcript. If this process dies in
+        between, there may be two letters."""
+        await set_aside(
+            self.bus, "delivery", dict(entry.payload or {}), reason, source=self.front, conversation=entry.conversation,
+            turn=entry.turn, tries=tries,
+        )  # fmt: skip
+        records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
+        records.add("ERROR", f"not delivered: {reason}")
+        await self.delivered(entry, records, received)
 
     async def waiting(self) -> int:
         """How many entries are still to be delivered."""
@@ -235,15 +249,10 @@ class Outbox:
                 failures += 1
                 logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)
                 if failures >= TRIES:
-                    await self._give_up(entry, error)
+                    await self.give_up(entry, f"{type(error).__name__}: {error}", tries=failures)
                     return True
             await asyncio.sleep(min(0.2 * 2**failures, LONGEST_WAIT))
         return False
-
-    async def _give_up(self, entry: OutboxEntry, error: Exception) -> None:
-        records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
-        records.add("ERROR", f"not delivered: {type(error).__name__}: {error}")
-        await self.delivered(entry, records)
 
     async def _load(self, entry: OutboxEntry) -> OutboxEntry | None:
         stream = self.bus.shards[entry.shard].outbox(self.front)
@@ -254,6 +263,20 @@ class Outbox:
     async def _leave(self) -> None:
         """Forget what was read, as the next leader reads it again, and let deliveries in progress finish."""
         await self._workers.drain(LEAVING_SECONDS)
+
+
+async def reply(
+    bus: Bus, front: str, conversation: str, text: str, *, idempotency: str, **details: object
+) -> bool:  # fmt: skip
+    """Have ``front`` deliver a ``text`` of its own, which belongs to no turn, transcript or history. False for a repeat
+    of the ``idempotency`` key. ``details`` is what the front end needs besides, as JSON values."""
+    shard = bus.shard(check_conversation(conversation))
+    new = await bus.server.run(
+        REPLY, idempotency=shard.idempotency(conversation, f"reply:{idempotency}"), outbox=shard.outbox(front),
+        repeat_ms=milliseconds(bus.settings.idempotency_seconds), name=conversation,
+        payload=final_event("reply", {"text": text, **details}),
+    )  # fmt: skip
+    return bool(new)
 
 
 def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEntry | None:

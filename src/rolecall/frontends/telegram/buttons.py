@@ -28,6 +28,7 @@ from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address, address_of, name_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message
+from rolecall.frontends.telegram.placeholders import REPLY
 from rolecall.frontends.texts import say
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class Buttons:
         bus, turn = self.front.bus, press.argument
         asker = await asker_of(bus, press.conversation, turn)
         if asker is None:
+            if not await self._shows(press):  # a message that was left behind
+                self._later(self.bot.edit_message_reply_markup(press.address.chat, press.message_id), "keyboard")
             return press.say("nothing_to_stop")
         if asker != press.principal and press.status.rank != "admin":
             return press.say("not_yours")
@@ -160,7 +163,8 @@ class Buttons:
 
     async def _edit(self, press: ButtonPress) -> str:
         """Answer the edited message; a turn that still runs for it is cancelled."""
-        if await self.placeholders.turn_of(press.conversation, str(press.message_id)):  # an answer, not an offer
+        shown = await self.placeholders.turn_of(press.conversation, str(press.message_id))
+        if shown and not shown.startswith(REPLY):  # an answer, not an offer
             return await self._unknown(press)
         self._later(self.chats.delete(press.address, press.message_id), "offer")
         await close_offer(self.front.bus, press.conversation, press.argument)
@@ -189,7 +193,8 @@ class Buttons:
         # Only now, so that a refusal changes nothing; until then "again" in the meta hides the old answer from it.
         await forget_turn(self.front.bus, press.conversation, press.argument)
         await keep_question(self.front.bus, press.conversation, received.turn, key, payload)
-        await self.progress.show(received, press.address, press.message_id, press.language)
+        asked = await self.progress.turn_messages.of(press.conversation, press.argument)
+        await self.progress.show(received, press.address, asked.question or press.message_id, press.language)
         return press.say("again")
 
     # ── feedback ───────────────────────────────────────────────────────────────────

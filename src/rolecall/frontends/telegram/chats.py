@@ -18,7 +18,6 @@ from telegram import Bot, InlineKeyboardMarkup, InputMediaDocument, InputMediaPh
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, TelegramError
 
-from rolecall.background import BackgroundTasks
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import message_entities
 from rolecall.frontends.telegram.message import Address
@@ -47,7 +46,6 @@ GROUP_FACTOR = 2.5
 PLACE_SECONDS = 10.0
 SHOWN = 10_000
 """Messages whose present look is remembered."""
-TELLS = 16
 FILE_SECONDS = 60.0
 PHOTOS = {"image/png", "image/jpeg", "image/webp"}
 PHOTO_BYTES = 10_000_000
@@ -71,7 +69,6 @@ class Chats:
         self._outlets = Outlets()
         self._shown: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._moved: dict[int, int] = {}
-        self._tells = BackgroundTasks()
 
     # ── messages ────────────────────────────────────────────────────────────────────────────
 
@@ -86,8 +83,8 @@ class Chats:
         priority: int = MESSAGE,
         announce: Callable[[IdSpace], Awaitable[None]] | None = None,
     ) -> int | Unreachable:
-        """Send a message and return its id. Waits while the chat is rate-limited; use ``tell`` where updates are
-        received. ``priority`` is its place among those that wait for the chat.
+        """Send a message and return its id. Waits while the chat is rate-limited. ``priority`` is its place among those
+        that wait for the chat.
 
         If Telegram's answer is lost, the message is sent again and may appear twice; ``TurnMessages.create`` removes
         such duplicates. ``announce`` is awaited before each try, in the order of the chat, with the chat's ids.
@@ -181,21 +178,6 @@ class Chats:
                 lambda: self.bot.send_message_draft(chat, draft_id, part.text, topic, entities=entities)
             )
 
-    def tell(
-        self, address: Address, part: TextPart, *, reply_to: int | None = None, keyboard: Keyboard | None = None
-    ) -> bool:
-        """Send a message in the background, such as a refusal; False if it is dropped because TELLS wait already."""
-        outlet = self._of(address)
-        if outlet.telling >= TELLS:
-            return False
-        outlet.telling += 1
-        self._tells.start(self._tell(outlet, address, part, reply_to, keyboard), "rolecall telegram tell")
-        return True
-
-    async def aclose(self) -> None:
-        """Cancel the messages that ``tell`` has not sent yet."""
-        await self._tells.drain(0)
-
     async def delete_own(self, address: Address, ids: Iterable[int]) -> int:
         """Delete those messages with ``ids`` that the bot sent and that are not known here; returns how many.
 
@@ -244,6 +226,10 @@ class Chats:
     def newest(self, address: Address) -> int:
         """The highest message id seen in the chat; 0 for none."""
         return self._of(address).newest
+
+    def newest_id(self, address: Address) -> int:
+        """The highest id seen among the chats that share their ids with this one; 0 for none."""
+        return self._of(address).ids.newest
 
     def note(self, address: Address, message_id: int) -> None:
         """Note that the message exists."""
@@ -327,14 +313,6 @@ class Chats:
         self._shown[self._chat(address), message_id] = look
         if len(self._shown) > SHOWN:
             self._shown.popitem(last=False)
-
-    async def _tell(
-        self, outlet: Outlet, address: Address, part: TextPart, reply_to: int | None, keyboard: Keyboard | None
-    ) -> None:
-        try:
-            await self.send(address, part, reply_to=reply_to, keyboard=keyboard)
-        finally:
-            outlet.telling -= 1
 
     # ── outlets ─────────────────────────────────────────────────────────────────────────────────
 

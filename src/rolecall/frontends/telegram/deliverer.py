@@ -25,7 +25,7 @@ from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import ANSWER, Outcome
-from rolecall.frontends.telegram.placeholders import TurnMessages, TurnRecord
+from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, ProgressDisplay
 from rolecall.frontends.texts import failure_text, say
 
@@ -76,6 +76,8 @@ class Deliverer:
         address, turn = Address.of(entry.conversation), entry.turn or f"notice:{entry.id}"
         if address is None:
             return await self._settle(entry, TurnRecord(), f"{entry.conversation} is not a Telegram chat")
+        if entry.kind == "reply":
+            return await self._reply(entry, address)
         seen = self.progress.end(entry.conversation, turn)
         record = await self.turn_messages.of(entry.conversation, turn)
         delivery = AnswerDelivery(self, entry, address, turn, record)
@@ -83,7 +85,7 @@ class Deliverer:
         if outcome == "DROPPED":
             return False
         if outcome == "FAILING":
-            await self._check_hopeless(entry, address)
+            return await self._give_up_hopeless(entry, address, record)
         self._failing.pop((entry.shard, entry.id), None)
         if outcome != "OK":
             return await self._settle(entry, record, self.chats.reason(address) or "its message keeps disappearing")
@@ -94,15 +96,45 @@ class Deliverer:
         await self._ring(entry, address, record, delivery.messages[-1])
         return True
 
-    async def _check_hopeless(self, entry: OutboxEntry, address: Address) -> None:
-        """Raise TelegramAway unless the delivery has failed for long while Telegram answers other requests."""
-        now = time.monotonic()
+    async def _reply(self, entry: OutboxEntry, address: Address) -> bool:
+        """Deliver what the front end itself says. The messages are sent as they are; a duplicate whose sending could
+        not be confirmed is found and deleted."""
+        payload, turn = entry.payload or {}, f"{REPLY}{entry.id}"
+        question, quote, rows = int(payload.get("question") or 0), bool(payload.get("quote")), payload.get("buttons")
+        keyboard = Keyboard.de_json({"inline_keyboard": rows}, None) if rows else None
+        parts = plain(str(payload.get("text", "")))
+        for number, part in enumerate(parts):
+            if not self.holding():
+                return False
+            sent = await self.turn_messages.create(
+                address, turn, part, name=str(number), after=question, priority=ANSWER,
+                reply_to=question if quote and not number else None,
+                keyboard=keyboard if number == len(parts) - 1 else None,
+            )  # fmt: skip
+            if isinstance(sent, Unreachable):
+                if sent.failing:
+                    return await self._give_up_hopeless(entry, address, TurnRecord())
+                logger.info("%s: a reply was not delivered: %s", entry.conversation, sent.reason)
+                break
+        self._failing.pop((entry.shard, entry.id), None)
+        await self.turn_messages.clear(address, turn, await self.turn_messages.of(entry.conversation, turn))
+        await self.outbox.delivered(entry, Records(self.outbox.front))
+        return True
+
+    async def _give_up_hopeless(self, entry: OutboxEntry, address: Address, record: TurnRecord) -> bool:
+        """Give a delivery up that has failed for long while Telegram answers other requests; returns True. Until then
+        it raises TelegramAway."""
+        now, reason = time.monotonic(), f"Telegram keeps failing: {self.chats.reason(address)}"
         since = self._failing.setdefault((entry.shard, entry.id), now)
         if not await self.chats.answers():
             del self._failing[entry.shard, entry.id]  # it is no fault of this message
-        elif now - since >= FAILING_SECONDS:
-            return
-        raise TelegramAway(f"Telegram keeps failing: {self.chats.reason(address)}")
+            raise TelegramAway(reason)
+        if now - since < FAILING_SECONDS:
+            raise TelegramAway(reason)
+        del self._failing[entry.shard, entry.id]
+        logger.warning("%s: turn %s was not delivered: %s", entry.conversation, entry.turn or "-", reason)
+        await self.outbox.give_up(entry, reason, record.at)
+        return True
 
     async def _settle(self, entry: OutboxEntry, record: TurnRecord, failure: str) -> bool:
         """Acknowledge the entry, with its line in the transcript; returns True."""

@@ -128,8 +128,7 @@ class IdSpace:
 
 @dataclass
 class Outlet:
-    """The state of one chat. ``lock`` serialises calls; ``telling`` counts messages that wait to be sent by
-    ``Chats.tell``; ``reason`` is Telegram's last refusal.
+    """The state of one chat. ``lock`` serialises calls; ``reason`` is Telegram's last refusal.
 
     In monotonic seconds, nothing is sent before ``free``, the last edit ended at ``edited``, and a place in the queue
     was last updated at ``placed``; ``recent`` are the last requests. ``newest`` is the highest message id seen in the
@@ -145,7 +144,6 @@ class Outlet:
     newest: int = 0
     tried: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     reason: str = ""
-    telling: int = 0
 
     def note(self, message_id: int) -> None:
         """Remember that the message exists."""

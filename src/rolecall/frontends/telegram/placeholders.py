@@ -8,6 +8,7 @@ intent is recorded before the message is sent. Where this can break:
 - Sent, but the answer or this process was lost: the same, and a duplicate is left in the chat. The intent tells behind
   which id it is; ``Orphans`` finds and deletes it.
 - Sent and recorded, but the intent was left behind: the message stands, and the search finds nothing.
+- A request that timed out is executed late, after the message that was sent instead: a later search looks above it.
 - Two processes create the same part: the first one recorded stands, the other process deletes its own.
 """
 
@@ -32,10 +33,16 @@ INTENT = "?"
 """Prefix of a part's name for the intent to send it: ``~<lowest id>~<likeliest id>~<random mark>``."""
 ABOUT = "about"
 """The name under which a turn is described: ``~<language>~<ms when it was received>~<message id of the question>``."""
+REPLY = "reply:"
+"""Prefix of what stands for a turn: a reply of the front end itself."""
 ORPHANS = "doubts"
 """Stands for a turn, in a conversation without a chat, that records all searches of a bot as
 ``<conversation>/<turn>/<part>``."""
 SEARCHES_AT_ONCE = 4
+LATE_SECONDS = 15.0
+"""How long after a doubtful send a search looks for what Telegram has executed late."""
+LATE_IDS = 10
+LATE = "late"
 MAX_IDS = 100
 MAX_TRIES = 30
 BATCH = 6
@@ -57,7 +64,8 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class OrphanRange:
-    """The ids that a duplicate may have: ``low`` < id < ``high``, most likely ``guess``. ``low`` is 0 for unknown."""
+    """The ids that a duplicate may have: ``low`` < id < ``high``, most likely ``guess``. ``low`` is 0 for unknown, and
+    ``high`` for the newest at the time of the search, which then comes later."""
 
     low: int
     guess: int
@@ -152,7 +160,7 @@ class TurnMessages:
         stands = int(await self.placeholders.record(address.conversation, turn, str(sent), name))
         if stands != sent:
             await self.chats.delete(address, sent)
-        if intent.doubtful and sent > OrphanRange.of_intent(intent.value).low + 1:
+        if intent.doubtful:
             await self._search(address, turn, name, intent.value, sent)
         else:
             await intent.forget()
@@ -161,6 +169,7 @@ class TurnMessages:
     async def _search(self, address: Address, turn: str, name: str, intent: str, message_id: int) -> None:
         """Replace an intent, whose part has a message, by a search for its duplicate."""
         await self.orphans.add(address, turn, name, replace(OrphanRange.of_intent(intent), high=message_id))
+        await self.orphans.add(address, turn, f"{name}/{LATE}", OrphanRange(message_id, message_id + 1))
         await self.placeholders.forget(address.conversation, turn, intent, f"{INTENT}{name}")
 
     def _lock(self, conversation: str, turn: str, name: str) -> asyncio.Lock:
@@ -209,6 +218,7 @@ class Orphans:
 
     def __init__(self, chats: Chats, placeholders: Placeholders) -> None:
         self.chats, self.placeholders = chats, placeholders
+        self.late_seconds = LATE_SECONDS
         self._searches = BackgroundTasks()
         self._slots = asyncio.Semaphore(SEARCHES_AT_ONCE)
 
@@ -254,6 +264,9 @@ class Orphans:
 
     async def _search(self, address: Address, name: str, value: str) -> None:
         low, guess, high = map(int, value.split("~")[1:])
+        if not high:
+            await asyncio.sleep(self.late_seconds)
+            high = max(self.chats.newest_id(address), low) + LATE_IDS
         async with self._slots:
             removed = await self.remove(address, OrphanRange(low, guess, high))
             await self.placeholders.forget(_no_chat(address.front), ORPHANS, value, name)

@@ -19,6 +19,7 @@ from rolecall.bus.commands import Command, find_command
 from rolecall.bus.conversation import preference
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
+from rolecall.bus.outbox import reply
 from rolecall.bus.questions import has_fingerprint, keep_question, note_fingerprint, offer_once
 from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.frontends.front import Front, Received
@@ -28,7 +29,6 @@ from rolecall.frontends.telegram.bot import RAW, UNREADABLE
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats, Keyboard
 from rolecall.frontends.telegram.grouping import ChatQueue, MessageGroup, MessageGroups, Ticket
-from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.media import FetchedFiles, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
 from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of
@@ -122,19 +122,20 @@ class Receiver:
         self.set_aside += 1
         raw, reason = _raw(update), repr(self.boundary.error)
         with suppress(Exception):  # an update that caused one failure may cause another
-            self._apologise(raw)
+            await self._apologise(raw, update.update_id)
         try:
             await set_aside(self.front.bus, "update", raw, reason, source=self.front.name, tries=tries)
         except ServerError as error:
             logger.error("update %s could not be kept: %s", update.update_id, error)
 
-    def _apologise(self, raw: Mapping[str, Any]) -> None:
+    async def _apologise(self, raw: Mapping[str, Any], update: int) -> None:
         """Tell the user of a private chat; in a group it is not known whom the message was for."""
         message = raw.get("message") or {}
         chat = message.get("chat", {}).get("id", 0)
         if chat > 0:
-            language = message.get("from", {}).get("language_code")
-            self.chats.tell(Address(chat, None, self.front.name), TextPart(say(language, "not_received")))
+            conversation = Address(chat, None, self.front.name).conversation
+            text = say(message.get("from", {}).get("language_code"), "not_received")
+            await reply(self.front.bus, self.front.name, conversation, text, idempotency=f"update:{update}")
 
     # ── access ────────────────────────────────────────────────────────────────────────────────
 
@@ -153,29 +154,29 @@ class Receiver:
     async def _take_allowed(self, incoming: Incoming, group: MessageGroup, ticket: Ticket, status: UserStatus) -> None:
         if incoming.command in TELEGRAM_COMMANDS:
             await ticket.wait()
-            reply = await self.commands.answer(incoming, status)
-            if reply is not None:
-                return self._say(incoming, reply.text, reply.keyboard)
+            answer = await self.commands.answer(incoming, status)
+            if answer is not None:
+                return await self._say(incoming, answer.text, answer.keyboard)
         if not status.allowed:
             return await self._refuse_stranger(incoming)
         command = find_command(incoming.text)
         pace = "OK" if command or incoming.version or group.further else await self.access.pace(status)
         if pace != "OK":
-            return self._tell(incoming, "too_fast") if pace == "TELL" else None
+            return await self._tell(incoming, "too_fast") if pace == "TELL" else None
         fetched = await self.media.fetch(incoming) if incoming.files else FetchedFiles()
         await ticket.wait()
         for key, values in fetched.problems:
-            self._tell(incoming, key, **values)
+            await self._tell(incoming, key, **values)
         if command is not None:
             await self._command(incoming, command, status)
         elif incoming.text or fetched.payload:
             await self._admit_or_edit(incoming, group, status, fetched.payload)
         elif not fetched.problems:  # nothing but the bot's name
-            self._tell(incoming, "welcome")
+            await self._tell(incoming, "welcome")
 
     async def _refuse_stranger(self, incoming: Incoming) -> None:
         if incoming.address.private and await self.access.first_refusal(incoming.user):
-            self._tell(incoming, "stranger", id=str(incoming.user))
+            await self._tell(incoming, "stranger", id=str(incoming.user))
 
     # ── admission ───────────────────────────────────────────────────────────────────────────
 
@@ -211,9 +212,9 @@ class Receiver:
         if received.turn:
             await self.progress.show(received, incoming.address, incoming.message_id, incoming.language)
         elif received.outcome in ("FULL", "BUSY"):
-            self._tell(incoming, received.outcome.lower())
+            await self._tell(incoming, received.outcome.lower())
         elif received.outcome != "CONFLICT":  # CONFLICT: the message before an edit had the same key
-            self._say(incoming, received.reply)
+            await self._say(incoming, received.reply)
 
     async def _mode(self, address: Address) -> Mode:
         """What to do while the chat is busy: its preference ``queue``, otherwise the setting."""
@@ -224,11 +225,11 @@ class Receiver:
     async def _carry_out(self, incoming: Incoming) -> None:
         """Carry out a command of the front end once: an update that arrives again must not stop newer turns."""
         bus, conversation = self.front.bus, incoming.address.conversation
-        if await answered_without_turn(bus, conversation, incoming.idempotency):
-            return
-        received = await self.front.receive(conversation, incoming.text)
-        await mark_answered(bus, conversation, incoming.idempotency)
-        self._tell(incoming, CARRIED_OUT[received.outcome])
+        outcome = "STOPPED" if incoming.command == "stop" else "FORGOTTEN"
+        if not await answered_without_turn(bus, conversation, incoming.idempotency):
+            outcome = (await self.front.receive(conversation, incoming.text)).outcome
+            await mark_answered(bus, conversation, incoming.idempotency)
+        await self._say(incoming, say(incoming.language, CARRIED_OUT[outcome]), purpose="carried out")
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
 
@@ -245,14 +246,14 @@ class Receiver:
                 principal=incoming.principal, instance=self.front.instance,
             )  # fmt: skip
         except EnvelopeTooLarge as error:
-            self._tell(incoming, "not_taken", why=str(error))
+            await self._tell(incoming, "not_taken", why=str(error))
             return True
         if edited.outcome == "UNKNOWN":
             return incoming.age > RECENT_SECONDS
         if edited.turn:
             await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
-            self._tell(incoming, "full")
+            await self._tell(incoming, "full")
         elif edited.outcome in ("RUNNING", "DONE") and edited.turn:
             await self._late(incoming, payload, status, edited.turn, running=edited.outcome == "RUNNING")
         return True
@@ -267,16 +268,21 @@ class Receiver:
             return await self._admit(incoming, MessageGroup(), status, payload, idempotency)
         edit = (self.front.bus, incoming.address.conversation, turn, str(incoming.version))
         if await offer_once(*edit):
-            self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
+            await self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────
 
-    def _tell(self, incoming: Incoming, key: str, **values: str) -> None:
-        self._say(incoming, say(incoming.language, key, **values))
+    async def _tell(self, incoming: Incoming, key: str, **values: str) -> None:
+        await self._say(incoming, say(incoming.language, key, **values), purpose="/".join((key, *values.values())))
 
-    def _say(self, incoming: Incoming, text: str, keyboard: Keyboard | None = None) -> None:
-        reply_to = None if incoming.address.private else incoming.message_id
-        self.chats.tell(incoming.address, TextPart(text), reply_to=reply_to, keyboard=keyboard)
+    async def _say(self, incoming: Incoming, text: str, keyboard: Keyboard | None = None, *, purpose: str = "") -> None:
+        """Have ``text`` delivered, once for each ``purpose`` of a message, however often its update comes."""
+        rows = [[button.to_dict() for button in row] for row in keyboard.inline_keyboard] if keyboard else []
+        await reply(
+            self.front.bus, self.front.name, incoming.address.conversation, text,
+            idempotency=f"{incoming.idempotency}:{incoming.version}:{purpose}", question=incoming.message_id,
+            quote=not incoming.address.private, buttons=rows,
+        )  # fmt: skip
 
 
 def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
