@@ -15,9 +15,9 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, encode
-from rolecall.bus.leases import Delivery, Demand, emit, hand_back, renew, start, streams_of, take
+from rolecall.bus.leases import Delivery, Demand, Order, emit, hand_back, renew, streams_of, take
 from rolecall.bus.maintenance import audit_one, promote, rescue_direct
-from rolecall.bus.settle import bury, complete, defer, hop
+from rolecall.bus.settle import Refill, Supply, bury, complete, defer, hop
 from rolecall.bus.turn import Records
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, Server
@@ -66,6 +66,7 @@ class BusMachine(RuleBasedStateMachine):
         self.buses = [Bus(self.spoken_to, SETTINGS, process) for process in PROCESSES]
         self.model = Model()
         self.seen: list[Delivery] = []
+        self.taken: list[Delivery] = []
         self.shown = Shown({})
         self.nothing_happens = False
         self.notified = 0
@@ -297,10 +298,12 @@ class BusMachine(RuleBasedStateMachine):
         """Let a process settle a delivery; checks the verdict, and returns whose turn it was if that was right."""
         delivery, bus = self._pick(which)
         turn, forged = self._turn_at(delivery.stream, delivery.id), (delivery.stream, delivery.id)
+        self.taken = []
         verdict = self.now(verb(bus, delivery))
         if turn is not None and turn.holder == bus.process:
             assert verdict == "OK"
             return delivery, turn
+        assert not self.taken, "a step that was refused took something"
         if self.model.forged.get(forged) == bus.process:
             assert verdict == "STALE"
             del self.model.forged[forged]
@@ -309,8 +312,36 @@ class BusMachine(RuleBasedStateMachine):
         self.nothing_happens = True
         return None
 
+    def _supply(self, takes: int, *roles: str) -> Supply | None:
+        """A settling step that takes along for ``takes`` slots of each of ``roles``."""
+        order = Order([Demand(role, takes) for role in roles])
+        return (lambda: Refill(order, self.taken.extend)) if takes else None
+
+    def _took(self, bus: Bus, takes: int, *roles: str) -> None:
+        """What a step took along is what TAKE would have brought right after it."""
+        waiting = [turn for turn in self.model.turns() if turn.where == "entry" and not turn.holder]
+        for role in roles:
+            streams = streams_of(bus, SHARD, role)
+            got = [delivery for delivery in self.taken if delivery.role == role]
+            there = sum(turn.stream in streams for turn in waiting)
+            there += sum(stream in streams and not holder for (stream, _), holder in self.model.forged.items())
+            assert len(got) == min(takes, there), f"{len(got)} entries of {role} came along, of {there}"
+            ranks = [streams.index(delivery.stream) for delivery in got]
+            assert ranks == sorted(ranks), "a lower band came first"
+        for delivery in self.taken:
+            turn = next((t for t in waiting if (t.conversation, t.id) == (delivery.conversation, delivery.turn)), None)
+            if turn is not None and (delivery.stream, delivery.id) not in self.model.forged:
+                assert (turn.stream, turn.hop, delivery.count) == (delivery.stream, delivery.hop, 1)
+                assert delivery.received
+                turn.entry = delivery.id
+            self._taken(bus, delivery)
+        self.seen = [*reversed(self.taken), *self.seen]
+
     def held(self) -> list[Delivery]:
         return [delivery for delivery in self.seen if self._held_by(delivery)]
+
+    def _bus_of(self, turn: Turn) -> Bus:
+        return self.buses[PROCESSES.index(turn.holder)]
 
     def _pick(self, which: int) -> tuple[Delivery, Bus]:
         held = self.held()
@@ -318,15 +349,6 @@ class BusMachine(RuleBasedStateMachine):
             delivery = held[which % len(held)]
             return delivery, self.buses[PROCESSES.index(self._held_by(delivery))]
         return self.seen[which % len(self.seen)], self.buses[which % 2]
-
-    @precondition(lambda self: self.focus != "fronts" and self.held())
-    @rule(which=which)
-    def start(self, which: int) -> None:
-        async def verb(bus: Bus, delivery: Delivery) -> str:
-            return (await start(bus, delivery, "i"))[0]
-
-        self._settle(which, verb)
-        self.check()
 
     @precondition(lambda self: self.focus != "fronts" and self.held())
     @rule(which=which)
@@ -338,11 +360,12 @@ class BusMachine(RuleBasedStateMachine):
         self.check()
 
     @precondition(lambda self: self.held())
-    @rule(which=which, to=st.sampled_from(DESTINATIONS), prefers=st.sampled_from(("", "de")))
-    def hop(self, which: int, to: str, prefers: str) -> None:
+    @rule(which=which, to=st.sampled_from(DESTINATIONS), prefers=st.sampled_from(("", "de")), takes=st.integers(0, 2))
+    def hop(self, which: int, to: str, prefers: str, takes: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
             assert delivery.envelope is not None
-            return await hop(bus, delivery, delivery.envelope.via(to), records(), {"lang": prefers})
+            supply = self._supply(takes, "echo", "manager")
+            return await hop(bus, delivery, delivery.envelope.via(to), records(), {"lang": prefers}, supply)
 
         if settled := self._settle(which, verb):
             delivery, turn = settled
@@ -350,7 +373,9 @@ class BusMachine(RuleBasedStateMachine):
             role, _, addressed = to.partition("@")
             direct = addressed in self.model.alive
             stream = SHARD.direct(role, addressed) if direct else SHARD.stream(role, self._band(delivery, turn))
+            bus = self._bus_of(turn)
             turn.put(stream, delivery.hop + 1)
+            self._took(bus, takes, "echo", "manager")
         self.check()
 
     def _band(self, delivery: Delivery, turn: Turn) -> str:
@@ -366,21 +391,24 @@ class BusMachine(RuleBasedStateMachine):
         preferences.update({"lang": language} if language else {})
 
     @precondition(lambda self: self.held())
-    @rule(which=which, forget=st.sampled_from((0, 0, 1)), prefers=st.sampled_from(("", "de")))
-    def complete(self, which: int, forget: int, prefers: str) -> None:
+    @rule(which=which, forget=st.sampled_from((0, 0, 1)), prefers=st.sampled_from(("", "de")), takes=st.integers(0, 2))
+    def complete(self, which: int, forget: int, prefers: str, takes: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
             assert delivery.envelope is not None
             answer, changes = delivery.envelope.reply("y", tokens_in=1), {"lang": prefers}
             return await complete(
-                bus, delivery, answer, records(), history=[b"h"], preferences=changes, forget=bool(forget)
-            )
+                bus, delivery, answer, records(), history=[b"h"], preferences=changes, forget=bool(forget),
+                supply=self._supply(takes, "manager"),
+            )  # fmt: skip
 
         if settled := self._settle(which, verb):
             _, turn = settled
             conversation = self.model.conversations[turn.conversation]
             conversation.history = 0 if forget else min(conversation.history + 1, SETTINGS.assistant_history_limit)
             self._prefer(turn, prefers)
+            bus = self._bus_of(turn)
             self.model.end(turn, "final")
+            self._took(bus, takes, "manager")
         self.check()
 
     @precondition(lambda self: self.focus != "fronts" and self.held())

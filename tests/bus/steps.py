@@ -7,7 +7,7 @@ from typing import Any
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
-from rolecall.bus.leases import Delivery, Demand, take
+from rolecall.bus.leases import NOTHING, Delivery, Demand, take, take_and_begin
 from rolecall.bus.settle import bury, complete, defer, hop
 from rolecall.bus.turn import Records
 from rolecall.redis import keys
@@ -20,14 +20,20 @@ async def ask(bus: Bus, conversation: str = "a", text: str = "hi", **options: An
 
 
 async def take_role(bus: Bus, role: str = "manager", free: int = 1, **options: Any) -> list[Delivery]:
-    """What one TAKE in the first shard brings for one role."""
-    last_ok = options.pop("last_ok", True)
-    return await take(bus, bus.shards[0], [Demand(role, free, last_ok)], **options)
+    """What one TAKE in the first shard brings for one role, and begins in ``instances``."""
+    last_ok, instances = options.pop("last_ok", True), options.pop("instances", ())
+    return await take(bus, bus.shards[0], [Demand(role, free, last_ok, instances)], **options)
 
 
 async def take_one(bus: Bus, role: str = "manager", **options: Any) -> Delivery:
     (delivery,) = await take_role(bus, role, **options)
     return delivery
+
+
+async def began(bus: Bus, delivery: Delivery, instance: str = "i") -> str:
+    """Record that an instance begins an entry that a blocking read brought; whether the process still held it."""
+    _, ((verdict, _),) = await take_and_begin(bus, bus.shards[0], NOTHING, [(delivery, instance)])
+    return verdict
 
 
 async def send(bus: Bus, delivery: Delivery, *roles: str) -> str:
@@ -71,6 +77,20 @@ async def entries(bus: Bus, stream: str) -> list[dict[str, str]]:
     found = await bus.server.call("XRANGE", stream, "-", "+")
     decoded = ([part.decode("utf-8", "replace") for part in flat] for _, flat in found)
     return [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in decoded]
+
+
+async def log_records(bus: Bus) -> list[dict[str, str]]:
+    """The log records of the first shard. An entry has the fields of each of its records in turn."""
+    result = []
+    for _, flat in await bus.server.call("XRANGE", bus.shards[0].log, "-", "+"):
+        fields = [part.decode("utf-8", "replace") for part in flat]
+        common, records = fields[:6], fields[6:]
+        result += [
+            dict(zip(pair[::2], pair[1::2], strict=True))
+            for start in range(0, len(records), 10)
+            if (pair := [*common, *records[start : start + 10]])
+        ]
+    return result
 
 
 async def names(bus: Bus) -> set[str]:

@@ -136,7 +136,7 @@ async def test_a_conversation_and_the_list_of_them_are_followed_live(stage: Stag
                 assert (await client.post(f"/web/conversations/{which}/stop")).json() == {"turns": 1}
             elif told["turns"][-1]["state"] == "cancelled":
                 await client.delete(f"/conversations/{which}")
-        assert len(seen) == len(set(seen)) and seen == sorted(seen, key=lambda one: [*map(int, one.split("-"))])
+        assert len(seen) == len(set(seen)) and seen == sorted(seen, key=lambda one: [*map(float, one.split("-"))])
         rows = events(client, "/web/conversations/events?search=telegram:78")
         assert (await anext(rows))[1]["total"] == 0
         await stage.deployment.say("telegram:78", "new")

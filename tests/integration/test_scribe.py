@@ -272,6 +272,45 @@ async def test_a_line_torn_by_a_power_cut_is_cut_off_and_written_anew(server: Re
     assert_whole(log_dir, "telegram:42", ["1", "2"])
 
 
+async def add_together(server: RedisServer, *texts: str, entry_id: str = "*") -> str:
+    """One entry with a record of each text, as scripts write those of one turn."""
+    fields: list[str | int] = ["c", "telegram:42", "s", SESSION, "t", "1"]
+    for text in texts:
+        fields += ["ms", SESSION, "d", 0, "i", "manager:m4:12345:1", "w", "NOTE", "x", text]
+    added: bytes = await server.call("XADD", LOG, entry_id, *fields)
+    return added.decode()
+
+
+async def test_an_entry_of_several_records_becomes_as_many_lines_beside_entries_of_one(
+    server: RedisServer, log_dir: Path
+) -> None:
+    await add(server, "1")
+    together = await add_together(server, *(str(number) for number in range(2, 14)))
+    await add(server, "14")
+    async with writing(server, log_dir):
+        await drained(server)
+    assert_whole(log_dir, "telegram:42", [str(number) for number in range(1, 15)])
+    assert [record.id for record in written(log_dir)[1:4]] == [together, f"{together}.01", f"{together}.02"]
+    assert written(log_dir)[12].id == f"{together}.11"
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+async def test_an_entry_of_several_records_that_was_half_written_is_completed(
+    server: RedisServer, log_dir: Path, kept: int
+) -> None:
+    together = await add_together(server, "1", "2", "3")
+    async with writing(server, log_dir):
+        await drained(server)
+    (file,) = session_files(log_dir / "conversations" / conversation_dir("telegram:42"))
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:kept]) + (lines[kept][:40] if kept < 3 else b""))
+    await server.call("DEL", LOG)  # the same entry once more, as after a crash between writing and deleting
+    await add_together(server, "1", "2", "3", entry_id=together)
+    async with writing(server, log_dir):
+        await drained(server)
+    assert_whole(log_dir, "telegram:42", ["1", "2", "3"])
+
+
 async def test_a_full_disk_stops_no_one_loses_nothing_and_is_said_once(
     server: RedisServer, log_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from rolecall.bus.turn import snapshot, turns_in_flight
 from rolecall.errors import ConfigError, EnvelopeTooLarge, RolecallError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus.steps import answer, ask, entries, hash_of, names, send, take_one, take_role
+from tests.bus.steps import answer, ask, hash_of, log_records, names, send, take_one, take_role
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_a_server_at_its_memory_limit_is_busy(bus: Bus) -> None:
 async def test_the_log_says_what_came_and_when_a_session_began(bus: Bus) -> None:
     await ask(bus, text='say "hi"', title="Ann", instance="telegram:h:1:0")
     await ask(bus)
-    log = await entries(bus, bus.shards[0].log)
+    log = await log_records(bus)
     assert [(e["w"], e["x"]) for e in log] == [
         ("NOTE", "session of a title Ann"),
         ("RECEIVED", 'a/1 "say \\"hi\\""'),

@@ -14,7 +14,7 @@ from rolecall.bus.leases import renew
 from rolecall.bus.turn import snapshot, turns_in_flight
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
-from tests.bus.steps import answer, ask, defer_turn, entries, expire, finals, send, take_one, take_role
+from tests.bus.steps import answer, ask, defer_turn, entries, expire, finals, log_records, send, take_one, take_role
 
 Place = Callable[[Bus, Bus], Awaitable[object]]
 
@@ -160,7 +160,7 @@ async def test_stop_with_forget_clears_the_history_but_not_what_the_user_prefers
     assert await bus.server.call("EXISTS", shard.history("a")) == 0
     assert await bus.server.call("HGET", shard.preferences("a"), "lang") == b"de"
     await ask(bus)
-    assert [e["w"] for e in await entries(bus, shard.log)][-2:] == ["NOTE", "RECEIVED"]
+    assert [e["w"] for e in await log_records(bus)][-2:] == ["NOTE", "RECEIVED"]
 
 
 async def test_an_end_is_broadcast_to_whoever_handles_the_turn(bus: Bus, server: RedisServer) -> None:

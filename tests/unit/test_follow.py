@@ -13,7 +13,7 @@ import pytest
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.events import LINGERING, Event, Wakeups, follow
-from rolecall.bus.leases import emit, renew, start
+from rolecall.bus.leases import emit, renew
 from rolecall.bus.turn import snapshot
 from rolecall.errors import RolecallError
 from rolecall.redis.server import RedisServer
@@ -70,8 +70,7 @@ async def test_a_follower_sees_a_turn_from_its_acceptance_to_its_answer(bus: Bus
     await ask(bus)
     follower = Follower(bus, wakeups)
     await follower.saw("accepted")
-    held = await take_one(bus)
-    await start(bus, held, "manager:h:1:0")
+    held = await take_one(bus, instances=("manager:h:1:0",))
     await follower.saw("started")
     for position, piece in enumerate("hello"):
         await emit(bus, held, position, piece)
@@ -95,7 +94,7 @@ async def test_many_followers_of_a_turn_that_is_being_answered_all_see_the_same(
     await answer(bus, held, "x" * 50)
     seen = [[e.id for e in await follower.done()] for follower in followers]
     assert seen == [seen[0]] * 50
-    assert len(seen[0]) == 52
+    assert len(seen[0]) == 53
 
 
 async def test_a_follow_resumes_after_any_event_without_gap_or_double(bus: Bus, wakeups: Wakeups) -> None:
@@ -113,7 +112,7 @@ async def test_a_follow_resumes_after_any_event_without_gap_or_double(bus: Bus, 
 async def test_a_late_follower_gets_it_all(bus: Bus, wakeups: Wakeups) -> None:
     await ask(bus)
     await answer(bus, await take_one(bus))
-    assert await kinds(bus, wakeups) == ["accepted", "final"]
+    assert await kinds(bus, wakeups) == ["accepted", "started", "final"]
 
 
 async def test_when_the_events_are_gone_the_answer_comes_from_the_result_just_once(bus: Bus, wakeups: Wakeups) -> None:
@@ -163,24 +162,24 @@ async def test_a_follower_of_a_waiting_turn_sees_its_place_and_then_its_answer(b
     assert follower.events[0].place == 1
     await answer(bus, await take_one(bus), "first")
     await answer(bus, await take_one(bus), "second")
-    assert [(e.kind, e.text) for e in await follower.done()] == [("queued", ""), ("final", "second")]
+    assert [(e.kind, e.text) for e in await follower.done()] == [
+        ("queued", ""), ("started", ""), ("final", "second"),
+    ]  # fmt: skip
 
 
 async def test_a_follower_sees_deferral_take_over_and_cancellation(bus: Bus, other: Bus, wakeups: Wakeups) -> None:
     await ask(bus)
     follower = Follower(bus, wakeups)
-    held = await take_one(bus)
-    await start(bus, held, "one")
+    held = await take_one(bus, instances=("one",))
     await emit(bus, held, 0, "old")
     await expire(bus, held)
-    held = await take_one(other, claim=True)
-    await start(other, held, "two")
+    held = await take_one(other, claim=True, instances=("two",))
     await send(other, held, "echo")
     await defer_turn(bus, await take_one(bus, "echo"))
     await cancel_turn(bus, "a", "1", text="half")
     events = await follower.done()
-    assert [e.kind for e in events] == ["accepted", "started", "delta", "started", "queued", "cancelled"]
-    assert [e.attempt for e in events if e.kind == "started"] == [1, 2]
+    assert [e.kind for e in events] == ["accepted", "started", "delta", "started", "started", "queued", "cancelled"]
+    assert [e.attempt for e in events if e.kind == "started"] == [1, 2, 1]
     assert events[-1].text == "half"
 
 
@@ -205,7 +204,7 @@ async def test_a_follower_lives_through_a_restart_of_the_server() -> None:
                 await answer(bus, held, "hello")
                 events = await follower.done()
             assert [(e.kind, e.text) for e in events] == [
-                ("accepted", ""), ("delta", "he"), ("delta", "llo"), ("final", "hello"),
+                ("accepted", ""), ("started", ""), ("delta", "he"), ("delta", "llo"), ("final", "hello"),
             ]  # fmt: skip
         finally:
             await server.aclose()

@@ -22,7 +22,7 @@ from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel
 from rolecall.worker.instance import Instance
 from rolecall.worker.roster import role_infos
-from tests.bus.steps import ask, entries, expire, finals, take_one, take_role
+from tests.bus.steps import ask, entries, expire, finals, log_records, take_one, take_role
 from tests.waiting import wait_until
 
 Handle = Callable[[Envelope, Context], Awaitable[Any]]
@@ -62,7 +62,7 @@ async def handled(does: Handle, bus: Bus, delivery: Delivery | None = None, **se
 
 
 async def words(bus: Bus) -> list[str]:
-    return [entry["w"] for entry in await entries(bus, bus.shards[0].log)]
+    return [entry["w"] for entry in await log_records(bus)]
 
 
 async def reply(envelope: Envelope, ctx: Context) -> Envelope:

@@ -17,7 +17,19 @@ from rolecall.bus.settle import defer
 from rolecall.bus.turn import Records, turns_in_flight
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings
-from tests.bus.steps import answer, ask, defer_turn, entries, finals, hash_of, names, send, take_one, take_role
+from tests.bus.steps import (
+    answer,
+    ask,
+    defer_turn,
+    entries,
+    finals,
+    hash_of,
+    log_records,
+    names,
+    send,
+    take_one,
+    take_role,
+)
 from tests.waiting import wait_until
 
 LONG = 1000.0
@@ -348,7 +360,7 @@ async def test_the_log_tells_of_parts_and_edits(bus: Bus) -> None:
     await album(bus, "one")
     await album(bus, "two", idempotency="2")
     await edit(bus, "zwei", "2")
-    log = [(e["w"], e["x"]) for e in await entries(bus, bus.shards[0].log)]
+    log = [(e["w"], e["x"]) for e in await log_records(bus)]
     assert log[2:] == [
         ("RECEIVED", 'a/1 "two"'), ("NOTE", "joins this turn, which has not begun"), ("NOTE", 'edited: "zwei"')
     ]  # fmt: skip

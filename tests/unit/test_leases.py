@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.leases import Demand, emit, hand_back, owns_turn, renew, start, start_soon, take
+from rolecall.bus.leases import Demand, emit, hand_back, owns_turn, renew, take
 from rolecall.bus.settle import bury
 from rolecall.bus.turn import Records, snapshot
-from rolecall.errors import ServerRefused
-from tests.bus.steps import answer, ask, entries, expire, send, take_one, take_role
+from tests.bus.steps import answer, ask, began, entries, expire, log_records, send, take_one, take_role
 
 
 async def admitted(bus: Bus, count: int, priority: int = 50) -> None:
@@ -65,7 +64,7 @@ async def test_what_the_old_holder_still_does_is_fenced(bus: Bus, other: Bus) ->
     await expire(bus, old)
     new = await take_one(other, claim=True)
     shard = bus.shards[0]
-    assert (await start(bus, old, "i"))[0] == "FENCED"
+    assert await began(bus, old) == "FENCED"
     assert await emit(bus, old, 0, "x") == "FENCED"
     assert await send(bus, old, "echo") == "FENCED"
     assert await bury(bus, old, "why", "sorry", Records("i")) == "FENCED"
@@ -132,19 +131,17 @@ async def test_handing_back_keeps_the_count_of_those_who_died_of_it(bus: Bus, ot
     assert (await take_one(bus, claim=True)).count == 2
 
 
-async def test_a_start_is_an_event_and_a_record_that_names_the_one_taken_over_from(bus: Bus, other: Bus) -> None:
+async def test_a_beginning_is_an_event_and_a_record_that_names_the_one_taken_over_from(bus: Bus, other: Bus) -> None:
     await ask(bus)
-    held = await take_one(bus)
-    assert (await start(bus, held, "manager:h:1:0"))[0] == "OK"
+    held = await take_one(bus, instances=("manager:h:1:0",))
     await expire(bus, held)
-    taken = await take_one(other, claim=True)
-    assert (await start(other, taken, "manager:h:2:0"))[0] == "OK"
+    await take_one(other, claim=True, instances=("manager:h:2:0",))
     events = [e for e in await entries(bus, bus.shards[0].events("a")) if e["k"] == "started"]
     assert [(e["r"], e["h"], e["n"], e["w"]) for e in events] == [
         ("manager", "0", "1", "manager:h:1:0"),
         ("manager", "0", "2", "manager:h:2:0"),
     ]
-    words = [(e["w"], e["x"]) for e in await entries(bus, bus.shards[0].log)][-2:]
+    words = [(e["w"], e["x"]) for e in await log_records(bus)][-2:]
     assert words == [("STARTED", "hop 0"), ("TAKEN_OVER", f"hop 0 attempt 2 from {bus.process}")]
 
 
@@ -153,22 +150,8 @@ async def test_scripts_the_server_forgot_are_sent_again(bus: Bus) -> None:
     await bus.server.call("SCRIPT", "FLUSH")
     held = await take_one(bus)
     await bus.server.call("SCRIPT", "FLUSH")
-    begun = start_soon(bus, held, "i")
     assert await answer(bus, held) == "OK"
-    with pytest.raises(ServerRefused, match="No matching script"):
-        await begun
     assert (await snapshot(bus, "a", "1")).state == "finished"
-
-
-async def test_a_start_the_server_did_not_know_happens_all_the_same(bus: Bus) -> None:
-    await ask(bus)
-    held = await take_one(bus)
-    await bus.server.call("SCRIPT", "FLUSH")
-    with pytest.raises(ServerRefused, match="No matching script"):
-        await start_soon(bus, held, "i")
-    await bus.server.call("PING")
-    assert "started" in [e["k"] for e in await entries(bus, bus.shards[0].events("a"))]
-    assert (await start_soon(bus, held, "i"))[0] == b"OK"
 
 
 async def test_two_processes_never_hold_the_same_entry(bus: Bus, other: Bus) -> None:

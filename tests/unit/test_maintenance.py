@@ -19,7 +19,18 @@ from rolecall.redis.leader import LEASE
 from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
-from tests.bus.steps import answer, ask, defer_turn, entries, expire, finals, names, send, take_one, take_role
+from tests.bus.steps import (
+    answer,
+    ask,
+    defer_turn,
+    expire,
+    finals,
+    log_records,
+    names,
+    send,
+    take_one,
+    take_role,
+)
 
 ROLES = ("manager", "echo")
 
@@ -205,7 +216,7 @@ async def test_a_note_is_written_to_the_session_of_its_turn(bus: Bus) -> None:
     records = Records("telegram:h:1:0")
     records.add("DELIVERED", "to the chat")
     await note(bus, bus.shards[0], "a", "1", records)
-    log = await entries(bus, bus.shards[0].log)
+    log = await log_records(bus)
     assert (log[-1]["w"], log[-1]["i"]) == ("DELIVERED", "telegram:h:1:0")
     assert len({e["s"] for e in log}) == 1
 

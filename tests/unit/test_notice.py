@@ -19,7 +19,7 @@ from rolecall.errors import BlobTooLarge, RolecallError
 from rolecall.redis.keys import today
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus.steps import answer, ask, entries, hash_of, names, take_one
+from tests.bus.steps import answer, ask, entries, hash_of, log_records, names, take_one
 
 
 async def tell(
@@ -37,7 +37,7 @@ async def test_a_notice_is_told_remembered_and_logged_once(bus: Bus) -> None:
     (entry,) = await entries(bus, bus.shards[0].outbox("telegram"))
     assert (entry["c"], entry["t"], msgspec.json.decode(entry["e"])) == ("a", "", {"text": "ready", "kind": "notice"})
     assert [m.text for m in await Memory(bus, "a").entries()] == ["ready"]
-    log = [(e["t"], e["i"], e["w"], e["x"]) for e in await entries(bus, bus.shards[0].log)]
+    log = [(e["t"], e["i"], e["w"], e["x"]) for e in await log_records(bus)]
     assert log == [("", "t:h:1:0", "NOTE", "session of a title -"), ("", "t:h:1:0", "NOTE", 'notice: "ready"')]
     assert await turns_in_flight(bus, bus.shards[0]) == 0
 
@@ -165,7 +165,7 @@ async def test_feedback_is_noted_and_counted_once_per_user(bus: Bus) -> None:
     counters = await hash_of(bus, bus.shards[0].statistics(today()))
     assert (counters["up"], counters["down"]) == ("0", "1")
     assert (await stats.summary(bus, []))["feedback"] == {"up": 0, "down": 1}
-    said = [e["x"] for e in await entries(bus, bus.shards[0].log) if e["x"].startswith("feedback")]
+    said = [e["x"] for e in await log_records(bus) if e["x"].startswith("feedback")]
     assert said == ["feedback up from u", "feedback down from v", "feedback down from u", "feedback taken back from v"]
     assert await hash_of(bus, bus.shards[0].votes("a", "1")) == {"u": f"down|{today()}"}
 

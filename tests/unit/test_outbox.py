@@ -20,7 +20,7 @@ from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from tests.bus.steps import answer, ask, entries, take_one
+from tests.bus.steps import answer, ask, log_records, take_one
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 
@@ -91,7 +91,7 @@ async def test_answers_and_notices_are_delivered_in_order_and_then_gone(bus: Bus
         await wait_until(lambda: len(outside.got) == 4)
         assert outside.of("a") == ["answer 1", "answer 2", "answer 3", "notice"]
         await wait_until(lambda: _nothing_left(bus))
-        assert [e["w"] for e in await entries(bus, bus.shards[0].log)].count("DELIVERED") == 4
+        assert [e["w"] for e in await log_records(bus)].count("DELIVERED") == 4
 
 
 async def _nothing_left(bus: Bus) -> bool:
@@ -128,7 +128,7 @@ async def test_what_fails_is_tried_again_and_given_up_on_before_it_holds_up_its_
         await tell(bus, "b", "lost", "next")
         await wait_until(lambda: outside.of("b") == ["next"], seconds=20)
         await wait_until(lambda: _nothing_left(bus))
-    (error,) = [e for e in await entries(bus, bus.shards[0].log) if e["w"] == "ERROR"]
+    (error,) = [e for e in await log_records(bus) if e["w"] == "ERROR"]
     assert error["x"] == "not delivered: ValueError: the outside is out of order"
 
 
@@ -164,7 +164,7 @@ async def test_an_entry_is_said_to_be_delivered_once(bus: Bus, server: RedisServ
     entry = OutboxEntry(0, raw_id.decode(), "a", "", {})
     said = await asyncio.gather(*(outside.outbox.delivered(entry, _line()) for _ in range(5)))
     assert sorted(said) == [False] * 4 + [True]
-    assert [e["w"] for e in await entries(bus, bus.shards[0].log)].count("DELIVERED") == 1
+    assert [e["w"] for e in await log_records(bus)].count("DELIVERED") == 1
 
 
 def _line() -> Records:

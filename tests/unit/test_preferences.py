@@ -8,9 +8,9 @@ from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import forget_turn, prefer, remembered
 from rolecall.bus.events import so_far
-from rolecall.bus.leases import emit, start
+from rolecall.bus.leases import emit
 from rolecall.bus.questions import keep_question, question_of
-from tests.bus.steps import answer, ask, entries, hash_of, take_one
+from tests.bus.steps import answer, ask, began, hash_of, log_records, take_one
 
 # ── preferences ─────────────────────────────────────────────────────────────────────────────────
 
@@ -22,7 +22,7 @@ async def test_a_preference_is_set_noted_and_taken_back(bus: Bus) -> None:
     assert await Memory(bus, "a").preferences() == {"model": "x@y"}
     assert await prefer(bus, "a", "model", "") and not await prefer(bus, "a", "model", "")
     assert await hash_of(bus, shard.preferences("a")) == {}
-    notes = [entry["x"] for entry in await entries(bus, shard.log) if entry["w"] == "NOTE" and " is " in entry["x"]]
+    notes = [entry["x"] for entry in await log_records(bus) if entry["w"] == "NOTE" and " is " in entry["x"]]
     assert notes == ["model is x@y", "model is auto"]
 
 
@@ -75,7 +75,7 @@ async def test_what_was_said_so_far_is_that_of_the_last_beginning(bus: Bus) -> N
     delivery = await take_one(bus)
     assert await so_far(bus, "a", "1") == ""
     for _ in range(2):
-        await start(bus, delivery, "manager:host:1:0")
+        await began(bus, delivery, "manager:host:1:0")
         for position, text in ((0, "half "), (5, "an ans"), (0, "half "), (20, "lost")):
             await emit(bus, delivery, position, text)
         assert (await so_far(bus, "a", "1"))[:11] in ("half an ans", "half ")

@@ -68,8 +68,8 @@ def test_the_instance_that_handled_least_is_picked(roster: Roster) -> None:
 
 async def test_one_entry_on_its_last_delivery_at_a_time(roster: Roster, bus: Bus) -> None:
     roster.set_count("manager", 2)
-    assert roster.demands() == [Demand("manager", 2)]
+    assert roster.demands() == [Demand("manager", 2, instances=tuple(instance.id for instance in roster.everyone()))]
     await ask(bus)
     (delivery,) = await take_role(bus)
     roster.everyone()[0].occupy(replace(delivery, count=bus.settings.max_deliveries))
-    assert roster.demands() == [Demand("manager", 1, last_ok=False)]
+    assert roster.demands() == [Demand("manager", 1, last_ok=False, instances=(roster.everyone()[1].id,))]

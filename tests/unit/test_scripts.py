@@ -12,6 +12,7 @@ import pytest
 import rolecall.bus.settle
 import rolecall.redis.leader
 from rolecall.bus.bus import Bus
+from rolecall.bus.leases import TakeBlock
 from rolecall.bus.settle import COMPLETE
 from rolecall.bus.turn import SNAPSHOT, FinishBlock, TurnBlock
 from rolecall.redis import scripts
@@ -29,9 +30,9 @@ def test_no_script_counts_its_keys_or_arguments() -> None:
 
 def test_a_script_gets_a_local_for_every_declared_name_also_for_those_of_its_preludes() -> None:
     body = COMPLETE.body.decode()
-    assert "local JOURNAL = KEYS[3]\n" in body  # of lib/turn.lua
+    assert "local JOURNAL = KEYS[4]\n" in body  # of lib/turn.lua
     assert "local MAILBOX = KEYS[7]\n" in body  # of lib/finish.lua
-    assert "local FINAL = ARGV[9]\n" in body
+    assert "local FINAL = ARGV[15]\n" in body
     assert "local RECORDS = next_list()\n" in body
 
 
@@ -66,8 +67,8 @@ async def test_a_list_in_place_of_a_single_value_or_the_other_way_round_is_named
 
 def test_a_caller_that_will_pass_other_names_is_refused_when_it_is_imported() -> None:
     with pytest.raises(ScriptError, match=r"^bus/scripts/turn/complete\.lua: missing forget; unexpected forgot$"):
-        names = "final tokens_in tokens_out forgot remembered changes records"
-        script("rolecall.bus", "scripts/turn/complete", TurnBlock, FinishBlock, names=names)
+        names = "final received tokens_in tokens_out forgot remembered changes records streams demands"
+        script("rolecall.bus", "scripts/turn/complete", TurnBlock, FinishBlock, TakeBlock, names=names)
 
     class Wrong(TypedDict):
         token: str

@@ -8,7 +8,7 @@ import pytest
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.leases import hand_back, owns_turn, renew, start
+from rolecall.bus.leases import hand_back, owns_turn, renew
 from rolecall.bus.maintenance import promote, promote_due
 from rolecall.bus.settle import hop, quarantine
 from rolecall.bus.turn import Records, TurnState, snapshot, turns_in_flight
@@ -24,6 +24,7 @@ from tests.bus.steps import (
     expire,
     finals,
     hash_of,
+    log_records,
     names,
     send,
     take_one,
@@ -41,7 +42,7 @@ async def test_a_hop_moves_the_turn_and_its_records_and_preferences_in_one_step(
     moved = await take_one(bus, "echo")
     assert (moved.turn, moved.hop) == ("1", 1)
     assert await hash_of(bus, bus.shards[0].preferences("a")) == {"lang": "de"}
-    assert (await entries(bus, bus.shards[0].log))[-1]["w"] == "SENT"
+    assert [e["w"] for e in await log_records(bus)][-3:] == ["STARTED", "SENT", "STARTED"]
 
 
 async def test_a_settle_repeated_after_a_lost_reply_does_nothing(bus: Bus) -> None:
@@ -100,12 +101,12 @@ async def test_forgetting_clears_the_history_and_the_next_message_begins_a_sessi
     await ask(bus)
     await ask(bus, text="waits")
     await answer(bus, await take_one(bus), history=[b"x"], forget=True)
-    await start(bus, await take_one(bus), "i")
+    await take_one(bus)
     await ask(bus, text="new")
-    log = await entries(bus, bus.shards[0].log)
+    log = await log_records(bus)
     sessions = {session: [e["w"] for e in log if e["s"] == session] for session in dict.fromkeys(e["s"] for e in log)}
     assert list(sessions.values()) == [
-        ["NOTE", "RECEIVED", "RECEIVED", "NOTE", "STARTED"],
+        ["NOTE", "RECEIVED", "RECEIVED", "NOTE", "STARTED", "STARTED"],
         ["NOTE", "RECEIVED", "NOTE"],
     ]
     assert await bus.server.call("EXISTS", bus.shards[0].history("a")) == 0
@@ -191,7 +192,7 @@ async def test_garbage_is_put_aside_and_touches_no_conversation(bus: Bus) -> Non
     assert not garbage.usable
     assert await quarantine(bus, garbage) == "OK"
     assert await quarantine(bus, garbage) == "FENCED"
-    (letter,) = await entries(bus, bus.shards[0].dead)
+    (letter,) = await entries(bus, bus.shards[0].aside("envelope"))
     assert (letter["c"], letter["why"]) == ("", garbage.problem)
     assert await answer(bus, true) == "OK"
 

@@ -12,11 +12,13 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.context import AgentServices
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, ensure_groups
+from rolecall.bus.settle import Refill
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
+from rolecall.worker.instance import Instance
 from rolecall.worker.roster import Roster, role_infos
 from rolecall.worker.worker import Worker
-from tests.bus.steps import ask, expire, finals, take_one, take_role
+from tests.bus.steps import ask, expire, finals, log_records, take_one, take_role
 from tests.waiting import wait_until
 
 
@@ -35,14 +37,15 @@ def settings() -> Settings:
 
 
 @asynccontextmanager
-async def working(bus: Bus, server: RedisServer, count: int = 2) -> AsyncIterator[Worker]:
-    """A worker with ``count`` instances, drained at the end."""
-    role = Role(ManagerAgent)
-    services = AgentServices(bus, role_infos([role]))
+async def working(bus: Bus, server: RedisServer, count: int = 2, *agents: type[Agent]) -> AsyncIterator[Worker]:
+    """A worker with ``count`` instances of each role, drained at the end."""
+    roles = [Role(agent) for agent in agents or (ManagerAgent,)]
+    services = AgentServices(bus, role_infos(roles))
     roster = Roster(services)
-    roster.deploy([role], services)
-    roster.set_count("manager", count)
-    await ensure_groups(bus, bus.shards[0], ["manager"])
+    roster.deploy(roles, services)
+    for role in roles:
+        roster.set_count(role.name, count)
+    await ensure_groups(bus, bus.shards[0], [role.name for role in roles])
     worker = Worker(bus, roster, server.reader)
     task = asyncio.create_task(worker.run(), name="test worker")
     try:
@@ -59,6 +62,109 @@ async def test_what_is_admitted_is_answered_by_all_instances(bus: Bus, server: R
         for number in range(10):
             await wait_until(lambda number=number: finals(bus, str(number)))
         assert sum(instance.handled for instance in worker.roster.everyone()) == 10
+
+
+class EchoAgent(Agent):
+    """Answers what the manager sent on."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply(f"{ctx.instance}: {envelope.text}")
+
+
+async def scripts_run(server: RedisServer) -> int:
+    stats: bytes = await server.call("INFO", "commandstats")
+    lines = [line for line in stats.decode().splitlines() if line.startswith("cmdstat_evalsha:")]
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in lines)
+
+
+async def test_a_backlog_is_worked_off_with_one_script_per_envelope(bus: Bus, server: RedisServer) -> None:
+    for number in range(100):
+        await ask(bus, str(number))
+    before = await scripts_run(server)
+    async with working(bus, server) as worker:
+        await wait_until(lambda: all_handled(worker, 100))
+        assert await scripts_run(server) - before < 100 + 25  # the others: the first take, heartbeats
+    assert [await finals(bus, str(number)) for number in range(100)] == [[("1", "final")]] * 100
+
+
+async def all_handled(worker: Worker, count: int) -> bool:
+    return sum(instance.handled for instance in worker.roster.everyone()) == count
+
+
+async def test_a_turn_goes_on_to_an_idle_instance_of_the_next_role_in_the_settling_script(
+    bus: Bus, server: RedisServer
+) -> None:
+    class RoutingAgent(ManagerAgent):
+        role = "manager"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            before.append(await scripts_run(server))
+            return envelope.via("echo")
+
+    class CountingAgent(EchoAgent):
+        role = "echo"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            after.append(await scripts_run(server))
+            return await super().handle(envelope, ctx)
+
+    before: list[int] = []
+    after: list[int] = []
+    async with working(bus, server, 1, RoutingAgent, CountingAgent):
+        for number in range(5):
+            await ask(bus, str(number))
+            await wait_until(lambda number=number: finals(bus, str(number)))
+    hops = [there - here for here, there in zip(before, after, strict=True)]
+    assert sorted(hops)[2] <= 2  # the hop, and what the take found that followed the bell
+
+
+async def test_a_backlog_does_not_keep_low_priority_waiting(bus: Bus, server: RedisServer) -> None:
+    for number in range(40):
+        await ask(bus, f"high{number}", priority=90)
+    await ask(bus, "low", priority=10)
+    async with working(bus, server, count=1) as worker:
+        await wait_until(lambda: finals(bus, "low"))
+        assert sum(instance.handled for instance in worker.roster.everyone()) < 20
+
+
+async def test_a_backlog_does_not_keep_the_entries_of_a_dead_process_waiting(
+    bus: Bus, other: Bus, server: RedisServer
+) -> None:
+    await ask(bus, "lost")
+    await expire(other, await take_one(other))
+
+    async def more() -> None:
+        for number in range(10_000):
+            await ask(bus, str(number))
+
+    filling = asyncio.create_task(more())
+    async with working(bus, server, count=1):
+        await wait_until(lambda: finals(bus, "lost"))
+        assert not filling.done()
+        filling.cancel()
+
+
+@pytest.mark.parametrize("reason", ["DRAIN", "FENCED"])
+async def test_an_entry_taken_along_is_handled_though_the_handling_is_cancelled_while_it_settles(
+    bus: Bus, server: RedisServer, reason: str
+) -> None:
+    for number in range(3):
+        await ask(bus, str(number))
+    async with working(bus, server, count=1) as worker:
+        (instance,) = worker.roster.everyone()
+        refill = worker._supply
+
+        def cancelled(settling: Instance, onward: str) -> Refill | None:
+            found = refill(settling, onward)
+            if settling.handled == 0:
+                asyncio.get_running_loop().call_soon(settling.cancel, reason)
+            return found
+
+        instance.supplier = cancelled
+        for number in range(3):
+            await wait_until(lambda number=number: finals(bus, str(number)))
+    # A handler that is told while it settles that its lease is gone has only just given it up itself.
+    assert "FENCED" not in [record["w"] for record in await log_records(bus)]
 
 
 async def test_a_free_instance_is_used_as_soon_as_it_appears(bus: Bus, server: RedisServer) -> None:

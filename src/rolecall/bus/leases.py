@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import msgspec
 
@@ -20,9 +19,22 @@ from rolecall.redis.keys import ShardKeys
 from rolecall.redis.scripts import Arg, milliseconds, script
 from rolecall.redis.server import Server, field_map
 
+
+class TakeBlock(TypedDict):
+    """What ``scripts/lib/take.lua`` declares, besides its lists."""
+
+    conversation_stem: str
+    journal_stem: str
+    events_stem: str
+    channel_stem: str
+    lease: int
+    max_deliveries: int
+
+
 PACKAGE = "rolecall.bus"
-TAKE = script(PACKAGE, "scripts/turn/take", names="streams process lease max_deliveries demands")
-START = script(PACKAGE, "scripts/turn/start", TurnBlock, names="instance deliveries hop previous role quiet")
+STREAMS_PER_ROLE = len(keys.BANDS) + 1
+"""A stream for each band, and one for what is addressed to this process."""
+TAKE = script(PACKAGE, "scripts/turn/take", TakeBlock, names="log streams process demands begun")
 EMIT = script(PACKAGE, "scripts/turn/emit", TurnBlock, names="offset piece")
 RENEW = script(PACKAGE, "scripts/turn/renew", names="alive streams process lease entries")
 HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation entry process lease turn")
@@ -32,41 +44,104 @@ WHO = ContextVar("rolecall instance", default="")
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a process can take for one role: its free slots, and whether one entry may be on its last delivery."""
+    """What a process can take for one role: its free slots, and whether one entry may be on its last delivery.
+    ``instances`` are the ids of the instances in these slots, where they are known."""
 
     role: str
     free: int
     last_ok: bool = True
+    instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a process takes in one step: never more than the free slots of ``demands``, and without blocking.
+
+    Bands are served starting with number ``start`` (0 high, 1 normal, 2 low). With ``claim``, entries whose lease has
+    expired come first; one on its last delivery only comes if ``last_ok``.
+    """
+
+    demands: Sequence[Demand] = ()
+    start: int = 0
+    claim: bool = False
+
+    def streams(self, bus: Bus, shard: ShardKeys) -> list[str]:
+        """The streams to read, demand by demand."""
+        return [stream for demand in self.demands for stream in streams_of(bus, shard, demand.role, self.start)]
+
+    def flat(self) -> list[Arg]:
+        """The demands as scripts take them."""
+        result: list[Arg] = []
+        for demand in self.demands:
+            result += (demand.role, int(demand.last_ok), STREAMS_PER_ROLE, demand.free, *demand.instances)
+            result += [""] * (demand.free - len(demand.instances))
+        return result
+
+    def read(self, shard: ShardKeys, streams: Sequence[str], rows: Iterable[Any]) -> list[Delivery]:
+        """The deliveries in the reply of a script that took for this order from ``streams``."""
+        return [
+            read_entry(
+                shard.number, streams[k - 1], self.demands[(k - 1) // STREAMS_PER_ROLE].role, (entry_id, fields),
+                count, previous, beginning=Beginning(received, age / 1000, waited / 1000), slot=slot - 1,
+            )
+            for k, entry_id, count, previous, fields, slot, received, age, waited in rows
+        ]  # fmt: skip
+
+
+NOTHING = Order()
 
 
 async def take(
     bus: Bus, shard: ShardKeys, demands: Sequence[Demand], start: int = 0, claim: bool = False
 ) -> list[Delivery]:
-    """Lease entries for ``demands``, never more than their free slots, without blocking.
+    """Lease entries for ``demands``, as ``Order`` says, and record that they begin."""
+    taken, _ = await take_and_begin(bus, shard, Order(demands, start, claim))
+    return taken
 
-    Bands are served starting with number ``start`` (0 high, 1 normal, 2 low). With ``claim``, entries whose lease has
-    expired come first; one on its last delivery only comes if ``last_ok``.
-    """
-    streams: list[tuple[str, str]] = []
-    wanted: list[Arg] = []
-    for demand in demands:
-        own = streams_of(bus, shard, demand.role, start)
-        streams += ((demand.role, stream) for stream in own)
-        wanted += (demand.free, int(demand.last_ok), len(own))
-    taken = await bus.server.run(
-        TAKE, streams=[stream for _, stream in streams], process=bus.process, demands=wanted,
-        lease=milliseconds(bus.settings.lease_seconds) if claim else 0, max_deliveries=bus.settings.max_deliveries,
+
+async def take_and_begin(
+    bus: Bus, shard: ShardKeys, order: Order, begun: Sequence[Begun] = ()
+) -> tuple[list[Delivery], list[tuple[Verdict, Beginning]]]:
+    """Take ``order``, and record that the entries of ``begun`` begin; the second list says whether this process still
+    held each of these."""
+    streams = order.streams(bus, shard)
+    flat: list[Arg] = []
+    for number, (delivery, instance) in enumerate(begun, len(streams) + 1):
+        flat += (
+            number, delivery.id, delivery.conversation, delivery.turn, delivery.hop, delivery.received or "",
+            "1" if delivery.quiet else "", delivery.role, instance,
+        )  # fmt: skip
+    rows, verdicts = await bus.server.run(
+        TAKE, take_block(bus, shard, order), log=shard.log, process=bus.process, demands=order.flat(), begun=flat,
+        streams=[*streams, *(delivery.stream for delivery, _ in begun)],
     )  # fmt: skip
-    return [
-        read_entry(shard.number, streams[k - 1][1], streams[k - 1][0], (entry_id, fields), count, previous)
-        for k, entry_id, count, previous, fields in taken
+    return order.read(shard, streams, rows), [
+        (verdict.decode(), Beginning(received, age / 1000, waited / 1000))
+        for verdict, received, age, waited in verdicts
     ]
 
 
-def streams_of(bus: Bus, shard: ShardKeys, role: str, start: int = 0) -> list[str]:
+def take_block(bus: Bus, shard: ShardKeys, order: Order) -> TakeBlock:
+    """The values of TakeBlock for ``order``."""
+    return {
+        "conversation_stem": shard.conversation(""),
+        "journal_stem": shard.journal(""),
+        "events_stem": shard.events(""),
+        "channel_stem": shard.channel(""),
+        "lease": milliseconds(bus.settings.lease_seconds) if order.claim else 0,
+        "max_deliveries": bus.settings.max_deliveries,
+    }
+
+
+def streams_of(bus: Bus, shard: ShardKeys, role: str, start: int = 0) -> tuple[str, ...]:
     """The streams of ``role`` in ``shard`` that this process reads, in serving order."""
+    return _streams_of(shard, role, bus.process, start)
+
+
+@lru_cache(4096)
+def _streams_of(shard: ShardKeys, role: str, process: str, start: int) -> tuple[str, ...]:
     bands = (*keys.BANDS[start:], *keys.BANDS[:start])
-    return [*(shard.stream(role, band) for band in bands), shard.direct(role, bus.process)]
+    return (*(shard.stream(role, band) for band in bands), shard.direct(role, process))
 
 
 async def ensure_groups(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
@@ -74,27 +149,6 @@ async def ensure_groups(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> Non
     for role in roles:
         for stream in streams_of(bus, shard, role):
             await create_group(bus.server, stream)
-
-
-async def start(bus: Bus, delivery: Delivery, instance: str) -> tuple[Verdict, float]:
-    """Record that ``instance`` begins; returns the verdict and the seconds since the turn was received."""
-    verdict, age, _ = await bus.server.run(START, lease_block(bus, delivery), **_beginning(delivery, instance))
-    return verdict.decode(), age / 1000
-
-
-def start_soon(bus: Bus, delivery: Delivery, instance: str, *, quiet: bool = False) -> asyncio.Future[Any]:
-    """Send ``start`` now, in order before anything sent later; the future holds its raw reply. ``quiet`` asks for the
-    verdict only: no event and no record."""
-    rest = START.arguments([lease_block(bus, delivery)], _beginning(delivery, instance, quiet))
-
-    def unknown(future: asyncio.Future[Any]) -> None:
-        error = None if future.cancelled() else future.exception()
-        if isinstance(error, ServerRefused) and error.code == "NOSCRIPT":
-            bus.server.send("EVAL", START.body, *rest).add_done_callback(_retrieve)
-
-    sent = bus.server.send("EVALSHA", START.sha, *rest)
-    sent.add_done_callback(unknown)
-    return sent
 
 
 async def emit(bus: Bus, delivery: Delivery, position: int, text: str) -> Verdict:
@@ -137,13 +191,6 @@ def lease_block(bus: Bus, delivery: Delivery) -> TurnBlock:
     return turn_block(bus, bus.shards[delivery.shard], delivery.conversation, delivery.turn, place)
 
 
-def _beginning(delivery: Delivery, instance: str, quiet: bool = False) -> dict[str, Any]:
-    return {
-        "instance": instance, "deliveries": delivery.count, "hop": delivery.hop,
-        "previous": delivery.previous, "role": delivery.role, "quiet": int(quiet),
-    }  # fmt: skip
-
-
 async def create_group(server: Server, stream: str) -> None:
     """Create the consumer group of ``stream`` from its beginning, unless it exists."""
     try:
@@ -153,19 +200,24 @@ async def create_group(server: Server, stream: str) -> None:
             raise
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Mark an exception as retrieved: nothing awaits this future, and the failure was logged already."""
-    if not future.cancelled():
-        future.exception()
+class Beginning(NamedTuple):
+    """When the turn of an entry was received in ms of the server's clock, the seconds since then, and how many of these
+    the entry waited for a slot. ``received`` is 0 for the entry of no running turn."""
+
+    received: int = 0
+    age: float = 0.0
+    waited: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivery:
     """One leased entry. ``envelope`` is None if it could not be read; ``problem`` then says why.
 
     ``usable`` is False for an entry that names no conversation and turn, ``newer`` True for an envelope of a newer
     version. ``count`` is the number of deliveries including this one; ``previous`` is the process that held the entry
-    before, or "".
+    before, or "". ``quiet`` is True for a turn that comes back from a deferral of which nobody is told again.
+    ``beginning`` is None until the entry has begun; ``slot`` is the number of its instance in the order it was taken
+    for.
     """
 
     shard: int
@@ -182,7 +234,19 @@ class Delivery:
     problem: str = ""
     usable: bool = True
     newer: bool = False
-    taken: float = field(default_factory=time.monotonic)
+    quiet: bool = False
+    beginning: Beginning | None = None
+    slot: int = 0
+
+    @property
+    def received(self) -> int:
+        """When the turn was received in ms of the server's clock; 0 if that is not known."""
+        return self.beginning.received if self.beginning else 0
+
+    @property
+    def stale(self) -> bool:
+        """Whether the entry is not that of a running turn."""
+        return self.beginning is not None and not self.beginning.received
 
     @property
     def control(self) -> bool:
@@ -190,26 +254,40 @@ class Delivery:
         return is_control(self.turn)
 
 
-def read_entry(shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"") -> Delivery:
+Begun: TypeAlias = tuple[Delivery, str]
+"""An entry that a blocking read brought, and the instance that handles it."""
+
+
+def read_entry(
+    shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"", *,
+    beginning: Beginning | None = None, slot: int = 0,
+) -> Delivery:  # fmt: skip
     """The delivery for a raw stream entry ``[id, [field, value, …]]``, whatever it contains."""
     raw_id, flat = entry
     fields = field_map(flat)
     raw = fields.get(b"e", b"")
-    common = (shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"))
+    quiet = b"q" in fields and count == 1
+    found = Delivery(
+        shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"), "", "", 0, raw, None,
+        quiet=quiet, beginning=beginning, slot=slot,
+    )  # fmt: skip
     try:
-        conversation, turn, hop = fields[b"c"].decode(), fields[b"t"].decode(), int(fields[b"h"])
+        found.conversation, found.turn, found.hop = fields[b"c"].decode(), fields[b"t"].decode(), int(fields[b"h"])
     except (KeyError, ValueError):
-        shown = msgspec.json.encode({_text(k): _text(v) for k, v in fields.items()})
-        return Delivery(*common, "", "", 0, shown, None, "the entry names no conversation and turn", usable=False)
+        found.raw = msgspec.json.encode({_text(k): _text(v) for k, v in fields.items()})
+        found.conversation = found.turn = ""
+        found.usable, found.problem = False, "the entry names no conversation and turn"
+        return found
     try:
-        envelope = decode(raw, turn=turn, hops=hop, parts=fields.get(b"x", b""))
+        envelope = decode(raw, turn=found.turn, hops=found.hop, parts=fields.get(b"x", b""))
     except DecodeError as error:
-        newer = isinstance(error, NewerVersion)
-        return Delivery(*common, conversation, turn, hop, raw, None, str(error), newer=newer)
-    if envelope.conversation != conversation:
-        problem = "the envelope names another conversation than its entry"
-        return Delivery(*common, conversation, turn, hop, raw, None, problem)
-    return Delivery(*common, conversation, turn, hop, raw, envelope)
+        found.newer, found.problem = isinstance(error, NewerVersion), str(error)
+        return found
+    if envelope.conversation == found.conversation:
+        found.envelope = envelope
+    else:
+        found.problem = "the envelope names another conversation than its entry"
+    return found
 
 
 def _text(raw: bytes) -> str:

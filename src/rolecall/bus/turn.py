@@ -83,7 +83,7 @@ def is_control(turn: str) -> bool:
 
 
 class TurnBlock(TypedDict):
-    """What ``scripts/lib/entry.lua`` and ``scripts/lib/turn.lua`` declare."""
+    """What ``scripts/lib/entry.lua``, ``trace.lua`` and ``turn.lua`` declare."""
 
     stream: str
     entry: str

@@ -10,9 +10,9 @@ A script's header declares what it takes, by name::
     -- args: final reason records*
 
 The loader writes a Lua local in upper case for each name (``DEAD``, ``FINAL``), so no script counts its keys or
-arguments. A trailing ``*`` marks a list, which arrives as a Lua table; lists come last, and at most one of the keys is
-a list. ``include`` puts preludes in front, in that order and with the names that their headers declare: files of the
-package's ``scripts/lib``, or of ``rolecall/redis/lib`` for all packages.
+arguments. A trailing ``*`` marks a list, which arrives as a Lua table; lists come last in their line, and at most one
+of the keys is a list. ``include`` puts preludes in front, in that order and with the names that their headers declare:
+files of the package's ``scripts/lib``, or of ``rolecall/redis/lib`` for all packages.
 
 A module declares the scripts it calls, and the names it will pass, when it is imported. Names that differ from the
 header raise ScriptError then, and so does a call with other names.
@@ -169,9 +169,12 @@ def _load(package: str, path: str) -> Script:
     included = _INCLUDE.search(text)
     parts = [_prelude(name, package, part) for part in (included.group(1).split() if included else ())]
     text = "".join([*parts, text])
-    keys = [word for kind, words in _DECLARED.findall(text) if kind == "keys" for word in words.split()]
-    args = [word for kind, words in _DECLARED.findall(text) if kind == "args" for word in words.split()]
-    return _made(name, text, keys, args)
+    declared: dict[str, tuple[list[str], list[str]]] = {"keys": ([], []), "args": ([], [])}
+    for kind, words in _DECLARED.findall(text):
+        single, lists = _split(name, words.split())
+        declared[kind][0].extend(single)
+        declared[kind][1].extend(f"{word}*" for word in lists)
+    return _made(name, text, *([*single, *lists] for single, lists in declared.values()))
 
 
 def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:

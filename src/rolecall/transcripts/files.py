@@ -16,7 +16,15 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from rolecall.bus.turn import FORGET
-from rolecall.transcripts.record import Record, conversation_dir, entry_order, format_line, parse_line, session_file
+from rolecall.transcripts.record import (
+    Order,
+    Record,
+    conversation_dir,
+    entry_order,
+    format_line,
+    parse_line,
+    session_file,
+)
 
 OPEN_FILES = 64
 SYNCS = 8
@@ -189,7 +197,7 @@ class _File:
         """Close it."""
         os.close(self._fd)
 
-    def _repair(self) -> tuple[int, int]:
+    def _repair(self) -> Order:
         size = os.fstat(self._fd).st_size
         window = WINDOW
         while True:
@@ -200,7 +208,7 @@ class _File:
             if start == 0 or last is not None:
                 if len(whole) < len(tail):
                     os.ftruncate(self._fd, start + len(whole))
-                return last or (0, 0)
+                return last or (0, 0, 0)
             window *= 4
 
 
@@ -213,7 +221,7 @@ def _sync(files: list[_File]) -> None:
             list(pool.map(_File.sync, files))
 
 
-def _last_order(whole: bytes) -> tuple[int, int] | None:
+def _last_order(whole: bytes) -> Order | None:
     """The order of the last record in ``whole`` lines, the first of which may be incomplete."""
     for line in reversed(whole.split(b"\n")):
         record = parse_line(line.decode("utf-8", "replace"))

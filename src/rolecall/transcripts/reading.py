@@ -129,7 +129,7 @@ async def tail(
 ) -> AsyncGenerator[Record, None]:
     """The ``last`` records of a conversation, then each new one once, including those of new sessions."""
     read: dict[Path, int] = {}
-    order = (-1, -1)
+    order = (-1, -1, 0)
     first = list(_grown(directory, read, tz))
     for record in first[len(first) - min(last, len(first)) :]:
         yield record

@@ -4,7 +4,7 @@
 
     [2026-11-21 22:30:15.123] [  0.000s] [terminal:m4:12345:0] RECEIVED: telegram:42/17 "Hello"  ~17 1795246462181-0
 
-The tail names the turn and the entry of the log stream; viewers hide it.
+The tail names the turn and the record; viewers hide it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from rolecall.errors import RolecallError
 
+Order: TypeAlias = tuple[int, int, int]
+"""A key that rises from record to record of a conversation."""
 Tone = Literal["", "begins", "good", "runs", "warn", "bad"]
 
 
@@ -64,16 +66,17 @@ PLAIN = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
 ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
 LINE = re.compile(
     r"\[(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3})\] \[ *(?P<seconds>\d+)\.(?P<millis>\d{3})s\] "
-    r"\[(?P<instance>[^\[\]]*)\] (?P<word>[A-Z_]+): (?P<text>.*)  ~(?P<turn>[^ ]+) (?P<id>\d+-\d+)",
+    r"\[(?P<instance>[^\[\]]*)\] (?P<word>[A-Z_]+): (?P<text>.*)  ~(?P<turn>[^ ]+) (?P<id>\d+-\d+(?:\.\d\d)?)",
     re.ASCII,
 )
+RECORD_ID = re.compile(r"\d{1,20}-\d{1,20}(\.\d\d)?", re.ASCII)
 SESSION_FILE = re.compile(r"(\d\d:\d\d:\d\d)(?:\.(\d+))?\.log", re.ASCII)
 SHORT_TURN = re.compile(r"([0-9a-f]{6})-(c?\d+)")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened, at ``ms`` by the server's clock and ``since`` ms after the turn was received; ``id`` is the log
-    stream's."""
+    """What happened, at ``ms`` by the server's clock and ``since`` ms after the turn was received. ``id`` is that of
+    its entry of the log stream; later records of the same entry have a number behind it, ``1795246462181-0.01``."""
 
     ms: int
     since: int
@@ -84,7 +87,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> Order:
         """A sort key that rises from record to record of a conversation."""
         return entry_order(self.id)
 
@@ -94,10 +97,11 @@ def tone_of(word: str) -> Tone:
     return WORDS.get(word, Word()).tone
 
 
-def entry_order(entry_id: str) -> tuple[int, int]:
-    """A stream entry id as two numbers, for comparison."""
-    ms, _, number = entry_id.partition("-")
-    return int(ms), int(number)
+def entry_order(record_id: str) -> Order:
+    """A record's id as numbers, for comparison."""
+    ms, _, rest = record_id.partition("-")
+    number, _, part = rest.partition(".")
+    return int(ms), int(number), int(part or 0)
 
 
 # ── the line ────────────────────────────────────────────────────────────────────────────────────

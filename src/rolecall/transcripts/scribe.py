@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from datetime import tzinfo
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP, ShardKeys
 from rolecall.redis.leader import Leader
-from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer, field_map
+from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer, field_map, pairs
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.record import WORDS, Record, entry_order
 
@@ -199,15 +200,25 @@ def _explained(error: Exception, log_dir: Path) -> str:
 
 def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[LogEntry]:
     """The records among the entries of one stream. An entry without fields was written and deleted earlier."""
-    for entry_id, fields in found:
-        values = field_map(fields)
+    for entry_id, flat in found:
+        values = field_map(flat)
         if b"c" in values:
-            yield _entry(entry_id.decode(), values)
+            yield from _records(entry_id.decode(), flat or ())
         elif values:
             logger.warning("log entry %s has no conversation and is skipped", entry_id.decode())
 
 
-def _entry(entry_id: str, values: dict[bytes, bytes]) -> LogEntry:
+def _records(entry_id: str, flat: Sequence[bytes]) -> Iterator[LogEntry]:
+    """The records of an entry: what they have in common, then the fields of each in turn, from ``ms`` on."""
+    fields = list(pairs(flat))
+    starts = [at for at, (name, _) in enumerate(fields) if name == b"ms"] or [len(fields)]
+    common = fields[: starts[0]]
+    for number, (start, end) in enumerate(pairwise([*starts, len(fields)])):
+        record_id = f"{entry_id}.{number:02d}" if number else entry_id
+        yield _entry(record_id, dict([*common, *fields[start:end]]))
+
+
+def _entry(record_id: str, values: dict[bytes, bytes]) -> LogEntry:
     """A record with an unknown word becomes a NOTE: no record is lost because of its form."""
 
     def text(name: bytes) -> str:
@@ -217,7 +228,7 @@ def _entry(entry_id: str, values: dict[bytes, bytes]) -> LogEntry:
         value = values.get(name, b"")
         return int(value) if NUMBER.fullmatch(value) else missing
 
-    now, word, words = entry_order(entry_id)[0], text(b"w"), text(b"x")
+    now, word, words = entry_order(record_id)[0], text(b"w"), text(b"x")
     if word not in WORDS and word != FORGET:
         word, words = "NOTE", f"{word}: {words}"
     record = Record(
@@ -227,7 +238,7 @@ def _entry(entry_id: str, values: dict[bytes, bytes]) -> LogEntry:
         instance=text(b"i"),
         word=word,
         text=words,
-        id=entry_id,
+        id=record_id,
     )
     return LogEntry(text(b"c"), number(b"s", now), record)
 

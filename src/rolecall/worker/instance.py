@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,9 +18,9 @@ from rolecall.agent.policies import Rules, wrapped
 from rolecall.bus.conversation import Mark, remembered
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import DeltaStream
-from rolecall.bus.leases import WHO, Delivery, owns_turn, start_soon
-from rolecall.bus.settle import bury, complete, defer, hop, quarantine
-from rolecall.bus.turn import Records, note, quoted
+from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn
+from rolecall.bus.settle import Refill, Supply, bury, complete, defer, discard, hop, quarantine
+from rolecall.bus.turn import Records, Verdict, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout, told
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,18 @@ class Instance:
     errors: int = 0
     busy_seconds: float = 0.0
     retiring: bool = False
+    reserved: bool = False
+    """Whether a step is on its way that may take an envelope for this instance."""
+    following: Delivery | None = None
+    """What a settling step took for this instance while it was still busy."""
+    supplier: Callable[[Instance, str], Refill | None] | None = None
+    """Says what to take along when this instance settles an envelope, which may go on to the named role."""
     lost: str = ""
     """Why the current handler was cancelled; empty while the instance owns its entry."""
     _age: float = field(default=0.0, repr=False)
     """Seconds since the turn was admitted, when this handling started."""
+    _settling: bool = field(default=False, repr=False)
+    """Whether a settling step for the current envelope is on its way."""
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,14 +69,18 @@ class Instance:
     @property
     def free(self) -> bool:
         """Whether the instance may take an envelope."""
-        return self.delivery is None and not self.retiring
+        return self.delivery is None and self.following is None and not self.retiring and not self.reserved
 
     def occupy(self, delivery: Delivery) -> None:
         """Take ``delivery``; call ``handle`` next."""
         self.delivery, self.since, self.lost, self._age = delivery, time.monotonic(), "", 0.0
+        self._settling = False
 
     def cancel(self, reason: str) -> None:
-        """Cancel the handler: FENCED when another instance owns the entry, LATE when the turn's time is over, DRAIN."""
+        """Cancel the handler: FENCED when another instance owns the entry, LATE when the turn's time is over, DRAIN.
+        Once a settling step is on its way, its verdict says what became of the entry."""
+        if self._settling and reason != "DRAIN":
+            return
         if self._task is not None and not self.lost:
             self.lost = reason
             self._task.cancel()
@@ -99,10 +112,20 @@ class Instance:
         envelope, bus = delivery.envelope, self.services.bus
         if envelope is None:
             return await self._settle_unreadable(delivery, records)
+        if delivery.stale:
+            self.lost = "STALE"
+            return await discard(bus, delivery)
         if delivery.count > bus.settings.max_deliveries:
             reason = f"it was taken {delivery.count - 1} times and each time its worker ended before an answer"
             return await self._bury(delivery, reason, records, failure=("defect", 0))
-        self._start(delivery)
+        if delivery.beginning is not None:
+            self._note_beginning(delivery, delivery.beginning)
+        if self._late:
+            return await self._bury_late(delivery, records)
+        await self._run_handler(delivery, envelope, records)
+
+    async def _run_handler(self, delivery: Delivery, envelope: Envelope, records: Records) -> None:
+        bus = self.services.bus
         deltas = DeltaStream(bus, delivery, lambda: self.cancel("FENCED"))
         ctx = Context(self.services, delivery, envelope, instance=self.id, records=records, publish=deltas.publish)
         try:
@@ -132,28 +155,38 @@ class Instance:
             return bool(self.lost) or self._task is None or self._task.cancelling() > 0
         return isinstance(error, GeneratorExit) and not _runs(self._task)
 
-    def _start(self, delivery: Delivery) -> None:
-        def on_reply(future: asyncio.Future[Any]) -> None:
-            if future.cancelled() or future.exception() is not None or self.delivery is not delivery:
-                return
-            verdict, age, waited = future.result()
-            if verdict != b"OK":
-                return self.cancel(verdict.decode())
-            self._age = age / 1000
-            self.services.meter.time("wait", waited / 1000, self.role)
-            if delivery.previous:
-                self.services.meter.count("takeovers", self.role)
-            if self._age > self.services.bus.settings.turn_seconds:
-                self.cancel("LATE")
+    def begun(self, delivery: Delivery, verdict: Verdict, beginning: Beginning) -> None:
+        """What became of the beginning of ``delivery``, which this instance may be handling since it was read."""
+        if self.delivery is not delivery:
+            return
+        if verdict != "OK":
+            return self.cancel(verdict)
+        delivery.beginning = beginning
+        self._note_beginning(delivery, beginning)
+        if self._late:
+            self.cancel("LATE")
 
-        quiet = _has_waited(delivery) and delivery.count == 1
-        start_soon(self.services.bus, delivery, self.id, quiet=quiet).add_done_callback(on_reply)
+    def _note_beginning(self, delivery: Delivery, beginning: Beginning) -> None:
+        self._age = beginning.age
+        self.services.meter.time("wait", beginning.waited, self.role)
+        if delivery.previous:
+            self.services.meter.count("takeovers", self.role)
+
+    @property
+    def _late(self) -> bool:
+        return self._age > self.services.bus.settings.turn_seconds
+
+    def _settles(self, onward: str = "") -> Supply | None:
+        """Note that a settling step is on its way; returns what to take along."""
+        self._settling = True
+        return None if self.supplier is None else partial(self.supplier, self, onward)
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
         bus, changes = self.services.bus, ctx.memory.changes
         if not result.answered:
             records.add("SENT", f"to role stream {result.role}")
-            self._note_verdict(delivery, await hop(bus, delivery, result, records, changes))
+            supply = self._settles(result.role.partition("@")[0])
+            self._note_verdict(delivery, await hop(bus, delivery, result, records, changes, supply))
             return
         asked = delivery.envelope
         if ctx.called is not None and asked is not None:
@@ -164,8 +197,9 @@ class Instance:
             history = remembered(asked.text, result.text, delivery.turn)
         records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
         verdict = await complete(
-            bus, delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten
-        )
+            bus, delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten,
+            supply=self._settles(),
+        )  # fmt: skip
         self._note_verdict(delivery, verdict, ended=True)
 
     async def _defer(self, delivery: Delivery, envelope: Envelope, retry: Retry, records: Records) -> None:
@@ -175,7 +209,9 @@ class Instance:
         if later.attempt >= self._rules.attempts:
             return await self._bury(delivery, f"{later.attempt} tries did not help: {retry}", records)
         records.add("RETRY" if retry.after < 5 else "DEFERRED", f"in {retry.after:.1f} s: {retry}")
-        verdict = await defer(self.services.bus, delivery, retry.after, later, _reason(retry), records)
+        verdict = await defer(
+            self.services.bus, delivery, retry.after, later, _reason(retry), records, supply=self._settles()
+        )
         if verdict == "CONTROL":
             failure = ("model_away" if retry.kind else "", 0.0)
             return await self._bury(delivery, str(retry), records, failure=failure)
@@ -189,7 +225,9 @@ class Instance:
         else:
             records.add("DEFERRED", f"until it is back: {retry}" if retry.models else f"{retry.after:.1f} s: {retry}")
         later = msgspec.structs.replace(envelope, meta={**envelope.meta, WAITED: True})
-        verdict = await defer(self.services.bus, delivery, retry.after, later, reason, records)
+        verdict = await defer(
+            self.services.bus, delivery, retry.after, later, reason, records, quiet=True, supply=self._settles()
+        )
         if verdict == "CONTROL":
             failure = ("model_away" if retry.kind else "", 0.0)
             return await self._bury(delivery, str(retry), records, failure=failure)
@@ -215,9 +253,12 @@ class Instance:
         history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
         logger.warning("gave up %s: %s", _where(delivery), reason)
         verdict = await bury(
-            self.services.bus, delivery, reason, f"{sentence} (turn {turn})", records, history, details
+            self.services.bus, delivery, reason, f"{sentence} (turn {turn})", records, history, details, self._settles()
         )
         self._note_verdict(delivery, verdict, ended=True)
+
+    async def _bury_late(self, delivery: Delivery, records: Records) -> None:
+        await self._bury(delivery, "it took too long", records, failure=("took_too_long", 0))
 
     async def _settle_unreadable(self, delivery: Delivery, records: Records) -> None:
         """Defer what a newer version wrote, bury it if a turn depends on it, quarantine anything else."""
@@ -236,7 +277,7 @@ class Instance:
 
     async def _after_cancellation(self, delivery: Delivery, records: Records) -> None:
         if self.lost == "LATE":
-            return await self._bury(delivery, "it took too long", records, failure=("took_too_long", 0))
+            return await self._bury_late(delivery, records)
         logger.info("cancelled at %s: %s", _where(delivery), self.lost)
         if self.lost != "DRAIN":
             await self._record_fencing(delivery)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rolecall.agent.context import AgentServices, RoleInfo
 from rolecall.bus.leases import Demand
+from rolecall.bus.settle import Refill
 from rolecall.config import Role
 from rolecall.worker.instance import Instance
 
@@ -18,6 +19,8 @@ class Roster:
     services: AgentServices
     roles: dict[str, Role] = field(default_factory=dict)
     instances: dict[str, list[Instance]] = field(default_factory=dict)
+    supplier: Callable[[Instance, str], Refill | None] | None = None
+    """Says what the instances take along when they settle; see Instance.supplier."""
 
     def deploy(self, roles: Iterable[Role], services: AgentServices) -> None:
         """Run ``roles`` in this process, with ``services``. Existing instances use the new agent class and services
@@ -35,9 +38,16 @@ class Roster:
             instance.retiring = True
         for instance in group[:count]:
             instance.retiring = False
-        group[:] = [i for n, i in enumerate(group) if n < count or i.delivery is not None]
+        group[:] = [i for n, i in enumerate(group) if n < count or i.delivery is not None or i.following is not None]
         for _ in range(len(group), count):
-            group.append(Instance(self._id(role, group), role, self.roles[role].agent(), self.services))
+            name, agent = self._id(role, group), self.roles[role].agent()
+            group.append(Instance(name, role, agent, self.services, supplier=self.supplier))
+
+    def supplied_by(self, supplier: Callable[[Instance, str], Refill | None]) -> None:
+        """Have all instances, now and later, ask ``supplier`` what to take along."""
+        self.supplier = supplier
+        for instance in self.everyone():
+            instance.supplier = supplier
 
     def free(self, role: str) -> int:
         """How many instances of ``role`` may take an envelope now."""
@@ -45,26 +55,32 @@ class Roster:
 
     def pick(self, role: str) -> Instance | None:
         """A free instance of ``role``; of several, the one that has handled least."""
-        candidates = [i for i in self.instances.get(role, ()) if i.delivery is None and not i.retiring]
-        return min(candidates, key=lambda instance: instance.handled, default=None)
+        found: Instance | None = None
+        for instance in self.instances.get(role, ()):
+            if instance.free and (found is None or instance.handled < found.handled):
+                found = instance
+        return found
 
     def everyone(self) -> list[Instance]:
         """All instances."""
         return [instance for group in self.instances.values() for instance in group]
 
-    def demands(self) -> list[Demand]:
-        """What there is room for. Of entries on their last delivery a role takes one at a time, so that a poisonous
-        envelope kills nothing else."""
-        last_delivery, wanted = self.services.bus.settings.max_deliveries, []
-        for role, group in self.instances.items():
-            free, last_ok = 0, True
-            for instance in group:  # computed at every step of the reader, hence in one pass
-                if instance.delivery is None:
-                    free += not instance.retiring
-                elif instance.delivery.count >= last_delivery:
-                    last_ok = False
-            if free:
-                wanted.append(Demand(role, free, last_ok))
+    def idle(self, role: str) -> list[Instance]:
+        """The free instances of ``role``, the one that has handled least first."""
+        return sorted((i for i in self.instances.get(role, ()) if i.free), key=lambda instance: instance.handled)
+
+    def last_ok(self, role: str) -> bool:
+        """Whether ``role`` may take an entry on its last delivery: one at a time, so that a poisonous envelope kills
+        nothing else."""
+        last, group = self.services.bus.settings.max_deliveries, self.instances.get(role, ())
+        return not any(i.delivery is not None and i.delivery.count >= last for i in group)
+
+    def demands(self, roles: Iterable[str] | None = None) -> list[Demand]:
+        """What there is room for, in all roles or in some."""
+        wanted = []
+        for role in self.instances if roles is None else roles:
+            if idle := self.idle(role):
+                wanted.append(Demand(role, len(idle), self.last_ok(role), tuple(i.id for i in idle)))
         return wanted
 
     def _id(self, role: str, group: list[Instance]) -> str:

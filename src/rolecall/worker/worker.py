@@ -6,12 +6,25 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from rolecall.background import cancel_and_wait, log_level
 from rolecall.bus.bus import Bus
-from rolecall.bus.leases import Delivery, Demand, ensure_groups, hand_back, read_entry, renew, streams_of, take
+from rolecall.bus.leases import (
+    Delivery,
+    Demand,
+    Order,
+    ensure_groups,
+    hand_back,
+    read_entry,
+    renew,
+    streams_of,
+    take_and_begin,
+)
+from rolecall.bus.settle import Refill
 from rolecall.bus.turn import turns_in_flight
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
@@ -23,23 +36,37 @@ from rolecall.worker.roster import Roster
 logger = logging.getLogger(__name__)
 END_SECONDS = 1.0
 """How long each step of stopping may take that is not a handler's work."""
+OTHER_SHARDS = 4
+"""With several shards, an instance that settles takes its next envelope from the same shard, except for one time in so
+many: then the other shards are looked at as well."""
 
 
 class Worker:
     """Takes envelopes for the free instances of ``roster`` and runs their handlers; ``reader`` opens a blocking
-    connection, one per shard."""
+    connection, one per shard.
+
+    While there is a backlog, an instance gets its next envelope with the reply to its settling step; the intakes serve
+    the instances that are idle.
+    """
 
     def __init__(self, bus: Bus, roster: Roster, reader: Callable[[], Reader]) -> None:
         self.bus = bus
         self.roster = roster
-        self._intakes = [Intake(self, shard, reader()) for shard in bus.shards]
+        self._intake_of = [Intake(self, shard, reader()) for shard in bus.shards]
+        self._intakes = list(self._intake_of)
         self._handling: set[asyncio.Task[None]] = set()
         self._late = 2 * bus.settings.heartbeat_seconds
         self._renewed = time.monotonic()
         self.claims_from = self._renewed + self._late
         self.draining = False
         self.taking = asyncio.Lock()
+        self.claiming: set[str] = set()
+        """The roles for which a step is on its way that takes expired leases over: one at a time, so that no role gets
+        two entries on their last delivery."""
+        self.released = asyncio.Event()
+        """Set whenever a step has taken what it can for the instances that were set aside for it."""
         self._drained = asyncio.Event()
+        roster.supplied_by(self._supply)
 
     async def run(self) -> None:
         """Take and handle envelopes until ``drain``."""
@@ -86,41 +113,53 @@ class Worker:
         now = time.monotonic()
         return now >= self.claims_from and now - self._renewed <= self._late
 
-    async def dispatch(self, deliveries: Iterable[Delivery]) -> None:
-        """Start each delivery on a free instance, or hand it back."""
-        for delivery in deliveries:
-            if delivery.previous == self.bus.process and self._holds(delivery):
-                continue  # this process stalled past its lease and just took its own entry, which renewed it
-            instance = None if self.draining else self.roster.pick(delivery.role)
-            if instance is None:
-                await self._hand_back(delivery)
-                continue
+    def assign(self, delivery: Delivery, instance: Instance | None) -> bool:
+        """Have ``instance`` handle ``delivery``, now or as soon as it is done with its current one; without one, hand
+        it back. Returns whether the instance got it."""
+        if delivery.previous == self.bus.process and self._holds(delivery):
+            return False  # this process stalled past its lease and just took its own entry, which renewed it
+        if instance is None or instance.retiring or self.draining:
+            self._run(self._hand_back(delivery), "rolecall hand back").add_done_callback(self._handling.discard)
+            return False
+        if instance.delivery is not None:
+            instance.following = delivery
+        else:
             instance.occupy(delivery)
-            task = asyncio.create_task(instance.handle(), name=instance.id)
-            self._handling.add(task)
-            task.add_done_callback(self._freed)
+            task = self._run(instance.handle(), instance.id)
+            task.add_done_callback(lambda done: self._freed(done, instance))
+        return True
 
-    def freed_up(self) -> None:
-        """Tell the readers that instances became free."""
+    def freed_up(self, roles: Collection[str] | None = None, *, poll: bool = True) -> None:
+        """Tell the intakes that instances of ``roles``, by default of any, became free. With ``poll``, they look for
+        work at once."""
         for intake in self._intakes:
-            intake.nudge()
+            intake.nudge(self.roster.instances if roles is None else roles, poll=poll)
+        self._intakes.append(self._intakes.pop(0))  # another one is first next time
 
     async def check_leases(self, conversation: str | None = None) -> None:
         """Renew the held leases, of one conversation or of all, and cancel handlers that lost theirs."""
         for shard in self.bus.shards:
-            held = [i for i in self.roster.everyone() if i.delivery and i.delivery.shard == shard.number]
+            held = [(i, delivery) for i, delivery in self._held() if delivery.shard == shard.number]
             if conversation is not None:
-                held = [i for i in held if i.delivery and i.delivery.conversation == conversation]
+                held = [(i, delivery) for i, delivery in held if delivery.conversation == conversation]
                 if not held:
                     continue
             await self._renew(shard, held)
 
-    async def _renew(self, shard: ShardKeys, held: list[Instance]) -> None:
-        now, limit = time.monotonic(), self.bus.settings.handling_seconds
-        holders = {i.delivery.id + i.delivery.stream: i for i in held if i.delivery and now - i.since < limit}
-        deliveries = [i.delivery for i in holders.values() if i.delivery]
-        for lost in await renew(self.bus, shard, deliveries):
-            instance = holders[lost.id + lost.stream]
+    def _held(self) -> list[tuple[Instance, Delivery]]:
+        """The entries that this process holds and may still hold, with the instances they are for."""
+        limit, held = time.monotonic() - self.bus.settings.handling_seconds, []
+        for instance in self.roster.everyone():
+            if instance.delivery is not None and instance.since > limit:
+                held.append((instance, instance.delivery))
+            if instance.following is not None:
+                held.append((instance, instance.following))
+        return held
+
+    async def _renew(self, shard: ShardKeys, held: Sequence[tuple[Instance, Delivery]]) -> None:
+        holders = {id(delivery): instance for instance, delivery in held}
+        for lost in await renew(self.bus, shard, [delivery for _, delivery in held]):
+            instance = holders[id(lost)]
             if instance.delivery is lost:
                 instance.cancel("FENCED")
 
@@ -141,9 +180,19 @@ class Worker:
             self.claims_from = now + self._late
 
     def _holds(self, delivery: Delivery) -> bool:
-        limit = time.monotonic() - self.bus.settings.handling_seconds
-        held = [(i.delivery.stream, i.delivery.id) for i in self.roster.everyone() if i.delivery and i.since > limit]
-        return (delivery.stream, delivery.id) in held
+        return any((held.stream, held.id) == (delivery.stream, delivery.id) for _, held in self._held())
+
+    def _supply(self, instance: Instance, onward: str) -> Refill | None:
+        """What ``instance`` takes along when it settles; see Instance.supplier."""
+        if self.draining or instance.delivery is None:
+            return None
+        shard = instance.delivery.shard
+        return self._intake_of[shard].refill(instance, onward)
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._handling.add(task)
+        return task
 
     async def _hand_back(self, delivery: Delivery) -> None:
         try:
@@ -151,15 +200,18 @@ class Worker:
         except ServerError as error:
             logger.warning("an entry of %s waits until its lease expires: %s", delivery.conversation, error)
 
-    def _freed(self, task: asyncio.Task[None]) -> None:
+    def _freed(self, task: asyncio.Task[None], instance: Instance) -> None:
         self._handling.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("an instance failed", exc_info=task.exception())
-        self.freed_up()
+        following, instance.following = instance.following, None
+        if (following is None or not self.assign(following, instance)) and instance.free:
+            self.freed_up((instance.role,))
 
 
 class Intake:
-    """The reader of one shard: polls while TAKE finds work, otherwise blocks in XREADGROUP."""
+    """The intake of one shard: polls while TAKE finds work, otherwise blocks in XREADGROUP, and says what an instance
+    takes along when it settles."""
 
     def __init__(self, worker: Worker, shard: ShardKeys, reader: Reader) -> None:
         self.worker = worker
@@ -169,10 +221,13 @@ class Intake:
         self._room = asyncio.Event()
         self._listening: frozenset[str] = frozenset()
         self._waking: asyncio.Task[None] | None = None
-        self._takes = 0
+        self._takes: Counter[str] = Counter()
         self._next_claim = 0.0
-        # Whether TAKE may find work: after one that did, after XREADGROUP returned, and when an instance became free.
-        self._poll = True
+        # Roles for which TAKE may find work: after one that did, after XREADGROUP returned, and when an instance became
+        # free without having looked here.
+        self._poll = set(worker.roster.instances)
+        # Roles for which the last look found as much as there was room for.
+        self._backlog: set[str] = set()
         # Roles whose expired leases are still to be claimed, as soon as an instance is free.
         self._unclaimed: set[str] = set()
 
@@ -195,37 +250,109 @@ class Intake:
         self._room.set()
         await self.reader.wake()
 
-    def nudge(self) -> None:
-        """Interrupt a read that does not listen for a role which has a free instance now."""
-        if not self._room.is_set():
-            self._poll = True
-            self._room.set()
-        if self._listening and any(d.role not in self._listening for d in self._demands()):
-            self._listening, self._poll = frozenset(), True
+    def nudge(self, roles: Collection[str], *, poll: bool) -> None:
+        """Serve ``roles``, of which instances became free: interrupt a read that does not listen for them. With
+        ``poll``, look for work first."""
+        unheard = [role for role in roles if role not in self._listening]
+        if not unheard:
+            return
+        if poll:
+            self._poll.update(unheard)
+        self._room.set()
+        if self._listening:
+            self._listening = frozenset()
             self._waking = asyncio.create_task(self.reader.wake(), name="rolecall wake")
 
+    def refill(self, instance: Instance, onward: str) -> Refill | None:
+        """What ``instance`` takes along when it settles: an entry of the role ``onward``, to which its turn may go, for
+        an idle instance of that role, and the next one for itself while there is a backlog."""
+        roster, role, slots = self.worker.roster, instance.role, list[Instance]()
+        if onward and (idle := roster.pick(onward)) is not None:
+            slots.append(idle)
+        start = self._first_band(role)
+        elsewhere = len(self._bus.shards) > 1 and self._takes[role] % OTHER_SHARDS == 1
+        if self._scan_due():
+            self._unclaimed = set(roster.instances)
+        if not instance.retiring and not elsewhere and (role in self._backlog or role in self._unclaimed):
+            slots.append(instance)
+        if not slots:
+            return None
+        demands = [Demand(slot.role, 1, roster.last_ok(slot.role), (slot.id,)) for slot in slots]
+        order = self._ordered(demands, slots, start)
+        telling = {role} if instance in slots else set[str]()
+        return Refill(order, lambda deliveries: self._delivered(order, slots, deliveries, telling))
+
     async def _round(self) -> None:
-        demands = self._demands()
+        demands = self.worker.roster.demands()
         if not demands:
             self._room.clear()
             await self._room.wait()
-        elif await self._claim_due(demands) or self._poll:
-            await self._take()
+        elif await self._claim_due(demands) or any(demand.role in self._poll for demand in demands):
+            async with self.worker.taking:
+                # Handlers that were just started run first: what they send at once is taken in the same round trip.
+                await asyncio.sleep(0)
+                await self._take(self._poll | self._unclaimed)
         else:
             await self._listen(demands)
 
-    async def _take(self) -> None:
-        async with self.worker.taking:
-            # Handlers that were just started run first: what they send at once is then taken in the same round trip.
-            await asyncio.sleep(0)
-            demands = self._demands()
-            claim = self._has_unclaimed(demands)
-            taken = await take(self._bus, self.shard, demands, self._first_band(), claim)
-            self._poll = bool(taken)
-            if claim:  # a role of which something was claimed may have more than there were free instances
-                found = {delivery.role for delivery in taken if delivery.previous}
-                self._unclaimed -= {demand.role for demand in demands} - found
-            await self.worker.dispatch(taken)
+    async def _take(self, roles: Collection[str], begun: Sequence[tuple[Delivery, Instance]] = ()) -> None:
+        """Take for the idle instances of ``roles``, and record that ``begun`` begin."""
+        roster, demands, slots = self.worker.roster, list[Demand](), list[Instance]()
+        for role in roster.instances:
+            if role in roles and (idle := roster.idle(role)):
+                demands.append(Demand(role, len(idle), roster.last_ok(role), tuple(i.id for i in idle)))
+                slots += idle
+        self._poll.difference_update(roles)
+        if not slots and not begun:
+            return
+        order, deliveries = self._ordered(demands, slots, self._first_band("")), list[Delivery]()
+        try:
+            ids = [(delivery, instance.id) for delivery, instance in begun]
+            deliveries, verdicts = await take_and_begin(self._bus, self.shard, order, ids)
+        except ServerError:
+            self._poll.update(roles)
+            raise
+        finally:
+            self._delivered(order, slots, deliveries, {demand.role for demand in demands})
+        self._poll.update(delivery.role for delivery in deliveries)
+        for (delivery, instance), (verdict, beginning) in zip(begun, verdicts, strict=True):
+            instance.begun(delivery, verdict, beginning)
+
+    def _ordered(self, demands: Sequence[Demand], slots: Iterable[Instance], start: int) -> Order:
+        """An order for ``demands``; ``slots`` are set aside until it is delivered."""
+        roles = {demand.role for demand in demands}
+        claim = not roles.isdisjoint(self._unclaimed) and roles.isdisjoint(self.worker.claiming)
+        if claim:
+            self.worker.claiming |= roles
+        for instance in slots:
+            instance.reserved = True
+        return Order(demands, start, claim)
+
+    def _delivered(
+        self, order: Order, slots: Sequence[Instance], deliveries: Iterable[Delivery], telling: Collection[str]
+    ) -> None:
+        """Give ``deliveries`` to the instances they were taken for, and free the others. What came for the roles
+        ``telling`` says whether they have a backlog."""
+        found, claimed = Counter[str](), set[str]()
+        for instance in slots:
+            instance.reserved = False
+        for delivery in deliveries:
+            found[delivery.role] += 1
+            if delivery.previous:
+                claimed.add(delivery.role)
+            self.worker.assign(delivery, slots[delivery.slot])
+        for demand in order.demands:
+            if found[demand.role] < demand.free:
+                self._backlog.discard(demand.role)
+            elif demand.role in telling:
+                self._backlog.add(demand.role)
+        if order.claim:  # a role of which something was claimed may have more than there were free instances
+            roles = {demand.role for demand in order.demands}
+            self.worker.claiming -= roles
+            self._unclaimed -= roles - claimed
+        self.worker.released.set()
+        if idle := {instance.role for instance in slots if instance.free}:
+            self.worker.freed_up(idle, poll=False)
 
     async def _listen(self, demands: list[Demand]) -> None:
         roles = [demand.role for demand in demands]
@@ -240,31 +367,49 @@ class Intake:
             )  # fmt: skip
         finally:
             self._listening = frozenset()
-        self._poll |= bool(reply)
-        role_of = {stream.encode(): role for role, stream in streams}
-        for stream, entries in reply or ():
-            taken = [read_entry(self.shard.number, stream.decode(), role_of[stream], entry) for entry in entries]
-            await self.worker.dispatch(taken)
+        if reply:
+            role_of = {stream.encode(): role for role, stream in streams}
+            await self._begin([
+                read_entry(self.shard.number, stream.decode(), role_of[stream], entry)
+                for stream, entries in reply
+                for entry in entries
+            ])  # fmt: skip
+
+    async def _begin(self, deliveries: Sequence[Delivery]) -> None:
+        """Give what a blocking read brought to idle instances, which begin at once, and look for more."""
+        for delivery in deliveries:
+            instance = await self._idle(delivery.role)
+            assigned = self.worker.assign(delivery, instance) and delivery.usable
+            # Sent before the handler runs: a turn begins before it is settled.
+            await self._take({delivery.role}, [(delivery, instance)] if assigned and instance is not None else [])
+
+    async def _idle(self, role: str) -> Instance | None:
+        """An idle instance of ``role``, if there is one once the steps on their way have taken what they can."""
+        roster = self.worker.roster
+        while (instance := roster.pick(role)) is None and any(i.reserved for i in roster.instances.get(role, ())):
+            self.worker.released.clear()
+            await self.worker.released.wait()
+        return instance
 
     async def _claim_due(self, demands: list[Demand]) -> bool:
         """Whether to claim expired leases now; never while no turn is in flight in the shard."""
-        now = time.monotonic()
-        if now >= self._next_claim and self.worker.may_claim():
-            self._next_claim = now + self._bus.settings.scan_seconds * random.uniform(0.7, 0.95)
+        if self._scan_due():
             busy = await turns_in_flight(self._bus, self.shard)
             self._unclaimed = set(self.worker.roster.instances) if busy else set()
-        return self._has_unclaimed(demands)
-
-    def _has_unclaimed(self, demands: list[Demand]) -> bool:
         return any(demand.role in self._unclaimed for demand in demands)
 
-    def _first_band(self) -> int:
-        """High first; one TAKE in four starts with normal, one in eight with low, so that no band starves."""
-        self._takes += 1
-        return 2 if self._takes % 8 == 0 else 1 if self._takes % 4 == 0 else 0
+    def _scan_due(self) -> bool:
+        """Whether it is time to look for expired leases; at most once in the scan interval."""
+        now = time.monotonic()
+        if now < self._next_claim or not self.worker.may_claim():
+            return False
+        self._next_claim = now + self._bus.settings.scan_seconds * random.uniform(0.7, 0.95)
+        return True
 
-    def _demands(self) -> list[Demand]:
-        return self.worker.roster.demands()
+    def _first_band(self, role: str) -> int:
+        """High first; one TAKE in four starts with normal, one in eight with low, so that no band starves."""
+        self._takes[role] += 1
+        return 2 if self._takes[role] % 8 == 0 else 1 if self._takes[role] % 4 == 0 else 0
 
     async def _recreated(self) -> bool:
         logger.warning("shard %d: the consumer groups are missing; creating them again", self.shard.number)

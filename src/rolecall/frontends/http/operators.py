@@ -26,11 +26,20 @@ from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.transcripts.reading import Filters, Summary, since
-from rolecall.transcripts.record import Record, find, format_line, read_records, session_files, visible
+from rolecall.transcripts.record import (
+    RECORD_ID,
+    Order,
+    Record,
+    entry_order,
+    find,
+    format_line,
+    read_records,
+    session_files,
+    visible,
+)
 from rolecall.transcripts.timeline import timelines
 
 router = APIRouter(tags=["operators"], dependencies=[Depends(operator)])
-ENTRY_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 Page = Annotated[int, Query(ge=1, le=1_000_000, description="page number, from 1")]
 PageSize = Annotated[int, Query(ge=1, le=500, description="rows per page")]
@@ -229,11 +238,10 @@ def _as_json(record: Record, services: Services) -> dict[str, Any]:
     return {**msgspec.to_builtins(record), "line": visible(format_line(record, services.tz))}
 
 
-def _order_of(record_id: str) -> tuple[int, int]:
-    if not ENTRY_ID.fullmatch(record_id):
+def _order_of(record_id: str) -> Order:
+    if not RECORD_ID.fullmatch(record_id):
         raise HTTPException(422, text("bad_record_id"))
-    ms, _, number = record_id.partition("-")
-    return int(ms), int(number)
+    return entry_order(record_id)
 
 
 async def _current(services: Services, conversation: str) -> dict[str, Any]:

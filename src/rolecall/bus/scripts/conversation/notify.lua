@@ -3,7 +3,7 @@
 --   remembered: message for the history as JSON, or ''; said: the notice as the log shows it
 --   keep: ms that an idle conversation is kept
 -- Returns OK | DUP | CONFLICT (the same key with another text); the last two write nothing.
--- include: clock state entry turn
+-- include: clock state entry trace turn
 -- keys: idempotency outbox history
 -- args: digest repeat_ms payload remembered history_limit keep instance said
 local known = redis.call('GET', IDEMPOTENCY)
@@ -23,4 +23,5 @@ if not running then
   for _, key in ipairs({ CONVERSATION, HISTORY, PREFERENCES }) do redis.call('PEXPIRE', key, KEEP) end
 end
 record('', 0, INSTANCE, 'NOTE', 'notice: ' .. SAID)
+flush()
 return 'OK'

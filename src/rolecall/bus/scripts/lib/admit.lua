@@ -58,6 +58,7 @@ local function join(turn)
     if turn == running then redis.call('ZADD', DEFERRED, renewed, NAME) end
   end
   received(turn, since, 'joins this turn, which has not begun')
+  flush()
   return { 'MERGED', turn, (redis.call('LPOS', MAILBOX, turn) or -1) + 1, NOW, '' }
 end
 
@@ -79,25 +80,23 @@ local function refused(ended)
   if unfinished >= tonumber(USER_SOFT_LIMIT) then BAND = BAND == 'h' and 'n' or 'l' end
 end
 
--- Begin a new session on a new day, after a long rest or on request. Returns the log record of a new one.
+-- Begin a new session on a new day, after a long rest or on request. Returns the log record of a new one, and what
+-- changes in the conversation.
 local function begin_session()
-  local last, title = unpack(redis.call('HMGET', CONVERSATION, 'last', 'title'))
   local function day(ms) return math.floor((ms + tonumber(UTC_OFFSET)) / 86400000) end
-  local fresh = not session or day(NOW) ~= day(tonumber(session)) or NOW - tonumber(last or 0) > tonumber(IDLE_MS)
+  local fresh = not session or day(NOW) ~= day(tonumber(session)) or NOW - tonumber(rested or 0) > tonumber(IDLE_MS)
   session = fresh and NOW or tonumber(session)
-  redis.call('HSET', CONVERSATION, 'session', session, 'last', NOW)
-  if TITLE ~= '' then redis.call('HSET', CONVERSATION, 'title', TITLE) end
-  return fresh and 'session of ' .. NAME .. ' title ' .. (TITLE ~= '' and TITLE or title or '-')
+  local changes = { 'session', session, 'last', NOW }
+  if TITLE ~= '' then changes[5], changes[6] = 'title', TITLE end
+  return fresh and 'session of ' .. NAME .. ' title ' .. (TITLE ~= '' and TITLE or known_title or '-'), changes
 end
 
 -- Make the message a turn: it runs, is held back, or waits in the mailbox.
 local function accept()
   local turn = unordered and 'c' .. redis.call('HINCRBY', CONVERSATION, 'cseq', 1)
     or tostring(redis.call('HINCRBY', CONVERSATION, 'seq', 1))
-  local fresh = begin_session()
-  -- A conversation with a running turn never expires; its time to live starts when it rests.
-  if not unordered then redis.call('PERSIST', CONVERSATION)
-  elseif not running then redis.call('PEXPIRE', CONVERSATION, KEEP) end
+  local known_before = session
+  local fresh, changes = begin_session()
   redis.call('SET', IDEMPOTENCY, turn .. '|' .. DIGEST, 'PX', REPEAT_MS)
   redis.call('HSET', JOURNAL, turn .. ':e', ENVELOPE, turn .. ':b', BAND, turn .. ':u', PRINCIPAL, turn .. ':o', REPLY_TO,
     turn .. ':r', NOW)
@@ -108,14 +107,22 @@ local function accept()
   local outcome, ahead = 'RUN', 0
   if unordered then
     redis.call('HINCRBY', CONVERSATION, 'ctl', 1)
+    redis.call('HSET', CONVERSATION, unpack(changes))
     redis.call('ZADD', ACTIVE, NOW, NAME .. '\31' .. turn)
-    redis.call('XADD', FIRST.h, '*', 'c', NAME, 't', turn, 'h', 0, 'e', ENVELOPE)
+    redis.call('XADD', FIRST.h, '*', 'c', NAME, 't', turn, 'h', 0, 'e', ENVELOPE, 'r', NOW)
+    if not running then redis.call('PEXPIRE', CONVERSATION, KEEP) end
   elseif running then
+    redis.call('HSET', CONVERSATION, unpack(changes))
     outcome, ahead = 'WAIT', redis.call('RPUSH', MAILBOX, turn)
   else
-    run(turn, ENVELOPE, '', BAND, hold > 0 and NOW + hold)
+    -- A conversation with a running turn never expires; its time to live starts when it rests.
+    if known_before then redis.call('PERSIST', CONVERSATION) end
+    run(turn, ENVELOPE, '', BAND, NOW, hold > 0 and NOW + hold, unpack(changes))
   end
   received(turn, NOW, outcome == 'WAIT' and 'waits, place ' .. ahead)
-  return { outcome, turn, ahead, NOW, event(turn, outcome == 'RUN' and 'accepted' or 'queued', 'n', ahead) }
+  flush()
+  local id = event(turn, outcome == 'RUN' and 'accepted' or 'queued', 'n', ahead)
+  redis.call('EXPIRE', EVENTS, 3600)
+  return { outcome, turn, ahead, NOW, id }
 end
 

@@ -9,9 +9,10 @@
 -- args: keep keep_result history_limit
 local FIRST = { h = FIRST_HIGH, n = FIRST_NORMAL, l = FIRST_LOW }
 
+-- Returns the counter of all users.
 local function count(user, counter, by)
-  redis.call('HINCRBY', STATISTICS, counter, by)
   if user ~= '' then redis.call('HINCRBY', STATISTICS, 'u:' .. user .. ':' .. counter, by) end
+  return redis.call('HINCRBY', STATISTICS, counter, by)
 end
 
 local function leave(user)
@@ -33,16 +34,17 @@ end
 
 -- Write the one answer of `turn` wherever it is awaited, and clear its journal. The key `result` gets the id of the final
 -- event, a space, and the event.
-local function finish(turn, result, kind, final)
+local function finish(turn, result, kind, final, tokens_in, tokens_out)
   local user, front, received = unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r'))
   user = user or ''
   local id = event(turn, kind, 'x', final)
   redis.call('SET', result, id .. ' ' .. final, 'PX', KEEP_RESULT)
   if front and front ~= '' then redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', turn, 'e', final) end
-  count(user, 'turns', 1)
+  if count(user, 'turns', 1) == 1 then redis.call('EXPIRE', STATISTICS, 691200) end
   count(user, 'ms', math.max(0, NOW - (received or NOW)))
   if kind ~= 'final' then count(user, kind, 1) end
-  redis.call('EXPIRE', STATISTICS, 691200)
+  if (tokens_in or '0') ~= '0' then count(user, 'in', tokens_in) end
+  if (tokens_out or '0') ~= '0' then count(user, 'out', tokens_out) end
   leave(user)
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
     turn .. ':g', turn .. ':d')
@@ -59,6 +61,7 @@ end
 local function evict()
   if at == SLEEPING then
     redis.call('ZREM', DEFERRED, NAME)
+    redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q')
   elseif at == place(STREAM, ENTRY) then
     redis.pcall('XACK', STREAM, 'g', ENTRY)
     redis.call('XDEL', STREAM, ENTRY)
@@ -68,27 +71,28 @@ local function evict()
   return true
 end
 
--- Make `turn` the running turn. It sleeps first if it is held until `due`.
-local function run(turn, envelope, parts, band, due)
+-- Make `turn` the running turn, with more `fields` of the conversation. It sleeps first if it is held until `due`.
+local function run(turn, envelope, parts, band, received, due, ...)
   local stream, to = FIRST[band], SLEEPING
   if tonumber(due or 0) > NOW then
     redis.call('HSET', JOURNAL, 'defer:s', stream, 'defer:h', 0)
     redis.call('ZADD', DEFERRED, due, NAME)
   else
-    to = place(stream, redis.call('XADD', stream, '*', 'c', NAME, 't', turn, 'h', 0, 'e', envelope, 'x', parts or ''))
+    local id = redis.call('XADD', stream, '*', 'c', NAME, 't', turn, 'h', 0, 'e', envelope, 'x', parts or '',
+      'r', received or NOW)
+    to = place(stream, id)
   end
-  redis.call('HSET', CONVERSATION, 'cur', turn, 'at', to)
+  redis.call('HSET', CONVERSATION, 'cur', turn, 'at', to, ...)
   redis.call('ZADD', ACTIVE, NOW, NAME)
 end
 
 -- Run the next waiting turn of the conversation, or let the conversation rest.
 local function release()
-  redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e')
   local turn = redis.call('LPOP', MAILBOX)
   while turn do
-    local envelope, parts, band, due =
-      unpack(redis.call('HMGET', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':d'))
-    if envelope then return run(turn, envelope, parts, band, due) end
+    local envelope, parts, band, received, due =
+      unpack(redis.call('HMGET', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':r', turn .. ':d'))
+    if envelope then return run(turn, envelope, parts, band, received, due) end
     turn = redis.call('LPOP', MAILBOX)
   end
   redis.call('HDEL', CONVERSATION, 'cur', 'at')
@@ -98,7 +102,9 @@ end
 
 -- Append to the history: a list of messages as JSON.
 local function remember(list)
-  for _, message in ipairs(list) do redis.call('RPUSH', HISTORY, message) end
-  if #list > 0 then redis.call('LTRIM', HISTORY, -tonumber(HISTORY_LIMIT), -1) end
+  if #list == 0 then return end
+  if redis.call('RPUSH', HISTORY, unpack(list)) > tonumber(HISTORY_LIMIT) then
+    redis.call('LTRIM', HISTORY, -tonumber(HISTORY_LIMIT), -1)
+  end
 end
 

@@ -1,11 +1,12 @@
--- Prelude of the scripts that act on one turn; follows clock, state and entry. STREAM and ENTRY say where the caller
--- expects the turn's entry.
+-- Prelude of the scripts that act on one turn; follows clock, state, entry and trace. STREAM and ENTRY say where the
+-- caller expects the turn's entry.
 --   name: the conversation's id
 --   channel: wakes the followers of the conversation
--- keys: conversation journal events log preferences
+-- keys: conversation journal events preferences
 -- args: name turn channel
 local CONTROL = is_control(TURN)
-local running, at, session = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at', 'session'))
+local running, at, session, rested, known_title =
+  unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at', 'session', 'last', 'title'))
 
 -- OK, FENCED (another process holds the entry), or STALE (the turn has ended or is elsewhere). A stale entry is dropped;
 -- nothing else is written.
@@ -29,22 +30,22 @@ local function moved(to)
   if not CONTROL then redis.call('HSET', CONVERSATION, 'at', to) end
 end
 
-local function event(turn, kind, ...)
-  local id = redis.call('XADD', EVENTS, 'MAXLEN', '~', 4000, '*', 't', turn, 'k', kind, ...)
-  redis.call('EXPIRE', EVENTS, 3600)
-  redis.call('PUBLISH', CHANNEL, kind)
-  return id
-end
+-- Append an event. The stream keeps its time to live, which admission, a long wait and the end of the last turn set.
+local function event(turn, kind, ...) return tell(EVENTS, CHANNEL, turn, kind, ...) end
 
--- Write one log record, `ago` ms old. `since` is when the turn was received; without it, the journal says so.
+-- Add one log record, `ago` ms old. `since` is when the turn was received; without it, the journal says so.
 local function record(turn, ago, instance, word, text, since)
   local ms = NOW - tonumber(ago)
   local received = tonumber(since or redis.call('HGET', JOURNAL, turn .. ':r') or ms)
-  redis.call('XADD', LOG, 'MAXLEN', '~', 200000, '*', 'c', NAME, 's', session or NOW, 't', turn,
-    'ms', ms, 'd', math.max(0, ms - received), 'i', instance, 'w', word, 'x', text)
+  log_record(NAME, session, turn, received, ms, instance, word, text)
 end
 
--- Write the caller's log records: a flat list of ms ago, instance, word, text.
+-- When the turn was received: `told` by the caller, '0' if it does not know.
+local function received_at(told)
+  return told ~= '0' and told or redis.call('HGET', JOURNAL, TURN .. ':r') or NOW
+end
+
+-- Add the caller's log records: a flat list of ms ago, instance, word, text. `since` is when the turn was received.
 local function records(list, since)
   for r = 1, #list, 4 do record(TURN, list[r], list[r + 1], list[r + 2], list[r + 3], since) end
 end

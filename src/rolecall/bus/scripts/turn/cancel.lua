@@ -1,7 +1,7 @@
 -- End a turn from outside, wherever its entry is. The process that holds the entry is fenced.
 --   stream, entry: the place in the conversation's `at`; final: the final event as JSON; kind: cancelled | error
 -- Returns OK | DONE (it has ended already, or never existed) | MOVED (read `at` again).
--- include: clock state entry turn finish
+-- include: clock state entry trace turn finish
 -- args: final kind remembered* records*
 local waiting = redis.call('LPOS', MAILBOX, TURN)
 if waiting then
@@ -19,4 +19,5 @@ if waiting then
 else
   release()
 end
+flush()
 return 'OK'

@@ -3,7 +3,7 @@
 --   said: the message as the log shows it; max_bytes: limit for a turn with all its parts
 -- Returns {EDITED|RUNNING|DONE|UNKNOWN|FULL, turn}. A repeat, or an edit older than the current one, is EDITED and
 -- changes nothing.
--- include: clock state entry turn
+-- include: clock state entry trace turn
 -- keys: mailbox idempotency
 -- args: version envelope part instance said max_bytes
 local known = redis.call('GET', IDEMPOTENCY)
@@ -24,4 +24,5 @@ if joined and #text + #other > tonumber(MAX_BYTES) then return { 'FULL', turn } 
 redis.call('HSET', JOURNAL, field, text)
 redis.call('SET', IDEMPOTENCY, turn .. '|' .. digest .. '|' .. number .. '|' .. VERSION, 'KEEPTTL')
 record(turn, 0, INSTANCE, 'NOTE', 'edited: ' .. SAID)
+flush()
 return { 'EDITED', turn }

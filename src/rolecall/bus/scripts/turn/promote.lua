@@ -8,7 +8,8 @@
 local due = redis.call('ZSCORE', DEFERRED, NAME)
 if not due then return 'GONE' end
 if tonumber(due) > NOW and EARLY ~= '1' then return 'EARLY' end
-local stream, hop, deferred = unpack(redis.call('HMGET', JOURNAL, 'defer:s', 'defer:h', 'defer:e'))
+local stream, hop, deferred, quiet =
+  unpack(redis.call('HMGET', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q'))
 local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
 if stream and stream ~= WAKE_STREAM then return 'MOVED' end
 redis.call('ZREM', DEFERRED, NAME)
@@ -16,7 +17,8 @@ if not stream or at ~= SLEEPING then return 'GONE' end
 local first, joined = unpack(redis.call('HMGET', JOURNAL, running .. ':e', running .. ':x'))
 local envelope = deferred or first
 local parts = envelope == first and joined or ''
-local id = redis.call('XADD', WAKE_STREAM, '*', 'c', NAME, 't', running, 'h', hop, 'e', envelope, 'x', parts)
+local fields = { 'c', NAME, 't', running, 'h', hop, 'e', envelope, 'x', parts, quiet and 'q' or nil, quiet or nil }
+local id = redis.call('XADD', WAKE_STREAM, '*', unpack(fields))
 redis.call('HSET', CONVERSATION, 'at', place(WAKE_STREAM, id))
-redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e')
+redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q')
 return 'OK'

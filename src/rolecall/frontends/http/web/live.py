@@ -21,15 +21,15 @@ from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_s
 from rolecall.frontends.http.task import TaskRef, event_data, find_task, tell_task
 from rolecall.frontends.http.web import views
 from rolecall.frontends.http.web.views import Query
-from rolecall.transcripts.record import Record, entry_order, read_records, session_files
+from rolecall.transcripts.record import RECORD_ID, Order, Record, entry_order, read_records, session_files
 
 router = APIRouter(include_in_schema=False)
 LIST_SECONDS = 1.0
 LOG_SECONDS = 0.4
 NOW_SECONDS = 2.0
 """How often each of them polls."""
-RECORD_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
-START = (-1, -1)
+EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
+START = (-1, -1, 0)
 Text = Annotated[str, Parameter(max_length=200)]
 
 
@@ -69,7 +69,7 @@ async def follow_chat(
     services: ServicesDep, ref: Annotated[TaskRef, Depends(_found_task)], last_event_id: Annotated[str, Header()] = ""
 ) -> Events:
     """A task's events from the first that is stored, so that it shows every role that worked on it."""
-    after = last_event_id if RECORD_ID.fullmatch(last_event_id) else "0-0"
+    after = last_event_id if EVENT_ID.fullmatch(last_event_id) else "0-0"
     async with aclosing(until_stopped(services, _task_events(services, ref, after))) as events:
         async for one in events:
             yield one
@@ -155,7 +155,7 @@ async def _list_events(services: Services, query: Query, found: dict[str, Any]) 
             yield event("conversations", found)
 
 
-async def _conversation_events(services: Services, name: str, order: tuple[int, int]) -> Events:
+async def _conversation_events(services: Services, name: str, order: Order) -> Events:
     yield RETRY
     directory = services.log_dir / "conversations" / name
     stamp: object = None

@@ -1,0 +1,89 @@
+-- Prelude of the scripts that lease entries for the free slots of a process; follows clock, state and trace. The entries
+-- belong to any conversations of the shard, so the keys of these are made here, from stems without a name.
+--   streams: demand by demand, each one's in the order to serve them
+--   lease: ms, 0 leaves expired leases alone
+--   demands: one by one: role, '1' if an entry may be on its last delivery here, number of streams, number of free
+--     slots, then the instance in each slot
+-- keys: streams*
+-- args: conversation_stem journal_stem events_stem channel_stem lease max_deliveries
+-- args: demands*
+
+-- Record that an instance begins an entry that this process has just leased. If the process dies mid-attempt, this is all
+-- that remains. Returns when the turn was received, or 0 if the entry is not that of a running turn; ms since then; and
+-- ms since the entry was written.
+--   quiet: writes nothing
+local function begin(stream, id, count, previous, name, turn, hop, received, quiet, role, instance)
+  local running, at, session = unpack(redis.call('HMGET', CONVERSATION_STEM .. name, 'cur', 'at', 'session'))
+  if is_control(turn) then
+    if redis.call('HEXISTS', JOURNAL_STEM .. name, turn .. ':e') == 0 then return 0, 0, 0 end
+  elseif running ~= turn or at ~= place(stream, id) then
+    return 0, 0, 0
+  end
+  received = tonumber(received or redis.call('HGET', JOURNAL_STEM .. name, turn .. ':r') or NOW)
+  if not quiet and count <= tonumber(MAX_DELIVERIES) then
+    local events = EVENTS_STEM .. name
+    tell(events, CHANNEL_STEM .. name, turn, 'started', 'r', role, 'h', hop, 'n', count, 'w', instance)
+    -- Admission gave the stream an hour.
+    if NOW - received > 600000 then redis.call('EXPIRE', events, 3600) end
+    local word, text = 'STARTED', 'hop ' .. hop
+    if previous ~= '' then word, text = 'TAKEN_OVER', text .. ' attempt ' .. count .. ' from ' .. previous end
+    log_record(name, session, turn, received, NOW, instance, word, text)
+  end
+  return received, NOW - received, math.max(0, NOW - tonumber(string.match(id, '^%d+')))
+end
+
+-- Lease what the demands ask for: first entries whose lease expired, then new ones. Returns {{index in `streams`, entry
+-- id, delivery count, previous holder or '', {field, value …}, number of the slot, and what `begin` returns} …}.
+local function take()
+  local lease, most, taken = tonumber(LEASE), tonumber(MAX_DELIVERIES), {}
+  local role, last, free, slot, before
+
+  local function add(k, id, count, previous, fields)
+    local entry, received, age, waited = {}, 0, 0, 0
+    for f = 1, #fields, 2 do entry[fields[f]] = fields[f + 1] end
+    if entry.c and entry.t then
+      received, age, waited = begin(STREAMS[k], id, count, previous, entry.c, entry.t, entry.h or '', entry.r,
+        entry.q and count == 1, role, DEMANDS[slot])
+    end
+    taken[#taken + 1] = { k, id, count, previous, fields, slot - before, received, age, waited }
+    free, slot = free - 1, slot + 1
+  end
+
+  local function claim(k)
+    local rows = redis.pcall('XPENDING', STREAMS[k], 'g', 'IDLE', lease, '-', '+', 100)
+    if rows.err then return end
+    for _, row in ipairs(rows) do
+      local id, holder, _, count = unpack(row)
+      local deliveries = count + 1
+      if free > 0 and (deliveries ~= most or last) then
+        local entry = redis.call('XCLAIM', STREAMS[k], 'g', PROCESS, lease, id)[1]
+        if entry and entry[2] then
+          add(k, id, deliveries, holder, entry[2])
+          if deliveries == most then last = false end
+        end
+      end
+    end
+  end
+
+  local function read(k)
+    local reply = redis.pcall('XREADGROUP', 'GROUP', 'g', PROCESS, 'COUNT', free, 'STREAMS', STREAMS[k], '>')
+    if reply and reply.err then
+      redis.call('XGROUP', 'CREATE', STREAMS[k], 'g', '0', 'MKSTREAM')
+      return read(k)
+    end
+    for _, entry in ipairs(reply and reply[1][2] or {}) do add(k, entry[1], 1, '', entry[2]) end
+  end
+
+  local first, d = 1, 1
+  before = 0
+  while DEMANDS[d] do
+    role, last, free, slot = DEMANDS[d], DEMANDS[d + 1] == '1', tonumber(DEMANDS[d + 3]), d + 4
+    before = before + 4
+    local beyond, following = first + tonumber(DEMANDS[d + 2]), slot + free
+    for k = first, beyond - 1 do if lease > 0 and free > 0 then claim(k) end end
+    for k = first, beyond - 1 do if free > 0 then read(k) end end
+    first, d = beyond, following
+  end
+  return taken
+end
+
