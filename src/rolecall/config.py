@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import logging
 import os
 import re
+import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -86,9 +88,7 @@ class Config(Settings):
 
 
 class _Environment(Settings, BaseSettings):
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True, env_file_encoding="utf-8"
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
     @classmethod
     def settings_customise_sources(
@@ -99,7 +99,7 @@ class _Environment(Settings, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, dotenv_settings, init_settings
+        return env_settings, init_settings
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,26 @@ class Application:
     def tz(self) -> tzinfo | None:
         """The time zone of the transcripts: TZ, or None for the system's. Raises ConfigError for an unknown one."""
         name = self.settings.tz
-        if name is None:
-            return None
-        try:
-            return ZoneInfo(name.removeprefix(":"))
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ConfigError(f"TZ={name} is invalid: expected a time zone such as Europe/Berlin or UTC") from None
+        return None if name is None else time_zone(name)
+
+
+def time_zone(name: str) -> tzinfo:
+    """The time zone ``name`` in the forms that TZ has in the C library: Europe/Berlin, :Europe/Berlin, a file, or rules
+    such as CET-1CEST,M3.5.0,M10.5.0/3. Raises ConfigError."""
+    zone = name.strip().removeprefix(":")
+    try:
+        if zone.startswith("/"):
+            with open(zone, "rb") as file:
+                return ZoneInfo.from_file(file, key=zone)
+        return ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass
+    try:  # rules stand at the end of such a file, behind transitions, of which this one has none
+        header = struct.pack(">4sc15x6l", b"TZif", b"2", 0, 0, 0, 0, 1, 4) + struct.pack(">lbb4s", 0, 0, 0, b"UTC")
+        return ZoneInfo.from_file(io.BytesIO(header * 2 + b"\n" + zone.encode() + b"\n"), key=zone)
+    except (ValueError, OSError):
+        expected = "expected a time zone such as Europe/Berlin or UTC, or rules such as CET-1CEST,M3.5.0,M10.5.0/3"
+        raise ConfigError(f"TZ={name} is invalid: {expected}") from None
 
 
 def application_directory(given: str | os.PathLike[str] | None = None) -> Path:
@@ -218,9 +232,12 @@ def read_settings(directory: Path, config: Config | None = None) -> Settings:
     """The settings in force in ``directory``: environment over ``.env`` over files with one secret each
     (``<NAME>_FILE``) over ``config`` over the defaults."""
     own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
-    files = _secrets_in_files({**_dotenv(directory), **os.environ})
+    dotenv = _dotenv(directory)
+    given = {FORMER_NAMES.get(name, name).lower(): value for name, value in dotenv.items() if name in FORMER_NAMES}
+    given |= {name.lower(): value for name, value in dotenv.items() if name.lower() in Settings.model_fields}
+    files = _secrets_in_files({**dotenv, **os.environ})
     try:
-        return _Environment(_env_file=directory / ".env", **{**own, **files})
+        return _Environment(**{**own, **files, **given})
     except ValidationError as error:
         raise ConfigError(_explain(error, _origins(directory, config))) from None
 
@@ -265,7 +282,7 @@ def _check_origin(directory: Path) -> None:
 
 def _dotenv(directory: Path) -> dict[str, str]:
     try:
-        found = dotenv_values(directory / ".env")
+        found = dotenv_values(directory / ".env", encoding="utf-8-sig", interpolate=False)
     except OSError as error:
         raise ConfigError(f"{directory / '.env'} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

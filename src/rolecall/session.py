@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
+from rolecall.redis.address import checked_host, checked_url
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.server import RedisServer
@@ -79,16 +80,13 @@ async def open_session(application: Application, process: str, *, start: bool) -
 def configured_url(settings: Settings) -> str | None:
     """The URL from REDIS_URL or REDIS_HOST; None means the bundled server. Raises ConfigError."""
     if settings.redis_url is not None:
-        url = settings.redis_url.get_secret_value()
-        _check_url(url)
-        return url
+        return checked_url(settings.redis_url.get_secret_value())
     if settings.redis_host is None:
         return None
     user = quote(settings.redis_username or "", safe="")
     password = quote(settings.redis_password.get_secret_value(), safe="") if settings.redis_password else ""
     login = f"{user}:{password}@" if user or password else ""
-    host = f"[{settings.redis_host}]" if ":" in settings.redis_host else settings.redis_host
-    return f"redis://{login}{host}:{settings.redis_port}/{settings.redis_db}"
+    return f"redis://{login}{checked_host(settings.redis_host)}:{settings.redis_port}/{settings.redis_db}"
 
 
 def connections_needed(settings: Settings, front_ends: int = 0) -> int:
@@ -105,17 +103,6 @@ def _check_connections(settings: Settings, front_ends: int) -> None:
             f"REDIS_MAX_CONNECTIONS={settings.redis_max_connections} is too low: a process opens up to {need} "
             f"connections when SHARDS={settings.shards}"
         )
-
-
-def _check_url(url: str) -> None:
-    expected = "expected redis://user:password@host:6379/0, rediss://… or unix:///path"
-    try:
-        parts = urlsplit(url)
-        wrong = parts.scheme not in ("redis", "rediss", "unix") or parts.port == 0
-    except ValueError:
-        wrong = True
-    if wrong:
-        raise ConfigError(f"REDIS_URL=(secret) is invalid: {expected}")
 
 
 @asynccontextmanager

@@ -1,8 +1,10 @@
-"""Every setting of a deployment as one typed value. Pure: nothing here reads the environment."""
+"""Every setting of a deployment as one typed value, and how its addresses and proxies are read."""
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
+import os
 import re
 import ssl
 from collections.abc import Callable, Iterable
@@ -17,6 +19,7 @@ from rolecall.errors import ConfigError
 
 FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
 """Old environment name → new one; the old names still work."""
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 KEPT_OPEN = 20
 HIDDEN = "•••"
 """Stands for a secret."""
@@ -322,8 +325,11 @@ def address(variable: str, url: str) -> str:
     return url.rstrip("/")
 
 
-def proxy_of(setting: str) -> str:
-    """SYSTEM, NO or the proxy's URL. Raises ConfigError; its text omits the value, which may contain a password."""
+def proxy_of(setting: str, server: str = "") -> str:
+    """SYSTEM, NO or the proxy's URL, for calls to ``server``. Raises ConfigError, also for a proxy variable of the
+    environment that no client can use; its text omits the value, which may contain a password."""
+    if setting.upper() == "SYSTEM" and not is_loopback(server):
+        _check_environment()
     if setting.upper() in ("SYSTEM", "NO"):
         return setting.upper()
     url = setting if "://" in setting else f"http://{setting}"
@@ -335,6 +341,45 @@ def proxy_of(setting: str) -> str:
     if not known:
         raise ConfigError("PROXY is invalid: expected SYSTEM, NO or host:port")
     return url
+
+
+def _check_environment() -> None:
+    for variable in PROXY_VARIABLES:
+        if value := _environment(variable):
+            _check_proxy(variable, value)
+    for entry in _environment("NO_PROXY").split(","):
+        if not _is_host(entry.strip()):
+            raise ConfigError(
+                f"NO_PROXY has an entry that is invalid: {entry.strip()[:60]!r}; expected host names, domains and "
+                "addresses such as localhost,.example.org,10.0.0.0/8,::1"
+            )
+
+
+def _check_proxy(variable: str, value: str) -> None:
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        good = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or parts.scheme not in ("http", "https", "socks5", "socks5h"):
+        raise ConfigError(f"{variable} is invalid: expected a proxy such as http://host:port; PROXY=NO goes without")
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        raise ConfigError(f"{variable} is a SOCKS proxy, which needs: pip install socksio; PROXY=NO goes without")
+
+
+def _is_host(entry: str) -> bool:
+    """Whether the clients take ``entry`` of NO_PROXY: of what contains a colon, an IPv6 address or ``host:port``."""
+    host, _, port = entry.rpartition(":")
+    if not host:
+        return entry.isascii()
+    try:
+        return bool(ipaddress.ip_address(entry))
+    except ValueError:
+        return entry.isascii() and ":" not in host and port.isdigit()
+
+
+def _environment(variable: str) -> str:
+    return os.environ.get(variable.lower()) or os.environ.get(variable) or ""
 
 
 def is_loopback(url: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from rolecall.cli.checks_deployment import EXTRAS
 from tests.applications import AGENTS, CONFIG, make_application, run_rolecall
 from tests.valkey import ValkeyProcess
@@ -106,3 +108,25 @@ def test_a_problem_inside_the_running_parts_is_one_line_too(tmp_path: Path) -> N
     assert (done.returncode, done.stderr.splitlines()[-1].partition(":")[0]) == (2, "rolecall")
     assert "role samplellm has no usable model" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+STRANGE = {
+    "option": {"REDIS_URL": "redis://127.0.0.1:1/0?family=0"},
+    "password": {"REDIS_URL": "redis://:hun/ter2@127.0.0.1:1"},
+    "host": {"REDIS_HOST": "http://127.0.0.1"},
+    "proxies": {"NO_PROXY": "localhost,::1/128", "ALL_PROXY": "socks5://127.0.0.1:1"},
+    "zone": {"TZ": "Mars/Base"},
+    "addresses": {"OPENAI_BASE_URL": "nowhere", "LOCAL_URL": "http://[::1", "TELEGRAM_API_URL": "x"},
+    "token": {"TELEGRAM_BOT_TOKEN": "1:é", "TELEGRAM_API_URL": "http://127.0.0.1:1"},
+    "directory": {"LOG_DIR": "/proc/nowhere"},
+}
+
+
+@pytest.mark.parametrize("strange", list(STRANGE))
+def test_whatever_it_finds_it_goes_on_to_its_end(tmp_path: Path, strange: str) -> None:
+    done = run_rolecall("check", "--app", make_application(tmp_path), environment=STRANGE[strange])
+    assert "Traceback" not in done.stdout + done.stderr and "hun" not in done.stdout + done.stderr
+    if done.stdout:
+        assert done.stdout.splitlines()[-1] == "Nothing failed." or "of these failed" in done.stdout.splitlines()[-1]
+    else:
+        assert done.stderr.startswith("rolecall: ") and len(done.stderr.splitlines()) == 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from rolecall.config import Application, application_directory, load
+from rolecall.config import Application, application_directory, load, time_zone
 from rolecall.errors import ConfigError
 from rolecall.session import configured_url, connections_needed, open_session
 from rolecall.settings import Settings
@@ -54,6 +55,41 @@ def test_the_environment_is_over_dotenv_over_config_over_the_defaults(
     assert loaded.sources["SCAN_SECONDS"] == loaded.sources["HEARTBEAT_SECONDS"] == ".env"
     assert loaded.sources["APPENDFSYNC"] == "config.py"
     assert "MAX_DELIVERIES" not in loaded.sources
+
+
+@pytest.mark.parametrize("value", ["a${HOME}b", "$HOME", "a#b", "${", "a=b", "%20"])
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_value_of_dotenv_is_taken_as_it_stands(tmp_path: Path, value: str, quote: str) -> None:
+    settings = application(tmp_path, f"REDIS_PASSWORD={quote}{value}{quote}\n").settings
+    assert settings.redis_password is not None and settings.redis_password.get_secret_value() == value
+
+
+def test_dotenv_with_a_byte_order_mark_and_former_names_is_read(tmp_path: Path) -> None:
+    settings = application(tmp_path, "\ufeffSCAN_SECONDS=2\r\nRETRIES=5\r\n").settings
+    assert (settings.scan_seconds, settings.max_deliveries) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "winter", "summer"),
+    [
+        ("Europe/Berlin", 1, 2), (":Europe/Berlin", 1, 2), ("CET-1CEST,M3.5.0,M10.5.0/3", 1, 2), ("UTC", 0, 0),
+        ("<+03>-3", 3, 3), ("EST5", -5, -5), ("EST5EDT", -5, -4), ("/usr/share/zoneinfo/Europe/Berlin", 1, 2),
+    ],
+)  # fmt: skip
+def test_a_time_zone_is_written_as_the_c_library_takes_it(name: str, winter: int, summer: int) -> None:
+    if name.startswith("/") and not Path(name).exists():
+        pytest.skip("no zoneinfo files on this machine")
+    zone = time_zone(name)
+    hours = [datetime(2026, month, 15, tzinfo=zone).utcoffset() for month in (1, 7)]
+    assert hours == [timedelta(hours=winter), timedelta(hours=summer)]
+
+
+@pytest.mark.parametrize(
+    "name", ["Mars/Base", "Europe", "../etc", "CET-1CEST,M3.5", "/etc/hostname", "/nowhere", "\x00"]
+)
+def test_what_is_no_time_zone_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ConfigError, match="is invalid: expected a time zone such as Europe/Berlin"):
+        time_zone(name)
 
 
 def test_an_empty_variable_and_an_unknown_one_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,45 @@ def test_certificates_that_the_environment_names_count_without_a_proxy_too(
 )
 def test_a_proxy_is_the_system_s_none_or_a_host_and_port(setting: str, means: str) -> None:
     assert proxy_of(setting) == means
+
+
+BAD = {"ALL_PROXY": ["socks4://h:1", "http://h:port", "http://[::1", "ftp://h", "http://u:hunter2@"]}
+BAD["NO_PROXY"] = ["localhost,::1/128", "[::1]", "fd00::/8", "x:y", "é.example"]
+
+
+@pytest.mark.parametrize(("variable", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_proxy_variable_that_no_client_can_use_is_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"^{variable} ") as caught:
+        proxy_of("SYSTEM", ELSEWHERE)
+    assert "hunter2" not in str(caught.value)
+    assert proxy_of("SYSTEM", "http://127.0.0.1:1") == "SYSTEM"
+    assert proxy_of("NO", ELSEWHERE) == "NO"
+
+
+@pytest.mark.parametrize(
+    "value", ["localhost,127.0.0.1", "::1,.example.org,*.x,*,10.0.0.0/8", "host:80", "", " a , b "]
+)
+def test_what_the_clients_take_of_no_proxy_is_taken(
+    http: ModuleType, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", value)
+    assert proxy_of("SYSTEM", ELSEWHERE) == "SYSTEM"
+    http.Client(verify=False).close()
+
+
+def test_a_socks_proxy_names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("socksio") is not None:
+        pytest.skip("socksio is installed")
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="ALL_PROXY is a SOCKS proxy, which needs: pip install socksio"):
+        proxy_of("SYSTEM", ELSEWHERE)
 
 
 @pytest.mark.parametrize("setting", ["", "nonsense", "host:port", "user:hunter2@host", "host:70000"])

@@ -3,9 +3,10 @@ whether a process of this host is alive, for health checks of containers."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -15,10 +16,11 @@ from rich.text import Text
 from rolecall.bus.processes import ProcessState, live_processes
 from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
 from rolecall.cli.checks_deployment import look_at_deployment
-from rolecall.cli.checks_server import look_at_models, look_at_server
+from rolecall.cli.checks_server import ServerLook, look_at_models, look_at_server
 from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
 from rolecall.cli.scale import source_of_count
 from rolecall.config import Application
+from rolecall.errors import RolecallError
 from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings
 from rolecall.version import __version__
 
@@ -31,16 +33,17 @@ async def check(app_dir: Path | None, console: Console) -> int:
     """Print it all; exit status 1 if something failed. Nothing that was not there stays behind: the bundled server,
     where none runs, is started for as long as this takes."""
     application = load_quietly(app_dir)
-    server = await look_at_server(application)
+    server = ServerLook()
+    await _survived("server", look_at_server(application, server), server.findings)
     print_lines(console, [f"Rolecall {__version__}, application {application.directory}"], style="bold")
     _show_settings(application, console)
     _show_roles(application, server.live, console)
     sections = (
         ("Server", server.findings),
-        ("Models", await look_at_models(application)),
-        ("Telegram", await look_at_telegram(application.settings)),
-        ("Application", look_at_application(application)),
-        ("Deployment checklist", look_at_deployment(application, server)),
+        ("Models", await _survived("models", look_at_models(application))),
+        ("Telegram", await _survived("bot", look_at_telegram(application.settings))),
+        ("Application", await _survived("application", asyncio.to_thread(look_at_application, application))),
+        ("Deployment checklist", await _survived("list", asyncio.to_thread(look_at_deployment, application, server))),
     )
     for title, findings in sections:
         _show_findings(title, findings, _secrets(application), console)
@@ -48,6 +51,23 @@ async def check(app_dir: Path | None, console: Console) -> int:
     verdict = f"{failed} of these failed; what to do stands below each" if failed else "Nothing failed."
     print_lines(console, ["", verdict], style="bold")
     return 1 if failed else 0
+
+
+async def _survived(
+    name: str, look: Awaitable[Iterable[Finding]], findings: list[Finding] | None = None
+) -> list[Finding]:
+    """``findings`` and what ``look`` finds; whatever it raises is a finding too."""
+    found = [] if findings is None else findings
+    try:
+        found += await look
+    except Exception as error:  # the boundary: a check says what it could not check, and goes on
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        text = " ".join(str(error).split())
+        if not isinstance(error, RolecallError):
+            text = f"could not be checked: {type(error).__name__}: {text}"
+        found.append(Finding("failed", name, text))
+    return found
 
 
 async def health(app_dir: Path | None, kind: str, console: Console) -> int:

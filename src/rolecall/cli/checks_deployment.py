@@ -11,6 +11,7 @@ from rolecall.bus.envelope import MAX_BYTES
 from rolecall.cli.checks import Finding, judged
 from rolecall.cli.checks_server import ServerLook
 from rolecall.config import Application
+from rolecall.errors import ConfigError
 from rolecall.serving.spec import WAYS_OUT
 from rolecall.session import configured_url, connections_needed
 
@@ -39,10 +40,16 @@ def look_at_deployment(application: Application, server: ServerLook) -> list[Fin
         *_cpu(application),
         _connections(application, server),
         *(_server_lines(application, server) if server.info else []),
-        _hosts(application),
-        _protection(application),
+        *_address(application),
         _environment(application),
     ]
+
+
+def _address(application: Application) -> list[Finding]:
+    try:
+        return [_hosts(application), _protection(application)]
+    except ConfigError:  # said of the server already
+        return []
 
 
 def _server_lines(application: Application, server: ServerLook) -> list[Finding]:

@@ -57,10 +57,9 @@ class ServerLook:
     appendfsync: str = ""
 
 
-async def look_at_server(application: Application) -> ServerLook:
-    """Ask the application's server; the bundled one, if it does not run, is started for as long as that takes.
-    Nothing is written to it."""
-    look = ServerLook()
+async def look_at_server(application: Application, look: ServerLook) -> list[Finding]:
+    """Ask the application's server and fill ``look``; returns what else is found. The bundled server, if it does not
+    run, is started for as long as that takes. Nothing is written to it."""
     try:
         async with reached(application) as (server, was_up):
             found = await server.check()
@@ -74,9 +73,9 @@ async def look_at_server(application: Application) -> ServerLook:
     except RolecallError as error:
         remedy = "see that it runs and that REDIS_URL or REDIS_HOST name it; unset both for the bundled one"
         look.findings.append(Finding("failed", "server", str(error), remedy))
-    if configured_url(application.settings) is None and look.info:
-        look.findings.append(await _disk(application.state_dir))
-    return look
+    if look.info and configured_url(application.settings) is None:
+        return [await _disk(application.state_dir)]
+    return []
 
 
 @asynccontextmanager

@@ -53,6 +53,8 @@ class Outage:
         self._failing: dict[object, str] = {}
         self._began = 0.0
         self._refused = 0.0
+        self._level = logging.INFO
+        """WARNING once the server was reached: of a server that never was, whoever starts tells."""
 
     @property
     def reason(self) -> str:
@@ -71,7 +73,7 @@ class Outage:
         if not self._failing:
             self._began = self._refused
             why = str(error).removeprefix(UNAVAILABLE)
-            logger.warning("the server at %s is unavailable, waiting: %s", self._address, why)
+            logger.log(self._level, "the server at %s is unavailable, waiting: %s", self._address, why)
         self._failing[part] = _reason(error.code)
 
     def forget(self, part: object) -> None:
@@ -82,7 +84,8 @@ class Outage:
         """Note that ``part`` works."""
         if self._failing.pop(part, None) and not self._failing:
             lasted = time.monotonic() - self._began
-            logger.warning("the server at %s is available again after %.1f s", self._address, lasted)
+            logger.log(self._level, "the server at %s is available again after %.1f s", self._address, lasted)
+        self._level = logging.WARNING
 
 
 def server_error(error: BaseException) -> ServerError:

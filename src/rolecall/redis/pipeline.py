@@ -89,7 +89,7 @@ class Wire:
                     group.create_task(self._write(connection), name="rolecall wire writer")
                     group.create_task(self._read(connection), name="rolecall wire reader")
                     group.create_task(self._watch(connection), name="rolecall wire watch")
-            except* (RedisError, OSError) as failures:
+            except* Exception as failures:  # the boundary: whoever waits for an answer gets one, whatever happened
                 self._fail(cause_of(failures))
             finally:
                 await self._disconnect()

@@ -19,6 +19,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ConfigError, ServerError, ServerFull, ServerRefused, ServerUnavailable
+from rolecall.redis.address import without_secrets
 from rolecall.redis.condition import SECTIONS, ServerCondition
 from rolecall.redis.outage import WRITES, Outage, translated
 from rolecall.redis.pipeline import Connection, Wire, close, connecting, cut, new_connection, on_bytes, packed
@@ -170,8 +171,7 @@ class RedisServer:
     @property
     def address(self) -> str:
         """The server's URL without user and password."""
-        scheme, _, rest = self.url.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        return without_secrets(self.url)
 
     @property
     def connected(self) -> bool:

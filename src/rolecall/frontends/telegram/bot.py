@@ -174,7 +174,7 @@ def _secrets(settings: Settings) -> set[str]:
 
 def _proxy(settings: Settings, url: str) -> str | None:
     """The proxy for ``url``: PROXY, or the one of the environment; None on this machine or without a proxy."""
-    proxy = proxy_of(settings.proxy)
+    proxy = proxy_of(settings.proxy, url)
     if proxy == "NO" or is_loopback(url):
         return None
     if proxy != "SYSTEM":
@@ -183,6 +183,8 @@ def _proxy(settings: Settings, url: str) -> str | None:
     found = system.get(parts.scheme) or system.get("all")
     if not found or proxy_bypass(parts.hostname or ""):
         return None
+    if found.startswith("socks"):
+        raise ConfigError("Telegram cannot use the SOCKS proxy of the environment: set PROXY to an HTTP proxy, or NO")
     return found if "://" in found else f"http://{found}"
 
 

@@ -212,7 +212,7 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
         url=address("GEMINI_BASE_URL", settings.gemini_base_url or GEMINI_URL).removesuffix(f"/{VERSION}"),
         # The SDK wants one, and servers of one's own often ask for none.
         key=secret or "none",
-        proxy=proxy_of(settings.proxy),
+        proxy=proxy_of(settings.proxy, settings.gemini_base_url or GEMINI_URL),
         connect=settings.connect_seconds,
         first_token=settings.first_token_seconds,
         idle_token=settings.idle_token_seconds,

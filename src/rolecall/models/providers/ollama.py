@@ -206,7 +206,7 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
     return Endpoint(
         url=address(variable, settings.ollama_address or OLLAMA_URL),
         key=settings.ollama_api_key.get_secret_value() if settings.ollama_api_key else "",
-        proxy=proxy_of(settings.proxy),
+        proxy=proxy_of(settings.proxy, settings.ollama_address or OLLAMA_URL),
         connect=settings.connect_seconds,
         first_token=settings.first_token_seconds,
         idle_token=settings.idle_token_seconds,

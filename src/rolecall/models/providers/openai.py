@@ -191,7 +191,7 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
         url=address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
         # The SDK wants one, and servers of one's own often ask for none.
         key=secret or "none",
-        proxy=proxy_of(settings.proxy),
+        proxy=proxy_of(settings.proxy, settings.openai_base_url or OPENAI_URL),
         connect=settings.connect_seconds,
         first_token=settings.first_token_seconds,
         idle_token=settings.idle_token_seconds,

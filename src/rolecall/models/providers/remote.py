@@ -25,7 +25,7 @@ class ServedModel:
         self.balance = Balance(server, name, self.look)
         self._candidates = [place.candidate(name) for place in places]
         self._speakers = {one: OpenAIModel(*_speaking(name, place, settings)) for one, place in self.places.items()}
-        self._proxy = proxy_of(settings.proxy)
+        self._proxies = {one: proxy_of(settings.proxy, place.url) for one, place in self.places.items()}
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> ServedModel:
@@ -54,7 +54,7 @@ class ServedModel:
         import httpx2
 
         place = self.places[server]
-        await look(place, client_options(place.url, self._proxy, httpx2.Limits))
+        await look(place, client_options(place.url, self._proxies[server], httpx2.Limits))
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -94,7 +94,7 @@ def _speaking(name: str, place: ModelAt, settings: Settings) -> tuple[str, Endpo
     endpoint = Endpoint(
         place.url,
         place.key or "none",
-        proxy=proxy_of(settings.proxy),
+        proxy=proxy_of(settings.proxy, place.url),
         connect=settings.connect_seconds,
         first_token=settings.first_token_seconds,
         idle_token=settings.idle_token_seconds,

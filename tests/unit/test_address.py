@@ -1,0 +1,90 @@
+"""The server's address as people write it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from rolecall.errors import ConfigError, ServerError
+from rolecall.redis.address import checked_host, checked_url, without_secrets
+from rolecall.redis.server import RedisServer
+
+HOST = "redis://127.0.0.1:6379/0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        HOST, "redis://host", "redis://host/", "redis://[::1]:6379", "redis://user:p%40ss%2F@host:1/15", "redis://u:a@b@h",
+        "rediss://host?ssl_cert_reqs=none&ssl_ca_certs=/ca.pem", "unix:///run/v@lkey.sock?db=1&password=x",
+    ],
+)  # fmt: skip
+def test_what_redis_takes_is_taken_as_it_stands(url: str) -> None:
+    assert checked_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        (f"{HOST}?family=0", "option family, which is unknown"),
+        (f"{HOST}?dB=1", "(not shown), which is unknown"),
+        (f"{HOST}?db=one", "in the option db"),
+        ("rediss://host?ssl_cert_req=none", "did you mean ssl_cert_reqs?"),
+        ("rediss://host?ssl_cert_reqs=maybe", "REDIS_URL=(secret) is invalid"),
+        (f"{HOST}?ssl_ca_certs=/ca.pem", "option ssl_ca_certs"),
+        ("redis://host/zero", "number of a database"),
+        ("redis://host:port", "REDIS_URL=(secret) is invalid"),
+        ("redis://::1:6379", "REDIS_URL=(secret) is invalid"),
+        ("http://host", "expected redis://"),
+        ("host:6379", "expected redis://"),
+        ("unix://", "expected redis://"),
+        (f"{HOST}#1", "expected redis://"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(url: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=r"^REDIS_URL") as caught:
+        checked_url(url)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password", ["hun/ter2", "hun#ter2", "hun?ter2", "12/ter2", "hun?a=ter2", "h@/ter2", "#ter2", "?ter2="]
+)
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_password_that_is_not_encoded_gets_the_hint_and_is_not_shown(scheme: str, password: str) -> None:
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        checked_url(f"{scheme}://user:{password}@host:6379/0")
+    assert "ter2" not in str(caught.value) and "hun" not in str(caught.value)
+
+
+def test_options_that_are_set_here_are_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert checked_url(f"{HOST}?socket_timeout=3&db=2&decode_responses=1") == f"{HOST}?db=2"
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "use REDIS_SOCKET_TIMEOUT" in caplog.messages[0]
+
+
+def test_messages_have_neither_user_nor_password() -> None:
+    assert without_secrets("redis://user:pass@host:1/0?password=other&db=1") == "redis://host:1/0?db=1"
+    assert without_secrets("unix://:pass@/run/s") == "unix:///run/s"
+
+
+@pytest.mark.parametrize(("host", "written"), [("host", "host"), ("::1", "[::1]"), ("[::1]", "[::1]"), (" h ", "h")])
+def test_a_host_is_written_as_it_stands_in_a_url(host: str, written: str) -> None:
+    assert checked_host(host) == written
+
+
+@pytest.mark.parametrize("host", ["", "host:6379", "cafe:6379", "redis://host", "a b", "u:p@host"])
+def test_what_is_no_host_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"REDIS_HOST.*the port is REDIS_PORT") as caught:
+        checked_host(host)
+    assert "p@" not in str(caught.value)
+
+
+async def test_a_connection_that_cannot_even_be_made_fails_what_waits_for_it() -> None:
+    server = RedisServer(f"{HOST}?family=0")  # not checked: whatever redis-py does, nobody waits for ever
+    with pytest.raises(ServerError):
+        async with asyncio.timeout(2):
+            await server.call("PING")
+    await server.aclose()
