@@ -63,12 +63,32 @@ def test_bytes_from_anywhere_are_an_envelope_or_a_decode_error(raw: bytes) -> No
     "changes",
     [
         {"conversation": ""}, {"conversation": "x" * 201}, {"conversation": "a\nb"}, {"payload": []}, {"payload": None},
-        {"priority": "high"}, {"route": "manager"}, {"surprise": 1}, {"conversation": None}, {"hops": "1"},
+        {"priority": "high"}, {"route": "manager"}, {"conversation": None}, {"hops": "1"},
     ],
 )  # fmt: skip
-def test_a_field_that_is_wrong_or_unknown_is_refused(changes: dict[str, Any]) -> None:
+def test_a_field_that_is_wrong_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(DecodeError):
         decode(json.dumps({"conversation": "a", "payload": {}, **changes}).encode())
+
+
+def test_a_field_that_this_version_does_not_know_is_carried_on_over_hops_and_answers() -> None:
+    raw = json.dumps({"conversation": "a", "payload": {"text": "hi"}, "surprise": {"deep": [1]}}).encode()
+    envelope = decode(raw, turn="7", hops=1)
+    assert (envelope.text, envelope.turn) == ("hi", "7")
+    for later in (
+        envelope,
+        envelope.via("lang", "echo"),
+        envelope.via("lang", "echo").forward(),
+        envelope.reply("done"),
+    ):
+        assert json.loads(encode(later))["surprise"] == {"deep": [1]}
+        assert decode(encode(later)).others == {"surprise": {"deep": [1]}}
+
+
+def test_an_unknown_field_is_as_limited_as_the_payload() -> None:
+    for deep in ("[" * 40 + "]" * 40, "[" * 5000 + "]" * 5000):
+        with pytest.raises(DecodeError):
+            decode(b'{"conversation":"a","payload":{},"surprise":' + deep.encode() + b"}")
 
 
 def test_an_envelope_of_a_later_version_is_told_from_garbage() -> None:

@@ -130,7 +130,9 @@ async def test_followers_are_told_why_a_turn_waits_without_what_the_provider_sai
         (KeyboardInterrupt(), "manager failed: KeyboardInterrupt"),
         (GeneratorExit(), "manager failed: GeneratorExit"),
         (asyncio.CancelledError(), "manager failed: CancelledError"),
-        (BaseExceptionGroup("two", [SystemExit(1)]), "manager failed: BaseExceptionGroup: two (1 sub-exception)"),
+        (StopAsyncIteration(), "manager failed: StopAsyncIteration"),
+        (BaseExceptionGroup("two", [SystemExit(1)]), "manager failed: it called sys.exit(1)"),
+        (ExceptionGroup("two", [Reject("not today"), ValueError("its consequence")]), "not today"),
     ],
 )
 async def test_a_failure_becomes_a_dead_letter_and_one_apology(bus: Bus, error: BaseException | None, why: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
+from rolecall.bus.dead_letters import dead_letters, replay
 from rolecall.bus.leases import renew
 from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, sweep
 from rolecall.bus.processes import ProcessState, live_processes, register, unregister
@@ -108,6 +109,9 @@ async def test_a_turn_in_flight_too_long_ends_with_an_error_and_the_next_runs(bu
     assert await finals(bus) == [("1", "error")]
     assert await answer(bus, held) == "FENCED"
     assert (await take_one(bus)).turn == "2"
+    (letter,) = await dead_letters(bus)
+    assert (letter.conversation, letter.turn, letter.role, letter.reason) == ("a", "1", "manager", "in flight too long")
+    assert (await replay(bus, letter, "operator")).turn == "3"
 
 
 async def test_a_turn_that_began_while_an_older_one_was_looked_at_is_not_ended(bus: Bus) -> None:
@@ -119,6 +123,7 @@ async def test_a_turn_that_began_while_an_older_one_was_looked_at_is_not_ended(b
     await audit(watcher, shard, now)
     assert await finals(bus) == [("1", "final")]
     assert (await snapshot(bus, "a", "2")).state == "running"
+    assert await dead_letters(bus) == []
 
 
 async def test_what_was_addressed_to_a_process_moves_only_when_that_is_gone(bus: Bus, other: Bus) -> None:

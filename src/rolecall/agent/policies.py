@@ -30,6 +30,7 @@ from rolecall.errors import (
     ToolError,
     TurnTimeout,
     UnknownRole,
+    cause_of,
 )
 from rolecall.version import plugins
 
@@ -135,7 +136,19 @@ def timeout(handler: Handler, rules: Rules) -> Handler:
     return timed
 
 
-POLICIES: tuple[Policy, ...] = (limits, back_off, timeout)
+def unwrap_groups(handler: Handler, rules: Rules) -> Handler:
+    """Raise the one error that stands for an exception group, such as that of a TaskGroup in the handler."""
+
+    async def unwrapped(envelope: Envelope, ctx: Context) -> Envelope:
+        try:
+            return await handler(envelope, ctx)
+        except BaseExceptionGroup as group:
+            raise cause_of(group) from group
+
+    return unwrapped
+
+
+POLICIES: tuple[Policy, ...] = (limits, back_off, unwrap_groups, timeout)
 
 
 def wrapped(handler: Handler, rules: Rules) -> Handler:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import envelopes_of, remembered
@@ -42,12 +42,14 @@ STOP = script(
 async def cancel_turn(
     bus: Bus, conversation: str, turn: str, *, instance: str = "front", kind: str = "cancelled",
     text: str = "Stopped.", reason: str = "by the user", history: Sequence[bytes] = (),
+    failure: Mapping[str, Any] | None = None,
 ) -> bool:  # fmt: skip
     """End one turn now; False when it had ended already, and its answer stands. ``kind`` is cancelled or error,
-    ``text`` is what the user reads. Atomic; raises RolecallError if the turn keeps moving on meanwhile."""
-    records = Records(instance)
-    records.add("CANCELLED" if kind == "cancelled" else "ERROR", reason)
-    final, flat = final_event(kind, {"text": text, "reason": reason}), records.flat()
+    ``text`` is what the user reads, ``failure`` that of Event. Atomic; raises RolecallError if the turn keeps moving on
+    meanwhile."""
+    records, more = Records(instance), {"failure": failure} if failure else {}
+    records.add("CANCELLED" if kind == "cancelled" else "DEAD_LETTER", reason)
+    final, flat = final_event(kind, {"text": text, "reason": reason, **more}), records.flat()
     for _ in range(MOVED_TRIES):
         found = await _find(bus, conversation, turn)
         verdict = await bus.server.run(

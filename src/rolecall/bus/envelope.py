@@ -29,7 +29,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The message of a turn as it travels. Immutable: each hop makes a new one.
 
     ``turn`` and ``hops`` travel outside the JSON; the bus sets them when it delivers the envelope. ``meta`` is reserved
-    for later versions; every version passes it on unchanged.
+    for later versions; every version passes it on unchanged, as it does ``others``: the fields of the JSON that it does
+    not know.
     """
 
     conversation: str
@@ -45,6 +46,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     created: int = msgspec.field(default_factory=lambda: time.time_ns() // 1_000_000)
     meta: dict[str, Any] = {}
     v: int = VERSION
+    others: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
@@ -111,7 +113,7 @@ _any_decoder = msgspec.json.Decoder(dict[str, Any])
 def encode(envelope: Envelope) -> bytes:
     """JSON of ``envelope``. Raises EnvelopeTooLarge over 256 kB, and for text over 64 kB of UTF-8."""
     try:
-        raw = _encoder.encode(envelope)
+        raw = _encoder.encode(_flat(envelope) if envelope.others else envelope)
     except (UnicodeEncodeError, TypeError, RecursionError) as error:
         raise RolecallError(f"this envelope cannot be written as JSON: {error}") from None
     if len(raw) > MAX_BYTES:
@@ -133,18 +135,35 @@ def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> 
     if len(raw) > MAX_BYTES:
         raise DecodeError(f"{len(raw):,} bytes; the limit is {MAX_BYTES:,}", raw)
     try:
-        envelope = _decoder.decode(raw)
+        envelope = _read(raw)
         if envelope.v > VERSION:
             raise NewerVersion(f"written by version {envelope.v}, this one reads {VERSION}", raw)
         check_conversation(envelope.conversation)
         payload = _merged(envelope.payload, parts) if parts else envelope.payload
-        if len(raw) + len(parts) > MAX_DEPTH and depth_of(payload) > MAX_DEPTH:
+        if len(raw) + len(parts) > MAX_DEPTH and max(depth_of(payload), depth_of(envelope.others)) > MAX_DEPTH:
             raise DecodeError(f"nested deeper than {MAX_DEPTH}", raw)
     except NewerVersion:
         raise
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RolecallError) as error:
         raise _decode_failure(raw, error) from None
     return msgspec.structs.replace(envelope, turn=turn, hops=hops, payload=payload)
+
+
+def _read(raw: bytes) -> Envelope:
+    try:
+        return _decoder.decode(raw)
+    except msgspec.ValidationError:
+        found = _any_decoder.decode(raw)
+        others = {name: found.pop(name) for name in found.keys() - set(Envelope.__struct_fields__)}
+        if not others:
+            raise
+        return msgspec.structs.replace(msgspec.convert(found, Envelope), others=others)
+
+
+def _flat(envelope: Envelope) -> dict[str, Any]:
+    """The JSON object of an envelope that has fields of another version."""
+    known: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(envelope, others={}))
+    return {**known, **envelope.others}
 
 
 def check_conversation(conversation: str) -> str:

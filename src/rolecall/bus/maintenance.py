@@ -8,8 +8,10 @@ from typing import Any
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.turn import FIRST_ROLE, EntryPlace
+from rolecall.errors import told
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.scripts import script
@@ -135,10 +137,24 @@ async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) 
     # Read after `cur`: that turn is at least this old, or another one has begun since.
     since = await bus.server.call("ZSCORE", shard.active, conversation)
     if current and since and _overdue(bus, now_ms, float(since)):
-        turn = current.decode()
-        text = f"Sorry, this took too long and was given up. (turn {short_turn_id(conversation, turn)})"
-        why = "in flight too long"
-        await cancel_turn(bus, conversation, turn, instance="upkeep", kind="error", text=text, reason=why)
+        await _give_up(bus, shard, conversation, current.decode(), now_ms)
+
+
+async def _give_up(bus: Bus, shard: ShardKeys, conversation: str, turn: str, now_ms: float) -> None:
+    """End a turn as if an instance had given it up. Its dead letter is written first: if this process dies in between,
+    the next audit writes another, but none is missing."""
+    why, raw = "in flight too long", await bus.server.call("HGET", shard.journal(conversation), f"{turn}:e")
+    letter = await bus.server.call(
+        "XADD", shard.dead, "MAXLEN", "~", KEPT, "*", "c", conversation, "t", turn, "h", 0, "e", raw or b"",
+        "why", why, "n", 0, "s", "", "ms", round(now_ms),
+    )  # fmt: skip
+    short = short_turn_id(conversation, turn)
+    ended = await cancel_turn(
+        bus, conversation, turn, instance="upkeep", kind="error", text=f"{told('took_too_long')} (turn {short})",
+        reason=why, failure={"kind": "took_too_long", "wait": 0, "turn": short},
+    )  # fmt: skip
+    if not ended:
+        await bus.server.call("XDEL", shard.dead, letter)
 
 
 def _overdue(bus: Bus, now_ms: float, since: float) -> bool:

@@ -6,6 +6,7 @@ The states of a turn, what scripts need to know of it, and the log records that 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -23,6 +24,8 @@ MOVED_TRIES = 50
 MAX_RECORDS = 64
 MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
+VERBATIM = frozenset({"SENT", "PROCESSING_COMPLETE"})
+"""The words of records that hold no text of an error."""
 FORGET = "FORGET"
 """The word of a log record that asks for the removal of its conversation's files."""
 
@@ -238,15 +241,17 @@ def verdict_of(reply: bytes) -> Verdict:
 @dataclass(slots=True)
 class Records:
     """The log records of one handling, sent with the step that settles it. Bounded: what exceeds MAX_RECORDS or
-    MAX_RECORD_BYTES is left out and counted."""
+    MAX_RECORD_BYTES is left out and counted. ``redacted`` takes secrets out of what errors and agents say."""
 
     instance: str
+    redacted: Callable[[str], str] = str
     entries: list[tuple[float, str, str]] = field(default_factory=list)
     size: int = 0
     left_out: int = 0
 
     def add(self, word: str, text: str) -> None:
         """Record ``word`` with ``text`` as of now."""
+        text = text if word in VERBATIM else self.redacted(text)
         text = text if len(text) <= MAX_RECORD_CHARS else f"{text[:MAX_RECORD_CHARS]}… [{len(text)} characters]"
         if len(self.entries) >= MAX_RECORDS or self.size + len(text) * 4 > MAX_RECORD_BYTES * 4:
             self.left_out += 1

@@ -15,6 +15,8 @@ import msgspec
 from rolecall.agent.agent import Agent
 from rolecall.agent.context import AgentServices, Context
 from rolecall.agent.policies import Rules, wrapped
+from rolecall.background import Rarely
+from rolecall.bus.bus import count_soon
 from rolecall.bus.conversation import Mark, remembered
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import DeltaStream
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 MAX_REASON_CHARS = 2_000
 WAITED = "waited"
 """In the meta of an envelope whose turn was deferred for free: later deferrals are not reported again."""
+DEFECT = ("defect", 0.0)
+TOO_LONG = ("took_too_long", 0.0)
+"""What users are told, as kinds of errors.FAILURES; the reason is for operators."""
+QUARANTINED = Rarely()
 
 
 @dataclass
@@ -91,12 +97,10 @@ class Instance:
         self._task, where = asyncio.current_task(), _where(self.delivery)
         WHO.set(self.id)
         logger.info("handling %s", where)
-        records = Records(self.id)
+        records = self._new_records()
         try:
             await self._handle(self.delivery, records)
         except asyncio.CancelledError:
-            if not self.lost:
-                raise
             await self._after_cancellation(self.delivery, records)
         except ServerError as error:
             logger.warning("leaving %s until its lease expires: %s", where, error)
@@ -117,7 +121,7 @@ class Instance:
             return await discard(bus, delivery)
         if delivery.count > bus.settings.max_deliveries:
             reason = f"it was taken {delivery.count - 1} times and each time its worker ended before an answer"
-            return await self._bury(delivery, reason, records, failure=("defect", 0))
+            return await self._bury(delivery, reason, records, failure=DEFECT)
         if delivery.beginning is not None:
             self._note_beginning(delivery, delivery.beginning)
         if self._late:
@@ -135,14 +139,14 @@ class Instance:
         except Reject as refusal:
             await self._bury(delivery, str(refusal), records, failure=(refusal.kind, refusal.wait))
         except TurnTimeout as late:
-            await self._bury(delivery, str(late), records, failure=("took_too_long", 0))
+            await self._bury(delivery, str(late), records, failure=TOO_LONG)
         except ServerUnavailable:  # not the handler's doing: the lease expires and the envelope is handled again
             raise
         except BaseException as error:  # the boundary: whatever an agent does, sys.exit() included, has an outcome
             if self._ends_this_task(error):
                 raise
             logger.error("failed at %s", _where(delivery), exc_info=error)
-            await self._bury(delivery, f"{self.role} failed: {_raised(error)}", records, failure=("defect", 0))
+            await self._bury(delivery, f"{self.role} failed: {_raised(error)}", records, failure=DEFECT)
         else:
             deltas.close()  # a piece sent after the settling step would be told that the entry is gone
             await self._settle(delivery, result, ctx, records)
@@ -210,7 +214,7 @@ class Instance:
             return await self._bury(delivery, f"{later.attempt} tries did not help: {retry}", records)
         records.add("RETRY" if retry.after < 5 else "DEFERRED", f"in {retry.after:.1f} s: {retry}")
         verdict = await defer(
-            self.services.bus, delivery, retry.after, later, _reason(retry), records, supply=self._settles()
+            self.services.bus, delivery, retry.after, later, self._reason(retry), records, supply=self._settles()
         )
         if verdict == "CONTROL":
             failure = ("model_away" if retry.kind else "", 0.0)
@@ -219,9 +223,9 @@ class Instance:
 
     async def _defer_for_free(self, delivery: Delivery, envelope: Envelope, retry: Retry, records: Records) -> None:
         """Defer without counting an attempt. User and transcript are told once, however often the turn comes back."""
-        reason = _reason(retry)
+        reason = self._reason(retry)
         if _has_waited(delivery):
-            records, reason = Records(self.id), ""
+            records, reason = self._new_records(), ""
         else:
             records.add("DEFERRED", f"until it is back: {retry}" if retry.models else f"{retry.after:.1f} s: {retry}")
         later = msgspec.structs.replace(envelope, meta={**envelope.meta, WAITED: True})
@@ -258,7 +262,7 @@ class Instance:
         self._note_verdict(delivery, verdict, ended=True)
 
     async def _bury_late(self, delivery: Delivery, records: Records) -> None:
-        await self._bury(delivery, "it took too long", records, failure=("took_too_long", 0))
+        await self._bury(delivery, "it took too long", records, failure=TOO_LONG)
 
     async def _settle_unreadable(self, delivery: Delivery, records: Records) -> None:
         """Defer what a newer version wrote, bury it if a turn depends on it, quarantine anything else."""
@@ -269,13 +273,19 @@ class Instance:
                 self._note_verdict(delivery, await defer(bus, delivery, 1, None, delivery.problem, records))
             else:
                 problem = f"its envelope could not be read: {delivery.problem}"
-                await self._bury(delivery, problem, records, failure=("defect", 0))
+                await self._bury(delivery, problem, records, failure=DEFECT)
             return
         self.errors += 1
-        logger.warning("quarantined an entry of %s: %s", delivery.stream, delivery.problem)
+        QUARANTINED.warn(logger, "quarantined an entry of %s: %s", delivery.stream, delivery.problem)
         await quarantine(bus, delivery)
+        count_soon(bus.server, "set_aside", "envelope")
 
     async def _after_cancellation(self, delivery: Delivery, records: Records) -> None:
+        if not self.lost:  # the handler has cancelled its own task
+            if self._task is not None:
+                self._task.uncancel()
+            reason = f"{self.role} failed: it cancelled its own task"
+            return await self._bury(delivery, reason, records, failure=DEFECT)
         if self.lost == "LATE":
             return await self._bury_late(delivery, records)
         logger.info("cancelled at %s: %s", _where(delivery), self.lost)
@@ -289,11 +299,18 @@ class Instance:
         elif ended:
             self.services.meter.time("turn", self._age + time.monotonic() - self.since)
 
+    def _reason(self, retry: Retry) -> str:
+        """What followers are told of a delay: its kind and the seconds it takes, or the handler's own words."""
+        return self.services.bus.settings.redacted(f"{retry.kind} {retry.after:.0f}" if retry.kind else str(retry))
+
+    def _new_records(self) -> Records:
+        return Records(self.id, self.services.bus.settings.redacted)
+
     async def _record_fencing(self, delivery: Delivery) -> None:
-        records = Records(self.id)
+        records = self._new_records()
         records.add("FENCED", f"its work on hop {delivery.hop} is void")
-        shard = self.services.bus.shards[delivery.shard]
-        await note(self.services.bus, shard, delivery.conversation, delivery.turn, records)
+        shard = self.services.bus.shards[delivery.shard]  # the journal of an ended turn does not say when it began
+        await note(self.services.bus, shard, delivery.conversation, delivery.turn, records, delivery.received)
 
 
 def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
@@ -305,11 +322,6 @@ def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
     if model_seconds:
         parts.append(f"model {model_seconds:.3f} s")
     return f"{', '.join(parts)}: {quoted(payload['text'])}"
-
-
-def _reason(retry: Retry) -> str:
-    """What followers are told of a delay: its kind and the seconds it takes, or the handler's own words."""
-    return f"{retry.kind} {retry.after:.0f}" if retry.kind else str(retry)
 
 
 def _raised(error: BaseException) -> str:
