@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
-import os
 import re
 import ssl
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -19,7 +19,7 @@ from rolecall.errors import ConfigError
 
 FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
 """Old environment name → new one; the old names still work."""
-PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+PROXIED = ("http", "https", "all")
 KEPT_OPEN = 20
 HIDDEN = "•••"
 """Stands for a secret."""
@@ -344,10 +344,11 @@ def proxy_of(setting: str, server: str = "") -> str:
 
 
 def _check_environment() -> None:
-    for variable in PROXY_VARIABLES:
-        if value := _environment(variable):
-            _check_proxy(variable, value)
-    for entry in _environment("NO_PROXY").split(","):
+    found = getproxies()  # what the clients read
+    for scheme in PROXIED:
+        if value := found.get(scheme):
+            _check_proxy(f"{scheme.upper()}_PROXY", value)
+    for entry in found.get("no", "").split(","):
         if not _is_host(entry.strip()):
             raise ConfigError(
                 f"NO_PROXY has an entry that is invalid: {entry.strip()[:60]!r}; expected host names, domains and "
@@ -376,10 +377,6 @@ def _is_host(entry: str) -> bool:
         return bool(ipaddress.ip_address(entry))
     except ValueError:
         return entry.isascii() and ":" not in host and port.isdigit()
-
-
-def _environment(variable: str) -> str:
-    return os.environ.get(variable.lower()) or os.environ.get(variable) or ""
 
 
 def is_loopback(url: str) -> bool:
