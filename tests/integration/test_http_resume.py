@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import pytest
 import pytest_asyncio
 
+from rolecall.bus.conversation import notify
 from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Application
 from rolecall.frontends.http import hosting, problems
@@ -187,6 +188,35 @@ async def test_a_piece_that_is_stored_twice_is_told_once(deployment: Deployment)
     for found in (told, resumed):
         assert [name for _, name, _ in found] == ["delta", "delta", "done"]
         assert [data for _, _, data in found[:2]] == [{"position": 0, "text": "one "}, {"position": 4, "text": "tw"}]
+
+
+async def test_notices_are_followed_across_replicas_while_turns_go_on(deployment: Deployment) -> None:
+    bus, name, conversation = deployment.session.bus, "told now & then", "http:local:told now & then"
+    where = f"/chat/notices/{quote(name)}"
+    assert await notify(bus, conversation, "too early") == "OK"
+    async with Replica(deployment) as replica, Replica(deployment) as other:
+        async with replica.client.stream("GET", where) as response:
+            events = aiter(Events(response))
+
+            async def next_one() -> tuple[str, str, Any]:
+                return await anext(events)
+
+            telling = asyncio.create_task(next_one())
+            await wait_until(lambda: _listened(deployment, conversation))
+            await replica.client.post("/chat", json={"text": "hi", "role": "tell", "conversation_id": name})
+            assert await notify(bus, conversation, "the *report* is ready") == "OK"
+            first = await telling
+        assert (first[1], first[2]) == ("notice", {"text": "the *report* is ready"})
+        assert await notify(bus, conversation, "and the next") == "OK"
+        async with other.client.stream("GET", where, headers={"Last-Event-ID": first[0]}) as response:
+            assert (await anext(aiter(Events(response))))[2] == {"text": "and the next"}
+        assert (await other.client.get(where, params={"after": "x"})).status_code == 422
+
+
+async def _listened(deployment: Deployment, conversation: str) -> bool:
+    channel = deployment.session.bus.shard(conversation).channel(conversation)
+    found = await deployment.session.server.call("PUBSUB", "NUMSUB", channel)
+    return bool(found[1])
 
 
 async def test_a_stream_cut_after_its_first_event_is_resumed_too(deployment: Deployment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from rolecall import connect
 from rolecall.bus.events import AnswerText, Event
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
 from tests.integration.rolecall_process import ROLECALL, Terminal, make_application, running
@@ -101,6 +103,22 @@ def test_an_answer_that_was_cut_says_so(app: Path, open_terminal: Open) -> None:
     terminal.send("/cut now\r")
     terminal.wait_for("Once upon a", "… Cut off at the model's length limit.")
     terminal.send(CTRL_C)
+    assert terminal.end() == 0
+
+
+def test_a_notice_is_shown_at_the_prompt(app: Path, open_terminal: Open) -> None:
+    terminal = open_terminal(app, ROLECALL, "chat", "--name", "told")
+    terminal.wait_for("›")
+    terminal.send("hello\r")
+    terminal.wait_for("echo: hello")
+
+    async def tell() -> None:
+        async with connect(app=app) as assistant:
+            assert await assistant.notify("terminal:told", "Your export is ready.")
+
+    asyncio.run(tell())
+    terminal.wait_for("Your export is ready.")
+    terminal.send(CTRL_D)
     assert terminal.end() == 0
 
 

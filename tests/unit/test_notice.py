@@ -67,6 +67,20 @@ async def test_a_notice_leaves_turns_alone_and_is_forgotten_with_its_conversatio
     assert (await ask(bus)).outcome == ("WAIT" if before == "a turn" else "RUN")
 
 
+@pytest.mark.parametrize("conversation", ["http:local:1", "terminal:ann", "program:7"])
+async def test_where_nobody_reads_an_outbox_a_notice_is_an_event_and_nothing_piles_up(
+    bus: Bus, conversation: str
+) -> None:
+    shard, front = bus.shard(conversation), conversation.partition(":")[0]
+    await bus.server.call("XADD", shard.outbox(front), "*", "c", conversation, "t", "", "e", "{}")
+    assert await notify(bus, conversation, "ready") == "OK"
+    assert await entries(bus, shard.outbox(front)) == []
+    (event,) = await entries(bus, shard.events(conversation))
+    assert (event["t"], event["k"], event["x"]) == ("", "notice", "ready")
+    assert await bus.server.call("TTL", shard.events(conversation)) > 0
+    assert [message.text for message in await Memory(bus, conversation).entries()] == ["ready"]
+
+
 async def test_a_notice_need_not_be_remembered_and_its_key_meets_no_message(bus: Bus) -> None:
     assert await tell(bus, remember=False) == "OK"
     assert await Memory(bus, "a").entries() == []

@@ -22,10 +22,12 @@ from rolecall.redis.server import text_map
 Mark = Literal["", "error", "stopped"]
 Vote = Literal["up", "down", ""]
 LOGGED_CHARS = 8000
+FOLLOWED = frozenset(("http", "terminal", "program"))
+"""Front ends without an outbox: their users follow notices, see follow_notices in bus/events.py."""
 PACKAGE = "rolecall.bus"
 NOTIFY = script(
     PACKAGE, "scripts/conversation/notify", TurnBlock,
-    names="idempotency outbox history digest repeat_ms payload remembered history_limit keep instance said",
+    names="idempotency outbox history digest repeat_ms payload remembered history_limit keep instance said text",
 )  # fmt: skip
 PREFER = script(PACKAGE, "scripts/conversation/prefer", TurnBlock, names="keep preference value instance")
 FEEDBACK = script(
@@ -38,24 +40,25 @@ async def notify(
     instance: str = "front",
 ) -> Literal["OK", "DUP", "CONFLICT", "BUSY"]:  # fmt: skip
     """Send ``conversation`` a notice without a turn. Its front end (``front``, by default the first part of the
-    conversation's name) delivers it; the transcript and, unless ``remember`` is False, the history have it too. Atomic.
+    conversation's name) delivers it; where users follow their conversations themselves (FOLLOWED), it is an event. The
+    transcript and, unless ``remember`` is False, the history have it too. Atomic.
 
     With an ``idempotency`` key a notice is sent once: DUP for a repeat, CONFLICT for another text with the same key.
     BUSY: the server is full. These three write nothing. Raises RolecallError for an invalid conversation name.
     """
     shard, text = bus.shard(check_conversation(conversation)), cut(text)
-    settings = bus.settings
+    settings, front = bus.settings, front or conversation.partition(":")[0]
     try:
         verdict: bytes = await bus.server.run(
             NOTIFY, turn_block(bus, shard, conversation, ""),
             idempotency=shard.idempotency(conversation, f"notice:{idempotency or secrets.token_hex(16)}"),
-            outbox=shard.outbox(front or conversation.partition(":")[0]), history=shard.history(conversation),
+            outbox=shard.outbox(front), history=shard.history(conversation),
             digest=hashlib.sha256(text.encode()).hexdigest()[:16],
             repeat_ms=milliseconds(settings.idempotency_seconds), payload=final_event("notice", {"text": text}),
             remembered=msgspec.json.encode(Remembered("assistant", text)) if remember else b"",
             history_limit=max(settings.assistant_history_limit, 1),
             keep=milliseconds(settings.conversation_days * 86_400), instance=instance,
-            said=quoted(text[:LOGGED_CHARS]),
+            said=quoted(text[:LOGGED_CHARS]), text=text if front in FOLLOWED else "",
         )  # fmt: skip
     except ServerFull:  # refused at its first write
         return "BUSY"

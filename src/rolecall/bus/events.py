@@ -34,7 +34,7 @@ FINAL = ("final", "error", "cancelled")
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
 """The text of ``queued`` for a delay of a known kind: kind and seconds."""
-Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled"]
+Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled", "notice"]
 INTERVAL = 0.05
 """Seconds between two deltas, and SLOW_INTERVAL once an answer takes longer than SLOW_AFTER."""
 SLOW_INTERVAL = 0.25
@@ -192,6 +192,32 @@ async def follow(
                 logger.debug("following %s: %s", conversation, error)
             # A wake-up means a new event; a turn without events any more is looked up at intervals.
             look = not await _doze(woken)
+
+
+async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
+    """The notices of a conversation after the event id ``after``, by default those from now on, without an end. While
+    the server is unavailable, this waits. Raises RolecallError for an invalid ``after``."""
+    if after and not EVENT_ID.fullmatch(after):
+        raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
+    shard = bus.shard(conversation)
+    async with wakeups.listen(shard.channel(conversation)) as woken:
+        last = after
+        while True:
+            woken.clear()
+            try:
+                last = last or await _newest(bus, shard.events(conversation))
+                async for event_id, fields in _stored(bus, shard.events(conversation), last):
+                    last = event_id
+                    if fields[b"k"] == b"notice":
+                        yield _event(event_id, fields)
+            except ServerUnavailable as error:
+                logger.info("following %s: %s", conversation, error)
+            await _doze(woken)
+
+
+async def _newest(bus: Bus, stream: str) -> str:
+    found = await bus.server.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
+    return found[0][0].decode() if found else "0-0"
 
 
 @dataclass(slots=True)

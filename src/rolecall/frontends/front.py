@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.envelope import ROLE_NAME, Envelope, short_turn_id
-from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.processes import ProcessState, instances_of, register, unregister
 from rolecall.bus.turn import FIRST_ROLE, Records, note
@@ -254,6 +254,11 @@ class Front:
     def follow(self, received: Received, after: str = "") -> AsyncIterator[Event]:
         """The events of a received turn, or those after the event id ``after``; the final one last."""
         return follow(self.bus, self.wakeups, received.conversation, received.turn, after or received.before)
+
+    def notices(self, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
+        """The notices of ``conversation`` from now on, or after the event id ``after``; for front ends without an
+        outbox."""
+        return follow_notices(self.bus, self.wakeups, conversation, after)
 
     async def stop(self, conversation: str) -> int:
         """End what runs and waits in ``conversation``; returns how many turns."""

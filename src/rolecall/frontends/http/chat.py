@@ -16,7 +16,7 @@ from rolecall.bus.events import keeps, told_length
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
-from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, headers_of, submit
+from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, conversation_of, headers_of, submit
 from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
@@ -40,6 +40,7 @@ MAX_WAIT_SECONDS = 60.0
 EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,20}))?", re.ASCII)
 MAX_NUMBER = 2**64 - 1
 TaskId = Annotated[str, Path(max_length=1200, description="the `id` of a task")]
+ConversationName = Annotated[str, Path(max_length=200, description="as in `conversation_id` of a request")]
 TASK_HEADERS = {name: {"schema": {"type": "string"}} for name in ("Location", "X-Task-Id", "X-Conversation-Id")}
 SUBMITTED = problem_responses(400, 403, 410, 413, 422, 429)
 FOUND = problem_responses(404, 410, 422)
@@ -179,6 +180,27 @@ async def events(resumed: Annotated[Events, Depends(_resumed)], services: Servic
             yield one
 
 
+async def _notices_after(
+    conversation_id: ConversationName, services: ServicesDep, who: User,
+    last_event_id: Annotated[str, Header(alias="Last-Event-ID", description="resume after this event")] = "",
+    after: Annotated[str, Query(description="the same, for clients that cannot set that header")] = "",
+) -> Events:  # fmt: skip
+    if after := last_event_id or after:
+        _order_of(after)
+    return _notices(services, conversation_of(who, conversation_id), after)
+
+
+@router.get("/chat/notices/{conversation_id:path}", summary="Stream a conversation's notices",
+            response_class=EventSourceResponse, dependencies=[Streaming],
+            responses=problem_responses(403, 422, 429))  # fmt: skip
+async def notices(found: Annotated[Events, Depends(_notices_after)], services: ServicesDep) -> Events:
+    """A `notice` for each text that was sent to the conversation without a question; from now on, or after the id of
+    one. Does not end by itself."""
+    async with aclosing(until_stopped(services, found)) as events:
+        async for one in events:
+            yield one
+
+
 @router.post("/chat/task/{task_id}/cancel", summary="Cancel a task", responses=FOUND)
 async def cancel(task_id: TaskId, services: ServicesDep, who: User) -> Task:
     """Returns the task as it ended, now or before."""
@@ -220,6 +242,13 @@ async def _events_after(services: Services, ref: TaskRef, after: str, length: in
     async with aclosing(tell_task(services, ref, after, length)) as following:
         async for one in following:
             yield event(*event_data(ref, one), one.id)
+
+
+async def _notices(services: Services, conversation: str, after: str) -> Events:
+    yield RETRY
+    async with aclosing(services.front.notices(conversation, after)) as following:
+        async for one in following:
+            yield event("notice", {"text": one.text}, one.id)
 
 
 def _order_of(event_id: str) -> tuple[int, int]:

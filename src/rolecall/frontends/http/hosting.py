@@ -68,7 +68,7 @@ class HttpFrontEnd:
         await self._ready.wait()
 
     async def deliver(self, entry: OutboxEntry) -> None:
-        """Do nothing: clients fetch or follow their answers, and read notices in the history."""
+        """Do nothing: clients fetch or follow their answers, and follow their notices."""
 
     async def drain(self) -> None:
         """Stop accepting requests, end open streams, and wait for requests in progress, at most DRAIN_SECONDS."""

@@ -98,6 +98,7 @@ class Chat:
             working = [
                 group.create_task(self._send_all(), name="rolecall chat sends"),
                 group.create_task(self._answer_all(), name="rolecall chat answers"),
+                group.create_task(self._tell_notices(), name="rolecall chat notices"),
             ]
             await self.prompt.show([("", "")])
             await self.prompt.run()
@@ -108,6 +109,10 @@ class Chat:
                 task.cancel()
             self._errands.cancel()
         await self._farewell()
+
+    async def _tell_notices(self) -> None:
+        async for event in self._front.notices(self._conversation):
+            await self._show([*(("", row) for row in rows_of(plain(event.text), self.prompt.width)), ("", "")])
 
     async def deliver(self, entry: OutboxEntry) -> None:
         """Show a text that came without a question of this prompt. Answers are streamed as they grow."""

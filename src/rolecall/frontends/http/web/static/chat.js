@@ -19,6 +19,8 @@ const running = new Map();
 let opened = 0;
 let opening;
 let lastSaid = "";
+/** The notices of the conversation shown. */
+let notices;
 
 // ── one answer ─────────────────────────────────────────────────────────────────────────────────
 
@@ -176,8 +178,22 @@ function clear() {
     clearInterval(answer.ticking);
   }
   running.clear();
+  notices?.close();
+  notices = undefined;
   for (const element of [...thread.children]) if (element !== welcome) element.remove();
   changed();
+}
+
+/** Shows what agents and programs send to this conversation without a question. */
+function listen() {
+  if (notices || !name) return;
+  notices = new EventSource(`/chat/notices/${encodeURIComponent(name)}`);
+  notices.addEventListener("notice", (event) => {
+    const follows = atEnd();
+    welcome.hidden = true;
+    new Answer().settle("done", JSON.parse(event.data).text);
+    if (follows) toEnd();
+  });
 }
 
 /** Shows the conversation `wanted`, or a new one. Messages sent meanwhile wait for it. */
@@ -209,6 +225,7 @@ async function load(wanted) {
     new Answer().follow(task.id);
   }
   if (found && !found.messages.length && !found.tasks.length) welcome.hidden = false;
+  listen();
   toEnd();
 }
 
@@ -230,6 +247,7 @@ async function send(text) {
     if (here !== opened) return;
     if (task.id) answer.follow(task.id);
     else answer.settle(task.state, task.text);
+    listen();
     remember();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
