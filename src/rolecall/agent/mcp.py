@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 import mcp_types
+from pydantic import ValidationError
 
-from rolecall.agent.tools import FAILED, Tool, Toolbox
+from rolecall.agent.tools import FAILED, NAME, Tool, Toolbox, parameters_of
+from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, MissingExtra, ToolError
 from rolecall.models.model import ToolSpec
 from rolecall.settings import address, client_options, proxy_of
@@ -32,7 +34,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 CLOSE_SECONDS = 8.0
 """A program gets two seconds to exit by itself and two more after SIGTERM; then it is killed."""
+PING_SECONDS = 10.0
+"""How often a server reached over HTTP is asked whether it still answers, and how long that may take."""
 MAX_PAGES = 100
+MAX_TOOLS = 1000
+DESCRIPTION_CHARS = 4000
 UNCLEAN = re.compile(r"[^A-Za-z0-9_-]")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 PATH = "/mcp"
@@ -107,6 +113,9 @@ class ToolSession:
         self._leave = asyncio.Event()
         self._changing = asyncio.Lock()
         self._refusal = ""
+        self._calls = 0
+        self._lists_badly = False
+        """Whether the server's list holds a tool that the SDK refuses."""
 
     async def tools(self) -> Sequence[Tool]:
         """The tools the server offers now. A broken session is reopened. Raises ToolError."""
@@ -115,44 +124,93 @@ class ToolSession:
             listed = await self._listed(client)
         except ToolError:  # perhaps only the session is gone
             listed = await self._listed(await self._ready())
-        only = self._server.only
-        return [self._tool(tool) for tool in listed if not only or tool.name in only]
+        only, names = self._server.only, set[str]()
+        return [self._tool(tool, names) for tool in listed if not only or tool.name in only]
 
     async def aclose(self) -> None:
         """Close the session. Idempotent."""
         if self._client is not None:
             await self._drop(self._client)
 
-    def _tool(self, tool: mcp_types.Tool) -> Tool:
+    def _tool(self, tool: mcp_types.Tool, names: set[str]) -> Tool:
+        """``tool`` under a name that providers accept and that none of ``names`` has."""
+
         async def run(arguments: str) -> object:
             return await self._call(tool.name, _object(arguments))
 
-        name = UNCLEAN.sub("_", f"{self._server.prefix}{tool.name}")[:64]
-        return Tool(ToolSpec(name, tool.description or tool.title or name, tool.input_schema), run)
+        name = _tool_name(f"{self._server.prefix}{tool.name}", names)
+        names.add(name)
+        description = defused(tool.description or tool.title or name)[:DESCRIPTION_CHARS]
+        return Tool(ToolSpec(name, description, parameters_of(tool.input_schema)), run)
 
     async def _listed(self, client: Client) -> list[mcp_types.Tool]:
         try:
             async with asyncio.timeout(self._server.seconds):
-                return await _all_tools(client)
+                return await self._all_tools(client)
         except Exception as error:  # the boundary: the SDK does not document what a broken session raises
             await self._drop(client)
             raise self._unavailable(error) from error
+
+    async def _all_tools(self, client: Client) -> list[mcp_types.Tool]:
+        tools: list[mcp_types.Tool] = []
+        cursor: str | None = None
+        for _ in range(MAX_PAGES):
+            try:
+                page = await client.list_tools(cursor=cursor)
+                found, cursor = page.tools, page.next_cursor
+            except ValidationError:
+                self._lists_badly = True
+                found, cursor = await self._valid_tools(client, cursor)
+            tools += found
+            if not cursor or len(tools) >= MAX_TOOLS:
+                break
+        return tools[:MAX_TOOLS]
+
+    async def _valid_tools(self, client: Client, cursor: str | None) -> tuple[list[mcp_types.Tool], str | None]:
+        """A page of the list that the SDK refuses as a whole for the sake of one tool: those of it that can be used."""
+        raw = await client.session._dispatcher.send_raw_request(
+            "tools/list", {"cursor": cursor} if cursor else None, {}
+        )
+        tools, following = raw.get("tools"), raw.get("nextCursor")
+        found = []
+        for tool in tools if isinstance(tools, list) else []:
+            name = tool.get("name") if isinstance(tool, dict) else None
+            if not isinstance(name, str) or not name:
+                logger.warning("tool server %s: a tool without a name is left out", self._name)
+                continue
+            words = {key: text for key in ("description", "title") if isinstance(text := tool.get(key), str)}
+            schema = tool.get("inputSchema")
+            schema = schema if isinstance(schema, dict) else {}
+            found.append(mcp_types.Tool(name=name, input_schema=schema, **words))
+        return found, following if isinstance(following, str) else None
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> str:
         from mcp import MCPError
         from mcp_types import CONNECTION_CLOSED
 
         client = await self._ready()
+        self._calls += 1
         try:
-            result = await client.call_tool(name, arguments)
+            result = await self._called(client, name, arguments)
+        except ValidationError as error:
+            raise ToolError(f"the tool server {self._name} gave no valid result") from error
         except Exception as error:  # the boundary, as above
             if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
                 raise ToolError(f"the tool server {self._name} says: {error}") from error
             await self._drop(client)
             raise self._unavailable(error) from error
+        finally:
+            self._calls -= 1
         if result.is_error:
             raise ToolError(_as_text(result) or "it failed without a message")
         return _as_text(result) or "done"
+
+    async def _called(self, client: Client, name: str, arguments: dict[str, Any]) -> mcp_types.CallToolResult:
+        if not self._lists_badly:
+            return await client.call_tool(name, arguments)
+        # client.call_tool would list the tools again, to check the result against the schema of its tool.
+        parameters = mcp_types.CallToolRequestParams(name=name, arguments=arguments)
+        return await client.session.send_request(mcp_types.CallToolRequest(params=parameters), mcp_types.CallToolResult)
 
     async def _ready(self) -> Client:
         async with self._changing:
@@ -174,12 +232,14 @@ class ToolSession:
         """Hold a session open until ``leave`` is set."""
         problem: BaseException = asyncio.CancelledError()
         try:
+            # In a thread: importing the SDK takes most of a second, and heartbeats must go on.
+            await asyncio.to_thread(importlib.import_module, "mcp")
             async with AsyncExitStack() as stack:
                 async with asyncio.timeout(self._server.seconds):
                     client = await self._connect(stack)
                 if not opened.done():
                     opened.set_result(client)
-                    await leave.wait()
+                    await self._watch(client, leave)
         except (Exception, BaseExceptionGroup) as error:  # the boundary: raised where the session is awaited
             problem = error
             if opened.done() and not leave.is_set():
@@ -187,6 +247,35 @@ class ToolSession:
         finally:
             if not opened.done():
                 opened.set_exception(self._unavailable(problem))
+
+    async def _watch(self, client: Client, leave: asyncio.Event) -> None:
+        """Return once ``leave`` is set. Raises when a server reached over HTTP stops answering: its connections may
+        be dead without a word. One that is busy with a call is not asked; the call has its own time limit."""
+        while not leave.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PING_SECONDS):
+                    await leave.wait()
+            if self._server.url and not self._calls and not leave.is_set():
+                try:
+                    await self._ping(client)
+                except BaseException:
+                    if self._client is client and (keeper := self._keeper) is not None:
+                        self._client = None
+                        asyncio.get_running_loop().call_later(CLOSE_SECONDS, keeper.cancel)
+                    raise
+
+    async def _ping(self, client: Client) -> None:
+        from mcp import MCPError
+        from mcp_types import CONNECTION_CLOSED, EmptyResult, PingRequest
+
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                await client.session.send_request(PingRequest(), EmptyResult)
+        except MCPError as error:  # an answer all the same: later versions of the protocol have no ping
+            if error.code == CONNECTION_CLOSED:
+                raise
+        except ValidationError:
+            pass
 
     async def _drop(self, client: Client) -> None:
         """Close the session of ``client``, unless another one has replaced it."""
@@ -200,8 +289,6 @@ class ToolSession:
             await asyncio.gather(keeper, return_exceptions=True)
 
     async def _connect(self, stack: AsyncExitStack) -> Client:
-        # In a thread: importing the SDK takes most of a second, and heartbeats must go on.
-        await asyncio.to_thread(importlib.import_module, "mcp")
         from mcp import Client
 
         transport = self._program(stack) if self._server.command else await self._http(stack)
@@ -262,16 +349,12 @@ def _filled(values: Mapping[str, str], environ: Mapping[str, str], where: str) -
     return {key: VARIABLE.sub(lambda found: environ[found[1]], value) for key, value in values.items()}
 
 
-async def _all_tools(client: Client) -> list[mcp_types.Tool]:
-    tools: list[mcp_types.Tool] = []
-    cursor: str | None = None
-    for _ in range(MAX_PAGES):
-        page = await client.list_tools(cursor=cursor)
-        tools += page.tools
-        cursor = page.next_cursor
-        if not cursor:
-            break
-    return tools
+def _tool_name(name: str, names: set[str]) -> str:
+    """``name`` as providers accept it, with a number if another tool has it."""
+    name = UNCLEAN.sub("_", name)[:64] or "tool"
+    name = name if NAME.fullmatch(name) else f"_{name}"[:64]
+    numbered = (name, *(f"{name[:60]}_{number}" for number in range(2, 1000)))
+    return next(one for one in numbered if one not in names)
 
 
 def _object(arguments: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import json
 import logging
 import re
 import threading
@@ -18,6 +19,7 @@ import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, ToolError
 from rolecall.models.model import Message, ToolCall, ToolSpec
 from rolecall.settings import Settings
@@ -27,6 +29,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 """What every provider accepts as the name of a tool."""
 MAX_CALLS = 16
 """At most this many calls of one answer run; a model that asks for more at once is confused."""
+CHOICES = ("anyOf", "oneOf", "allOf", "enum", "not")
+SCHEMA_CHARS = 100_000
 NOTED = 300
 FAILED = "error: "
 """The prefix of a failed call's result, for the model."""
@@ -127,7 +131,7 @@ class Toolbox:
         try:
             text, failed = await self._text(name, arguments), False
         except ToolError as error:
-            text, failed = _cut(f"{FAILED}{error}", self.limits.chars), True
+            text, failed = defused(_cut(f"{FAILED}{error}", self.limits.chars)), True
         return ToolResult(text, failed, time.monotonic() - began)
 
     async def _text(self, name: str, arguments: str) -> str:
@@ -136,7 +140,7 @@ class Toolbox:
             raise ToolError(f"there is no tool {name!r}; there are {', '.join(self.tools)}")
         try:
             async with asyncio.timeout(self.limits.seconds) as limit:
-                return _cut(_as_text(await tool.run(arguments)), self.limits.chars)
+                return defused(_cut(_as_text(await tool.run(arguments)), self.limits.chars))
         except ToolError:
             raise
         except asyncio.CancelledError:
@@ -151,6 +155,29 @@ class Toolbox:
 
 
 TOO_MANY = ToolResult(f"{FAILED}not run: at most {MAX_CALLS} calls at once", True, 0.0)
+
+
+def parameters_of(schema: object) -> dict[str, Any]:
+    """``schema`` as every provider accepts the parameters of a tool: an object with ``properties``, and no choice of
+    schemas at the top, which some refuse. What cannot be sent becomes an object of anything."""
+    found = dict(schema) if isinstance(schema, dict) else {}
+    try:
+        if len(json.dumps(found)) > SCHEMA_CHARS:
+            found = {}
+    except (TypeError, ValueError, RecursionError):
+        found = {}
+    properties = found.get("properties")
+    properties = dict(properties) if isinstance(properties, dict) else {}
+    for choice in CHOICES:
+        options = found.pop(choice, None)
+        for option in options if isinstance(options, list) else ():
+            more = option.get("properties") if isinstance(option, dict) else None
+            properties = {**(more if isinstance(more, dict) else {}), **properties}
+    properties = {name: one if isinstance(one, dict | bool) else {} for name, one in properties.items()}
+    required = found.pop("required", None)
+    if isinstance(required, list):
+        found["required"] = [name for name in required if name in properties]
+    return {**found, "type": "object", "properties": properties}
 
 
 def _flat(offers: Iterable[Offer]) -> Iterator[Tool]:

@@ -14,8 +14,13 @@ def as_data(tag: str, text: str, **attributes: str) -> str:
     """``text`` between ``<tag>`` and ``</tag>``, one of TAGS. Neither the text nor an attribute can close it or open
     another one."""
     named = "".join(f" {name}='{_attribute(value)}'" for name, value in attributes.items())
-    defused = DELIMITER.sub(r"< \1", text)
-    return f"<{tag}{named}>\n{defused}\n</{tag}>"
+    return f"<{tag}{named}>\n{defused(text)}\n</{tag}>"
+
+
+def defused(text: str) -> str:
+    """``text`` in which no tag of TAGS opens or closes, for text that is marked as data by other means, such as the
+    result of a tool."""
+    return DELIMITER.sub(r"< \1", text)
 
 
 def _attribute(value: str) -> str:
