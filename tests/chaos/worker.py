@@ -17,7 +17,7 @@ CONTROLS = ("no-fence", "split-reply")
 GAP_SECONDS = 0.3
 RELEASE = """\
 -- Release the next turn of a conversation, whatever became of this one.
--- include: clock state entry turn finish
+-- include: clock state entry trace turn finish
 local verdict = guard()
 if verdict ~= 'OK' then return verdict end
 drop()
