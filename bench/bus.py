@@ -21,6 +21,8 @@ from rolecall.transcripts.scribe import Scribe
 from rolecall.worker.runtime import Runtime, process_name
 
 INSTANCES = 32
+LONGEST_SECONDS = 120.0
+"""After so long, a measurement has failed."""
 PLAIN = (Role(ManagerAgent, INSTANCES), Role(PingAgent, INSTANCES), Role(PongAgent, INSTANCES))
 FULL = (Role(ManagerAgent, INSTANCES), Role(SampleLLMAgent, INSTANCES, ("echo@test",)))
 
@@ -46,9 +48,13 @@ async def two_hops(url: str, times: int) -> list[float]:
         wakeups = Wakeups(server.pubsub())
         listening = asyncio.create_task(wakeups.run(), name="bench wake-ups")
         front = Front(Bus(server, settings(), process_name()), wakeups, "bench")
-        took = [await _one_turn(front, f"bench:{number % 50}") for number in range(times)]
-        listening.cancel()
-        await asyncio.wait([listening])
+        try:
+            async with asyncio.timeout(LONGEST_SECONDS):
+                took = [await _one_turn(front, f"bench:{number % 50}") for number in range(times)]
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening], timeout=1)
+            await wakeups.aclose()
     return sorted(took)
 
 
@@ -81,8 +87,9 @@ async def _all_answered(runtime: Runtime, conversations: int, to: str) -> float:
         Envelope(conversation=f"bench:{number}", payload={"text": FILLER, "to": to}) for number in range(conversations)
     ]
     await asyncio.gather(*(admit(runtime.bus, envelope) for envelope in envelopes))
-    while await runtime.bus.server.call("ZCARD", active):
-        await asyncio.sleep(0.002)
+    async with asyncio.timeout(LONGEST_SECONDS):
+        while await runtime.bus.server.call("ZCARD", active):
+            await asyncio.sleep(0.002)
     return time.perf_counter() - began
 
 
@@ -94,9 +101,11 @@ async def running(url: str, roles: Iterable[Role], shards: int = 1) -> AsyncIter
         runtime = Runtime(application(roles, shards), server, process_name())
         working = asyncio.create_task(runtime.run(), name="bench runtime")
         await runtime.ready()
-        yield runtime
-        await runtime.stop()
-        await working
+        try:
+            yield runtime
+        finally:
+            await runtime.stop()
+            await working
 
 
 @asynccontextmanager
@@ -104,9 +113,11 @@ async def _writing(url: str, log_dir: Path, shards: int) -> AsyncIterator[None]:
     async with _connection(url) as server:
         scribe = Scribe(server, shards, log_dir, process="bench")
         writing = asyncio.create_task(scribe.run(), name="bench scribe")
-        yield
-        await scribe.stop()
-        await writing
+        try:
+            yield
+        finally:
+            await scribe.stop()
+            await writing
 
 
 @asynccontextmanager

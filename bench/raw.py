@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from bench.app import FILLER
 STREAM, GROUP = "raw", "g"
 CHAIN = ("raw:manager", "raw:samplellm", "raw:answers")
 BATCH = 100
+START_SECONDS, END_SECONDS = 60.0, 10.0
+"""How long the other process may take to start, and to end before it is killed."""
 
 
 async def raw_messages(url: str, count: int) -> float:
@@ -79,11 +81,12 @@ async def raw_two_hops(url: str, times: int) -> list[float]:
     return sorted(took)
 
 
-async def pass_on(url: str, source: str, target: str) -> None:
-    """Read ``source``, one message at a time, and send each on to ``target``, until cancelled."""
+async def pass_on(url: str, source: str, target: str, stopped: asyncio.Event) -> None:
+    """Read ``source``, one message at a time, and send each on to ``target``. ``stopped`` ends it within a second; it
+    is not cancelled, because redis-py may lose a cancellation that comes while it reads."""
     async with Redis.from_url(url) as client:
         await client.xgroup_create(source, GROUP, "0", mkstream=True)
-        while True:
+        while not stopped.is_set():
             for entry_id, fields in await _read_some(client, source, 1):
                 body = msgspec.json.decode(fields[b"e"])
                 pipeline = client.pipeline(transaction=False)
@@ -100,10 +103,26 @@ async def worker_process(what: str, url: str) -> AsyncIterator[None]:
         sys.executable, "-m", "bench.worker", what, url, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdin is not None and process.stdout is not None
-    await process.stdout.readline()
-    yield
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            assert await process.stdout.readline(), f"the {what} worker did not start"
+        yield
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End the process: it is asked by closing its input, then killed."""
+    assert process.stdin is not None
     process.stdin.close()
-    await process.wait()
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def _read_some(client: Redis, stream: str, count: int) -> list[tuple[bytes, dict[bytes, bytes]]]:

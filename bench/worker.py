@@ -19,11 +19,12 @@ async def serve_bus(url: str) -> None:
 
 async def serve_raw(url: str) -> None:
     """Pass messages on along the chain until the parent goes."""
-    links = [asyncio.create_task(pass_on(url, *pair), name="bench link") for pair in pairwise(CHAIN)]
-    await _until_parent_goes()
-    for link in links:
-        link.cancel()
-    await asyncio.wait(links)
+    stopped = asyncio.Event()
+    async with asyncio.TaskGroup() as links:
+        for pair in pairwise(CHAIN):
+            links.create_task(pass_on(url, *pair, stopped), name="bench link")
+        await _until_parent_goes()
+        stopped.set()
 
 
 async def _until_parent_goes() -> None:
