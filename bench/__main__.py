@@ -12,8 +12,9 @@ import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.bus import at_rest, full_turns, plain_messages, two_hops
@@ -140,12 +141,9 @@ def as_json(rows: list[Row]) -> str:
 
 def both_sides() -> str:
     """What both sides run on: the event loop of each process, and its garbage collector."""
-    try:
-        from uvloop import __version__ as version
-    except ImportError:
-        loop = "asyncio"
-    else:
-        loop = f"uvloop {version}"
+    loop = "asyncio"
+    with suppress(PackageNotFoundError):
+        loop = f"uvloop {version('uvloop')}"
     return (
         f"{loop} on both sides; gc: {gc.get_threshold()[0]} for the raw loop, {GC_THRESHOLD[0]} and frozen for workers"
     )

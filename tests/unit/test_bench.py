@@ -1,0 +1,56 @@
+"""The benchmark ends what it starts, and prints what can be compared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from redis.asyncio import Redis
+
+from bench import __main__ as bench
+from bench import raw
+from bench.raw import CHAIN, pass_on
+from rolecall.redis.server import RedisServer
+
+
+async def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raw, "END_SECONDS", 0.1)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "import time; time.sleep(600)", stdin=asyncio.subprocess.PIPE
+    )
+    await raw._end(process)
+    assert process.returncode is not None and process.returncode < 0
+
+
+async def test_the_links_of_the_raw_loop_end_while_they_read(server: RedisServer) -> None:
+    stopped = asyncio.Event()
+    links = [asyncio.create_task(pass_on(server.url, *pair, stopped)) for pair in pairwise(CHAIN)]
+    async with Redis.from_url(server.url) as client:
+        await client.xadd(CHAIN[0], {"e": "{}"})
+        await client.xread({CHAIN[-1]: "0"}, count=1, block=20_000)
+    stopped.set()
+    began = time.monotonic()
+    await asyncio.wait_for(asyncio.gather(*links), 60)
+    assert time.monotonic() - began < 30  # a read lasts a second, on a busy machine a few
+
+
+def test_the_json_has_the_ratios_of_one_run_for_both_modes_and_the_idle_figures() -> None:
+    def row(name: str, value: float) -> bench.Row:
+        return bench.Row(name, {"everysec": value, "always": value / 2})
+
+    rows = [
+        row(bench.RAW_ROW, 50_000), row(bench.PLAIN_ROW, 10_000), row(bench.FULL_ROW, 2_000),
+        row(bench.RAW_P50_ROW, 0.5), row(bench.RAW_P99_ROW, 1.0), row(bench.P50_ROW, 1.0), row(bench.P99_ROW, 3.0),
+        *(bench.Row(name, {"everysec": 4.4}) for name in bench.IDLE_ROWS.values()),
+    ]  # fmt: skip
+    found = json.loads(bench.as_json(rows))
+    assert found["everysec"] == {
+        "raw": 50_000, "plain": 10_000, "plain_share": 0.2, "full_turns": 2_000, "full_turns_of_raw": 0.04,
+        "two_hops_p50_ms": 1.0, "two_hops_p50_of_raw": 2.0, "two_hops_p99_ms": 3.0, "two_hops_p99_of_raw": 3.0,
+    }  # fmt: skip
+    assert found["always"]["raw"] == 25_000
+    assert found["idle"] == {"commands_per_second": 4.4, "connections": 4.4}
