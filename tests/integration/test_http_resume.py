@@ -15,21 +15,26 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import pytest
 import pytest_asyncio
+from fastapi import routing
 
 from rolecall.bus.conversation import notify
 from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Application
 from rolecall.frontends.http import hosting, problems
 from rolecall.frontends.sockets import listen
+from rolecall.redis import pipeline, server, subscriber
 from rolecall.settings import Settings
 from tests.deployment import Deployment
 from tests.http.server import serving
 from tests.http.stage import ROLES, Events, GateAgent, stage
+from tests.proxy import Proxy
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CUTS = 20
+MOST_SECONDS = 6.0
+"""A connection to the bus that falls silent works again after 15.2 s at most; with a fifth of its limits after 3 s."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -253,6 +258,49 @@ async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: 
             assert (await client.get("/health/live")).status_code == 200
             ending = time.monotonic()
         assert time.monotonic() - ending < 15
+
+
+LIMITS = ((pipeline, "CONNECT_SECONDS"), (server, "SILENCE_SECONDS"), (subscriber, "PING_SECONDS"),
+          (subscriber, "ANSWER_SECONDS"))  # fmt: skip
+"""What bounds the silence of a connection to the bus; a fifth of it here."""
+
+
+@pytest.mark.parametrize("kind", ["subscriber", "commands", ""])
+async def test_streams_go_on_when_a_connection_to_the_bus_falls_silent(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for module, name in LIMITS:
+        monkeypatch.setattr(module, name, getattr(module, name) * 0.2)
+    monkeypatch.setattr(routing, "_PING_INTERVAL", 0.05)
+    with tempfile.TemporaryDirectory(prefix="rc") as directory:
+        valkey = ValkeyProcess(Path(directory))
+        valkey.start()
+        proxy = Proxy(valkey.socket)
+        await proxy.start()
+        there = Settings.model_validate({"redis_url": proxy.url, "redis_socket_timeout": 1})
+        application = Application(Path(directory), ROLES, there, {})
+        async with (
+            stage(Path(directory), redis_url=valkey.url, redis_socket_timeout=5),
+            serving(application) as url,
+            httpx2.AsyncClient(base_url=url, timeout=20) as client,
+        ):
+            body = {"text": "hi", "role": "gate"}
+            async with client.stream("POST", "/chat/stream", json=body) as response:
+                events = Events(response)
+                reading = aiter(events)
+                while (await anext(reading))[1] != "delta":
+                    pass
+                assert proxy.silence(kind) >= 1
+                GateAgent.gate.set()
+                async with asyncio.timeout(MOST_SECONDS):
+                    assert [event[1] async for event in reading][-1] == "done"
+            async with asyncio.timeout(MOST_SECONDS):
+                await client.post("/chat", json={"text": "hi", "role": "tell"})
+            began = time.monotonic()
+            assert (await client.post("/chat", json={"text": "hi", "role": "tell"})).status_code == 200
+            assert time.monotonic() - began < 1
+        await proxy.stop()
+        valkey.kill()
 
 
 async def test_a_client_that_takes_nothing_is_hung_up_on(

@@ -25,6 +25,8 @@ from rolecall.redis.subscriber import Subscriber
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_SECONDS = 5.0
 """Poll interval of a follower whose wake-ups fail."""
+READ_AGAIN_SECONDS = 1.0
+"""When a follower reads again whose read failed."""
 UNHURRIED_SECONDS = 0.02
 """How long the wake-up for ``started`` may wait: often the answer follows at once, and one read gets both."""
 LINGERING = 256
@@ -176,6 +178,7 @@ async def follow(
         last, look = after, True
         while True:
             woken.clear()
+            seconds = LOOK_AGAIN_SECONDS
             try:
                 async for event_id, fields in _stored(bus, shard.events(conversation), last):
                     last = event_id
@@ -190,8 +193,9 @@ async def follow(
                     return
             except ServerUnavailable as error:
                 logger.debug("following %s: %s", conversation, error)
+                seconds = READ_AGAIN_SECONDS  # what woke us was not read
             # A wake-up means a new event; a turn without events any more is looked up at intervals.
-            look = not await _doze(woken)
+            look = not await _doze(woken, seconds)
 
 
 async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
@@ -204,6 +208,7 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
         last = after
         while True:
             woken.clear()
+            seconds = LOOK_AGAIN_SECONDS
             try:
                 last = last or await _newest(bus, shard.events(conversation))
                 async for event_id, fields in _stored(bus, shard.events(conversation), last):
@@ -211,8 +216,9 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
                     if fields[b"k"] == b"notice":
                         yield _event(event_id, fields)
             except ServerUnavailable as error:
-                logger.info("following %s: %s", conversation, error)
-            await _doze(woken)
+                logger.debug("following %s: %s", conversation, error)
+                seconds = READ_AGAIN_SECONDS
+            await _doze(woken, seconds)
 
 
 async def _newest(bus: Bus, stream: str) -> str:
@@ -328,10 +334,10 @@ async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Eve
     return None
 
 
-async def _doze(woken: asyncio.Event) -> bool:
+async def _doze(woken: asyncio.Event, seconds: float) -> bool:
     """Whether a wake-up came before the poll interval ended."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             await woken.wait()
             return True
     return False
