@@ -137,6 +137,14 @@ async def test_a_head_that_does_not_come_is_not_waited_for(url: str) -> None:
     assert await spoken(url) == ""
 
 
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/info", "/v1/models", "/nowhere"])
+async def test_head_answers_as_get_does_without_a_body(url: str, path: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        got, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+
+
 async def test_a_head_too_large_is_refused(url: str) -> None:
     head = f"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: {'x' * 20_000}\r\n\r\n"
     assert (await spoken(url, head)).startswith("HTTP/1.1 431")

@@ -47,6 +47,8 @@ class RequestBoundary:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if scope["method"] == "HEAD":  # what GET answers, of which uvicorn sends the head only
+            scope = {**scope, "method": "GET"}
         answer = _Answer(send, f"req_{secrets.token_hex(12)}", self._count)
         scope.setdefault("state", {}).update(request_id=answer.request_id, redacted=self._redacted)
         try:

@@ -188,15 +188,17 @@ def _asks_for_stream(body: bytes) -> bool:
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=_CompletionRoute)
 
 
-@router.get("/models", summary="List the models: auto and the roles", responses=problem_responses())
+@router.get("/models", summary="List the models", responses=problem_responses())
 async def list_models(services: ServicesDep, _: User) -> dict[str, Any]:
-    """Lists them as OpenAI does."""
-    return {"object": "list", "data": [_model(name) for name in (AUTO, *sorted(_roles(services)))]}
+    """`auto`, the roles that answer (those with a model or a prefix of their own), and the configured models."""
+    roles = sorted(role.name for role in services.application.roles if role.models or role.match)
+    names = (AUTO, *roles, *services.application.model_names)
+    return {"object": "list", "data": [_model(name) for name in names if name != FIRST_ROLE]}
 
 
 @router.get("/models/{name:path}", summary="Get a model", responses=problem_responses(404))
 async def show_model(name: str, services: ServicesDep, _: User) -> dict[str, Any]:
-    """Also accepts the names of configured models."""
+    """Also accepts the names of roles that are not listed."""
     if name not in {AUTO, *_roles(services), *services.application.model_names}:
         known = ", ".join((AUTO, *sorted(_roles(services))))
         detail = text("model_not_found", name=repr(name[:100]), models=known)
