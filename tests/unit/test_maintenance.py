@@ -114,6 +114,26 @@ async def test_a_turn_in_flight_too_long_ends_with_an_error_and_the_next_runs(bu
     assert (await replay(bus, letter, "operator")).turn == "3"
 
 
+async def test_a_conversation_that_cannot_be_looked_at_keeps_no_other_from_being_audited_and_woken(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = bus.shards[0]
+    for name in ("a", "b"):
+        await ask(bus, name)
+        assert await defer(bus, await take_one(bus), 0, None, "", Records("test")) == "OK"
+    await bus.server.call("ZADD", shard.deferred, 1, b"\xff", 1, "broken")
+    await bus.server.call("ZADD", shard.active, 1, b"\xff", 1, "broken")
+    await bus.server.call("SET", shard.conversation("broken"), "no hash")
+    await bus.server.call("SET", shard.journal("broken"), "no hash")
+    now = await server_ms(bus.server) + 10
+    assert await promote_due(bus, shard, now + 60_000) == 2
+    await audit(bus, shard, now + 3_700_000)
+    assert await finals(bus, "a") == await finals(bus, "b") == [("1", "error")]
+    assert {"promote: b'broken' failed, try 1 of 1", "audit: b'broken' failed, try 1 of 1"} <= set(caplog.messages)
+    failures = (await metric_totals(bus.server)).counts["failures"]
+    assert failures["promote",] >= 2 and failures["audit",] >= 2
+
+
 async def test_a_turn_that_began_while_an_older_one_was_looked_at_is_not_ended(bus: Bus) -> None:
     await ask(bus)
     await ask(bus)

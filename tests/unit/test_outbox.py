@@ -14,8 +14,10 @@ import pytest
 from rolecall.bus import outbox as outbox_module
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import notify
+from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.outbox import CONSUMER, Outbox, OutboxEntry
 from rolecall.bus.turn import Records
+from rolecall.errors import ServerRefused
 from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import RedisServer
@@ -33,6 +35,7 @@ class Outside:
     got: list[tuple[str, str]] = field(default_factory=list)
     stalled: set[str] = field(default_factory=set)
     failures: dict[str, int] = field(default_factory=dict)
+    error: BaseException = field(default_factory=lambda: ValueError("the outside is out of order"))
     acknowledges: bool = True
 
     async def deliver(self, entry: OutboxEntry) -> bool:
@@ -40,7 +43,7 @@ class Outside:
             await asyncio.sleep(0.005)
         if self.failures.get(entry.conversation, 0) > 0:
             self.failures[entry.conversation] -= 1
-            raise ValueError("the outside is out of order")
+            raise self.error
         assert entry.payload is not None
         self.got.append((entry.conversation, entry.payload["text"]))
         if self.acknowledges:
@@ -184,7 +187,7 @@ async def test_one_cut_off_between_deleting_and_acknowledging_is_cleared_up(bus:
         assert outside.of("a") == ["2"]
 
 
-async def test_what_cannot_be_read_is_left_out(bus: Bus, server: RedisServer) -> None:
+async def test_what_cannot_be_read_is_a_dead_letter_and_holds_up_nothing(bus: Bus, server: RedisServer) -> None:
     stream = bus.shards[0].outbox("front")
     for fields in (("x", "y"), ("c", "a", "t", "1", "e", "{"), ("c", b"\xff", "t", "1", "e", "{}")):
         await server.call("XADD", stream, "*", *fields)
@@ -192,6 +195,24 @@ async def test_what_cannot_be_read_is_left_out(bus: Bus, server: RedisServer) ->
     async with delivering(bus, server) as outside:
         await wait_until(lambda: _nothing_left(bus))
         assert outside.got == [("a", "1")]
+    letters = await dead_letters(bus)
+    assert [(letter.kind, letter.source, letter.reason) for letter in letters] == [
+        ("delivery", "front", "the entry cannot be read")
+    ] * 3
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), RecursionError(), asyncio.CancelledError(), ServerRefused("WRONGTYPE")])
+async def test_whatever_a_front_end_raises_is_given_up_on_and_the_next_is_delivered(
+    bus: Bus, server: RedisServer, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(outbox_module, "LONGEST_WAIT", 0.02)
+    async with delivering(bus, server, failures={"a": outbox_module.TRIES}) as outside:
+        outside.error = error
+        await tell(bus, "a", "lost", "next")
+        await tell(bus, "b", "other")
+        await wait_until(lambda: outside.of("a") == ["next"] and outside.of("b") == ["other"], seconds=20)
+    (letter,) = await dead_letters(bus)
+    assert (letter.kind, letter.conversation, letter.deliveries) == ("delivery", "a", outbox_module.TRIES)
 
 
 async def test_a_moment_without_the_lease_loses_nothing(bus: Bus, server: RedisServer) -> None:

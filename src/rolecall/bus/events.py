@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rolecall.background import log_level
+from rolecall.background import Boundary, log_level
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import TurnState, snapshot
@@ -81,6 +81,7 @@ class Wakeups:
     def __init__(self, pubsub: Subscriber, control: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._pubsub = pubsub
         self._control = control
+        self._boundary = Boundary("wake-ups")
         self._listeners: dict[str, set[asyncio.Event]] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
         self._lingering: dict[str, None] = {}
@@ -95,7 +96,7 @@ class Wakeups:
             try:
                 message = await self._pubsub.get_message(timeout=30)
                 if message is not None:
-                    self._received(message)
+                    await self._boundary.attempt("a message", self._received(message))
             except ServerError as error:
                 logger.log(log_level(error), "wake-ups: %s", error)
                 await asyncio.sleep(0.2)
@@ -137,7 +138,7 @@ class Wakeups:
             del self._lingering[oldest], self._confirmed[oldest]
             await self._pubsub.unsubscribe(oldest)
 
-    def _received(self, message: dict[str, Any]) -> None:
+    async def _received(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
         if channel == keys.CONTROL:
             self.listening.set()

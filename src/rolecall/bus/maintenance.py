@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from rolecall.bus.bus import Bus
+from rolecall.background import Boundary
+from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
@@ -33,10 +35,8 @@ async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     """Wake the deferred turns that are due by the server's clock; returns how many. ``now_ms`` preselects them and need
     not be exact. Any number of processes may do this."""
     due = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", round(now_ms), "LIMIT", 0, PAGE)
-    woken = 0
-    for conversation in due:
-        woken += await promote(bus, shard, conversation.decode()) == "OK"
-    return woken
+    found = await _each(bus, "promote", due, lambda conversation: promote(bus, shard, conversation))
+    return found.count("OK")
 
 
 async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool = False) -> str:
@@ -52,16 +52,15 @@ async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool 
 async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     """Check that every running turn of the shard has its entry, and end turns that are in flight for too long. Returns
     how many entries were repaired: 0, unless something outside Rolecall deleted data."""
-    repaired, flat = 0, await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")
-    for member, since in pairs(flat):
-        conversation = member.decode()
-        if "\x1f" in conversation:
-            continue
-        if _overdue(bus, now_ms, float(since)):
-            await _expire(bus, shard, conversation, now_ms)
-        else:
-            repaired += await audit_one(bus, shard, conversation) == "REPAIRED"
-    return repaired
+    since = dict(pairs(await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")))
+
+    async def look(conversation: str) -> str:
+        if _overdue(bus, now_ms, float(since[conversation.encode()])):
+            return await _expire(bus, shard, conversation, now_ms)
+        return await audit_one(bus, shard, conversation)
+
+    found = await _each(bus, "audit", [member for member in since if b"\x1f" not in member], look)
+    return found.count("REPAIRED")
 
 
 async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
@@ -132,12 +131,27 @@ async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
     return moved
 
 
-async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) -> None:
+async def _each(
+    bus: Bus, name: str, members: Iterable[bytes], work: Callable[[str], Awaitable[str]]
+) -> list[str]:  # fmt: skip
+    """What ``work`` says of each member; one that fails is logged and counted, and leaves the others alone."""
+    found, boundary = list[str](), Boundary(name, tries=1, count=partial(count_soon, bus.server, "failures"))
+
+    async def do(member: bytes) -> None:
+        found.append(await work(member.decode()))
+
+    for member in members:
+        await boundary.attempt(repr(member), do(member))
+    return found
+
+
+async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) -> str:
     current = await bus.server.call("HGET", shard.conversation(conversation), "cur")
     # Read after `cur`: that turn is at least this old, or another one has begun since.
     since = await bus.server.call("ZSCORE", shard.active, conversation)
     if current and since and _overdue(bus, now_ms, float(since)):
         await _give_up(bus, shard, conversation, current.decode(), now_ms)
+    return "OVERDUE"
 
 
 async def _give_up(bus: Bus, shard: ShardKeys, conversation: str, turn: str, now_ms: float) -> None:

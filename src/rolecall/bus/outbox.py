@@ -7,17 +7,18 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from rolecall.background import BackgroundTasks, log_level
-from rolecall.bus.bus import Bus
+from rolecall.background import Attempt, BackgroundTasks, Boundary, is_cancelled, log_level
+from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import check_conversation
 from rolecall.bus.leases import create_group
 from rolecall.bus.turn import EntryPlace, Records, TurnBlock, final_event, turn_block
-from rolecall.errors import ServerError, ServerRefused, ServerUnavailable
+from rolecall.errors import ServerError, ServerRefused, ServerUnavailable, cause_of
 from rolecall.redis.keys import GROUP
 from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import BlockingReader, RedisServer, field_map, text_map
@@ -92,6 +93,7 @@ class Outbox:
         self._lapsed = False
         self._caught_up = False
         self._room = asyncio.Event()
+        self._boundary = Boundary(f"outbox:{front}", tries=TRIES, count=partial(count_soon, bus.server, "failures"))
 
     async def run(self, deliver: Deliver) -> None:
         """Pass entries to ``deliver`` while this process leads, until cancelled. Waits while the server is
@@ -101,7 +103,7 @@ class Outbox:
             while True:
                 if self.holding():
                     try:
-                        await self._serve()
+                        await self._boundary.attempt("reading", self._serve())
                     except ServerError as error:
                         logger.log(log_level(error), "the outbox of %s: %s", self.front, error)
                     await self._leave()
@@ -127,7 +129,7 @@ class Outbox:
             turn=entry.turn, tries=tries,
         )  # fmt: skip
         records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
-        records.add("ERROR", f"not delivered: {reason}")
+        records.add("ERROR", self.bus.settings.redacted(f"not delivered: {reason}"))
         await self.delivered(entry, records, received)
 
     async def waiting(self) -> int:
@@ -188,12 +190,15 @@ class Outbox:
                 await self._room.wait()
             entry = _entry(self._streams[stream], raw_id.decode(), flat)
             if entry is None:
-                await self._drop(stream, raw_id)
+                await self._drop(stream, raw_id, flat)
             else:
                 self._queue(entry)
 
-    async def _drop(self, stream: str, entry_id: bytes) -> None:
-        """Remove an entry that is unreadable or was deleted."""
+    async def _drop(self, stream: str, entry_id: bytes, flat: Sequence[bytes] | None) -> None:
+        """Remove an entry that was deleted or is unreadable, which becomes a dead letter."""
+        if flat:
+            fields = [part.decode("utf-8", "backslashreplace") for part in flat]
+            await set_aside(self.bus, "delivery", fields, "the entry cannot be read", source=self.front)
         await self.bus.server.call("XACK", stream, GROUP, entry_id)
         await self.bus.server.call("XDEL", stream, entry_id)
 
@@ -241,16 +246,19 @@ class Outbox:
                 found = entry if entry.payload is not None else await self._load(entry)
                 if found is None or await self._deliver(found):
                     return True
-            except ServerError as error:
-                logger.log(log_level(error), "%s: the delivery waits: %s", entry.conversation, error)
-            except OSError as error:  # the front end's own network
-                logger.info("%s: the delivery waits: %s", entry.conversation, error)
-            except Exception as error:  # the boundary: an error in one delivery must not stop all others
-                failures += 1
-                logger.exception("%s: delivering the answer to turn %s failed", entry.conversation, entry.turn)
-                if failures >= TRIES:
-                    await self.give_up(entry, f"{type(error).__name__}: {error}", tries=failures)
-                    return True
+            except BaseException as raised:
+                error = cause_of(raised)
+                if isinstance(raised, asyncio.CancelledError) and is_cancelled():
+                    raise
+                if isinstance(error, ServerUnavailable | OSError):  # OSError: the front end's own network
+                    level = log_level(error) if isinstance(error, ServerUnavailable) else logging.INFO
+                    logger.log(level, "%s: the delivery waits: %s", entry.conversation, error)
+                else:
+                    failures += 1
+                    item = f"turn {entry.turn} of {entry.conversation} ({entry.id})"
+                    if self._boundary.failed(item, error) is Attempt.EXHAUSTED:
+                        await self.give_up(entry, f"{type(error).__name__}: {error}", tries=failures)
+                        return True
             await asyncio.sleep(min(0.2 * 2**failures, LONGEST_WAIT))
         return False
 

@@ -49,7 +49,8 @@ class TranscriptFiles:
 
     def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
         self.refused: list[str] = []
-        """Paths that were not written because they are not regular files; the caller clears the list."""
+        """What was not written: paths that are not regular files, and records that have no line; the caller clears the
+        list."""
         self._log_dir = log_dir
         self._tz = tz
         self._generation = 0
@@ -78,10 +79,24 @@ class TranscriptFiles:
             if entry.record.word == FORGET:
                 self._append_all(waiting)
                 self._forget(conversation_dir(entry.conversation))
-            else:
-                path = session_file(entry.conversation, entry.session, self._tz, self._generation)
+            elif (path := self._path(entry)) is not None:
                 waiting.setdefault(path, []).append(entry.record)
         self._append_all(waiting)
+
+    def _path(self, entry: LogEntry) -> PurePosixPath | None:
+        """The file of an entry; None if it cannot be named."""
+        try:
+            return session_file(entry.conversation, entry.session, self._tz, self._generation)
+        except (ValueError, OverflowError, TypeError) as error:  # the boundary: it must not stop the others
+            self.refused.append(f"of record {entry.record.id}: {error}")
+            return None
+
+    def _line(self, record: Record) -> bytes:
+        try:
+            return f"{format_line(record, self._tz)}\n".encode()
+        except (ValueError, OverflowError, TypeError) as error:
+            self.refused.append(f"of record {record.id}: {error}")
+            return b""
 
     def close(self) -> None:
         """Close all files; the next write reopens them."""
@@ -112,8 +127,7 @@ class TranscriptFiles:
         fresh = [record for record in records if record.order > file.last]
         if not fresh:
             return None
-        lines = [format_line(record, self._tz) for record in fresh]
-        file.write(("\n".join(lines) + "\n").encode())
+        file.write(b"".join(map(self._line, fresh)))
         file.last = fresh[-1].order
         return file
 

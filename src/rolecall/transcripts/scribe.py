@@ -79,7 +79,9 @@ class Scribe:
             while not self._stopped.is_set():
                 try:
                     await self._serve()
-                except (ServerError, OSError) as error:
+                except Exception as error:  # the boundary: no record may end the writing of all others
+                    if not isinstance(error, ServerError | OSError):
+                        logger.error("the scribe failed and starts again", exc_info=error)
                     self._report(_explained(error, self.log_dir))
                 self.writing = False
                 await self._pause(self._lease_seconds / 4 if not self._problem else 0.5)
@@ -179,7 +181,7 @@ class Scribe:
 
     def _report_recovery(self) -> None:
         for path in self._files.refused:
-            logger.warning("transcript %s: not written, the path is not a file of Rolecall's", path)
+            logger.warning("transcript %s: not written, this is no file or record of Rolecall's", path)
         self._files.refused.clear()
         if self._problem:
             logger.info("transcripts are written again by %s", self.process)
@@ -203,7 +205,10 @@ def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[
     for entry_id, flat in found:
         values = field_map(flat)
         if b"c" in values:
-            yield from _records(entry_id.decode(), flat or ())
+            try:
+                yield from list(_records(entry_id.decode(), flat or ()))
+            except Exception:  # the boundary: the others in the stream are written all the same
+                logger.exception("log entry %s cannot be read and is skipped", entry_id.decode())
         elif values:
             logger.warning("log entry %s has no conversation and is skipped", entry_id.decode())
 

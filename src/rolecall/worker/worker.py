@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from rolecall.background import cancel_and_wait, log_level
-from rolecall.bus.bus import Bus
+from rolecall.background import Boundary, cancel_and_wait, log_level
+from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.leases import (
     Delivery,
     Demand,
@@ -60,6 +61,7 @@ class Worker:
         self.claims_from = self._renewed + self._late
         self.draining = False
         self.taking = asyncio.Lock()
+        self._boundary = Boundary("heartbeat", count=partial(count_soon, bus.server, "failures"))
         self.claiming: set[str] = set()
         """The roles for which a step is on its way that takes expired leases over: one at a time, so that no role gets
         two entries on their last delivery."""
@@ -166,11 +168,14 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             try:
-                await self.check_leases()
-                self._note_renewal()
+                await self._boundary.attempt("leases", self._renew_all())
             except ServerError as error:
                 logger.log(log_level(error), "leases could not be renewed: %s", error)
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
+
+    async def _renew_all(self) -> None:
+        await self.check_leases()
+        self._note_renewal()
 
     def _note_renewal(self) -> None:
         now, before = time.monotonic(), self._renewed
@@ -218,6 +223,7 @@ class Intake:
         self.shard = shard
         self.reader = reader
         self._bus = worker.bus
+        self._boundary = Boundary("intake", count=partial(count_soon, self._bus.server, "failures"))
         self._room = asyncio.Event()
         self._listening: frozenset[str] = frozenset()
         self._waking: asyncio.Task[None] | None = None
@@ -238,12 +244,15 @@ class Intake:
             try:
                 await self._round()
                 pause = 0.05
+                continue
             except ServerError as error:
                 if isinstance(error, ServerRefused) and error.code == "NOGROUP" and await self._recreated():
                     continue
                 logger.log(log_level(error), "shard %d: %s", self.shard.number, error)
-                await asyncio.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, 1.0)
+            except Exception as error:  # the boundary: one entry must not end the intake of all
+                self._boundary.failed(f"shard {self.shard.number}", error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, 1.0)
 
     async def stop(self) -> None:
         """Wake ``run``, wherever it waits, so that it sees that the worker drains."""

@@ -65,7 +65,7 @@ class Receiver:
     """How many updates this process has given up on."""
 
     def __post_init__(self) -> None:
-        self.boundary = Boundary("telegram", tries=TRIES, count=partial(count_soon, self.front.bus.server, "failed"))
+        self.boundary = Boundary("telegram", tries=TRIES, count=partial(count_soon, self.front.bus.server, "failures"))
 
     async def receive(self, update: Update) -> None:
         """Receive ``update``; returns once its effect is stored in the server, or it was refused, ignored or set aside,
