@@ -72,7 +72,7 @@ def check_nothing_lost(markdown: str, parts: list[TextPart]) -> None:
     for syntax in SYNTAX:
         visible = re.sub(syntax, " ", visible)
     said = told("\n".join(part.text for part in parts))
-    if re.search(r"(?i)<br\s*/?>", markdown) and "|" in markdown:  # lines within cells stand beside each other
+    if "|" in markdown:  # lines within cells stand beside each other, and columns have their names in each row
         assert not Counter(told(visible)) - Counter(said)
         return
     rest = iter(said)
@@ -207,10 +207,45 @@ def test_a_table_stands_in_columns_with_wide_characters_and_links() -> None:
     ]
 
 
-def test_a_table_too_wide_for_a_screen_is_a_list() -> None:
-    part = one("| a | b |\n|---|---|\n| " + "long " * 12 + "| " + "text " * 12 + "|")
-    assert part.text == "a · b\n• " + "long " * 11 + "long · " + ("text " * 12).strip()
-    assert not part.entities
+def test_a_table_too_wide_for_a_phone_is_a_list_with_the_names_of_its_columns() -> None:
+    part = one("| Name | What | |\n|---|---|---|\n| Alpha | " + "text " * 7 + "| x |\n| Beta | [see](http://a.bc/d) ||")
+    assert part.text == f"• Name: Alpha\n  What: {('text ' * 7).strip()}\n  x\n\n• Name: Beta\n  What: see"
+    assert [entity.kind for entity in part.entities] == ["bold", "bold", "text_link"]
+    assert [entity.offset for entity in part.entities][:2] == [8, part.text.index("Beta")]
+
+
+def test_a_table_of_38_columns_is_a_grid_and_one_of_39_a_list() -> None:
+    for width, grid in ((34, True), (35, False)):
+        part = one(f"| {'a' * width} | b |\n|---|---|\n| 1 | 2 |")
+        assert [entity.kind for entity in part.entities] == (["pre"] if grid else ["bold"])
+
+
+def test_a_heading_is_not_left_alone_at_the_foot_of_a_message() -> None:
+    for heading in ("## Section 2", "**Section 2**"):
+        parts = render(f"{'word ' * 17}\n\n{heading}\n\n{'text ' * 10}", 100)
+        assert not parts[0].text.endswith("Section 2")
+        assert parts[1].text.startswith("Section 2\n\ntext")
+
+
+@pytest.mark.parametrize(
+    ("markdown", "bold"),
+    [
+        ("**重点：**内容", ["重点："]),
+        ("这是**重点：**内容，还有**「引用」**文字", ["重点：", "「引用」"]),
+        ("他说**“你好”**。然后**《书名》**很好", ["“你好”", "《书名》"]),
+        ("これは**「重要」**です", ["「重要」"]),
+        ("**중요(important)**은", ["중요(important)"]),
+        ("**wichtig:**dann **Achtung!**Hier", ["wichtig:", "Achtung!"]),
+        ('das **"Wort"**ist', ['"Wort"']),
+        ("f(**kw), g(**kw)", []),
+        ("{**a, **b}", []),
+    ],
+)
+def test_bold_beside_signs_is_what_a_reader_expects(markdown: str, bold: list[str]) -> None:
+    part = one(markdown)
+    raw = part.text.encode("utf-16-le")
+    found = [raw[e.offset * 2 : (e.offset + e.length) * 2].decode("utf-16-le") for e in part.entities]
+    assert found == bold
 
 
 def test_code_keeps_its_language_its_signs_and_its_indentation() -> None:

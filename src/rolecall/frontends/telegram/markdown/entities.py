@@ -67,8 +67,9 @@ def utf16_len(text: str) -> int:
 
 def parts_of(text: str, marks: Sequence[Mark], limit: int = TEXT_LIMIT) -> Iterator[TextPart]:
     """Cut at paragraphs, else lines, else (in code too) further down to single characters; never within one, nor
-    within a mark that is no block if it can be helped. Marks that are cut go on in the next part. ``marks`` must nest
-    well. White space around the cuts is left out, and parts in which nothing can be seen."""
+    within a mark that is no block or behind a heading (a line in bold) if it can be helped. Marks that are cut go on in
+    the next part. ``marks`` must nest well. White space around the cuts is left out, and parts in which nothing can be
+    seen."""
     cuts = Cuts(text, sorted(marks, key=lambda mark: (mark.start, -mark.end)), limit)
     parts = (cuts.part(start, end) for start, end in cuts.spans())
     return (part for part in parts if not INVISIBLE.fullmatch(part.text))
@@ -82,6 +83,7 @@ class Cuts:
         self._units = [0, *accumulate(2 if char > "\uffff" else 1 for char in text)]
         self._blocks = self._within(mark for mark in marks if mark.kind == "pre")
         self._tight = self._within(mark for mark in marks if mark.kind not in BLOCKS)
+        self._headings = {mark.end for mark in marks if mark.kind == "bold" and self._is_line(mark)}
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """The ranges of the parts."""
@@ -146,8 +148,19 @@ class Cuts:
             (r"\s+", prose),
         ):
             ends = (match.end() for match in re.finditer(pattern, self.text[least:furthest]))
-            fit = [least + end for end in ends if not forbidden[least + end]]
+            fit = [least + end for end in ends if not forbidden[least + end] and not self._behind_heading(least + end)]
             yield next((end for end in reversed(fit) if not self._joined(end)), 0)
+
+    def _is_line(self, mark: Mark) -> bool:
+        """Whether the mark is one whole line."""
+        begins, ends = self.text[mark.start - 1 : mark.start] in ("", "\n"), self.text[mark.end : mark.end + 1]
+        return begins and ends in ("", "\n") and "\n" not in self.text[mark.start : mark.end]
+
+    def _behind_heading(self, at: int) -> bool:
+        """Whether a heading would be the last line of a part that ends there."""
+        while at and self.text[at - 1] in "\n ":
+            at -= 1
+        return at in self._headings
 
     def _whole(self, least: int, furthest: int) -> int:
         """The last place between two characters as people see them, or the furthest if there is none."""

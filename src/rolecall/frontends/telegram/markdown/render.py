@@ -27,8 +27,8 @@ DROPPED = re.compile("[\u2028-\u202e\u0333\u033f]")
 UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\u2028-\u202e\u030a\u0333\u033f\ud800-\udfff\ufdd0-\ufdef]")
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\ufdd0-\ufdef]")
 LINK_LIMIT = 2048
-GRID_LIMIT = 80
-"""Columns on the screen; a wider table becomes a list, which a narrow screen can break."""
+GRID_LIMIT = 38
+"""Columns that a phone shows of code; a wider table becomes a list, which a narrow screen can break."""
 SIMPLE = {"em": "italic", "strong": "bold", "s": "strikethrough"}
 """Kinds of entities by markdown-it-py's tags."""
 
@@ -229,7 +229,7 @@ class _Page:
 
     def _table(self, table: Token, tokens: Iterator[Token]) -> None:
         """A grid in code; a wide one is a list."""
-        rows: list[list[str]] = []
+        rows: list[list[Token]] = []
         aligned: list[str] = []
         more: list[str] = []
         for token in tokens:
@@ -240,14 +240,35 @@ class _Page:
                 case "th_open":
                     aligned.append(str(token.attrs.get("style", "")).removeprefix("text-align:"))
                 case "inline":
-                    rows[-1].append(_cell(token))
+                    rows[-1].append(token)
                 case "tr_close":
-                    rows[-1] += [_cell(token) for cell in more for token in parser().parseInline(cell, {"layout": ()})]
+                    rows[-1] += [token for cell in more for token in parser().parseInline(cell, {"layout": ()})]
                 case "table_close":
                     break
         self._begin(table)
-        text, grid = laid_out(rows, aligned)
-        self.code(text, "pre") if grid else self.write(text)
+        grid = laid_out([[_cell(token) for token in row] for row in rows], aligned)
+        self.code(grid, "pre") if grid else self._table_list(rows)
+
+    def _table_list(self, rows: Sequence[Sequence[Token]]) -> None:
+        """Each row as an item: its first cell in bold, then a line for each other cell, with the name of its column."""
+        names = [_cell(token) for token in rows[0]] if rows else []
+        for number, row in enumerate(rows[1:]):
+            self.write("\n\n" if number else "")
+            for column, token in enumerate(row):
+                self._table_cell(column, names[column] if column < len(names) else "", token)
+        if len(rows) == 1:
+            self.write(" · ".join(names))
+
+    def _table_cell(self, column: int, name: str, token: Token) -> None:
+        if column and not name and not _cell(token):
+            return
+        self.write("\n  " if column else "• ")
+        self.write(f"{' '.join(name.split())}: " if name else "")
+        if column:
+            return self.inline(token.children or ()) if _cell(token) else self.write("–")
+        self.open("bold")
+        self.inline(token.children or ())
+        self.close()
 
     # Within a paragraph
 
@@ -300,17 +321,17 @@ def _cell(token: Token) -> str:
     return page.text.strip()
 
 
-def laid_out(rows: Sequence[Sequence[str]], aligned: Sequence[str]) -> tuple[str, bool]:
-    """The table's text, and whether it is a grid (and no list). ``rows[0]`` is the heading; ``aligned`` says left,
-    right, center or nothing for each column. Lines within a cell end in ``\\n``."""
+def laid_out(rows: Sequence[Sequence[str]], aligned: Sequence[str]) -> str:
+    """The table as a grid; empty if it is too wide for that. ``rows[0]`` is the heading; ``aligned`` says left, right,
+    center or nothing for each column. Lines within a cell end in ``\\n``."""
     cells = [[cell.split("\n") for cell in row] for row in rows]
     columns = list(zip_longest(*cells, fillvalue=[""]))
     widths = [max(cell_len(line) for cell in column for line in cell) for column in columns]
     if sum(widths) + 3 * (len(widths) - 1) > GRID_LIMIT:
-        return _listed(rows), False
+        return ""
     lines = [line for row in cells for line in _lines(row, widths, aligned)]
     lines.insert(max(len(cell) for cell in cells[0]), "─┼─".join("─" * width for width in widths))
-    return "\n".join(lines), True
+    return "\n".join(lines)
 
 
 def _lines(row: Sequence[Sequence[str]], widths: Sequence[int], aligned: Sequence[str]) -> list[str]:
@@ -326,8 +347,3 @@ def _padded(text: str, width: int, side: str) -> str:
     spare = width - cell_len(text)
     left = {"right": spare, "center": spare // 2}.get(side, 0)
     return " " * left + text + " " * (spare - left)
-
-
-def _listed(rows: Sequence[Sequence[str]]) -> str:
-    lines = [" · ".join(cell.replace("\n", " ") for cell in row) for row in rows]
-    return "\n".join([lines[0], *(f"• {line}" for line in lines[1:])])

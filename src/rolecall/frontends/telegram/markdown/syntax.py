@@ -211,8 +211,9 @@ def _pairs(state: StateInline) -> dict[int, re.Match[str]]:
 
 
 def _stars(state: StateInline, silent: bool) -> bool:
-    """Emphasis by ``*`` beside Chinese, Japanese and Korean, which have no spaces between words and signs: a letter of
-    these counts as punctuation does. (The rule of markdown-cjk-friendly.)"""
+    """Emphasis by ``*`` where CommonMark sees none. Beside Chinese, Japanese and Korean, which have no spaces between
+    words and signs, a letter of these counts as punctuation does (the rule of markdown-cjk-friendly). Two stars also
+    close behind a sign that ends something and open before one that begins something, as in ``**Note:**this``."""
     from markdown_it.rules_inline.state_inline import Delimiter
 
     src, start = state.src, state.pos
@@ -222,15 +223,22 @@ def _stars(state: StateInline, silent: bool) -> bool:
     while end < state.posMax and src[end] == "*":
         end += 1
     before, after = src[start - 1] if start else " ", src[end] if end < state.posMax else " "
-    if not (_wide(before) or _wide(after)):
+    tight = end - start >= 2 and (before in ENDING_SIGNS or after in BEGINNING_SIGNS)
+    if not (_wide(before) or _wide(after) or tight):
         return False
     opens = not after.isspace() and (not _sign(after) or before.isspace() or _sign(before) or _wide(before))
     closes = not before.isspace() and (not _sign(before) or after.isspace() or _sign(after) or _wide(after))
+    if tight:
+        opens = opens or after in BEGINNING_SIGNS
+        closes = closes or (before in ENDING_SIGNS and not after.isspace())
     for _ in range(end - start):
         state.push("text", "", 0).content = "*"
         state.delimiters.append(Delimiter(ord("*"), end - start, len(state.tokens) - 1, -1, opens, closes))
     state.pos = end
     return True
+
+
+ENDING_SIGNS, BEGINNING_SIGNS = frozenset(":.!?…)]}»”’\"'%"), frozenset("([{«“‘„\"'$€£#@")
 
 
 def _wide(char: str) -> bool:
