@@ -12,14 +12,16 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.dead_letters import dead_letters, replay
 from rolecall.bus.leases import renew
-from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, sweep
+from rolecall.bus.maintenance import audit, audit_one, depart, promote, promote_due, rescue_direct, sweep
 from rolecall.bus.processes import ProcessState, live_processes, register, unregister
+from rolecall.bus.settle import defer
 from rolecall.bus.turn import Records, note, snapshot
 from rolecall.redis import keys
 from rolecall.redis.leader import LEASE
 from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
+from rolecall.stats import metric_totals
 from tests.bus.steps import (
     answer,
     ask,

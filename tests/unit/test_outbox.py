@@ -201,7 +201,9 @@ async def test_what_cannot_be_read_is_a_dead_letter_and_holds_up_nothing(bus: Bu
     ] * 3
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), RecursionError(), asyncio.CancelledError(), ServerRefused("WRONGTYPE")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), RecursionError(), asyncio.CancelledError(), ServerRefused("WRONGTYPE")]
+)
 async def test_whatever_a_front_end_raises_is_given_up_on_and_the_next_is_delivered(
     bus: Bus, server: RedisServer, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
