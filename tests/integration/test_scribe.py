@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC
+from datetime import UTC, tzinfo
 from io import StringIO
 from pathlib import Path
 
@@ -29,7 +29,15 @@ from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts import reading
-from rolecall.transcripts.record import Record, conversation_dir, directories, parse_line, read_records, session_files
+from rolecall.transcripts.record import (
+    Record,
+    conversation_dir,
+    directories,
+    format_line,
+    parse_line,
+    read_records,
+    session_files,
+)
 from rolecall.transcripts.scribe import Scribe
 
 KILLS = int(os.environ.get("ROLECALL_SCRIBE_KILLS", "12"))
@@ -395,6 +403,44 @@ async def test_hostile_texts_and_instances_stay_one_line_each(server: RedisServe
     raw = file.read_text(encoding="utf-8")
     assert raw.count("\n") == len(hostile) + 1
     assert "Привет 你好" in raw and "\x1b" not in raw and "\u202e" not in raw
+
+
+async def test_a_record_that_nobody_wrote_like_this_keeps_no_other_from_its_file(
+    server: RedisServer, log_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(record: Record, tz: tzinfo | None = None) -> str:
+        if record.text == "poison":
+            raise ValueError("no line for this")
+        return format_line(record, tz)
+
+    monkeypatch.setattr("rolecall.transcripts.files.format_line", poison)
+    strange = (
+        ("x", b"\xff"), ("c", ""), ("c", b"\xff\xfe", "s", "-1", "d", "-5", "ms", "9" * 40, "w", b"\x00"),
+        ("c", "telegram:42", "s", "9" * 15, "ms", "9" * 15, "w", "NOTE", "x", b"\xed\xa0\x80"),
+        ("c", "a" * 5000, "s", "\u0663", "t", "t" * 5000, "ms", "", "ms", "1", "w", "NOTE"),
+    )  # fmt: skip
+    async with writing(server, log_dir):
+        for fields in strange:
+            await server.call("XADD", LOG, "*", *fields)
+            await add(server, "good")
+        await add(server, "poison")
+        await add(server, "last")
+        await drained(server)
+    assert [record.text for record in written(log_dir) if record.text in ("good", "last")] == [*["good"] * 5, "last"]
+    assert any("no line for this" in message for message in caplog.messages)
+
+
+async def test_a_defect_of_the_scribe_is_told_and_ends_it_not(
+    server: RedisServer, log_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with writing(server, log_dir) as scribe:
+        await until(lambda: scribe.writing, "the scribe to lead")
+        with monkeypatch.context() as broken:
+            broken.setattr(scribe._files, "write", lambda entries: 1 / 0)
+            await add(server, "waits")
+            await until(lambda: "the scribe failed and starts again" in caplog.messages, "the defect to be told")
+        await drained(server)
+    assert_whole(log_dir, "telegram:42", ["waits"])
 
 
 @pytest.mark.parametrize("step", ["conversations", "conversation", "day", "file"])

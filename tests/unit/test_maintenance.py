@@ -129,7 +129,7 @@ async def test_a_conversation_that_cannot_be_looked_at_keeps_no_other_from_being
     await bus.server.call("SET", shard.journal("broken"), "no hash")
     now = await server_ms(bus.server) + 10
     assert await promote_due(bus, shard, now + 60_000) == 2
-    await audit(bus, shard, now + 3_700_000)
+    await audit(bus, shard, now + 7_200_000)
     assert await finals(bus, "a") == await finals(bus, "b") == [("1", "error")]
     assert {"promote: b'broken' failed, try 1 of 1", "audit: b'broken' failed, try 1 of 1"} <= set(caplog.messages)
     failures = (await metric_totals(bus.server)).counts["failures"]
