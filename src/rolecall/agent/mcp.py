@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx2
-import mcp_types
 from pydantic import ValidationError
 
 from rolecall.agent.tools import FAILED, NAME, Tool, Toolbox, parameters_of
@@ -27,6 +25,8 @@ from rolecall.settings import address, client_options, proxy_of
 from rolecall.version import __version__
 
 if TYPE_CHECKING:
+    import httpx2
+    import mcp_types
     from mcp import Client
     from mcp.server.lowlevel import Server
 

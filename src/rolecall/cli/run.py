@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from rolecall.background import BackgroundTasks
 from rolecall.cli import http, talk, telegram
@@ -108,20 +109,24 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column()
+
+    def row(label: str, text: str, style: str = "") -> None:
+        rows.add_row(label, Text(text, style))  # not markup: it would swallow the brackets of an extra
+
     where = f"bundled, appendfsync {settings.appendfsync}" if session.embedded else session.server.address
-    rows.add_row("server", f"{session.found}, {where}")
+    row("server", f"{session.found}, {where}")
     counts = [f"{name} {len(group)}" for name, group in runtime.roster.instances.items()]
-    rows.add_row("roles", " · ".join(counts))
-    rows.add_row("models", ", ".join(runtime.models.by_name) or "none: `rolecall setup` connects one")
+    row("roles", " · ".join(counts))
+    row("models", ", ".join(runtime.models.by_name) or "none: `rolecall setup` connects one")
     if hint := _models_hint(application, runtime):
-        rows.add_row("", hint)
+        row("", hint)
     for name, problem in runtime.models.problems.items():
-        rows.add_row("", f"[yellow]{name} is left out: {problem}[/yellow]")
-    rows.add_row("transcripts", str(application.log_dir / "conversations"))
-    rows.add_row("web", runtime.http or "not installed: pip install 'rolecall[http]'")
+        row("", f"{name} is left out: {problem}", "yellow")
+    row("transcripts", str(application.log_dir / "conversations"))
+    row("web", runtime.http or "not installed: pip install 'rolecall[http]'")
     if settings.telegram_bot_token is None:
-        rows.add_row("telegram", "not set up: no TELEGRAM_BOT_TOKEN")
-    rows.add_row("talk", 'rolecall chat · rolecall ask "Hello" · rolecall logs · rolecall top')
+        row("telegram", "not set up: no TELEGRAM_BOT_TOKEN")
+    row("talk", 'rolecall chat · rolecall ask "Hello" · rolecall logs · rolecall top')
     console.print(f"[bold]Rolecall {__version__}[/bold] is up in {application.directory}", highlight=False)
     console.print(rows, highlight=False)
 

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx2
+from typing import TYPE_CHECKING
 
 from rolecall.errors import MissingExtra, ModelUnavailable
 from rolecall.redis.file_lock import FileLock, make_private
+
+if TYPE_CHECKING:
+    import httpx2
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes fetched so far and in all (None: not known); at last with both the same."""

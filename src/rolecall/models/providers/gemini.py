@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx2
-
 from rolecall.errors import (
     ConfigError,
     ContentRefused,
@@ -45,6 +43,7 @@ from rolecall.models.wire import (
 from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
+    import httpx2
     from google.genai import Client
 
 

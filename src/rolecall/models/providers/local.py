@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -34,6 +35,7 @@ class HostedModel:
         self._settings = settings
         self._serving = serving
         self._spec = spec
+        self._sampling: Mapping[str, Any] = {}
         self._speakers: dict[str, OpenAIModel] = {}
 
     async def warm(self, progress: Progress | None = None) -> None:
@@ -79,7 +81,7 @@ class HostedModel:
         connections."""
         if server.id not in self._speakers:
             name = f"{server.alias}@served" if server.alias else self.name
-            self._speakers[server.id] = OpenAIModel(name, _endpoint(server, self._settings))
+            self._speakers[server.id] = OpenAIModel(name, _endpoint(server, self._settings, self._sampling))
         return self._speakers[server.id]
 
     def _served(self) -> Launcher:
@@ -101,7 +103,7 @@ def needs(name: str, *modules: str) -> None:
             raise ConfigError(f"{MissingExtra('local', name)}; where that cannot be installed, {WAYS_OUT}")
 
 
-def _endpoint(server: ModelServer, settings: Settings) -> Endpoint:
+def _endpoint(server: ModelServer, settings: Settings, sampling: Mapping[str, Any]) -> Endpoint:
     # No limit to the first token: a busy engine queues, and reading a long prompt is silent.
     return Endpoint(
         f"{server.url}/v1",
@@ -109,6 +111,7 @@ def _endpoint(server: ModelServer, settings: Settings) -> Endpoint:
         connect=settings.connect_seconds,
         first_token=None,
         idle_token=settings.idle_token_seconds,
+        sampling=sampling,
     )
 
 
@@ -124,6 +127,8 @@ class Manner:
     temperature: float | None = None
     calls_by_schema: bool = False
     """Whether it was taught no calls of tools: they are then JSON of a schema, see calling_by_schema."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of llama.cpp's server for free text. Calls of tools are sampled without: they repeat their examples."""
 
 
 MANNERS = {
@@ -144,6 +149,7 @@ class LocalModel(HostedModel):
     ) -> None:
         super().__init__(f"{model}@local", settings, serving)
         self._model = model
+        self._sampling = MANNERS.get(model, OWN_FILE).sampling
         self._cache = cache or default_cache()
 
     @classmethod

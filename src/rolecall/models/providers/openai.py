@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rolecall.errors import (
@@ -67,7 +67,8 @@ SAYS_NO_IMAGES = re.compile(r"image|vision|multi-?modal|mmproj", re.I)
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server that speaks OpenAI's protocol, and how to treat it; times in seconds, None is no limit."""
+    """A server that speaks OpenAI's protocol, and how to treat it; times in seconds, None is no limit. ``sampling`` are
+    fields of a request for free text that this server knows beyond OpenAI's."""
 
     url: str
     key: str = field(repr=False)
@@ -75,6 +76,7 @@ class Endpoint:
     connect: float = 5
     first_token: float | None = 60
     idle_token: float | None = 30
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def official(self) -> bool:
@@ -137,7 +139,10 @@ class OpenAIModel:
         model = wire_name(self.name.rpartition("@")[0])
         if self.responses:
             return responses_events(sdk, self.name, responses_body(model, request))
-        return chat_events(sdk, self.name, chat_body(model, request, self._endpoint.official), self._habit)
+        body = chat_body(model, request, self._endpoint.official)
+        if self._endpoint.sampling and not (request.schema or request.tools):
+            body["extra_body"] = dict(self._endpoint.sampling)
+        return chat_events(sdk, self.name, body, self._habit)
 
     async def _ready(self) -> AsyncOpenAI:
         async with self._making:
