@@ -6,6 +6,8 @@ from rolecall.errors import ImagesRefused
 
 SMALL = ("smollm2@local",)
 """Models whose answers the security preamble derails, and that would not follow it anyway."""
+RECENT = 6
+"""Messages that a small model remembers: with more of them it copies its earlier answers, and its context overflows."""
 NO_PICTURES = "I can't see images here, because the model only reads text. Please describe it in words."
 NO_ANSWER = "The model gave no answer. Please rephrase your question, or choose another model with /model."
 
@@ -19,9 +21,11 @@ class SampleLLMAgent(Agent):
         question = str(envelope.payload.get("translated") or envelope.text)
         question, images = await ctx.question(envelope, question), await ctx.images(envelope)
         language = LANGUAGES.get(str(envelope.payload.get("answer_lang", "en")), "English")
-        system = ctx.prompt("samplellm", language=language, small=ctx.model.name in SMALL)
+        small = ctx.model.name in SMALL
+        system = ctx.prompt("samplellm", language=language, small=small)
+        history = (await ctx.memory.history())[-RECENT if small else 0 :]
         try:
-            answer = await ctx.stream(ctx.model, await ctx.memory.history(), question, images=images, system=system)
+            answer = await ctx.stream(ctx.model, history, question, images=images, system=system)
         except ImagesRefused:
             return envelope.reply(NO_PICTURES, remember=False)
         return envelope.reply(answer) if answer.text.strip() else envelope.reply(NO_ANSWER, remember=False)

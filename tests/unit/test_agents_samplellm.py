@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.manager import ManagerAgent
-from agents.samplellm import NO_PICTURES, SampleLLMAgent
+from agents.samplellm import NO_PICTURES, RECENT, SMALL, SampleLLMAgent
 from agents.voice import VoiceAgent
 from rolecall import Role
 from rolecall.errors import ImagesRefused
@@ -58,3 +58,13 @@ async def test_voice_is_written_down_first_and_a_recording_without_words_is_answ
     turn = await run_turn((*ROLES, Role(VoiceAgent)), "", payload={"files": files})
     assert turn.trace == ("manager", "voice")
     assert "couldn't make out" in turn.text
+
+
+async def test_a_tiny_model_is_asked_with_the_latest_messages_alone() -> None:
+    history = tuple(("user", f"question {number}") for number in range(20))
+    tiny, large = FakeModel("ok", name=SMALL[0]), FakeModel("ok")
+    for model in (tiny, large):
+        await run_turn(ROLES, "now", model=model, history=history)
+    texts = [message.text for message in tiny.requests[0].messages if message.role == "user"]
+    assert texts == [*(f"question {number}" for number in range(20 - RECENT, 20)), "now"]
+    assert len([message for message in large.requests[0].messages if message.role == "user"]) == 21
