@@ -168,6 +168,8 @@ class ToolSession:
 
     async def _valid_tools(self, client: Client, cursor: str | None) -> tuple[list[mcp_types.Tool], str | None]:
         """A page of the list that the SDK refuses as a whole for the sake of one tool: those of it that can be used."""
+        import mcp_types
+
         raw = await client.session._dispatcher.send_raw_request(
             "tools/list", {"cursor": cursor} if cursor else None, {}
         )
@@ -206,6 +208,8 @@ class ToolSession:
         return _as_text(result) or "done"
 
     async def _called(self, client: Client, name: str, arguments: dict[str, Any]) -> mcp_types.CallToolResult:
+        import mcp_types
+
         if not self._lists_badly:
             return await client.call_tool(name, arguments)
         # client.call_tool would list the tools again, to check the result against the schema of its tool.
