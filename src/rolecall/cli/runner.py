@@ -52,8 +52,8 @@ def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False)
 
 
 def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work``. asyncio leaves its loop when *any* task calls sys.exit(), such as one that an agent's handler
-    started: the loop is entered again, for this is no reason to end a worker."""
+    """Run ``work``. asyncio leaves its loop when *any* task calls sys.exit() or stops the loop, such as one that an
+    agent's handler started: the loop is entered again, for this is no reason to end a worker."""
     task = runner.get_loop().create_task(work)
 
     async def ended() -> T:
@@ -62,7 +62,7 @@ def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
     while True:
         try:
             return runner.run(ended())
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as error:  # RuntimeError: the loop was stopped
             if task.done() or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 raise  # the verb itself ended, or the user pressed Ctrl-C
             logger.error("a task ended with %s; the process goes on", type(error).__name__, exc_info=error)
