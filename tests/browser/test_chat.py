@@ -97,7 +97,7 @@ async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
     await say(page, "/stop")
     await expect(page.locator(".answer .body")).to_have_text("There is nothing to stop.")
     await say(page, "x" * 70_000)
-    await expect(page.locator("[data-notice]")).to_contain_text("65536")
+    await expect(page.locator("[data-notice]")).to_contain_text("64 kB")
     await expect(page.locator(".said")).to_have_count(1)
     assert len(await page.get_by_label("Message").input_value()) == 70_000
 

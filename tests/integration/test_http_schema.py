@@ -58,7 +58,9 @@ async def test_nothing_that_the_document_allows_is_a_server_error(url: str, tmp_
 
 async def test_the_document_describes_the_events_and_the_problems(url: str) -> None:
     async with httpx2.AsyncClient(base_url=url) as client:
-        paths = (await client.get("/openapi.json")).json()["paths"]
+        document = (await client.get("/openapi.json")).json()
+    paths, components = document["paths"], document["components"]
+    assert all(re.fullmatch(r"[a-zA-Z0-9._-]+", name) for kind in components.values() for name in kind)
     asked = paths["/chat/stream"]["post"]["responses"]
     assert set(asked["200"]["content"]) == {"text/event-stream"}
     for status in ("401", "413", "422", "429", "503"):

@@ -42,7 +42,7 @@ GIVEN = "given"
 """The id of the key in the settings."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 logger = logging.getLogger(__name__)
-bearer = HTTPBearer(auto_error=False, scheme_name="API key", description="created by `rolecall key new NAME`")
+bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="created by `rolecall key new NAME`")
 router = APIRouter(tags=["login"])
 
 
