@@ -148,6 +148,11 @@ class Application:
         return load_prompts(self.directory / PLACE)
 
     @property
+    def name(self) -> str:
+        """APP_NAME, else the name of the directory: what tells it from others on the same server."""
+        return self.settings.app_name or self.directory.name
+
+    @property
     def state_dir(self) -> Path:
         """Directory of internal files: server data, weights, locks."""
         return self.directory / ".rolecall"

@@ -15,6 +15,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
+from rolecall.redis import keys
 from rolecall.redis.address import checked_host, checked_url
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
@@ -62,6 +63,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
     cannot be reached or is too old, ConfigError when the bus there was created with other settings.
     """
     settings = application.settings
+    keys.use(settings.key_prefix)
     _check_connections(settings, len(application.frontends))
     async with _address(application, start) as (url, embedded):
         server = RedisServer(url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout)
@@ -69,6 +71,8 @@ async def open_session(application: Application, process: str, *, start: bool) -
             found = await server.check()
             bus = Bus(server, settings, process)
             await bus.prepare()
+            if application.roles and embedded is None:  # a program without roles only visits
+                await bus.claim(application.name)
             for warning in (await server.condition()).warnings:
                 logger.warning("the server at %s: %s", server.address, warning)
             async with _kept_alive(server, embedded):

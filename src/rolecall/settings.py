@@ -52,6 +52,13 @@ class ServerSettings(BaseModel):
     )
     redis_socket_timeout: Seconds = Field(5, description="timeout of a command in seconds")
     appendfsync: Literal["always", "everysec"] = Field("always", description="fsync policy of the bundled Valkey")
+    key_prefix: str = Field(
+        "", pattern=r"[a-z0-9_-]{0,40}", examples=["staging"],
+        description="prefix of all keys, to keep applications on one server apart; a-z 0-9 _ -",
+    )  # fmt: skip
+    app_name: str = Field(
+        "", max_length=100, description="name of the application on its server; by default that of its directory"
+    )
     shards: int = Field(1, ge=1, le=256, description="independent shards of the bus; fixed once the bus is used")
 
 

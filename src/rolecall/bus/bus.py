@@ -44,6 +44,21 @@ class Bus:
         if int(schema) != SCHEMA:
             raise ConfigError(f"this server has key schema {int(schema)}, but this version of rolecall needs {SCHEMA}")
 
+    async def claim(self, application: str) -> None:
+        """Serve ``application`` on this server, under this prefix, from its first claim on. Raises ConfigError when
+        another one does."""
+        await self.server.fetch("HSETNX", keys.META, "application", application)
+        owner = await self.owner()
+        if owner != application:
+            raise ConfigError(
+                f"this server already serves the application {owner!r}, and this one is {application!r}: set "
+                f"KEY_PREFIX here to keep them apart, or APP_NAME={owner} if they are one"
+            )
+
+    async def owner(self) -> str:
+        """The application that this server serves under this prefix; empty before the first claim."""
+        return (await self.server.fetch("HGET", keys.META, "application") or b"").decode()
+
     async def stored_shards(self) -> int | None:
         """The number of shards that the server was set up with; None before its first use."""
         made = await self.server.call("HGET", keys.META, "shards")

@@ -30,6 +30,7 @@ from rolecall.models.model import Model
 from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import unbalanced
 from rolecall.models.registry import open_model, probe
+from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
@@ -82,6 +83,7 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
 async def reached(application: Application) -> AsyncIterator[tuple[RedisServer, bool]]:
     """A connection to the server, and whether it was up before. The bundled one is started if need be, and ended."""
     settings, embedded, was_up = application.settings, None, True
+    keys.use(settings.key_prefix)
     url = configured_url(settings)
     if url is None:
         where = {"runtime_dir": runtime_directory()}
@@ -118,6 +120,10 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
         good, remedy = made == wanted, f"set SHARDS={made}, or empty the server to change it"
         text = f"SHARDS={wanted}, it was made with {made}"
         look.findings.append(judged("bus", good, text, remedy))
+    if configured_url(application.settings) is not None and (owner := await bus.owner()):
+        text = f"the server serves {owner!r}, this application is {application.name!r}"
+        remedy = f"set KEY_PREFIX here to keep them apart, or APP_NAME={owner} if they are one"
+        look.findings.append(judged("application", owner == application.name, text, remedy))
     alive = [state.process for state in await live_processes(bus)]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
     remedy = "`rolecall up` or `make run` starts it all"

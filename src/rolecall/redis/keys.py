@@ -1,4 +1,5 @@
-"""The name of every key, and no other module has any. All keys of a shard share the hash tag ``{bus:N}``."""
+"""The name of every key, and no other module has any. All keys of a shard share the hash tag ``{bus:N}``,
+with a prefix ``{<prefix>.bus:N}``."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import time
 from functools import lru_cache
 from zlib import crc32
 
+from rolecall.errors import ConfigError
+
 GROUP = "g"
 BANDS = ("h", "n", "l")
 """High, normal and low priority: each role has one stream per band."""
+_prefix = ""
 GLOBAL = "{bus:0}"
 META = f"{GLOBAL}:meta"
 SCALE = f"{GLOBAL}:scale"
@@ -28,6 +32,24 @@ SERVED_FAILED = f"{GLOBAL}:served:failed"
 """Hash: spec → ``ms|reason`` of models that recently failed to start."""
 SERIES = f"{GLOBAL}:series"
 """Capped stream of samples of the deployment, one every few seconds, for the last minutes."""
+
+
+def use(prefix: str) -> None:
+    """Put ``prefix`` into the hash tags of all keys and channels of this process: ``{<prefix>.bus:N}``, or ``{bus:N}``
+    without one. Takes effect for what is made afterwards; a process keeps its first prefix. Raises ConfigError."""
+    global _prefix  # the one process-wide name: two applications in one process would need two sets of keys
+    if prefix == _prefix:
+        return
+    if _prefix:
+        raise ConfigError(f"KEY_PREFIX={prefix} cannot be used: this process works with KEY_PREFIX={_prefix} already")
+    before, _prefix = GLOBAL, prefix
+    for name, value in list(globals().items()):
+        if name.isupper() and isinstance(value, str) and value.startswith(before):
+            globals()[name] = _tag(0) + value.removeprefix(before)
+
+
+def _tag(number: int) -> str:
+    return f"{{{_prefix}.bus:{number}}}" if _prefix else f"{{bus:{number}}}"
 
 
 def shard_of(conversation: str, shards: int) -> int:
@@ -78,7 +100,7 @@ class ShardKeys:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.prefix = f"{{bus:{number}}}"
+        self.prefix = _tag(number)
         self.log = f"{self.prefix}:l"
         self.dead = f"{self.prefix}:d"
         self.deferred = f"{self.prefix}:z"

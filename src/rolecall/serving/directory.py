@@ -89,7 +89,7 @@ class Directory:
     async def servers(self, spec: Spec | None = None, *, machine: str | None = None) -> list[ModelServer]:
         """The live servers with ``in_flight``, ``age`` and ``idle`` (ms) as of now; of ``spec`` alone, and those that
         ``machine`` can use, if given. Oldest first."""
-        found = [_server(raw) for raw in await self._server.run(LIST, _BLOCK)]
+        found = [_server(raw) for raw in await self._server.run(LIST, _block())]
         chosen = [
             one
             for one in found
@@ -103,7 +103,7 @@ class Directory:
         that nobody uses are asked to leave, the longest unused first, and only if that is enough; with ``hungry`` busy
         ones too, which answer first what they were asked. Those that load or are pinned stay."""
         word, *rest = await self._server.run(
-            CLAIM, _BLOCK, server=msgspec.json.encode(wanted), user=user, user_lasts=_ms(USER_SECONDS),
+            CLAIM, _block(), server=msgspec.json.encode(wanted), user=user, user_lasts=_ms(USER_SECONDS),
             lasts=_ms(START_SECONDS), most=room.most, free=room.free, resident=_ms(self._resident), hungry=int(hungry),
         )  # fmt: skip
         match word:
@@ -122,7 +122,7 @@ class Directory:
         its model has no other server on its machine, or in any case."""
         back = {"no": 0, "alone": 1, "always": 2}[again]
         state, *rest = await self._server.run(
-            BEAT, _BLOCK, server=msgspec.json.encode(now), lasts=_ms(LAPSE_SECONDS), again=back
+            BEAT, _block(), server=msgspec.json.encode(now), lasts=_ms(LAPSE_SECONDS), again=back
         )
         if state == b"GONE":
             return Pulse(False)
@@ -131,24 +131,24 @@ class Directory:
     async def end(self, server: str, why: str = "") -> bool:
         """Forget the server of that id; with ``why``, its model is not started again for RETRY_SECONDS and whoever
         asks is told so. True if it was known."""
-        return bool(await self._server.run(END, _BLOCK, server=server, why=why, retry_ms=_ms(RETRY_SECONDS)))
+        return bool(await self._server.run(END, _block(), server=server, why=why, retry_ms=_ms(RETRY_SECONDS)))
 
     async def stop(self, server: str, *, busy: bool = False) -> Literal["stopping", "unknown", "busy"]:
         """Have the server of that id leave, with ``busy`` also while it answers. It does so within a second."""
-        done = await self._server.run(STOP, _BLOCK, server=server, order="stop", busy=int(busy))
+        done = await self._server.run(STOP, _block(), server=server, order="stop", busy=int(busy))
         return "stopping" if done == 1 else "busy" if done == -1 else "unknown"
 
     async def pin(self, server: str, pinned: bool) -> bool:
         """Have a server stay, idle or not, until it is told to stop. False if there is none of that id."""
         order = "pin" if pinned else "unpin"
-        return bool(await self._server.run(STOP, _BLOCK, server=server, order=order, busy=0))
+        return bool(await self._server.run(STOP, _block(), server=server, order=order, busy=0))
 
     async def enter(self, spec: Spec, machine: str, call: str, *, queue: bool = True) -> ModelServer | int | None:
         """Begin ``call`` at the ready server of ``spec`` with the fewest calls in flight by its weight, which lasts
         CALL_SECONDS without ``hold``. With ``queue`` False only where a slot is free: else the calls in flight are
         returned. None where no server is ready."""
         word, *rest = await self._server.run(
-            ENTER, _BLOCK, spec=spec.id, machine=machine, call=call, lasts=_ms(CALL_SECONDS), queue=int(queue)
+            ENTER, _block(), spec=spec.id, machine=machine, call=call, lasts=_ms(CALL_SECONDS), queue=int(queue)
         )
         if word == b"GO":
             return _server(rest[0])
@@ -156,25 +156,26 @@ class Directory:
 
     async def hold(self, server: str, call: str) -> bool:
         """A sign of life of ``call``."""
-        return bool(await self._server.run(CALL, _BLOCK, server=server, call=call, lasts=_ms(CALL_SECONDS)))
+        return bool(await self._server.run(CALL, _block(), server=server, call=call, lasts=_ms(CALL_SECONDS)))
 
     async def leave(self, server: str, call: str) -> None:
         """``call`` is over."""
-        await self._server.run(CALL, _BLOCK, server=server, call=call, lasts=0)
+        await self._server.run(CALL, _block(), server=server, call=call, lasts=0)
 
     async def needed_by(self, user: str, *, still: bool = True) -> int:
         """Say that ``user``, ``<machine>/<process>``, may need servers for USER_SECONDS more, or does not any longer;
         those of a machine leave when nobody does there. How many do there."""
         lasts = _ms(USER_SECONDS) if still else 0
-        return int(await self._server.run(USER, _BLOCK, user=user, lasts=lasts))
+        return int(await self._server.run(USER, _block(), user=user, lasts=lasts))
 
 
-_BLOCK: DirectoryBlock = {
-    "servers": keys.SERVED,
-    "calls": keys.SERVED_CALLS,
-    "users": keys.SERVED_USERS,
-    "failed": keys.SERVED_FAILED,
-}
+def _block() -> DirectoryBlock:
+    return {
+        "servers": keys.SERVED,
+        "calls": keys.SERVED_CALLS,
+        "users": keys.SERVED_USERS,
+        "failed": keys.SERVED_FAILED,
+    }
 
 
 def _server(raw: bytes) -> ModelServer:
