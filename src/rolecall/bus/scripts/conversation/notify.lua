@@ -13,7 +13,7 @@ redis.call('SET', IDEMPOTENCY, '|' .. DIGEST, 'PX', REPEAT_MS)
 if TEXT == '' then redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', '', 'e', PAYLOAD)
 else
   event('', 'notice', 'x', TEXT)
-  if redis.call('TTL', EVENTS) < 3600 then redis.call('EXPIRE', EVENTS, 3600) end
+  if redis.call('PTTL', EVENTS) < 3600000 then redis.call('EXPIRE', EVENTS, 3600) end
   redis.call('DEL', OUTBOX) -- what earlier versions wrote there, nobody reads
 end
 if REMEMBERED ~= '' then
