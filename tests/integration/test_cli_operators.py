@@ -70,7 +70,8 @@ def test_a_wrong_scale_order_changes_nothing_and_says_what_is_allowed(app: Path,
 def test_a_dead_letter_is_listed_shown_and_replayed_as_the_next_turn(app: Path) -> None:
     letter_id = buried(app, "terminal:again")
     row = next(line for line in at(app, "dead", "list").stdout.splitlines() if line.startswith(letter_id))
-    assert row.split()[3:] == ["terminal:again", "samplellm", "1", "it", "was", "asked", "for"]
+    assert row.split()[1] == "envelope"
+    assert row.split()[4:] == ["terminal:again", "samplellm", "1", "it", "was", "asked", "for"]
     shown = json.loads(at(app, "dead", "show", letter_id, "--json").stdout)
     assert (shown["reason"], shown["turn"], shown["envelope"]["payload"]["text"]) == (
         "it was asked for",

@@ -16,6 +16,7 @@ from typing import Any
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall.agent.prompts import PLACE
+from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import Event
 from rolecall.config import Role
 from rolecall.redis import keys
@@ -155,10 +156,12 @@ async def test_a_key_or_a_name_the_provider_refuses_is_told_and_not_tried_again(
     async with provided(tmp_path) as (provider, deployment):
         provider.status = 401
         answer = await deployment.ask("a:1", "Hello")
-        assert answer.kind == "error" and "refuses the key" in answer.text
+        assert answer.kind == "error" and "the model can't be used right now" in answer.text
         provider.status = 404
         answer = await deployment.ask("a:1", "Hello")
-        assert answer.kind == "error" and "no such model" in answer.text
+        assert answer.kind == "error" and "the model can't be used right now" in answer.text
+        reasons = [letter.reason for letter in await dead_letters(deployment.session.bus)]
+        assert ["refuses the key" in reasons[0], "no such model" in reasons[1]] == [True, True]
         assert provider.asked == 2
 
 

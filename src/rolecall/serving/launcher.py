@@ -117,7 +117,7 @@ class Launcher:
     # ── one server per model ────────────────────────────────────────────────────────────────────
 
     async def _ensured(self, spec: Spec) -> ModelServer:
-        self._need()
+        self.need()
         wanted = self._wanted(spec)
         begun = time.monotonic()
         hungry: float | None = None
@@ -152,7 +152,7 @@ class Launcher:
         return False
 
     async def _entered(self, spec: Spec, call: str) -> ModelServer:
-        self._need()
+        self.need()
         while True:
             server = await self.directory.enter(spec, self.machine, call)
             if isinstance(server, ModelServer):
@@ -215,7 +215,8 @@ class Launcher:
 
     # ── being there ─────────────────────────────────────────────────────────────────────────────
 
-    def _need(self) -> None:
+    def need(self) -> None:
+        """Say, until ``aclose``, that this process may need models: what others load on this machine stays loaded."""
         if self._needing is None:
             self._needing = asyncio.create_task(self._go_on_needing(), name="need model servers")
 

@@ -250,8 +250,10 @@ class AnswerDelivery:
         between."""
         before, notice = (self.messages or [self._record.question])[-1], self._entry.kind == "notice"
         apart = before and (self._chats.newest(self._address) > before or not (self.messages or self._address.private))
+        if part is None:  # until its content is in it; the first of an answer may overtake the placeholder
+            part = NOTICE if notice else FURTHER if self.messages else TextPart(say(self._record.language, "thinking"))
         return await self._turn_messages.create(
-            self._address, self._turn, part or (NOTICE if notice else FURTHER), name=name, after=before,
+            self._address, self._turn, part, name=name, after=before,
             keyboard=keyboard, ring=notice and name == "0", reply_to=before if apart else None, priority=ANSWER,
         )  # fmt: skip
 
