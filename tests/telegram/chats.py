@@ -99,6 +99,10 @@ class Chat:
     forum: bool = False
     kicked: bool = False
     """Set it once the bot is no longer in the group."""
+    admins: set[int] = field(default_factory=set)
+    """The users who administer the group."""
+    moved_to: int = 0
+    """The supergroup that the group has become."""
     topics: dict[int, str] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     """Where the ids of its messages come from: private chats and small groups share it, a large group has its own."""

@@ -203,10 +203,12 @@ class Methods:
         return self._chat(params, reach=False).as_json() | known
 
     async def getChatMember(self, params: Params) -> dict[str, Any]:
-        self._chat(params, reach=False)
+        chat = self._chat(params, reach=False)
         user = self.world.users.get(params.number("user_id"))
         if user is None:
             raise bad("user not found")
+        if user.id in chat.admins:
+            return {"status": "creator", "user": user.as_json(), "is_anonymous": False}
         return {"status": "member", "user": user.as_json()}
 
     async def setMyCommands(self, params: Params) -> bool:
@@ -238,6 +240,9 @@ class Methods:
         if chat is None:
             raise bad("chat not found")
         user = self.world.users.get(chat.id)
+        if chat.moved_to:
+            words = "group chat was upgraded to a supergroup chat"
+            raise Refused(400, f"Bad Request: {words}", migrate_to_chat_id=chat.moved_to)
         if reach and user and user.deactivated:
             raise Refused(403, "Forbidden: user is deactivated")
         if reach and user and user.blocked:

@@ -17,6 +17,7 @@ from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
 from rolecall.bus.turn import Records, snapshot
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
+from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
@@ -92,7 +93,7 @@ async def way_in(
     turn_messages = TurnMessages(chats, placeholders)
     live = ProgressDisplay(bus, wakeups, chats, turn_messages)
     buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
-    commands = Commands(bot, bus, access, choices)
+    commands = Commands(bot, bus, access, choices, admins=Admins(bus, access))
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
     receiver = Receiver(front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords)
     outbox = Outbox(bus, cast(RedisServer, bus.server), "telegram")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import envelopes_of, remembered
+from rolecall.bus.conversation import asker_of, envelopes_of, remembered, running_turn
 from rolecall.bus.dead_letters import dead_letters, drop
 from rolecall.bus.events import so_far
 from rolecall.bus.turn import (
@@ -72,6 +72,19 @@ async def cancel_by_user(
     answer = await so_far(bus, conversation, turn) if envelope.text else ""
     history = remembered(envelope.text, answer, turn, "stopped") if envelope.text else []
     return await cancel_turn(bus, conversation, turn, instance=instance, text=text, history=history)
+
+
+async def stop_turns_of(
+    bus: Bus, conversation: str, user: str, *, instance: str = "front", text: str = "Stopped."
+) -> int:
+    """End the running and waiting turns of ``conversation`` that ``user`` asked; returns how many. The newest goes
+    first, so that none of them begins meanwhile."""
+    waiting = [
+        t.decode() for t in await bus.server.call("LRANGE", bus.shard(conversation).mailbox(conversation), 0, -1)
+    ]
+    turns = [turn for turn in (await running_turn(bus, conversation), *waiting) if turn]
+    own = [turn for turn in reversed(turns) if await asker_of(bus, conversation, turn) == user]
+    return sum([await cancel_by_user(bus, conversation, turn, instance=instance, text=text) for turn in own])
 
 
 async def stop_conversation(

@@ -88,6 +88,31 @@ async def count_within(bus: Bus, front: str, counter: str, seconds: float) -> in
     return int(await bus.server.run(TALLY, counter=keys.front(front, counter), window=milliseconds(seconds)))
 
 
+async def record_move(bus: Bus, front: str, new: int, old: int) -> None:
+    """Remember that the chat ``old`` goes on as ``new``. Its conversations keep the names that they began with, so
+    memory, preferences and waiting turns need not move."""
+    await bus.server.call("HSET", keys.front(front, "moved"), new, old)
+
+
+async def moved_chats(bus: Bus, front: str) -> dict[int, int]:
+    """The chats that go on under another id: the id before by the id now."""
+    return {int(new): int(old) for new, old in pairs(await bus.server.fetch("HGETALL", keys.front(front, "moved")))}
+
+
+async def note_applicant(bus: Bus, front: str, user: int, name: str, language: str, *, days: float = 30) -> None:
+    """Remember who asks for access, until an admin decides."""
+    await bus.server.call(
+        "SET", keys.front(front, f"applicant:{user}"), f"{language}|{name}", "PX", milliseconds(days * 86_400)
+    )
+
+
+async def applicant(bus: Bus, front: str, user: int) -> tuple[str, str]:
+    """The name and the language of one who asked for access; empty if unknown."""
+    record = await bus.server.fetch("GET", keys.front(front, f"applicant:{user}"))
+    language, _, name = (record or b"|").decode("utf-8", "replace").partition("|")
+    return name, language
+
+
 def _parsed(user: int, record: bytes) -> Member:
     rank, since, name = record.decode("utf-8", "replace").split("|", 2)
     return Member(user, rank, int(since), name)  # type: ignore[arg-type]  # only written here and in redeem.lua

@@ -90,8 +90,9 @@ def lease(name: str) -> str:
 
 
 def front(name: str, part: str) -> str:
-    """What the processes of the front end ``name`` share about its users: the hash ``members``, strings
-    ``code:<sha256>``, and the counters ``pace:<user>``, ``refused:<user>`` and ``tries:<user>``."""
+    """What the processes of the front end ``name`` share about its users: the hashes ``members`` and ``moved`` (chat →
+    the id it had before), strings ``code:<sha256>`` and ``applicant:<user>``, and counters such as ``pace:<user>``,
+    ``refused:<user>``, ``asked:<user>`` and ``tries:<user>``."""
     return f"{GLOBAL}:front:{name}:{part}"
 
 

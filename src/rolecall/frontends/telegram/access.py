@@ -1,4 +1,5 @@
-"""Access control: settings, admins and invitation codes decide who may use the bot; everybody else is refused.
+"""Access control: settings, admins and invitation codes decide who may use the bot; everybody else is refused. In a
+group, its admins decide what concerns all.
 
 A code has 128 random bits and works once; the server stores only its SHA-256. Wrong codes are rate-limited.
 """
@@ -7,13 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rolecall.bus.bus import Bus
-from rolecall.bus.members import Member, Rank, Tries, count_within, enrol, find_member, list_members, redeem, store_code
+from telegram import Bot
+from telegram.error import TelegramError
 
+from rolecall.bus.bus import Bus
+from rolecall.bus.members import (
+    Member,
+    Rank,
+    Tries,
+    count_within,
+    enrol,
+    find_member,
+    list_members,
+    moved_chats,
+    record_move,
+    redeem,
+    store_code,
+)
+from rolecall.frontends.telegram.bot import explain
+from rolecall.frontends.telegram.message import Address
+
+logger = logging.getLogger(__name__)
 Redeemed = Literal["admin", "user", "guest", "KNOWN", "WRONG", "TOO_MANY"]
 Pace = Literal["OK", "TELL", "SILENT"]
 
@@ -26,6 +48,8 @@ REFUSAL_SECONDS = 3600.0
 MINUTE = 60.0
 START_DAYS = 7.0
 NAME_CHARS = 64
+ADMIN_SECONDS = 60.0
+REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +59,8 @@ class UserStatus:
 
     user: int
     rank: Rank
+    denied: bool = False
+    """Whether an admin denied this user or this group access."""
 
     @property
     def allowed(self) -> bool:
@@ -56,29 +82,64 @@ class Access:
         self.admins = _numbers(bus.settings.telegram_admins)
         self.listed = _numbers(bus.settings.telegram_allowed)
         self.open = bus.settings.telegram_allowed.strip() == EVERYONE
+        self._moves: dict[int, int] | None = None
 
     async def status_of(self, user: int, chat: int = 0) -> UserStatus:
-        """The status of ``user`` in ``chat``. In a group of TELEGRAM_ALLOWED everyone is at least a guest, except users
-        whom an admin denied."""
+        """The status of ``user`` in ``chat``. In an allowed group everyone is at least a guest, except users whom an
+        admin denied; an anonymous admin is the group itself. A group is allowed by TELEGRAM_ALLOWED or by an admin,
+        under its present id or the one before it became a supergroup."""
         if user in self.admins:
             return UserStatus(user, "admin")
-        member = await find_member(self.bus, self.front, user)
+        member = await find_member(self.bus, self.front, user) if user != chat or user > 0 else None
         if member is not None and member.rank == "stranger":
-            return UserStatus(user, "stranger")
+            return UserStatus(user, "stranger", denied=True)
         known: Rank = "stranger" if member is None else member.rank
-        return UserStatus(user, max(known, self._by_settings(user, chat), key=RANKS.index))
+        group = await self._group_rank(chat) if chat < 0 else "stranger"
+        rank = max(known, group or "stranger", self._by_settings(user), key=RANKS.index)
+        return UserStatus(user, rank, denied=group is None)
+
+    async def _group_rank(self, chat: int) -> Rank | None:
+        """What everyone is in the group ``chat``; None if an admin denied it."""
+        moves = await self.moves()
+        ids = {chat, *(new for new, old in moves.items() if old == chat), moves.get(chat, chat)}
+        decided = [one for number in ids if (one := await find_member(self.bus, self.front, number)) is not None]
+        if any(one.rank == "stranger" for one in decided):
+            return None
+        return "guest" if decided or self.open or ids & self.listed else "stranger"
+
+    async def moves(self) -> dict[int, int]:
+        """The groups that became supergroups: the id before by the id now."""
+        if self._moves is None:
+            self._moves = await moved_chats(self.bus, self.front)
+        return self._moves
+
+    async def move(self, old: int, new: int) -> None:
+        """The group ``old`` goes on as the supergroup ``new``. Idempotent."""
+        moves = await self.moves()
+        if new not in moves:
+            await record_move(self.bus, self.front, new, old)
+            moves[new] = old
+
+    async def home(self, address: Address) -> Address:
+        """The address that names the conversation: that of the group before it became a supergroup."""
+        old = (await self.moves()).get(address.chat) if address.chat < 0 else None
+        return address if old is None else replace(address, chat=old)
 
     async def pace(self, status: UserStatus) -> Pace:
         """Count a message towards the user's limit per minute. TELL: it is the first one over the limit, so tell the
         user; SILENT: the user was told. Admins have no limit."""
         if status.rank == "admin":
             return "OK"
-        over = await self._tally(f"pace:{status.user}", MINUTE) - self.bus.settings.telegram_per_minute
+        over = await self.tally(f"pace:{status.user}", MINUTE) - self.bus.settings.telegram_per_minute
         return "OK" if over <= 0 else "TELL" if over == 1 else "SILENT"
 
     async def first_refusal(self, user: int, what: str = "refused") -> bool:
         """Whether to tell a stranger about the refusal; at most once an hour for each reason ``what``."""
-        return await self._tally(f"{what}:{user}", REFUSAL_SECONDS) == 1
+        return await self.first_refusal_within(f"{what}:{user}", REFUSAL_SECONDS)
+
+    async def first_refusal_within(self, counter: str, seconds: float) -> bool:
+        """Whether this is the first of its kind within ``seconds``."""
+        return await self.tally(counter, seconds) == 1
 
     async def start_code(self) -> str | None:
         """A new one-time code that makes the user who redeems it the first admin; None if there is an admin. All these
@@ -121,12 +182,12 @@ class Access:
         """All members, oldest first."""
         return await list_members(self.bus, self.front)
 
-    def _by_settings(self, user: int, chat: int = 0) -> Rank:
+    def _by_settings(self, user: int) -> Rank:
         if user in self.admins:
             return "admin"
-        if user in self.listed:
+        if user in self.listed and user > 0:
             return "user"
-        return "guest" if self.open or (chat != user and chat in self.listed) else "stranger"
+        return "guest" if self.open else "stranger"
 
     async def _enrol(self, user: int, rank: Rank, name: str) -> None:
         await enrol(self.bus, self.front, user, rank, name[:NAME_CHARS])
@@ -136,8 +197,40 @@ class Access:
         await store_code(self.bus, self.front, _digest(code), rank, days)
         return code
 
-    async def _tally(self, counter: str, seconds: float) -> int:
+    async def tally(self, counter: str, seconds: float) -> int:
+        """Count one more under ``counter`` in a window of ``seconds``; returns the count."""
         return await count_within(self.bus, self.front, counter, seconds)
+
+
+class GroupAdmins:
+    """Who may decide for a group: its admins, as Telegram says, and those of the bot. In a private chat it is the
+    user. What Telegram says is remembered for ADMIN_SECONDS."""
+
+    def __init__(self, bot: Bot, current: Callable[[int], int]) -> None:
+        self.bot = bot
+        self._current = current
+        self._known: dict[tuple[int, int], tuple[float, bool]] = {}
+
+    async def include(self, status: UserStatus, address: Address, *, anonymous: bool = False) -> bool:
+        """Whether the user may decide for the chat of ``address``. An ``anonymous`` sender is an admin of the group."""
+        if address.private or anonymous or status.rank == "admin":
+            return True
+        key, now = (self._current(address.chat), status.user), time.monotonic()
+        until, known = self._known.get(key, (0.0, False))
+        if until < now:
+            known = await self._ask(*key)
+            if len(self._known) > REMEMBERED:
+                self._known.clear()
+            self._known[key] = (now + ADMIN_SECONDS, known)
+        return known
+
+    async def _ask(self, chat: int, user: int) -> bool:
+        try:
+            member = await self.bot.get_chat_member(chat, user)
+        except TelegramError as error:
+            logger.info("whether %d is an admin of %d is not known: %s", user, chat, explain(error))
+            return False
+        return member.status in ("creator", "administrator")
 
 
 def _digest(code: str) -> str:

@@ -19,10 +19,11 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
-from rolecall.bus.outbox import Placeholders
+from rolecall.bus.members import Rank, applicant
+from rolecall.bus.outbox import Placeholders, reply
 from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
 from rolecall.frontends.front import Front
-from rolecall.frontends.telegram.access import Access, UserStatus
+from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TURN = re.compile(r"\d{1,18}", re.ASCII)
+CHAT = re.compile(r"-?\d{1,18}", re.ASCII)
 TOAST_CHARS = 200
 TWICE_MS = 3000
 """Two presses of Regenerate within this time count as one."""
@@ -96,6 +98,9 @@ class Buttons:
     progress: ProgressDisplay
     _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
+    def __post_init__(self) -> None:
+        self.rights = GroupAdmins(self.bot, self.chats.current)
+
     async def press(self, query: CallbackQuery) -> None:
         """Handle a press; returns once its effect is stored in the server. Messages to Telegram are sent in the
         background. Idempotent. Raises ServerUnavailable."""
@@ -111,7 +116,7 @@ class Buttons:
         user, message = query.from_user, query.message
         if not isinstance(message, Message):  # too old: Telegram does not include it
             return say(user.language_code, "too_old")
-        address = address_of(message, self.front.name)
+        address = await self.access.home(address_of(message, self.front.name))
         status = await self.access.status_of(user.id, address.chat)
         if not status.allowed:
             return say(user.language_code, "stranger", id=user.id)
@@ -125,6 +130,8 @@ class Buttons:
     def _find(self, press: ButtonPress) -> Callable[[ButtonPress], Awaitable[str]]:
         if press.verb in PICKERS:
             return self._pick
+        if press.verb in ("allow", "deny") and CHAT.fullmatch(press.argument):
+            return self._decide
         verbs = {"stop": self._stop, "again": self._again, "edit": self._edit, "up": self._vote, "down": self._vote}
         return verbs.get(press.verb, self._unknown) if TURN.fullmatch(press.argument) else self._unknown
 
@@ -141,7 +148,7 @@ class Buttons:
             if not await self._shows(press):  # a message that was left behind
                 self._later(self.bot.edit_message_reply_markup(press.address.chat, press.message_id), "keyboard")
             return press.say("nothing_to_stop")
-        if asker != press.principal and press.status.rank != "admin":
+        if asker != press.principal and not await self.rights.include(press.status, press.address):
             return press.say("not_yours")
         ended = await self._end(press, turn, press.say("stopped"))
         return press.say("stopped" if ended else "nothing_to_stop")
@@ -216,10 +223,34 @@ class Buttons:
         value = self.choices.value_of(press.verb, press.argument)
         if value is None:
             return press.say("unknown_button")
+        if not await self.rights.include(press.status, press.address):
+            return press.say("group_admins_only")
         await prefer(self.front.bus, press.conversation, press.verb, value, instance=self.front.instance)
         chosen = chosen_message(press.verb, value, self.choices, press.language)
         self._later(self.chats.edit(press.address, press.message_id, TextPart(chosen.text), chosen.keyboard), "picker")
         return chosen.text
+
+    # ── access ────────────────────────────────────────────────────────────────────────────────
+
+    async def _decide(self, press: ButtonPress) -> str:
+        """Let in, or deny, who asked for access: a user or a group. Only admins, in their private chats."""
+        if press.status.rank != "admin" or not press.address.private:
+            return press.say("admins_only")
+        number, let_in = int(press.argument), press.verb == "allow"
+        name, language = await applicant(self.front.bus, self.front.name, number)
+        if let_in:
+            rank: Rank = "user" if number > 0 else "guest"
+            await self.access.allow(number, rank, name)
+            text = press.say("let_in", id=f"{name} ({number})", rank=press.say(f"rank_{rank}"))
+            key = "welcome" if number > 0 else "group_welcome"
+            welcome = say(language, key, bot=str(self.bot.username))
+            place = Address(number, None, self.front.name).conversation
+            await reply(self.front.bus, self.front.name, place, welcome, idempotency=f"allowed:{press.id}")
+        else:
+            denied = await self.access.deny(number)
+            text = press.say("shut_out" if denied else "cannot_deny", id=f"{name} ({number})")
+        self._later(self.chats.edit(press.address, press.message_id, TextPart(text)), "request")
+        return text
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────
 

@@ -219,6 +219,14 @@ class Chats:
             return False
         return True
 
+    def moved(self, old: int, new: int) -> None:
+        """The chat ``old`` goes on as ``new``: what is for it goes there."""
+        self._moved[old] = new
+
+    def current(self, chat: int) -> int:
+        """The id that Telegram knows ``chat`` by now."""
+        return self._moved.get(chat, chat)
+
     def reason(self, address: Address) -> str:
         """Telegram's last refusal in this chat."""
         return self._of(address).reason

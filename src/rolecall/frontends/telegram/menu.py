@@ -23,8 +23,9 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify, preferences_of
-from rolecall.bus.members import Member, Rank
+from rolecall.bus.members import Member, Rank, applicant
 from rolecall.frontends.telegram.access import Access, UserStatus
+from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming
 from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message
@@ -56,6 +57,7 @@ class Commands:
     access: Access
     choices: Choices
     front: str = "telegram"
+    admins: Admins = field(kw_only=True)
     _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
     @property
@@ -88,7 +90,7 @@ class Commands:
     async def set_menus(self) -> None:
         """Set the command menus of private chats, groups and each admin, in all languages. Failures of Telegram are
         logged."""
-        await self._menus.set_all(await self._admins())
+        await self._menus.set_all(await self.admins.ids())
 
     async def aclose(self) -> None:
         """Cancel menus that are not set yet."""
@@ -113,6 +115,8 @@ class Commands:
             first = await self.access.first_refusal(user, "warned")
             await self.access.first_refusal(user)  # this answer covers the refusal too
             return CommandReply(say(language, "code_tries")) if first else None
+        if verdict == "WRONG" and status.allowed:  # such as a link that names where the user comes from
+            return CommandReply(say(language, "welcome"))
         if verdict == "WRONG":
             return CommandReply(say(language, "code_wrong", id=user))
         if verdict == "admin":
@@ -138,9 +142,22 @@ class Commands:
         lines = [
             say(language, "whoami", id=incoming.user, rank=rank, conversation=conversation),
             say(language, "preferences", choices=choices or say(language, "automatic")),
-            say(language, "used_today", tokens=tokens),
+            *await self._budgets(incoming, status, tokens),
         ]
         return CommandReply("\n".join(lines))
+
+    async def _budgets(self, incoming: Incoming, status: UserStatus, tokens: int) -> list[str]:
+        """What the user used today, of how much."""
+        language, settings, share = incoming.language, self.bus.settings, float(status.meta.get("share", 1))
+        limit, cost_limit = (settings.user_tokens_per_day or 0) * share, (settings.user_cost_per_day or 0) * share
+        lines = [
+            say(language, "used_of", tokens=tokens, limit=round(limit)) if limit else
+            say(language, "used_today", tokens=tokens)
+        ]  # fmt: skip
+        if cost_limit:
+            spent = (await stats.model_usage(self.bus.server, ()))["spenders"].get(incoming.principal, {})
+            lines.append(say(language, "cost_of", cost=f"{spent.get('cost', 0):.2f}", limit=f"{cost_limit:.2f}"))
+        return lines
 
     async def _pick(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
         """The buttons; None if the command has an argument and belongs to the bus."""
@@ -157,15 +174,15 @@ class Commands:
         return CommandReply(say(incoming.language, "invitation", days=INVITATION_DAYS, link=link))
 
     async def _users(self, incoming: Incoming, status: UserStatus) -> CommandReply:
-        language, members = incoming.language, await self._members()
+        language, members = incoming.language, await self.admins.members()
         if not members:
             return CommandReply(say(language, "nobody"))
         shown = members[:LISTED_MEMBERS]
         tokens = await self._tokens([member.user for member in shown])
-        lines = [
-            f"{one.user} {one.name[:LISTED_NAME_CHARS]} – {say(language, f'rank_{one.rank}')}, {tokens[one.user]}"
-            for one in shown
-        ]
+        lines = []
+        for one in shown:
+            used = say(language, "tokens_today", tokens=tokens[one.user])
+            lines.append(f"{_shown(one)}: {say(language, f'rank_{one.rank}')}, {used}")
         more = len(members) - len(shown)
         return CommandReply("\n".join([*lines, *([say(language, "others", count=more)] if more else [])]))
 
@@ -173,15 +190,18 @@ class Commands:
         number, _, wanted = incoming.argument.partition(" ")
         ranks: dict[str, Rank] = {"": "user", "user": "user", "guest": "guest", "admin": "admin"}
         rank = ranks.get(wanted.strip().lower())
-        if not _is_user(number) or rank is None:
+        if not _is_chat(number) or rank is None:
             return CommandReply(say(incoming.language, "which_user", usage=USAGE["allow"]))
-        await self.access.allow(int(number), rank)
+        rank = rank if int(number) > 0 else "guest"
+        name, _ = await applicant(self.bus, self.front, int(number))
+        await self.access.allow(int(number), rank, name)
         self._menu_later(int(number), rank)
-        return CommandReply(say(incoming.language, "let_in", id=number, rank=say(incoming.language, f"rank_{rank}")))
+        shown = f"{name} ({number})" if name else number
+        return CommandReply(say(incoming.language, "let_in", id=shown, rank=say(incoming.language, f"rank_{rank}")))
 
     async def _deny(self, incoming: Incoming, status: UserStatus) -> CommandReply:
         number = incoming.argument
-        if not _is_user(number):
+        if not _is_chat(number):
             return CommandReply(say(incoming.language, "which_user", usage=USAGE["deny"]))
         # Admins cannot deny themselves: without an admin, the start link would work again.
         if int(number) == status.user or not await self.access.deny(int(number)):
@@ -193,7 +213,7 @@ class Commands:
         """Send a notice to the private chat of every user; those who never opened it get none."""
         if not incoming.argument:
             return CommandReply(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
-        users = [one.user for one in await self._members() if one.allowed and one.user != status.user]
+        users = [one.user for one in await self.admins.members() if one.allowed and 0 < one.user != status.user]
         for user in users:
             await notify(self.bus, 
                 f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
@@ -203,28 +223,25 @@ class Commands:
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────
 
-    async def _members(self) -> list[Member]:
-        """The users named by the settings and the members, without groups."""
-        known = await self.access.members()
-        own = {member.user for member in known}
-        named = sorted(user for user in (self.access.admins | self.access.listed) - own if user > 0)
-        listed = [Member(user, (await self.access.status_of(user)).rank, 0, "") for user in named]
-        return [*listed, *known]
-
-    async def _admins(self) -> list[int]:
-        return [member.user for member in await self._members() if member.rank == "admin"]
-
     async def _tokens(self, users: list[int]) -> dict[int, int]:
         """The tokens each user used today."""
         found = await stats.tokens_of(self.bus, [f"telegram:user:{user}" for user in users])
         return dict(zip(users, found, strict=True))
 
     def _menu_later(self, user: int, rank: Rank) -> None:
-        self._tasks.start(self._menus.set_for(user, admin=rank == "admin"), "rolecall telegram menu")
+        if user > 0:
+            self._tasks.start(self._menus.set_for(user, admin=rank == "admin"), "rolecall telegram menu")
 
 
-def _is_user(number: str) -> bool:
-    return number.isascii() and number.isdigit() and 0 < len(number) < 19 and int(number) > 0
+def _is_chat(number: str) -> bool:
+    """Whether ``number`` is the id of a user, or of a group, which is negative."""
+    digits = number.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and 0 < len(digits) < 19 and int(digits) > 0
+
+
+def _shown(member: Member) -> str:
+    name = member.name[:LISTED_NAME_CHARS].strip()
+    return f"{name} ({member.user})" if name else str(member.user)
 
 
 @dataclass(frozen=True)

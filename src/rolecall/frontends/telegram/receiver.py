@@ -6,32 +6,35 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from telegram import Message, Update, User
+from telegram import ChatMemberUpdated, Message, Update, User
 
 from rolecall.background import Attempt, Boundary
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
 from rolecall.bus.bus import count_soon
+from rolecall.bus.cancel import stop_turns_of
 from rolecall.bus.commands import Command, find_command
-from rolecall.bus.conversation import preference
+from rolecall.bus.conversation import preference, running_turn
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
+from rolecall.bus.members import note_applicant
 from rolecall.bus.outbox import reply
 from rolecall.bus.questions import has_fingerprint, keep_question, note_fingerprint, offer_once
 from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import Access, UserStatus
+from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import RAW, UNREADABLE
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats, Keyboard
 from rolecall.frontends.telegram.grouping import ChatQueue, MessageGroup, MessageGroups, Ticket
 from rolecall.frontends.telegram.media import FetchedFiles, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
-from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of
+from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of, name_of
 from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.texts import say
 
@@ -42,6 +45,9 @@ CARRIED_OUT = {"STOPPED": "stopped", "IDLE": "nothing_to_stop", "FORGOTTEN": "fo
 LONGEST_PAUSE = 5.0
 TRIES = 3
 """How often an update is tried that fails for another reason than an unavailable server."""
+FOR_ADMINS = frozenset(("clear", "reset", "model", "role", "queue"))
+"""Commands that change something for a whole group."""
+PEOPLE = 10_000
 RECENT_SECONDS = 600
 """An edited message that was not admitted before counts as new up to this age."""
 
@@ -61,8 +67,14 @@ class Receiver:
     keywords: tuple[str, ...] = ()
     queue: ChatQueue = field(default_factory=ChatQueue)
     groups: MessageGroups = field(default_factory=MessageGroups)
+    _people: dict[int, tuple[str, str | None]] = field(default_factory=dict, repr=False)
     set_aside: int = 0
     """How many updates this process has given up on."""
+
+    @property
+    def admins(self) -> Admins:
+        """The admins of the bot."""
+        return self.commands.admins
 
     def __post_init__(self) -> None:
         self.boundary = Boundary("telegram", tries=TRIES, count=partial(count_soon, self.front.bus.server, "failures"))
@@ -81,7 +93,11 @@ class Receiver:
         if UNREADABLE in update.api_kwargs:
             raise RolecallError(update.api_kwargs[UNREADABLE])
         message, query = update.message or update.edited_message, update.callback_query
-        if query is not None:  # Stop must not wait for a file that is being downloaded
+        if (joined := update.my_chat_member) is not None:
+            await self._insist(update, lambda: self._joined(joined, update.update_id))
+        elif message is not None and (message.migrate_to_chat_id or message.migrate_from_chat_id):
+            await self._insist(update, lambda: self._moved(message))
+        elif query is not None:  # Stop must not wait for a file that is being downloaded
             await self._insist(update, lambda: self.buttons.press(query))
         elif message is not None:
             # Nothing is awaited before the ticket is drawn: the order of calls is the order of messages.
@@ -137,9 +153,40 @@ class Receiver:
             text = say(message.get("from", {}).get("language_code"), "not_received")
             await reply(self.front.bus, self.front.name, conversation, text, idempotency=f"update:{update}")
 
+    # ── groups ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _joined(self, change: ChatMemberUpdated, update: int) -> None:
+        """The bot was added to a group: say how to reach it there, or ask the admins whether to answer. An admin of the
+        bot who adds it has decided that. In a group that was denied, nothing is said."""
+        here = ("member", "administrator")
+        if change.chat.id > 0 or change.old_chat_member.status in here or change.new_chat_member.status not in here:
+            return
+        person, title = change.from_user, name_of(change.chat)
+        if (await self.access.status_of(person.id)).rank == "admin":
+            await self.access.allow(change.chat.id, "guest", title)
+        group = await self.access.status_of(0, change.chat.id)
+        if group.allowed:
+            text = say(person.language_code, "group_welcome", bot=str(self.me.username))
+        elif group.denied or not await self.admins.request_group(
+            change.chat.id, title, name_of(person), person.language_code
+        ):
+            return
+        else:
+            text = say(person.language_code, "group_closed")
+        conversation = Address(change.chat.id, None, self.front.name).conversation
+        await reply(self.front.bus, self.front.name, conversation, text, idempotency=f"update:{update}")
+
+    async def _moved(self, message: Message) -> None:
+        """A group became a supergroup: its access, memory and waiting turns go along."""
+        old = message.migrate_from_chat_id or message.chat.id
+        new = message.migrate_to_chat_id or message.chat.id
+        await self.access.move(old, new)
+        self.chats.moved(old, new)
+
     # ── access ────────────────────────────────────────────────────────────────────────────────
 
     async def _take(self, incoming: Incoming, group: MessageGroup, ticket: Ticket) -> None:
+        incoming = replace(incoming, address=await self.access.home(incoming.address))
         message = (self.front.bus, incoming.address.conversation, incoming.idempotency, incoming.fingerprint)
         if incoming.version and await has_fingerprint(*message):
             return
@@ -147,18 +194,21 @@ class Receiver:
         if status.allowed or incoming.command == "start":
             await self._take_allowed(incoming, group, ticket, status)
         else:
-            await self._refuse_stranger(incoming)
+            await self._refuse_stranger(incoming, status)
         if status.allowed:
             await note_fingerprint(*message)
+            await self._remember(incoming)
 
     async def _take_allowed(self, incoming: Incoming, group: MessageGroup, ticket: Ticket, status: UserStatus) -> None:
+        if await self._is_for_admins(incoming, status):
+            return await self._tell(incoming, "group_admins_only")
         if incoming.command in TELEGRAM_COMMANDS:
             await ticket.wait()
             answer = await self.commands.answer(incoming, status)
             if answer is not None:
                 return await self._say(incoming, answer.text, answer.keyboard)
         if not status.allowed:
-            return await self._refuse_stranger(incoming)
+            return await self._refuse_stranger(incoming, status)
         command = find_command(incoming.text)
         pace = "OK" if command or incoming.version or group.further else await self.access.pace(status)
         if pace != "OK":
@@ -174,16 +224,43 @@ class Receiver:
         elif not fetched.problems:  # nothing but the bot's name
             await self._tell(incoming, "welcome")
 
-    async def _refuse_stranger(self, incoming: Incoming) -> None:
-        if incoming.address.private and await self.access.first_refusal(incoming.user):
-            await self._tell(incoming, "stranger", id=str(incoming.user))
+    async def _is_for_admins(self, incoming: Incoming, status: UserStatus) -> bool:
+        """Whether a command changes something for a whole group, and its user is not one of its admins."""
+        changes = incoming.command in FOR_ADMINS or (incoming.command == "lang" and incoming.argument)
+        return bool(changes) and not await self._decides(incoming, status)
+
+    async def _decides(self, incoming: Incoming, status: UserStatus) -> bool:
+        return await self.buttons.rights.include(status, incoming.address, anonymous=incoming.anonymous)
+
+    async def _refuse_stranger(self, incoming: Incoming, status: UserStatus) -> None:
+        """Tell a stranger once an hour, and ask the admins once a day. Whom an admin denied gets no second request; in
+        a group, one who was denied is not answered."""
+        address, language = incoming.address, incoming.language
+        if address.private:
+            if not await self.access.first_refusal(incoming.user):
+                return
+            asked = not status.denied and await self.admins.request(incoming.user, incoming.name, language)
+            await self._tell(incoming, "requested" if asked else "stranger", id=str(incoming.user))
+        elif status.denied or not await self.access.first_refusal(address.chat):
+            return
+        elif await self.admins.request_group(address.chat, incoming.title, incoming.name, language):
+            await self._tell(incoming, "group_closed")
+
+    async def _remember(self, incoming: Incoming) -> None:
+        """Remember the name and the language of a user, for lists and messages to admins."""
+        known = (incoming.name, incoming.language)
+        if self._people.get(incoming.user) != known:
+            await note_applicant(self.front.bus, self.front.name, incoming.user, incoming.name, incoming.language or "")
+            if len(self._people) > PEOPLE:
+                self._people.clear()
+            self._people[incoming.user] = known
 
     # ── admission ───────────────────────────────────────────────────────────────────────────
 
     async def _command(self, incoming: Incoming, command: Command, status: UserStatus) -> None:
         """Have a command of the bus carried out. An edit into a command is a new one."""
         if command.lane == "front":
-            return await self._carry_out(incoming)
+            return await self._carry_out(incoming, status)
         version = f":{incoming.version}" if incoming.version else ""
         await self._admit(incoming, MessageGroup(), status, _payload(incoming, {}), incoming.idempotency + version)
 
@@ -222,14 +299,24 @@ class Receiver:
         mode = await preference(bus, address.conversation, "queue")
         return cast(Mode, mode) if mode in MODES else bus.settings.while_busy
 
-    async def _carry_out(self, incoming: Incoming) -> None:
-        """Carry out a command of the front end once: an update that arrives again must not stop newer turns."""
+    async def _carry_out(self, incoming: Incoming, status: UserStatus) -> None:
+        """Carry out a command of the front end once: an update that arrives again must not stop newer turns. Who is no
+        admin of a group stops only their own turns."""
         bus, conversation = self.front.bus, incoming.address.conversation
-        outcome = "STOPPED" if incoming.command == "stop" else "FORGOTTEN"
+        told = "stopped" if incoming.command == "stop" else "forgotten"
         if not await answered_without_turn(bus, conversation, incoming.idempotency):
-            outcome = (await self.front.receive(conversation, incoming.text)).outcome
+            told = await self._carried_out(incoming, status)
             await mark_answered(bus, conversation, incoming.idempotency)
-        await self._say(incoming, say(incoming.language, CARRIED_OUT[outcome]), purpose="carried out")
+        await self._say(incoming, say(incoming.language, told), purpose="carried out")
+
+    async def _carried_out(self, incoming: Incoming, status: UserStatus) -> str:
+        """Carry it out; returns the key of what to say."""
+        bus, conversation = self.front.bus, incoming.address.conversation
+        if incoming.command != "stop" or await self._decides(incoming, status):
+            return CARRIED_OUT[(await self.front.receive(conversation, incoming.text)).outcome]
+        if await stop_turns_of(bus, conversation, incoming.principal, instance=self.front.instance):
+            return "stopped"
+        return "not_yours" if await running_turn(bus, conversation) else "nothing_to_stop"
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
 

@@ -19,6 +19,7 @@ from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
 from rolecall.errors import ConfigError, ServerError
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
+from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import QuietBot, explain
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
@@ -195,7 +196,8 @@ class Service:
             self.outbox, self.chats, self.progress, self.turn_messages, blobs, holding=lambda: leader.held,
             ring_seconds=settings.telegram_ring_seconds,
         )  # fmt: skip
-        self.commands = Commands(bot, bus, self.access, choices, front=leader.name)
+        self.admins = Admins(bus, self.access, session.application.model_names)
+        self.commands = Commands(bot, bus, self.access, choices, front=leader.name, admins=self.admins)
         self.buttons = Buttons(bot, front, self.access, choices, placeholders, self.chats, self.progress)
         media = Media(bot, blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
         self.receiver = Receiver(
@@ -207,9 +209,12 @@ class Service:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what Updates.run raises."""
+        for new, old in (await self.access.moves()).items():
+            self.chats.moved(old, new)
         self._receiving = asyncio.create_task(self.updates.run(), name="rolecall telegram updates")
         delivering = asyncio.create_task(self.outbox.run(self.deliverer.deliver), name="rolecall telegram outbox")
         preparing = asyncio.create_task(self._prepare(), name="rolecall telegram preparation")
+        watching = asyncio.create_task(self.admins.watch(), name="rolecall telegram admins")
         try:
             done, _ = await asyncio.wait([self._receiving, delivering], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -217,7 +222,7 @@ class Service:
                     task.result()
             await delivering  # drained: no more updates are received
         finally:
-            await cancel_and_wait(self._receiving, delivering, preparing)
+            await cancel_and_wait(self._receiving, delivering, preparing, watching)
             for part in (self.buttons, self.commands, self.progress, self.turn_messages):
                 await part.aclose()
 

@@ -1,0 +1,132 @@
+"""What admins hear in their private chats: who asks for access, models that fail, budgets that are used up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rolecall import stats
+from rolecall.bus.bus import Bus
+from rolecall.bus.members import Member, applicant, note_applicant
+from rolecall.bus.outbox import reply
+from rolecall.errors import ServerError
+from rolecall.frontends.telegram.access import Access
+from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.texts import say
+
+logger = logging.getLogger(__name__)
+ASK_SECONDS = 86_400.0
+"""A stranger's or a group's request is shown once in this time, and REQUESTS_PER_HOUR of all of them."""
+REQUESTS_PER_HOUR = 10
+HOUR = 3600.0
+WATCH_SECONDS = 60.0
+ALARM_SECONDS = 6 * HOUR
+"""How long an alarm is not repeated."""
+
+
+@dataclass
+class Admins:
+    """The admins of a bot."""
+
+    bus: Bus
+    access: Access
+    models: Sequence[str] = ()
+
+    async def members(self) -> list[Member]:
+        """The users that the settings name and the members, oldest first; groups have negative ids."""
+        known = await self.access.members()
+        own = {member.user for member in known}
+        named = sorted(user for user in (self.access.admins | self.access.listed) - own)
+        listed = [
+            Member(one, (await self.access.status_of(one, min(one, 0))).rank, 0, await self._name_of(one))
+            for one in named
+        ]
+        return [*listed, *known]
+
+    async def ids(self) -> list[int]:
+        """The ids of all admins."""
+        return [member.user for member in await self.members() if member.rank == "admin" and member.user > 0]
+
+    async def request(self, user: int, name: str, language: str | None) -> bool:
+        """Ask the admins to let ``user`` in; whether there is an admin to ask. A flood of requests is cut off."""
+        return await self._ask(user, name, language, "access_request", {"name": name, "id": str(user)})
+
+    async def request_group(self, chat: int, title: str, name: str, language: str | None) -> bool:
+        """Ask the admins whether to answer in a group that ``name`` added the bot to, or wrote to it in."""
+        values = {"name": name, "title": title, "id": str(chat)}
+        return await self._ask(chat, title, language, "group_request", values)
+
+    async def tell(self, key: str, values: Mapping[str, str], *, decides: int = 0) -> None:
+        """Tell all admins, in their languages; buttons decide about the user or group ``decides``, unless it is 0."""
+        front = self.access.front
+        for user in await self.ids():
+            language = (await applicant(self.bus, front, user))[1]
+            rows = request_buttons(decides, language) if decides else []
+            await reply(
+                self.bus, front, Address(user, None, front).conversation, say(language, key, **values),
+                idempotency=secrets.token_hex(16), buttons=rows,
+            )  # fmt: skip
+
+    async def watch(self) -> None:
+        """Tell of models that fail and of budgets that are used up, until cancelled."""
+        away: set[str] = set()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                away = await self.check(away)
+            except ServerError as error:
+                logger.debug("what admins should hear is not known: %s", error)
+
+    async def check(self, before: set[str]) -> set[str]:
+        """Tell once of each model that is away now and was away ``before``, and of used up budgets; returns the models
+        that are away now."""
+        usage = await stats.model_usage(self.bus.server, self.models)
+        states = {name: str(row["state"]) for name, row in usage["models"].items()}
+        away = {name for name, state in states.items() if state.startswith("away")}
+        for name in sorted(away & before):
+            await self._alarm(f"model:{name}", "model_away", model=name, why=states[name].partition(": ")[2])
+        settings = self.bus.settings
+        if settings.cost_per_day and usage["cost"] >= settings.cost_per_day:
+            spent, limit = f"{usage['cost']:.2f}", f"{settings.cost_per_day:g}"
+            await self._alarm("budget", "budget_used", spent=spent, limit=limit)
+        for user, spent_by in usage["spenders"].items():
+            if self._over(spent_by):
+                number = user.rpartition(":")[2]
+                await self._alarm(f"budget:{user}", "user_budget_used", name=await self._label(user, number))
+        return away
+
+    def _over(self, spent: dict[str, float]) -> bool:
+        settings = self.bus.settings
+        tokens, cost = settings.user_tokens_per_day, settings.user_cost_per_day
+        return bool((tokens and spent.get("tokens", 0) >= tokens) or (cost and spent.get("cost", 0) >= cost))
+
+    async def _label(self, user: str, number: str) -> str:
+        known = {str(member.user): member.name for member in await self.members()}
+        return f"{known[number]} ({number})" if known.get(number) else user
+
+    async def _name_of(self, user: int) -> str:
+        return (await applicant(self.bus, self.access.front, user))[0]
+
+    async def _alarm(self, what: str, key: str, **values: str) -> None:
+        if await self.access.first_refusal_within(f"alarm:{what}", ALARM_SECONDS):
+            await self.tell(key, values)
+
+    async def _ask(self, number: int, name: str, language: str | None, key: str, values: Mapping[str, str]) -> bool:
+        if not await self.ids():
+            return False
+        await note_applicant(self.bus, self.access.front, number, name, language or "")
+        if await self.access.first_refusal_within(f"asked:{number}", ASK_SECONDS):
+            count = await self.access.tally("asked", HOUR)
+            if count <= REQUESTS_PER_HOUR:
+                await self.tell(key, values, decides=number)
+            elif count == REQUESTS_PER_HOUR + 1:
+                await self.tell("more_requests", {})
+        return True
+
+
+def request_buttons(number: int, language: str | None) -> list[list[dict[str, str]]]:
+    """The buttons of a request: Allow and Deny. ``number`` is a user, or a group if it is negative."""
+    return [[{"text": say(language, verb), "callback_data": f"{verb}:{number}"} for verb in ("allow", "deny")]]
