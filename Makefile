@@ -27,7 +27,7 @@ test-browser: $(VENV)/browser ## the web page in a real browser; needs Chromium
 	  || { echo "A browser is needed; this helps:  sudo apt install chromium   |   CHROMIUM=/path/to/chrome make $@"; exit 1; }
 	@ROLECALL_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
 
-check: $(VENV)/dev ## style, types and the licences of what is installed
+check: $(VENV)/dev ## style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(VENV)/dev ## put the style right
