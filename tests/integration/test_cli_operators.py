@@ -32,6 +32,20 @@ def buried(app: Path, conversation: str) -> str:
     return str(next(letter["id"] for letter in listed if letter["conversation"] == conversation))
 
 
+# ── notify ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_notice_is_sent_once_for_each_key(app: Path) -> None:
+    for text, said, status in (
+        ("It is done.", "sent to terminal:ann", 0),
+        ("It is done.", "a notice with the key k1 was sent before", 0),
+        ("It is not.", "not sent: another text was sent with the key k1", 1),
+    ):
+        done = at(app, "notify", "terminal:ann", text, "--key", "k1")
+        assert (done.returncode, done.stdout.strip()) == (status, said)
+    assert at(app, "notify", "terminal:ann", " ").returncode != 0
+
+
 # ── scale ───────────────────────────────────────────────────────────────────────────────────────
 
 

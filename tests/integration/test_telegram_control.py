@@ -416,14 +416,14 @@ async def test_a_stranger_costs_no_envelope_and_is_answered_once(tmp_path: Path)
         for text in ("hello", "/help", "/start", "/model", "/stop", "/clear", "anyone?"):
             cy.write(text)
         await stage.received()
-        await stage.until(CY, say("fr", "stranger", id=CY))
-        assert [one.text for one in stage.api.chat(CY).answers] == [say("fr", "stranger", id=CY)]
+        await stage.until(CY, say("fr", "requested", id=CY))
+        assert [one.text for one in stage.api.chat(CY).answers] == [say("fr", "requested", id=CY)]
         assert str(CY) in stage.api.chat(CY).answers[0].text
         assert stage.api.chat(CY).actions == []
         kept = await names(stage.app.session.bus)
         own = {name for name in kept if f"telegram:{CY}" in name or f":{CY}" in name}
         reply = {name for name in own if name.split(":")[2] in "kvy"}  # that it was told, and by which message
-        assert own - reply == {f"{{bus:0}}:front:telegram:refused:{CY}"}
+        assert own - reply == {f"{{bus:0}}:front:telegram:{what}:{CY}" for what in ("refused", "asked", "applicant")}
         assert all([await stage.app.session.bus.server.call("PTTL", name) != -1 for name in own])
         assert [one["c"] for one in await entries(stage.app.session.bus, "{bus:0}:l") if str(CY) in one["c"]] == []
 
@@ -446,7 +446,12 @@ async def test_a_link_made_by_invite_lets_one_in(tmp_path: Path) -> None:
         assert (await stage.answered(cy, f"/start {link[1]}")).text == say("en", "welcome")
         assert (await stage.answered(cy, "hello")).text.startswith("hello by")
         users = await stage.answered(ada, "/users")
-        assert users.text.splitlines() == ["7  – admin, 0", "8  – user, 0", "9 Cy – user, 0"]
+        assert users.text.splitlines() == [
+            "User 7 (7): admin, 0 tokens today",
+            "8: user, 0 tokens today",
+            "Cy (9): user, 0 tokens today",
+            "-1001: guest",
+        ]
 
 
 async def test_wrong_codes_are_answered_until_there_were_too_many(tmp_path: Path) -> None:
@@ -480,12 +485,13 @@ async def test_admins_let_in_shut_out_and_tell_everyone(tmp_path: Path) -> None:
         ada, ben, cy = (stage.api.user(user) for user in (ADA, BEN, CY))
         assert (await stage.answered(ada, f"/allow {CY} guest")).text == "9 now has access (guest)."
         assert (await stage.answered(cy, "/whoami")).text.startswith("Your Telegram ID: 9 (guest).")
-        for wrong in ("/allow", "/allow cy", "/allow 9 king", "/allow -5"):
+        for wrong in ("/allow", "/allow cy", "/allow 9 king", "/allow --5"):
             assert (await stage.answered(ada, wrong)).text.startswith("Add a user's Telegram ID: /allow"), wrong
         assert (await stage.answered(ada, "/broadcast We are back.")).text == "Sent to 2 users."
         await stage.until(CY, "We are back.")
 
         assert (await stage.answered(ada, f"/deny {BEN}")).text == "8 is now blocked."
+        assert (await stage.answered(ada, "/allow -1009")).text == "-1009 now has access (guest)."
         assert (await stage.answered(ben, "hello")).text == say("en", "stranger", id=BEN)
         assert (await stage.answered(ada, f"/deny {ADA}")).text.startswith("7 can't be blocked here")
 
@@ -545,6 +551,7 @@ async def test_topics_keep_their_own_choices_and_answers_stay_in_them(tmp_path: 
     async with staged(tmp_path) as stage:
         ben = stage.api.user(BEN, name="Ben")
         group = stage.api.group(GROUP, topics={5: "Work", 6: "Play"})
+        group.admins.add(BEN)
         picker = await stage.answered(ben, "/model@rolecall_bot", chat=GROUP, topic=5)
         assert picker.thread == 5
         await stage.toast(ben, picker, data_of(picker, "second@test"))

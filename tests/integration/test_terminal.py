@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rolecall import connect
 from rolecall.bus.events import AnswerText, Event
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
+from tests.applications import own_modules
 from tests.integration.rolecall_process import ROLECALL, Terminal, make_application, running
 
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -116,7 +117,8 @@ def test_a_notice_is_shown_at_the_prompt(app: Path, open_terminal: Open) -> None
         async with connect(app=app) as assistant:
             assert await assistant.notify("terminal:told", "Your export is ready.")
 
-    asyncio.run(tell())
+    with own_modules():
+        asyncio.run(tell())
     terminal.wait_for("Your export is ready.")
     terminal.send(CTRL_D)
     assert terminal.end() == 0

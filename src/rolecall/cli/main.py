@@ -213,6 +213,23 @@ def scale(
 
 
 @app.command()
+def notify(
+    conversation: Annotated[str, typer.Argument(help="such as telegram:42")],
+    text: Annotated[str, typer.Argument(help="what to say; - reads it from standard input")],
+    app_dir: App = None,
+    key: Annotated[str, typer.Option("--key", help="send a notice with this key once")] = "",
+    forget: Annotated[bool, typer.Option("--forget", help="keep it out of the model's history")] = False,
+) -> None:
+    """Send a notice to a conversation.
+
+    Its front end delivers it, with a notification; no turn waits for it.
+    """
+    from rolecall.cli import talk
+
+    _run(talk.notify(app_dir, conversation, text, _console(), key=key, remember=not forget))
+
+
+@app.command()
 def logs(
     which: Annotated[str, typer.Argument(metavar="[CONVERSATION|TURN]", show_default=False)] = "",
     app_dir: App = None,

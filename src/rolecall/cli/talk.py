@@ -1,4 +1,4 @@
-"""`rolecall chat` and `rolecall ask`: talking to what runs, for people and for scripts."""
+"""`rolecall chat`, `rolecall ask` and `rolecall notify`: talking to what runs, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from rich.console import Console
 
 from rolecall.bus.commands import find_command
+from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
+from rolecall.cli.output import print_lines, visiting
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import Assistant, TurnRef
 from rolecall.config import Application, load
@@ -29,6 +32,12 @@ from rolecall.session import Session, open_session
 from rolecall.worker.runtime import process_name
 
 T = TypeVar("T")
+NOTIFIED = {
+    "OK": "sent to {conversation}",
+    "DUP": "a notice with the key {key} was sent before",
+    "CONFLICT": "not sent: another text was sent with the key {key}",
+    "BUSY": "not sent: the server has no memory left",
+}
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,19 @@ async def _followed(assistant: Assistant, ref: TurnRef, answer: AnswerText | Non
             elif answer is not None and event.kind == "started" and answer.restart():
                 print("\n… starting over", flush=True)
     raise ServerUnavailable(f"the events of turn {ref.id} ended early")
+
+
+async def notify(
+    app_dir: Path | None, conversation: str, text: str, console: Console, *, key: str = "", remember: bool = True
+) -> int:
+    """Send a notice; exit status 1 if it was not accepted. ``-`` for the text reads standard input."""
+    text = sys.stdin.read().strip() if text == "-" else text.strip()
+    if not text:
+        raise ConfigError("the notice is empty: rolecall notify CONVERSATION TEXT")
+    async with visiting(app_dir) as session:
+        verdict = await notify_conversation(session.bus, conversation, text, idempotency=key, remember=remember)
+    print_lines(console, [NOTIFIED[verdict].format(conversation=conversation, key=key)])
+    return 0 if verdict in ("OK", "DUP") else 1
 
 
 def _print_rest(text: str, answer: AnswerText) -> None:

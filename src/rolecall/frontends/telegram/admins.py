@@ -36,7 +36,7 @@ class Admins:
     models: Sequence[str] = ()
 
     async def members(self) -> list[Member]:
-        """The users that the settings name and the members, oldest first; groups have negative ids."""
+        """The users that the settings name and the members, oldest first; then the groups, whose ids are negative."""
         known = await self.access.members()
         own = {member.user for member in known}
         named = sorted(user for user in (self.access.admins | self.access.listed) - own)
@@ -44,7 +44,7 @@ class Admins:
             Member(one, (await self.access.status_of(one, min(one, 0))).rank, 0, await self._name_of(one))
             for one in named
         ]
-        return [*listed, *known]
+        return sorted([*listed, *known], key=lambda member: member.user < 0)
 
     async def ids(self) -> list[int]:
         """The ids of all admins."""

@@ -181,8 +181,8 @@ class Commands:
         tokens = await self._tokens([member.user for member in shown])
         lines = []
         for one in shown:
-            used = say(language, "tokens_today", tokens=tokens[one.user])
-            lines.append(f"{_shown(one)}: {say(language, f'rank_{one.rank}')}, {used}")
+            used = f", {say(language, 'tokens_today', tokens=tokens[one.user])}" if one.user > 0 else ""
+            lines.append(f"{_shown(one)}: {say(language, f'rank_{one.rank}')}{used}")
         more = len(members) - len(shown)
         return CommandReply("\n".join([*lines, *([say(language, "others", count=more)] if more else [])]))
 
