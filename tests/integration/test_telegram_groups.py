@@ -219,8 +219,7 @@ async def test_a_link_that_names_its_source_greets_whom_the_bot_knows(tmp_path: 
 
 
 async def test_admins_hear_once_of_a_model_that_fails_and_of_used_up_budgets(tmp_path: Path) -> None:
-    options = {"cost_per_day": 1.0, "user_tokens_per_day": 100}
-    async with staged(tmp_path, **options) as stage:
+    async with staged(tmp_path, cost_per_day=1.0, user_tokens_per_day=100) as stage:
         await stage.answered(stage.api.user(ADA), "/whoami")
         bus = stage.app.session.bus
         admins = Admins(bus, Access(bus), ["echo@test", "second@test"])
