@@ -1,4 +1,5 @@
-"""Outages of the server: which of its answers mean "not now", and what is said while it cannot be used.
+"""Outages of the server: which of its answers mean "not now", what is said while it cannot be used, and what its
+condition is before it refuses anything.
 
 The only module that tells a passing failure from a final one. It goes by the code of the answer, which redis-py cuts
 off the text of most errors and keeps in ``status_code``.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
@@ -43,6 +45,14 @@ WRITES = "writes"
 QUIET_SECONDS = 10.0
 """Writes that succeed end an outage of writes when none was refused for so long: not all scripts write each time."""
 
+SECTIONS = ("memory", "persistence", "replication")
+"""The sections of INFO that a condition is read from."""
+NEARLY_FULL = 0.9
+ENDING_BADLY = {
+    "rdb_last_bgsave_status": "last snapshot",
+    "aof_last_write_status": "last write to its append-only file",
+}
+
 
 class Outage:
     """Why a process cannot use its server at the moment, over all its connections. Logged once when the outage begins
@@ -54,7 +64,7 @@ class Outage:
         self._began = 0.0
         self._refused = 0.0
         self._level = logging.INFO
-        """WARNING once the server was reached: of a server that never was, whoever starts tells."""
+        """WARNING once the server was reached; before that, the start of the process reports it."""
 
     @property
     def reason(self) -> str:
@@ -124,3 +134,35 @@ def _code(error: BaseException) -> str:
 
 def _reason(code: str) -> str:
     return f"{TRANSIENT[code]} ({code})" if code in TRANSIENT else UNREACHABLE
+
+
+@dataclass(frozen=True)
+class ServerCondition:
+    """The condition of a server. ``refuses`` is why it refuses new messages at the moment, or empty; ``warnings`` are
+    what to look after, one sentence each."""
+
+    refuses: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, info: Mapping[str, str]) -> ServerCondition:
+        """What the fields of INFO tell; nothing from fields that are not there."""
+        used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+        policy = info.get("maxmemory_policy", "noeviction")
+        evicts = limit > 0 and policy != "noeviction"
+        warnings = [f"its {what} failed" for field, what in ENDING_BADLY.items() if info.get(field) == "err"]
+        if evicts:
+            warnings.append(f"it deletes keys when it is full (maxmemory-policy {policy}): turns would be lost")
+        elif limit and used >= limit * NEARLY_FULL:
+            warnings.append(f"it uses {used / limit:.0%} of its memory limit; at 100% new messages are refused")
+        return cls(_refusal(info, full=bool(limit) and used >= limit and not evicts), tuple(warnings))
+
+
+def _refusal(info: Mapping[str, str], *, full: bool) -> str:
+    for code, refuses in (
+        ("LOADING", info.get("loading") == "1"), ("READONLY", info.get("role") == "slave"), ("OOM", full),
+        ("NOREPLICAS", info.get("min_slaves_good_slaves") == "0"),
+    ):  # fmt: skip
+        if refuses:
+            return _reason(code)
+    return ""

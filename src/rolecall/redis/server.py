@@ -20,8 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ConfigError, ServerError, ServerFull, ServerRefused, ServerUnavailable
 from rolecall.redis.address import without_secrets
-from rolecall.redis.condition import SECTIONS, ServerCondition
-from rolecall.redis.outage import WRITES, Outage, translated
+from rolecall.redis.outage import SECTIONS, WRITES, Outage, ServerCondition, translated
 from rolecall.redis.pipeline import Connection, Wire, close, connecting, cut, new_connection, on_bytes, packed
 from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.subscriber import Subscriber
