@@ -21,7 +21,7 @@ from rolecall.cli.output import columns, load_quietly, print_lines, print_table,
 from rolecall.cli.scale import source_of_count
 from rolecall.config import Application
 from rolecall.errors import RolecallError
-from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings
+from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings, redacted
 from rolecall.version import __version__
 
 STYLES = {"passed": "green", "failed": "bold red", "not set up": "dim"}
@@ -116,11 +116,11 @@ def _show_findings(title: str, findings: Sequence[Finding], secrets: Sequence[st
     lines = columns((finding.state, finding.name, finding.text) for finding in findings)
     indent = " " * (len(lines[0]) - len(findings[0].text)) if findings else ""
     for line, finding in zip(lines, findings, strict=True):
-        shown = Text(_redacted(line, secrets))
+        shown = Text(redacted(line, secrets))
         shown.stylize(STYLES[finding.state], 0, len(finding.state))
         console.print(shown, soft_wrap=True)
         if finding.remedy:
-            print_lines(console, [f"{indent}→ {_redacted(finding.remedy, secrets)}"])
+            print_lines(console, [f"{indent}→ {redacted(finding.remedy, secrets)}"])
 
 
 def _shown(value: object) -> str:
@@ -134,9 +134,3 @@ def _shown(value: object) -> str:
 def _secrets(application: Application) -> list[str]:
     values: Iterable[object] = (getattr(application.settings, name) for name in type(application.settings).model_fields)
     return [value.get_secret_value() for value in values if isinstance(value, SecretStr) and value.get_secret_value()]
-
-
-def _redacted(text: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return text
