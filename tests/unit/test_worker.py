@@ -211,5 +211,20 @@ async def test_draining_hands_back_what_takes_too_long(bus: Bus, other: Bus, ser
     assert (taken.conversation, taken.count) == ("a", 1)
 
 
+async def test_handlers_that_end_with_the_process_leave_their_turns_to_others(
+    bus: Bus, other: Bus, server: RedisServer
+) -> None:
+    async with working(bus, server) as worker:
+        await ask(bus, text="wait")
+        await wait_until(lambda: any(i.delivery for i in worker.roster.everyone()))
+        draining = asyncio.create_task(worker.drain())
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks():  # as asyncio.run does at its end
+            if task is draining or task.get_name().startswith("manager:"):
+                task.cancel()
+        await wait_until(lambda: all(i.delivery is None for i in worker.roster.everyone()))
+    assert await finals(bus) == []
+
+
 async def take_one_or_none(bus: Bus) -> Delivery | None:
     return next(iter(await take_role(bus, claim=True)), None)

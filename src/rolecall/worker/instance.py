@@ -49,6 +49,8 @@ class Instance:
     errors: int = 0
     busy_seconds: float = 0.0
     retiring: bool = False
+    draining: bool = False
+    """Whether its worker drains: its handler may then be cancelled because the process ends."""
     reserved: bool = False
     """Whether a step is on its way that may take an envelope for this instance."""
     following: Delivery | None = None
@@ -216,10 +218,7 @@ class Instance:
         verdict = await defer(
             self.services.bus, delivery, retry.after, later, self._reason(retry), records, supply=self._settles()
         )
-        if verdict == "CONTROL":
-            failure = ("model_away" if retry.kind else "", 0.0)
-            return await self._bury(delivery, str(retry), records, failure=failure)
-        self._note_verdict(delivery, verdict)
+        await self._deferred(delivery, verdict, retry, records)
 
     async def _defer_for_free(self, delivery: Delivery, envelope: Envelope, retry: Retry, records: Records) -> None:
         """Defer without counting an attempt. User and transcript are told once, however often the turn comes back."""
@@ -232,13 +231,16 @@ class Instance:
         verdict = await defer(
             self.services.bus, delivery, retry.after, later, reason, records, quiet=True, supply=self._settles()
         )
-        if verdict == "CONTROL":
-            failure = ("model_away" if retry.kind else "", 0.0)
-            return await self._bury(delivery, str(retry), records, failure=failure)
-        self._note_verdict(delivery, verdict)
+        await self._deferred(delivery, verdict, retry, records)
         if verdict == "OK" and self.services.waits is not None:
             for model in retry.models:
                 await self.services.waits(model, delivery.conversation)
+
+    async def _deferred(self, delivery: Delivery, verdict: Verdict, retry: Retry, records: Records) -> None:
+        """Note what became of a deferral. A control turn cannot sleep: it is given up."""
+        if verdict != "CONTROL":
+            return self._note_verdict(delivery, verdict)
+        await self._bury(delivery, str(retry), records, failure=("model_away" if retry.kind else "", 0.0))
 
     async def _bury(
         self, delivery: Delivery, reason: str, records: Records, mark: Mark = "error",
@@ -281,6 +283,8 @@ class Instance:
         count_soon(bus.server, "set_aside", "envelope")
 
     async def _after_cancellation(self, delivery: Delivery, records: Records) -> None:
+        if not self.lost and self.draining:
+            self.lost = "DRAIN"  # the process ends before draining is done
         if not self.lost:  # the handler has cancelled its own task
             if self._task is not None:
                 self._task.uncancel()

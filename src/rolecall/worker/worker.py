@@ -87,6 +87,8 @@ class Worker:
         """Take nothing new, give running handlers ``drain_seconds`` to finish, then hand the rest back. Ends at most
         3 × END_SECONDS later than that, also while the server is away."""
         self.draining = True
+        for instance in self.roster.everyone():
+            instance.draining = True
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(END_SECONDS):
