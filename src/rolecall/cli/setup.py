@@ -33,7 +33,8 @@ KEYS = {"OpenAI": "OPENAI_API_KEY", "Gemini": "GEMINI_API_KEY"}
 OLLAMA = "Ollama, on a server of yours"
 COMPATIBLE = "another server with OpenAI's API: LM Studio, vLLM, llama.cpp, a gateway"
 NO_KEY = "no key: a tiny model on this machine, which chats and is often wrong"
-FIRST, THESE, EVERYONE = "whoever opens the link first becomes the admin, and invites others", "these users", "everyone"
+FIRST = "the first person to open the link, who becomes the admin and can invite others"
+THESE, EVERYONE = "these users", "everyone"
 HERE, NETWORK = "on this machine, for this machine", "on this machine, open to the network with a key"
 HOSTS = "on a Redis or Valkey server of yours, which several hosts can share"
 
@@ -182,7 +183,9 @@ def ask_telegram(dialogue: Dialogue, settings: Settings) -> Values:
 def ask_users(dialogue: Dialogue, settings: Settings) -> Values:
     """Who may use the bot; without a bot there is nothing to ask."""
     if not settings.telegram_bot_token:
-        dialogue.say("Without a bot: this machine, and whoever you give a key with `rolecall key new NAME`.")
+        dialogue.say(
+            "Without a bot, only this machine has access, and anyone you give a key (`rolecall key new NAME`)."
+        )
         return {}
     who = dialogue.choice([FIRST, THESE, EVERYONE])
     if who == FIRST:

@@ -58,9 +58,9 @@ class Caller(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to answer: the messages, oldest first, and limits; ``timeout`` in seconds for the whole answer.
 
-    ``tools`` may be called, with ``must_call`` one has to be. ``schema``, a JSON schema, asks for an answer that is
-    JSON of that form; the adapter passes it on, whoever asks checks the answer. An adapter leaves out what its provider
-    does not know: ``top_p``, ``seed``, ``stop``, ``parallel``.
+    ``tools`` may be called; with ``must_call``, one of them must be. ``schema``, a JSON schema, asks for an answer that
+    is JSON of that form. The adapter only passes it on: the caller checks the answer. Adapters leave out the options
+    that their provider does not support: ``top_p``, ``seed``, ``stop``, ``parallel``.
     """
 
     messages: tuple[Message, ...]
