@@ -183,6 +183,7 @@ async def test_an_answer_that_cannot_be_delivered_yet_is_delivered_later_and_in_
 async def test_what_was_accepted_before_a_crash_is_delivered_by_the_next_process(
     app: Deployment, chats: ChatSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rolecall.frontends.front.DRAIN_SECONDS", 0.2)
     port = free_port()
     monkeypatch.setenv("WEBHOOK_CALLBACK", f"http://127.0.0.1:{free_port()}/nobody")
     monkeypatch.setenv("WEBHOOK_PORT", str(port))

@@ -25,22 +25,22 @@ class PigeonFrontEnd:
     """Receives from a queue of letters, and delivers by writing to a list."""
 
     name = "pigeon"
-    letters: ClassVar[asyncio.Queue[tuple[str, str, str]]]
+    letters: ClassVar[asyncio.Queue[tuple[str, str, str] | None]]
     delivered: ClassVar[list[tuple[str, str]]]
 
     def __init__(self, front: Front) -> None:
         self.front = front
 
     async def run(self) -> None:
-        while True:
-            number, loft, text = await self.letters.get()
+        while (letter := await self.letters.get()) is not None:
+            number, loft, text = letter
             await self.front.receive(f"pigeon:{loft}", text, idempotency=number)
 
     async def deliver(self, entry: OutboxEntry) -> None:
         self.delivered.append((entry.conversation, (entry.payload or {})["text"]))
 
     async def drain(self) -> None:
-        """Nothing is on its way."""
+        self.letters.put_nowait(None)
 
 
 async def test_messages_go_in_and_answers_come_out_once_each_in_order(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ async def test_a_search_spares_messages_recorded_in_another_topic(api: TelegramA
     await asyncio.wait([making])
 
     successor = TurnMessages(Chats(chats.bot, edit_seconds=GAP), Placeholders(bus))
+    successor.orphans.late_seconds = 0.5
     made = await successor.create(Address(LARGE_GROUP, 6), "1", TextPart("…"))
     await successor.orphans.drain()
     texts = [(message.id, message.text) for message in api.chat(LARGE_GROUP).answers]

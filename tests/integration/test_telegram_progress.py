@@ -116,14 +116,14 @@ async def test_a_successor_removes_them_too(tmp_path: Path, go: asyncio.Event) -
 
 
 async def test_a_finished_answer_does_not_wait_behind_decorations(tmp_path: Path, go: asyncio.Event) -> None:
-    """Nine messages wait in a chat, and each answer moves all others up."""
+    """Several messages wait in a chat, and each answer moves all others up."""
     async with staged(tmp_path, ROLES, edit_seconds=1.2) as stage:
         ada = stage.api.user(7)
-        for number in range(9):
+        for number in range(5):
             await stage.say(ada, f"wait {number}")
-        await stage.api.wait_for(lambda: len(stage.texts()) == 9)
+        await stage.api.wait_for(lambda: len(stage.texts()) == 5)
         waits = []
-        for number in range(9):
+        for number in range(5):
             await asyncio.sleep(1.6)  # a turn that runs for a while says that it is thinking
             done = time.monotonic()
             ManagerAgent.go.set()
@@ -189,6 +189,7 @@ async def test_an_answer_that_telegram_never_takes_is_a_dead_letter_and_the_next
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rolecall.frontends.telegram.deliverer.FAILING_SECONDS", 2)
+    monkeypatch.setattr("rolecall.frontends.telegram.outlet.LONGEST_WAIT", 0.2)
     async with staged(tmp_path, ROLES) as stage:
         ada = stage.api.user(7)
         stage.api.fail(502, "", lambda fields: "cursed" in fields.get("text", ""))

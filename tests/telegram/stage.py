@@ -38,6 +38,7 @@ class Process:
         self.bus, self.holds = app.session.bus, True
         self.chats = Chats(bot, edit_seconds=edit_seconds)
         self.turn_messages = TurnMessages(self.chats, Placeholders(self.bus))
+        self.turn_messages.orphans.late_seconds = 1.5
         self.outbox = Outbox(self.bus, app.session.server, "telegram", holding=lambda: self.holds)
         self.progress = ProgressDisplay(
             self.bus, app.runtime.wakeups, self.chats, self.turn_messages, holding=lambda: self.holds,
