@@ -84,6 +84,9 @@ class BusSettings(BaseModel):
         4, ge=1, le=100_000, description="unfinished turns per user before new ones get a lower priority band"
     )
     handling_seconds: Seconds = Field(900, description="maximum seconds one handling may keep its lease")
+    block_seconds: Seconds = Field(
+        30, description="seconds a handler may block the event loop before its worker restarts"
+    )
     turn_seconds: Seconds = Field(3600, description="maximum seconds a turn may be in flight")
     hop_limit: int = Field(16, ge=1, le=100, description="maximum number of hops of a turn")
     drain_seconds: Seconds = Field(20, description="seconds a stopping worker waits for running handlers")

@@ -63,7 +63,7 @@ class WorkerAgent(Agent):
         first = f"{envelope.conversation} " not in (BEGUN.read_text() if BEGUN.exists() else "")
         with BEGUN.open("a") as file:
             file.write(f"{envelope.conversation} {os.getpid()}\\n")
-        if what == "block" and first:
+        if what == "block" and first or what == "hang":
             time.sleep(float(seconds))
         elif what == "sleep":
             await asyncio.sleep(float(seconds))
@@ -162,6 +162,12 @@ class Stage:
         with suppress(RolecallError):
             return [record.word for record in records(self.directory / "app" / "log", conversation, UTC)]
         return []
+
+    def text(self, conversation: str) -> str:
+        """What the conversation's transcript says."""
+        with suppress(RolecallError):
+            return " ".join(record.text for record in records(self.directory / "app" / "log", conversation, UTC))
+        return ""
 
     def send(self, number: int) -> None:
         """Send the server a signal."""
@@ -335,16 +341,63 @@ async def test_a_handler_that_looks_something_up_while_the_server_is_away_waits_
     assert len(stage.begun("a:1")) == 1
 
 
-async def test_a_worker_blocked_for_three_leases_doubles_no_reply(stage: Stage) -> None:
+async def test_a_worker_frozen_for_three_leases_doubles_no_reply_and_its_delivery_does_not_count(stage: Stage) -> None:
     await stage.start(2)
-    received = await stage.say("a:1", f"block {3 * LEASE}")
+    received = await stage.say("a:1", f"sleep {6 * LEASE}")
     holder = await stage.begins("a:1")
+    holder.freeze(3 * LEASE)
+    other = await stage.begins("a:1", times=2)
+    assert other is not holder
+    holder.thaw()
+    await wait_until(lambda: " FENCED" in holder.log.read_text(), seconds=15, what="the frozen one to hear of it")
+    stream = stage.bus.shards[0].stream("worker", "n")
+
+    async def counted_once() -> bool:
+        rows = await stage.connection.call("XPENDING", stream, keys.GROUP, "-", "+", 10)
+        return [count for *_, count in rows] == [1]
+
+    await wait_until(counted_once, what="its delivery not to count")
     assert (await stage.answer(received)).kind == "final"
-    assert await stage.begins("a:1", times=2) is not holder
-    following = [await stage.say(f"b:{number}", "sleep 0.1") for number in range(16)]
-    assert [(await stage.answer(turn)).kind for turn in following] == ["final"] * 16
-    await wait_until(lambda: " FENCED" in holder.log.read_text(), seconds=15, what="the blocked one to hear of it")
     assert await stage.finals("a:1") == ["final"]
+
+
+async def test_a_handler_that_blocks_keeps_its_turn_and_others_go_on_in_another_process(stage: Stage) -> None:
+    await stage.start(2)
+    neighbours = [await stage.say(f"a:{number}", "sleep 1") for number in range(8)]
+    for number in range(8):
+        await stage.begins(f"a:{number}")
+    blocking = await stage.say("b:1", f"block {6 * LEASE}")
+    holder, began = await stage.begins("b:1"), time.monotonic()
+    assert [(await stage.answer(turn)).kind for turn in neighbours] == ["final"] * 8
+    assert (await stage.answer(await stage.say("c:1", "sleep 0"))).kind == "final"
+    assert time.monotonic() - began < 5 * LEASE, "they waited for the one that blocks"
+    assert (await stage.answer(blocking)).kind == "final"
+    assert len(stage.begun("b:1")) == 1
+    log = holder.log.read_text()
+    assert "worker:" in log and "chaos.py:" in log and "in handle: await asyncio.to_thread" in log
+    assert await stage.connection.call("XLEN", keys.ShardKeys(0).dead) == 0
+
+
+async def test_a_handler_that_blocks_for_ever_is_given_up_after_two_workers_restarted_themselves(stage: Stage) -> None:
+    workers = await stage.start(2, BLOCK_SECONDS=str(LEASE))
+    pids = {worker.process.pid for worker in workers if worker.process}
+    innocent = [await stage.say(f"good:{number}", "sleep 1") for number in range(6)]
+    hanging = await stage.say("bad:1", "hang 600")
+    assert (await stage.answer(hanging, 60)).kind == "error"
+    assert [(await stage.answer(turn, 60)).kind for turn in innocent] == ["final"] * 6
+    assert len(stage.begun("bad:1")) == 2
+    assert set(stage.begun("bad:1")) <= pids and all(worker.alive for worker in workers), "a process was lost"
+    assert await stage.finals("bad:1") == ["error"]
+    assert await stage.connection.call("XLEN", keys.ShardKeys(0).dead) == 1
+    await wait_until(lambda: "blocked the event loop" in stage.text("bad:1"), what="the transcript to say why")
+
+
+async def test_a_worker_whose_loop_is_blocked_stops_in_time(stage: Stage) -> None:
+    (worker,) = await stage.start(1, DRAIN_SECONDS="0.2")
+    await stage.say("a:1", "hang 600")
+    await stage.begins("a:1")
+    worker.send(signal.SIGTERM)
+    await exit_status(worker, within=10)
 
 
 async def test_a_lone_worker_that_was_blocked_goes_on_with_what_it_has(stage: Stage) -> None:

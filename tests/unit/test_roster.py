@@ -66,10 +66,15 @@ def test_the_instance_that_handled_least_is_picked(roster: Roster) -> None:
     assert roster.pick("nobody") is None
 
 
-async def test_one_entry_on_its_last_delivery_at_a_time(roster: Roster, bus: Bus) -> None:
+async def test_what_is_on_its_last_delivery_is_handled_alone_and_then_without_another_such_entry(
+    roster: Roster, bus: Bus
+) -> None:
     roster.set_count("manager", 2)
     assert roster.demands() == [Demand("manager", 2, instances=tuple(instance.id for instance in roster.everyone()))]
     await ask(bus)
     (delivery,) = await take_role(bus)
-    roster.everyone()[0].occupy(replace(delivery, count=bus.settings.max_deliveries))
+    suspect = roster.everyone()[0]
+    suspect.occupy(replace(delivery, count=bus.settings.max_deliveries))
+    assert (roster.demands(), roster.pick("manager")) == ([], None)
+    suspect.since -= bus.settings.lease_seconds
     assert roster.demands() == [Demand("manager", 1, last_ok=False, instances=(roster.everyone()[1].id,))]

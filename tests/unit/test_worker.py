@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -209,6 +209,35 @@ async def test_a_handler_that_lost_its_lease_is_cancelled(bus: Bus, other: Bus, 
         taken = await take_one_or_none(other)
         assert taken is not None and taken.previous == bus.process
         await wait_until(lambda: all(i.delivery is None for i in worker.roster.everyone()))
+
+
+async def test_a_handler_that_ignores_its_cancellation_loses_its_slot_and_its_turn(
+    bus: Bus, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DeafAgent(ManagerAgent):
+        role = "manager"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            while envelope.text == "wait" and not over.is_set():
+                with suppress(asyncio.CancelledError):
+                    await over.wait()
+            return envelope.reply("too late")
+
+    over = asyncio.Event()
+    monkeypatch.setattr("rolecall.worker.instance.DEAF_SECONDS", 0.1)
+    async with working(bus, server, 1, DeafAgent) as worker:
+        await ask(bus, text="wait")
+        (deaf,) = worker.roster.everyone()
+        await wait_until(lambda: deaf.delivery)
+        deaf.since -= bus.settings.assistant_timeout
+        await ask(bus, "b")
+        await wait_until(lambda: finals(bus, "b"))
+        (new,) = worker.roster.everyone()
+        assert new.id != deaf.id and deaf.delivery is not None
+        assert await finals(bus) == [("1", "error")]
+        over.set()
+        await wait_until(lambda: deaf.delivery is None)
+    assert await finals(bus) == [("1", "error")]
 
 
 async def test_draining_hands_back_what_takes_too_long(bus: Bus, other: Bus, server: RedisServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,12 +33,15 @@ class TakeBlock(TypedDict):
 
 
 PACKAGE = "rolecall.bus"
+PENDING = 1000
 STREAMS_PER_ROLE = len(keys.BANDS) + 1
 """A stream for each band, and one for what is addressed to this process."""
 TAKE = script(PACKAGE, "scripts/turn/take", TakeBlock, names="log streams process demands begun")
 EMIT = script(PACKAGE, "scripts/turn/emit", TurnBlock, names="offset piece")
 RENEW = script(PACKAGE, "scripts/turn/renew", names="alive streams process lease entries")
 HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation entry process lease turn")
+SUSPECT = script(PACKAGE, "scripts/turn/suspect", names="stream entry process lease max_deliveries")
+UNCOUNT = script(PACKAGE, "scripts/turn/uncount", names="stream entry")
 WHO = ContextVar("rolecall instance", default="")
 """The instance that the current task works for, for the process log; empty outside the work of an instance."""
 
@@ -173,6 +177,35 @@ async def hand_back(bus: Bus, delivery: Delivery) -> Verdict:
         lease=milliseconds(bus.settings.lease_seconds),
     )  # fmt: skip
     return verdict_of(reply)
+
+
+async def give_up_suspect(bus: Bus, delivery: Delivery) -> Verdict:
+    """Give up an entry whose handler this process does not survive. Its next delivery, by any process, is its last."""
+    reply = await bus.server.run(
+        SUSPECT, stream=delivery.stream, entry=delivery.id, process=bus.process,
+        lease=milliseconds(bus.settings.lease_seconds), max_deliveries=bus.settings.max_deliveries,
+    )  # fmt: skip
+    return verdict_of(reply)
+
+
+async def uncount(bus: Bus, delivery: Delivery) -> None:
+    """Say that this process lost the lease of ``delivery`` but is alive, so that only deliveries whose process died
+    count. Call it once."""
+    await bus.server.run(UNCOUNT, stream=delivery.stream, entry=delivery.id)
+
+
+async def pending_of(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> list[Delivery]:
+    """What this process holds of the streams that it shares with others, at most PENDING of each, whether or not it has
+    read the reply that brought it. ``count`` is not known."""
+    found = list[Delivery]()
+    for role in roles:
+        for stream in (shard.stream(role, band) for band in keys.BANDS):
+            with suppress(ServerRefused):  # no group yet
+                rows = await bus.server.call("XPENDING", stream, keys.GROUP, "-", "+", PENDING, bus.process)
+                for entry_id, *_ in rows:
+                    for entry in await bus.server.call("XRANGE", stream, entry_id, entry_id):
+                        found.append(read_entry(shard.number, stream, role, entry))
+    return found
 
 
 async def owns_turn(bus: Bus, delivery: Delivery) -> bool:

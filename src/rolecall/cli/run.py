@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rolecall.background import BackgroundTasks
 from rolecall.cli import http, talk, telegram
-from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.runner import log_to_stderr, restart, stop_requested, until_stopped
 from rolecall.client import work
 from rolecall.config import Application, load
 from rolecall.errors import MissingExtra, RolecallError
@@ -64,6 +64,7 @@ async def worker(app_dir: Path | None, *, roles: Sequence[str] | None, dev: bool
         open_session(application, process_name(), start=True) as session,
         _running(session, chosen, dev=dev, scribe=scribe) as runtime,
     ):
+        runtime.watchdog.restart = restart
         warming = asyncio.create_task(prepare_models(None, runtime), name="rolecall warm models")
         await wanted.wait()
         warming.cancel()

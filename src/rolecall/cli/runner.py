@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from queue import SimpleQueue
+from types import FrameType
 from typing import Any, TypeVar
 
 import msgspec
@@ -108,28 +110,44 @@ def own_foreground() -> Iterator[None]:
         signal.signal(signal.SIGTTOU, ttou)
 
 
+def restart() -> None:
+    """Start the command of this process again in its place, under its process ID. Does not return; what runs is lost as
+    if the process had been killed."""
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 @asynccontextmanager
 async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Event]:
     """An event that the first Ctrl-C or SIGTERM sets. The process ends at once after a second one, and at the latest
     STOP_GRACE_SECONDS after ``drain_seconds``, which handlers have to finish."""
     loop, wanted = asyncio.get_running_loop(), asyncio.Event()
-    stopping = _deadline(drain_seconds + STOP_GRACE_SECONDS, "stopping was not done")
+    deadline = _deadline(drain_seconds + STOP_GRACE_SECONDS, "stopping was not done")
+    asked, requests = list[int](), SimpleQueue[bool]()
 
-    def ask() -> None:
-        if wanted.is_set():
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
             print("rolecall: ended without waiting", file=sys.stderr)
             os._exit(130)
-        wanted.set()
-        stopping.start()
+        asked.append(number)
+        requests.put(True)  # a thread is not started here: a signal handler must not wait for a lock
+        loop.call_soon_threadsafe(wanted.set)
 
-    for number in STOP_SIGNALS:
-        loop.add_signal_handler(number, ask)
+    def limit() -> None:
+        if requests.get():
+            deadline.start()
+            requests.get()
+            deadline.cancel()
+
+    # Not loop.add_signal_handler: a handler that blocks the loop must not keep the process from being stopped.
+    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    threading.Thread(target=limit, name="rolecall stop limit", daemon=True).start()
     try:
         yield wanted
     finally:
-        stopping.cancel()
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
+        requests.put(False)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel: bool = True) -> T | None:

@@ -77,6 +77,7 @@ class RedisServer:
     ) -> None:
         self.url = url
         self.patience = patience
+        self._socket_timeout = socket_timeout
         self._options: dict[str, Any] = {
             "decode_responses": False,
             "protocol": 2,
@@ -120,6 +121,11 @@ class RedisServer:
         reader = BlockingReader(new_connection(self._pool), self)
         self._readers.append(reader)
         return reader
+
+    def another(self, *, patience: float) -> RedisServer:
+        """Connections of its own to the same server, for another event loop."""
+        name = self._options["client_name"]
+        return RedisServer(self.url, name=name, socket_timeout=self._socket_timeout, patience=patience)
 
     def pubsub(self) -> Subscriber:
         """A new connection for publish/subscribe, closed with this server."""

@@ -20,13 +20,15 @@ from rolecall.bus.bus import count_soon
 from rolecall.bus.conversation import Mark, remembered
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import DeltaStream
-from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn
+from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.settle import Refill, Supply, bury, complete, defer, discard, hop, quarantine
 from rolecall.bus.turn import Records, Verdict, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout, told
 
 logger = logging.getLogger(__name__)
 MAX_REASON_CHARS = 2_000
+DEAF_SECONDS = 5.0
+"""How long a handler may take to end after its cancellation."""
 WAITED = "waited"
 """In the meta of an envelope whose turn was deferred for free: later deferrals are not reported again."""
 DEFECT = ("defect", 0.0)
@@ -59,6 +61,8 @@ class Instance:
     """Says what to take along when this instance settles an envelope, which may go on to the named role."""
     lost: str = ""
     """Why the current handler was cancelled; empty while the instance owns its entry."""
+    cancelled: float = 0.0
+    """When, by the monotonic clock."""
     _age: float = field(default=0.0, repr=False)
     """Seconds since the turn was admitted, when this handling started."""
     _settling: bool = field(default=False, repr=False)
@@ -85,13 +89,27 @@ class Instance:
         self._settling = False
 
     def cancel(self, reason: str) -> None:
-        """Cancel the handler: FENCED when another instance owns the entry, LATE when the turn's time is over, DRAIN.
-        Once a settling step is on its way, its verdict says what became of the entry."""
+        """Cancel the handler: FENCED when another instance owns the entry, LATE when the turn's time is over, BLOCKED
+        or HANDED_BACK when the watchdog gave the entry away, DRAIN. Once a settling step is on its way, its verdict
+        says what became of the entry."""
         if self._settling and reason != "DRAIN":
             return
         if self._task is not None and not self.lost:
-            self.lost = reason
+            self.lost, self.cancelled = reason, time.monotonic()
             self._task.cancel()
+
+    def deaf(self) -> bool:
+        """Whether the handler goes on DEAF_SECONDS after it was cancelled or should have been."""
+        now = time.monotonic()
+        if self._task is None or self._settling:
+            return False
+        return now - (self.cancelled if self.lost else self.since + self._rules.timeout) > DEAF_SECONDS
+
+    async def abandon(self) -> None:
+        """End the turn of a handler that does not end, unless another process has it. Raises ServerError."""
+        if self.delivery is not None and self.lost in ("", "LATE"):
+            self.lost = "LATE"
+            await self._bury_late(self.delivery, self._new_records())
 
     async def handle(self) -> None:
         """Handle the occupying delivery, settle it, and become free again."""
@@ -101,9 +119,12 @@ class Instance:
         logger.info("handling %s", where)
         records = self._new_records()
         try:
-            await self._handle(self.delivery, records)
-        except asyncio.CancelledError:
-            await self._after_cancellation(self.delivery, records)
+            try:
+                await self._handle(self.delivery, records)
+            except asyncio.CancelledError:
+                await self._after_cancellation(self.delivery, records)
+            if self.lost == "FENCED":
+                await uncount(self.services.bus, self.delivery)
         except ServerError as error:
             logger.warning("leaving %s until its lease expires: %s", where, error)
         finally:
@@ -122,7 +143,7 @@ class Instance:
             self.lost = "STALE"
             return await discard(bus, delivery)
         if delivery.count > bus.settings.max_deliveries:
-            reason = f"it was taken {delivery.count - 1} times and each time its worker ended before an answer"
+            reason = "each time it was handled, its worker ended before an answer"
             return await self._bury(delivery, reason, records, failure=DEFECT)
         if delivery.beginning is not None:
             self._note_beginning(delivery, delivery.beginning)
@@ -293,7 +314,7 @@ class Instance:
         if self.lost == "LATE":
             return await self._bury_late(delivery, records)
         logger.info("cancelled at %s: %s", _where(delivery), self.lost)
-        if self.lost != "DRAIN":
+        if self.lost not in ("DRAIN", "HANDED_BACK", "BLOCKED"):
             await self._record_fencing(delivery)
 
     def _note_verdict(self, delivery: Delivery, verdict: str, *, ended: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -56,6 +57,8 @@ class Roster:
     def pick(self, role: str) -> Instance | None:
         """A free instance of ``role``; of several, the one that has handled least."""
         found: Instance | None = None
+        if self.isolated():
+            return None
         for instance in self.instances.get(role, ()):
             if instance.free and (found is None or instance.handled < found.handled):
                 found = instance
@@ -67,21 +70,42 @@ class Roster:
 
     def idle(self, role: str) -> list[Instance]:
         """The free instances of ``role``, the one that has handled least first."""
+        if self.isolated():
+            return []
         return sorted((i for i in self.instances.get(role, ()) if i.free), key=lambda instance: instance.handled)
 
-    def last_ok(self, role: str) -> bool:
-        """Whether ``role`` may take an entry on its last delivery: one at a time, so that a poisonous envelope kills
-        nothing else."""
-        last, group = self.services.bus.settings.max_deliveries, self.instances.get(role, ())
-        return not any(i.delivery is not None and i.delivery.count >= last for i in group)
+    def last_ok(self) -> bool:
+        """Whether this process may take an entry on its last delivery: one at a time, so that a poisonous envelope
+        kills nothing else."""
+        return not any(self._suspect(instance) for instance in self.everyone())
+
+    def isolated(self) -> bool:
+        """Whether to take nothing because an entry on its last delivery is being handled. For a lease at most: what
+        kills or blocks a process does so early, and a turn that takes long must not hold up all others."""
+        settings, now = self.services.bus.settings, time.monotonic()
+        return settings.max_deliveries > 1 and any(
+            self._suspect(instance) and now - instance.since < settings.lease_seconds for instance in self.everyone()
+        )
+
+    def replace(self, instance: Instance) -> Instance:
+        """A new instance in the place of one whose handler does not end."""
+        group = self.instances[instance.role]
+        agent, name = self.roles[instance.role].agent(), self._id(instance.role, group)
+        new = Instance(name, instance.role, agent, self.services, supplier=self.supplier)
+        new.retiring, instance.retiring = instance.retiring, True
+        group[group.index(instance)] = new
+        return new
 
     def demands(self, roles: Iterable[str] | None = None) -> list[Demand]:
         """What there is room for, in all roles or in some."""
         wanted = []
         for role in self.instances if roles is None else roles:
             if idle := self.idle(role):
-                wanted.append(Demand(role, len(idle), self.last_ok(role), tuple(i.id for i in idle)))
+                wanted.append(Demand(role, len(idle), self.last_ok(), tuple(i.id for i in idle)))
         return wanted
+
+    def _suspect(self, instance: Instance) -> bool:
+        return instance.delivery is not None and instance.delivery.count >= self.services.bus.settings.max_deliveries
 
     def _id(self, role: str, group: list[Instance]) -> str:
         """The id with the lowest number that is not in use in ``group``."""

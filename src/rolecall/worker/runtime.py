@@ -37,6 +37,7 @@ from rolecall.settings import Terms
 from rolecall.stats import Metrics
 from rolecall.worker.duties import Duties
 from rolecall.worker.roster import Roster, role_infos
+from rolecall.worker.watchdog import Watchdog
 from rolecall.worker.worker import END_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class Runtime:
         )
         self.roster = Roster(services)
         self.worker = Worker(self.bus, self.roster, server.reader)
+        self.watchdog = Watchdog(self.worker, lambda: server.another(patience=1))
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
         """Whether this process is also a scribe, for the registry."""
@@ -169,6 +171,7 @@ class Runtime:
             beside = [
                 group.create_task(self.wakeups.run(), name="rolecall wake-ups"),
                 group.create_task(self._duties.run(), name="rolecall duties"),
+                group.create_task(self.watchdog.run(), name="rolecall watchdog"),
             ]
             await self.wakeups.listening.wait()
             self._ready.set()

@@ -68,6 +68,8 @@ class Worker:
         self.released = asyncio.Event()
         """Set whenever a step has taken what it can for the instances that were set aside for it."""
         self._drained = asyncio.Event()
+        self._isolated = False
+        self._deaf = set[asyncio.Task[None]]()
         roster.supplied_by(self._supply)
 
     async def run(self) -> None:
@@ -129,6 +131,7 @@ class Worker:
             instance.following = delivery
         else:
             instance.occupy(delivery)
+            self._isolated = self._isolated or self.roster.isolated()
             task = self._run(instance.handle(), instance.id)
             task.add_done_callback(lambda done: self._freed(done, instance))
         return True
@@ -171,8 +174,10 @@ class Worker:
         while True:
             try:
                 await self._boundary.attempt("leases", self._renew_all())
+                await self._boundary.attempt("deaf handlers", self._replace_deaf())
             except ServerError as error:
                 logger.log(log_level(error), "leases could not be renewed: %s", error)
+            self._end_isolation()
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
     async def _renew_all(self) -> None:
@@ -209,11 +214,34 @@ class Worker:
 
     def _freed(self, task: asyncio.Task[None], instance: Instance) -> None:
         self._handling.discard(task)
+        self._deaf.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("an instance failed", exc_info=task.exception())
         following, instance.following = instance.following, None
         if (following is None or not self.assign(following, instance)) and instance.free:
             self.freed_up((instance.role,))
+        self._end_isolation()
+
+    def _end_isolation(self) -> None:
+        if self._isolated and not self.roster.isolated():
+            self._isolated = False
+            self.freed_up()
+
+    async def _replace_deaf(self) -> None:
+        """Give each handler that ignores its cancellation up: another instance takes its slot, and its turn ends."""
+        for instance in self.roster.everyone():
+            if self.draining or not instance.deaf():
+                continue
+            new, following = self.roster.replace(instance), instance.following
+            instance.following = None
+            tasks = {task for task in self._handling if task.get_name() == instance.id}
+            self._handling -= tasks  # nothing waits for it
+            self._deaf |= tasks
+            logger.error("%s does not end after its cancellation; %s takes its slot", instance.id, new.id)
+            count_soon(self.bus.server, "failures", "deaf handler")
+            if following is None or not self.assign(following, new):
+                self.freed_up((new.role,))
+            await instance.abandon()
 
 
 class Intake:
@@ -284,11 +312,12 @@ class Intake:
         elsewhere = len(self._bus.shards) > 1 and self._takes[role] % OTHER_SHARDS == 1
         if self._scan_due():
             self._unclaimed = set(roster.instances)
-        if not instance.retiring and not elsewhere and (role in self._backlog or role in self._unclaimed):
+        again = not instance.retiring and not elsewhere and not roster.isolated()
+        if again and (role in self._backlog or role in self._unclaimed):
             slots.append(instance)
         if not slots:
             return None
-        demands = [Demand(slot.role, 1, roster.last_ok(slot.role), (slot.id,)) for slot in slots]
+        demands = [Demand(slot.role, 1, roster.last_ok(), (slot.id,)) for slot in slots]
         order = self._ordered(demands, slots, start)
         telling = {role} if instance in slots else set[str]()
         return Refill(order, lambda deliveries: self._delivered(order, slots, deliveries, telling))
@@ -311,7 +340,7 @@ class Intake:
         roster, demands, slots = self.worker.roster, list[Demand](), list[Instance]()
         for role in roster.instances:
             if role in roles and (idle := roster.idle(role)):
-                demands.append(Demand(role, len(idle), roster.last_ok(role), tuple(i.id for i in idle)))
+                demands.append(Demand(role, len(idle), roster.last_ok(), tuple(i.id for i in idle)))
                 slots += idle
         self._poll.difference_update(roles)
         if not slots and not begun:

@@ -2,8 +2,8 @@
 -- belong to any conversations of the shard, so the keys of these are made here, from stems without a name.
 --   streams: demand by demand, each one's in the order to serve them
 --   lease: ms, 0 leaves expired leases alone
---   demands: one by one: role, '1' if an entry may be on its last delivery here, number of streams, number of free
---     slots, then the instance in each slot
+--   demands: one by one: role, '1' if an entry may be on its last delivery here (one in all), number of streams, number
+--     of free slots, then the instance in each slot
 -- keys: streams*
 -- args: conversation_stem journal_stem events_stem channel_stem lease max_deliveries
 -- args: demands*
@@ -37,6 +37,7 @@ end
 local function take()
   local lease, most, taken = tonumber(LEASE), tonumber(MAX_DELIVERIES), {}
   local role, last, free, slot, before
+  local suspect = false
 
   local function add(k, id, count, previous, fields)
     local entry, received, age, waited = {}, 0, 0, 0
@@ -59,7 +60,7 @@ local function take()
         local entry = redis.call('XCLAIM', STREAMS[k], 'g', PROCESS, lease, id)[1]
         if entry and entry[2] then
           add(k, id, deliveries, holder, entry[2])
-          if deliveries == most then last = false end
+          if deliveries == most then last, suspect = false, true end
         end
       end
     end
@@ -77,7 +78,7 @@ local function take()
   local first, d = 1, 1
   before = 0
   while DEMANDS[d] do
-    role, last, free, slot = DEMANDS[d], DEMANDS[d + 1] == '1', tonumber(DEMANDS[d + 3]), d + 4
+    role, last, free, slot = DEMANDS[d], DEMANDS[d + 1] == '1' and not suspect, tonumber(DEMANDS[d + 3]), d + 4
     before = before + 4
     local beyond, following = first + tonumber(DEMANDS[d + 2]), slot + free
     for k = first, beyond - 1 do if lease > 0 and free > 0 then claim(k) end end
