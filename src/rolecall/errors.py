@@ -165,6 +165,19 @@ class TurnTimeout(RolecallError):
     """Raised when a handler exceeds its time limit."""
 
 
+class StepError(RolecallError):
+    """Raised when a step of a handler cannot be recorded or replayed; it ends the turn, even if the handler catches
+    it."""
+
+
+class NonDeterministic(StepError):
+    """Raised when a handler that is run again asks for other steps than it has recorded."""
+
+
+class StepTooLarge(StepError):
+    """Raised when the result of a step exceeds its limit, or all steps of a handler exceed theirs."""
+
+
 class ToolError(RolecallError):
     """Raised by a tool that cannot do what it was asked, and when a tool server is unavailable. The text is shown to
     the model, or to the user when no model called the tool."""

@@ -89,6 +89,8 @@ class BusSettings(BaseModel):
     )
     turn_seconds: Seconds = Field(3600, description="maximum seconds a turn may be in flight")
     hop_limit: int = Field(16, ge=1, le=100, description="maximum number of hops of a turn")
+    step_kb: int = Field(64, ge=1, le=10_000, description="kilobytes that the result of a recorded step may have")
+    steps_kb: int = Field(1024, ge=1, le=100_000, description="kilobytes that all recorded steps of a handler may have")
     drain_seconds: Seconds = Field(20, description="seconds a stopping worker waits for running handlers")
     conversation_days: float = Field(30, gt=0, le=3650, description="days an idle conversation is remembered")
     result_seconds: Seconds = Field(3600, description="seconds the result of a turn is stored")

@@ -109,7 +109,7 @@ FRONTS = [
     ("admit", "  redis.call('HSET', JOURNAL, turn .. ':x', parts)\n", ""),
     ("admit", "    redis.call('ZADD', DEFERRED, due, NAME)\n", ""),
     ("complete", "if tonumber(due or 0) > NOW then", "if false then"),
-    ("complete", ",\n    turn .. ':g', turn .. ':d')", ")"),
+    ("complete", ",\n    turn .. ':g', turn .. ':d', turn .. ':s')", ")"),
     ("interrupt", "  if not evict() then return { 'MOVED', '', 0, NOW, '' } end\n", ""),
     ("interrupt", "redis.call('HGET', JOURNAL, TURN .. ':u') == PRINCIPAL", "true"),
     ("interrupt", "  release()\n", ""),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from rolecall.agent.recorder import Recorder
 from rolecall.agent.tools import Toolbox
 from rolecall.errors import Truncated
 from rolecall.models.model import (
@@ -35,6 +36,10 @@ async def discard(text: str) -> None:
     """The ``emit`` of a completion that no user follows."""
 
 
+def _unnoticed(model: str, usage: Usage) -> None:
+    """Nobody counts what was replayed."""
+
+
 @dataclass
 class ModelTurn:
     """What one call of the model brought: text, tool calls and how it finished."""
@@ -48,16 +53,35 @@ class ModelTurn:
         return "".join(self.pieces)
 
 
+class ModelRound(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A ModelTurn as it is recorded, with the tokens it took and the model that spoke."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    finish: str = "stop"
+    usage: Usage = Usage(0, 0)
+    spoke: Spoke = Spoke("")
+
+
+ROUND = msgspec.json.Decoder(ModelRound)
+
+
 @dataclass
 class ModelCompletion:
-    """Completes one request with ``model``. ``emit`` receives the text piece by piece, ``log`` what belongs into the
-    transcript; ``seconds`` is the time the model took, without the tools."""
+    """Completes one request with ``model``. ``emit`` receives the text piece by piece, ``again`` what an earlier
+    handling has recorded, ``log`` what belongs into the transcript; ``seconds`` is the time the model took, without the
+    tools. With a ``recorder``, each call of the model and of a tool is a step; ``purpose`` names the former."""
 
     model: Model
     log: Callable[[str], None]
     emit: Emit = discard
     theirs: tuple[ToolSpec, ...] = ()
     """Tools that others run: a call of one of them ends the answer."""
+    recorder: Recorder | None = None
+    purpose: str = "ask"
+    again: Emit = discard
+    replayed: Callable[[str, Usage], None] = _unnoticed
+    """Told the model and the tokens of each recorded answer."""
     seconds: float = 0.0
     emitted: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
@@ -70,15 +94,15 @@ class ModelCompletion:
         rounds = toolbox.limits.rounds if toolbox.tools or self.theirs else 0
         for _ in range(rounds):
             tools = (*toolbox.specs, *self.theirs)
-            turn = await self._call_model(msgspec.structs.replace(request, tools=tools))
+            turn = await self._round(msgspec.structs.replace(request, tools=tools))
             if not turn.calls or self._leaves(turn, request.parallel):
                 return self._answer(turn)
-            results = await toolbox.answer(turn.calls, self.log)
+            results = await toolbox.answer(turn.calls, self.log, self.recorder)
             called = Message("assistant", turn.text, calls=tuple(turn.calls))
             request = msgspec.structs.replace(request, messages=(*request.messages, called, *results), must_call=False)
         if rounds:
             self.log(f"all {rounds} rounds of tool calls are used up: asking a last time, without tools")
-        return self._answer(await self._call_model(msgspec.structs.replace(request, must_call=False)))
+        return self._answer(await self._round(msgspec.structs.replace(request, must_call=False)))
 
     def _leaves(self, turn: ModelTurn, parallel: bool) -> bool:
         """Whether ``turn`` calls tools of others. Only those calls stay then: the model sees no results of the rest."""
@@ -88,6 +112,35 @@ class ModelCompletion:
             self.log("the model called its own tools and those of the client at once; its own are left out")
         turn.calls = (leaving if parallel else leaving[:1]) if leaving else turn.calls
         return bool(leaving)
+
+    async def _round(self, request: Request) -> ModelTurn:
+        """One call of the model, or what was recorded of it."""
+        if self.recorder is None:
+            return await self._call_model(request)
+        step = self.recorder.next("model", self.purpose)
+        if step.found is not None:
+            return await self._replay(ROUND.decode(step.result()))
+        before = self.usage
+
+        def encode(turn: ModelTurn) -> bytes:
+            usage = Usage(self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out)
+            spoke = Spoke(self.speaker, self.spoke.why)
+            return msgspec.json.encode(ModelRound(turn.text, tuple(turn.calls), turn.finish, usage, spoke))
+
+        # Unhurried: most handlers end with an answer, and then its record would be written only to be removed.
+        turn: ModelTurn = await step.perform(lambda: self._call_model(request), encode, hurried=False)
+        return turn
+
+    async def _replay(self, found: ModelRound) -> ModelTurn:
+        turn = ModelTurn([], list(found.calls), found.finish)
+        if found.text:
+            await self._add(found.text, turn, self.again)
+        if found.finish == "interrupted":
+            self.emitted.append(INTERRUPTED)
+        self._use(found.usage)
+        self.spoke = found.spoke
+        self.replayed(found.spoke.model, found.usage)
+        return turn
 
     async def _call_model(self, request: Request) -> ModelTurn:
         turn, began = ModelTurn(), time.monotonic()
@@ -107,23 +160,26 @@ class ModelCompletion:
         async with closing(self.model.stream(request)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    await self._add(event.text, turn)
+                    await self._add(event.text, turn, self.emit)
                 elif isinstance(event, Retracted):
                     self._retract(turn)
                 elif isinstance(event, ToolCall):
                     turn.calls.append(event)
                 elif isinstance(event, Usage):
-                    self.usage = Usage(self.usage.tokens_in + event.tokens_in, self.usage.tokens_out + event.tokens_out)
+                    self._use(event)
                 elif isinstance(event, Done):
                     turn.finish = event.reason
                 elif event != self.spoke:
                     self._note_speaker(event)
 
-    async def _add(self, text: str, turn: ModelTurn) -> None:
+    async def _add(self, text: str, turn: ModelTurn, emit: Emit) -> None:
         piece = text if turn.pieces or not self.emitted else BETWEEN_ROUNDS + text
         turn.pieces.append(text)
         self.emitted.append(piece)
-        await self.emit(piece)
+        await emit(piece)
+
+    def _use(self, usage: Usage) -> None:
+        self.usage = Usage(self.usage.tokens_in + usage.tokens_in, self.usage.tokens_out + usage.tokens_out)
 
     def _retract(self, turn: ModelTurn) -> None:
         """Take back what ``turn`` brought so far. Followers see it go when they get the whole answer."""

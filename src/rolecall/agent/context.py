@@ -12,7 +12,9 @@ from rolecall.agent.attachments import Attachments, Document, in_context
 from rolecall.agent.brought import Brought
 from rolecall.agent.completion import Emit, ModelCompletion, discard
 from rolecall.agent.memory import Memory
+from rolecall.agent.once import run_once
 from rolecall.agent.prompts import Prompts
+from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
 from rolecall.bus.blobs import Blobs
@@ -23,7 +25,7 @@ from rolecall.bus.turn import Records
 from rolecall.errors import ConfigError
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Gate
-from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec
+from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
 from rolecall.models.speech import transcribe
 
 T = TypeVar("T")
@@ -94,6 +96,7 @@ class Context:
         instance: str,
         records: Records,
         publish: Callable[[int, str], Awaitable[None]],
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         bus, conversation = services.bus, delivery.conversation
         self.instance = instance
@@ -122,6 +125,12 @@ class Context:
             self._model = preferring(preferred, self._model)
         self._records = records
         self._publish = publish
+        self._quiet = delivery.quiet
+        self.recorder = Recorder(
+            bus, delivery, identity=envelope.id, records=lambda: Records(instance, bus.settings.redacted), lost=lost,
+            count=lambda what, kind: services.meter.count("steps", what, kind),
+        )  # fmt: skip
+        """The steps of this handling."""
         self._position = 0
 
     @property
@@ -165,7 +174,7 @@ class Context:
         request = await self._brought.wanted(_request(history, text, system, options, images))
         theirs, form = await self._brought.tools(), await self._brought.form()
         if form is None or request.schema is not None:
-            answer = await self._complete(model, request, self.emit, tools, theirs)
+            answer = await self._complete(model, request, self.emit, tools, theirs, self._emit_again)
         else:
             answer = await form.answer(
                 request, lambda asked: self._complete(model, asked, discard, tools, theirs), self.log
@@ -186,7 +195,8 @@ class Context:
         **options: Any,
     ) -> Answer:
         """Like ``stream``, but nothing is shown to the user."""
-        return await self._complete(model, _request(history, text, system, options, images), discard, tools)
+        request = _request(history, text, system, options, images)
+        return await self._complete(model, request, discard, tools, purpose="ask")
 
     async def extract(
         self,
@@ -205,7 +215,25 @@ class Context:
         """
         output = StructuredOutput.of(kind)
         request = _request(history, text, f"{system}\n\n{output.instruction}".strip(), options)
-        return await run_structured(output, request, lambda asked: self._complete(model, asked, discard), self.log)
+        return await run_structured(
+            output, request, lambda asked: self._complete(model, asked, discard, purpose="extract"), self.log
+        )
+
+    async def once(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """What ``function(*args, **kwargs)`` returns, async or not: it is run once, and its result recorded as a step
+        ``name``, before this returns. When the handler is run again, it gets the recorded result.
+
+        The result is JSON: text, numbers, lists, dicts, or what the function's return annotation makes of these, such
+        as a dataclass. If the process dies between the effect and its record, the function is run again; pass
+        ``ctx.step_key`` to a system that can recognise a repeat. What the function raises is not recorded, unless the
+        handler catches it and goes on. Raises StepError for a result that is no JSON or too large.
+        """
+        return await run_once(self.recorder.next("once", name), function, args, kwargs)
+
+    @property
+    def step_key(self) -> str:
+        """An idempotency key for the next step: the same each time the handler is run, and used by no other step."""
+        return self.recorder.step_key
 
     async def tools(self, server: str) -> Sequence[Tool]:
         """The tools of ``server``, one of the ``tool_servers`` in config.py. Raises ToolError when it is unavailable,
@@ -231,10 +259,18 @@ class Context:
         """The words in the recordings that came with ``envelope``, transcribed by VOICE_MODEL. Raises ModelError, and
         ConfigError when VOICE_MODEL names no model that can transcribe."""
         settings, voice = self._services.bus.settings, self._services.voice
-        sounds = await self._attachments.sounds(envelope.payload)
-        return "\n".join([
-            await transcribe(sound.data, sound.media_type, settings, voice, self._caller) for sound in sounds
-        ])  # fmt: skip
+        step = self.recorder.next("model", "transcribe")
+        if step.found is not None:
+            return msgspec.json.decode(step.result(), type=str)
+
+        async def transcribed() -> str:
+            sounds = await self._attachments.sounds(envelope.payload)
+            return "\n".join([
+                await transcribe(sound.data, sound.media_type, settings, voice, self._caller) for sound in sounds
+            ])  # fmt: skip
+
+        words: str = await step.perform(transcribed, msgspec.json.encode, hurried=False)
+        return words
 
     async def heard(self, envelope: Envelope) -> str:
         """``transcribe`` by its former name, which applications may still use."""
@@ -244,6 +280,13 @@ class Context:
         """Show ``text`` to the user as the next piece of the answer."""
         position, self._position = self._position, self._position + len(text)
         await self._publish(position, text)
+
+    async def _emit_again(self, text: str) -> None:
+        """Show what an earlier handling has shown. Followers still see it, unless they were told of a new start."""
+        if self._quiet:
+            self._position += len(text)
+        else:
+            await self.emit(text)
 
     def log(self, text: str) -> None:
         """Write a NOTE to the conversation's transcript when this handling settles."""
@@ -260,15 +303,23 @@ class Context:
         emit: Emit,
         tools: Sequence[Offer] = (),
         theirs: tuple[ToolSpec, ...] = (),
+        again: Emit = discard,
+        purpose: str = "stream",
     ) -> Answer:
-        completion = ModelCompletion(model, self.log, emit, theirs)
+        completion = ModelCompletion(
+            model, self.log, emit, theirs, self.recorder, purpose, again, self._count_replay
+        )  # fmt: skip
         try:
             request = msgspec.structs.replace(request, caller=self._caller)
             return await completion.run(request, Toolbox(tools, ToolLimits.of(self._services.bus.settings)))
         finally:
             self.model_seconds += completion.seconds
-            if completion.emitted:
+            if completion.emitted and completion.seconds:
                 self._services.meter.time("model", completion.seconds, self._role, completion.speaker)
+
+    def _count_replay(self, model: str, usage: Usage) -> None:
+        self._services.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
+        self._services.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
 
 
 def _request(

@@ -11,14 +11,16 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
 import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from rolecall.agent.recorder import Recorder, StepRun
 from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, ToolError
 from rolecall.models.model import Message, ToolCall, ToolSpec
@@ -78,7 +80,7 @@ class Tool:
             given = _validated(taken, arguments)
             if inspect.iscoroutinefunction(function):
                 return await function(**given)
-            value = await _in_thread(name, functools.partial(function, **given))
+            value = await in_thread(name, functools.partial(function, **given))
             return await value if inspect.isawaitable(value) else value
 
         return cls(ToolSpec(name, description, _schema_of(name, taken)), run)
@@ -113,17 +115,30 @@ class Toolbox:
         """The tools as a model sees them."""
         return tuple(tool.spec for tool in self.tools.values())
 
-    async def answer(self, calls: Iterable[ToolCall], log: Callable[[str], None]) -> list[Message]:
-        """Run all ``calls`` at once; return their results as messages for the model, in order. Each is logged."""
+    async def answer(
+        self, calls: Sequence[ToolCall], log: Callable[[str], None], recorder: Recorder | None = None
+    ) -> list[Message]:
+        """Run all ``calls`` at once; return their results as messages for the model, in order. Each is logged, and with
+        a ``recorder`` each is a step."""
+        steps = [recorder.next("tool", call.name) if recorder else None for call in calls[:MAX_CALLS]]
 
         async def answered(call: ToolCall, number: int) -> Message:
-            result = TOO_MANY if number >= MAX_CALLS else await self.run(call.name, call.arguments)
+            result = TOO_MANY if number >= MAX_CALLS else await self._step(call, steps[number])
             log(_note(call, result))
             return Message("tool", result.text, call=call.id)
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(answered(call, n), name=f"tool {call.name}") for n, call in enumerate(calls)]
         return [task.result() for task in running]
+
+    async def _step(self, call: ToolCall, step: StepRun | None) -> ToolResult:
+        """The result of ``call``, recorded before the model sees it."""
+        if step is None:
+            return await self.run(call.name, call.arguments)
+        if step.found is not None:
+            return msgspec.json.decode(step.result(), type=ToolResult)
+        result: ToolResult = await step.perform(lambda: self.run(call.name, call.arguments), msgspec.json.encode)
+        return result
 
     async def run(self, name: str, arguments: str) -> ToolResult:
         """Call one tool. A failure becomes a result that says so."""
@@ -257,7 +272,7 @@ def explain_validation(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-async def _in_thread(name: str, work: Callable[[], object]) -> object:
+async def in_thread(name: str, work: Callable[[], object]) -> object:
     """The result of ``work``, run in a thread of its own: one that hangs occupies no shared thread and does not keep
     the process from exiting."""
     loop = asyncio.get_running_loop()

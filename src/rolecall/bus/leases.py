@@ -39,7 +39,7 @@ STREAMS_PER_ROLE = len(keys.BANDS) + 1
 TAKE = script(PACKAGE, "scripts/turn/take", TakeBlock, names="log streams process demands begun")
 EMIT = script(PACKAGE, "scripts/turn/emit", TurnBlock, names="offset piece")
 RENEW = script(PACKAGE, "scripts/turn/renew", names="alive streams process lease entries")
-HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation entry process lease turn")
+HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation journal entry process lease turn")
 SUSPECT = script(PACKAGE, "scripts/turn/suspect", names="stream entry process lease max_deliveries")
 UNCOUNT = script(PACKAGE, "scripts/turn/uncount", names="stream entry")
 WHO = ContextVar("rolecall instance", default="")
@@ -171,9 +171,10 @@ async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[De
 
 async def hand_back(bus: Bus, delivery: Delivery) -> Verdict:
     """Return an entry without counting its delivery; any process may take it at once."""
+    shard = bus.shards[delivery.shard]
     reply = await bus.server.run(
         HAND_BACK, stream=delivery.stream, entry=delivery.id, process=bus.process, turn=delivery.turn,
-        conversation=bus.shards[delivery.shard].conversation(delivery.conversation),
+        conversation=shard.conversation(delivery.conversation), journal=shard.journal(delivery.conversation),
         lease=milliseconds(bus.settings.lease_seconds),
     )  # fmt: skip
     return verdict_of(reply)
@@ -248,9 +249,9 @@ class Delivery:
 
     ``usable`` is False for an entry that names no conversation and turn, ``newer`` True for an envelope of a newer
     version. ``count`` is the number of deliveries including this one; ``previous`` is the process that held the entry
-    before, or "". ``quiet`` is True for a turn that comes back from a deferral of which nobody is told again.
-    ``beginning`` is None until the entry has begun; ``slot`` is the number of its instance in the order it was taken
-    for.
+    before, or "". ``quiet`` is True for a turn that comes back from a deferral of which nobody is told again, and
+    ``stepped`` for one whose handler may have recorded steps. ``beginning`` is None until the entry has begun; ``slot``
+    is the number of its instance in the order it was taken for.
     """
 
     shard: int
@@ -270,6 +271,7 @@ class Delivery:
     quiet: bool = False
     beginning: Beginning | None = None
     slot: int = 0
+    stepped: bool = False
 
     @property
     def received(self) -> int:
@@ -302,7 +304,7 @@ def read_entry(
     quiet = b"q" in fields and count == 1
     found = Delivery(
         shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"), "", "", 0, raw, None,
-        quiet=quiet, beginning=beginning, slot=slot,
+        quiet=quiet, beginning=beginning, slot=slot, stepped=count > 1 or b"s" in fields,
     )  # fmt: skip
     try:
         found.conversation, found.turn, found.hop = fields[b"c"].decode(), fields[b"t"].decode(), int(fields[b"h"])

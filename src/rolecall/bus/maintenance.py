@@ -28,7 +28,7 @@ AUDIT = script(
     names="conversation journal active deferred stream first_high first_normal first_low name seen",
 )  # fmt: skip
 RETIRE = script(PACKAGE, "scripts/process/retire", names="alive streams process own")
-FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation alive entry turn")
+FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation journal alive entry turn")
 
 
 async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
@@ -122,10 +122,10 @@ async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
     stream, destination, moved = shard.direct(role, gone), shard.stream(role, "n"), 0
     for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
         fields = field_map(flat)
-        conversation = shard.conversation(fields.get(b"c", b"").decode("utf-8", "replace"))
+        name = fields.get(b"c", b"").decode("utf-8", "replace")
         verdict = await bus.server.run(
-            FALLBACK, stream=stream, destination=destination, conversation=conversation, alive=shard.alive(gone),
-            entry=entry_id, turn=fields.get(b"t", b""),
+            FALLBACK, stream=stream, destination=destination, conversation=shard.conversation(name),
+            journal=shard.journal(name), alive=shard.alive(gone), entry=entry_id, turn=fields.get(b"t", b""),
         )  # fmt: skip
         moved += verdict == b"OK"
     return moved

@@ -118,6 +118,7 @@ class FinishBlock(TypedDict):
     keep: int
     keep_result: int
     history_limit: int
+    steps_stem: str
 
 
 def turn_block(bus: Bus, shard: ShardKeys, conversation: str, turn: str, place: EntryPlace = NOWHERE) -> TurnBlock:
@@ -159,6 +160,7 @@ def finish_block(
         "keep": milliseconds(settings.conversation_days * 86_400),
         "keep_result": milliseconds(settings.result_seconds),
         "history_limit": max(settings.assistant_history_limit, 1),
+        "steps_stem": shard.steps(conversation, ""),
     }
 
 

@@ -124,6 +124,10 @@ class ShardKeys:
         """Hash ``<turn>:<field>`` of every unfinished turn."""
         return f"{self.prefix}:j:{conversation}"
 
+    def steps(self, conversation: str, turn: str) -> str:
+        """Hash of the recorded steps of an unfinished turn's handler, by their keys."""
+        return f"{self.prefix}:x:{conversation}:{turn}"
+
     def history(self, conversation: str) -> str:
         """List of remembered messages as JSON, oldest first."""
         return f"{self.prefix}:h:{conversation}"

@@ -48,6 +48,7 @@ WORDS: Mapping[str, Word] = {
     "CANCELLED": Word("warn", hop="ends", state="cancelled"),
     "ERROR": Word("bad", hop="ends"),
     "DEAD_LETTER": Word("bad", hop="ends", state="given up"),
+    "STEP": Word(),
     "DELIVERED": Word(state="delivered"),
     "NOTE": Word(),
 }

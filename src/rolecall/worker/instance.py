@@ -23,7 +23,7 @@ from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.settle import Refill, Supply, bury, complete, defer, discard, hop, quarantine
 from rolecall.bus.turn import Records, Verdict, note, quoted
-from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, TurnTimeout, told
+from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
 
 logger = logging.getLogger(__name__)
 MAX_REASON_CHARS = 2_000
@@ -154,9 +154,12 @@ class Instance:
     async def _run_handler(self, delivery: Delivery, envelope: Envelope, records: Records) -> None:
         bus = self.services.bus
         deltas = DeltaStream(bus, delivery, lambda: self.cancel("FENCED"))
-        ctx = Context(self.services, delivery, envelope, instance=self.id, records=records, publish=deltas.publish)
+        ctx = Context(
+            self.services, delivery, envelope, instance=self.id, records=records, publish=deltas.publish,
+            lost=lambda: self.cancel("FENCED"),
+        )  # fmt: skip
         try:
-            result = await self._handler(envelope, ctx)
+            result = await self._run_steps(delivery, envelope, ctx)
         except Retry as retry:
             await self._defer(delivery, envelope, retry, records)
         except Reject as refusal:
@@ -165,6 +168,8 @@ class Instance:
             await self._bury(delivery, str(late), records, failure=TOO_LONG)
         except ServerUnavailable:  # not the handler's doing: the lease expires and the envelope is handled again
             raise
+        except StepError as error:
+            await self._bury(delivery, f"{self.role} failed: {error}", records, failure=DEFECT)
         except BaseException as error:  # the boundary: whatever an agent does, sys.exit() included, has an outcome
             if self._ends_this_task(error):
                 raise
@@ -175,6 +180,24 @@ class Instance:
             await self._settle(delivery, result, ctx, records)
         finally:
             deltas.close()
+            ctx.recorder.close()
+
+    async def _run_steps(self, delivery: Delivery, envelope: Envelope, ctx: Context) -> Envelope:
+        """What the handler returns, run from the steps that earlier handlings have recorded."""
+        recorder = ctx.recorder
+        if delivery.stepped:
+            await recorder.load()
+        try:
+            result = await self._handler(envelope, ctx)
+        except Retry:
+            recorder.check_steps()
+            await recorder.flush()
+            raise
+        except Exception:
+            recorder.check_steps()
+            raise
+        recorder.check()
+        return result
 
     def _ends_this_task(self, error: BaseException) -> bool:
         """Whether ``error`` came to this task from outside, rather than from what the handler did."""

@@ -5,8 +5,9 @@
 --   result: of TURN
 --   keep, keep_result: ms that an idle conversation and a result are kept
 --   history_limit: number of messages
+--   steps_stem: names the journals of steps, without the turn
 -- keys: mailbox active deferred principals history statistics outbox first_high first_normal first_low result
--- args: keep keep_result history_limit
+-- args: keep keep_result history_limit steps_stem
 local FIRST = { h = FIRST_HIGH, n = FIRST_NORMAL, l = FIRST_LOW }
 
 -- Returns the counter of all users.
@@ -35,7 +36,8 @@ end
 -- Write the one answer of `turn` wherever it is awaited, and clear its journal. The key `result` gets the id of the final
 -- event, a space, and the event.
 local function finish(turn, result, kind, final, tokens_in, tokens_out)
-  local user, front, received = unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r'))
+  local user, front, received, stepped =
+    unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r', turn .. ':s'))
   user = user or ''
   local id = event(turn, kind, 'x', final)
   redis.call('SET', result, id .. ' ' .. final, 'PX', KEEP_RESULT)
@@ -47,7 +49,8 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
   if (tokens_out or '0') ~= '0' then count(user, 'out', tokens_out) end
   leave(user)
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
-    turn .. ':g', turn .. ':d')
+    turn .. ':g', turn .. ':d', turn .. ':s')
+  if stepped then redis.call('DEL', STEPS_STEM .. turn) end
   if is_control(turn) then
     redis.call('HINCRBY', CONVERSATION, 'ctl', -1)
     redis.call('ZREM', ACTIVE, NAME .. '\31' .. turn)

@@ -1,8 +1,8 @@
 -- Return an entry that was taken but not begun. Any process may take it at once, and this delivery does not count.
 --   lease: ms
 -- Returns OK | FENCED.
--- include: state entry
--- keys: conversation
+-- include: state entry stepped
+-- keys: conversation journal
 -- args: lease turn
 local count = deliveries()
 if not count then return 'FENCED' end
@@ -15,6 +15,7 @@ end
 drop()
 if not found then return 'OK' end
 local _, fields = unpack(found)
+mark_stepped(fields)
 local id = redis.call('XADD', STREAM, '*', unpack(fields))
 local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
 if running == TURN and at == place(STREAM, ENTRY) then

@@ -14,10 +14,12 @@ local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
 if stream and stream ~= WAKE_STREAM then return 'MOVED' end
 redis.call('ZREM', DEFERRED, NAME)
 if not stream or at ~= SLEEPING then return 'GONE' end
-local first, joined = unpack(redis.call('HMGET', JOURNAL, running .. ':e', running .. ':x'))
+local first, joined, stepped = unpack(redis.call('HMGET', JOURNAL, running .. ':e', running .. ':x', running .. ':s'))
 local envelope = deferred or first
 local parts = envelope == first and joined or ''
-local fields = { 'c', NAME, 't', running, 'h', hop, 'e', envelope, 'x', parts, quiet and 'q' or nil, quiet or nil }
+local fields = { 'c', NAME, 't', running, 'h', hop, 'e', envelope, 'x', parts }
+if stepped then table.insert(fields, 's') table.insert(fields, 1) end
+if quiet then table.insert(fields, 'q') table.insert(fields, quiet) end
 local id = redis.call('XADD', WAKE_STREAM, '*', unpack(fields))
 redis.call('HSET', CONVERSATION, 'at', place(WAKE_STREAM, id))
 redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q')

@@ -1,0 +1,288 @@
+"""Records the steps of a handler as it finishes them, and replays what its earlier handlings have recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import msgspec
+
+from rolecall.bus.bus import Bus
+from rolecall.bus.leases import Delivery
+from rolecall.bus.steps.journal import Step, StepFailure, encoded, record, recorded
+from rolecall.bus.turn import Records
+from rolecall.errors import NonDeterministic, ServerError, StepError
+
+UNHURRIED_SECONDS = 0.05
+"""How long the record of an unhurried step may wait for something to go with. A handler that ends meanwhile needs no
+record."""
+ADVICE = "a handler must ask for the same steps each time it runs; was it changed while the turn was in flight?"
+
+
+@dataclass(eq=False)
+class Scope:
+    """Where steps are counted: a task of the handler, or what runs inside one step. Steps in one scope follow each
+    other, so that their ordinals are the same each time."""
+
+    recorder: Recorder
+    task: asyncio.Task[Any] | None
+    prefix: str = ""
+    steps: int = 0
+    tasks: int = 0
+    failed: list[tuple[str, Step]] = field(default_factory=list)
+    """Steps that raised. Recorded once the handler asks for another step, for then it has caught the error."""
+
+
+SCOPE = ContextVar[Scope | None]("rolecall steps", default=None)
+
+
+@dataclass(eq=False)
+class StepRun:
+    """A step that a handler asks for: ``found`` holds its record, if an earlier handling has finished it."""
+
+    recorder: Recorder
+    scope: Scope
+    key: str
+    kind: str
+    name: str
+    found: Step | None
+
+    async def perform(
+        self, work: Callable[[], Awaitable[Any]], encode: Callable[[Any], bytes], *, hurried: bool = True
+    ) -> Any:
+        """What ``work`` returns. ``encode`` makes the JSON to record, which is written before this returns if
+        ``hurried``, else soon. Raises StepError if it cannot be recorded."""
+        await self.recorder.before(self.scope)
+        try:
+            with self.inside():
+                value = await work()
+        except (Exception, asyncio.CancelledError) as error:
+            self.scope.failed.append((self.key, Step(self.kind, self.name, failure=_failure(error))))
+            raise
+        raw = msgspec.Raw(self._encoded(value, encode))
+        await self.recorder.add(self.key, Step(self.kind, self.name, raw), hurried)
+        return value
+
+    def result(self) -> bytes:
+        """The recorded result. Raises what the step raised."""
+        assert self.found is not None
+        self.recorder.count("replayed", self.kind)
+        if self.found.failure is not None:
+            raise _raised(self.found.failure)
+        return bytes(self.found.value)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Count the steps of what runs inside this one by themselves."""
+        token = SCOPE.set(Scope(self.recorder, asyncio.current_task(), f"{self.key}/"))
+        try:
+            yield
+        finally:
+            SCOPE.reset(token)
+
+    def _encoded(self, value: Any, encode: Callable[[Any], bytes]) -> bytes:
+        try:
+            raw = encode(value)
+            msgspec.json.decode(raw)
+        except (ValueError, TypeError, RecursionError, OverflowError) as error:
+            self.recorder.broke(
+                StepError(
+                    f"step {self.key} ({self.kind} {self.name}) returned a {type(value).__name__} that cannot be "
+                    f"recorded: expected JSON, such as text, numbers, lists, dicts and dataclasses: {_line(error)}"
+                )
+            )
+        return raw
+
+
+class Recorder:
+    """The steps of one handling. ``identity`` names the turn for ``step_key``, ``lost`` is called once another process
+    owns the entry, ``count`` with ``recorded`` or ``replayed`` and the kind of a step."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        delivery: Delivery,
+        *,
+        identity: str,
+        records: Callable[[], Records],
+        lost: Callable[[], None],
+        count: Callable[[str, str], None],
+    ) -> None:
+        self.count = count
+        self.broken: StepError | None = None
+        """Why the turn cannot go on; what the handler makes of it does not matter."""
+        self._bus = bus
+        self._delivery = delivery
+        self._identity = identity
+        self._records = records
+        self._lost = lost
+        self._root = Scope(self, asyncio.current_task())
+        self._found: Mapping[str, Step] = {}
+        self._asked: set[str] = set()
+        self._pending: list[tuple[str, Step]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    async def load(self) -> None:
+        """Read what earlier handlings have recorded; without it, nothing is replayed."""
+        self._found = await recorded(self._bus, self._delivery)
+
+    def next(self, kind: str, name: str) -> StepRun:
+        """The next step of the running task. Raises NonDeterministic if another one was recorded in its place."""
+        self.check_steps()
+        scope = self._scope()
+        scope.steps += 1
+        key = f"{scope.prefix}{scope.steps}"
+        found = self._found.get(key)
+        if found is not None and (found.kind, found.name) != (kind, name):
+            self.broke(
+                NonDeterministic(
+                    f"step {key} was {found.kind} {found.name} when it was recorded, and now is {kind} {name}: {ADVICE}"
+                )
+            )
+        self._asked.add(key)
+        return StepRun(self, scope, key, kind, name, found)
+
+    @property
+    def step_key(self) -> str:
+        """A key of the next step of the running task: the same each time the handler runs, and used by no other step
+        of any turn."""
+        scope = self._scope()
+        parts = (self._identity, self._delivery.turn, str(self._delivery.hop), f"{scope.prefix}{scope.steps + 1}")
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    async def before(self, scope: Scope) -> None:
+        """Record what is not recorded yet, before another step of ``scope`` begins."""
+        self._pending += scope.failed
+        scope.failed.clear()
+        await self.flush()
+
+    async def add(self, key: str, step: Step, hurried: bool) -> None:
+        """Record a finished step, now if ``hurried``, else soon."""
+        self.count("recorded", step.kind)
+        self._pending.append((key, step))
+        if hurried:
+            await self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(UNHURRIED_SECONDS, self._start_writing)
+
+    async def flush(self) -> None:
+        """Record what is not recorded yet. Raises StepError, and ServerUnavailable; blocks once the lease is lost,
+        until the handler is cancelled."""
+        while self._pending or self._writing is not None:
+            if self._writing is None:
+                self._start_writing()
+            assert self._writing is not None
+            await asyncio.shield(self._writing)
+
+    def close(self) -> None:
+        """Record nothing more: the handler has ended, and so have its steps."""
+        self._pending.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def check(self) -> None:
+        """The handler has returned. Raises StepError if a step made that worthless, or if it asked for fewer steps than
+        were recorded."""
+        self.check_steps()
+        unasked = [key for key in self._found if key not in self._asked and key.isdigit()]
+        if unasked:
+            key = min(unasked, key=int)
+            step = self._found[key]
+            raise NonDeterministic(
+                f"step {key} was {step.kind} {step.name} when it was recorded, and now the handler ends without it: "
+                f"{ADVICE}"
+            )
+
+    def check_steps(self) -> None:
+        """Raises StepError if a step made what the handler does worthless."""
+        if self.broken is not None:
+            raise self.broken
+
+    def broke(self, error: StepError) -> NoReturn:
+        """Note that the turn cannot go on, and raise ``error``."""
+        self.broken = self.broken or error
+        raise error
+
+    def _scope(self) -> Scope:
+        """That of the running task. A task that the handler has started has one of its own."""
+        scope, task = SCOPE.get(), asyncio.current_task()
+        if scope is None or scope.recorder is not self:
+            scope = self._root
+        if scope.task is not task:
+            scope.tasks += 1
+            scope = Scope(self, task, f"{scope.prefix}{scope.tasks}:")
+            SCOPE.set(scope)
+        return scope
+
+    def _start_writing(self) -> None:
+        self._timer = None
+        if self._writing is None and self._pending:
+            self._writing = asyncio.create_task(self._write(), name="rolecall steps")
+            self._writing.add_done_callback(_heed)
+
+    async def _write(self) -> None:
+        steps, self._pending = self._pending, []
+        try:
+            await self._record(steps)
+        except ServerError:
+            self._pending = [*steps, *self._pending]
+            raise
+        finally:
+            self._writing = None
+
+    async def _record(self, steps: list[tuple[str, Step]]) -> None:
+        records = self._records()
+        for key, step in steps:
+            records.add("STEP", f"{key} {step.kind} {step.name}{' failed' if step.failure else ''}")
+        try:
+            for key, step in steps:
+                encoded(self._bus, key, step)
+            verdict = await record(self._bus, self._delivery, steps, records)
+        except StepError as error:
+            self.broke(error)
+        if verdict != "OK":
+            self._lost()
+            await asyncio.get_running_loop().create_future()
+
+
+def _failure(error: BaseException) -> StepFailure:
+    """``error`` to be recorded. Cancelling a step and going on is what a timeout in the handler does."""
+    kind = TimeoutError if isinstance(error, asyncio.CancelledError) else type(error)
+    try:
+        more = msgspec.json.decode(msgspec.json.encode(vars(error)))
+    except (TypeError, ValueError, RecursionError):
+        more = {}
+    return StepFailure(kind.__module__, kind.__qualname__, str(error), more)
+
+
+def _raised(failure: StepFailure) -> Exception:
+    """The exception that was recorded; of a class that is not loaded here, a RuntimeError with its name."""
+    kind: Any = sys.modules.get(failure.module)
+    with suppress(AttributeError):
+        for part in failure.name.split("."):
+            kind = getattr(kind, part)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            error = kind.__new__(kind, failure.text)
+            error.args = (failure.text,)
+            vars(error).update(failure.attributes)
+            return error
+    return RuntimeError(f"{failure.name}: {failure.text}")
+
+
+def _heed(task: asyncio.Task[None]) -> None:
+    """Mark the failure of ``task`` as retrieved: it is raised where the handler waits for it, if it does."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
