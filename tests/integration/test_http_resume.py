@@ -187,6 +187,8 @@ async def test_a_piece_that_is_stored_twice_is_told_once(deployment: Deployment)
             for piece, position in (("one ", "0"), ("e tw", "2")):
                 fields = ("t", "1", "k", "delta", "x", piece, "p", position)
                 await deployment.session.server.call("XADD", stream, "*", *fields)
+            channel = deployment.session.bus.shard(conversation).channel(conversation)
+            await deployment.session.server.call("PUBLISH", channel, "delta")
             GateAgent.gate.set()
             told = [first, *[event async for event in events]]
         resumed = [first, *await some(replica, f"{response.headers['location']}/events", first[0], 99)]

@@ -84,6 +84,54 @@ async def test_a_follower_sees_a_turn_from_its_acceptance_to_its_answer(bus: Bus
     assert order == sorted(set(order))
 
 
+async def test_a_follower_hears_the_events_and_reads_only_to_begin(
+    bus: Bus, wakeups: Wakeups, server: RedisServer
+) -> None:
+    await ask(bus)
+    follower = Follower(bus, wakeups)
+    await follower.saw("accepted")
+    before = await calls(server, "xrange")
+    held = await take_one(bus)
+    for position, piece in enumerate(("a\x1fx\x1f", "\x1f", "é\ud800".encode("utf-8", "replace").decode(), "\n")):
+        await emit(bus, held, position, piece)
+    await answer(bus, held, "a\x1fx\x1fb")
+    assert [event.text for event in await follower.done()][2:] == ["a\x1fx\x1f", "\x1f", "é?", "\n", "a\x1fx\x1fb"]
+    assert await calls(server, "xrange") == before
+
+
+async def test_an_answer_too_large_to_be_told_is_read(bus: Bus, wakeups: Wakeups, server: RedisServer) -> None:
+    await ask(bus)
+    follower = Follower(bus, wakeups)
+    await follower.saw("accepted")
+    before = await calls(server, "xrange")
+    await answer(bus, await take_one(bus), "x" * 10_000)
+    assert (await follower.done())[-1].text == "x" * 10_000
+    assert await calls(server, "xrange") > before
+
+
+async def test_a_follower_reads_when_only_told_that_something_happened(
+    bus: Bus, wakeups: Wakeups, server: RedisServer
+) -> None:
+    """As a process of version 0.1 does."""
+    await ask(bus)
+    follower = Follower(bus, wakeups)
+    await follower.saw("accepted")
+    shard = bus.shard("a")
+    fields = ("t", "1", "k", "delta", "p", 0, "x", "hello")
+    await server.call("XADD", shard.events("a"), "*", *fields)
+    await server.call("PUBLISH", shard.channel("a"), "delta")
+    await follower.saw("delta")
+    await answer(bus, await take_one(bus))
+    assert [event.kind for event in await follower.done()] == ["accepted", "delta", "started", "final"]
+
+
+async def calls(server: RedisServer, command: str) -> int:
+    """How often the server has run ``command``."""
+    stats: bytes = await server.call("INFO", "commandstats")
+    lines = [line for line in stats.decode().splitlines() if line.startswith(f"cmdstat_{command}:")]
+    return sum(int(line.partition("calls=")[2].partition(",")[0]) for line in lines)
+
+
 async def test_many_followers_of_a_turn_that_is_being_answered_all_see_the_same(bus: Bus, wakeups: Wakeups) -> None:
     await ask(bus)
     held = await take_one(bus)

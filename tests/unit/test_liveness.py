@@ -97,13 +97,13 @@ async def test_a_subscriber_notices_a_silent_peer_and_hears_again(proxy: Proxy, 
     wakeups = Wakeups(through.pubsub())
     running = asyncio.create_task(wakeups.run(), name="wake-ups")
     await wakeups.listening.wait()
-    async with wakeups.listen("news") as woken:
+    async with wakeups.listen("news") as listener:
         assert proxy.silence("subscriber") == 1
-        woken.clear()
+        listener.woken.clear()
         began = time.monotonic()
         while not await through.call("PUBLISH", "news", "hello"):  # the old connection took it for a while
             await asyncio.sleep(0.01)
-        while not woken.is_set():
+        while not listener.woken.is_set():
             await through.call("PUBLISH", "news", "hello")
             await asyncio.sleep(0.05)
         within(began, "subscriber")

@@ -1,4 +1,5 @@
-"""Events of a turn, for its followers. The conversation's event stream is authoritative; pub/sub only wakes readers."""
+"""Events of a turn, for its followers. The conversation's event stream is authoritative. Pub/sub brings small events as
+they are and wakes readers for others; a follower that may have missed something reads the stream."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,8 +29,10 @@ LOOK_AGAIN_SECONDS = 5.0
 """Poll interval of a follower whose wake-ups fail."""
 READ_AGAIN_SECONDS = 1.0
 """When a follower reads again whose read failed."""
-UNHURRIED_SECONDS = 0.02
-"""How long the wake-up for ``started`` may wait: often the answer follows at once, and one read gets both."""
+MAX_HEARD = 1000
+"""How many messages wait for a follower. It reads the stream when there are more."""
+SEPARATOR, TEXT = b"\x1f", b"\x1fx\x1f"
+"""Between the parts of a message that brings an event, and before its text."""
 LINGERING = 256
 """Subscriptions kept without a follower."""
 PAGE = 500
@@ -75,6 +79,33 @@ class Event:
         return self.payload.get("finish") == "length"
 
 
+@dataclass(slots=True)
+class Listener:
+    """What a channel has brought. ``woken`` is set by every message. ``behind`` is set when a message may be missing,
+    so that only a read of the stream tells what happened; without it, ``heard`` holds all messages since that read."""
+
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    heard: deque[bytes] = field(default_factory=deque)
+    behind: bool = True
+
+    def hear(self, data: bytes) -> None:
+        """Take a message in."""
+        if not self.behind:
+            self.heard.append(data)
+            self.behind = len(self.heard) > MAX_HEARD
+        self.woken.set()
+
+    def lose(self) -> None:
+        """Messages may have been lost."""
+        self.behind = True
+        self.woken.set()
+
+    def begin(self) -> None:
+        """Called right before a read of the stream, which has all that was told up to now."""
+        self.behind = False
+        self.heard.clear()
+
+
 class Wakeups:
     """The pub/sub connection of a process: wakes followers of conversations and receives control broadcasts."""
 
@@ -82,7 +113,7 @@ class Wakeups:
         self._pubsub = pubsub
         self._control = control
         self._boundary = Boundary("wake-ups")
-        self._listeners: dict[str, set[asyncio.Event]] = {}
+        self._listeners: dict[str, list[Listener]] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
         self._lingering: dict[str, None] = {}
         self.listening = asyncio.Event()
@@ -107,16 +138,16 @@ class Wakeups:
         await self._pubsub.aclose()
 
     @asynccontextmanager
-    async def listen(self, channel: str) -> AsyncIterator[asyncio.Event]:
-        """An event that is set by every message on ``channel``. On entry the subscription is confirmed, unless the
-        server is unavailable; followers poll as well."""
-        woken = asyncio.Event()
-        self._listeners.setdefault(channel, set()).add(woken)
+    async def listen(self, channel: str) -> AsyncIterator[Listener]:
+        """What ``channel`` brings from now on. On entry the subscription is confirmed, unless the server is
+        unavailable; followers poll as well."""
+        listener = Listener()
+        self._listeners.setdefault(channel, []).append(listener)
         try:
             await self._subscribed(channel)
-            yield woken
+            yield listener
         finally:
-            self._listeners[channel].discard(woken)
+            self._listeners[channel] = [one for one in self._listeners[channel] if one is not listener]
             if not self._listeners[channel]:
                 del self._listeners[channel]
                 await self._linger(channel)
@@ -146,11 +177,8 @@ class Wakeups:
             self._confirmed[channel].set()
         elif message["type"] == "message" and channel == keys.CONTROL:
             self._control_received(message["data"])
-        for woken in self._listeners.get(channel, ()):
-            if message["data"] == b"started":
-                asyncio.get_running_loop().call_later(UNHURRIED_SECONDS, woken.set)
-            else:
-                woken.set()
+        for listener in self._listeners.get(channel, ()):
+            listener.hear(message["data"]) if message["type"] == "message" else listener.lose()
 
     def _control_received(self, data: bytes) -> None:
         with suppress(msgspec.DecodeError):
@@ -160,8 +188,8 @@ class Wakeups:
 
     def _wake_everyone(self) -> None:
         for listeners in self._listeners.values():
-            for woken in listeners:
-                woken.set()
+            for listener in listeners:
+                listener.lose()
 
 
 async def follow(
@@ -174,14 +202,13 @@ async def follow(
     """
     if not EVENT_ID.fullmatch(after):
         raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
-    shard = bus.shard(conversation)
-    async with wakeups.listen(shard.channel(conversation)) as woken:
+    async with wakeups.listen(bus.shard(conversation).channel(conversation)) as listener:
         last, look = after, True
         while True:
-            woken.clear()
+            listener.woken.clear()
             seconds = LOOK_AGAIN_SECONDS
             try:
-                async for event_id, fields in _stored(bus, shard.events(conversation), last):
+                async for event_id, fields in _news(bus, listener, conversation, last):
                     last = event_id
                     if fields[b"t"] == turn.encode():
                         event, look = _event(last, fields), False  # the stream has it, so it will have the final event
@@ -196,7 +223,7 @@ async def follow(
                 logger.debug("following %s: %s", conversation, error)
                 seconds = READ_AGAIN_SECONDS  # what woke us was not read
             # A wake-up means a new event; a turn without events any more is looked up at intervals.
-            look = not await _doze(woken, seconds)
+            look = not await _doze(listener, seconds)
 
 
 async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
@@ -205,21 +232,21 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
     if after and not EVENT_ID.fullmatch(after):
         raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
     shard = bus.shard(conversation)
-    async with wakeups.listen(shard.channel(conversation)) as woken:
+    async with wakeups.listen(shard.channel(conversation)) as listener:
         last = after
         while True:
-            woken.clear()
+            listener.woken.clear()
             seconds = LOOK_AGAIN_SECONDS
             try:
                 last = last or await _newest(bus, shard.events(conversation))
-                async for event_id, fields in _stored(bus, shard.events(conversation), last):
+                async for event_id, fields in _news(bus, listener, conversation, last):
                     last = event_id
                     if fields[b"k"] == b"notice":
                         yield _event(event_id, fields)
             except ServerUnavailable as error:
                 logger.debug("following %s: %s", conversation, error)
                 seconds = READ_AGAIN_SECONDS
-            await _doze(woken, seconds)
+            await _doze(listener, seconds)
 
 
 async def _newest(bus: Bus, stream: str) -> str:
@@ -319,6 +346,37 @@ async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, 
             return
 
 
+async def _news(
+    bus: Bus, listener: Listener, conversation: str, last: str
+) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:
+    """The entries after ``last``, of all turns, that were heard, or read if something may be missing."""
+    while listener.heard and not listener.behind:
+        found = _heard(listener.heard.popleft())
+        if found is None:
+            listener.behind = True
+        elif _order(found[0]) > _order(last):
+            yield found
+    if listener.behind:
+        listener.begin()
+        try:
+            async for found in _stored(bus, bus.shard(conversation).events(conversation), last):
+                yield found
+        except BaseException:
+            listener.behind = True
+            raise
+
+
+def _heard(data: bytes) -> tuple[str, dict[bytes, bytes]] | None:
+    """Id and fields of the event that a message brings; None for a message that only wakes."""
+    head, told, text = data.partition(TEXT)
+    event_id, *parts = head.split(SEPARATOR)
+    if len(parts) < 2:
+        return None
+    turn, kind, *flat = parts
+    fields = {b"t": turn, b"k": kind, **field_map(flat)}
+    return event_id.decode(), fields | {b"x": text} if told else fields
+
+
 async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Event] | None:
     """The final event of a turn that has ended, made from its result, as the event stream may be trimmed or expired.
     None while the turn goes on; empty if the final event is not after ``last``."""
@@ -335,12 +393,13 @@ async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Eve
     return None
 
 
-async def _doze(woken: asyncio.Event, seconds: float) -> bool:
-    """Whether a wake-up came before the poll interval ended."""
+async def _doze(listener: Listener, seconds: float) -> bool:
+    """Whether a wake-up came before the poll interval ended, after which the stream is read in any case."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await woken.wait()
+            await listener.woken.wait()
             return True
+    listener.behind = True
     return False
 
 

@@ -1,10 +1,13 @@
 -- Prelude: what scripts tell about turns, events for followers and records for the log; follows clock.
 -- keys: log
 
--- Append an event to the stream `events` and wake the followers. Returns the event's id.
+-- Append an event to the stream `events` and tell the followers, whom an event of this many bytes only wakes. Of the
+-- further fields, a text `x` comes last. Returns the event's id.
+local HEARD = 8192
 local function tell(events, channel, turn, kind, ...)
   local id = redis.call('XADD', events, 'MAXLEN', '~', 4000, '*', 't', turn, 'k', kind, ...)
-  redis.call('PUBLISH', channel, kind)
+  local told = table.concat({ id, turn, kind, ... }, '\31')
+  redis.call('PUBLISH', channel, #told < HEARD and told or kind)
   return id
 end
 
