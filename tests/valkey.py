@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -30,16 +31,24 @@ def server_binary(kind: str) -> Path:
 
 class ValkeyProcess:
     """A server, by default the bundled one; with ``durable`` it keeps its data over ``kill`` and ``start``. The
-    directory's path must be short, for it holds the socket. With ``port`` it also listens there on 127.0.0.1."""
+    directory's path must be short, for it holds the socket. With ``port`` it also listens there on 127.0.0.1.
+    ``environment`` replaces this process's."""
 
     def __init__(
-        self, directory: Path, *options: str, durable: bool = False, binary: Path | None = None, port: int = 0
+        self,
+        directory: Path,
+        *options: str,
+        durable: bool = False,
+        binary: Path | None = None,
+        port: int = 0,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.port = port
         self._binary = binary or find_binary()
         self.socket = directory / "s"
         self.url = f"unix://{self.socket}"
+        self._environment = environment
         self._options = ("--appendonly", "yes" if durable else "no", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -52,6 +61,7 @@ class ValkeyProcess:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=self._environment,
         )  # fmt: skip
         give_up = time.monotonic() + 20
         while not self._answers(b"+PONG" if ready else b""):

@@ -15,7 +15,7 @@ from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, S
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Guarded
 from rolecall.redis import keys
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings, Terms
 from tests.waiting import wait_until
 
@@ -295,3 +295,15 @@ async def test_money_is_counted_by_the_price_table_and_bounded(server: RedisServ
     assert await server.call("HGET", keys.spent(day), "cost") == b"420"
     assert await server.call("HGET", keys.spent(day), "u:ann:cost") == b"210"
     assert await server.call("HGET", keys.spent(day), "m:m@test:calls") == b"2"
+
+
+async def test_what_was_set_until_a_time_is_void_once_the_clock_stepped_back(server: RedisServer) -> None:
+    stage = Stage(server, Terms(concurrent=1), SETTINGS)
+    await stage.fail(RateLimited("slow down", 60))
+    await stage.refused()
+    state, hour = keys.model("m@test", "state"), 3_600_000
+    for field in ("until", "seen", "look"):
+        await server.call("HINCRBY", state, field, hour)
+    await server.call("ZADD", keys.model("m@test", "busy"), await server_ms(server) + hour, "a call of a dead process")
+    stage.provider.error = None
+    assert await stage.ask()

@@ -9,6 +9,7 @@ from typing import Any
 
 from rolecall.errors import ConfigError
 from rolecall.redis import keys
+from rolecall.redis.clock import ServerClock
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import Server
 from rolecall.settings import Settings
@@ -24,6 +25,7 @@ class Bus:
         self.server = server
         self.settings = settings
         self.process = process
+        self.clock = ServerClock(server)
         self.shards = tuple(ShardKeys(number) for number in range(settings.shards))
 
     def shard(self, conversation: str) -> ShardKeys:

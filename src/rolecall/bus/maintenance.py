@@ -17,41 +17,46 @@ from rolecall.errors import told
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.scripts import script
-from rolecall.redis.server import field_map, pairs
+from rolecall.redis.server import field_map, pairs, text_map
 
 logger = logging.getLogger(__name__)
 PAGE = 100
+NEVER = 2.0**53
 PACKAGE = "rolecall.bus"
-PROMOTE = script(PACKAGE, "scripts/turn/promote", names="deferred conversation journal wake_stream name early")
+PROMOTE = script(PACKAGE, "scripts/turn/promote", names="deferred conversation journal wake_stream name early expected")
 AUDIT = script(
     PACKAGE, "scripts/turn/audit",
     names="conversation journal active deferred stream first_high first_normal first_low name seen",
 )  # fmt: skip
 RETIRE = script(PACKAGE, "scripts/process/retire", names="alive streams process own")
+STEP = script(PACKAGE, "scripts/process/step", names="clock deferred active streams before shift")
 FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation journal alive entry turn")
 
 
 async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
-    """Wake the deferred turns that are due by the server's clock; returns how many. ``now_ms`` preselects them and need
-    not be exact. Any number of processes may do this."""
+    """Wake the deferred turns that are due by the server's clock and by ``now_ms``, what it should show; returns how
+    many. Any number of processes may do this."""
     due = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", round(now_ms), "LIMIT", 0, PAGE)
-    found = await _each(bus, "promote", due, lambda conversation: promote(bus, shard, conversation))
+    found = await _each(bus, "promote", due, lambda conversation: promote(bus, shard, conversation, now_ms))
     return found.count("OK")
 
 
-async def promote(bus: Bus, shard: ShardKeys, conversation: str, *, early: bool = False) -> str:
-    """Wake one deferred turn if it is due, or in any case with ``early``."""
+async def promote(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float = NEVER, *, early: bool = False) -> str:
+    """Wake one deferred turn if it is due by the server's clock and by ``now_ms``, or in any case with ``early``."""
     stream = await bus.server.call("HGET", shard.journal(conversation), "defer:s")
     verdict: bytes = await bus.server.run(
         PROMOTE, deferred=shard.deferred, conversation=shard.conversation(conversation),
         journal=shard.journal(conversation), wake_stream=stream or shard.deferred, name=conversation, early=int(early),
+        expected=round(now_ms),
     )  # fmt: skip
     return verdict.decode()
 
 
 async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
-    """Check that every running turn of the shard has its entry, and end turns that are in flight for too long. Returns
-    how many entries were repaired: 0, unless something outside Rolecall deleted data."""
+    """Check that every running turn of the shard has its entry, and end turns that are in flight for too long, by
+    ``now_ms`` and by what the server's clock should show. Returns how many entries were repaired: 0, unless something
+    outside Rolecall deleted data."""
+    now_ms = bus.clock.earlier(now_ms)
     since = dict(pairs(await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")))
 
     async def look(conversation: str) -> str:
@@ -75,6 +80,32 @@ async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
     if verdict == b"REPAIRED":
         logger.error("the entry of %s was missing and has been written again", conversation)
     return verdict.decode()
+
+
+async def load_steps(bus: Bus) -> None:
+    """Learn of the steps that the server's clock made before this process started."""
+    steps = text_map(await bus.server.fetch("HGETALL", bus.shards[0].clock))
+    bus.clock.steps = [(float(before), float(shift)) for before, shift in steps.items() if float(shift) > 0]
+
+
+async def after_step(bus: Bus, roles: Iterable[str], shift: float) -> None:
+    """Put right what a step of the server's clock by ``shift`` ms did. Every process that notices the step does so, for
+    ``roles``, before it takes leases over."""
+    logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
+    names, before = list(roles), bus.clock.now() - shift
+    for shard in bus.shards:
+        streams = [shard.stream(role, band) for role in names for band in keys.BANDS]
+        await bus.server.run(
+            STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, streams=streams,
+            before=round(before), shift=round(shift),
+        )  # fmt: skip
+    await load_steps(bus)
+    if shift < 0:  # what a dead process left would last longer
+        lease = round(bus.settings.lease_seconds * 1000)
+        for process in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1):
+            alive = [shard.alive(process.decode()) for shard in bus.shards]
+            for name in (*alive, keys.worker(process.decode())):
+                await bus.server.call("PEXPIRE", name, lease, "LT")
 
 
 async def rescue_direct(bus: Bus, shard: ShardKeys, roles: Iterable[str], gone: str) -> int:

@@ -106,6 +106,7 @@ class ShardKeys:
         self.dead = f"{self.prefix}:d"
         self.deferred = f"{self.prefix}:z"
         self.active = f"{self.prefix}:a"
+        self.clock = f"{self.prefix}:clock"
         self.principals = f"{self.prefix}:u"
 
     def aside(self, kind: str) -> str:

@@ -67,13 +67,11 @@ class Duties:
         )
         await register(runtime.bus, state)
 
-    async def promote(self, seconds: float = SWEEP_SECONDS) -> None:
-        """Wake the deferred turns that are due, for ``seconds`` by one reading of the server's clock."""
-        bus, began, clock = self._runtime.bus, time.monotonic(), await server_ms(self._server)
-        while (passed := time.monotonic() - began) < seconds:
-            for shard in bus.shards:
-                await maintenance.promote_due(bus, shard, clock + passed * 1000)
-            await asyncio.sleep(PROMOTE_SECONDS)
+    async def promote(self) -> None:
+        """Wake the deferred turns that are due by the server's clock, which the worker reads with every heartbeat."""
+        bus = self._runtime.bus
+        for shard in bus.shards:
+            await maintenance.promote_due(bus, shard, bus.clock.now())
 
     async def sweep(self) -> None:
         """Audit the running turns, and rescue what was addressed to processes that are gone."""

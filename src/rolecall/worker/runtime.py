@@ -238,6 +238,7 @@ class Runtime:
             known = ", ".join(role.name for role in self.application.roles)
             raise ConfigError(f"role {sorted(unknown)[0]!r} is not in config.py; there are {known}")
         await self.bus.prepare()
+        await maintenance.load_steps(self.bus)
         self.deploy(self.application)
         for shard in self.bus.shards:
             await ensure_groups(self.bus, shard, self.roster.instances)

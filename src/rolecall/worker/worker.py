@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from rolecall.background import Boundary, cancel_and_wait, log_level
+from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.leases import (
     Delivery,
@@ -181,6 +182,8 @@ class Worker:
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
     async def _renew_all(self) -> None:
+        if shift := await self.bus.clock.read():
+            await maintenance.after_step(self.bus, self.roster.instances, shift)
         await self.check_leases()
         self._note_renewal()
 

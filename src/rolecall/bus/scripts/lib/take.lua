@@ -2,10 +2,11 @@
 -- belong to any conversations of the shard, so the keys of these are made here, from stems without a name.
 --   streams: demand by demand, each one's in the order to serve them
 --   lease: ms, 0 leaves expired leases alone
+--   expected: what the clock should show, 0 if that is not known; after a step, idle times are wrong
 --   demands: one by one: role, '1' if an entry may be on its last delivery here (one in all), number of streams, number
 --     of free slots, then the instance in each slot
 -- keys: streams*
--- args: conversation_stem journal_stem events_stem channel_stem lease max_deliveries
+-- args: conversation_stem journal_stem events_stem channel_stem lease expected max_deliveries
 -- args: demands*
 
 -- Record that an instance begins an entry that this process has just leased. If the process dies mid-attempt, this is all
@@ -38,6 +39,7 @@ local function take()
   local lease, most, taken = tonumber(LEASE), tonumber(MAX_DELIVERIES), {}
   local role, last, free, slot, before
   local suspect = false
+  if EXPECTED ~= '0' and math.abs(NOW - tonumber(EXPECTED)) > 2000 then lease = 0 end
 
   local function add(k, id, count, previous, fields)
     local entry, received, age, waited = {}, 0, 0, 0

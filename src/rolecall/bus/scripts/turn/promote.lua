@@ -1,13 +1,14 @@
 -- Wake a turn that is deferred or held and due. A held turn begins with all its parts. Any number of processes may run
 -- this.
 --   wake_stream: the one that the caller read in the journal; early: '1' wakes the turn before its time
+--   expected: what the clock should show; the earlier time counts
 -- Returns OK | EARLY | MOVED (the journal names another stream now) | GONE.
 -- include: clock state
 -- keys: deferred conversation journal wake_stream
--- args: name early
+-- args: name early expected
 local due = redis.call('ZSCORE', DEFERRED, NAME)
 if not due then return 'GONE' end
-if tonumber(due) > NOW and EARLY ~= '1' then return 'EARLY' end
+if tonumber(due) > math.min(NOW, tonumber(EXPECTED)) and EARLY ~= '1' then return 'EARLY' end
 local stream, hop, deferred, quiet =
   unpack(redis.call('HMGET', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q'))
 local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))

@@ -1,7 +1,7 @@
 -- Prelude of the scripts that share one model among all processes: circuit breaker, quota and concurrency; follows clock.
 --   state: `open` (1 while the breaker is open), `until` (ms; no calls before), `opens` (openings in a row), `fails`
 --     (failures in a row), `probe` (the one call allowed while open), `look` (ms; last time given out by next_look),
---     `scale` (tokens used per token expected), `why`
+--     `scale` (tokens used per token expected), `why`, `seen` (ms; when the model was last used)
 --   use: tokens and requests by slice of the minute; booked: slice by turn
 --   busy: calls in flight by deadline; waiting: conversations whose turn sleeps until the model has room
 --   room: maximum of concurrent calls, 0 for no limit
@@ -10,6 +10,15 @@
 ROOM = tonumber(ROOM)
 
 local function get(name) return tonumber(redis.call('HGET', STATE, name) or 0) end
+
+-- When the clock stepped back, whatever was set until some time would last as much longer.
+local seen = get('seen')
+if NOW < seen - 2000 then
+  redis.call('HDEL', STATE, 'until', 'look', 'probe', 'seen')
+  redis.call('DEL', BUSY, USE, BOOKED)
+elseif NOW > seen + 1000 then
+  redis.call('HSET', STATE, 'seen', NOW)
+end
 
 local function in_flight()
   redis.call('ZREMRANGEBYSCORE', BUSY, '-inf', NOW)
