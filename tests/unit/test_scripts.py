@@ -32,7 +32,7 @@ def test_a_script_gets_a_local_for_every_declared_name_also_for_those_of_its_pre
     body = COMPLETE.body.decode()
     assert "local JOURNAL = KEYS[4]\n" in body  # of lib/turn.lua
     assert "local MAILBOX = KEYS[7]\n" in body  # of lib/finish.lua
-    assert "local FINAL = ARGV[16]\n" in body
+    assert re.search(r"local FINAL = ARGV\[\d+\]\n", body)
     assert "local RECORDS = next_list()\n" in body
 
 
