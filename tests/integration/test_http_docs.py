@@ -1,4 +1,4 @@
-"""docs/http.md: its examples run as they stand, and what it says of names and limits is so."""
+"""docs/http.md and docs/openai.md: their examples run as they stand, and what they say of names and limits is so."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("curl") is None, reason="curl is needed"),
 ]
 PAGE = (Path(__file__).parents[2] / "docs/http.md").read_text(encoding="utf-8")
+OPENAI_PAGE = (Path(__file__).parents[2] / "docs/openai.md").read_text(encoding="utf-8")
 SHOWN = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -62,3 +63,6 @@ async def test_the_openai_examples_work(url: str) -> None:
     told = await said(SHOWN[3], url)
     assert '"id":"auto"' in told
     assert told.rstrip().endswith("data: [DONE]")
+    example = re.search(r"```sh\n(.*?)```", OPENAI_PAGE, re.DOTALL)
+    assert example is not None
+    assert json.loads(await said(example[1], url))["status"] == "completed"

@@ -290,6 +290,7 @@ for _ in range(40):
         ({"messages": [*ASKED, calling("c1"), *ASKED]}, "messages.2.role", "invalid_messages"),
         ({"messages": [*ASKED, calling("c1", "c2"), result("c1")]}, "messages.3.role", "invalid_messages"),
         ({"messages": [*ASKED, calling("c1"), result("c1"), result("c1")]}, "messages.3.role", "invalid_messages"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages.0.content.0.type", "invalid_request"),
         ({"tools": [tool(name="a b")]}, "tools.0", "invalid_tool"),
         ({"tools": [WEATHER, {"type": "web_search"}]}, "tools.1", "unsupported_tool"),
         ({"tools": [tool(name="a", parameters={"type": "string"})]}, "tools.0.function.parameters",

@@ -115,7 +115,7 @@ async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> i
     shard = bus.shard(conversation)
     last = int(await bus.server.fetch("HGET", shard.conversation(conversation), "seq") or 0)
     turns = [str(turn) for turn in range(max(1, last - RESULTS + 1), last + 1)]
-    parts = (shard.result, shard.question, shard.votes)
+    parts = (shard.result, shard.question, shard.votes, shard.response)
     results = [part(conversation, turn) for turn in turns for part in parts]
     kept = (shard.history(conversation), shard.preferences(conversation), shard.events(conversation))
     await bus.server.fetch("DEL", *kept, *results)

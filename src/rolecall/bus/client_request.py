@@ -1,10 +1,12 @@
 """What a client of the HTTP API brings along with its message: a history of its own, tools and options.
 
-It can be larger than an envelope, so it is stored as a blob, and the payload's ``request`` is its id.
+It can be larger than an envelope, so it is stored as a blob, and the payload's ``request`` is its id. A client may also
+have its message and the answer stored, to come back to them later.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ import msgspec
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
+from rolecall.redis.scripts import milliseconds
 
 MEDIA_TYPE = "application/vnd.rolecall.request"
 MAX_MESSAGES = 2048
@@ -132,6 +135,41 @@ async def load_request(bus: Bus, conversation: str, blob_id: str) -> ClientReque
 def lifetime(bus: Bus) -> float:
     """How many hours what belongs to a single turn is stored."""
     return 2 * bus.settings.turn_seconds / 3600
+
+
+class StoredResponse(msgspec.Struct, omit_defaults=True):
+    """A turn as its client can come back to it: the ``messages`` that the client sent, and its ``answer``, the turn's
+    final event, once that is known. ``chain`` are the turns of the same conversation that it goes on from, oldest
+    first. ``shown`` is what the client is told of its request."""
+
+    turn: str
+    messages: tuple[ClientMessage, ...] = ()
+    chain: tuple[str, ...] = ()
+    shown: dict[str, Any] = {}
+    answer: dict[str, Any] | None = None
+
+
+async def store_response(bus: Bus, conversation: str, response: StoredResponse) -> None:
+    """Store ``response`` for CONVERSATION_DAYS since its last use; replaces what was stored of its turn."""
+    key, keep = bus.shard(conversation).response(conversation, response.turn), _response_ms(bus)
+    await bus.server.call("SET", key, msgspec.json.encode(response), "PX", keep)
+
+
+async def load_responses(bus: Bus, conversation: str, turns: Sequence[str]) -> list[StoredResponse]:
+    """What is stored of ``turns``, in their order; those that have expired or were deleted are left out."""
+    names = [bus.shard(conversation).response(conversation, turn) for turn in turns]
+    found: list[bytes | None] = await asyncio.gather(*(bus.server.fetch("GET", name) for name in names))
+    await asyncio.gather(*(bus.server.fetch("PEXPIRE", name, _response_ms(bus)) for name in names))
+    return [msgspec.json.decode(raw, type=StoredResponse) for raw in found if raw is not None]
+
+
+async def delete_response(bus: Bus, conversation: str, turn: str) -> None:
+    """Delete what is stored of ``turn``. Idempotent."""
+    await bus.server.fetch("DEL", bus.shard(conversation).response(conversation, turn))
+
+
+def _response_ms(bus: Bus) -> int:
+    return milliseconds(bus.settings.conversation_days * 86_400)
 
 
 def _shortened(message: ClientMessage, most: int) -> ClientMessage:

@@ -149,6 +149,10 @@ class ShardKeys:
         """String: the final event of a finished turn as JSON."""
         return f"{self.prefix}:t:{conversation}:{turn}"
 
+    def response(self, conversation: str, turn: str) -> str:
+        """String with a TTL: a turn of the Responses API as JSON, for its client to come back to."""
+        return f"{self.prefix}:g:{conversation}:{turn}"
+
     def idempotency(self, conversation: str, idem: str) -> str:
         """String ``turn|digest`` for a message that was admitted. Both names may contain colons, so they are separated
         by a character that no conversation may contain."""

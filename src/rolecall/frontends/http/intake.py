@@ -32,6 +32,8 @@ from rolecall.frontends.http.task import TaskRef
 
 PREFIX = "http:"
 DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.ASCII | re.DOTALL)
+STORED = re.compile(r"blob:([0-9a-f]{32})", re.ASCII)
+"""The URL of an image that is stored already."""
 MAX_IMAGES = 16
 NOTHING = ClientRequest()
 NO_UPLOADS: Mapping[str, Upload] = MappingProxyType({})
@@ -47,9 +49,10 @@ OVERLOADED = {"FULL": (429, 5), "BUSY": (503, 10)}
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A message to be answered. ``images`` are data URLs, or names of uploads. ``client`` is what the client brings
-    along, its images likewise: if all its messages are of the system they go before the stored history, else they
-    replace that. ``end_user`` is whom the client calls its user. Without ``commands`` a text such as /help is a text.
+    """A message to be answered. ``images`` are data URLs, names of uploads, or ``blob:`` and an id. ``client`` is what
+    the client brings along, its images likewise: if all its messages are of the system they go before the stored
+    history, else they replace that. ``end_user`` is whom the client calls its user. Without ``commands`` a text such as
+    /help is a text.
     """
 
     text: str
@@ -166,23 +169,30 @@ async def _stored(
         listed = [{"role": message.role, "text": message.text} for message in client.before if message.text]
         return {name: value for name, value in {**found, "history": listed}.items() if value}
 
-    async def kept(messages: Sequence[ClientMessage]) -> tuple[ClientMessage, ...]:
-        with_pictures = [message for message in messages if message.images][-MAX_IMAGES:]
-        return tuple([
-            replace(one, images=tuple([await _store_image(blobs, conversation, url, uploads) for url in one.images]))
-            if one in with_pictures else replace(one, text=f"{one.text}\n[image]".strip(), images=())
-            if one.images else one
-            for one in messages
-        ])  # fmt: skip
-
-    client = replace(client, before=await kept(client.before), after=await kept(client.after))
+    before, after = [await store_pictures(blobs, conversation, part, uploads) for part in (client.before, client.after)]
+    client = replace(client, before=before, after=after)
     found["request"] = await store_request(bus, conversation, client)  # type: ignore[assignment]
     return {name: value for name, value in found.items() if value}
+
+
+async def store_pictures(
+    blobs: Blobs, conversation: str, messages: Sequence[ClientMessage], uploads: Mapping[str, Upload]
+) -> tuple[ClientMessage, ...]:
+    """``messages`` with ids of blobs for images; of the oldest of too many stays a mark in the text. Raises Problem."""
+    with_pictures = [message for message in messages if message.images][-MAX_IMAGES:]
+    return tuple([
+        replace(one, images=tuple([await _store_image(blobs, conversation, url, uploads) for url in one.images]))
+        if one in with_pictures else replace(one, text=f"{one.text}\n[image]".strip(), images=())
+        if one.images else one
+        for one in messages
+    ])  # fmt: skip
 
 
 async def _store_image(blobs: Blobs, conversation: str, url: str, uploads: Mapping[str, Upload]) -> str:
     if (upload := uploads.get(url)) is not None:
         return await blobs.put(conversation, await asyncio.to_thread(upload.read), upload.media_type)
+    if stored := STORED.fullmatch(url):
+        return stored[1]
     found = DATA_URL.fullmatch(url)
     if found is None:
         raise Problem(422, text("bad_image"), param="images")

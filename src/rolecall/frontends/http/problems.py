@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_SECONDS = 3
 BUS_SECONDS = 8.0
 """How long a request waits for an unreachable bus: long enough for its server to restart."""
+UNION_TYPE = r"str|bool|int|float|list\[.*\]|dict\[.*\]"
+"""What pydantic adds to the place of an error, where a field may be one of several types."""
 JSON = r"application/(.+\+)?json"
 OPENAI_PREFIX = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -139,7 +141,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if (unread := _unread(request, error)) is not None:
         return _response(request, unread)
-    found = [{"field": _field(one["loc"]), "message": str(one["msg"])} for one in error.errors()]
+    # Where a field may be one of several types, the deepest error is that of the type that was meant.
+    errors = sorted(error.errors(), key=lambda one: -len(one["loc"]))
+    found = [{"field": _field(one["loc"]), "message": str(one["msg"])} for one in errors]
     first = found[0]
     detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
     return _response(request, Problem(422, detail, "invalid_request", param=first["field"] or None, errors=found))
@@ -181,7 +185,7 @@ async def _first_of_group(request: Request, error: Exception) -> Response:
 
 def _field(location: Sequence[Any]) -> str:
     names = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
-    return _encodable(".".join(str(name) for name in names))
+    return _encodable(".".join(str(name) for name in names if not re.fullmatch(UNION_TYPE, str(name))))
 
 
 def _encodable(text: str) -> str:

@@ -29,7 +29,8 @@ from rolecall.transcripts.reading import Summaries
 @dataclass
 class Services:
     """The services of one process. ``tz`` is the time zone of the transcripts, None for the system's; ``stopping`` is
-    set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key."""
+    set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key. ``tasks`` go on
+    after the request that started them."""
 
     session: Session
     wakeups: Wakeups
@@ -37,6 +38,7 @@ class Services:
     tz: tzinfo | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
+    tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def __post_init__(self) -> None:
         self.summaries = Summaries(self.log_dir, self.tz)
@@ -63,8 +65,8 @@ class Services:
 
     @asynccontextmanager
     async def counting(self, metrics: Metrics) -> AsyncIterator[None]:
-        """Add ``metrics`` to those of the deployment, every second until the block is left."""
-        tasks = BackgroundTasks()
+        """Add ``metrics`` to those of the deployment, every second until the block is left, which ends ``tasks``."""
+        tasks = self.tasks
         tasks.start(tasks.repeat(lambda: metrics.flush(self.bus.server), FLUSH_SECONDS, "http metrics"), "http metrics")
         try:
             yield

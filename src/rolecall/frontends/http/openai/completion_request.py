@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.client_request import ClientCall, ClientMessage, ClientRequest, ClientTool
-from rolecall.bus.envelope import MAX_DEPTH, depth_of
 from rolecall.frontends.http.intake import ChatRequest
+from rolecall.frontends.http.openai.request_fields import (
+    MAX_TOOLS,
+    CommonFields,
+    ModelNames,
+    check_size_of_tools,
+    checked_schema,
+    client_tool,
+)
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.http.task import unsigned
 
-AUTO = "auto"
 IMAGE_PLACEHOLDER = "[image]"
 """Stands for an image that is not passed on."""
-MAX_TOOLS = 128
-MAX_SCHEMA_BYTES = 512 * 1024
 MAX_STOPS = 4
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
 
 
 class ImageUrl(BaseModel):
@@ -125,14 +125,8 @@ class ToolOffer(BaseModel):
         """The tool as the bus knows it. Raises Problem (400)."""
         if self.type != "function" or self.function is None:
             raise Problem(400, text("unsupported_tool", type=repr(self.type)), "unsupported_tool", param=param)
-        tool, schema = self.function, {"type": "object", "properties": {}, **(self.function.parameters or {})}
-        if not NAME.fullmatch(tool.name):
-            raise Problem(400, text("bad_tool_name", name=repr(tool.name[:80])), "invalid_tool", param=param)
-        named = schema["type"] == "object" and isinstance(schema["properties"], dict)
-        if not named or depth_of(schema) > MAX_DEPTH or not is_schema(schema):
-            detail = text("bad_tool_schema", name=tool.name)
-            raise Problem(400, detail, "invalid_function_parameters", param=f"{param}.function.parameters")
-        return ClientTool(tool.name, tool.description or "", schema)
+        tool = self.function
+        return client_tool(tool.name, tool.description, tool.parameters, param, f"{param}.function.parameters")
 
 
 class JsonSchema(BaseModel):
@@ -159,10 +153,8 @@ class ResponseFormat(BaseModel):
             return None
         if self.type == "json_object":
             return {}
-        schema = self.json_schema.body if self.json_schema else None
-        if not schema or depth_of(schema) > MAX_DEPTH or not is_schema(schema):
-            raise Problem(400, text("bad_schema"), "invalid_json_schema", param="response_format.json_schema.schema")
-        return schema
+        given = self.json_schema.body if self.json_schema else None
+        return checked_schema(given, "response_format.json_schema.schema")
 
 
 class StreamOptions(BaseModel):
@@ -171,7 +163,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = False
 
 
-class CompletionBody(BaseModel):
+class CompletionBody(CommonFields):
     """A chat completion request. Unknown fields are ignored."""
 
     model_config = ConfigDict(
@@ -180,20 +172,11 @@ class CompletionBody(BaseModel):
     )
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
-    model: str = Field(AUTO, max_length=200, description="a role, a configured model, or auto")
-    stream: bool | None = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="your own user; shown in the title of the transcript")
-    safety_identifier: str | None = Field(None, description="the same, under its newer name")
-    metadata: Metadata | None = Field(None, max_length=16)
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     n: int | None = None
@@ -201,65 +184,27 @@ class CompletionBody(BaseModel):
     top_logprobs: int | None = None
     modalities: list[str] | None = None
 
-    def chat_request(self, conversation: str, roles: frozenset[str], models: frozenset[str]) -> ChatRequest:
+    def request(self, names: ModelNames, conversation: str) -> ChatRequest:
         """The request to submit. Raises Problem for what is not supported."""
         self._check_parameters()
-        if self.model not in {AUTO, *roles, *models}:
-            known = ", ".join((AUTO, *sorted(roles)))
-            detail = text("model_not_found", name=repr(self.model[:100]), models=known)
-            raise Problem(404, detail, "model_not_found", param="model")
         messages = [message.client_message() for message in self.messages]
-        check_calls(messages)
-        at = asked_at(messages)
-        asked = messages[at]
-        if not asked.text.strip() and not asked.images:
-            raise Problem(400, text("last_message_empty"), "invalid_messages", param="messages")
-        return ChatRequest(
-            asked.text,
-            conversation,
-            self.model if self.model in roles else "",
-            "" if self.model in roles or self.model == AUTO else self.model,
-            metadata=self.metadata or {},
-            images=asked.images,
-            end_user=self.user or self.safety_identifier or "",
-            client=self._client_request(messages[:at], messages[at + 1 :]),
-            commands=bool(conversation),
-        )
+        return self.chat_request(names, conversation, messages, self._client_request())
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream should end with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def _client_request(self, before: Sequence[ClientMessage], after: Sequence[ClientMessage]) -> ClientRequest:
+    def _client_request(self) -> ClientRequest:
         tools = [tool.client_tool(f"tools.{number}") for number, tool in enumerate(self.tools or ())]
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return ClientRequest(
-            before=tuple(before),
-            after=tuple(after),
-            tools=tuple(tools),
-            choice=self._choice(frozenset(tool.name for tool in tools)),
-            parallel=self.parallel_tool_calls is not False,
+        return replace(
+            self.common(tools),
             schema=self.response_format.client_schema() if self.response_format else None,
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
             seed=self.seed,
             stop=tuple(stop for stop in stops if stop),
         )
-
-    def _choice(self, names: frozenset[str]) -> str:
-        given = self.tool_choice
-        if isinstance(given, dict) and given.get("type") == "allowed_tools":
-            allowed = given.get("allowed_tools")
-            given = str(allowed.get("mode", "auto")) if isinstance(allowed, dict) else "auto"
-        if given is None or given in ("auto", "none"):
-            return given or "auto"
-        function = given.get("function") if isinstance(given, dict) else None
-        name = str(function.get("name", "")) if isinstance(function, dict) else ""
-        if not names or (given != "required" and name not in names):
-            raise Problem(400, text("bad_tool_choice"), "invalid_tool_choice", param="tool_choice")
-        return name or "required"
 
     def _check_parameters(self) -> None:
         stops = self.stop if isinstance(self.stop, list) else []
@@ -274,41 +219,4 @@ class CompletionBody(BaseModel):
             if is_unsupported:
                 detail = text("unsupported_parameter", name=name)
                 raise Problem(400, detail, "unsupported_value" if name == "n" else "unsupported_parameter", param=name)
-        if len(str(self.tools or "")) > MAX_SCHEMA_BYTES:
-            raise Problem(
-                400, text("tools_too_large", limit=MAX_SCHEMA_BYTES // 1024), "tools_too_large", param="tools"
-            )
-
-
-def is_schema(value: dict[str, Any]) -> bool:
-    """Whether ``value`` is a JSON schema."""
-    try:
-        Draft202012Validator.check_schema(value)
-    except (SchemaError, RecursionError):
-        return False
-    return True
-
-
-def asked_at(messages: Sequence[ClientMessage]) -> int:
-    """Which message is the one to answer: the user's last, else the last."""
-    places = [number for number, message in enumerate(messages) if message.role == "user"]
-    return places[-1] if places else len(messages) - 1
-
-
-def check_calls(messages: Sequence[ClientMessage]) -> None:
-    """Raise Problem (400) unless each result of a tool follows its call, and each call has its result."""
-    open_calls: set[str] = set()
-    for number, message in enumerate(messages):
-        if message.role == "tool":
-            if message.call not in open_calls:
-                raise Problem(400, text("result_without_call"), "invalid_messages", param=f"messages.{number}.role")
-            open_calls.discard(message.call)
-            continue
-        if open_calls:
-            missing = ", ".join(sorted(open_calls))[:200]
-            detail = text("call_without_result", calls=missing)
-            raise Problem(400, detail, "invalid_messages", param=f"messages.{number}.role")
-        open_calls = {call.id for call in message.calls}
-    if open_calls:
-        detail = text("call_without_result", calls=", ".join(sorted(open_calls))[:200])
-        raise Problem(400, detail, "invalid_messages", param=f"messages.{len(messages)}.role")
+        check_size_of_tools(self.tools)
