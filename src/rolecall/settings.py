@@ -41,7 +41,9 @@ LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 class ServerSettings(BaseModel):
     """The Redis or Valkey server behind the bus; without ``redis_url`` and ``redis_host`` the bundled Valkey."""
 
-    redis_url: SecretStr | None = Field(None, description="URL of the server: redis://, rediss:// or unix://")
+    redis_url: SecretStr | None = Field(
+        None, description="URL of the server: redis://, rediss:// (TLS), unix:// or redis+sentinel://"
+    )
     redis_host: str | None = Field(None, description="host of the server, instead of REDIS_URL")
     redis_port: int = Field(6379, ge=1, le=65_535, description="port, used with REDIS_HOST")
     redis_db: int = Field(0, ge=0, le=1_000_000, description="database, used with REDIS_HOST")

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from rolecall.errors import ConfigError, ServerError
-from rolecall.redis.address import checked_host, checked_url, without_secrets
+from rolecall.redis.address import ServerAddress, checked_host, checked_url, without_secrets
 from rolecall.redis.server import RedisServer
 
 HOST = "redis://127.0.0.1:6379/0"
@@ -18,6 +18,9 @@ HOST = "redis://127.0.0.1:6379/0"
     "url",
     [
         HOST, "redis://host", "redis://host/", "redis://[::1]:6379", "redis://user:p%40ss%2F@host:1/15", "redis://u:a@b@h",
+        "valkey://host", "valkeys://host/2?ssl_ca_certs=/ca.pem", "redis+sentinel://user:pw@h1,h2:1,[::1]/mymaster/3",
+        "rediss+sentinel://h1/name?ssl_ca_certs=/ca.pem&sentinel_password=p", "redis+cluster://u:p@h1,h2:7000,h3",
+        "valkeys+cluster://h1/0?ssl_certfile=/c&ssl_keyfile=/k", "valkey+sentinel://h1/name",
         "rediss://host?ssl_cert_reqs=none&ssl_ca_certs=/ca.pem", "unix:///run/v@lkey.sock?db=1&password=x",
     ],
 )  # fmt: skip
@@ -41,6 +44,16 @@ def test_what_redis_takes_is_taken_as_it_stands(url: str) -> None:
         ("host:6379", "expected redis://"),
         ("unix://", "expected redis://"),
         (f"{HOST}#1", "expected redis://"),
+        ("redis+sentinel://h1,h2", "name of the primary"),
+        ("redis+sentinel://h1,h2/name/x", "name of the primary"),
+        ("redis+sentinel://h1,,h2/name", "expected redis://"),
+        ("redis+sentinel:///name", "expected redis://"),
+        ("redis+cluster://h1:0", "expected redis://"),
+        ("redis+cluster://h1/1", "a cluster has no databases but 0"),
+        ("redis+cluster://h1?db=2", "a cluster has no databases but 0"),
+        ("redis+cluster://h1?ssl_ca_certs=/c", "option ssl_ca_certs"),
+        ("redis+ring://h1", "expected redis://"),
+        ("unix+sentinel:///s", "expected redis://"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(url: str, named: str) -> None:
@@ -63,6 +76,26 @@ def test_options_that_are_set_here_are_left_out_with_a_word(caplog: pytest.LogCa
     assert checked_url(f"{HOST}?socket_timeout=3&db=2&decode_responses=1") == f"{HOST}?db=2"
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "use REDIS_SOCKET_TIMEOUT" in caplog.messages[0]
+
+
+def test_an_address_of_several_hosts_is_taken_apart() -> None:
+    found = ServerAddress.of(
+        "rediss+sentinel://us%40er:p%2Fw@h1,[::1]:7/my%20name/3?sentinel_password=s&ssl_ca_certs=/c"
+    )
+    assert (found.kind, found.hosts, found.name) == ("sentinel", (("h1", 26_379), ("::1", 7)), "my name")
+    assert (found.sentinel_password, found.sentinel_username) == ("s", None)
+    assert found.single == "rediss://us%40er:p%2Fw@h1:26379/3?ssl_ca_certs=%2Fc" and found.secure
+    assert ServerAddress.of("valkey+cluster://h1,h2:7000").hosts == (("h1", 6379), ("h2", 7000))
+    assert ServerAddress.of("valkey://h1/2").single == "redis://h1/2"
+
+
+@pytest.mark.parametrize("kind", ["redis+sentinel", "rediss+cluster"])
+def test_a_password_before_several_hosts_is_not_shown(kind: str) -> None:
+    url = f"{kind}://user:hunter2@h1,h2/name?sentinel_password=ter2"
+    assert "ter2" not in without_secrets(url) and "h1,h2" in without_secrets(url)
+    with pytest.raises(ConfigError, match="percent-encoded") as caught:
+        checked_url(f"{kind}://user:hun/ter2@h1,h2/name")
+    assert "ter2" not in str(caught.value)
 
 
 def test_messages_have_neither_user_nor_password() -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from rolecall.bus.events import Wakeups
 from rolecall.errors import ServerError, ServerUnavailable
-from rolecall.redis import keys, pipeline, server, subscriber
+from rolecall.redis import keys, pipeline, subscriber
+from rolecall.redis import reader as reads
 from rolecall.redis.leader import LEASE
 from rolecall.redis.server import RedisServer
 from tests.proxy import Proxy
@@ -27,7 +28,7 @@ REAL = "ROLECALL_LIVENESS" in os.environ
 SCALE = 1.0 if REAL else 0.1
 MOST_SECONDS = 30 * SCALE
 LIMITS = (
-    (pipeline, "CONNECT_SECONDS"), (server, "SILENCE_SECONDS"), (server, "BLOCK_MS"), (subscriber, "PING_SECONDS"),
+    (pipeline, "CONNECT_SECONDS"), (reads, "SILENCE_SECONDS"), (reads, "BLOCK_MS"), (subscriber, "PING_SECONDS"),
     (subscriber, "ANSWER_SECONDS"),
 )  # fmt: skip
 
@@ -80,7 +81,7 @@ async def test_the_command_connection_notices_a_silent_peer(proxy: Proxy, throug
 async def test_a_blocking_reader_notices_a_silent_peer(proxy: Proxy, through: RedisServer) -> None:
     await through.call("XGROUP", "CREATE", "s", "g", "0", "MKSTREAM")
     reader = through.reader()
-    read = ("XREADGROUP", "GROUP", "g", "c", "BLOCK", server.BLOCK_MS, "STREAMS", "s", ">")
+    read = ("XREADGROUP", "GROUP", "g", "c", "BLOCK", reads.BLOCK_MS, "STREAMS", "s", ">")
     assert await reader.read(*read) is None
     reading = asyncio.create_task(reader.read(*read), name="reading")
     await wait_until(lambda: proxy.of("reader"))
@@ -134,7 +135,7 @@ async def test_a_peer_that_accepts_and_says_nothing_is_given_up_and_tried_again(
 async def test_closing_and_cancelling_do_not_wait_for_a_silent_peer(proxy: Proxy, through: RedisServer) -> None:
     reader, pubsub = through.reader(), through.pubsub()
     await lease(through)
-    reading = asyncio.create_task(reader.read("XREAD", "BLOCK", server.BLOCK_MS, "STREAMS", "s", "$"), name="reading")
+    reading = asyncio.create_task(reader.read("XREAD", "BLOCK", reads.BLOCK_MS, "STREAMS", "s", "$"), name="reading")
     listening = asyncio.create_task(pubsub.get_message(60), name="listening")
     await asyncio.sleep(0.2)
     asked = through.send("PING")

@@ -21,7 +21,7 @@ from rolecall.bus.turn import EntryPlace, Records, TurnBlock, final_event, turn_
 from rolecall.errors import ServerError, ServerRefused, ServerUnavailable, cause_of
 from rolecall.redis.keys import GROUP
 from rolecall.redis.scripts import milliseconds, script
-from rolecall.redis.server import BlockingReader, RedisServer, field_map, text_map
+from rolecall.redis.server import Reader, RedisServer, field_map, text_map
 
 logger = logging.getLogger(__name__)
 PACKAGE = "rolecall.bus"
@@ -85,7 +85,7 @@ class Outbox:
         self.bus, self.front, self.holding = bus, front, holding
         self._server = server
         self._streams = {shard.outbox(front): shard.number for shard in bus.shards}
-        self._reader: BlockingReader | None = None
+        self._reader: Reader | None = None
         self._queues: dict[str, deque[OutboxEntry]] = {}
         self._workers = BackgroundTasks()
         self._loaded = 0

@@ -21,11 +21,13 @@ from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavai
 
 logger = logging.getLogger(__name__)
 TRANSIENT = {
+    "ASK": "its cluster is moving our keys",
     "BUSY": "it is busy running a script",
     "CLUSTERDOWN": "its cluster is down",
     "LOADING": "it is still loading its data",
     "MASTERDOWN": "it is a replica without its primary",
     "MISCONF": "it cannot save its data to disk",
+    "MOVED": "another node has our keys now",
     "NOAUTH": "it does not accept our user and password",
     "NOREPLICAS": "it has too few replicas to accept writes",
     "OOM": "it is out of memory",

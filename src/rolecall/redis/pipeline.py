@@ -7,19 +7,18 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import hiredis
-from redis.asyncio import ConnectionPool
+from redis.exceptions import AskError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerUnavailable, cause_of
 from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
-from rolecall.redis.scripts import Arg, loaded_scripts
+from rolecall.redis.scripts import Arg
 
 CONNECT_SECONDS = 5.0
 """How long opening a connection may take in all: name, TCP, TLS, user and password, scripts. A peer that accepts and
@@ -31,23 +30,50 @@ Connection = Any
 """redis-py's asyncio connection, which is untyped."""
 
 
+Command: TypeAlias = tuple[asyncio.Future[Any], bytes, int]
+"""Who waits for the reply, the command as it is sent, and how often another node was named for it."""
+REDIRECTIONS = 5
+"""How often a command is sent on to the node that an answer names."""
+ASKING = b"*1\r\n$6\r\nASKING\r\n"
+
+
+class WireOwner(Protocol):
+    """What a wire is for: a node, and what else is done about it."""
+
+    def connection(self) -> Connection:
+        """A new connection to the node."""
+        ...
+
+    def scripts(self) -> Iterable[bytes]:
+        """The scripts to load when a connection is opened."""
+        ...
+
+    def demoted(self) -> None:
+        """The node turned out to be a replica; the wire opens its connection anew, by name."""
+        ...
+
+    def lost(self) -> None:
+        """The connection failed."""
+        ...
+
+    def redirected(self, error: AskError, command: Command) -> None:
+        """The node answered that another one has the keys of ``command``, which it did not run: send it there."""
+        ...
+
+
 class Wire:
-    """One connection, written and read by two tasks; replies are matched to commands by their order.
+    """One connection, written and read by two tasks; replies are matched to commands by their order."""
 
-    ``demoted`` is called when the server turns out to be a replica; the connection is then opened anew, by name.
-    """
-
-    def __init__(self, pool: ConnectionPool, timeout: float, outage: Outage, demoted: Callable[[], None]) -> None:
-        self._pool = pool
+    def __init__(self, owner: WireOwner, timeout: float, outage: Outage) -> None:
+        self._owner = owner
         self._timeout = timeout
         self._outage = outage
-        self._demoted = demoted
         self._failing = False
         self._opened = 0.0
         self._connection: Connection = None
-        self._outgoing: list[bytes] = []
-        self._queued: list[asyncio.Future[Any]] = []
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._opening: Connection = None
+        self._queued: list[Command] = []
+        self._waiting: deque[Command] = deque()
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._heard_at = 0.0
@@ -57,14 +83,29 @@ class Wire:
     def connected(self) -> bool:
         return self._connection is not None
 
+    @property
+    def connections(self) -> int:
+        return int(self.connected)
+
     def send(self, args: Sequence[Arg]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.put((future, packed(args), 0))
+        return future
+
+    def put(self, command: Command, *, asking: bool = False) -> None:
+        """Send ``command``; with ``asking``, to a node that is about to get its keys."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve(), name="rolecall wire")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._outgoing.append(packed(args))
-        self._queued.append(future)
+        if asking:
+            self._queued.append((_nobody(), ASKING, REDIRECTIONS))
+        self._queued.append(command)
         self._something.set()
-        return future
+
+    def reconnect(self) -> None:
+        """Open the connection anew; what waits for a reply fails."""
+        for connection in (self._opening, self._connection):
+            if connection is not None:
+                cut(connection)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -91,12 +132,13 @@ class Wire:
                     group.create_task(self._watch(connection), name="rolecall wire watch")
             except* Exception as failures:  # the boundary: whoever waits for an answer gets one, whatever happened
                 self._fail(cause_of(failures))
+                self._owner.lost()
             finally:
                 await self._disconnect()
 
     async def _connect(self) -> Connection:
-        connection = new_connection(self._pool)
-        loads = [packed(("SCRIPT", "LOAD", known.body)) for known in loaded_scripts()]
+        connection = self._opening = self._owner.connection()
+        loads = [packed(("SCRIPT", "LOAD", body)) for body in self._owner.scripts()]
         try:
             async with connecting(connection):
                 await connection.send_packed_command(b"".join(loads))
@@ -105,6 +147,8 @@ class Wire:
         except BaseException:
             await close(connection)
             raise
+        finally:
+            self._opening = None
         on_bytes(connection, self._heard)
         self._connection = connection
         self._opened = time.monotonic()
@@ -115,12 +159,11 @@ class Wire:
         while True:
             await self._something.wait()
             self._something.clear()
-            batch, self._outgoing = self._outgoing, []
+            batch, self._queued = self._queued, []
             if not self._waiting:
                 self._heard()
-            self._waiting.extend(self._queued)
-            self._queued.clear()
-            await connection.send_packed_command(b"".join(batch), check_health=False)
+            self._waiting.extend(batch)
+            await connection.send_packed_command(b"".join([data for _, data, _ in batch]), check_health=False)
 
     async def _read(self, connection: Connection) -> None:
         while True:
@@ -129,25 +172,29 @@ class Wire:
                 reply = await connection.read_response(timeout=math.inf)
             except ResponseError as refused:
                 error = refused
-            future = self._waiting.popleft()
-            if future.done():
+            command = self._waiting.popleft()
+            if command[0].done():
                 continue
             if error is not None:
-                self._refuse(future, error)
+                self._refuse(command, error)
                 continue
-            future.set_result(reply)
+            command[0].set_result(reply)
             if self._failing:
                 self._works()
 
-    def _refuse(self, future: asyncio.Future[Any], error: ResponseError) -> None:
-        """Answer a command with the server's error. Raises it when the server is a replica: then all else that waits
-        fails with it, and is repeated where the address leads now."""
+    def _refuse(self, command: Command, error: ResponseError) -> None:
+        """Answer a command with the server's error, or send it on to the node that the error names. Raises the error
+        when the server is a replica: then all else that waits fails with it, and is repeated where the address leads
+        now."""
+        future, data, redirections = command
+        if isinstance(error, AskError) and redirections < REDIRECTIONS:
+            return self._owner.redirected(error, (future, data, redirections + 1))
         found = server_error(error)
         future.set_exception(found)
         if isinstance(found, ServerUnavailable):
             self._note(found)
         if found.code in DEMOTED and time.monotonic() - self._opened > SETTLED_SECONDS:
-            self._demoted()
+            self._owner.demoted()
             raise error
 
     def _note(self, error: ServerUnavailable) -> None:
@@ -177,10 +224,9 @@ class Wire:
     def _fail(self, error: BaseException) -> None:
         if isinstance(found := server_error(error), ServerUnavailable) and not self._closed:
             self._note(found)
-        pending = [*self._waiting, *self._queued]
+        pending = [command[0] for command in (*self._waiting, *self._queued)]
         self._waiting.clear()
         self._queued.clear()
-        self._outgoing.clear()
         self._something.clear()
         for future in pending:
             if not future.done():
@@ -238,8 +284,11 @@ def cut(connection: Connection) -> None:
         writer.transport.abort()
 
 
-def new_connection(pool: ConnectionPool) -> Connection:
-    return pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis-py
+def _nobody() -> asyncio.Future[Any]:
+    """A future for a reply that nobody waits for."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 def packed(args: Sequence[Arg]) -> bytes:

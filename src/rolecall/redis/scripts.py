@@ -75,6 +75,12 @@ class Script:
     blocks: tuple[frozenset[str], ...] = ()
     reads: bool = False
 
+    @cached_property
+    def sharded(self) -> Script:
+        """The same for a cluster, where what a script publishes goes to the node of its keys only."""
+        body = self.body.replace(b"redis.call('PUBLISH'", b"redis.call('SPUBLISH'")
+        return replace(self, body=body, sha=sha1(body, usedforsecurity=False).hexdigest())
+
     @property
     def names(self) -> frozenset[str]:
         """All names that a call passes."""

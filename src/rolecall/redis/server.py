@@ -1,6 +1,8 @@
-"""A process's connections to its server: a pipelined one for commands, one per blocking reader, one for pub/sub.
+"""A process's connections to its server: for each node a pipelined one for commands and one for pub/sub, and one per
+blocking reader.
 
-redis-py connects, authenticates, encrypts and parses; pipeline.py holds the pipelined connection.
+redis-py connects, authenticates, encrypts and parses; pipeline.py holds the pipelined connection, topology.py knows the
+nodes.
 """
 
 from __future__ import annotations
@@ -8,27 +10,27 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import AskError, AuthenticationError, MovedError, NoPermissionError
 
+from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, ServerError, ServerFull, ServerRefused, ServerUnavailable
-from rolecall.redis.address import without_secrets
+from rolecall.redis.address import tls_advice, without_secrets
 from rolecall.redis.outage import SECTIONS, WRITES, Outage, ServerCondition, translated
-from rolecall.redis.pipeline import Connection, Wire, close, connecting, cut, new_connection, on_bytes, packed
-from rolecall.redis.scripts import Arg, Block, Script
-from rolecall.redis.subscriber import Subscriber
+from rolecall.redis.pipeline import Command, Connection, Wire
+from rolecall.redis.reader import BLOCK_MS as BLOCK_MS
+from rolecall.redis.reader import BlockingReader, ShardedReader
+from rolecall.redis.reader import Reader as Reader
+from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
+from rolecall.redis.subscriber import ShardedSubscriber, Subscriber
+from rolecall.redis.topology import Place, Topology
 
-BLOCK_MS = 2000
-"""How long a blocking read waits at the server, at most."""
-SILENCE_SECONDS = BLOCK_MS / 1000 + 2
-"""A reader's server that says nothing for so long is taken to be away."""
 MINIMUM_VERSION = (7, 0)
 
 
@@ -56,18 +58,6 @@ class Server(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """A connection for reads that block."""
-
-    async def read(self, *args: Arg) -> Any:
-        """The raw reply of a blocking command, or None. Do not cancel it: call ``wake``. Raises ServerError."""
-        ...
-
-    async def wake(self) -> None:
-        """Make a read in progress return None now; without one, do nothing."""
-        ...
-
-
 class RedisServer:
     """The connections of one process to a Redis or Valkey server at ``url``. ``outage`` tells what keeps the process
     from using it."""
@@ -88,18 +78,22 @@ class RedisServer:
         self.outage = Outage(self.address)
         # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancellation.
         # Each kind of connection has limits of its own.
-        self._pool = ConnectionPool.from_url(url, socket_timeout=None, **self._options)
-        self._wire = Wire(self._pool, socket_timeout, self.outage, self._reconnect)
-        self._readers: list[BlockingReader] = []
+        self.topology = Topology.of(url, {"socket_timeout": None, **self._options}, self.leave)
+        self._socket_timeout = socket_timeout
+        self._wires: dict[Place, Wire] = {}
+        self._readers: list[BlockingReader | ShardedReader] = []
         self._subscribers: list[Subscriber] = []
+        self._background = BackgroundTasks()
 
     def send(self, *args: Arg) -> asyncio.Future[Any]:
-        """See Server.send."""
-        return self._wire.send(args)
+        """See Server.send. On a cluster, PUBLISH reaches the node that has the channel's slot only."""
+        if self.topology.sharded and args[0] == "PUBLISH":
+            args = ("SPUBLISH", *args[1:])
+        return self.wire(self.topology.place(args)).send(args)
 
     async def call(self, *args: Arg) -> Any:
         """See Server.call."""
-        return await self._wire.send(args)
+        return await self.send(*args)
 
     async def fetch(self, *args: Arg) -> Any:
         """See Server.fetch."""
@@ -116,11 +110,10 @@ class RedisServer:
         except TypeError as error:  # an argument that cannot be written to a connection
             raise script.mistake(blocks, values) from error
 
-    def reader(self) -> BlockingReader:
-        """A new connection for blocking reads, closed with this server."""
-        reader = BlockingReader(new_connection(self._pool), self)
-        self._readers.append(reader)
-        return reader
+    def reader(self) -> BlockingReader | ShardedReader:
+        """A new connection for blocking reads, closed with this server; on a cluster, one per shard that is read."""
+        self._readers.append(ShardedReader(self) if self.topology.sharded else BlockingReader(self))
+        return self._readers[-1]
 
     def another(self, *, patience: float) -> RedisServer:
         """Connections of its own to the same server, for another event loop."""
@@ -128,13 +121,36 @@ class RedisServer:
         return RedisServer(self.url, name=name, socket_timeout=self._socket_timeout, patience=patience)
 
     def pubsub(self) -> Subscriber:
-        """A new connection for publish/subscribe, closed with this server."""
-        self._subscribers.append(Subscriber(new_connection(self._pool), self.outage))
+        """A new connection for publish/subscribe, closed with this server; on a cluster, one per node."""
+        kind = ShardedSubscriber if self.topology.sharded else Subscriber
+        self._subscribers.append(kind(self.topology, self.outage))
         return self._subscribers[-1]
+
+    def wire(self, place: Place) -> Wire:
+        """The pipelined connection to ``place``."""
+        wire = self._wires.get(place)
+        if wire is None:
+            wire = self._wires[place] = Wire(_Node(self, place), self._socket_timeout, self.outage)
+        return wire
+
+    def leave(self, places: Collection[Place]) -> None:
+        """Give up all connections to ``places``: what is sent from now on goes where the topology says."""
+        for place in places:
+            if (wire := self._wires.get(place)) is not None:
+                wire.reconnect()
+                if place not in self.topology.places():
+                    self._background.start(self._wires.pop(place).aclose(), "rolecall node gone")
+        for part in (*self._readers, *self._subscribers):
+            part.leave(places)
 
     async def check(self) -> str:
         """The server's name and version. Raises ServerUnavailable when it cannot be reached or is too old, ConfigError
         when it refuses user or password."""
+        try:
+            with translated():
+                await self.topology.find()
+        except ServerUnavailable as error:
+            raise ServerUnavailable(f"the server at {self.address} cannot be used: {self._why(error)}") from error
         try:
             info = await self.info("server")
         except ServerError as error:
@@ -143,11 +159,24 @@ class RedisServer:
                     f"the server at {self.address} does not let us in: {error.__cause__}; check user and password in "
                     "REDIS_URL, or REDIS_USERNAME and REDIS_PASSWORD"
                 ) from error
-            raise ServerUnavailable(f"no server answers at {self.address}: {error.__cause__}") from error
+            raise ServerUnavailable(f"no server answers at {self.address}: {self._why(error)}") from error
+        return self._judged(info)
+
+    def _why(self, error: ServerError) -> str:
+        why = str(error.__cause__)
+        return f"{why}{tls_advice(self.url, why)}"
+
+    def _judged(self, info: Mapping[str, str]) -> str:
+        """The server's name and version. Raises ServerUnavailable if it is too old, ConfigError if it is a node of a
+        cluster and the URL does not say so."""
         version = info.get("redis_version", "0")
         found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
             raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is required")
+        if not self.topology.sharded and "cluster" in (info.get("redis_mode"), info.get("server_mode")):
+            raise ConfigError(
+                f"the server at {self.address} is a node of a cluster: write redis+cluster:// in REDIS_URL"
+            )
         return found
 
     async def info(self, *sections: str) -> dict[str, str]:
@@ -181,26 +210,22 @@ class RedisServer:
     @property
     def connected(self) -> bool:
         """Whether the command connection is open; the first command opens it."""
-        return self._wire.connected
+        return any(wire.connected for wire in self._wires.values())
 
     @property
     def connections(self) -> int:
         """The number of open connections."""
-        return sum(part.connected for part in self._parts())
+        return sum(part.connections for part in self._parts())
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
         for part in self._parts():
             await part.aclose()
+        await self.topology.aclose()
+        await self._background.drain(0)
 
-    def _parts(self) -> list[Wire | BlockingReader | Subscriber]:
-        return [*self._readers, *self._subscribers, self._wire]
-
-    def _reconnect(self) -> None:
-        """Leave a server that has become a replica with all connections; the command connection does so itself."""
-        parts: list[BlockingReader | Subscriber] = [*self._readers, *self._subscribers]
-        for part in parts:
-            part.reconnect()
+    def _parts(self) -> list[Wire | BlockingReader | ShardedReader | Subscriber]:
+        return [*self._readers, *self._subscribers, *self._wires.values()]
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         give_up, refused = time.monotonic() + self.patience, False
@@ -224,6 +249,8 @@ class RedisServer:
 
     async def _evaluate(self, script: Script, arguments: Sequence[Arg]) -> Any:
         known, whole = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
+        if self.topology.sharded:
+            script = script.sharded
         try:
             return await self.call(known, script.sha, *arguments)
         except ServerRefused as error:
@@ -232,75 +259,29 @@ class RedisServer:
             return await self.call(whole, script.body, *arguments)
 
 
-class BlockingReader:
-    """One connection for reads that block up to two seconds."""
+@dataclass(frozen=True)
+class _Node:
+    """What the pipelined connection to one place of ``server`` needs of it."""
 
-    def __init__(self, connection: Connection, server: RedisServer) -> None:
-        self._connection = connection
-        self._server = server
-        self._id = 0
-        self._limit: asyncio.Timeout | None = None
-        self._reads = 0
-        self._reading = 0
+    server: RedisServer
+    place: Place
 
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is open."""
-        return bool(self._connection.is_connected)
+    def connection(self) -> Connection:
+        return self.server.topology.connection(self.place)
 
-    async def read(self, *args: Arg) -> Any:
-        """See Reader.read. Raises ServerError; the next read connects again."""
-        self._reads += 1
-        self._reading = self._reads
-        try:
-            with translated():
-                reply = await self._read(packed(args))
-        except ServerUnavailable as error:
-            self._server.outage.begin(self, error)
-            await close(self._connection)  # a replica is left, and what is half open would wait once more
-            raise
-        finally:
-            self._reading = 0
-        self._server.outage.end(self)
-        return reply
+    def scripts(self) -> Iterable[bytes]:
+        sharded = self.server.topology.sharded
+        return ((known.sharded if sharded else known).body for known in loaded_scripts())
 
-    async def _read(self, command: bytes) -> Any:
-        if not self._connection.is_connected:
-            async with connecting(self._connection):
-                await self._connection.send_command("CLIENT", "ID")
-                self._id = int(await self._connection.read_response())
-                on_bytes(self._connection, self._heard)
-        try:
-            async with asyncio.timeout(SILENCE_SECONDS) as self._limit:
-                await self._connection.send_packed_command(command)
-                return await self._connection.read_response()
-        except TimeoutError:
-            raise RedisTimeoutError(f"no answer within {SILENCE_SECONDS:g} s") from None
-        finally:
-            self._limit = None
+    def demoted(self) -> None:
+        self.server.leave([self.place])
 
-    def _heard(self) -> None:
-        """A large reply may take its time, as long as bytes arrive."""
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
+    def lost(self) -> None:
+        self.server.topology.lost(self.place)
 
-    def reconnect(self) -> None:
-        """Open the connection anew, even while it is read."""
-        cut(self._connection)
-
-    async def wake(self) -> None:
-        """See Reader.wake. Repeats CLIENT UNBLOCK, because the read may not have reached the server yet."""
-        read = self._reading
-        with suppress(ServerError):
-            while read and self._reading == read:
-                if self._id and await self._server.call("CLIENT", "UNBLOCK", self._id):
-                    return
-                await asyncio.sleep(0.001)
-
-    async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        self._server.outage.forget(self)
-        await close(self._connection)
+    def redirected(self, error: AskError, command: Command) -> None:
+        place = self.server.topology.redirected(error)
+        self.server.wire(place).put(command, asking=not isinstance(error, MovedError))
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP, ShardKeys
 from rolecall.redis.leader import Leader
-from rolecall.redis.server import BLOCK_MS, BlockingReader, RedisServer, field_map, pairs
+from rolecall.redis.server import BLOCK_MS, Reader, RedisServer, field_map, pairs
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.record import WORDS, Record, entry_order
 
@@ -70,7 +70,7 @@ class Scribe:
         self._lease_seconds = lease_seconds
         self._on_problem = on_problem
         self._problem = ""
-        self._reader: BlockingReader | None = None
+        self._reader: Reader | None = None
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -130,7 +130,6 @@ class Scribe:
         await self._leader.resign()
 
     async def _read(self, start: str, count: int) -> Batch:
-        # One read over all shards. On a cluster they lie on several servers, which takes a reader for each.
         if self._reader is None:
             self._reader = self.server.reader()
         block = int(min(BLOCK_MS, self._lease_seconds * 250))

@@ -1,0 +1,128 @@
+"""Servers in numbers: a primary with Sentinels. What is accepted is answered, whichever of them dies."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rolecall import Agent, Context, Envelope
+from rolecall.bus.dead_letters import count_dead_letters
+from rolecall.config import Role
+from rolecall.errors import RolecallError
+from rolecall.redis.address import checked_url
+from rolecall.redis.server import RedisServer, connected
+from tests.certificates import Authority
+from tests.cluster import SentinelSet
+from tests.deployment import deployed
+from tests.proxy import free_port
+from tests.valkey import ValkeyProcess, server_binary
+from tests.waiting import wait_until
+
+CLOCKS: dict[str, Any] = {"lease_seconds": 3.0, "heartbeat_seconds": 0.5, "scan_seconds": 0.5}
+
+
+class ManagerAgent(Agent):
+    """Answers after as many seconds as the text says."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        await asyncio.sleep(float(envelope.text))
+        return envelope.reply(f"after {envelope.text}")
+
+
+ROLES = (Role(ManagerAgent, instances=8),)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="ha"))  # short, for it holds sockets
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def sentinels(directory: Path) -> Iterator[SentinelSet]:
+    servers = SentinelSet(directory / "s")
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
+
+
+@pytest.fixture
+def encrypted(directory: Path) -> Iterator[tuple[ValkeyProcess, int, Authority, str]]:
+    """A server that wants a client certificate, its TLS port, its authority, and the options that name one."""
+    authority = Authority(directory / "ca")
+    (certificate, key), (own, own_key) = authority.sign("server"), authority.sign("client")
+    (directory / "r").mkdir()
+    port = free_port()
+    process = ValkeyProcess(
+        directory / "r", "--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key),
+        "--tls-ca-cert-file", str(authority.certificate), binary=server_binary("redis"), port=free_port(),
+    )  # fmt: skip
+    process.start()
+    yield process, port, authority, f"ssl_certfile={own}&ssl_keyfile={own_key}"
+    process.kill()
+
+
+async def complaint(url: str) -> str:
+    """What is said of an address that cannot be used: one line."""
+    server = RedisServer(url)
+    with pytest.raises(RolecallError) as caught:
+        await server.check()
+    await server.aclose()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def complains(url: str, why: str) -> bool:
+    return why in await complaint(url)
+
+
+async def test_tls_works_with_both_certificates_and_a_mismatch_is_named(
+    encrypted: tuple[ValkeyProcess, int, Authority, str], directory: Path
+) -> None:
+    process, port, authority, own = encrypted
+    other = Authority(directory / "other", "other").certificate
+    trusted = f"127.0.0.1:{port}?ssl_ca_certs={authority.certificate}"
+    for url in (f"rediss://{trusted}&{own}", f"valkeys://{trusted}&{own}"):
+        async with connected(url) as server:
+            assert await server.call("PING") == b"PONG"
+    for url, named in (
+        (f"rediss://127.0.0.1:{port}?ssl_ca_certs={other}&{own}", "set ssl_ca_certs to its authority's certificate"),
+        (f"rediss://{trusted}", "it may require a client certificate: ssl_certfile and ssl_keyfile"),
+        (f"redis://127.0.0.1:{port}", "if it uses TLS, write rediss://"),
+        (f"rediss://127.0.0.1:{process.port}", "if it does not use TLS, write redis://"),
+    ):
+        assert named in await complaint(checked_url(url))
+
+
+async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
+    sentinels: SentinelSet, directory: Path
+) -> None:
+    assert "know no primary named 'nope'; they know mymaster" in await complaint(
+        sentinels.url.replace("mymaster", "nope")
+    )
+    async with deployed(directory, ROLES, redis_url=sentinels.url, scribe=True, **CLOCKS) as deployment:
+        running = [await deployment.say(f"test:{number}", "2.5") for number in range(5)]
+        await asyncio.sleep(0.3)  # a replica needs a moment for what was just accepted
+        sentinels.primary().kill()
+        taken = asyncio.create_task(deployment.front.receive("test:9", "0"), name="a front end that waits")
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(deployment.answer(received) for received in running))
+            assert [answer.text for answer in answers] == ["after 2.5"] * 5
+            assert (await deployment.answer(await taken)).text == "after 0"
+        assert await count_dead_letters(deployment.session.bus) == 0
+        sentinels.stop_sentinels(2)
+        sentinels.primary().kill()
+        await wait_until(lambda: complains(sentinels.url, "1 of 3 Sentinels answer and have not elected another"))
+        sentinels.stop_sentinels(3)
+        assert "no Sentinel answers" in await complaint(sentinels.url)
+        for node in sentinels.nodes:  # so that the deployment can leave
+            node.kill()
