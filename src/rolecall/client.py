@@ -272,7 +272,7 @@ async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -
         session.server, application.settings.shards, application.log_dir, process=session.bus.process,
         tz=application.tz, lease_seconds=application.settings.lease_seconds,
     )  # fmt: skip
-    runtime.scribe = scribe
+    runtime.scribe, runtime.problem = scribe, lambda: writer.problem
     async with asyncio.TaskGroup() as group:
         working = group.create_task(runtime.run(), name="rolecall runtime")
         writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None

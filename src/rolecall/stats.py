@@ -26,6 +26,8 @@ BAND_NAMES = dict(zip(keys.BANDS, ("high", "normal", "low"), strict=True))
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of a histogram in seconds; one more bucket holds the rest."""
 FLUSH_SECONDS = 1.0
+MAX_RECORDS = 200_000
+"""Log records that a shard keeps for the scribe; see bus/scripts/lib/trace.lua."""
 SAMPLE_MS = 5000
 MAX_SAMPLES = 192
 """Sixteen minutes."""
@@ -54,6 +56,16 @@ async def totals(bus: Bus) -> dict[str, int]:
         count_dead_letters(bus),
     )
     return {"deferred": sum(deferred), "in_flight": sum(in_flight), "dead_letters": dead}
+
+
+async def problems(bus: Bus, alive: Iterable[ProcessState]) -> list[str]:
+    """What to look after in the deployment before something is lost: what keeps a scribe of ``alive`` from writing, and
+    how many records wait for one."""
+    found = [f"{state.process.partition('~')[0]}: {state.problem}" for state in alive if state.problem]
+    lengths = await asyncio.gather(*(bus.server.fetch("XLEN", shard.log) for shard in bus.shards))
+    if (waiting := max(lengths)) >= MAX_RECORDS / 2:
+        found.append(f"{waiting} log records wait to be written; beyond {MAX_RECORDS} the oldest are lost")
+    return found
 
 
 async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from rolecall.bus.bus import Bus
+from rolecall.bus.processes import ProcessState, register
 from rolecall.cli.checks_deployment import EXTRAS
+from rolecall.redis.server import RedisServer
+from rolecall.settings import Settings
 from tests.applications import AGENTS, CONFIG, make_application, run_rolecall
 from tests.valkey import ValkeyProcess
 
@@ -90,6 +96,39 @@ def test_a_server_of_one_s_own_is_judged_and_nothing_is_written_to_it(tmp_path: 
         )
     finally:
         server.kill()
+
+
+async def test_a_server_nearly_full_and_a_scribe_that_cannot_write_are_named(tmp_path: Path) -> None:
+    process = ValkeyProcess(tmp_path)
+    process.start()
+    server = RedisServer(process.url)
+    try:
+        state = ProcessState("host:1~aaaaaa", scribe=True, problem="no space for transcripts in /log")
+        await register(Bus(server, Settings(heartbeat_seconds=60, lease_seconds=120), state.process), state)
+        await server.call("CONFIG", "SET", "maxmemory", int((await server.info("memory"))["used_memory"]) * 105 // 100)
+        directory, environment = make_application(tmp_path / "app"), {"REDIS_URL": process.url}
+        done = await asyncio.to_thread(run_rolecall, "check", "--app", directory, environment=environment)
+    finally:
+        await server.aclose()
+        process.kill()
+    assert done.returncode == 1
+    assert "it uses over 90% of its memory limit" in done.stdout
+    assert "host:1: no space for transcripts in /log" in done.stdout
+
+
+def test_a_full_disk_of_the_transcripts_is_a_finding(tmp_path: Path) -> None:
+    directory = make_application(tmp_path)
+    (directory / "log").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", directory / "log"], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may make a tiny disk")
+    try:
+        (directory / "log" / "ballast").write_bytes(b"x" * 60_000)
+        done = run_rolecall("check", "--app", directory)
+    finally:
+        subprocess.run(["umount", directory / "log"], check=True)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stdout and "free space there, or choose another place" in done.stdout
 
 
 def test_every_verb_refuses_a_bad_value_in_one_line_with_status_two(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject
+from rolecall.bus.processes import ProcessState, register
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
@@ -40,3 +41,18 @@ async def test_it_is_alive_and_ready(deployment: Deployment) -> None:
         assert (await client.get("/health/live")).json() == {"status": "ok"}
         ready = await client.get("/health/ready")
         assert ready.status_code == 200, ready.text
+
+
+async def test_a_scribe_that_cannot_write_and_records_that_wait_are_warnings(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = deployment.session.bus
+    await register(bus, ProcessState("host:9~aaaaaa", scribe=True, problem="no space for transcripts in /log"))
+    monkeypatch.setattr("rolecall.stats.MAX_RECORDS", 2)
+    await bus.server.call("XADD", bus.shards[0].log, "*", "c", "a")
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        ready = await client.get("/health")
+        assert ready.status_code == 200
+        scribe, waiting = ready.json()["warnings"]
+        assert scribe == "host:9: no space for transcripts in /log"
+        assert waiting.endswith("log records wait to be written; beyond 2 the oldest are lost")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
+from rolecall.worker.duties import Duties
 from rolecall.worker.runtime import Runtime, process_name
 from tests.deployment import deployed
 from tests.waiting import wait_until
@@ -111,3 +113,23 @@ async def test_a_process_that_stops_leaves_the_registry_at_once(tmp_path: Path) 
 async def _count(runtime: Runtime, count: int) -> bool:
     await asyncio.sleep(0)
     return len(await live_processes(runtime.bus)) == count
+
+
+async def test_a_server_that_fills_up_or_may_evict_is_said_once_and_so_is_its_end(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    duties = Duties(Runtime(application(tmp_path, Role(ManagerAgent)), server, "host:1~aaaaaa"))
+    await duties.watch_server()
+    used = int((await server.info("memory"))["used_memory"])
+    with caplog.at_level(logging.INFO, "rolecall.worker.duties"):
+        await server.call("CONFIG", "SET", "maxmemory", used * 105 // 100)
+        await duties.watch_server()
+        await duties.watch_server()
+        await server.call("CONFIG", "SET", "maxmemory", 10 * used, "maxmemory-policy", "allkeys-lru")
+        await duties.watch_server()
+        await server.call("CONFIG", "SET", "maxmemory", 0, "maxmemory-policy", "noeviction")
+        await duties.watch_server()
+    told = [record.getMessage().partition(": ")[2].split(";")[0] for record in caplog.records]
+    deletes = "it deletes keys when it is full (maxmemory-policy allkeys-lru): turns would be lost"
+    full = "it uses over 90% of its memory limit"
+    assert told == [full, deletes, f"no longer: {full}", f"no longer: {deletes}"]

@@ -32,7 +32,7 @@ class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One process as it registered itself: ``uptime`` in seconds, ``connections`` to the server, ``http`` the address
-    it serves at."""
+    it serves at, ``problem`` what keeps its scribe from writing."""
 
     process: str
     kind: str = "worker"
@@ -43,6 +43,7 @@ class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
     scribe: bool = False
     version: str = ""
     http: str = ""
+    problem: str = ""
 
 
 async def register(bus: Bus, state: ProcessState) -> None:

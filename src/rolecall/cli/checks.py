@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -16,6 +19,9 @@ from rolecall.config import Application, Role
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
 
+BLOCK = 64 * 1024
+LITTLE = 50_000_000
+"""Bytes of free space that a directory should have."""
 State = Literal["passed", "failed", "not set up"]
 
 
@@ -72,16 +78,24 @@ def _prompts(application: Application) -> Finding:
 
 
 def _writable(name: str, directory: Path, setting: str) -> Finding:
-    """Tried with a file in it, or where it would be made."""
+    """Tried with a block in a file in it, or where it would be made."""
     place = directory
     while not place.exists():
         place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(place).free
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = f"give this user the right to write there, or choose another place with {setting}"
+        remedy = f"free space there, or choose another place with {setting}" if full else remedy
         return Finding("failed", name, f"{place}: {error.strerror}", remedy)
+    if free < LITTLE:
+        text = f"{place} has {free / 1_000_000:.0f} MB left"
+        return Finding("failed", name, text, f"free space there, or choose another place with {setting}")
     return Finding("passed", name, f"{directory} can be written" + ("" if place == directory else ", not made yet"))
 
 

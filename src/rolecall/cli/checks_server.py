@@ -32,10 +32,12 @@ from rolecall.models.providers.remote import unbalanced
 from rolecall.models.registry import open_model, probe
 from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.outage import ServerCondition
 from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
+from rolecall.stats import problems
 from rolecall.worker.runtime import process_name
 
 PINGS = 20
@@ -66,6 +68,9 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
             found = await server.check()
             look.findings.append(Finding("passed", "server", await _described(server, found, application, was_up)))
             look.info = await server.info()
+            for warning in ServerCondition.of(look.info).warnings:
+                if "deletes keys" not in warning:  # the deployment checklist tells what to do
+                    look.findings.append(Finding("failed", "server", warning, "see its memory, its disk and its log"))
             look.appendfsync = await _appendfsync(server)
             await _look_at_bus(look, Bus(server, application.settings, process_name()), application)
     except ServerRefused as error:
@@ -124,7 +129,11 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
         text = f"the server serves {owner!r}, this application is {application.name!r}"
         remedy = f"set KEY_PREFIX here to keep them apart, or APP_NAME={owner} if they are one"
         look.findings.append(judged("application", owner == application.name, text, remedy))
-    alive = [state.process for state in await live_processes(bus)]
+    states = await live_processes(bus)
+    for problem in await problems(bus, states):
+        remedy = "free space there; `rolecall up`, or a worker with the role scribe, writes them"
+        look.findings.append(Finding("failed", "transcripts", problem, remedy))
+    alive = [state.process for state in states]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
     remedy = "`rolecall up` or `make run` starts it all"
     look.findings.append(judged("processes", bool(alive), text, remedy, otherwise="not set up"))

@@ -156,7 +156,7 @@ class ServerCondition:
         if evicts:
             warnings.append(f"it deletes keys when it is full (maxmemory-policy {policy}): turns would be lost")
         elif limit and used >= limit * NEARLY_FULL:
-            warnings.append(f"it uses {used / limit:.0%} of its memory limit; at 100% new messages are refused")
+            warnings.append(f"it uses over {NEARLY_FULL:.0%} of its memory limit; at 100% new messages are refused")
         return cls(_refusal(info, full=bool(limit) and used >= limit and not evicts), tuple(warnings))
 
 

@@ -69,7 +69,8 @@ class Scribe:
         )
         self._lease_seconds = lease_seconds
         self._on_problem = on_problem
-        self._problem = ""
+        self.problem = ""
+        """What keeps it from writing; empty if nothing does."""
         self._reader: Reader | None = None
         self._stopped = asyncio.Event()
 
@@ -84,7 +85,7 @@ class Scribe:
                         logger.error("the scribe failed and starts again", exc_info=error)
                     self._report(_explained(error, self.log_dir))
                 self.writing = False
-                await self._pause(self._lease_seconds / 4 if not self._problem else 0.5)
+                await self._pause(self._lease_seconds / 4 if not self.problem else 0.5)
         finally:
             await self._leave()
 
@@ -171,9 +172,9 @@ class Scribe:
 
     def _report(self, problem: str) -> None:
         """Report a problem once, until it is over or another one takes its place."""
-        if problem == self._problem:
+        if problem == self.problem:
             return
-        self._problem = problem
+        self.problem = problem
         logger.warning("%s", problem)
         if self._on_problem is not None:
             self._on_problem(problem)
@@ -182,9 +183,9 @@ class Scribe:
         for path in self._files.refused:
             logger.warning("transcript %s: not written, this is no file or record of Rolecall's", path)
         self._files.refused.clear()
-        if self._problem:
+        if self.problem:
             logger.info("transcripts are written again by %s", self.process)
-            self._problem = ""
+            self.problem = ""
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

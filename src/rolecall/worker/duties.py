@@ -4,6 +4,7 @@ dead processes, follows its model servers and reports metrics."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PROMOTE_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
 FOLLOW_SECONDS = 1.0
+WATCH_SECONDS = 30.0
+logger = logging.getLogger(__name__)
 
 
 class Duties:
@@ -35,6 +38,7 @@ class Duties:
         self._runtime = runtime
         self._server = runtime.server
         self._background = BackgroundTasks()
+        self._warned: frozenset[str] | None = None
 
     async def run(self) -> None:
         """Do all duties until cancelled."""
@@ -47,6 +51,7 @@ class Duties:
                 repeat(self.promote, PROMOTE_SECONDS, "promote"),
                 repeat(self.sweep, SWEEP_SECONDS, "sweep", delay=SWEEP_SECONDS),
                 repeat(self.follow_model_servers, FOLLOW_SECONDS, "model servers"),
+                repeat(self.watch_server, WATCH_SECONDS, "server watch"),
                 repeat(self.flush_metrics, FLUSH_SECONDS, "metrics", delay=FLUSH_SECONDS),
                 Watch(self._server, runtime.bus.process, runtime.application.servers, runtime.models.balances).run(),
             ):
@@ -64,6 +69,7 @@ class Duties:
             scribe=runtime.scribe,
             version=__version__,
             http=runtime.http,
+            problem=runtime.problem(),
         )
         await register(runtime.bus, state)
 
@@ -91,6 +97,17 @@ class Duties:
         each = runtime.application.settings.auto_instance_mb
         runtime.slot_counts = await auto_counts(Directory(self._server), followers, each=each)
         await runtime.apply_scale()
+
+    async def watch_server(self) -> None:
+        """Log what to look after before the server refuses or loses something: once when it begins, once when it ends.
+        The log of the start has told what was there then."""
+        warnings = frozenset((await self._server.condition()).warnings)
+        before = warnings if self._warned is None else self._warned
+        for warning in warnings - before:
+            logger.warning("the server at %s: %s", self._server.address, warning)
+        for warning in before - warnings:
+            logger.info("the server at %s: no longer: %s", self._server.address, warning)
+        self._warned = warnings
 
     async def flush_metrics(self) -> None:
         """Add what this process counted to the server's metrics."""

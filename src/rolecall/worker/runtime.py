@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -153,6 +153,8 @@ class Runtime:
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
         """Whether this process is also a scribe, for the registry."""
+        self.problem: Callable[[], str] = str
+        """Says what keeps this process's scribe from writing, for the registry; empty if nothing does."""
         self.http = ""
         """The address this process serves HTTP at, for the registry."""
         self.started = time.monotonic()

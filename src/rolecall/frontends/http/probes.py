@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from rolecall.bus.envelope import MAX_TEXT_BYTES
-from rolecall.bus.processes import instance_counts
+from rolecall.bus.processes import instance_counts, live_processes
 from rolecall.config import Role
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import BODY_BYTES, LARGE_BYTES
 from rolecall.frontends.http.services import Services, ServicesDep
+from rolecall.stats import problems
 from rolecall.version import __version__
 
 router = APIRouter(tags=["health"])
@@ -32,15 +34,17 @@ async def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     is missing. ``warnings`` tell what to look after before it fails."""
     server, missing, warnings = services.session.server, list[str](), list[str]()
     try:
-        condition, missing = await server.condition(), await missing_roles(services)
-        why, warnings = server.outage.reason or condition.refuses, list(condition.warnings)
+        condition, alive = await server.condition(), await live_processes(services.bus)
+        missing = await missing_roles(services, Counter(one.role for state in alive for one in state.instances))
+        why = server.outage.reason or condition.refuses
+        warnings = [f"the server: {one}" for one in condition.warnings] + await problems(services.bus, alive)
     except ServerError as error:
         why = server.outage.reason or error.code or "it cannot be reached"
     ok = not why and not missing
     if not ok:
         response.status_code = 503
     told = {"status": "ok" if ok else "unavailable", "bus": "away" if why else "ok", "missing": missing}
-    return {**told, "why": f"the server: {why}" if why else "", "warnings": [f"the server: {one}" for one in warnings]}
+    return {**told, "why": f"the server: {why}" if why else "", "warnings": warnings}
 
 
 @router.get("/info", summary="Describe the deployment")
