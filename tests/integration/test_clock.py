@@ -86,7 +86,7 @@ async def server(directory: Path) -> AsyncIterator[Clocked]:
 async def at_work(directory: Path, server: Clocked) -> AsyncIterator[Deployment]:
     """A deployment that has read the server's clock."""
     async with deployed(directory, ROLES, redis_url=server.url, **CLOCKS) as deployment:
-        await wait_until(lambda: deployment.runtime.bus.clock.now())
+        await wait_until(lambda: deployment.runtime.bus.clocks[0].now())
         yield deployment
 
 

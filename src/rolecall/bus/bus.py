@@ -25,8 +25,8 @@ class Bus:
         self.server = server
         self.settings = settings
         self.process = process
-        self.clock = ServerClock(server)
         self.shards = tuple(ShardKeys(number) for number in range(settings.shards))
+        self.clocks = tuple(ServerClock(server, shard.clock) for shard in self.shards)
 
     def shard(self, conversation: str) -> ShardKeys:
         """The keys of the shard that ``conversation`` lives in."""

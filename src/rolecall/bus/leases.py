@@ -134,7 +134,7 @@ def take_block(bus: Bus, shard: ShardKeys, order: Order) -> TakeBlock:
         "events_stem": shard.events(""),
         "channel_stem": shard.channel(""),
         "lease": milliseconds(bus.settings.lease_seconds) if order.claim else 0,
-        "expected": round(bus.clock.now()) if order.claim else 0,
+        "expected": round(bus.clocks[shard.number].now()) if order.claim else 0,
         "max_deliveries": bus.settings.max_deliveries,
     }
 

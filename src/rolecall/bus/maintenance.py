@@ -56,7 +56,7 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     """Check that every running turn of the shard has its entry, and end turns that are in flight for too long, by
     ``now_ms`` and by what the server's clock should show. Returns how many entries were repaired: 0, unless something
     outside Rolecall deleted data."""
-    now_ms = bus.clock.earlier(now_ms)
+    now_ms = bus.clocks[shard.number].earlier(now_ms)
     since = dict(pairs(await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")))
 
     async def look(conversation: str) -> str:
@@ -82,30 +82,36 @@ async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
     return verdict.decode()
 
 
-async def load_steps(bus: Bus) -> None:
-    """Learn of the steps that the server's clock made before this process started."""
-    steps = text_map(await bus.server.fetch("HGETALL", bus.shards[0].clock))
-    bus.clock.steps = [(float(before), float(shift)) for before, shift in steps.items() if float(shift) > 0]
+async def load_steps(bus: Bus, shard: ShardKeys) -> None:
+    """Learn of the steps that the clock of the shard's server made before."""
+    steps = text_map(await bus.server.fetch("HGETALL", shard.clock))
+    forward = [(float(before), float(shift)) for before, shift in steps.items() if float(shift) > 0]
+    bus.clocks[shard.number].steps = forward
 
 
-async def after_step(bus: Bus, roles: Iterable[str], shift: float) -> None:
-    """Put right what a step of the server's clock by ``shift`` ms did. Every process that notices the step does so, for
+async def notice_steps(bus: Bus, roles: Iterable[str]) -> None:
+    """Read the server's clock, and put right what a step of it did. Every process does so with each heartbeat, for
     ``roles``, before it takes leases over."""
-    logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
-    names, before = list(roles), bus.clock.now() - shift
-    for shard in bus.shards:
-        streams = [shard.stream(role, band) for role in names for band in keys.BANDS]
+    names = list(roles)
+    for shard, clock in zip(bus.shards, bus.clocks, strict=True):
+        if not (shift := await clock.read()):
+            continue
+        logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
         await bus.server.run(
-            STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, streams=streams,
-            before=round(before), shift=round(shift),
+            STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, before=round(clock.now() - shift),
+            shift=round(shift), streams=[shard.stream(role, band) for role in names for band in keys.BANDS],
         )  # fmt: skip
-    await load_steps(bus)
-    if shift < 0:  # what a dead process left would last longer
-        lease = round(bus.settings.lease_seconds * 1000)
-        for process in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1):
-            alive = [shard.alive(process.decode()) for shard in bus.shards]
-            for name in (*alive, keys.worker(process.decode())):
-                await bus.server.call("PEXPIRE", name, lease, "LT")
+        await load_steps(bus, shard)
+        if shift < 0:
+            await _shorten(bus, shard)
+
+
+async def _shorten(bus: Bus, shard: ShardKeys) -> None:
+    """Make what dead processes left last no longer than it was to, after the clock stepped back."""
+    lease = round(bus.settings.lease_seconds * 1000)
+    for process in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1):
+        for name in (shard.alive(process.decode()), keys.worker(process.decode())):
+            await bus.server.call("PEXPIRE", name, lease, "LT")
 
 
 async def rescue_direct(bus: Bus, shard: ShardKeys, roles: Iterable[str], gone: str) -> int:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import time
 
 from rolecall.redis.leader import CLOCK
-from rolecall.redis.server import Server, server_ms
+from rolecall.redis.scripts import script
+from rolecall.redis.server import Server
 
+NOW = script("rolecall.redis", "now", names="clock")
 STEP_MS = 2000
 """A smaller difference is none: leases last many times as long."""
 
 
 class ServerClock:
-    """``steps`` are the steps forward that the server's clock has made: what it showed before, and by how many ms."""
+    """The clock of the server that holds ``key``. ``steps`` are the steps forward that it has made: what it showed
+    before, and by how many ms."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, key: str) -> None:
         self.steps: list[tuple[float, float]] = []
         self._server = server
+        self._key = key
         self._reading: tuple[float, float] | None = None
 
     def now(self) -> float:
@@ -35,7 +39,7 @@ class ServerClock:
         """Read the server's clock. Returns by how many ms it has stepped since the last reading, negative for back, 0
         if it has not. Raises ServerError."""
         asked = _seconds()
-        shown = await server_ms(self._server)
+        shown = int(await self._server.run(NOW, clock=self._key))
         replied, step = _seconds(), 0.0
         if self._reading is not None:
             if (ahead := shown - self._expected(replied)) > STEP_MS:

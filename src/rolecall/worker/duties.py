@@ -77,7 +77,7 @@ class Duties:
         """Wake the deferred turns that are due by the server's clock, which the worker reads with every heartbeat."""
         bus = self._runtime.bus
         for shard in bus.shards:
-            await maintenance.promote_due(bus, shard, bus.clock.now())
+            await maintenance.promote_due(bus, shard, bus.clocks[shard.number].now())
 
     async def sweep(self) -> None:
         """Audit the running turns, and rescue what was addressed to processes that are gone."""

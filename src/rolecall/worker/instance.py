@@ -217,7 +217,7 @@ class Instance:
             self.cancel("LATE")
 
     def _note_beginning(self, delivery: Delivery, beginning: Beginning) -> None:
-        self._age = self.services.bus.clock.age(beginning.received, beginning.age)
+        self._age = self.services.bus.clocks[delivery.shard].age(beginning.received, beginning.age)
         self.services.meter.time("wait", beginning.waited, self.role)
         if delivery.previous:
             self.services.meter.count("takeovers", self.role)

@@ -240,10 +240,10 @@ class Runtime:
             known = ", ".join(role.name for role in self.application.roles)
             raise ConfigError(f"role {sorted(unknown)[0]!r} is not in config.py; there are {known}")
         await self.bus.prepare()
-        await maintenance.load_steps(self.bus)
         self.deploy(self.application)
         for shard in self.bus.shards:
             await ensure_groups(self.bus, shard, self.roster.instances)
+            await maintenance.load_steps(self.bus, shard)
         await self.apply_scale()
         for name, group in self.roster.instances.items():
             logger.info("role %s: %d instances", name, len(group))

@@ -182,8 +182,7 @@ class Worker:
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
     async def _renew_all(self) -> None:
-        if shift := await self.bus.clock.read():
-            await maintenance.after_step(self.bus, self.roster.instances, shift)
+        await maintenance.notice_steps(self.bus, self.roster.instances)
         await self.check_leases()
         self._note_renewal()
 
