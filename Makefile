@@ -6,7 +6,7 @@ PYTHONS := python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
 .PHONY: help run test test-browser check format proof serving-proof chaos bench pictures figures lock \
-  test-compose clean
+  page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
 help:
@@ -57,6 +57,10 @@ lock: $(VENV)/dev ## update deploy/lock, which the Dockerfile installs
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml $(addprefix --extra ,$(EXTRAS)) -o deploy/lock/rolecall.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/build.in -o deploy/lock/build.txt
 	@$(BIN)/uv pip compile $(LOCK) deploy/lock/model.in -o deploy/lock/model.txt
+
+# Bundle the web page's libraries again, with the versions and hashes of deploy/page/package-lock.json. Needs npm.
+page-libraries: ## bundle the web page's libraries again
+	@cd deploy/page && npm ci --silent --ignore-scripts && node build.mjs
 
 # Test docker-compose.yml in a directory of its own. For podman: COMPOSE=podman-compose ENGINE=podman.
 test-compose: $(VENV)/dev ## docker-compose.yml in a directory of its own

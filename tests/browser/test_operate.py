@@ -23,7 +23,7 @@ async def test_a_conversation_is_opened_while_it_runs_and_followed_to_its_end(pa
     await row.click()
     await expect(page.locator("[data-running]")).to_have_text("running")
     await expect(page.locator(".hop-row")).to_have_count(3)
-    await expect(page.locator(".log li").last).to_contain_text("STARTED")
+    await expect(page.locator(".log li", has_text="STARTED").last).to_be_visible()
     await expect(page.locator(".log li").last).to_contain_text("PROCESSING_COMPLETE")
     await expect(page.locator(".turn .pill")).to_have_text("answered")
     await expect(page.locator(".hop-row .times").last).to_contain_text("model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from datetime import timedelta, tzinfo
@@ -122,26 +123,40 @@ def address(name: str) -> str:
 
 
 @router.get("/static/{wanted}/{name}")
-async def asset(wanted: str, name: str) -> Response:
+async def asset(request: Request, wanted: str, name: str) -> Response:
     """Serve a static file."""
-    found = files().get(name)
-    if found is None:
+    if name not in files():
         raise HTTPException(404, text("no_file"))
-    headers = {"cache-control": IMMUTABLE if wanted == version() else "no-cache"}
-    return Response(found, media_type=TYPES[Path(name).suffix], headers=headers)
+    return file_response(request, name, IMMUTABLE if wanted == version() else "no-cache")
 
 
 @router.get("/favicon.ico")
-async def favicon() -> Response:
+async def favicon(request: Request) -> Response:
     """Serve the icon that browsers request on their own."""
-    return await asset(version(), "icon.svg")
+    return file_response(request, "icon.svg", "no-cache")
+
+
+def file_response(request: Request, name: str, cached: str) -> Response:
+    """The static file ``name``, compressed if the client reads that. ``cached`` is its Cache-Control."""
+    headers = {"cache-control": cached, "vary": "Accept-Encoding"}
+    content = files()[name]
+    if "gzip" in request.headers.get("accept-encoding", "") and len(smaller := compressed(name)) < len(content):
+        content, headers["content-encoding"] = smaller, "gzip"
+    return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
+
+
+@cache
+def compressed(name: str) -> bytes:
+    """The static file ``name`` as gzip."""
+    return gzip.compress(files()[name], 9, mtime=0)
 
 
 @cache
 def files() -> dict[str, bytes]:
     """The static files by name; the scripts' texts are one of them."""
     texts = f"export const texts = {json.dumps(dict(section('page')), ensure_ascii=False)};\n"
-    found = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
+    paths = sorted([*STATIC.iterdir(), *(STATIC / "lib").iterdir()])
+    found = {path.name: path.read_bytes() for path in paths if path.suffix in TYPES}
     return {**found, "texts.js": texts.encode()}
 
 
