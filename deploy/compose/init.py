@@ -22,7 +22,8 @@ LEAST = 22
 FORM = re.compile(rf"[!-~]{{{LEAST},200}}")
 USERS = ("worker", "front", "telegram", "operator")
 WORDS = re.compile(r"<([a-z ]+)>")
-PROVIDERS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "GOOGLE_API_KEY", "GEMINI_API_KEY", "OLLAMA_URL", "OLLAMA_HOST")
+PROVIDERS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY",
+             "OLLAMA_URL", "OLLAMA_HOST")  # fmt: skip
 
 
 class Wrong(Exception):

@@ -106,6 +106,8 @@ class ModelSettings(BaseModel):
     gen_model: str | None = Field(None, description="models for roles that name none: name@provider, comma-separated")
     openai_api_key: SecretStr | None = Field(None, description="API key for OpenAI or a compatible server")
     openai_base_url: str | None = Field(None, description="base URL of an OpenAI-compatible server")
+    anthropic_api_key: SecretStr | None = Field(None, description="API key for Anthropic")
+    anthropic_base_url: str | None = Field(None, description="base URL of another server that speaks Anthropic's API")
     google_api_key: SecretStr | None = Field(None, description="API key for Gemini")
     gemini_api_key: SecretStr | None = Field(None, description="API key for Gemini, under its other name")
     gemini_base_url: str | None = Field(None, description="base URL of another server that speaks the Gemini API")

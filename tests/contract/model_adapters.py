@@ -11,7 +11,7 @@ from rolecall.models import Message, Model, ModelEvent, Request
 from rolecall.models.providers.openai import Endpoint, OpenAIModel
 from rolecall.models.registry import open_model
 from rolecall.settings import Settings
-from tests.contract.model_wires import GeminiWire, OllamaWire, OpenAIWire, ResponsesWire, Wire
+from tests.contract.model_wires import AnthropicWire, GeminiWire, OllamaWire, OpenAIWire, ResponsesWire, Wire
 
 KEY = "sk-very-secret-key"
 HELLO = Request((Message("system", "Be brief."), Message("user", "Hello")))
@@ -50,6 +50,12 @@ def _openai(url: str) -> dict[str, Any]:
 ADAPTERS = (
     Adapter("openai", "m@openai", OpenAIWire, _openai),
     Adapter("responses", "responses:m@openai", ResponsesWire, _openai),
+    Adapter(
+        "anthropic",
+        "m@anthropic",
+        AnthropicWire,
+        lambda url: {"anthropic_api_key": KEY, "anthropic_base_url": url},
+    ),
     Adapter("gemini", "m@gemini", GeminiWire, lambda url: {"gemini_api_key": KEY, "gemini_base_url": url}),
     Adapter("ollama", "m@ollama", OllamaWire, lambda url: {"ollama_url": url, "ollama_api_key": KEY}),
     LocalAdapter("local", "m@local", OpenAIWire, _openai),

@@ -167,6 +167,67 @@ class GeminiWire:
         return _event({"candidates": [{"content": content, "index": 0}], "usageMetadata": {"promptTokenCount": 7}})
 
 
+class AnthropicWire:
+    """Anthropic's messages, as server-sent events; the counts of the question come with the first one."""
+
+    content_type = "text/event-stream"
+    nonsense: tuple[bytes, ...] = (
+        b"data: {nonsense\n\n", b'data: {"type": "content_block_delta", "delta": "odd"}\n\n', b"data: 3\n\n",
+    )  # fmt: skip
+
+    def delta(self, text: str) -> bytes:
+        return self._typed("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
+
+    def thought(self, text: str) -> bytes:
+        start = {"type": "thinking", "thinking": "", "signature": ""}
+        parts = ({"type": "thinking_delta", "thinking": text}, {"type": "signature_delta", "signature": "c2ln"})
+        began = self._typed("content_block_start", index=9, content_block=start)
+        return began + b"".join(self._typed("content_block_delta", index=9, delta=part) for part in parts)
+
+    def call(self, name: str, arguments: dict[str, Any]) -> bytes:
+        """In pieces, as they come."""
+        raw, start = json.dumps(arguments), {"type": "tool_use", "id": "call_1", "name": name, "input": {}}
+        pieces = [{"type": "input_json_delta", "partial_json": piece} for piece in ("", raw[:3], raw[3:])]
+        began = self._typed("content_block_start", index=1, content_block=start)
+        return began + b"".join(self._typed("content_block_delta", index=1, delta=piece) for piece in pieces)
+
+    def end(self, reason: str, counts: Counts) -> bytes:
+        finish = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "filter": "refusal"}[reason]
+        message: dict[str, Any] = {"id": "m", "type": "message", "role": "assistant", "content": []}
+        usage = {"input_tokens": counts[0], "output_tokens": 1}
+        return (
+            self._typed("message_start", message={**message, "usage": usage})
+            + self._typed("message_delta", delta={"stop_reason": finish}, usage={"output_tokens": counts[1]})
+            + self._typed("message_stop")
+        )
+
+    def failure(self, message: str) -> bytes:
+        return self._typed("error", error={"type": "api_error", "message": message})
+
+    def refusal(self, status: int, message: str, kind: str = "some_error") -> bytes:
+        return json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
+
+    def no_credit(self) -> tuple[int, bytes]:
+        said = "Your credit balance is too low to access the Anthropic API."
+        return 400, self.refusal(400, said, "invalid_request_error")
+
+    def too_long(self) -> tuple[int, bytes]:
+        return 400, self.refusal(400, "prompt is too long: 9000 tokens > 8192 maximum", "invalid_request_error")
+
+    def waits(self) -> list[tuple[dict[str, str], bytes, float]]:
+        return [({"Retry_After": "7"}, self.refusal(429, "slow down", "rate_limit_error"), 7)]
+
+    def listing(self, name: str) -> bytes:
+        model = {"type": "model", "id": name, "display_name": "M", "created_at": "2026-01-01T00:00:00Z"}
+        return json.dumps({"data": [model], "has_more": False, "first_id": name, "last_id": name}).encode()
+
+    def beside(self, path: str) -> bytes | None:
+        return None
+
+    def _typed(self, kind: str, **rest: Any) -> bytes:
+        return f"event: {kind}\n".encode() + _event({"type": kind, **rest})
+
+
 class OllamaWire:
     """Ollama's chat, as lines of JSON."""
 

@@ -15,9 +15,9 @@ from rolecall.models import Message, Request
 from rolecall.models.registry import open_model
 from rolecall.settings import Settings
 
-SDKS = ("openai", "google.genai", "ollama")
+SDKS = ("openai", "anthropic", "google.genai", "ollama")
 url = "http://127.0.0.1:1"
-settings = Settings(openai_base_url=url, gemini_base_url=url, ollama_url=url)
+settings = Settings(openai_base_url=url, anthropic_base_url=url, gemini_base_url=url, ollama_url=url)
 
 async def ask():
     model = open_model(sys.argv[1], settings, Path())
@@ -35,7 +35,14 @@ print(" ".join(sdk for sdk in SDKS if sdk in sys.modules))
 
 
 @pytest.mark.parametrize(
-    ("name", "sdk"), [("m@openai", "openai"), ("m@gemini", "google.genai"), ("m@ollama", "ollama"), ("m@test", "")]
+    ("name", "sdk"),
+    [
+        ("m@openai", "openai"),
+        ("m@anthropic", "anthropic"),
+        ("m@gemini", "google.genai"),
+        ("m@ollama", "ollama"),
+        ("m@test", ""),
+    ],
 )
 def test_only_the_sdk_of_the_provider_is_imported_and_only_when_it_is_asked(name: str, sdk: str) -> None:
     done = subprocess.run([sys.executable, "-c", ASK, name], capture_output=True, text=True, timeout=60)

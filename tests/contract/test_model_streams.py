@@ -16,7 +16,7 @@ from rolecall.models import Delta, Done, Model, ModelEvent, Retracted, Usage
 from rolecall.models.thinking import Habit
 from tests.contract.model_adapters import ADAPTERS, HELLO, Adapter, answer
 from tests.contract.model_vendor import Connection, Script, Vendor, refusing, saying
-from tests.contract.model_wires import GeminiWire, OllamaWire, OpenAIWire, ResponsesWire
+from tests.contract.model_wires import AnthropicWire, GeminiWire, OllamaWire, OpenAIWire, ResponsesWire
 
 CHUNKS = 10_000
 SEED = 20261127
@@ -96,6 +96,13 @@ DOCUMENTS: dict[type, dict[str, Any]] = {
             {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
             {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]},
         ],
+        "usage": {"input_tokens": 7, "output_tokens": 2},
+    },
+    AnthropicWire: {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "thinking", "thinking": "Hm.", "signature": "s"}, {"type": "text", "text": "Hello"}],
+        "stop_reason": "end_turn",
         "usage": {"input_tokens": 7, "output_tokens": 2},
     },
     GeminiWire: {

@@ -19,7 +19,10 @@ def test_every_provider_that_is_set_up_is_asked(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:3] == ["a@openai", "b@openai", "qwen3:8b@ollama"]
     assert lines[3].startswith("smollm2@local  ")
-    assert done.stderr == "gemini: not asked, for GEMINI_API_KEY or GOOGLE_API_KEY is not set\n"
+    assert done.stderr == (
+        "anthropic: not asked, for ANTHROPIC_API_KEY or ANTHROPIC_BASE_URL is not set\n"
+        "gemini: not asked, for GEMINI_API_KEY, GOOGLE_API_KEY or GEMINI_BASE_URL is not set\n"
+    )
 
 
 def test_one_that_is_away_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_provider_that_is_named_and_cannot_be_asked_fails(tmp_path: Path) -> N
 def test_an_unknown_provider_is_refused_with_those_there_are(tmp_path: Path) -> None:
     done = run_rolecall("models", "list", "nobody", "--app", make_application(tmp_path))
     assert (done.stdout, done.returncode) == ("", 2)
-    assert done.stderr == "rolecall: 'nobody': the provider is one of openai, gemini, ollama, local\n"
+    assert done.stderr == "rolecall: 'nobody': the provider is one of openai, anthropic, gemini, ollama, local\n"
 
 
 def test_google_is_another_name_of_gemini(tmp_path: Path) -> None:

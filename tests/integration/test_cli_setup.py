@@ -91,14 +91,14 @@ async def test_the_other_lines_of_env_stay_and_a_value_is_replaced_where_it_stan
 
 async def test_a_provider_is_chosen_over_one_whose_key_was_there_before(tmp_path: Path) -> None:
     directory = make_application(tmp_path, config=AUTO, dotenv="OPENAI_API_KEY=k\n")
-    await setup(directory, "5", *NO_BOT)
+    await setup(directory, "6", *NO_BOT)
     assert dotenv(directory) == {"OPENAI_API_KEY": "k", "GEN_MODEL": "smollm2@local"}
 
 
 async def test_a_compatible_server_lists_its_models_and_the_chosen_one_is_asked(tmp_path: Path) -> None:
     directory = make_application(tmp_path, config=AUTO)
     with answering(openai_list("qwen3", "gemma4")) as url:
-        done = await setup(directory, "4", "localhost", f"{url}/v1", "", "2", "y", *NO_BOT)
+        done = await setup(directory, "5", "localhost", f"{url}/v1", "", "2", "y", *NO_BOT)
     assert "OPENAI_BASE_URL=localhost is invalid: expected an address such as" in done.stdout
     assert "2  qwen3@openai" in done.stdout
     assert dotenv(directory) == {"OPENAI_BASE_URL": f"{url}/v1", "GEN_MODEL": "qwen3@openai"}
@@ -107,7 +107,7 @@ async def test_a_compatible_server_lists_its_models_and_the_chosen_one_is_asked(
 async def test_telegram_is_asked_about_its_token_and_who_may_use_the_bot_is_checked(tmp_path: Path) -> None:
     directory = make_application(tmp_path, config=AUTO)
     async with TelegramApi() as api:
-        answers = ("5", "4242:wrong-telegram", "n", api.token, "2", "me", "11223344, 5", "1")
+        answers = ("6", "4242:wrong-telegram", "n", api.token, "2", "me", "11223344, 5", "1")
         done = await setup(directory, *answers, TELEGRAM_API_URL=api.url)
     assert done.returncode == 0, done.stdout
     assert "✗ Telegram does not know the token" in done.stdout
@@ -119,7 +119,7 @@ async def test_telegram_is_asked_about_its_token_and_who_may_use_the_bot_is_chec
 
 async def test_a_server_of_ones_own_is_asked_for_its_version(tmp_path: Path, server_url: str) -> None:
     directory = make_application(tmp_path, config=AUTO)
-    done = await setup(directory, "5", "", "3", "redis://127.0.0.1:1", "n", server_url)
+    done = await setup(directory, "6", "", "3", "redis://127.0.0.1:1", "n", server_url)
     assert "✗ " in done.stdout
     assert "answers" in done.stdout.splitlines()[-3]
     assert dotenv(directory) == {"REDIS_URL": server_url}
@@ -127,7 +127,7 @@ async def test_a_server_of_ones_own_is_asked_for_its_version(tmp_path: Path, ser
 
 async def test_opening_the_page_to_the_network_makes_a_key(tmp_path: Path) -> None:
     directory = make_application(tmp_path, config=AUTO)
-    done = await setup(directory, "5", "", "2")
+    done = await setup(directory, "6", "", "2")
     written = dotenv(directory)
     assert written["HTTP_HOST"] == "0.0.0.0"
     assert written["HTTP_KEY"] and len(written["HTTP_KEY"]) >= 32
@@ -136,7 +136,7 @@ async def test_opening_the_page_to_the_network_makes_a_key(tmp_path: Path) -> No
 
 async def test_leaving_before_the_end_writes_nothing(tmp_path: Path) -> None:
     directory = make_application(tmp_path, config=AUTO)
-    done = await setup(directory, "5", "")
+    done = await setup(directory, "6", "")
     assert done.stdout.splitlines()[-1] == "Left before the end: nothing was written."
     assert (done.returncode, done.stderr) == (1, "")
     assert not (directory / ".env").exists()

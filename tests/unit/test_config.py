@@ -148,6 +148,7 @@ TINY = ("smollm2@local",)
         ("", TINY, "auto: no key is set"),
         ("OPENAI_API_KEY=k\n", ("gpt-5-mini@openai", *TINY), "auto: OPENAI_API_KEY, .env"),
         ("GOOGLE_API_KEY=k\n", ("gemini-flash-latest@gemini", *TINY), "auto: GOOGLE_API_KEY, .env"),
+        ("ANTHROPIC_API_KEY=k\n", ("claude-haiku-5-5@anthropic", *TINY), "auto: ANTHROPIC_API_KEY, .env"),
         (
             "GEMINI_API_KEY=k\nOPENAI_API_KEY=k\n",
             ("gpt-5-mini@openai", "gemini-flash-latest@gemini", *TINY),

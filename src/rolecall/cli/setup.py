@@ -20,7 +20,7 @@ from rolecall.cli.checks import look_at_telegram
 from rolecall.cli.output import load_quietly, print_lines
 from rolecall.config import Application
 from rolecall.errors import ConfigError, RolecallError
-from rolecall.models.registry import AUTO, BY_KEY, PROVIDERS, TINY, models_by_key, open_model, probe
+from rolecall.models.registry import AUTO, PROVIDERS, TINY, models_by_key, open_model, probe
 from rolecall.redis.server import RedisServer
 from rolecall.settings import LISTED, Settings, address
 
@@ -29,7 +29,7 @@ Values = dict[str, str]
 """Lines of ``.env`` by name; an empty one takes a setting back."""
 PLAIN = re.compile(r"[\w.:/@,+=*%?&~-]*")
 """Values that need no quotes in ``.env``."""
-KEYS = {"OpenAI": "OPENAI_API_KEY", "Gemini": "GEMINI_API_KEY"}
+BY_KEY = {provider.title: provider for provider in PROVIDERS.values() if provider.model}
 OLLAMA = "Ollama, on a server of yours"
 COMPATIBLE = "another server with OpenAI's API: LM Studio, vLLM, llama.cpp, a gateway"
 NO_KEY = "no key: a tiny model on this machine, which chats and is often wrong"
@@ -101,11 +101,11 @@ def setup(app_dir: Path | None, console: Console) -> int:
 
 def ask_model(dialogue: Dialogue, settings: Settings) -> Values:
     """The provider, its key or address, and its model; the model is asked for one word."""
-    provider = dialogue.choice([*KEYS, OLLAMA, COMPATIBLE, NO_KEY])
+    provider = dialogue.choice([*BY_KEY, OLLAMA, COMPATIBLE, NO_KEY])
     if provider == NO_KEY:
         return _choosing(TINY, settings, {})
-    if name := KEYS.get(provider):
-        model = BY_KEY[name.lower()]
+    if chosen := BY_KEY.get(provider):
+        name, model = chosen.keys[0].upper(), chosen.model
         key = dialogue.tested(
             lambda: {name: dialogue.text(name, secret=True)}, lambda values: _probed(model, _with(settings, values))
         )
@@ -264,7 +264,7 @@ def _notes(application: Application, values: Values) -> list[str]:
     shadowed = [name for name in values if application.sources.get(name) == "environment"]
     notes = [f"{name} is also set in the environment, which takes precedence over .env" for name in shadowed]
     named = [role.name for role in application.roles if application.sources.get(f"{role.name} models") == "config.py"]
-    if named and values.keys() & {*KEYS.values(), "GEN_MODEL"}:
+    if named and values.keys() & {*(one.keys[0].upper() for one in BY_KEY.values()), "GEN_MODEL"}:
         notes.append(f"config.py names the models of {', '.join(named)}: models=({AUTO!r},) there follows .env")
     if key := values.get("HTTP_KEY"):
         notes.append(f"the key for the web page and the API, also in .env as HTTP_KEY: {key}")

@@ -35,11 +35,29 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True)
 class Provider:
-    """The module and class of a provider's adapter and the extra it needs. Imported when its first model is opened."""
+    """A provider. Its adapter, ``cls`` of ``module``, is imported when its first model is opened.
+
+    ``extra`` installs the modules that it ``needs``. ``title`` is its name for people. Any one of the settings ``keys``
+    and ``addresses`` is enough to ask it, and ``model`` is there for everyone who has a key.
+    """
 
     module: str
     cls: str
     extra: str | None = None
+    needs: tuple[str, ...] = ()
+    title: str = ""
+    keys: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    model: str = ""
+
+    def set_up(self, settings: Settings) -> bool:
+        """Whether a setting says how to reach it."""
+        return any(getattr(settings, name) for name in (*self.keys, *self.addresses))
+
+    def wanted(self) -> str:
+        """The settings of which one is needed, for messages."""
+        *names, last = (name.upper() for name in (*self.keys, *self.addresses))
+        return f"{', '.join(names)} or {last}" if names else last
 
     def adapter(self) -> type[Adapter]:
         """Import the adapter."""
@@ -47,13 +65,29 @@ class Provider:
 
 
 PROVIDERS = {
-    "openai": Provider("rolecall.models.providers.openai", "OpenAIModel", "openai"),
-    "gemini": Provider("rolecall.models.providers.gemini", "GeminiModel", "gemini"),
-    "ollama": Provider("rolecall.models.providers.ollama", "OllamaModel", "ollama"),
-    "local": Provider("rolecall.models.providers.local", "LocalModel", "local"),
-    "served": Provider("rolecall.models.providers.remote", "ServedModel", "openai"),
-    "test": Provider("rolecall.models.providers.echo", "EchoModel", None),
-}
+    "openai": Provider(
+        "rolecall.models.providers.openai", "OpenAIModel", "openai", ("openai",), "OpenAI",
+        ("openai_api_key",), ("openai_base_url",), "gpt-5-mini@openai",
+    ),
+    "anthropic": Provider(
+        "rolecall.models.providers.anthropic", "AnthropicModel", "anthropic", ("anthropic",), "Anthropic",
+        ("anthropic_api_key",), ("anthropic_base_url",), "claude-haiku-5-5@anthropic",
+    ),
+    "gemini": Provider(
+        "rolecall.models.providers.gemini", "GeminiModel", "gemini", ("google.genai",), "Gemini",
+        ("gemini_api_key", "google_api_key"), ("gemini_base_url",), "gemini-flash-latest@gemini",
+    ),
+    "ollama": Provider(
+        "rolecall.models.providers.ollama", "OllamaModel", "ollama", ("ollama",), "Ollama",
+        addresses=("ollama_url", "ollama_host", "ollama_api_key"),
+    ),
+    "local": Provider(
+        "rolecall.models.providers.local", "LocalModel", "local", ("xllamacpp", "openai", "psutil"), "this machine"
+    ),
+    "served": Provider("rolecall.models.providers.remote", "ServedModel", "openai", ("openai",)),
+    "test": Provider("rolecall.models.providers.echo", "EchoModel"),
+}  # fmt: skip
+"""The providers of this package. Where keys of several are set, the model of the first one answers."""
 
 
 Providers = Mapping[str, "Provider | type[Adapter]"]
@@ -61,12 +95,6 @@ AUTO = "auto"
 """Stands in a role's ``models`` for what ``models_by_key`` chooses."""
 TINY = "smollm2@local"
 """The model that needs neither a key nor an account: 135 million parameters."""
-BY_KEY = {
-    "openai_api_key": "gpt-5-mini@openai",
-    "gemini_api_key": "gemini-flash-latest@gemini",
-    "google_api_key": "gemini-flash-latest@gemini",
-}
-"""The model that a key alone is enough for, the best one first. Other servers have no model that is always there."""
 
 
 def models_by_key(settings: Settings) -> tuple[list[str], list[str]]:
@@ -74,9 +102,10 @@ def models_by_key(settings: Settings) -> tuple[list[str], list[str]]:
     key that is set, then ``TINY`` where this machine can run it."""
     if settings.gen_model:
         return [part.strip() for part in settings.gen_model.split(",") if part.strip()], ["GEN_MODEL"]
-    deciding = [name for name in BY_KEY if getattr(settings, name)]
+    by_key = {key: provider.model for provider in PROVIDERS.values() if provider.model for key in provider.keys}
+    deciding = [key for key in by_key if getattr(settings, key)]
     tiny = [TINY] if settings.local_url or importlib.util.find_spec("xllamacpp") else []
-    return list(dict.fromkeys([*(BY_KEY[name] for name in deciding), *tiny])), [name.upper() for name in deciding]
+    return list(dict.fromkeys([*(by_key[key] for key in deciding), *tiny])), [key.upper() for key in deciding]
 
 
 def all_providers(own: Mapping[str, object]) -> Providers:

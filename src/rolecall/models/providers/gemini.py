@@ -371,7 +371,7 @@ def _parts(model: str, message: Message, names: Mapping[str, str]) -> list[dict[
         part: dict[str, Any] = {"function_call": {"id": call.id, "name": call.name, "args": arguments_of(call)}}
         # Of calls made at once only the first is signed.
         missing = NOT_SIGNED if number == 0 and model.startswith("gemini-3") else ""
-        if signature := call.signature or missing:
+        if signature := _base64(call.signature) or missing:  # another provider's is none
             part["thought_signature"] = base64.b64decode(signature)
         parts.append(part)
     return parts
