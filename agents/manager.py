@@ -38,7 +38,7 @@ class ManagerAgent(Agent):
             hint = " Send /role auto to reset your choice." if role == preferences.get("role") else ""
             return envelope.reply(known + hint, remember=False)
         route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
-        if "voice" in roles and spoken(envelope.payload):
+        if "voice" in roles and role != "voice" and spoken(envelope.payload):
             route = ("voice", *route)
         model = envelope.payload.get("model") or preferences.get("model", "")
         return envelope.via(*route, text=text, model=model)

@@ -12,7 +12,8 @@ class VoiceAgent(Agent):
         """Add the transcription to the text and continue the turn."""
         heard = await ctx.transcribe(envelope)
         if not heard:
-            return envelope.reply(NO_WORDS, remember=False)
+            # A program asked for the words, of which there are none.
+            return envelope.reply("" if envelope.payload.get("verbatim") else NO_WORDS, remember=False)
         ctx.log(f"transcribed {len(heard)} characters")
         text = "\n".join(filter(None, (envelope.text, heard)))
         return envelope.forward(text=text) if envelope.route else envelope.reply(text)

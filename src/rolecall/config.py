@@ -32,6 +32,7 @@ from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
 from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, models_by_key
+from rolecall.models.vectors import embedding_model
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms
@@ -129,6 +130,11 @@ class Application:
     def model_names(self) -> list[str]:
         """The models of all roles, without duplicates."""
         return list(dict.fromkeys(name for role in self.roles for name in role.models))
+
+    @property
+    def embedding_model(self) -> str:
+        """The model of vectors."""
+        return embedding_model(self.settings)
 
     def count(self, role: Role) -> int:
         """The number of instances of ``role`` by config and environment; for "auto", what its local model server can

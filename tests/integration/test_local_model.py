@@ -156,3 +156,15 @@ async def busy_slots(serving: Launcher) -> int:
 async def engine_pid(serving: Launcher) -> int:
     (server,) = await serving.directory.servers()
     return server.pid
+
+
+async def test_it_makes_vectors_in_an_engine_of_its_own(model: LocalModel, serving: Launcher) -> None:
+    texts = ["The cat sat on the mat.", "Shares fell by three percent.", "word " * 400, "The cat sat on the mat."]
+    found = await model.embed(texts)
+    assert {len(vector) for vector in found.vectors} == {576} and found.tokens > 400
+    same, other = (sum(a * b for a, b in zip(found.vectors[0], found.vectors[n], strict=True)) for n in (3, 1))
+    assert same == pytest.approx(1, abs=1e-3) and other < 0.95
+    short = (await model.embed(texts[:1], dimensions=64)).vectors[0]
+    assert len(short) == 64 and abs(sum(value * value for value in short) - 1) < 1e-3
+    assert (await probe(model)).startswith("smollm2@local: first word after")
+    assert len(await serving.directory.servers(machine=serving.machine)) == 2

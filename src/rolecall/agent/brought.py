@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,18 @@ from msgspec.structs import replace
 from rolecall.agent.structured_output import REPAIR, SchemaMismatch, json_in
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
-from rolecall.bus.client_request import ClientMessage, ClientRequest, load_request
+from rolecall.bus.client_request import (
+    ClientMessage,
+    ClientRequest,
+    EmbeddedTexts,
+    TextsToEmbed,
+    load_request,
+    load_value,
+    store_value,
+)
 from rolecall.errors import BadStructure, MissingExtra, Reject
 from rolecall.models.model import Answer, Message, Request, ToolCall, ToolSpec
+from rolecall.models.vectors import Vectors
 
 EXPIRED = "the request has expired; please send it again"
 NOTHING = ClientRequest()
@@ -86,6 +96,18 @@ class Brought:
         """The form that the client wants the answer in; None for a text."""
         schema = (await self.request()).schema
         return None if schema is None else AnswerForm(schema or ANY_OBJECT)
+
+    async def embed(
+        self, payload: Mapping[str, Any], embedded: Callable[[Sequence[str], int | None], Awaitable[Vectors]]
+    ) -> str:
+        """Store the vectors of the texts that ``payload`` names; returns their id. Raises Reject once those have
+        expired."""
+        request = await load_value(self.bus, self.conversation, str(payload.get("texts", "")), TextsToEmbed)
+        if request is None:
+            raise Reject(EXPIRED)
+        found = await embedded(request.texts, request.dimensions)
+        packed = tuple(struct.pack(f"<{len(vector)}f", *vector) for vector in found.vectors)
+        return await store_value(self.bus, self.conversation, EmbeddedTexts(packed, found.tokens))
 
     async def _messages(self, messages: tuple[ClientMessage, ...]) -> tuple[Message, ...]:
         return tuple([

@@ -27,6 +27,7 @@ from rolecall.models.fallback import preferring
 from rolecall.models.gate import Gate
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
 from rolecall.models.speech import transcribe
+from rolecall.models.vectors import Vectors
 
 T = TypeVar("T")
 
@@ -76,6 +77,8 @@ class AgentServices:
     """The tools of a tool server, by its name."""
     voice: Gate | None = None
     """The gate of the model that transcribes."""
+    embed: Callable[[Sequence[str], int | None, Caller], Awaitable[Vectors]] | None = None
+    """The vectors of texts, by EMBEDDING_MODEL."""
     stats: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
     waits: Callable[[str, str], Awaitable[None]] | None = None
     """Told the model and the conversation when a turn is deferred until that model is back."""
@@ -271,6 +274,21 @@ class Context:
 
         words: str = await step.perform(transcribed, msgspec.json.encode, hurried=False)
         return words
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> tuple[tuple[float, ...], ...]:
+        """The vectors of ``texts`` by EMBEDDING_MODEL, in their order, shortened to ``dimensions`` by models that can.
+        Not recorded as a step. Raises ModelError, and ConfigError when there is no such model."""
+        return (await self._embedded(texts, dimensions)).vectors
+
+    async def embed_for_client(self, envelope: Envelope) -> str:
+        """Embed the texts that a client of /v1/embeddings sent. Returns the answer that its front end reads: the id of
+        the stored vectors."""
+        return await self._brought.embed(envelope.payload, self._embedded)
+
+    async def _embedded(self, texts: Sequence[str], dimensions: int | None) -> Vectors:
+        if self._services.embed is None:
+            raise ConfigError("nothing here can make vectors")
+        return await self._services.embed(texts, dimensions, self._caller)
 
     async def heard(self, envelope: Envelope) -> str:
         """``transcribe`` by its former name, which applications may still use."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.redis.scripts import milliseconds
 
+Stored = TypeVar("Stored")
 MEDIA_TYPE = "application/vnd.rolecall.request"
 MAX_MESSAGES = 2048
 MAX_BYTES = 2 * 1024 * 1024
@@ -119,6 +120,31 @@ def _newest(messages: Sequence[ClientMessage], most: int) -> tuple[list[ClientMe
         cut += 1
     kept.insert(first, ClientMessage("system", CUT_TEXT.format(count=cut)))
     return kept, cut
+
+
+class TextsToEmbed(msgspec.Struct, frozen=True):
+    """What a client wants vectors of; the payload's ``texts`` is the id of it."""
+
+    texts: tuple[str, ...]
+    dimensions: int | None = None
+
+
+class EmbeddedTexts(msgspec.Struct, frozen=True):
+    """Its vectors, each as little-endian floats of 32 bits, and the tokens that they cost, 0 if unknown."""
+
+    vectors: tuple[bytes, ...]
+    tokens: int = 0
+
+
+async def store_value(bus: Bus, conversation: str, value: TextsToEmbed | EmbeddedTexts) -> str:
+    """Store a value for as long as its turn can last; returns the id of the blob. Raises BlobTooLarge."""
+    return await Blobs(bus, lifetime(bus)).put(conversation, msgspec.msgpack.encode(value), MEDIA_TYPE)
+
+
+async def load_value(bus: Bus, conversation: str, blob_id: str, kind: type[Stored]) -> Stored | None:
+    """The stored value; None once it has expired."""
+    blob = await Blobs(bus).get(conversation, blob_id)
+    return msgspec.msgpack.decode(blob.data, type=kind) if blob is not None else None
 
 
 async def store_request(bus: Bus, conversation: str, request: ClientRequest) -> str:

@@ -39,6 +39,12 @@ def _load(orders: dict[str, Any]) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.fit_params = False
     params.cache_ram_mib = 0
+    if orders.get("embedding"):
+        # A text has to fit into one batch.
+        params.embedding = True
+        params.n_batch = params.n_ubatch = orders["context"]
+        if orders["embedding"] == "mean":
+            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.ui = False
     params.offline = True
     # Holds the GIL until the model is loaded, which is why the engine has its own process.

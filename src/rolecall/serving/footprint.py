@@ -74,6 +74,16 @@ def _cgroup() -> Room | None:
     return None
 
 
+def is_pooled(path: Path) -> bool:
+    """Whether the weights say how the vectors of tokens become that of a text, as those of embedding models do."""
+    try:
+        with path.open("rb") as file:
+            head = _head(file)
+    except (OSError, ValueError, struct.error, MemoryError):
+        return False
+    return bool(head.get(f"{head.get('general.architecture', '')}.pooling_type"))
+
+
 def context_bytes(path: Path) -> int:
     """Bytes of memory per token of context (keys and values of all layers, 16 bits each). 0 if the file is not GGUF
     or lacks the sizes."""

@@ -55,7 +55,7 @@ def _started(spec: dict[str, Any], key: str, port: int) -> subprocess.Popen[byte
     except OSError as error:
         return error
     if child.stdin:
-        orders = {name: spec[name] for name in ("weights", "slots", "context", "threads")}
+        orders = {name: spec[name] for name in ("weights", "slots", "context", "threads", "embedding")}
         with suppress(BrokenPipeError):
             child.stdin.write(json.dumps({**orders, "key": key}).encode() + b"\n")
             child.stdin.flush()

@@ -37,11 +37,15 @@ class Spec(msgspec.Struct, frozen=True):
     idle: float = 0.0
     pinned: bool = False
     alias: str = ""
+    embedding: Literal["", "own", "mean"] = ""
+    """If set, the engine makes vectors rather than answers, pooled as its weights say or by their mean."""
 
     @property
     def id(self) -> str:
         """The same for the same engine: slots and context are fixed when it starts."""
         parts = (self.model, self.weights, self.command, self.slots, self.context, self.threads)
+        if self.embedding:
+            return hashlib.sha256(repr((*parts, self.embedding)).encode()).hexdigest()[:16]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -11,6 +11,7 @@ its provider; ``rolecall setup`` asks for one. To choose models yourself, name t
 from agents.calculator import CalculatorAgent
 from agents.command import CommandAgent
 from agents.dice import DiceAgent
+from agents.embedding import EmbeddingAgent
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
@@ -28,6 +29,7 @@ config = Config(
         Role(CommandAgent),
         Role(LangAgent),
         Role(VoiceAgent),
+        Role(EmbeddingAgent, instances=2),
         Role(TranslationAgent, models=MODELS),
         Role(SampleLLMAgent, instances=2, models=MODELS),
         Role(CalculatorAgent, models=MODELS, match="/calc"),

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +26,11 @@ from rolecall.config import Application, Role
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Guarded, Wake
-from rolecall.models.model import Model
+from rolecall.models.model import Caller, Model
 from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import ServedModel
 from rolecall.models.registry import open_model
+from rolecall.models.vectors import Vectors, embed, embedding_model
 from rolecall.redis.server import RedisServer, Server
 from rolecall.serving.balance import Balance
 from rolecall.serving.launcher import Launcher
@@ -72,6 +73,8 @@ class Models:
         """Why a model could not be opened, by its name."""
         self.balances: dict[str, Balance] = {}
         self._gates: dict[str, Gate] = {}
+        self._settings = application.settings
+        self.embedder, self.embedder_gate = self._embedder(application, server, wake)
         self.voice = self._gate(application.settings.voice_model or "", application, server, wake)
         for name in dict.fromkeys(name for role in application.roles for name in role.models):
             try:
@@ -90,6 +93,13 @@ class Models:
             return None
         return usable[0] if len(usable) == 1 else Fallback(usable)
 
+    async def embed(self, texts: Sequence[str], dimensions: int | None, caller: Caller) -> Vectors:
+        """The vectors of ``texts`` by EMBEDDING_MODEL. Raises what models/vectors.py raises."""
+        if self.embedder is None:
+            name = embedding_model(self._settings)
+            raise ConfigError(f"EMBEDDING_MODEL={name} cannot be used: {self.problems.get(name, 'it is not set')}")
+        return await embed(self.embedder, texts, dimensions, self.embedder_gate, caller)
+
     async def waits(self, model: str, conversation: str) -> None:
         """Wake the turn of ``conversation`` as soon as ``model`` is back."""
         if model in self._gates:
@@ -99,11 +109,28 @@ class Models:
         """Close all models and release the model servers."""
         for model in self.by_name.values():
             await model.aclose()
-        if self.voice is not None:
-            await self.voice.aclose()
+        if self.embedder is not None:
+            await self.embedder.aclose()
+        for gate in (self.voice, self.embedder_gate):
+            if gate is not None:
+                await gate.aclose()
         await self.serving.aclose()
 
+    def _embedder(self, application: Application, server: Server, wake: Wake) -> tuple[Model | None, Gate | None]:
+        """The model of vectors, and its gate; None where it cannot be opened."""
+        if not (name := embedding_model(application.settings)):
+            return None, None
+        try:
+            return self._raw(name, application, server), self._gate(name, application, server, wake)
+        except ConfigError as error:
+            self.problems[name] = str(error)
+            return None, None
+
     def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
+        model, gate = self._raw(name, application, server), self._gate(name, application, server, wake)
+        return model if gate is None else Guarded(model, gate)
+
+    def _raw(self, name: str, application: Application, server: Server) -> Model:
         model: Model
         if places := application.servers.get(name):
             model = ServedModel(name, places, application.settings, server)
@@ -112,8 +139,7 @@ class Models:
             model = commanded(name, command, application.settings, self.serving)
         else:
             model = open_model(name, application.settings, application.state_dir, self.serving, application.providers)
-        gate = self._gate(name, application, server, wake)
-        return model if gate is None else Guarded(model, gate)
+        return model
 
     def _gate(self, name: str, application: Application, server: Server, wake: Wake) -> Gate | None:
         """The gate of the model ``name``; None for a test model without limits of its own."""
@@ -143,6 +169,7 @@ class Runtime:
             models=self.models.by_name,
             tools=self.tool_servers.tools,
             voice=self.models.voice,
+            embed=self.models.embed,
             stats=self._stats,
             waits=self.models.waits,
             meter=self.metrics,

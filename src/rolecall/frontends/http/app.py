@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from rolecall.frontends.http import auth, chat, metrics, operators, probes, problems
 from rolecall.frontends.http.boundary import RequestBoundary
 from rolecall.frontends.http.guard import RequestGuard, split_list
-from rolecall.frontends.http.openai import completions, model_list, responses
+from rolecall.frontends.http.openai import completions, embeddings, model_list, responses, transcriptions
 from rolecall.frontends.http.services import OpenServices
 from rolecall.frontends.http.web import pages
 from rolecall.settings import Settings
@@ -22,7 +22,7 @@ from rolecall.stats import Metrics
 from rolecall.version import __version__
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-History-Cut", "X-Request-Id", "X-Task-Id")
-PARTS = (probes, auth, chat, model_list, completions, responses, operators, metrics, pages)
+PARTS = (probes, auth, chat, model_list, completions, responses, embeddings, transcriptions, operators, metrics, pages)
 ROUTERS = (*(part.router for part in PARTS), responses.create_router, responses.show_router)
 
 

@@ -23,6 +23,8 @@ from rolecall.settings import Settings
 BODY_BYTES = 256 * 1024
 """Limit of a request's body, but for the routes in LARGE."""
 LARGE = ("/chat", "/v1/")
+FORMS = ("/v1/files", "/v1/audio/transcriptions")
+"""The routes that take a file in a form, of up to BLOB_MEGABYTES."""
 LARGE_BYTES = 16 * 1024 * 1024
 """Limit of the body of a POST there, without its pictures. Beyond BODY_BYTES the sender has to be known."""
 PICTURES_MEGABYTES = 50
@@ -51,6 +53,35 @@ class BodyReader:
         self._authenticate = authenticate
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
+    async def received(self, scope: Scope, receive: Receive) -> Receive:
+        """What a route reads the body from, once it was read here. Only the forms of FORMS, of senders that are known,
+        are read as they arrive, by a route that writes their files to disk. Raises Problem as ``read`` does."""
+        if scope["method"] == "POST" and scope["path"] in FORMS:
+            await self._authenticate(scope)
+            return self._metered(receive)
+        return _replay(await self.read(scope, receive), receive)
+
+    def _metered(self, receive: Receive) -> Receive:
+        """``receive`` with the limits of a form: its size, and the time for each of its pieces."""
+        size, most = 0, self._picture + BODY_BYTES
+
+        async def metered() -> Message:
+            nonlocal size
+            try:
+                async with asyncio.timeout(self._seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            size += len(message.get("body", b""))
+            if size > most:
+                raise _too_large(self._picture)
+            return message
+
+        return metered
+
+    def _too_slow(self) -> Problem:
+        return Problem(408, text("request_too_slow", seconds=f"{self._seconds:g}"), "request_timeout")
+
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body without its long pictures, which are in the request's state as ``uploads``. Raises Problem as
         soon as it is known to be too large, or when it takes too long."""
@@ -70,7 +101,7 @@ class BodyReader:
                 async with self._large:
                     return await self._rest(scope, receive, beginning, more, limit)
         except TimeoutError:
-            raise Problem(408, text("request_too_slow", seconds=f"{self._seconds:g}"), "request_timeout") from None
+            raise self._too_slow() from None
 
     async def _rest(
         self, scope: Scope, receive: Receive, beginning: bytes, more: bool, limit: asyncio.Timeout
@@ -93,6 +124,18 @@ class BodyReader:
                 limit.reschedule(min(deadline, clock() + self._seconds))
         scanner.close()
         return bytes(scanner.document)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that returns the body once, and then whatever comes next: the end of the connection."""
+    waiting = [body]
+
+    async def replayed() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return replayed
 
 
 async def _beginning(receive: Receive) -> tuple[bytes, bool]:

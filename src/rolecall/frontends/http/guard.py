@@ -1,6 +1,7 @@
 """What every request passes before a route sees it: Host and Origin checks, size, time and rate limits.
 
-Pure ASGI, around all routes. It reads the whole body, up to its limit, so that no route waits for a slow client.
+Pure ASGI, around all routes. It reads the whole body, up to its limit, so that no route waits for a slow client;
+only forms with a file are read by their routes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request, cookie_parser
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS, require
 from rolecall.frontends.http.body import BodyReader, close_uploads
@@ -46,8 +47,7 @@ class RequestGuard:
             return await self._app(scope, receive, send)
         self._check_headers(scope)
         try:
-            body = await self._bodies.read(scope, receive)
-            await self._pass_on(scope, _replay(body, receive), send)
+            await self._pass_on(scope, await self._bodies.received(scope, receive), send)
         finally:
             close_uploads(scope)
 
@@ -130,18 +130,6 @@ def _caller_of(scope: Scope) -> str:
         return found[0]
     login = cookie_parser("; ".join(_header_values(scope, b"cookie"))).get(COOKIE)
     return login or str((scope.get("client") or ("",))[0])
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that returns the body once, and then whatever comes next: the end of the connection."""
-    waiting = [body]
-
-    async def replayed() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return replayed
 
 
 @dataclass

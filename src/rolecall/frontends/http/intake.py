@@ -52,7 +52,7 @@ class ChatRequest:
     """A message to be answered. ``images`` are data URLs, names of uploads, or ``blob:`` and an id. ``client`` is what
     the client brings along, its images likewise: if all its messages are of the system they go before the stored
     history, else they replace that. ``end_user`` is whom the client calls its user. Without ``commands`` a text such as
-    /help is a text.
+    /help is a text. ``attached`` is what else the payload has.
     """
 
     text: str
@@ -65,6 +65,7 @@ class ChatRequest:
     client: ClientRequest = NOTHING
     end_user: str = ""
     commands: bool = True
+    attached: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def given(self) -> dict[str, Any]:
@@ -72,6 +73,7 @@ class ChatRequest:
         digest."""
         given = {
             "role": self.role, "model": self.model, "metadata": dict(self.metadata), "verbatim": not self.commands,
+            **self.attached,
         }  # fmt: skip
         return {name: value for name, value in given.items() if value}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import math
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from rolecall.errors import ModelTimeout
 from rolecall.models.model import Delta, Done, ModelEvent, Request, Usage
+from rolecall.models.vectors import Vectors
 from rolecall.settings import Settings
 
 
@@ -38,6 +41,10 @@ class EchoModel:
         yield Usage(words, len(answer.split()))
         yield Done("stop")
 
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> Vectors:
+        """See Embedder.embed. Each word adds to one of the dimensions, so that texts of the same words are near."""
+        return Vectors(tuple(_vector(text, dimensions or 64) for text in texts), sum(len(t.split()) for t in texts))
+
     async def aclose(self) -> None:
         """Nothing to close."""
 
@@ -54,6 +61,14 @@ class EchoModel:
 async def transcribe(model: str, sound: bytes, media_type: str, settings: Settings) -> str:
     """``sound`` itself, where that is text."""
     return sound.decode("utf-8", "replace")
+
+
+def _vector(text: str, dimensions: int) -> tuple[float, ...]:
+    found = [0.0] * dimensions
+    for word in text.lower().split():
+        found[zlib.crc32(word.encode()) % dimensions] += 1.0
+    length = math.hypot(*found) or 1.0
+    return tuple(value / length for value in found)
 
 
 def _pieces(text: str, count: int) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import importlib.util
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from rolecall.models.providers.openai import Endpoint
 from rolecall.models.stream import Patience, Source, closing, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
+from rolecall.models.vectors import Vectors
 from rolecall.models.wire import (
     Documents,
     NotTheProtocol,
@@ -51,6 +52,7 @@ GEMINI_URL = "https://generativelanguage.googleapis.com"
 VERSION = "v1beta"
 """The SDK's own choice, v1, knows neither the aliases that end in -latest nor previews."""
 LIST_SECONDS = 20
+EMBEDDING_SECONDS = 120
 NOT_SIGNED = base64.b64encode(b"skip_thought_signature_validator").decode()
 """Google's word for a call that another model made: Gemini 3 refuses calls without a signature."""
 WHOLE = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"}
@@ -101,6 +103,19 @@ class GeminiModel:
             async with self._answer_closed():
                 listed = await client.aio.models.list(config={"page_size": 1000})
                 return [_plain(model.name) async for model in listed if "generateContent" in _abilities(model)]
+        except self._failures() as error:
+            raise self._translated(error) from None
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> Vectors:
+        """See Embedder.embed."""
+        client, model = await self._ready(), self.name.rpartition("@")[0]
+        options: Any = None if dimensions is None else {"output_dimensionality": dimensions}
+        try:
+            async with asyncio.timeout(EMBEDDING_SECONDS), self._answer_closed():
+                found = await client.aio.models.embed_content(model=model, contents=list(texts), config=options)
+                return Vectors(tuple(tuple(one.values or ()) for one in found.embeddings or ()))
+        except TimeoutError:
+            raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
         except self._failures() as error:
             raise self._translated(error) from None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from rolecall.models.model import ModelEvent, Request
 from rolecall.models.providers.openai import Endpoint, OpenAIModel
 from rolecall.models.stream import closing
 from rolecall.models.tool_calls import calling_by_schema
+from rolecall.models.vectors import Vectors
+from rolecall.serving.footprint import is_pooled
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.spec import WAYS_OUT, ModelCommand, ModelServer, Spec
 from rolecall.serving.weights import CATALOGUE, Progress, default_cache, ensure_weights
@@ -60,6 +63,13 @@ class HostedModel:
                         raise
             await self._served().suspect(server)
 
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> Vectors:
+        """See Embedder.embed. The engine that comes with the extra ``local`` is one of its own: one that answers would
+        become several times slower by it."""
+        async with self._asked(embedding=True) as server:
+            found = await self._speaker(server).embed(texts)
+        return Vectors(tuple(_shortened(vector, dimensions) for vector in found.vectors), found.tokens)
+
     async def aclose(self) -> None:
         """Close the connections. Idempotent. The engine stays as long as others, or this process, may need it."""
         speakers, self._speakers = self._speakers, {}
@@ -67,9 +77,12 @@ class HostedModel:
             await speaker.aclose()
 
     @asynccontextmanager
-    async def _asked(self) -> AsyncIterator[ModelServer]:
+    async def _asked(self, *, embedding: bool = False) -> AsyncIterator[ModelServer]:
         """The server to ask, busy with this call as long as it lasts."""
-        async with self._served().calling(await self._wanted()) as server:
+        spec = await self._wanted()
+        if embedding and not spec.command:
+            spec = msgspec.structs.replace(spec, embedding="own" if is_pooled(Path(spec.weights)) else "mean")
+        async with self._served().calling(spec) as server:
             yield server
 
     async def _wanted(self, progress: Progress | None = None) -> Spec:
@@ -189,11 +202,11 @@ class LocalModel(HostedModel):
         return calling_by_schema(super().stream, request) if manner.calls_by_schema else super().stream(request)
 
     @asynccontextmanager
-    async def _asked(self) -> AsyncIterator[ModelServer]:
+    async def _asked(self, *, embedding: bool = False) -> AsyncIterator[ModelServer]:
         if self._settings.local_url:
             yield await self._elsewhere()
         else:
-            async with super()._asked() as server:
+            async with super()._asked(embedding=embedding) as server:
                 yield server
 
     async def _elsewhere(self) -> ModelServer:
@@ -232,6 +245,15 @@ def _spec(name: str, weights: Path, settings: Settings) -> Spec:
         threads=threads,
         idle=settings.local_idle_seconds,
     )
+
+
+def _shortened(vector: tuple[float, ...], dimensions: int | None) -> tuple[float, ...]:
+    """The first ``dimensions`` of a vector, of length 1: what OpenAI's models do, and others allow if they were trained
+    for it."""
+    if dimensions is None or dimensions >= len(vector):
+        return vector
+    length = math.hypot(*vector[:dimensions]) or 1.0
+    return tuple(value / length for value in vector[:dimensions])
 
 
 def _mannered(request: Request, manner: Manner) -> Request:

@@ -7,7 +7,7 @@ import base64
 import importlib.util
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from rolecall.models.providers.openai import Endpoint
 from rolecall.models.stream import Patience, Source, closing, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
+from rolecall.models.vectors import Vectors
 from rolecall.models.wire import (
     Documents,
     count_of,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 OLLAMA_URL = "http://127.0.0.1:11434"
 LIST_SECONDS = 20
+EMBEDDING_SECONDS = 120
 TOO_LONG = re.compile(r"exceeds? the (available )?context|exceed_context_size|context (length|size) exceeded", re.I)
 
 
@@ -86,6 +88,18 @@ class OllamaModel:
         sdk = await self._ready()
         try:
             return [model.model for model in (await sdk.list()).models if model.model]
+        except self._failures() as error:
+            raise self._translated(error) from None
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> Vectors:
+        """See Embedder.embed."""
+        sdk = await self._ready()
+        try:
+            async with asyncio.timeout(EMBEDDING_SECONDS):
+                found = await sdk.embed(self._model, list(texts), dimensions=dimensions)
+                return Vectors(tuple(tuple(one) for one in found.embeddings), found.prompt_eval_count or 0)
+        except TimeoutError:
+            raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
         except self._failures() as error:
             raise self._translated(error) from None
 

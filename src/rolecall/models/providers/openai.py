@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,7 @@ from rolecall.models.providers.openai_wire import (
 )
 from rolecall.models.stream import Patience, Source, read
 from rolecall.models.thinking import Habit
+from rolecall.models.vectors import Vectors
 from rolecall.settings import Settings, address, client_options, proxy_of
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 SOUND_NAMES = {"audio/mpeg": "mp3", "audio/mp4": "m4a", "audio/x-m4a": "m4a", "audio/x-wav": "wav"}
 """Endings of files by media type, where they differ: OpenAI goes by the ending."""
 LIST_SECONDS = 20
+EMBEDDING_SECONDS = 120
 NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
 FILTERED = {"content_filter", "invalid_prompt"}
@@ -117,6 +119,20 @@ class OpenAIModel:
                 yield event
         finally:
             await events.aclose()
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> Vectors:
+        """See Embedder.embed."""
+        more: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
+        sdk, model = await self._ready(), wire_name(self.name.rpartition("@")[0])
+        try:
+            async with asyncio.timeout(EMBEDDING_SECONDS):
+                found = await sdk.embeddings.create(model=model, input=list(texts), encoding_format="float", **more)
+                vectors = [tuple(one.embedding) for one in sorted(found.data, key=lambda one: one.index)]
+        except TimeoutError:
+            raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
+        except _failures() as error:
+            raise translated(error, self.name, self._endpoint.url, self._endpoint.key) from None
+        return Vectors(tuple(vectors), found.usage.prompt_tokens if found.usage else 0)
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent; a later question opens new ones."""

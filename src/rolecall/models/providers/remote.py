@@ -10,6 +10,7 @@ from rolecall.models.fallback import Fallback
 from rolecall.models.model import Model, ModelEvent, Request
 from rolecall.models.providers.openai import Endpoint, OpenAIModel
 from rolecall.models.stream import closing
+from rolecall.models.vectors import Vectors
 from rolecall.redis.server import Server
 from rolecall.serving.balance import Balance, ModelAt, Picked, look
 from rolecall.settings import Settings, client_options, proxy_of
@@ -48,6 +49,18 @@ class ServedModel:
             except _Elsewhere as failed:
                 if not others:
                     raise failed.error from None
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None = None) -> Vectors:
+        """See Embedder.embed. Asks the least busy server."""
+        place = await self.balance.pick(self._candidates)
+        try:
+            found = await self._speakers[place.server].embed(texts, dimensions)
+        except ModelError as error:
+            theirs = isinstance(error, ModelUnavailable | RateLimited)
+            await self.balance.left(place, "FAILED" if theirs else "OK", str(error))
+            raise
+        await self.balance.left(place, "OK")
+        return found
 
     async def look(self, server: str) -> None:
         """Check the server with this id. Raises ModelUnavailable."""
