@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import io
 import logging
 import os
 import re
-import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
@@ -35,7 +32,7 @@ from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, 
 from rolecall.models.vectors import embedding_model
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
-from rolecall.settings import FORMER_NAMES, Settings, Terms
+from rolecall.settings import FORMER_NAMES, Settings, Terms, time_zone
 
 Instances = int | Literal["auto"]
 Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
@@ -173,25 +170,6 @@ class Application:
         """The time zone of the transcripts: TZ, or None for the system's. Raises ConfigError for an unknown one."""
         name = self.settings.tz
         return None if name is None else time_zone(name)
-
-
-def time_zone(name: str) -> tzinfo:
-    """The time zone ``name`` in the forms that TZ has in the C library: Europe/Berlin, :Europe/Berlin, a file, or rules
-    such as CET-1CEST,M3.5.0,M10.5.0/3. Raises ConfigError."""
-    zone = name.strip().removeprefix(":")
-    try:
-        if zone.startswith("/"):
-            with open(zone, "rb") as file:
-                return ZoneInfo.from_file(file, key=zone)
-        return ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        pass
-    try:  # rules stand at the end of such a file, behind transitions, of which this one has none
-        header = struct.pack(">4sc15x6l", b"TZif", b"2", 0, 0, 0, 0, 1, 4) + struct.pack(">lbb4s", 0, 0, 0, b"UTC")
-        return ZoneInfo.from_file(io.BytesIO(header * 2 + b"\n" + zone.encode() + b"\n"), key=zone)
-    except (ValueError, OSError):
-        expected = "expected a time zone such as Europe/Berlin or UTC, or rules such as CET-1CEST,M3.5.0,M10.5.0/3"
-        raise ConfigError(f"TZ={name} is invalid: {expected}") from None
 
 
 def application_directory(given: str | os.PathLike[str] | None = None) -> Path:

@@ -77,6 +77,11 @@ class BlobTooLarge(RolecallError):
     """Raised when an image or a file exceeds its limit; nothing was written."""
 
 
+class BadSchedule(RolecallError):
+    """Raised for a schedule that cannot be kept: its time, cron line, time zone or text is invalid, or the conversation
+    has too many. Nothing was written."""
+
+
 class UnknownRole(RolecallError):
     """Raised when a route names a role that this deployment does not configure."""
 

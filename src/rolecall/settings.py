@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import ipaddress
 import re
 import ssl
+import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import tzinfo
 from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -21,6 +25,8 @@ FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
 """Old environment name → new one; the old names still work."""
 PROXIED = ("http", "https", "all")
 KEPT_OPEN = 20
+SYSTEM_ZONE = "/etc/localtime"
+"""Where a machine keeps its time zone."""
 HIDDEN = "•••"
 """Stands for a secret."""
 SHORTEST_SECRET = 4
@@ -77,6 +83,7 @@ class BusSettings(BaseModel):
         description="deliveries of one envelope before it becomes a dead letter",
     )  # fmt: skip
     max_attempts: int = Field(8, ge=1, le=100, description="attempts of a turn whose model fails, before it ends")
+    schedule_limit: int = Field(25, ge=1, le=1000, description="schedules, such as reminders, per conversation")
     default_priority: int = Field(50, ge=0, le=100, description="priority of messages that set none")
     total_instances: int = Field(256, ge=1, le=10_000, description="maximum number of instances in one worker process")
     mailbox_limit: int = Field(8, ge=1, le=10_000, description="waiting turns per conversation before FULL")
@@ -429,3 +436,22 @@ def _direct(url: str) -> dict[str, Any]:
     if urlsplit(url).scheme == "http" or paths.cafile in (None, paths.openssl_cafile):
         return {"trust_env": False}
     return {"trust_env": False, "verify": ssl.create_default_context(cafile=paths.cafile)}
+
+
+def time_zone(name: str) -> tzinfo:
+    """The time zone ``name`` in the forms that TZ has in the C library: Europe/Berlin, :Europe/Berlin, a file, or rules
+    such as CET-1CEST,M3.5.0,M10.5.0/3. Raises ConfigError."""
+    zone = name.strip().removeprefix(":")
+    try:
+        if zone.startswith("/"):
+            with open(zone, "rb") as file:
+                return ZoneInfo.from_file(file, key=zone)
+        return ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        pass
+    try:  # rules stand at the end of such a file, behind transitions, of which this one has none
+        header = struct.pack(">4sc15x6l", b"TZif", b"2", 0, 0, 0, 0, 1, 4) + struct.pack(">lbb4s", 0, 0, 0, b"UTC")
+        return ZoneInfo.from_file(io.BytesIO(header * 2 + b"\n" + zone.encode() + b"\n"), key=zone)
+    except (ValueError, OSError):
+        expected = "expected a time zone such as Europe/Berlin or UTC, or rules such as CET-1CEST,M3.5.0,M10.5.0/3"
+        raise ConfigError(f"TZ={name} is invalid: {expected}") from None

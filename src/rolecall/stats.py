@@ -50,12 +50,13 @@ async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int
 
 async def totals(bus: Bus) -> dict[str, int]:
     """The turns that are deferred and in flight, and the dead letters, over all shards."""
-    deferred, in_flight, dead = await asyncio.gather(
+    deferred, planned, in_flight, dead = await asyncio.gather(
         asyncio.gather(*(bus.server.fetch("ZCARD", shard.deferred) for shard in bus.shards)),
+        asyncio.gather(*(bus.server.fetch("ZCARD", shard.planned) for shard in bus.shards)),
         asyncio.gather(*(bus.server.fetch("ZCARD", shard.active) for shard in bus.shards)),
         count_dead_letters(bus),
     )
-    return {"deferred": sum(deferred), "in_flight": sum(in_flight), "dead_letters": dead}
+    return {"deferred": sum(deferred) - sum(planned), "in_flight": sum(in_flight), "dead_letters": dead}
 
 
 async def problems(bus: Bus, alive: Iterable[ProcessState]) -> list[str]:

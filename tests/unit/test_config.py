@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.config import Application, application_directory, load, time_zone
+from rolecall.config import Application, application_directory, load
 from rolecall.errors import ConfigError
 from rolecall.session import configured_url, connections_needed, open_session
-from rolecall.settings import Settings
+from rolecall.settings import Settings, time_zone
 from tests.applications import AGENTS, CONFIG, clean_environment, make_application, own_modules
 
 

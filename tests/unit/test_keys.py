@@ -41,14 +41,22 @@ def test_every_key_of_a_shard_carries_its_tag(conversation: str, other: str, tur
 
 
 def all_keys(shard: ShardKeys, conversation: str, other: str, turn: str, role: str) -> list[str]:
-    own = (shard.conversation, shard.mailbox, shard.journal, shard.history, shard.preferences, shard.events)
+    own = (
+        shard.conversation,
+        shard.mailbox,
+        shard.journal,
+        shard.schedules,
+        shard.history,
+        shard.preferences,
+        shard.events,
+    )
     return [
         *(name(conversation) for name in own), shard.channel(conversation), shard.result(conversation, turn),
         shard.idempotency(conversation, other), shard.outbox(other), shard.statistics("20260101"),
         shard.shown(conversation, turn), shard.shows(conversation, other), shard.votes(conversation, turn),
         shard.blob(other),
         *(shard.stream(role, band) for band in keys.BANDS), shard.direct(role, other), shard.alive(other),
-        shard.log, shard.dead, shard.deferred, shard.active, shard.principals,
+        shard.log, shard.dead, shard.deferred, shard.planned, shard.active, shard.principals,
     ]  # fmt: skip
 
 

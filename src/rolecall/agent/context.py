@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -21,6 +23,7 @@ from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
+from rolecall.bus.schedule.schedules import Schedule, schedule
 from rolecall.bus.turn import Records
 from rolecall.errors import ConfigError
 from rolecall.models.fallback import preferring
@@ -122,6 +125,8 @@ class Context:
         self._services = services
         self._role = delivery.role
         self._caller = Caller(conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope))
+        self._origin = envelope
+        self._scheduled = Counter[str]()
         self._attachments = Attachments(Blobs(bus), conversation)
         self._model = services.role_models.get(delivery.role)
         if self._model and (preferred := services.models.get(str(envelope.payload.get("model")))):
@@ -237,6 +242,34 @@ class Context:
     def step_key(self) -> str:
         """An idempotency key for the next step: the same each time the handler is run, and used by no other step."""
         return self.recorder.step_key
+
+    async def schedule(
+        self,
+        text: str,
+        *,
+        at: datetime | timedelta | None = None,
+        every: timedelta | None = None,
+        cron: str = "",
+        zone: str = "",
+        role: str = "",
+    ) -> Schedule:
+        """Have a turn of this conversation with the message ``text`` begin by itself: once ``at`` a time or after a
+        duration, ``every`` so often (a minute at least), or whenever the ``cron`` line says. Its answer goes where the
+        answer to this turn goes.
+
+        A naive ``at`` and a cron line are meant in the time zone ``zone``, by default the conversation's preference
+        ``timezone``, else TZ. ``role`` answers (default: as the manager decides). In the payload of such a turn
+        ``scheduled`` tells ``due`` and ``late_ms``, and how many were ``missed``, which users are told. A schedule is
+        stored at once, and once however often this turn is handled. Raises BadSchedule.
+        """
+        origin, text = self._origin, text.strip()
+        self._scheduled[text] += 1
+        share = origin.meta.get("share")
+        return await schedule(
+            self._services.bus, origin.conversation, text, at=at, every=every, cron=cron, zone=zone, role=role,
+            user=self._caller.user, front=origin.reply_to, meta={} if share is None else {"share": share},
+            idempotency=f"{origin.id}:{self._scheduled[text]}:{text}", instance=self.instance,
+        )  # fmt: skip
 
     async def tools(self, server: str) -> Sequence[Tool]:
         """The tools of ``server``, one of the ``tool_servers`` in config.py. Raises ToolError when it is unavailable,

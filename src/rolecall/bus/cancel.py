@@ -9,6 +9,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import asker_of, envelopes_of, remembered, running_turn
 from rolecall.bus.dead_letters import dead_letters, drop
 from rolecall.bus.events import so_far
+from rolecall.bus.schedule.schedules import unschedule
 from rolecall.bus.turn import (
     FORGET,
     MOVED_TRIES,
@@ -92,7 +93,10 @@ async def stop_conversation(
     history: Sequence[bytes] = (),
 ) -> int:  # fmt: skip
     """End the running turn and every waiting one in one step, with one reply each. ``forget`` also clears the history
-    and starts a new session with the next message. Returns how many turns were ended."""
+    and starts a new session with the next message; before that, it removes the schedules. Returns how many turns were
+    ended."""
+    if forget:
+        await unschedule(bus, conversation, instance=instance)
     shard, final = bus.shard(conversation), final_event("cancelled", {"text": text})
     for _ in range(MOVED_TRIES):
         waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
@@ -108,9 +112,9 @@ async def stop_conversation(
 
 
 async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> int:
-    """Stop a conversation and remove its history, preferences, title, events, results, dead letters and, through the
-    scribe, its transcripts. Returns how many turns were ended. The turn counter stays, so that no turn number is used
-    twice. Not atomic, but idempotent: call it again after a failure to remove the rest."""
+    """Stop a conversation and remove its history, schedules, preferences, title, events, results, dead letters and,
+    through the scribe, its transcripts. Returns how many turns were ended. The turn counter stays, so that no turn
+    number is used twice. Not atomic, but idempotent: call it again after a failure to remove the rest."""
     ended = await stop_conversation(bus, conversation, instance=instance, forget=True)
     shard = bus.shard(conversation)
     last = int(await bus.server.fetch("HGET", shard.conversation(conversation), "seq") or 0)

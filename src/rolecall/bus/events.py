@@ -227,8 +227,9 @@ async def follow(
 
 
 async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
-    """The notices of a conversation after the event id ``after``, by default those from now on, without an end. While
-    the server is unavailable, this waits. Raises RolecallError for an invalid ``after``."""
+    """The notices of a conversation, and the answers of its schedules, after the event id ``after``, by default those
+    from now on, without an end. While the server is unavailable, this waits. Raises RolecallError for an invalid
+    ``after``."""
     if after and not EVENT_ID.fullmatch(after):
         raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
     shard = bus.shard(conversation)
@@ -241,7 +242,7 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
                 last = last or await _newest(bus, shard.events(conversation))
                 async for event_id, fields in _news(bus, listener, conversation, last):
                     last = event_id
-                    if fields[b"k"] == b"notice":
+                    if fields[b"k"] == b"notice" or b"s" in fields:
                         yield _event(event_id, fields)
             except ServerUnavailable as error:
                 logger.debug("following %s: %s", conversation, error)

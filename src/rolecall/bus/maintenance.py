@@ -1,17 +1,19 @@
-"""Maintenance: wake deferred turns, audit running ones, end overdue ones, and clean up after dead processes."""
+"""Maintenance: wake deferred turns, begin scheduled ones, audit running ones, end overdue ones, and clean up after dead
+processes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rolecall.background import Boundary
 from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.schedule.schedules import fire
 from rolecall.bus.turn import FIRST_ROLE, EntryPlace
 from rolecall.errors import told
 from rolecall.redis import keys
@@ -22,6 +24,8 @@ from rolecall.redis.server import field_map, pairs, text_map
 logger = logging.getLogger(__name__)
 PAGE = 100
 NEVER = 2.0**53
+SEPARATOR = b"\x1f"
+"""What the names of schedules contain, and those of conversations do not."""
 PACKAGE = "rolecall.bus"
 PROMOTE = script(PACKAGE, "scripts/turn/promote", names="deferred conversation journal wake_stream name early expected")
 AUDIT = script(
@@ -34,11 +38,31 @@ FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination
 
 
 async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
-    """Wake the deferred turns that are due by the server's clock and by ``now_ms``, what it should show; returns how
-    many. Any number of processes may do this."""
-    due = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", round(now_ms), "LIMIT", 0, PAGE)
-    found = await _each(bus, "promote", due, lambda conversation: promote(bus, shard, conversation, now_ms))
-    return found.count("OK")
+    """Wake the deferred turns and begin those of schedules that are due by the server's clock; returns how many.
+    ``now_ms`` is what it should show; the earlier time counts. Any number of processes may do this."""
+    return (await wake_due(bus, shard, now_ms)).woken
+
+
+class Woken(NamedTuple):
+    """How many turns were woken or begun, and the next due time in ms if it comes soon."""
+
+    woken: int
+    next: float | None = None
+
+
+async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0) -> Woken:
+    """Wake the deferred turns and begin the turns of the schedules that are due by the server's clock, and tell what
+    is due within the next ``soon`` seconds."""
+    until = round(now_ms + soon * 1000)
+    flat = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", until, "WITHSCORES", "LIMIT", 0, PAGE)
+    scores = {member: float(score) for member, score in pairs(flat)}
+    due = [member for member, score in scores.items() if score <= now_ms]
+    turns = [member for member in due if SEPARATOR not in member]
+    woken = await _each(bus, "promote", turns, lambda conversation: promote(bus, shard, conversation, now_ms))
+    schedules = [member for member in due if SEPARATOR in member]
+    begun = await _each(bus, "schedule", schedules, lambda member: fire(bus, member, now_ms))
+    later = min((score for score in scores.values() if score > now_ms), default=None)
+    return Woken(woken.count("OK") + begun.count("BEGUN"), later)
 
 
 async def promote(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float = NEVER, *, early: bool = False) -> str:

@@ -56,6 +56,8 @@ class OutboxEntry:
     conversation: str
     turn: str
     payload: Mapping[str, Any] | None = None
+    schedule: str = ""
+    """The schedule that began the turn."""
 
     @property
     def kind(self) -> str:
@@ -292,7 +294,8 @@ def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEnt
     fields = field_map(flat)
     try:
         payload = msgspec.json.decode(fields[b"e"], type=dict[str, Any])
-        return OutboxEntry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload)
+        schedule = fields.get(b"s", b"").decode()
+        return OutboxEntry(shard, entry_id, fields[b"c"].decode(), fields[b"t"].decode(), payload, schedule)
     except (KeyError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         if fields:
             logger.error("outbox entry %s cannot be read and is left out: %s", entry_id, error)

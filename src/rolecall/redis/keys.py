@@ -105,6 +105,7 @@ class ShardKeys:
         self.log = f"{self.prefix}:l"
         self.dead = f"{self.prefix}:d"
         self.deferred = f"{self.prefix}:z"
+        self.planned = f"{self.prefix}:zs"
         self.active = f"{self.prefix}:a"
         self.clock = f"{self.prefix}:clock"
         self.principals = f"{self.prefix}:u"
@@ -128,6 +129,10 @@ class ShardKeys:
     def steps(self, conversation: str, turn: str) -> str:
         """Hash of the recorded steps of an unfinished turn's handler, by their keys."""
         return f"{self.prefix}:x:{conversation}:{turn}"
+
+    def schedules(self, conversation: str) -> str:
+        """Hash: id → a schedule as JSON, ``<id>:t`` → the last turn that it began."""
+        return f"{self.prefix}:g:{conversation}"
 
     def history(self, conversation: str) -> str:
         """List of remembered messages as JSON, oldest first."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rolecall.worker.runtime import Runtime
 
 PROMOTE_SECONDS = 1.0
+SHORTEST_PAUSE = 0.02
 SWEEP_SECONDS = 60.0
 FOLLOW_SECONDS = 1.0
 WATCH_SECONDS = 30.0
@@ -39,6 +40,7 @@ class Duties:
         self._server = runtime.server
         self._background = BackgroundTasks()
         self._warned: frozenset[str] | None = None
+        self._pause = PROMOTE_SECONDS
 
     async def run(self) -> None:
         """Do all duties until cancelled."""
@@ -48,7 +50,7 @@ class Duties:
             for duty in (
                 repeat(self.register, heartbeat, "registry"),
                 repeat(runtime.apply_scale, heartbeat, "scale", delay=heartbeat),
-                repeat(self.promote, PROMOTE_SECONDS, "promote"),
+                self.keep_waking(),
                 repeat(self.sweep, SWEEP_SECONDS, "sweep", delay=SWEEP_SECONDS),
                 repeat(self.follow_model_servers, FOLLOW_SECONDS, "model servers"),
                 repeat(self.watch_server, WATCH_SECONDS, "server watch"),
@@ -73,11 +75,22 @@ class Duties:
         )
         await register(runtime.bus, state)
 
+    async def keep_waking(self) -> None:
+        """Call ``promote`` every second, and when something is due in between, until cancelled."""
+        while True:
+            self._pause = PROMOTE_SECONDS
+            await self._background.attempt(self.promote(), "promote")
+            await asyncio.sleep(self._pause)
+
     async def promote(self) -> None:
-        """Wake the deferred turns that are due by the server's clock, which the worker reads with every heartbeat."""
+        """Wake the deferred turns and begin those of schedules that are due by the server's clock, which the worker
+        reads with every heartbeat."""
         bus = self._runtime.bus
         for shard in bus.shards:
-            await maintenance.promote_due(bus, shard, bus.clocks[shard.number].now())
+            now = bus.clocks[shard.number].now()
+            woken = await maintenance.wake_due(bus, shard, now, soon=PROMOTE_SECONDS)
+            if woken.next is not None:
+                self._pause = max(SHORTEST_PAUSE, min(self._pause, (woken.next - now) / 1000))
 
     async def sweep(self) -> None:
         """Audit the running turns, and rescue what was addressed to processes that are gone."""

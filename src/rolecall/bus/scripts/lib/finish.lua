@@ -36,12 +36,14 @@ end
 -- Write the one answer of `turn` wherever it is awaited, and clear its journal. The key `result` gets the id of the final
 -- event, a space, and the event.
 local function finish(turn, result, kind, final, tokens_in, tokens_out)
-  local user, front, received, stepped =
-    unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r', turn .. ':s'))
+  local user, front, received, stepped, schedule =
+    unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r', turn .. ':s', turn .. ':t'))
   user = user or ''
-  local id = event(turn, kind, 'x', final)
+  local id = event(turn, kind, unpack(schedule and { 's', schedule, 'x', final } or { 'x', final }))
   redis.call('SET', result, id .. ' ' .. final, 'PX', KEEP_RESULT)
-  if front and front ~= '' then redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', turn, 'e', final) end
+  if front and front ~= '' then
+    redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', turn, 'e', final, unpack(schedule and { 's', schedule } or {}))
+  end
   if count(user, 'turns', 1) == 1 then redis.call('EXPIRE', STATISTICS, 691200) end
   count(user, 'ms', math.max(0, NOW - (received or NOW)))
   if kind ~= 'final' then count(user, kind, 1) end
@@ -50,6 +52,7 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
   leave(user)
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
     turn .. ':g', turn .. ':d', turn .. ':s')
+  if schedule then redis.call('HDEL', JOURNAL, turn .. ':t') end
   if stepped then redis.call('DEL', STEPS_STEM .. turn) end
   if is_control(turn) then
     redis.call('HINCRBY', CONVERSATION, 'ctl', -1)

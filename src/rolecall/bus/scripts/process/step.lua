@@ -1,6 +1,6 @@
 -- Put right what a step of the server's clock did to a shard: leases begin anew, as their idle times are wrong; deferred
--- turns sleep as long as they were to; turns in flight are as old as they were. Any number of processes may run this, and
--- must for the streams of their roles; the rest is done once.
+-- turns sleep as long as they were to; turns in flight are as old as they were; schedules follow the new time. Any number
+-- of processes may run this, and must for the streams of their roles; the rest is done once.
 --   clock: hash of what the clock showed before a step → the step in ms
 --   before: what the clock would show now; shift: ms, negative for back
 -- Returns 1 if this process was first, else 0.
@@ -27,7 +27,10 @@ redis.call('EXPIRE', CLOCK, 604800)
 
 local function move(key, low, high, to)
   local flat = redis.call('ZRANGEBYSCORE', key, low, high, 'WITHSCORES')
-  for i = 1, #flat, 2 do redis.call('ZADD', key, 'XX', to(tonumber(flat[i + 1])), flat[i]) end
+  for i = 1, #flat, 2 do
+    local scheduled = key == DEFERRED and string.find(flat[i], '\31', 1, true)
+    if not scheduled then redis.call('ZADD', key, 'XX', to(tonumber(flat[i + 1])), flat[i]) end
+  end
 end
 
 -- What was written after the step, until it was noticed, is told apart by its time.

@@ -1,0 +1,1 @@
+"""Schedules: turns that begin by themselves."""
