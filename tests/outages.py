@@ -26,14 +26,15 @@ def commands(*lines: str) -> Step:
 
 async def lose_the_disk(server: RedisServer, directory: Path) -> None:
     await server.call("CONFIG", "SET", "save", "3600 1")
+    (directory / SNAPSHOT).unlink(missing_ok=True)  # a replica has one
     (directory / SNAPSHOT).mkdir()  # where the file should be
-    await server.call("BGSAVE")
+    await server.call("BGSAVE", "SCHEDULE")
     await saved(server, "err")
 
 
 async def find_the_disk(server: RedisServer, directory: Path) -> None:
     (directory / SNAPSHOT).rmdir()
-    await server.call("BGSAVE")
+    await server.call("BGSAVE", "SCHEDULE")
     await saved(server, "ok")
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos.checker import FAULTS, Findings
+from tests.chaos.faults import KINDS_OF_FAULTS
 from tests.chaos.run import Plan, run
 from tests.chaos.worker import CONTROLS
 
@@ -21,8 +22,8 @@ CONTROL_RUNS = 5
 def main() -> int:
     """The exit status."""
     options = _options()
-    plan = Plan(options.conversations, options.turns, options.seed, interval=options.interval)
-    _print_row("run", {name: name for name in (*FACTS, *FAULTS)})
+    plan = Plan(options.conversations, options.turns, options.seed, interval=options.interval, faults=options.faults)
+    _print_row("run", {name: name for name in (*facts(plan), *FAULTS)}, plan)
     failed = False
     if not options.only_controls:
         for seed in range(options.seed, options.seed + options.seeds):
@@ -38,7 +39,8 @@ def main() -> int:
 def repeating(options: argparse.Namespace, seed: int) -> str:
     """The command that repeats the run of ``seed`` and keeps its books."""
     size = f"--conversations {options.conversations} --turns {options.turns} --interval {options.interval:g}"
-    return f'make chaos ARGS="--seed {seed} {size} --keep"'
+    faults = " --faults" if options.faults else ""
+    return f'make chaos ARGS="--seed {seed} {size}{faults} --keep"'
 
 
 def control_plan(plan: Plan, control: str, seed: int) -> Plan:
@@ -47,7 +49,7 @@ def control_plan(plan: Plan, control: str, seed: int) -> Plan:
     size = min(plan.conversations, 60)
     return replace(
         plan, conversations=size, control=control, seed=seed, freezes=freezes, everyone=False, spread=5.0,
-        patience=45.0, interval=0.7,
+        patience=45.0, interval=0.7, faults=False,
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def _kept(plan: Plan, name: str, keep: bool) -> Findings:
     """The findings of a run; its directory stays with ``keep`` and when a sound bus failed."""
     directory = Path(tempfile.mkdtemp(prefix="chaos"))
     findings = run(plan, directory)
-    _print_row(name, {**findings.facts, **findings.faults})
+    _print_row(name, {**findings.facts, **findings.faults}, plan)
     if findings.total and plan.control == "none":
         print("\n".join(f"    {example}" for example in findings.examples))
         keep = True
@@ -75,8 +77,13 @@ def _kept(plan: Plan, name: str, keep: bool) -> Findings:
     return findings
 
 
-def _print_row(name: str, values: dict[str, object]) -> None:
-    cells = [f"{values.get(column, 0)!s:>{max(len(column), 5)}}" for column in (*FACTS, *FAULTS)]
+def facts(plan: Plan) -> tuple[str, ...]:
+    """The columns before those of what went wrong."""
+    return (*FACTS, *KINDS_OF_FAULTS) if plan.faults else FACTS
+
+
+def _print_row(name: str, values: dict[str, object], plan: Plan) -> None:
+    cells = [f"{values.get(column, 0)!s:>{max(len(column), 5)}}" for column in (*facts(plan), *FAULTS)]
     print(f"{name:14}", *cells, flush=True)
 
 
@@ -87,6 +94,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="how many runs")
     parser.add_argument("--seed", type=int, default=1, help="the first one's")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between strikes")
+    parser.add_argument(
+        "--faults", action="store_true", help="also failovers, READONLY, MISCONF and half-open connections"
+    )
     parser.add_argument("--controls", action="store_true", help="also run the bus broken on purpose")
     parser.add_argument("--only-controls", action="store_true", help="run nothing else")
     parser.add_argument("--keep", action="store_true", help="keep the books of every run")

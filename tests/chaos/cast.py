@@ -25,8 +25,8 @@ UP_SECONDS = 2.0
 class ChaosServer(ValkeyProcess):
     """The server, which keeps every write it acknowledged."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, "--appendfsync", "always", durable=True)
+    def __init__(self, directory: Path, port: int = 0) -> None:
+        super().__init__(directory, "--appendfsync", "always", durable=True, port=port)
 
     def restart(self, *, gently: bool) -> None:
         """End it, by SIGTERM or at once, and start it again on its data a moment later."""

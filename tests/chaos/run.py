@@ -14,6 +14,7 @@ from redis import Redis
 from tests.chaos.application import ANSWERING, CLOCKS, DELIVERIES, write_application
 from tests.chaos.cast import Cast, ChaosServer, Player, environment
 from tests.chaos.checker import Books, Findings, check
+from tests.chaos.faults import Faults
 from tests.chaos.producer import FRONT
 
 MANAGERS, WORKERS = 2, 4
@@ -23,7 +24,7 @@ RESTARTS = ((1 / 3, False), (2 / 3, True))
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is made of. ``control`` breaks the bus; ``quiet`` spares everyone."""
+    """What a run is made of. ``control`` breaks the bus; with ``faults`` the server and the connections suffer too."""
 
     conversations: int = 300
     turns: int = 5
@@ -35,6 +36,7 @@ class Plan:
     patience: float = 180.0
     producers: int = 2
     everyone: bool = True
+    faults: bool = False
 
     @property
     def total(self) -> int:
@@ -48,25 +50,54 @@ def run(plan: Plan, directory: Path) -> Findings:
     write_application(directory / "app")
     (directory / "data").mkdir()
     (directory / "books").mkdir()
-    server = ChaosServer(directory / "data")
-    cast = Cast([*_workers(plan, directory, server), *_producers(plan, directory, server)], random.Random(plan.seed))
+    faults = Faults(directory, plan.seed) if plan.faults else None
+    server = faults or Unhurt(directory)
     began = time.monotonic()
-    server.start()
+    url = server.start()
+    cast = Cast([*_workers(plan, directory, url), *_producers(plan, directory, url)], random.Random(plan.seed))
     try:
         cast.start()
+        server.begin()
         restarts = _play(plan, cast, server, directory)
         seconds = time.monotonic() - began
-        unclean = _silence(cast, server)
-        _collect(server, directory)
+        server.end()
+        unclean = _silence(cast, server.primary)
+        _collect(server.primary, directory)
     finally:
         cast.kill()
         server.kill()
     findings = check(Books(directory, plan.conversations, plan.turns, ANSWERING))
     findings.facts |= {"seconds": round(seconds), **cast.struck, "restarts": restarts, "unclean": unclean}
+    findings.facts |= server.struck
     return findings
 
 
-def _play(plan: Plan, cast: Cast, server: ChaosServer, directory: Path) -> int:
+class Unhurt:
+    """One server that suffers nothing but restarts, and is reached without a proxy."""
+
+    def __init__(self, directory: Path) -> None:
+        self.primary = ChaosServer(directory / "data")
+        self.struck = dict[str, int]()
+
+    def start(self) -> str:
+        """Start it; its address."""
+        self.primary.start()
+        return self.primary.url
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def restart(self, *, gently: bool) -> None:
+        """End it and start it again."""
+        self.primary.restart(gently=gently)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.primary.kill()
+
+
+def _play(plan: Plan, cast: Cast, server: Faults | Unhurt, directory: Path) -> int:
     """Strike until all is answered or patience ends; returns how often the server was restarted."""
     ahead, give_up = list(RESTARTS), time.monotonic() + plan.patience
     next_strike = time.monotonic() + 2 * plan.interval
@@ -109,17 +140,17 @@ def _collect(server: ChaosServer, directory: Path) -> None:
             book.write(json.dumps(line) + "\n")
 
 
-def _workers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Player]:
+def _workers(plan: Plan, directory: Path, url: str) -> Iterator[Player]:
     roles = ["manager"] * MANAGERS + [ANSWERING] * WORKERS + ["scribe"]
     numbers = [*range(MANAGERS), *range(WORKERS), 0]
     for role, number in zip(roles, numbers, strict=True):
         control = "none" if role == "scribe" else plan.control
         argv = ["tests.chaos.worker", control, "worker", "--app", str(directory / "app"), "--role", role]
         name = role if role == "scribe" else f"{role}{number}"
-        yield Player(name, argv, environment(server.url, CLOCKS | DELIVERIES), directory / f"{name}.log")
+        yield Player(name, argv, environment(url, CLOCKS | DELIVERIES), directory / f"{name}.log")
 
 
-def _producers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Player]:
+def _producers(plan: Plan, directory: Path, url: str) -> Iterator[Player]:
     share = -(-plan.conversations // plan.producers)
     for number in range(plan.producers):
         first, beyond = number * share, min((number + 1) * share, plan.conversations)
@@ -127,7 +158,7 @@ def _producers(plan: Plan, directory: Path, server: ChaosServer) -> Iterator[Pla
         argv = ["tests.chaos.producer", str(directory / "app"), str(book)]
         argv += [str(first), str(beyond), str(plan.turns), str(plan.spread)]
         log = directory / f"producer{number}.log"
-        yield Player(f"producer{number}", argv, environment(server.url, CLOCKS | DELIVERIES), log, finite=True)
+        yield Player(f"producer{number}", argv, environment(url, CLOCKS | DELIVERIES), log, finite=True)
 
 
 def _answered(directory: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.events import LINGERING, Event, Wakeups, follow
+from rolecall.bus.events import LINGERING, Event, Listener, Wakeups, follow
 from rolecall.bus.leases import emit, renew
 from rolecall.bus.turn import snapshot
 from rolecall.errors import RolecallError
@@ -271,3 +271,19 @@ async def test_a_subscription_is_kept_for_the_next_turn_until_many_others_came_a
         return [int(count) for count in counts[1::2]] == [0, 1, 1]
 
     await wait_until(the_oldest_alone_is_given_up)
+
+
+async def test_a_final_event_that_is_lost_before_a_later_one_is_heard_comes_all_the_same(
+    bus: Bus, wakeups: Wakeups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear = Listener.hear
+    monkeypatch.setattr(Listener, "hear", lambda self, data: None if b"final" in data else hear(self, data))
+    monkeypatch.setattr("rolecall.bus.events.LOOK_AGAIN_SECONDS", 0.2)
+    await ask(bus)
+    held, follower = await take_one(bus), Follower(bus, wakeups)
+    await follower.saw("started")
+    await ask(bus, text="next")
+    await answer(bus, held)
+    await take_one(bus)
+    events = await follower.done()
+    assert (events[-1].kind, events[-1].text) == ("final", "hello")

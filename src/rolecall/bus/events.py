@@ -215,7 +215,7 @@ async def follow(
                         yield event
                         if event.last:
                             return
-                if look and (ending := await _ending(bus, conversation, turn, last)) is not None:
+                if look and (ending := await _ending(bus, conversation, turn, after, last)) is not None:
                     for event in ending:
                         yield event
                     return
@@ -378,13 +378,14 @@ def _heard(data: bytes) -> tuple[str, dict[bytes, bytes]] | None:
     return event_id.decode(), fields | {b"x": text} if told else fields
 
 
-async def _ending(bus: Bus, conversation: str, turn: str, last: str) -> list[Event] | None:
-    """The final event of a turn that has ended, made from its result, as the event stream may be trimmed or expired.
-    None while the turn goes on; empty if the final event is not after ``last``."""
+async def _ending(bus: Bus, conversation: str, turn: str, after: str, last: str) -> list[Event] | None:
+    """The final event of a turn that has ended, made from its result, as the event stream may be trimmed or expired,
+    and a message lost: while a server becomes a replica, a later event may be heard though this one was not. None while
+    the turn goes on; empty if the final event is not after ``after``."""
     found = await snapshot(bus, conversation, turn)
     if found.state is TurnState.FINISHED and found.final is not None:
         final = found.final
-        told = _order(found.final_id) <= _order(last)
+        told = _order(found.final_id) <= _order(after)
         event = Event(final["kind"], found.final_id, turn, final.get("text", ""), payload=final)
         return [] if told else [event]
     if found.state in (TurnState.GONE, TurnState.UNKNOWN):
