@@ -219,10 +219,19 @@ class Truncated(ModelError):
 class NotNow(ModelError):
     """Raised instead of calling a model that is known to be unavailable or whose quota is used up. ``after`` is seconds
     to the next attempt, which is free; the turn resumes earlier when one of ``models`` is available again. ``kind`` is
-    one of WAITS."""
+    one of WAITS. ``silent`` is for how many seconds they have not answered."""
 
-    def __init__(self, message: str, after: float, models: tuple[str, ...] = (), kind: str = "model_silent") -> None:
+    def __init__(
+        self,
+        message: str,
+        after: float,
+        models: tuple[str, ...] = (),
+        kind: str = "model_silent",
+        *,
+        silent: float = 0.0,
+    ) -> None:
         super().__init__(message)
+        self.silent = silent
         self.after = after
         self.models = models
         self.kind = kind

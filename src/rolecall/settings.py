@@ -128,6 +128,7 @@ class ModelSettings(BaseModel):
     connect_seconds: Seconds = Field(5, description="timeout for connecting to a provider")
     first_token_seconds: Seconds = Field(60, description="timeout for a provider's first token")
     idle_token_seconds: Seconds = Field(30, description="timeout between two tokens of a provider")
+    model_wait_seconds: Seconds = Field(120, description="seconds a turn waits for a model that does not answer")
     breaker_failures: int = Field(
         5, ge=1, le=1000, description="consecutive failures that open a model's circuit breaker"
     )

@@ -75,6 +75,23 @@ class Stage:
             await self.ask(conversation, process)
         return found.value
 
+    async def silent_for(self, seconds: float) -> bool:
+        """Whether a question is refused because the model has not answered for so long. It may be a probe."""
+        try:
+            await self.ask()
+        except NotNow as later:
+            return later.silent >= seconds
+        except ModelError:
+            pass
+        return False
+
+    async def answers(self) -> bool:
+        """Whether a question is answered."""
+        try:
+            return bool(await self.ask())
+        except ModelError:
+            return False
+
     async def fail(self, error: ModelError, times: int = 1) -> None:
         self.provider.error = error
         for _ in range(times):
@@ -95,6 +112,37 @@ async def test_failures_in_a_row_open_the_breaker_for_every_process(server: Redi
 
     assert (away.models, on.provider.asked) == (("m@test",), asked)
     assert "m@test is away: too slow" in str(away)
+
+
+async def test_it_is_known_for_how_long_a_model_has_not_answered(server: RedisServer) -> None:
+    on = stage(server)
+    await on.fail(ModelTimeout("too slow"), 2)
+    first = await on.refused()
+    await wait_until(lambda: on.silent_for(0.6))
+    on.provider.error = None
+    await wait_until(on.answers)
+    await on.fail(ModelTimeout("too slow"), 2)
+    assert first.silent < 0.6 and (await on.refused()).silent < 0.6
+
+
+async def test_of_several_models_the_one_that_went_away_last_counts(server: RedisServer) -> None:
+    waits = [NotNow("a", 1.0, ("a",), silent=300), NotNow("b", 2.0, ("b",), silent=5)]
+
+    class Away:
+        name = "m@test"
+
+        def __init__(self, wait: NotNow) -> None:
+            self.wait = wait
+
+        async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+            raise self.wait
+            yield
+
+        async def aclose(self) -> None: ...
+
+    with pytest.raises(NotNow) as caught:
+        _ = [event async for event in Fallback([Away(wait) for wait in waits]).stream(HELLO)]
+    assert (caught.value.silent, caught.value.models) == (5, ("a", "b"))
 
 
 async def test_a_failure_that_may_pass_is_tried_again_at_once_before_anybody_hears_of_it(server: RedisServer) -> None:

@@ -124,6 +124,14 @@ async def test_a_model_that_is_away_is_waited_for_however_far_its_next_probe_see
     assert (caught.value.kind, caught.value.models) == ("model_silent", ("gpt@test",))
 
 
+async def test_a_model_that_has_not_answered_for_long_ends_the_turn_and_blocks_no_chat_behind_it() -> None:
+    with pytest.raises(Retry):
+        await handled(raising(NotNow("m@test is away: no", 1.0, ("m@test",), silent=119)))
+    with pytest.raises(Reject, match="m@test is away: no, for 121 s now") as caught:
+        await handled(raising(NotNow("m@test is away: no", 1.0, ("m@test",), silent=121)))
+    assert caught.value.kind == "model_away"
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

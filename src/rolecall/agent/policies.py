@@ -35,8 +35,9 @@ from rolecall.errors import (
 from rolecall.version import plugins
 
 Handler = Callable[[Envelope, Context], Awaitable[Envelope]]
-BACK_OFF = (1.0, 5.0, 15.0, 45.0, 120.0)
-"""Seconds before the next attempt after a model failed; the last one repeats."""
+BACK_OFF = (1.0, 3.0, 8.0, 15.0, 25.0, 30.0)
+"""Seconds before the next attempt after a model failed; the last one repeats. The eight attempts of a turn take two
+minutes: longer than most outages, and as long as a chat should wait behind one message."""
 KINDS: Mapping[type[RolecallError], str] = {
     ContextTooLong: "too_long",
     ContentRefused: "content_refused",
@@ -61,6 +62,7 @@ class Rules:
     timeout: float
     attempts: int = 8
     turn_seconds: float = 3600
+    model_seconds: float = 120
     policies: tuple[Policy, ...] = ()
     """Those of the application and of installed packages, applied inside the built-in ones."""
 
@@ -70,7 +72,7 @@ class Rules:
         settings = services.bus.settings
         return cls(
             role, frozenset(services.roles), settings.hop_limit, settings.assistant_timeout, settings.max_attempts,
-            settings.turn_seconds, services.policies,
+            settings.turn_seconds, settings.model_wait_seconds, services.policies,
         )  # fmt: skip
 
 
@@ -103,6 +105,8 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
         except OverBudget as error:
             return envelope.reply(str(error), remember=False, failure={"kind": error.kind})
         except NotNow as error:
+            if error.silent > rules.model_seconds:
+                raise Reject(f"{error}, for {error.silent:.0f} s now", kind="model_away") from error
             if not error.models:
                 _refuse_long_wait(error.after, envelope, rules, error)
             raise Retry(max(0.1, error.after), str(error), free=True, models=error.models, kind=error.kind) from error

@@ -82,7 +82,8 @@ class Fallback:
             booked = await chosen.book(request)
             after = booked.after if booked else 0.1
         names = tuple(name for _, _, wait in waits for name in wait.models)
-        return NotNow("; ".join(str(failure) for failure in failures), after, names, wait.kind)
+        silent = min(wait.silent for _, _, wait in waits)
+        return NotNow("; ".join(str(failure) for failure in failures), after, names, wait.kind, silent=silent)
 
 
 def preferring(chosen: Model, usual: Model) -> Model:

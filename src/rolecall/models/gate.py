@@ -94,10 +94,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The effect of a failure: whether the breaker is open now, and seconds until the next probe."""
+    """The effect of a failure: whether the breaker is open now and for how many seconds, and seconds until the next
+    probe."""
 
     away: bool
     after: float
+    silent: float
 
 
 class Gate:
@@ -121,7 +123,7 @@ class Gate:
             kind = "budget_user" if reply[1] == b"user" else "budget_all"
             raise OverBudget(told(kind), kind)
         if word != "GO":
-            raise self._not_now(word, reply[1] / 1000, reply[2].decode())
+            raise self._not_now(word, reply[1] / 1000, reply[2].decode(), reply[3] / 1000)
         call = Call(
             call_id, caller, int(reply[1]), int(reply[2]), expected_tokens(request), bool(reply[3]), time.monotonic()
         )
@@ -171,9 +173,9 @@ class Gate:
             "cost_limit": round((s.cost_per_day or 0) * MICRO),
         }
 
-    def _not_now(self, word: str, after: float, why: str) -> NotNow:
+    def _not_now(self, word: str, after: float, why: str, silent: float) -> NotNow:
         if word == "AWAY":
-            return NotNow(f"{self.name} is away: {why}", after, (self.name,))
+            return NotNow(f"{self.name} is away: {why}", after, (self.name,), silent=silent)
         if word == "FULL":
             limit = f"{self.name} has {self.terms.concurrent} calls at once, which is its limit"
             return NotNow(limit, after, (self.name,), "model_full")
@@ -184,7 +186,7 @@ class Gate:
     async def _tell(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
         counts = [] if outcome == "ANSWERING" else self._counts(call, outcome)
         used = call.usage.tokens_in + call.usage.tokens_out if call.usage and outcome != "ANSWERING" else -1
-        away, after, *names = await self._server.run(
+        away, after, silent, *names = await self._server.run(
             LEAVE, self._block(call.id), spent=keys.spent(keys.today()), outcome=outcome, slice=call.slice,
             reserved=call.reserved, used=used, retry_after=-1 if retry_after is None else round(retry_after * 1000),
             breaker_failures=self._settings.breaker_failures, why=why[:300],
@@ -192,7 +194,7 @@ class Gate:
         )  # fmt: skip
         for name in names:
             self._later(self._wake(name.decode()))
-        return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05))
+        return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05), silent / 1000)
 
     def _counts(self, call: Call, outcome: Outcome) -> list[Arg]:
         """The day's counters, each followed by its increment."""
@@ -324,7 +326,7 @@ class Guarded:
         """Report ``error`` to the gate, and return the exception to raise."""
         if isinstance(error, NotNow):  # all its servers are away, and it knows until when not to ask
             verdict = await self.gate.left(call, "AWAY", str(error), error.after)
-            return NotNow(str(error), verdict.after, (self.name,))
+            return NotNow(str(error), verdict.after, (self.name,), silent=verdict.silent)
         if isinstance(error, RateLimited):
             verdict = await self.gate.left(call, "LIMITED", str(error), error.retry_after)
             return error if begun else NotNow(str(error), verdict.after, kind="model_limit")
@@ -337,7 +339,7 @@ class Guarded:
             if begun:
                 return error
             if verdict.away:
-                return NotNow(str(error), verdict.after, (self.name,))
+                return NotNow(str(error), verdict.after, (self.name,), silent=verdict.silent)
             return error if isinstance(error, ModelTimeout) else _Again(error)
         else:
             await self.gate.left(call, "NOTHING")

@@ -3,7 +3,7 @@
 --   rpm, tpm: requests and tokens per minute, 0 for no limit; minute: ms of a minute (shorter in tests)
 --   lease: ms a call is in flight without being extended; book: '1' books a place in a later slice
 --   user_tokens, user_cost: fields of the user in `spent`; *_limit: 0 for no limit
--- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why} | {OVER, 'user'|'all'}.
+-- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why, ms for which it is away} | {OVER, 'user'|'all'}.
 -- After AWAY and FULL, `wait` gets the conversation woken; LATER only ends with time.
 -- include: clock model
 -- keys: spent
@@ -15,9 +15,9 @@ if spent(USER_TOKENS, USER_TOKENS_LIMIT) or spent(USER_COST, USER_COST_LIMIT) th
 if spent('tokens', TOKENS_LIMIT) or spent('cost', COST_LIMIT) then return { 'OVER', 'all' } end
 
 local busy, open, why = in_flight(), get('open') == 1, redis.call('HGET', STATE, 'why') or ''
-if open and (NOW < get('until') or probing()) then return { 'AWAY', next_look(500), why } end
-if not open and NOW < get('until') then return { 'LATER', next_look(50), why } end
-if ROOM > 0 and busy >= ROOM then return { 'FULL', 5000, '' } end
+if open and (NOW < get('until') or probing()) then return { 'AWAY', next_look(500), why, silence() } end
+if not open and NOW < get('until') then return { 'LATER', next_look(50), why, 0 } end
+if ROOM > 0 and busy >= ROOM then return { 'FULL', 5000, '', 0 } end
 
 local rpm, tpm = tonumber(RPM), tonumber(TPM)
 local SLICE = tonumber(MINUTE) / 60
@@ -54,18 +54,18 @@ end
 local slice = present
 if rpm > 0 or tpm > 0 then
   local booked = tonumber(redis.call('HGET', BOOKED, TICKET) or -1)
-  if booked > present then return { 'LATER', math.ceil(booked * SLICE - NOW) + 1, 'quota' } end
+  if booked > present then return { 'LATER', math.ceil(booked * SLICE - NOW) + 1, 'quota', 0 } end
   redis.call('HDEL', BOOKED, TICKET)
   if booked >= present - 60 then slice = booked
   else
     slice = free_slice() or -1
-    if slice == -1 then return { 'LATER', math.floor(SLICE * 600), 'quota' } end
+    if slice == -1 then return { 'LATER', math.floor(SLICE * 600), 'quota', 0 } end
     if slice == present or BOOK == '1' then use(slice) end
     if slice > present and BOOK == '1' then
       redis.call('HSET', BOOKED, TICKET, string.format('%.0f', slice))
       redis.call('EXPIRE', BOOKED, 3600)
     end
-    if slice > present then return { 'LATER', math.ceil(slice * SLICE - NOW) + 1, 'quota' } end
+    if slice > present then return { 'LATER', math.ceil(slice * SLICE - NOW) + 1, 'quota', 0 } end
   end
 end
 redis.call('ZADD', BUSY, NOW + tonumber(LEASE), CALL)

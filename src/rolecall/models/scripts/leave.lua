@@ -4,7 +4,7 @@
 --   slice, reserved: as `enter` returned them; used: tokens, -1 if unknown; expected: tokens
 --   retry_after: ms that the provider asks to wait, -1 if it does not say; breaker_failures: in a row open the breaker
 --   probe_ms: longest time between two probes; counts: field and increment in turn, for `spent`
--- Returns {1 while the breaker is open, ms to the caller's next try, conversations to wake …}.
+-- Returns {1 while the breaker is open, ms to the caller's next try, ms for which it has been open, conversations to wake …}.
 -- include: clock model
 -- keys: spent
 -- args: outcome slice reserved used retry_after breaker_failures why probe_ms expected counts*
@@ -30,13 +30,11 @@ if outcome == 'OK' or outcome == 'ANSWERING' then
 elseif outcome == 'FAILED' then
   if probe or redis.call('HINCRBY', STATE, 'fails', 1) >= tonumber(BREAKER_FAILURES) or get('open') == 1 then
     local n = redis.call('HINCRBY', STATE, 'opens', probe and 1 or 0)
-    local till = math.floor(NOW + pause(tonumber(PROBE_MS), n))
-    redis.call('HSET', STATE, 'open', 1, 'until', math.max(till, get('until')), 'why', WHY)
+    open_until(math.floor(NOW + pause(tonumber(PROBE_MS), n)), WHY)
     wait = next_look(500)
   end
 elseif outcome == 'AWAY' then
-  local till = math.max(math.floor(NOW + tonumber(RETRY_AFTER)), get('until'))
-  redis.call('HSET', STATE, 'open', 1, 'until', till, 'why', WHY)
+  open_until(math.floor(NOW + tonumber(RETRY_AFTER)), WHY)
   wait = next_look(500)
 elseif outcome == 'LIMITED' then
   returned = answered()
@@ -48,6 +46,7 @@ end
 if probe and outcome ~= 'ANSWERING' then redis.call('HDEL', STATE, 'probe') end
 redis.call('EXPIRE', STATE, 86400)
 local names = woken(returned)
+table.insert(names, 1, silence())
 table.insert(names, 1, wait)
 table.insert(names, 1, get('open'))
 return names

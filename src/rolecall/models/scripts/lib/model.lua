@@ -1,6 +1,6 @@
 -- Prelude of the scripts that share one model among all processes: circuit breaker, quota and concurrency; follows clock.
---   state: `open` (1 while the breaker is open), `until` (ms; no calls before), `opens` (openings in a row), `fails`
---     (failures in a row), `probe` (the one call allowed while open), `look` (ms; last time given out by next_look),
+--   state: `open` (1 while the breaker is open), `since` (ms; when it opened), `until` (ms; no calls before), `opens` (openings
+--     in a row), `fails` (failures in a row), `probe` (the one call allowed while open), `look` (ms; last time given out by next_look),
 --     `scale` (tokens used per token expected), `why`, `seen` (ms; when the model was last used)
 --   use: tokens and requests by slice of the minute; booked: slice by turn
 --   busy: calls in flight by deadline; waiting: conversations whose turn sleeps until the model has room
@@ -14,11 +14,20 @@ local function get(name) return tonumber(redis.call('HGET', STATE, name) or 0) e
 -- When the clock stepped back, whatever was set until some time would last as much longer.
 local seen = get('seen')
 if NOW < seen - 2000 then
-  redis.call('HDEL', STATE, 'until', 'look', 'probe', 'seen')
+  redis.call('HDEL', STATE, 'until', 'since', 'look', 'probe', 'seen')
   redis.call('DEL', BUSY, USE, BOOKED)
 elseif NOW > seen + 1000 then
   redis.call('HSET', STATE, 'seen', NOW)
 end
+
+-- Open the breaker until `till` at least.
+local function open_until(till, why)
+  redis.call('HSETNX', STATE, 'since', NOW)
+  redis.call('HSET', STATE, 'open', 1, 'until', math.max(till, get('until')), 'why', why)
+end
+
+-- Ms for which the breaker has been open.
+local function silence() return get('open') == 1 and math.max(0, NOW - (get('since') > 0 and get('since') or NOW)) or 0 end
 
 local function in_flight()
   redis.call('ZREMRANGEBYSCORE', BUSY, '-inf', NOW)
@@ -51,7 +60,7 @@ end
 -- Close the breaker, as the model has answered. Returns whether it was open.
 local function answered()
   local was = get('open') == 1
-  redis.call('HDEL', STATE, 'open', 'opens', 'fails', 'probe', 'look', 'why')
+  redis.call('HDEL', STATE, 'open', 'since', 'opens', 'fails', 'probe', 'look', 'why')
   if was then redis.call('HDEL', STATE, 'until') end
   return was
 end
