@@ -6,6 +6,7 @@ import os
 import sys
 
 from mcp.server.mcpserver import MCPServer
+from opentelemetry.trace import get_current_span
 
 server = MCPServer("notes")
 
@@ -25,6 +26,11 @@ def variable(name: str) -> str:
 @server.tool(description="Tell the process.")
 def process() -> int:
     return os.getpid()
+
+
+@server.tool(description="Tell the trace that this call belongs to.")
+def trace() -> str:
+    return f"{get_current_span().get_span_context().trace_id:032x}"
 
 
 @server.tool(description="End without a word.")

@@ -26,6 +26,7 @@ from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
 from rolecall.errors import NothingRunning, Refused, ServerUnavailable, TurnFailed
 from rolecall.session import Session, open_session
+from rolecall.tracing.traceparent import carried
 from rolecall.transcripts.reading import Filters, Summary, conversations
 from rolecall.transcripts.scribe import Scribe
 from rolecall.worker.runtime import Runtime, process_name
@@ -151,7 +152,7 @@ class Assistant:
         chosen = {name: value for name, value in (("role", role), ("model", model)) if value}
         envelope = Envelope(
             conversation=conversation, payload={**(payload or {}), **chosen, "text": text}, reply_to=self.name,
-            priority=self._bus.settings.default_priority if priority is None else priority,
+            priority=self._bus.settings.default_priority if priority is None else priority, meta=carried(),
         )  # fmt: skip
         command = find_command(text)
         admission = await admit(

@@ -246,6 +246,15 @@ class FrontendSettings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="minimum level logged to stderr"
     )
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, examples=["http://127.0.0.1:4318"],
+        description="URL of an OpenTelemetry collector that takes traces by OTLP over HTTP; without it there are none",
+    )  # fmt: skip
+    otel_exporter_otlp_headers: SecretStr | None = Field(
+        None, description="headers for the collector, such as a key: name=value, comma-separated"
+    )
+    otel_service_name: str = Field("rolecall", min_length=1, description="name of this deployment in traces")
+    otel_traces_sampler_arg: float = Field(1, ge=0, le=1, description="share of turns that are traced")
     log_dir: str = Field("log", description="directory of the transcripts, relative to the application directory")
     environment: Literal["production", "development"] = Field(
         "production", description="development reloads agents and prompts when their files change"

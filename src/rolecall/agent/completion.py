@@ -25,6 +25,8 @@ from rolecall.models.model import (
     Usage,
 )
 from rolecall.models.stream import closing
+from rolecall.tracing import conventions
+from rolecall.tracing.span import span
 
 INTERRUPTED = " … [the model broke off here]"
 BETWEEN_ROUNDS = "\n\n"
@@ -143,17 +145,22 @@ class ModelCompletion:
         return turn
 
     async def _call_model(self, request: Request) -> ModelTurn:
-        turn, began = ModelTurn(), time.monotonic()
-        try:
-            await self._receive(request, turn)
-        except Truncated as error:
-            if not self.emitted:
-                raise
-            self.log(f"{self.speaker} broke off: {error}")
-            self.emitted.append(INTERRUPTED)
-            turn.calls, turn.finish = [], "interrupted"
-        finally:
-            self.seconds += time.monotonic() - began
+        turn, began, before = ModelTurn(), time.monotonic(), self.usage
+        asked = conventions.model(self.model.name, request.max_tokens, request.temperature, request.schema is not None)
+        with span(f"chat {asked['gen_ai.request.model']}", asked, client=True) as traced:
+            try:
+                await self._receive(request, turn)
+            except Truncated as error:
+                if not self.emitted:
+                    raise
+                self.log(f"{self.speaker} broke off: {error}")
+                self.emitted.append(INTERRUPTED)
+                turn.calls, turn.finish = [], "interrupted"
+                traced.fail(type(error).__name__, str(error))
+            finally:
+                self.seconds += time.monotonic() - began
+            used = self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out
+            traced.set(conventions.answer(self.speaker, *used, turn.finish))
         return turn
 
     async def _receive(self, request: Request, turn: ModelTurn) -> None:

@@ -31,6 +31,7 @@ from rolecall.models.gate import Gate
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
 from rolecall.models.speech import transcribe
 from rolecall.models.vectors import Vectors
+from rolecall.tracing.span import UNTRACED, Tracing
 
 T = TypeVar("T")
 
@@ -86,6 +87,7 @@ class AgentServices:
     waits: Callable[[str, str], Awaitable[None]] | None = None
     """Told the model and the conversation when a turn is deferred until that model is back."""
     meter: Meter = field(default_factory=NoMeter)
+    tracing: Tracing = UNTRACED
     policies: tuple[Any, ...] = ()
     """Policies of the application and of installed packages; see agent/policies.py."""
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -18,7 +18,11 @@ from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.journal import Step, StepFailure, encoded, record, recorded
 from rolecall.bus.turn import Records
 from rolecall.errors import NonDeterministic, ServerError, StepError
+from rolecall.tracing import conventions
+from rolecall.tracing.span import NOTHING, Span, current_span, span
 
+TRACED = ("model", "tool")
+"""Kinds of steps that have spans of their own."""
 UNHURRIED_SECONDS = 0.05
 """How long the record of an unhurried step may wait for something to go with. A handler that ends meanwhile needs no
 record."""
@@ -60,7 +64,7 @@ class StepRun:
         ``hurried``, else soon. Raises StepError if it cannot be recorded."""
         await self.recorder.before(self.scope)
         try:
-            with self.inside():
+            with self.inside(), self._traced():
                 value = await work()
         except (Exception, asyncio.CancelledError) as error:
             self.scope.failed.append((self.key, Step(self.kind, self.name, failure=_failure(error))))
@@ -73,6 +77,7 @@ class StepRun:
         """The recorded result. Raises what the step raised."""
         assert self.found is not None
         self.recorder.count("replayed", self.kind)
+        current_span().event("replayed", conventions.step(self.kind, self.name, self.key))
         if self.found.failure is not None:
             raise _raised(self.found.failure)
         return bytes(self.found.value)
@@ -85,6 +90,11 @@ class StepRun:
             yield
         finally:
             SCOPE.reset(token)
+
+    def _traced(self) -> AbstractContextManager[Span]:
+        if self.kind in TRACED:
+            return NOTHING
+        return span(f"{self.kind} {self.name}", conventions.step(self.kind, self.name, self.key))
 
     def _encoded(self, value: Any, encode: Callable[[Any], bytes]) -> bytes:
         try:

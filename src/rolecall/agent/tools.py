@@ -25,6 +25,8 @@ from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, ToolError
 from rolecall.models.model import Message, ToolCall, ToolSpec
 from rolecall.settings import Settings
+from rolecall.tracing import conventions
+from rolecall.tracing.span import span
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -134,11 +136,18 @@ class Toolbox:
     async def _step(self, call: ToolCall, step: StepRun | None) -> ToolResult:
         """The result of ``call``, recorded before the model sees it."""
         if step is None:
-            return await self.run(call.name, call.arguments)
+            return await self._traced(call)
         if step.found is not None:
             return msgspec.json.decode(step.result(), type=ToolResult)
-        result: ToolResult = await step.perform(lambda: self.run(call.name, call.arguments), msgspec.json.encode)
+        result: ToolResult = await step.perform(lambda: self._traced(call), msgspec.json.encode)
         return result
+
+    async def _traced(self, call: ToolCall) -> ToolResult:
+        with span(f"execute_tool {call.name}", conventions.tool(call.name, call.id)) as traced:
+            result = await self.run(call.name, call.arguments)
+            if result.failed:
+                traced.fail("ToolError", result.text)
+            return result
 
     async def run(self, name: str, arguments: str) -> ToolResult:
         """Call one tool. A failure becomes a result that says so."""

@@ -21,6 +21,7 @@ import msgspec
 from rolecall.background import cancel_and_wait
 from rolecall.bus.leases import WHO
 from rolecall.settings import Settings, redacted
+from rolecall.tracing.traceparent import trace_id
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 1.0
@@ -207,6 +208,7 @@ class ForMachines(_Redacting):
             "level": record.levelname.lower(),
             "logger": record.name,
             "worker": self.who,
+            **({"trace_id": trace} if (trace := trace_id()) else {}),
             "text": self.redacted(super().format(record)),
         }
         return msgspec.json.encode(entry).decode()

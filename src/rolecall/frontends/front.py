@@ -25,6 +25,7 @@ from rolecall.config import Application
 from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
 from rolecall.frontends.texts import say
 from rolecall.session import Session
+from rolecall.tracing.traceparent import carried
 from rolecall.version import __version__, plugins
 
 REFUSALS = {outcome: say("en", outcome.lower()) for outcome in ("FULL", "BUSY", "CONFLICT")}
@@ -277,7 +278,7 @@ class Front:
         priority = self.bus.settings.default_priority if priority is None else priority
         return Envelope(
             conversation=conversation, payload=dict(payload), reply_to=self.name, priority=priority,
-            meta={**(meta or {})},
+            meta={**carried(), **(meta or {})},
         )  # fmt: skip
 
     async def _carry_out(self, conversation: str, name: str) -> Received:

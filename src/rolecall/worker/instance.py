@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.settle import Refill, Supply, bury, complete, defer, discard, hop, quarantine
 from rolecall.bus.turn import Records, Verdict, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
+from rolecall.tracing import conventions
+from rolecall.tracing.span import NOTHING, UNRECORDED, Span
 
 logger = logging.getLogger(__name__)
 MAX_REASON_CHARS = 2_000
@@ -63,11 +66,15 @@ class Instance:
     """Why the current handler was cancelled; empty while the instance owns its entry."""
     cancelled: float = 0.0
     """When, by the monotonic clock."""
+    _failure: str = field(default="", repr=False)
+    """Why the current turn is given up, as a kind of error."""
     _age: float = field(default=0.0, repr=False)
     """Seconds since the turn was admitted, when this handling started."""
     _settling: bool = field(default=False, repr=False)
     """Whether a settling step for the current envelope is on its way."""
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
+    _span: Span = field(default=UNRECORDED, repr=False)
+    """Of the current handling."""
 
     def __post_init__(self) -> None:
         self.deploy(self.agent, self.services)
@@ -86,7 +93,7 @@ class Instance:
     def occupy(self, delivery: Delivery) -> None:
         """Take ``delivery``; call ``handle`` next."""
         self.delivery, self.since, self.lost, self._age = delivery, time.monotonic(), "", 0.0
-        self._settling = False
+        self._settling, self._failure = False, ""
 
     def cancel(self, reason: str) -> None:
         """Cancel the handler: FENCED when another instance owns the entry, LATE when the turn's time is over, BLOCKED
@@ -119,10 +126,11 @@ class Instance:
         logger.info("handling %s", where)
         records = self._new_records()
         try:
-            try:
-                await self._handle(self.delivery, records)
-            except asyncio.CancelledError:
-                await self._after_cancellation(self.delivery, records)
+            with self._traced(self.delivery) as self._span:
+                try:
+                    await self._handle(self.delivery, records)
+                except asyncio.CancelledError:
+                    await self._after_cancellation(self.delivery, records)
             if self.lost == "FENCED":
                 await uncount(self.services.bus, self.delivery)
         except ServerError as error:
@@ -134,6 +142,19 @@ class Instance:
             self.handled += 1
             logger.info("handled %s in %.3f s", where, handling)
             self.delivery = self._task = None
+
+    def _traced(self, delivery: Delivery) -> AbstractContextManager[Span]:
+        envelope = delivery.envelope
+        if envelope is None:
+            return NOTHING
+        about = conventions.agent(self.role, self.id, delivery.conversation, delivery.turn)
+        about |= {
+            "rolecall.hop": delivery.hop,
+            "rolecall.attempt": envelope.attempt,
+            "rolecall.delivery": delivery.count,
+        }
+        tracing = self.services.tracing
+        return tracing.hop(f"invoke_agent {self.role}", about, envelope.id, delivery.turn, envelope.meta)
 
     async def _handle(self, delivery: Delivery, records: Records) -> None:
         envelope, bus = delivery.envelope, self.services.bus
@@ -219,6 +240,7 @@ class Instance:
     def _note_beginning(self, delivery: Delivery, beginning: Beginning) -> None:
         self._age = self.services.bus.clocks[delivery.shard].age(beginning.received, beginning.age)
         self.services.meter.time("wait", beginning.waited, self.role)
+        self._span.set({"rolecall.wait_seconds": beginning.waited})
         if delivery.previous:
             self.services.meter.count("takeovers", self.role)
 
@@ -293,6 +315,7 @@ class Instance:
         """Give the turn up. ``failure`` is what the user is told, a kind of FAILURES and its wait, else ``reason``."""
         self.errors += 1
         self.services.meter.count("errors", self.role)
+        self._failure = failure[0] or "rejected"
         reason = self.services.bus.settings.redacted(reason)[:MAX_REASON_CHARS]
         turn = short_turn_id(delivery.conversation, delivery.turn)
         kind, wait = failure
@@ -341,11 +364,22 @@ class Instance:
             await self._record_fencing(delivery)
 
     def _note_verdict(self, delivery: Delivery, verdict: str, *, ended: bool = False) -> None:
+        self._span.set({"rolecall.verdict": verdict})
+        if self._failure:
+            self._span.fail(self._failure)
         if verdict != "OK":
             logger.info("too late to settle %s: %s", _where(delivery), verdict)
             self.lost = verdict
         elif ended:
             self.services.meter.time("turn", self._age + time.monotonic() - self.since)
+            self._trace_turn(delivery)
+
+    def _trace_turn(self, delivery: Delivery) -> None:
+        if (envelope := delivery.envelope) is not None:
+            about = {**conventions.turn(delivery.conversation, delivery.turn), "rolecall.hops": delivery.hop + 1}
+            self.services.tracing.turn(
+                about, envelope.id, delivery.turn, envelope.meta, delivery.received, self._failure
+            )
 
     def _reason(self, retry: Retry) -> str:
         """What followers are told of a delay: its kind and the seconds it takes, or the handler's own words."""

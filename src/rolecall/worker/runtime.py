@@ -36,6 +36,7 @@ from rolecall.serving.balance import Balance
 from rolecall.serving.launcher import Launcher
 from rolecall.settings import Terms
 from rolecall.stats import Metrics
+from rolecall.tracing.otlp import open_tracing
 from rolecall.worker.duties import Duties
 from rolecall.worker.roster import Roster, role_infos
 from rolecall.worker.watchdog import Watchdog
@@ -173,6 +174,7 @@ class Runtime:
             stats=self._stats,
             waits=self.models.waits,
             meter=self.metrics,
+            tracing=open_tracing(application.settings, process),
         )
         self.roster = Roster(services)
         self.worker = Worker(self.bus, self.roster, server.reader)
@@ -210,6 +212,7 @@ class Runtime:
         await self.wakeups.aclose()
         await self.models.aclose()
         await self.tool_servers.aclose()
+        await self.roster.services.tracing.aclose()
 
     async def ready(self) -> None:
         """Wait until envelopes are taken."""

@@ -24,6 +24,7 @@ from rolecall.frontends.http.body import BodyReader, close_uploads
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.sockets import LOOPBACK, host_name, is_local
 from rolecall.settings import Settings
+from rolecall.tracing.traceparent import HEADER, TRACEPARENT, parsed
 
 HEADER_BYTES = 16 * 1024
 MAX_CALLERS = 4096
@@ -46,6 +47,8 @@ class RequestGuard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         self._check_headers(scope)
+        if (given := _header_values(scope, HEADER.encode())) and parsed(given[0]):
+            TRACEPARENT.set(given[0])  # of this request's task
         try:
             await self._pass_on(scope, await self._bodies.received(scope, receive), send)
         finally:

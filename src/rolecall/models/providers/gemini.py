@@ -6,7 +6,7 @@ import asyncio
 import base64
 import importlib.util
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ from rolecall.models.wire import (
     word_of,
 )
 from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
     import httpx2
@@ -190,7 +191,8 @@ class GeminiModel:
             self._replies[asyncio.current_task()] = _Reply(response, streamed)
 
         try:
-            http = httpx2.AsyncClient(event_hooks={"request": [patient], "response": [answered]}, **options)
+            hooks: dict[str, list[Callable[..., Any]]] = {"request": [patient, add_traceparent], "response": [answered]}
+            http = httpx2.AsyncClient(event_hooks=hooks, **options)
             # Never used: without it the SDK makes one that may stumble over a proxy nobody wants.
             other = httpx2.Client(**options)
         except (ImportError, ValueError) as error:

@@ -35,6 +35,7 @@ from rolecall.models.wire import (
     word_of,
 )
 from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
     import httpx
@@ -193,7 +194,9 @@ class OllamaModel:
         url, key = self._endpoint.url, self._endpoint.key
         wait = httpx.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        options = client_options(url, self._endpoint.proxy, httpx.Limits)
+        options = {
+            **client_options(url, self._endpoint.proxy, httpx.Limits), "event_hooks": {"request": [add_traceparent]},
+        }  # fmt: skip
         try:
             return AsyncClient(url, timeout=wait, headers=headers, **options)
         except (ImportError, ValueError) as error:

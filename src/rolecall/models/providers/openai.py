@@ -49,6 +49,7 @@ from rolecall.models.stream import Patience, Source, read
 from rolecall.models.thinking import Habit
 from rolecall.models.vectors import Vectors
 from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -226,7 +227,9 @@ def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
     options = client_options(endpoint.url, endpoint.proxy, httpx2.Limits)
     wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
     try:
-        http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **options)
+        http = httpx2.AsyncClient(
+            timeout=wait, follow_redirects=True, event_hooks={"request": [add_traceparent]}, **options
+        )
     except (ImportError, ValueError) as error:
         raise ModelUnavailable(f"{name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
     return AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=wait, http_client=http)

@@ -1,0 +1,1 @@
+"""Traces by OpenTelemetry: one for each turn, across all processes. While off, nothing is imported or recorded."""
