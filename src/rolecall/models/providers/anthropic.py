@@ -33,6 +33,7 @@ from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, new_call_id, written
 from rolecall.models.wire import Documents, count_of, member, object_of, objects_in, objects_of, text_of, word_of
 from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -132,7 +133,9 @@ class AnthropicModel:
         options = client_options(endpoint.url, endpoint.proxy, httpx2.Limits)
         wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
         try:
-            http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, **options)
+            http = httpx2.AsyncClient(
+                timeout=wait, follow_redirects=True, event_hooks={"request": [add_traceparent]}, **options
+            )
         except (ImportError, ValueError) as error:
             raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
         return AsyncAnthropic(
