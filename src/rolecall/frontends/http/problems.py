@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: problem+json (RFC 9457), or OpenAI's error objects under /v1."""
+"""Errors as HTTP answers: problem+json (RFC 9457), or the errors of OpenAI under /v1 and of Ollama under /api."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ UNION_TYPE = r"str|bool|int|float|list\[.*\]|dict\[.*\]"
 """What pydantic adds to the place of an error, where a field may be one of several types."""
 JSON = r"application/(.+\+)?json"
 OPENAI_PREFIX = "/v1/"
+OLLAMA_PREFIX = "/api/"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 CODES = {
     400: "bad_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
@@ -61,14 +62,16 @@ class Problem(HTTPException):
         return cls(error.status_code, str(error.detail), headers=error.headers)
 
     def status_at(self, path: str) -> int:
-        """The status that answers a request for ``path``: OpenAI's clients know no 422, and get 400."""
-        return 400 if self.status_code == 422 and path.startswith(OPENAI_PREFIX) else self.status_code
+        """The status that answers a request for ``path``: OpenAI's and Ollama's clients know no 422, and get 400."""
+        return 400 if self.status_code == 422 and path.startswith((OPENAI_PREFIX, OLLAMA_PREFIX)) else self.status_code
 
     def encode(self, path: str, request_id: str, redacted: Callable[[str], str] = str) -> tuple[str, bytes]:
         """Return the media type and the body that answer the request ``request_id`` for ``path``."""
         status, detail = self.status_at(path), redacted(str(self.detail))
         if path.startswith(OPENAI_PREFIX):
             return "application/json", msgspec.json.encode(openai_error(detail, status, self.code, self.param))
+        if path.startswith(OLLAMA_PREFIX):
+            return "application/json", msgspec.json.encode({"error": detail})
         title = HTTPStatus(status).phrase
         details = ProblemDetails(title=title, status=status, detail=detail, code=self.code, request_id=request_id)
         return "application/problem+json", msgspec.json.encode({**details.model_dump(), **self.more})

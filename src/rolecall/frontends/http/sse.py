@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Depends, Response
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 RETRY = ServerSentEvent(retry=1000)
 """Asks an EventSource to reconnect after a second: another replica may be there already."""
 Events = AsyncGenerator[ServerSentEvent]
+T = TypeVar("T")
 
 
 def event(name: str, data: Any, event_id: str = "") -> ServerSentEvent:
@@ -45,7 +46,7 @@ Streaming = Depends(open_stream)
 """The dependency of every route that streams. FastAPI resolves it before the first event: it can still refuse."""
 
 
-async def until_stopped(services: Services, events: Events, farewell: ServerSentEvent | None = None) -> Events:
+async def until_stopped(services: Services, events: AsyncGenerator[T], farewell: T | None = None) -> AsyncGenerator[T]:
     """Yield ``events`` until they end, the process stops (``farewell`` is the last event then) or the bus is lost. In
     the last two cases an EventSource reconnects and resumes."""
     waiting: asyncio.Timeout | None = None

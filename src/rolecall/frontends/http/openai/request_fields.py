@@ -45,7 +45,7 @@ class CommonFields(BaseModel):
         names.check(self.model)
         check_calls(messages, param)
         at = asked_at(messages)
-        asked = messages[at]
+        asked = messages[at] if messages else ClientMessage("user")
         if not asked.text.strip() and not asked.images:
             raise Problem(400, text("last_message_empty"), "invalid_messages", param=param)
         is_role = self.model in names.roles
