@@ -56,7 +56,8 @@ async def transcribed(client: httpx2.AsyncClient, conversation: str, state: str 
 
     async def told() -> bool:
         answer = await client.get(f"/conversations/{which}/timeline")
-        return answer.status_code == 200 and re.fullmatch(state, answer.json()["turns"][-1]["state"]) is not None
+        turns = answer.json()["turns"] if answer.status_code == 200 else []
+        return bool(turns) and re.fullmatch(state, turns[-1]["state"]) is not None
 
     await wait_until(told, what=f"the transcript of {conversation}")
     return which
