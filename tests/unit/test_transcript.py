@@ -20,7 +20,6 @@ from rolecall.transcripts.record import (
     EPOCH,
     HIDDEN_CATEGORIES,
     LAST_MS,
-    WORDS,
     Record,
     conversation_dir,
     escape,
@@ -34,6 +33,7 @@ from rolecall.transcripts.record import (
     unescape,
     visible,
 )
+from rolecall.transcripts.words import WORDS
 
 BERLIN = ZoneInfo("Europe/Berlin")
 MS = 1_795_300_215_123

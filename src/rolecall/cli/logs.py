@@ -17,8 +17,17 @@ from rolecall.cli.runner import stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError
 from rolecall.transcripts.reading import Filters, conversations, since, tail
-from rolecall.transcripts.record import EPOCH, Record, escape, find, format_line, read_records, tone_of, visible
+from rolecall.transcripts.record import (
+    EPOCH,
+    Record,
+    escape,
+    find,
+    format_line,
+    read_records,
+    visible,
+)
 from rolecall.transcripts.timeline import LEGEND, TurnTimeline, bars, timelines
+from rolecall.transcripts.words import tone_of
 
 STYLES = {"begins": "bold", "good": "green", "warn": "yellow", "bad": "red"}
 

@@ -16,7 +16,6 @@ import msgspec
 from rolecall.errors import ConfigError
 from rolecall.transcripts.record import (
     EPOCH,
-    FAILURES,
     Record,
     directories,
     escape,
@@ -27,6 +26,7 @@ from rolecall.transcripts.record import (
     session_files,
     visible,
 )
+from rolecall.transcripts.words import FAILURES
 
 POLL_SECONDS = 0.2
 AGO = re.compile(r"(\d{1,6})([smhd])", re.ASCII)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -24,40 +24,6 @@ from rolecall.errors import RolecallError
 
 Order: TypeAlias = tuple[int, int, int]
 """A key that rises from record to record of a conversation."""
-Tone = Literal["", "begins", "good", "runs", "warn", "bad"]
-
-
-class Word(NamedTuple):
-    """What a word of the log means: its ``tone`` for people, whether it begins or ends a hop, and the state of the turn
-    after it ("" leaves the state as it is)."""
-
-    tone: Tone = ""
-    hop: Literal["", "begins", "ends"] = ""
-    state: str = ""
-
-
-WORDS: Mapping[str, Word] = {
-    "RECEIVED": Word("begins"),
-    "STARTED": Word(hop="begins"),
-    "TAKEN_OVER": Word("warn", hop="begins"),
-    "SENT": Word(hop="ends"),
-    "PROCESSING_COMPLETE": Word("good", hop="ends", state="answered"),
-    "RETRY": Word("warn", hop="ends"),
-    "DEFERRED": Word("warn", hop="ends"),
-    "FENCED": Word("warn", hop="ends"),
-    "CANCELLED": Word("warn", hop="ends", state="cancelled"),
-    "ERROR": Word("bad", hop="ends"),
-    "DEAD_LETTER": Word("bad", hop="ends", state="given up"),
-    "STEP": Word(),
-    "DELIVERED": Word(state="delivered"),
-    "NOTE": Word(),
-}
-"""The words of the log: a closed list. Timelines, terminal and web page take their meaning and colours from here."""
-STATES: Mapping[str, Tone] = {
-    "running": "runs", "answered": "good", "delivered": "good", "cancelled": "warn", "given up": "bad",
-}  # fmt: skip
-"""The states of a turn in a timeline, with their tones."""
-FAILURES = frozenset(name for name, word in WORDS.items() if word.tone == "bad")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MS = 253_402_000_000_000
 """The last time that can be written, in the year 9999."""
@@ -91,11 +57,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def order(self) -> Order:
         """A sort key that rises from record to record of a conversation."""
         return entry_order(self.id)
-
-
-def tone_of(word: str) -> Tone:
-    """The tone of a word of the log; none for a word that is not in the list."""
-    return WORDS.get(word, Word()).tone
 
 
 def entry_order(record_id: str) -> Order:

@@ -21,7 +21,8 @@ from rolecall.redis.keys import GROUP, ShardKeys
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import BLOCK_MS, Reader, RedisServer, field_map, pairs
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
-from rolecall.transcripts.record import WORDS, Record, entry_order
+from rolecall.transcripts.record import Record, entry_order
+from rolecall.transcripts.words import WORDS
 
 CONSUMER = "scribe"
 """The same for every scribe, so that a successor finds as its own what its predecessor read but did not write."""

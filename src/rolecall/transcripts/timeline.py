@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rolecall.transcripts.record import WORDS, Record, Word
+from rolecall.transcripts.record import Record
+from rolecall.transcripts.words import WORDS, Word
 
 WAIT, HANDLING, MODEL = "·", "─", "█"
 LEGEND = f"{WAIT} waiting  {HANDLING} handled  {MODEL} model"

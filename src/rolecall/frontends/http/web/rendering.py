@@ -19,7 +19,8 @@ from rolecall.frontends.http.boundary import HEADERS
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.texts import section
-from rolecall.transcripts.record import EPOCH, LAST_MS, conversation_dir, tone_of, visible
+from rolecall.transcripts.record import EPOCH, LAST_MS, conversation_dir, visible
+from rolecall.transcripts.words import tone_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 THEME_COOKIE = "rolecall_theme"

@@ -25,17 +25,16 @@ from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
 from rolecall.transcripts.reading import Filters
 from rolecall.transcripts.record import (
-    STATES,
     Record,
     conversation_dir,
     parse_line,
     read_lines,
     read_records,
     session_files,
-    tone_of,
     visible,
 )
 from rolecall.transcripts.timeline import timelines
+from rolecall.transcripts.words import STATES, tone_of
 
 MAX_STORED = 50
 MAX_MESSAGES = 200
