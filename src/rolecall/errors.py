@@ -183,6 +183,18 @@ class StepTooLarge(StepError):
     """Raised when the result of a step exceeds its limit, or all steps of a handler exceed theirs."""
 
 
+class CallFailed(RolecallError):
+    """Raised when a role that a handler has called gave up: ``role`` and ``reason``, for operators. ``kind``, one of
+    FAILURES, and ``wait`` in seconds say what a user is told about it, as far as the role said."""
+
+    def __init__(self, role: str, reason: str, *, kind: str = "", wait: float = 0.0) -> None:
+        super().__init__(f"{role} failed: {reason}")
+        self.role = role
+        self.reason = reason
+        self.kind = kind
+        self.wait = wait
+
+
 class ToolError(RolecallError):
     """Raised by a tool that cannot do what it was asked, and when a tool server is unavailable. The text is shown to
     the model, or to the user when no model called the tool."""

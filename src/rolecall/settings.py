@@ -98,6 +98,8 @@ class BusSettings(BaseModel):
     )
     turn_seconds: Seconds = Field(3600, description="maximum seconds a turn may be in flight")
     hop_limit: int = Field(16, ge=1, le=100, description="maximum number of hops of a turn")
+    call_depth: int = Field(4, ge=1, le=32, description="how deep calls of roles may be nested")
+    call_limit: int = Field(32, ge=1, le=1000, description="calls of roles that a handler may have at once")
     step_kb: int = Field(64, ge=1, le=10_000, description="kilobytes that the result of a recorded step may have")
     steps_kb: int = Field(1024, ge=1, le=100_000, description="kilobytes that all recorded steps of a handler may have")
     drain_seconds: Seconds = Field(20, description="seconds a stopping worker waits for running handlers")

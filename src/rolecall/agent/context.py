@@ -12,6 +12,7 @@ import msgspec
 
 from rolecall.agent.attachments import Attachments, Document, in_context
 from rolecall.agent.brought import Brought
+from rolecall.agent.calls import Calls, RoleCall, replies
 from rolecall.agent.completion import Emit, ModelCompletion, discard
 from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
@@ -19,13 +20,15 @@ from rolecall.agent.prompts import Prompts
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
+from rolecall.agent.waits import Waits
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.bus.schedule.schedules import Schedule, schedule
-from rolecall.bus.turn import Records
-from rolecall.errors import ConfigError
+from rolecall.bus.settle import Awaited
+from rolecall.bus.turn import Records, Verdict
+from rolecall.errors import CallFailed, ConfigError, StepError
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Gate
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
@@ -105,6 +108,7 @@ class Context:
         records: Records,
         publish: Callable[[int, str], Awaitable[None]],
         lost: Callable[[], None] = lambda: None,
+        park: Callable[[Awaited], Awaitable[Verdict]] | None = None,
     ) -> None:
         bus, conversation = services.bus, delivery.conversation
         self.instance = instance
@@ -141,6 +145,9 @@ class Context:
             count=lambda what, kind: services.meter.count("steps", what, kind),
         )  # fmt: skip
         """The steps of this handling."""
+        user = str(envelope.meta.get("user", ""))
+        self._waits = Waits(bus, delivery, self.recorder, user=user, instance=instance, park=park or _never)
+        self._calls = Calls(bus, delivery, envelope, self._waits, services.roles)
         self._position = 0
 
     @property
@@ -273,6 +280,31 @@ class Context:
             idempotency=f"{origin.id}:{self._scheduled[text]}:{text}", instance=self.instance,
         )  # fmt: skip
 
+    def call(self, role: str, text: str, *, timeout: float | None = None, **payload: Any) -> RoleCall:
+        """A call of another role: ``await`` it for its CallReply, or await several at once with ``gather``.
+
+        The role handles ``text`` and ``payload`` as a turn of its own, on any host, and may answer, call others or send
+        it on to other roles. Meanwhile this handler holds no instance: it is run again from its recorded steps when the
+        reply is there. Awaiting raises CallFailed when the role gave up, or gave no reply within ``timeout`` seconds.
+        Raises UnknownRole for a role that is not configured, and StepError for calls nested deeper than CALL_DEPTH.
+        """
+        return self._calls.call(role, text, timeout, payload)
+
+    async def gather(self, *calls: RoleCall, return_failures: bool = False) -> list[Any]:
+        """The replies to ``calls``, in order, which run at the same time, at most CALL_LIMIT of them. Raises the first
+        CallFailed once all have ended, or returns failures in the place of replies with ``return_failures``."""
+        found = await replies(self._waits, calls)
+        if not return_failures:
+            for one in found:
+                if isinstance(one, CallFailed):
+                    raise one
+        return found
+
+    async def sleep(self, seconds: float = 0, *, minutes: float = 0, hours: float = 0, days: float = 0) -> None:
+        """Wait that long, to within a second. Holds no instance, survives restarts, and does not use up the time of the
+        turn. At most 366 days."""
+        await self._waits.sleep(seconds + 60 * minutes + 3_600 * hours + 86_400 * days)
+
     async def tools(self, server: str) -> Sequence[Tool]:
         """The tools of ``server``, one of the ``tool_servers`` in config.py. Raises ToolError when it is unavailable,
         ConfigError when no server has this name."""
@@ -373,6 +405,11 @@ class Context:
     def _count_replay(self, model: str, usage: Usage) -> None:
         self._services.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
         self._services.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
+
+
+async def _never(awaited: Awaited) -> Verdict:
+    """Where nothing can be suspended."""
+    raise StepError("a handler that waits needs a worker to suspend it")
 
 
 def _request(

@@ -12,6 +12,7 @@ from rolecall.agent.context import AgentServices, Context
 from rolecall.bus.envelope import Envelope, encode
 from rolecall.errors import (
     BadStructure,
+    CallFailed,
     ConfigError,
     ContentRefused,
     ContextTooLong,
@@ -119,6 +120,8 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
             pause, limited = _pause(error, envelope.attempt), isinstance(error, RateLimited)
             _refuse_long_wait(pause, envelope, rules, error)
             raise Retry(pause, str(error), kind="model_limit" if limited else "model_silent") from error
+        except CallFailed as error:
+            raise Reject(str(error), kind=error.kind or "defect", wait=error.wait) from error
         except (ConfigError, UnknownRole, EnvelopeTooLarge) as error:
             raise Reject(str(error)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery
-from rolecall.bus.steps.journal import Step, StepFailure, encoded, record, recorded
+from rolecall.bus.steps.journal import Journal, Step, StepFailure, encoded, record, recorded
 from rolecall.bus.turn import Records
 from rolecall.errors import NonDeterministic, ServerError, StepError
 from rolecall.tracing import conventions
@@ -37,6 +37,8 @@ class Scope:
     recorder: Recorder
     task: asyncio.Task[Any] | None
     prefix: str = ""
+    within: StepRun | None = None
+    """The step that it is inside of."""
     steps: int = 0
     tasks: int = 0
     failed: list[tuple[str, Step]] = field(default_factory=list)
@@ -56,6 +58,8 @@ class StepRun:
     kind: str
     name: str
     found: Step | None
+    waits: int = 0
+    """How many steps inside this one wait for others."""
 
     async def perform(
         self, work: Callable[[], Awaitable[Any]], encode: Callable[[Any], bytes], *, hurried: bool = True
@@ -64,7 +68,7 @@ class StepRun:
         ``hurried``, else soon. Raises StepError if it cannot be recorded."""
         await self.recorder.before(self.scope)
         try:
-            with self.inside(), self._traced():
+            with self.recorder.working(self), self._traced():
                 value = await work()
         except (Exception, asyncio.CancelledError) as error:
             self.scope.failed.append((self.key, Step(self.kind, self.name, failure=_failure(error))))
@@ -82,14 +86,12 @@ class StepRun:
             raise _raised(self.found.failure)
         return bytes(self.found.value)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Count the steps of what runs inside this one by themselves."""
-        token = SCOPE.set(Scope(self.recorder, asyncio.current_task(), f"{self.key}/"))
-        try:
-            yield
-        finally:
-            SCOPE.reset(token)
+    def around(self) -> Iterator[StepRun]:
+        """The steps that this one is inside of."""
+        within = self.scope.within
+        while within is not None:
+            yield within
+            within = within.scope.within
 
     def _traced(self) -> AbstractContextManager[Span]:
         if self.kind in TRACED:
@@ -132,8 +134,14 @@ class Recorder:
         self._identity = identity
         self._records = records
         self._lost = lost
+        self.journal = Journal()
+        """What earlier handlings have recorded."""
+        self.idle: Callable[[], None] | None = None
+        """Told when a step has ended while others may wait."""
+        self.parking: asyncio.Task[None] | None = None
+        """The attempt to suspend the turn that is on its way."""
         self._root = Scope(self, asyncio.current_task())
-        self._found: Mapping[str, Step] = {}
+        self._performing: set[StepRun] = set()
         self._asked: set[str] = set()
         self._pending: list[tuple[str, Step]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -141,15 +149,16 @@ class Recorder:
 
     async def load(self) -> None:
         """Read what earlier handlings have recorded; without it, nothing is replayed."""
-        self._found = await recorded(self._bus, self._delivery)
+        self.journal = await recorded(self._bus, self._delivery)
 
     def next(self, kind: str, name: str) -> StepRun:
         """The next step of the running task. Raises NonDeterministic if another one was recorded in its place."""
-        self.check_steps()
+        if self.broken is not None:
+            raise self.broken
         scope = self._scope()
         scope.steps += 1
         key = f"{scope.prefix}{scope.steps}"
-        found = self._found.get(key)
+        found = self.journal.steps.get(key)
         if found is not None and (found.kind, found.name) != (kind, name):
             self.broke(
                 NonDeterministic(
@@ -168,7 +177,12 @@ class Recorder:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     async def before(self, scope: Scope) -> None:
-        """Record what is not recorded yet, before another step of ``scope`` begins."""
+        """Record what is not recorded yet, before another step of ``scope`` begins. Blocks once the turn is suspended,
+        until the handler is cancelled."""
+        while self.parking is not None:
+            if self.parking.done():
+                await self.gone()
+            await asyncio.wait((self.parking,))
         self._pending += scope.failed
         scope.failed.clear()
         await self.flush()
@@ -199,23 +213,47 @@ class Recorder:
         if self._writing is not None:
             self._writing.cancel()
 
-    def check(self) -> None:
-        """The handler has returned. Raises StepError if a step made that worthless, or if it asked for fewer steps than
-        were recorded."""
-        self.check_steps()
-        unasked = [key for key in self._found if key not in self._asked and key.isdigit()]
+    async def gone(self) -> NoReturn:
+        """Another process owns the entry, or the turn is suspended: block until the handler is cancelled."""
+        self._lost()
+        await asyncio.get_running_loop().create_future()
+        raise asyncio.CancelledError
+
+    async def finish(self) -> None:
+        """The handler has ended. Raises StepError if a step made that worthless."""
+        if self.parking is not None:
+            await asyncio.wait((self.parking,))
+        if self.broken is not None:
+            raise self.broken
+
+    def check_complete(self) -> None:
+        """Raises NonDeterministic if the handler asked for fewer steps than were recorded."""
+        steps = self.journal.steps
+        unasked = [key for key in steps if key not in self._asked and key.isdigit()]
         if unasked:
-            key = min(unasked, key=int)
-            step = self._found[key]
+            step = steps[key := min(unasked, key=int)]
             raise NonDeterministic(
                 f"step {key} was {step.kind} {step.name} when it was recorded, and now the handler ends without it: "
                 f"{ADVICE}"
             )
 
-    def check_steps(self) -> None:
-        """Raises StepError if a step made what the handler does worthless."""
-        if self.broken is not None:
-            raise self.broken
+    @contextmanager
+    def working(self, run: StepRun) -> Iterator[None]:
+        """``run`` is being performed: what runs inside it counts its steps by itself."""
+        token = SCOPE.set(Scope(self, asyncio.current_task(), f"{run.key}/", run))
+        self._performing.add(run)
+        try:
+            yield
+        finally:
+            SCOPE.reset(token)
+            self._performing.discard(run)
+            if self.idle is not None:
+                self.idle()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is being performed that does not wait for others itself."""
+        return any(not run.waits for run in self._performing)
 
     def broke(self, error: StepError) -> NoReturn:
         """Note that the turn cannot go on, and raise ``error``."""
@@ -229,7 +267,7 @@ class Recorder:
             scope = self._root
         if scope.task is not task:
             scope.tasks += 1
-            scope = Scope(self, task, f"{scope.prefix}{scope.tasks}:")
+            scope = Scope(self, task, f"{scope.prefix}{scope.tasks}:", scope.within)
             SCOPE.set(scope)
         return scope
 
@@ -260,8 +298,7 @@ class Recorder:
         except StepError as error:
             self.broke(error)
         if verdict != "OK":
-            self._lost()
-            await asyncio.get_running_loop().create_future()
+            await self.gone()
 
 
 def _failure(error: BaseException) -> StepFailure:

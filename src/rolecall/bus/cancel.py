@@ -19,6 +19,7 @@ from rolecall.bus.turn import (
     TurnBlock,
     final_event,
     finish_block,
+    is_call,
     note,
     outbox_of,
     tell_ended,
@@ -45,9 +46,9 @@ async def cancel_turn(
     text: str = "Stopped.", reason: str = "by the user", history: Sequence[bytes] = (),
     failure: Mapping[str, Any] | None = None,
 ) -> bool:  # fmt: skip
-    """End one turn now; False when it had ended already, and its answer stands. ``kind`` is cancelled or error,
-    ``text`` is what the user reads, ``failure`` that of Event. Atomic; raises RolecallError if the turn keeps moving on
-    meanwhile."""
+    """End one turn or call now, with all calls it has made; False when it had ended already, and its answer stands.
+    ``kind`` is cancelled or error, ``text`` is what the user reads, ``failure`` that of Event. Atomic; raises
+    RolecallError if the turn keeps moving on meanwhile."""
     records, more = Records(instance), {"failure": failure} if failure else {}
     records.add("CANCELLED" if kind == "cancelled" else "DEAD_LETTER", reason)
     final, flat = final_event(kind, {"text": text, "reason": reason, **more}), records.flat()
@@ -141,8 +142,11 @@ class _Found(NamedTuple):
 async def _find(bus: Bus, conversation: str, turn: str, waiting: Sequence[str] = ()) -> _Found:
     """The blocks for ending ``turn`` (the running one if empty) and ``waiting``, as of now."""
     shard = bus.shard(conversation)
-    current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
-    turn = turn or (current or b"").decode()
+    if is_call(turn):
+        at = await bus.server.call("HGET", shard.journal(conversation), f"{turn}:a")
+    else:
+        current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
+        turn = turn or (current or b"").decode()
     outbox = await outbox_of(bus, shard, conversation, turn, *waiting)
     return _Found(
         turn_block(bus, shard, conversation, turn, EntryPlace.parse(at)),

@@ -18,7 +18,7 @@ import msgspec
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.envelope import MAX_DEPTH, Envelope, decode, depth_of, short_turn_id
-from rolecall.bus.turn import FIRST_ROLE, is_control
+from rolecall.bus.turn import FIRST_ROLE, is_call, is_control
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import field_map, server_ms
@@ -158,6 +158,11 @@ def _again(letter: DeadLetter) -> Envelope:
         raise RolecallError(f"dead letter {letter.id} is an update and can only be dropped")
     if not letter.conversation:
         raise RolecallError(f"dead letter {letter.id} belongs to no conversation and can only be dropped")
+    if is_call(letter.turn):
+        raise RolecallError(
+            f"dead letter {letter.id} is a call of turn {letter.turn.partition('.')[0]} and can only be dropped: that "
+            "turn has decided how to go on without it"
+        )
     try:
         envelope = decode(letter.envelope.encode())
     except DecodeError as error:

@@ -454,6 +454,11 @@ class DeltaStream:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._send(), name="rolecall deltas")
 
+    async def drain(self) -> None:
+        """Wait until what was published is sent."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
     def close(self) -> None:
         """Send nothing more; the final event has the whole answer."""
         self._pieces.clear()

@@ -13,7 +13,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, decode
-from rolecall.bus.turn import EntryPlace, TurnBlock, Verdict, is_control, turn_block, verdict_of
+from rolecall.bus.turn import EntryPlace, TurnBlock, Verdict, is_call, is_control, turn_block, verdict_of
 from rolecall.errors import DecodeError, NewerVersion, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
@@ -114,7 +114,7 @@ async def take_and_begin(
     for number, (delivery, instance) in enumerate(begun, len(streams) + 1):
         flat += (
             number, delivery.id, delivery.conversation, delivery.turn, delivery.hop, delivery.received or "",
-            "1" if delivery.quiet else "", delivery.role, instance,
+            ("2" if delivery.resumed else "1") if delivery.quiet else "", delivery.paused, delivery.role, instance,
         )  # fmt: skip
     rows, verdicts = await bus.server.run(
         TAKE, take_block(bus, shard, order), log=shard.log, process=bus.process, demands=order.flat(), begun=flat,
@@ -212,8 +212,11 @@ async def pending_of(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> list[D
 
 
 async def owns_turn(bus: Bus, delivery: Delivery) -> bool:
-    """Whether the entry is that of its conversation's running turn, or of an open control turn."""
+    """Whether the entry is that of its conversation's running turn, of a call, or of an open control turn."""
     shard = bus.shards[delivery.shard]
+    if delivery.call:
+        at = await bus.server.fetch("HGET", shard.journal(delivery.conversation), f"{delivery.turn}:a")
+        return EntryPlace.parse(at) == (delivery.stream, delivery.id)
     if delivery.control:
         journal = shard.journal(delivery.conversation)
         return bool(await bus.server.fetch("HEXISTS", journal, f"{delivery.turn}:e"))
@@ -252,8 +255,10 @@ class Delivery:
     ``usable`` is False for an entry that names no conversation and turn, ``newer`` True for an envelope of a newer
     version. ``count`` is the number of deliveries including this one; ``previous`` is the process that held the entry
     before, or "". ``quiet`` is True for a turn that comes back from a deferral of which nobody is told again, and
-    ``stepped`` for one whose handler may have recorded steps. ``beginning`` is None until the entry has begun; ``slot``
-    is the number of its instance in the order it was taken for.
+    ``stepped`` for one whose handler may have recorded steps. Of a turn that was suspended, ``resumed`` is the time as
+    of which its timers count, in ms of the server's clock, and ``paused`` how many ms its time stood still.
+    ``beginning`` is None until the entry has begun; ``slot`` is the number of its instance in the order it was taken
+    for.
     """
 
     shard: int
@@ -274,6 +279,8 @@ class Delivery:
     beginning: Beginning | None = None
     slot: int = 0
     stepped: bool = False
+    resumed: int = 0
+    paused: int = 0
 
     @property
     def received(self) -> int:
@@ -284,6 +291,11 @@ class Delivery:
     def stale(self) -> bool:
         """Whether the entry is not that of a running turn."""
         return self.beginning is not None and not self.beginning.received
+
+    @property
+    def call(self) -> bool:
+        """Whether another handler waits for this turn."""
+        return is_call(self.turn)
 
     @property
     def control(self) -> bool:
@@ -306,9 +318,10 @@ def read_entry(
     quiet = b"q" in fields and count == 1
     found = Delivery(
         shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"), "", "", 0, raw, None,
-        quiet=quiet, beginning=beginning, slot=slot, stepped=count > 1 or b"s" in fields,
+        quiet=quiet, beginning=beginning, slot=slot, stepped=count > 1 or bool(previous) or b"s" in fields,
     )  # fmt: skip
     try:
+        found.resumed, found.paused = int(fields.get(b"w", 0)), int(fields.get(b"p", 0))
         found.conversation, found.turn, found.hop = fields[b"c"].decode(), fields[b"t"].decode(), int(fields[b"h"])
     except (KeyError, ValueError):
         found.raw = msgspec.json.encode({_text(k): _text(v) for k, v in fields.items()})

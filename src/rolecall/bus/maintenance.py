@@ -27,10 +27,12 @@ NEVER = 2.0**53
 SEPARATOR = b"\x1f"
 """What the names of schedules contain, and those of conversations do not."""
 PACKAGE = "rolecall.bus"
-PROMOTE = script(PACKAGE, "scripts/turn/promote", names="deferred conversation journal wake_stream name early expected")
+PROMOTE = script(
+    PACKAGE, "scripts/turn/promote", names="deferred active conversation journal wake_stream name turn early expected"
+)
 AUDIT = script(
     PACKAGE, "scripts/turn/audit",
-    names="conversation journal active deferred stream first_high first_normal first_low name seen",
+    names="conversation journal active deferred stream first_high first_normal first_low name turn seen",
 )  # fmt: skip
 RETIRE = script(PACKAGE, "scripts/process/retire", names="alive streams process own")
 STEP = script(PACKAGE, "scripts/process/step", names="clock deferred active streams before shift")
@@ -57,21 +59,25 @@ async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0
     flat = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", until, "WITHSCORES", "LIMIT", 0, PAGE)
     scores = {member: float(score) for member, score in pairs(flat)}
     due = [member for member, score in scores.items() if score <= now_ms]
-    turns = [member for member in due if SEPARATOR not in member]
-    woken = await _each(bus, "promote", turns, lambda conversation: promote(bus, shard, conversation, now_ms))
-    schedules = [member for member in due if SEPARATOR in member]
+    schedules = [member for member in due if SEPARATOR in member and not is_call(member.rpartition(SEPARATOR)[2])]
+    turns = [member for member in due if member not in schedules]
+    woken = await _each(bus, "promote", turns, lambda member: promote(bus, shard, *_parted(member), now_ms))
     begun = await _each(bus, "schedule", schedules, lambda member: fire(bus, member, now_ms))
     later = min((score for score in scores.values() if score > now_ms), default=None)
     return Woken(woken.count("OK") + begun.count("BEGUN"), later)
 
 
-async def promote(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float = NEVER, *, early: bool = False) -> str:
-    """Wake one deferred turn if it is due by the server's clock and by ``now_ms``, or in any case with ``early``."""
-    stream = await bus.server.call("HGET", shard.journal(conversation), "defer:s")
+async def promote(
+    bus: Bus, shard: ShardKeys, conversation: str, call: str = "", now_ms: float = NEVER, *, early: bool = False
+) -> str:
+    """Wake the sleeping turn of a conversation, or one of its calls, if it is due by the server's clock and by
+    ``now_ms``, or in any case with ``early``."""
+    field = f"{call}:defer:s" if call else "defer:s"
+    stream = await bus.server.call("HGET", shard.journal(conversation), field)
     verdict: bytes = await bus.server.run(
-        PROMOTE, deferred=shard.deferred, conversation=shard.conversation(conversation),
-        journal=shard.journal(conversation), wake_stream=stream or shard.deferred, name=conversation, early=int(early),
-        expected=round(now_ms),
+        PROMOTE, deferred=shard.deferred, active=shard.active, conversation=shard.conversation(conversation),
+        journal=shard.journal(conversation), wake_stream=stream or shard.deferred, name=conversation, turn=call,
+        early=int(early), expected=round(now_ms),
     )  # fmt: skip
     return verdict.decode()
 
@@ -83,23 +89,25 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     now_ms = bus.clocks[shard.number].earlier(now_ms)
     since = dict(pairs(await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")))
 
-    async def look(conversation: str) -> str:
-        if _overdue(bus, now_ms, float(since[conversation.encode()])):
-            return await _expire(bus, shard, conversation, now_ms)
-        return await audit_one(bus, shard, conversation)
+    async def look(member: str) -> str:
+        conversation, call = _parted(member)
+        if _overdue(bus, now_ms, float(since[member.encode()])):
+            return await _expire(bus, shard, conversation, call, now_ms)
+        return await audit_one(bus, shard, conversation, call)
 
-    found = await _each(bus, "audit", [member for member in since if b"\x1f" not in member], look)
+    found = await _each(bus, "audit", [member for member in since if b"\x1fc" not in member], look)
     return found.count("REPAIRED")
 
 
-async def audit_one(bus: Bus, shard: ShardKeys, conversation: str) -> str:
-    """Audit one conversation: OK, IDLE, MOVED or REPAIRED."""
-    at: Any = await bus.server.call("HGET", shard.conversation(conversation), "at") or b""
+async def audit_one(bus: Bus, shard: ShardKeys, conversation: str, call: str = "") -> str:
+    """Audit the running turn of a conversation, or one of its calls: OK, IDLE, MOVED or REPAIRED."""
+    place = (shard.journal(conversation), f"{call}:a") if call else (shard.conversation(conversation), "at")
+    at: Any = await bus.server.call("HGET", *place) or b""
     high, normal, low = (shard.stream(FIRST_ROLE, band) for band in keys.BANDS)
     verdict: bytes = await bus.server.run(
         AUDIT, conversation=shard.conversation(conversation), journal=shard.journal(conversation), active=shard.active,
         deferred=shard.deferred, stream=EntryPlace.parse(at).stream or shard.deferred, first_high=high,
-        first_normal=normal, first_low=low, name=conversation, seen=at,
+        first_normal=normal, first_low=low, name=conversation, turn=call, seen=at,
     )  # fmt: skip
     if verdict == b"REPAIRED":
         logger.error("the entry of %s was missing and has been written again", conversation)
@@ -206,12 +214,13 @@ async def _each(
     return found
 
 
-async def _expire(bus: Bus, shard: ShardKeys, conversation: str, now_ms: float) -> str:
+async def _expire(bus: Bus, shard: ShardKeys, conversation: str, call: str, now_ms: float) -> str:
     current = await bus.server.call("HGET", shard.conversation(conversation), "cur")
+    turn = call or (current or b"").decode()
     # Read after `cur`: that turn is at least this old, or another one has begun since.
-    since = await bus.server.call("ZSCORE", shard.active, conversation)
-    if current and since and _overdue(bus, now_ms, float(since)):
-        await _give_up(bus, shard, conversation, current.decode(), now_ms)
+    since = await bus.server.call("ZSCORE", shard.active, f"{conversation}\x1f{call}" if call else conversation)
+    if turn and since and _overdue(bus, now_ms, float(since)):
+        await _give_up(bus, shard, conversation, turn, now_ms)
     return "OVERDUE"
 
 
@@ -230,6 +239,12 @@ async def _give_up(bus: Bus, shard: ShardKeys, conversation: str, turn: str, now
     )  # fmt: skip
     if not ended:
         await bus.server.call("XDEL", shard.dead, letter)
+
+
+def _parted(member: str) -> tuple[str, str]:
+    """The conversation of a member of a shard's set, and the turn if it is a call or a control turn."""
+    conversation, _, turn = member.partition("\x1f")
+    return conversation, turn
 
 
 def _overdue(bus: Bus, now_ms: float, since: float) -> bool:

@@ -49,7 +49,11 @@ BURY = script(
 )  # fmt: skip
 DEFER = script(
     PACKAGE, "scripts/turn/defer", TurnBlock, TakeBlock,
-    names="deferred wake_stream delay envelope hop reason quiet received records streams demands",
+    names="active deferred wake_stream delay envelope hop reason quiet received records streams demands",
+)  # fmt: skip
+SUSPEND = script(
+    PACKAGE, "scripts/turn/suspend", TurnBlock, TakeBlock,
+    names="active deferred wake_stream steps envelope hop due still waits received groups records streams demands",
 )  # fmt: skip
 QUARANTINE = script(PACKAGE, "scripts/turn/quarantine", names="stream dead entry process reason deliveries fields")
 
@@ -125,6 +129,8 @@ async def bury(
     shard = bus.shards[delivery.shard]
     outbox = await outbox_of(bus, shard, delivery.conversation, delivery.turn)
     why = {"reason": failure["kind"], "failure": failure} if failure else {"reason": reason}
+    if delivery.call:  # the handler that made it is told as much as operators are
+        why["why"] = reason
     return await _settle(
         bus, delivery, supply, BURY, _ended(bus, delivery, outbox), dead=shard.dead,
         final=final_event("error", {"text": apology, **why}), reason=reason, deliveries=delivery.count,
@@ -142,9 +148,39 @@ async def defer(
     shard = bus.shards[delivery.shard]
     band = "n" if envelope is None else next_band(delivery, envelope)
     return await _settle(
-        bus, delivery, supply, DEFER, deferred=shard.deferred, wake_stream=shard.stream(delivery.role, band),
+        bus, delivery, supply, DEFER, active=shard.active, deferred=shard.deferred,
+        wake_stream=shard.stream(delivery.role, band),
         delay=milliseconds(seconds), envelope=delivery.raw if envelope is None else encode(envelope), hop=delivery.hop,
         reason=reason, quiet=int(quiet), records=records.flat(),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """What a suspended turn waits for: until all steps of one of ``groups``, by their keys, are finished, or until
+    ``due`` in ms of the server's clock, 0 for ever. With ``still``, its time stands still until then. ``text`` says it
+    for people."""
+
+    groups: Sequence[Sequence[str]]
+    due: int
+    still: bool
+    text: str
+
+
+async def suspend(
+    bus: Bus, delivery: Delivery, awaited: Awaited, records: Records, supply: Supply | None = None
+) -> Verdict:
+    """Put the turn to sleep until what it waits for is there, without a slot, a lease or a connection; it comes back
+    with the envelope as it was delivered. READY, with nothing written, if there is nothing to wait for any more.
+    CONTROL for a control turn, which cannot sleep."""
+    shard, envelope = bus.shards[delivery.shard], delivery.envelope
+    assert envelope is not None
+    return await _settle(
+        bus, delivery, supply, SUSPEND, active=shard.active, deferred=shard.deferred,
+        wake_stream=shard.stream(delivery.role, next_band(delivery, envelope)),
+        steps=shard.steps(delivery.conversation, delivery.turn), envelope=encode(envelope), hop=delivery.hop,
+        due=awaited.due or "", still=int(awaited.still), waits=awaited.text,
+        groups=[" ".join(group) for group in awaited.groups], records=records.flat(),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -29,9 +29,9 @@ VERBATIM = frozenset({"SENT", "PROCESSING_COMPLETE"})
 FORGET = "FORGET"
 """The word of a log record that asks for the removal of its conversation's files."""
 
-Verdict = Literal["OK", "FENCED", "STALE", "CONTROL"]
+Verdict = Literal["OK", "FENCED", "STALE", "CONTROL", "READY"]
 """What a guarded script answers. FENCED: another process owns the entry. STALE: the turn is over or elsewhere.
-CONTROL: a control turn cannot do this. Only OK wrote anything."""
+CONTROL: a control turn cannot do this. READY: there is nothing to wait for. Only OK wrote anything."""
 
 
 class TurnState(StrEnum):
@@ -45,6 +45,8 @@ class TurnState(StrEnum):
     """Its entry is in a role's stream or leased to an instance."""
     DEFERRED = "deferred"
     """Asleep until a time, without a slot or a lease."""
+    SUSPENDED = "suspended"
+    """Asleep until steps are finished that its handler waits for: calls, answers of people, timers."""
     FINISHED = "finished"
     """Answered, given up or cancelled; its result is kept for a while."""
     GONE = "gone"
@@ -59,7 +61,7 @@ class TurnState(StrEnum):
 
 
 class EntryPlace(NamedTuple):
-    """Where the one entry of a conversation's running turn is: in ``stream`` under ``entry``, or asleep."""
+    """Where the one entry of a turn is: in ``stream`` under ``entry``, or asleep."""
 
     stream: str = ""
     entry: str = "z"
@@ -72,12 +74,17 @@ class EntryPlace(NamedTuple):
 
     @property
     def asleep(self) -> bool:
-        """Whether the turn is held or deferred, so that no stream has an entry of it."""
+        """Whether the turn is held, deferred or suspended, so that no stream has an entry of it."""
         return not self.stream
 
 
 NOWHERE = EntryPlace()
 """No entry: no turn is concerned, or it sleeps."""
+
+
+def is_call(turn: str) -> bool:
+    """Whether ``turn`` is a call, the turn that a handler has made for another role: ``<turn>.<number>``."""
+    return "." in turn
 
 
 def is_control(turn: str) -> bool:
@@ -119,6 +126,7 @@ class FinishBlock(TypedDict):
     keep_result: int
     history_limit: int
     steps_stem: str
+    steps_limit: int
 
 
 def turn_block(bus: Bus, shard: ShardKeys, conversation: str, turn: str, place: EntryPlace = NOWHERE) -> TurnBlock:
@@ -161,6 +169,7 @@ def finish_block(
         "keep_result": milliseconds(settings.result_seconds),
         "history_limit": max(settings.assistant_history_limit, 1),
         "steps_stem": shard.steps(conversation, ""),
+        "steps_limit": settings.steps_kb * 1024,
     }
 
 
@@ -260,6 +269,10 @@ class Records:
             return
         self.size += len(text) * 4
         self.entries.append((time.monotonic(), word, text))
+
+    def copy(self) -> Records:
+        """The same records, to send with a step that may not be taken."""
+        return replace(self, entries=list(self.entries))
 
     def flat(self) -> list[Arg]:
         """The records as scripts take them, n × (ms ago, instance, word, text); empties this."""

@@ -22,7 +22,7 @@ from rolecall.bus.conversation import Mark, remembered
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
-from rolecall.bus.settle import Refill, Supply, bury, complete, defer, discard, hop, quarantine
+from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, discard, hop, quarantine, suspend
 from rolecall.bus.turn import Records, Verdict, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
 from rolecall.tracing import conventions
@@ -176,8 +176,9 @@ class Instance:
         bus = self.services.bus
         deltas = DeltaStream(bus, delivery, lambda: self.cancel("FENCED"))
         ctx = Context(
-            self.services, delivery, envelope, instance=self.id, records=records, publish=deltas.publish,
-            lost=lambda: self.cancel("FENCED"),
+            self.services, delivery, envelope, instance=self.id, records=records,
+            publish=_unseen if delivery.call else deltas.publish, lost=lambda: self.cancel("FENCED"),
+            park=partial(self._suspend, delivery, records, deltas),
         )  # fmt: skip
         try:
             result = await self._run_steps(delivery, envelope, ctx)
@@ -211,13 +212,14 @@ class Instance:
         try:
             result = await self._handler(envelope, ctx)
         except Retry:
-            recorder.check_steps()
+            await recorder.finish()
             await recorder.flush()
             raise
         except Exception:
-            recorder.check_steps()
+            await recorder.finish()
             raise
-        recorder.check()
+        await recorder.finish()
+        recorder.check_complete()
         return result
 
     def _ends_this_task(self, error: BaseException) -> bool:
@@ -253,6 +255,23 @@ class Instance:
         self._settling = True
         return None if self.supplier is None else partial(self.supplier, self, onward)
 
+    async def _suspend(
+        self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited
+    ) -> Verdict:  # fmt: skip
+        """Suspend the turn, and cancel its handler unless there is nothing to wait for any more."""
+        await deltas.drain()
+        told = records.copy()
+        told.add("SUSPENDED", f"waits for {awaited.text}")
+        verdict = await suspend(self.services.bus, delivery, awaited, told, self._settles())
+        self._settling = False
+        if verdict == "CONTROL":
+            raise StepError("a command cannot wait")
+        if verdict != "READY" and not self.lost:
+            self.lost, self.cancelled = "SUSPENDED" if verdict == "OK" else verdict, time.monotonic()
+            if self._task is not None:
+                self._task.cancel()
+        return verdict
+
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
         bus, changes = self.services.bus, ctx.memory.changes
         if not result.answered:
@@ -265,7 +284,7 @@ class Instance:
             result = asked.reply(ctx.called, remember=False)
         payload = result.payload
         history: list[bytes] = []
-        if asked is not None and payload.pop("remember", not delivery.control):
+        if asked is not None and payload.pop("remember", not delivery.control) and not delivery.call:
             history = remembered(asked.text, result.text, delivery.turn)
         records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
         verdict = await complete(
@@ -323,7 +342,8 @@ class Instance:
         details = {"kind": kind, "wait": wait, "turn": turn} if kind else None
         records.add("DEAD_LETTER", reason)
         text = delivery.envelope.text if delivery.envelope else ""
-        history = remembered(text, "", delivery.turn, mark) if text and not delivery.control else []
+        asked = text and not delivery.control and not delivery.call
+        history = remembered(text, "", delivery.turn, mark) if asked else []
         logger.warning("gave up %s: %s", _where(delivery), reason)
         verdict = await bury(
             self.services.bus, delivery, reason, f"{sentence} (turn {turn})", records, history, details, self._settles()
@@ -360,7 +380,7 @@ class Instance:
         if self.lost == "LATE":
             return await self._bury_late(delivery, records)
         logger.info("cancelled at %s: %s", _where(delivery), self.lost)
-        if self.lost not in ("DRAIN", "HANDED_BACK", "BLOCKED"):
+        if self.lost not in ("DRAIN", "HANDED_BACK", "BLOCKED", "SUSPENDED"):
             await self._record_fencing(delivery)
 
     def _note_verdict(self, delivery: Delivery, verdict: str, *, ended: bool = False) -> None:
@@ -393,6 +413,10 @@ class Instance:
         records.add("FENCED", f"its work on hop {delivery.hop} is void")
         shard = self.services.bus.shards[delivery.shard]  # the journal of an ended turn does not say when it began
         await note(self.services.bus, shard, delivery.conversation, delivery.turn, records, delivery.received)
+
+
+async def _unseen(position: int, text: str) -> None:
+    """Nobody follows a call."""
 
 
 def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:

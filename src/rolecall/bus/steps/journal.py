@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import msgspec
 
+from rolecall.bus.admission import said
 from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import Envelope, encode
 from rolecall.bus.leases import Delivery, lease_block
-from rolecall.bus.turn import Records, TurnBlock, Verdict
+from rolecall.bus.settle import next_band
+from rolecall.bus.turn import Records, TurnBlock, Verdict, verdict_of
 from rolecall.errors import StepTooLarge
-from rolecall.redis.scripts import script
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import pairs
 
 PACKAGE = "rolecall.bus"
-OWN_FIELDS = frozenset((b"h", b"b"))
-"""The fields of a journal that are no steps."""
 
 
 class StepBlock(TypedDict):
@@ -28,6 +30,10 @@ class StepBlock(TypedDict):
 
 
 RECORD = script(PACKAGE, "scripts/step/record", TurnBlock, StepBlock, names="received step_keys values records")
+BEGIN = script(
+    PACKAGE, "scripts/step/begin", TurnBlock, StepBlock,
+    names="active streams user instance step_keys definitions delays envelopes said",
+)  # fmt: skip
 
 
 class StepFailure(msgspec.Struct, frozen=True):
@@ -58,21 +64,75 @@ async def record(bus: Bus, delivery: Delivery, steps: Sequence[tuple[str, Step]]
         step_keys=[key for key, _ in steps], values=[encoded(bus, key, step) for key, step in steps],
         records=records.flat(),
     )  # fmt: skip
+    return _checked(bus, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewStep:
+    """A step to begin that the handler will wait for: ``seconds`` until it is due, None for ever, and for a call its
+    ``envelope``, with the role to call."""
+
+    key: str
+    step: Step
+    seconds: float | None = None
+    envelope: Envelope | None = None
+
+
+async def begin(
+    bus: Bus, delivery: Delivery, new: Sequence[NewStep], *, user: str, instance: str
+) -> tuple[Verdict, int]:
+    """Begin steps of other parties: calls, timers, questions. Calls run as turns of their own from now on. Returns the
+    verdict, CONTROL for a control turn, which cannot wait, and the server's clock in ms. Atomic and idempotent. Raises
+    StepTooLarge and EnvelopeTooLarge."""
+    shard = bus.shards[delivery.shard]
+    block, asked = step_block(bus, delivery), [one.envelope for one in new]
+    verdict, now = await bus.server.run(
+        BEGIN, lease_block(bus, delivery), block, active=shard.active,
+        streams=[shard.stream(e.role, next_band(delivery, e)) if e else block["steps"] for e in asked],
+        user=user, instance=instance, step_keys=[one.key for one in new],
+        definitions=[encoded(bus, one.key, one.step) for one in new],
+        delays=["" if one.seconds is None else milliseconds(one.seconds) for one in new],
+        envelopes=[encode(e) if e else "" for e in asked], said=[said(e) if e else "" for e in asked],
+    )  # fmt: skip
+    return _checked(bus, verdict), now
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What earlier handlings of a hop have recorded, by the keys of steps: the steps, the results of those that others
+    finish, when these are due in ms of the server's clock, and the turns of calls."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    results: dict[str, bytes] = field(default_factory=dict)
+    due: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, str] = field(default_factory=dict)
+
+
+async def recorded(bus: Bus, delivery: Delivery) -> Journal:
+    """The journal of this delivery's hop."""
+    shard, journal = bus.shards[delivery.shard], Journal()
+    found = dict(pairs(await bus.server.fetch("HGETALL", shard.steps(delivery.conversation, delivery.turn))))
+    if int(found.pop(b"h", -1)) != delivery.hop:
+        return journal
+    found.pop(b"b", None)
+    for raw_key, value in found.items():
+        key = raw_key.decode()
+        if key.startswith("="):
+            journal.results[key[1:]] = value
+        elif key.startswith("d"):
+            journal.due[key[1:]] = int(value)
+        elif key.startswith("c"):
+            journal.calls[key[1:]] = value.decode()
+        else:
+            journal.steps[key] = msgspec.json.decode(value, type=Step)
+    return journal
+
+
+def _checked(bus: Bus, verdict: bytes) -> Verdict:
     if verdict == b"FULL":
         limit = bus.settings.steps_kb
         raise StepTooLarge(f"the steps of this handler exceed {limit} kB in all: record less, or raise STEPS_KB")
-    return verdict.decode()  # type: ignore[no-any-return]  # the script answers only these words
-
-
-async def recorded(bus: Bus, delivery: Delivery) -> dict[str, Step]:
-    """The steps that earlier handlings of this delivery's hop have recorded, by their keys."""
-    shard = bus.shards[delivery.shard]
-    found = dict(pairs(await bus.server.fetch("HGETALL", shard.steps(delivery.conversation, delivery.turn))))
-    if int(found.get(b"h", -1)) != delivery.hop:
-        return {}
-    return {
-        key.decode(): msgspec.json.decode(raw, type=Step) for key, raw in found.items() if key not in OWN_FIELDS
-    }  # fmt: skip
+    return verdict_of(verdict)
 
 
 def encoded(bus: Bus, key: str, step: Step) -> bytes:

@@ -1,13 +1,13 @@
--- Prelude of the scripts that end turns and release the next one; follows turn.
+-- Prelude of the scripts that end turns and release the next one; follows turn and sleep.
 --   statistics: of the day
 --   outbox: of the front end that delivers the answer
 --   first_high, first_normal, first_low: streams of the first role, by band
 --   result: of TURN
 --   keep, keep_result: ms that an idle conversation and a result are kept
 --   history_limit: number of messages
---   steps_stem: names the journals of steps, without the turn
+--   steps_stem: names the journals of steps, without the turn; steps_limit: bytes that each of them may have
 -- keys: mailbox active deferred principals history statistics outbox first_high first_normal first_low result
--- args: keep keep_result history_limit steps_stem
+-- args: keep keep_result history_limit steps_stem steps_limit
 local FIRST = { h = FIRST_HIGH, n = FIRST_NORMAL, l = FIRST_LOW }
 
 -- Returns the counter of all users.
@@ -33,11 +33,56 @@ local function forget()
   redis.call('HDEL', CONVERSATION, 'last')
 end
 
--- Write the one answer of `turn` wherever it is awaited, and clear its journal. The key `result` gets the id of the final
+-- Remove the entry of an unfinished turn from `at`, wherever that is.
+local function remove_entry(turn, at)
+  if at == SLEEPING then return rouse(turn) end
+  local stream, entry = string.match(at, '^(.*)|([^|]*)$')
+  redis.pcall('XACK', stream, 'g', entry)
+  redis.call('XDEL', stream, entry)
+end
+
+-- Clear the journal of a call.
+local function clear_call(call)
+  redis.call('HDEL', JOURNAL, call .. ':e', call .. ':b', call .. ':u', call .. ':r', call .. ':a', call .. ':k',
+    call .. ':s', call .. ':c', call .. ':p')
+  redis.call('DEL', STEPS_STEM .. call)
+  redis.call('ZREM', ACTIVE, member(NAME, call))
+end
+
+-- End the `number` calls that `turn` has made as far as they are unfinished, and theirs: nobody waits for them any more.
+local function end_calls(turn, number)
+  for n = 1, tonumber(number or 0) do
+    local call = turn .. '.' .. n
+    local at, calls = unpack(redis.call('HMGET', JOURNAL, call .. ':a', call .. ':c'))
+    if at then
+      remove_entry(call, at)
+      end_calls(call, calls)
+      record(call, 0, 'bus', 'CANCELLED', 'with turn ' .. turn)
+      clear_call(call)
+    end
+  end
+end
+
+local function count_tokens(user, tokens_in, tokens_out)
+  if (tokens_in or '0') ~= '0' then count(user, 'in', tokens_in) end
+  if (tokens_out or '0') ~= '0' then count(user, 'out', tokens_out) end
+end
+
+-- Give the result of a call to the handler that made it.
+local function finish_call(call, final, tokens_in, tokens_out)
+  local user, key, calls = unpack(redis.call('HMGET', JOURNAL, call .. ':u', call .. ':k', call .. ':c'))
+  count_tokens(user or '', tokens_in, tokens_out)
+  end_calls(call, calls)
+  clear_call(call)
+  settle_step(caller_of(call), key, final, STEPS_LIMIT)
+end
+
+-- Write the one answer of `turn` wherever it is awaited, end its calls, and clear its journal. The key `result` gets the id of the final
 -- event, a space, and the event.
 local function finish(turn, result, kind, final, tokens_in, tokens_out)
-  local user, front, received, stepped, schedule =
-    unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o', turn .. ':r', turn .. ':s', turn .. ':t'))
+  if is_call(turn) then return finish_call(turn, final, tokens_in, tokens_out) end
+  local user, front, received, stepped, calls, schedule = unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o',
+    turn .. ':r', turn .. ':s', turn .. ':c', turn .. ':t'))
   user = user or ''
   local id = event(turn, kind, unpack(schedule and { 's', schedule, 'x', final } or { 'x', final }))
   redis.call('SET', result, id .. ' ' .. final, 'PX', KEEP_RESULT)
@@ -47,11 +92,11 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
   if count(user, 'turns', 1) == 1 then redis.call('EXPIRE', STATISTICS, 691200) end
   count(user, 'ms', math.max(0, NOW - (received or NOW)))
   if kind ~= 'final' then count(user, kind, 1) end
-  if (tokens_in or '0') ~= '0' then count(user, 'in', tokens_in) end
-  if (tokens_out or '0') ~= '0' then count(user, 'out', tokens_out) end
+  count_tokens(user, tokens_in, tokens_out)
   leave(user)
+  if calls then end_calls(turn, calls) end
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
-    turn .. ':g', turn .. ':d', turn .. ':s')
+    turn .. ':g', turn .. ':d', turn .. ':s', turn .. ':c', turn .. ':p')
   if schedule then redis.call('HDEL', JOURNAL, turn .. ':t') end
   if stepped then redis.call('DEL', STEPS_STEM .. turn) end
   if is_control(turn) then
@@ -66,8 +111,7 @@ end
 -- Remove the entry of the running turn, wherever it is. False, with nothing written, if the caller looked elsewhere.
 local function evict()
   if at == SLEEPING then
-    redis.call('ZREM', DEFERRED, NAME)
-    redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q')
+    rouse(TURN)
   elseif at == place(STREAM, ENTRY) then
     redis.pcall('XACK', STREAM, 'g', ENTRY)
     redis.call('XDEL', STREAM, ENTRY)

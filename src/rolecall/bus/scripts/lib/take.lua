@@ -12,25 +12,29 @@
 -- Record that an instance begins an entry that this process has just leased. If the process dies mid-attempt, this is all
 -- that remains. Returns when the turn was received, or 0 if the entry is not that of a running turn; ms since then; and
 -- ms since the entry was written.
---   quiet: writes nothing
-local function begin(stream, id, count, previous, name, turn, hop, received, quiet, role, instance)
+--   quiet: '1' writes nothing, '2' (the turn was resumed) only a log record; paused: ms that the time of the turn stood still
+local function begin(stream, id, count, previous, name, turn, hop, received, quiet, paused, role, instance)
   local running, at, session = unpack(redis.call('HMGET', CONVERSATION_STEM .. name, 'cur', 'at', 'session'))
-  if is_control(turn) then
+  if is_call(turn) then
+    if redis.call('HGET', JOURNAL_STEM .. name, turn .. ':a') ~= place(stream, id) then return 0, 0, 0 end
+  elseif is_control(turn) then
     if redis.call('HEXISTS', JOURNAL_STEM .. name, turn .. ':e') == 0 then return 0, 0, 0 end
   elseif running ~= turn or at ~= place(stream, id) then
     return 0, 0, 0
   end
   received = tonumber(received or redis.call('HGET', JOURNAL_STEM .. name, turn .. ':r') or NOW)
-  if not quiet and count <= tonumber(MAX_DELIVERIES) then
+  if quiet ~= '1' and count <= tonumber(MAX_DELIVERIES) then
     local events = EVENTS_STEM .. name
-    tell(events, CHANNEL_STEM .. name, turn, 'started', 'r', role, 'h', hop, 'n', count, 'w', instance)
+    if quiet ~= '2' and not is_call(turn) then
+      tell(events, CHANNEL_STEM .. name, turn, 'started', 'r', role, 'h', hop, 'n', count, 'w', instance)
+    end
     -- Admission gave the stream an hour.
     if NOW - received > 600000 then redis.call('EXPIRE', events, 3600) end
-    local word, text = 'STARTED', 'hop ' .. hop
+    local word, text = quiet == '2' and 'RESUMED' or 'STARTED', 'hop ' .. hop
     if previous ~= '' then word, text = 'TAKEN_OVER', text .. ' attempt ' .. count .. ' from ' .. previous end
     log_record(name, session, turn, received, NOW, instance, word, text)
   end
-  return received, NOW - received, math.max(0, NOW - tonumber(string.match(id, '^%d+')))
+  return received, NOW - received - tonumber(paused or 0), math.max(0, NOW - tonumber(string.match(id, '^%d+')))
 end
 
 -- Lease what the demands ask for: first entries whose lease expired, then new ones. Returns {{index in `streams`, entry
@@ -46,7 +50,7 @@ local function take()
     for f = 1, #fields, 2 do entry[fields[f]] = fields[f + 1] end
     if entry.c and entry.t then
       received, age, waited = begin(STREAMS[k], id, count, previous, entry.c, entry.t, entry.h or '', entry.r,
-        entry.q and count == 1, role, DEMANDS[slot])
+        count == 1 and entry.q, entry.p, role, DEMANDS[slot])
     end
     taken[#taken + 1] = { k, id, count, previous, fields, slot - before, received, age, waited }
     free, slot = free - 1, slot + 1

@@ -4,9 +4,14 @@
 --   channel: wakes the followers of the conversation
 -- keys: conversation journal events preferences
 -- args: name turn channel
-local CONTROL = is_control(TURN)
+local CONTROL, CALL = is_control(TURN), is_call(TURN)
+local ORDERED = not CONTROL and not CALL
 local running, at, session, rested, known_title =
   unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at', 'session', 'last', 'title'))
+if CALL then
+  at = redis.call('HGET', JOURNAL, TURN .. ':a')
+  running = at and TURN
+end
 
 -- OK, FENCED (another process holds the entry), or STALE (the turn has ended or is elsewhere). A stale entry is dropped;
 -- nothing else is written.
@@ -27,7 +32,8 @@ local function held()
 end
 
 local function moved(to)
-  if not CONTROL then redis.call('HSET', CONVERSATION, 'at', to) end
+  if CALL then redis.call('HSET', JOURNAL, TURN .. ':a', to)
+  elseif ORDERED then redis.call('HSET', CONVERSATION, 'at', to) end
 end
 
 -- Append an event. The stream keeps its time to live, which admission, a long wait and the end of the last turn set.

@@ -1,7 +1,7 @@
 -- Move one entry from the stream of a process that is gone to the stream of its role.
 --   stream: of the process; alive: its sign of life
 -- Returns OK | ALIVE | GONE.
--- include: state stepped
+-- include: state again
 -- keys: stream destination conversation journal alive
 -- args: entry turn
 if redis.call('EXISTS', ALIVE) == 1 then return 'ALIVE' end
@@ -12,8 +12,5 @@ redis.call('XDEL', STREAM, ENTRY)
 local _, fields = unpack(found)
 mark_stepped(fields)
 local id = redis.call('XADD', DESTINATION, '*', unpack(fields))
-local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
-if running == TURN and at == place(STREAM, ENTRY) then
-  redis.call('HSET', CONVERSATION, 'at', place(DESTINATION, id))
-end
+written_again(DESTINATION, id)
 return 'OK'

@@ -4,7 +4,7 @@
 --   retry_ms: until it is tried again; late: a notice before the turn as JSON, or ''; late_text: the same for followers
 --   of a front end without an outbox, '' if `notices`, its outbox, delivers
 -- Returns {BEGUN, turn} | {LATER} | {EARLY} | {MOVED} (it is due at another time) | {GONE}.
--- include: clock state entry trace turn finish admit
+-- include: clock state entry trace turn sleep finish admit
 -- keys: planned schedules notices
 -- args: schedule due following retry_ms late late_text
 local member = NAME .. '\31' .. SCHEDULE

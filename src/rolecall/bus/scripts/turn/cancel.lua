@@ -1,7 +1,7 @@
 -- End a turn from outside, wherever its entry is. The process that holds the entry is fenced.
 --   stream, entry: the place in the conversation's `at`; final: the final event as JSON; kind: cancelled | error
 -- Returns OK | DONE (it has ended already, or never existed) | MOVED (read `at` again).
--- include: clock state entry trace turn finish
+-- include: clock state entry trace turn sleep finish
 -- args: final kind remembered* records*
 local waiting = redis.call('LPOS', MAILBOX, TURN)
 if waiting then
@@ -16,7 +16,7 @@ records(RECORDS)
 finish(TURN, RESULT, KIND, FINAL)
 if waiting then
   redis.call('HSET', CONVERSATION, 'done', running and tonumber(running) - 1 or TURN)
-else
+elseif ORDERED then
   release()
 end
 flush()

@@ -1,7 +1,7 @@
 -- Return an entry that was taken but not begun. Any process may take it at once, and this delivery does not count.
 --   lease: ms
 -- Returns OK | FENCED.
--- include: state entry stepped
+-- include: state entry again
 -- keys: conversation journal
 -- args: lease turn
 local count = deliveries()
@@ -17,8 +17,5 @@ if not found then return 'OK' end
 local _, fields = unpack(found)
 mark_stepped(fields)
 local id = redis.call('XADD', STREAM, '*', unpack(fields))
-local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
-if running == TURN and at == place(STREAM, ENTRY) then
-  redis.call('HSET', CONVERSATION, 'at', place(STREAM, id))
-end
+written_again(STREAM, id)
 return 'OK'

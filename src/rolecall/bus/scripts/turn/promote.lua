@@ -1,27 +1,24 @@
--- Wake a turn that is deferred or held and due. A held turn begins with all its parts. Any number of processes may run
--- this.
---   wake_stream: the one that the caller read in the journal; early: '1' wakes the turn before its time
---   expected: what the clock should show; the earlier time counts
+-- Wake a turn that is held, deferred or suspended and due. Any number of processes may run this.
+--   turn: '' for the running turn of the conversation, else a call; early: '1' wakes the turn before its time
+--   wake_stream: the one that the caller read in the journal; expected: what the clock should show; the earlier time
+--     counts
 -- Returns OK | EARLY | MOVED (the journal names another stream now) | GONE.
--- include: clock state
--- keys: deferred conversation journal wake_stream
--- args: name early expected
-local due = redis.call('ZSCORE', DEFERRED, NAME)
-if not due then return 'GONE' end
-if tonumber(due) > math.min(NOW, tonumber(EXPECTED)) and EARLY ~= '1' then return 'EARLY' end
-local stream, hop, deferred, quiet =
-  unpack(redis.call('HMGET', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q'))
+-- include: clock state sleep
+-- keys: deferred active conversation journal wake_stream
+-- args: name turn early expected
 local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
+if TURN ~= '' then running, at = TURN, redis.call('HGET', JOURNAL, TURN .. ':a') end
+local sleeper = TURN == '' and NAME or member(NAME, TURN)
+local due = redis.call('ZSCORE', DEFERRED, sleeper)
+if not due then return 'GONE' end
+due = tonumber(due)
+if due > math.min(NOW, tonumber(EXPECTED)) and EARLY ~= '1' then return 'EARLY' end
+local stream = running and redis.call('HGET', JOURNAL, slept(running, 's'))
 if stream and stream ~= WAKE_STREAM then return 'MOVED' end
-redis.call('ZREM', DEFERRED, NAME)
-if not stream or at ~= SLEEPING then return 'GONE' end
-local first, joined, stepped = unpack(redis.call('HMGET', JOURNAL, running .. ':e', running .. ':x', running .. ':s'))
-local envelope = deferred or first
-local parts = envelope == first and joined or ''
-local fields = { 'c', NAME, 't', running, 'h', hop, 'e', envelope, 'x', parts }
-if stepped then table.insert(fields, 's') table.insert(fields, 1) end
-if quiet then table.insert(fields, 'q') table.insert(fields, quiet) end
-local id = redis.call('XADD', WAKE_STREAM, '*', unpack(fields))
-redis.call('HSET', CONVERSATION, 'at', place(WAKE_STREAM, id))
-redis.call('HDEL', JOURNAL, 'defer:s', 'defer:h', 'defer:e', 'defer:q')
+if not stream or at ~= SLEEPING then
+  redis.call('ZREM', DEFERRED, sleeper)
+  return 'GONE'
+end
+-- What it waited for until then is due, even if the clock was set back since.
+wake(running, math.max(NOW, due, tonumber(redis.call('HGET', JOURNAL, slept(running, 'd')) or 0)))
 return 'OK'

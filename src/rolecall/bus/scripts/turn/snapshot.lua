@@ -1,5 +1,5 @@
 -- Read where a turn stands.
--- Returns {finished|waiting|running|held|deferred|gone|unknown, place in the mailbox from 1 or 0, final event or '',
+-- Returns {finished|waiting|running|held|deferred|suspended|gone|unknown, place in the mailbox from 1 or 0, final event or '',
 -- newest event id of the conversation, id of the final event or ''}.
 -- include: state
 -- keys: conversation mailbox events result journal
@@ -16,7 +16,8 @@ if ahead then return { 'waiting', ahead + 1, '', id, '' } end
 if redis.call('HEXISTS', JOURNAL, TURN .. ':e') == 1 then
   local running, at = unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at'))
   if running ~= TURN or at ~= SLEEPING then return { 'running', 0, '', id, '' } end
-  return { redis.call('HEXISTS', JOURNAL, 'defer:e') == 1 and 'deferred' or 'held', 0, '', id, '' }
+  local envelope, waits = unpack(redis.call('HMGET', JOURNAL, 'defer:e', 'defer:w'))
+  return { waits and 'suspended' or envelope and 'deferred' or 'held', 0, '', id, '' }
 end
 local number = tonumber(string.match(TURN, '^c?(%d+)$'))
 local newest = tonumber(redis.call('HGET', CONVERSATION, is_control(TURN) and 'cseq' or 'seq'))

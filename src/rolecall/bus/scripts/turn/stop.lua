@@ -3,7 +3,7 @@
 --   waiting: the mailbox as the caller read it; results: of those turns
 --   forget: '1' clears the history and makes the next message begin a session
 -- Returns the number of turns ended, or -1 if the conversation moved on meanwhile (read it again).
--- include: clock state entry trace turn finish
+-- include: clock state entry trace turn sleep finish
 -- keys: results*
 -- args: final instance forget waiting* remembered*
 local waiting = redis.call('LRANGE', MAILBOX, 0, -1)

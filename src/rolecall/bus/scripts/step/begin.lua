@@ -1,0 +1,37 @@
+-- Begin steps that the handler will wait for: calls of other roles, timers and questions. A step that has begun stays
+-- as it is.
+--   step_keys, definitions: one of each per step, the latter as JSON; delays: ms until it is due, or ''
+--   streams: where a call goes, or `steps` for another step; envelopes: of a call, or ''; said: a call's text for the log
+--   user: whose calls they are; instance: of the handler
+-- Returns {OK|FENCED|STALE|CONTROL|FULL, the server's clock in ms}. CONTROL: a control turn cannot wait. FULL: over the
+-- limit. Only OK writes anything.
+-- include: clock state entry trace turn step
+-- keys: active streams*
+-- args: user instance step_keys* definitions* delays* envelopes* said*
+if CONTROL then return { 'CONTROL', NOW } end
+local verdict = guard()
+if verdict ~= 'OK' then return { verdict, NOW } end
+begin_steps()
+
+local function call(i)
+  local number = redis.call('HINCRBY', JOURNAL, TURN .. ':c', 1)
+  local id, stream = TURN .. '.' .. number, STREAMS[i]
+  local entry = redis.call('XADD', stream, '*', 'c', NAME, 't', id, 'h', 0, 'e', ENVELOPES[i], 'r', NOW)
+  redis.call('HSET', JOURNAL, id .. ':e', ENVELOPES[i], id .. ':b', stream, id .. ':u', USER, id .. ':r', NOW,
+    id .. ':k', STEP_KEYS[i], id .. ':a', place(stream, entry))
+  redis.call('ZADD', ACTIVE, NOW, member(NAME, id))
+  redis.call('HSET', STEPS, 'c' .. STEP_KEYS[i], id)
+  record(id, 0, INSTANCE, 'RECEIVED', NAME .. '/' .. id .. ' ' .. SAID[i], NOW)
+end
+
+local new = {}
+for i, key in ipairs(STEP_KEYS) do
+  if redis.call('HEXISTS', STEPS, key) == 0 then new[#new + 1] = i end
+end
+if not store(STEP_KEYS, DEFINITIONS) then return { 'FULL', NOW } end
+for _, i in ipairs(new) do
+  if DELAYS[i] ~= '' then redis.call('HSET', STEPS, 'd' .. STEP_KEYS[i], NOW + tonumber(DELAYS[i])) end
+  if ENVELOPES[i] ~= '' then call(i) end
+end
+flush()
+return { 'OK', NOW }

@@ -1,0 +1,257 @@
+"""Steps: agents call each other, wait for timers, and pay for nothing twice; who waits holds no instance."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.cancel import cancel_turn, stop_conversation
+from rolecall.bus.dead_letters import dead_letters
+from rolecall.bus.maintenance import audit
+from rolecall.bus.turn import TurnState, snapshot
+from rolecall.errors import CallFailed
+from rolecall.redis.server import server_ms
+from rolecall.testing import FakeModel, tool_call
+from tests.deployment import Deployment, deployed
+from tests.waiting import wait_until
+
+DONE: list[str] = []
+"""What the handlers did, in order."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_done() -> None:
+    DONE.clear()
+
+
+class ManagerAgent(Agent):
+    """Does what the first word of the message says."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        DONE.append("manager")
+        does, _, more = envelope.text.partition(" ")
+        return envelope.reply(await SCENES[does](ctx, more))
+
+
+async def one(ctx: Context, word: str) -> str:
+    return f"it says {await ctx.call('echo', word, loud=True)}"
+
+
+async def many(ctx: Context, number: str) -> str:
+    calls = [ctx.call("echo", str(n)) for n in range(int(number))]
+    return " ".join(reply.text for reply in await ctx.gather(*calls))
+
+
+async def fails(ctx: Context, _: str) -> str:
+    return str(await ctx.call("echo", "fail"))
+
+
+async def caught(ctx: Context, _: str) -> str:
+    failed, fine = await ctx.gather(ctx.call("echo", "fail"), ctx.call("echo", "b"), return_failures=True)
+    assert isinstance(failed, CallFailed)
+    return f"{failed.role}: {failed.reason}; {fine}"
+
+
+async def late(ctx: Context, _: str) -> str:
+    try:
+        return str(await ctx.call("echo", "hang", timeout=0.2))
+    except CallFailed as error:
+        return str(error)
+
+
+async def hang(ctx: Context, _: str) -> str:
+    return str(await ctx.gather(ctx.call("echo", "hang"), ctx.call("echo", "sleep"), ctx.call("peer", "hang")))
+
+
+async def sleep(ctx: Context, _: str) -> str:
+    await ctx.once("before", DONE.append, "before")
+    await ctx.sleep(0.3)
+    return "slept"
+
+
+async def flows(ctx: Context, _: str) -> str:
+    return " ".join(await asyncio.gather(_flow(ctx, "a"), _flow(ctx, "b")))
+
+
+async def peer(ctx: Context, number: str) -> str:
+    return str(await ctx.call("peer", number))
+
+
+async def nobody(ctx: Context, _: str) -> str:
+    return str(await ctx.call("nobody", "?"))
+
+
+async def tool(ctx: Context, _: str) -> str:
+    async def ask_echo(word: str) -> str:
+        """Ask the other."""
+        return (await ctx.call("echo", word)).text
+
+    answer = await ctx.ask(MODELS[0], [], "Ask", tools=[ask_echo])
+    return f"{answer.text} {len(MODELS[0].requests)}"
+
+
+SCENES = {scene.__name__: scene for scene in (one, many, fails, caught, late, hang, sleep, flows, peer, nobody, tool)}
+MODELS: list[FakeModel] = []
+
+
+async def _flow(ctx: Context, name: str) -> str:
+    first = await ctx.call("echo", f"{name}1")
+    await ctx.once("note", DONE.append, first.text)
+    return f"{first}{await ctx.call('echo', f'{name}2')}"
+
+
+class EchoAgent(Agent):
+    """Says it again."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        match envelope.text:
+            case "fail":
+                raise ZeroDivisionError("division by zero")
+            case "hang":
+                DONE.append("hangs")
+                await asyncio.sleep(60)
+            case "sleep":
+                await ctx.sleep(60)
+        return envelope.reply(f"{envelope.text}{'!' if envelope.payload.get('loud') else ''}")
+
+
+class PeerAgent(Agent):
+    """Calls its like until the number is 0."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if envelope.text == "hang":
+            return envelope.reply(str(await ctx.call("echo", "hang")))
+        number = int(envelope.text)
+        return envelope.reply(f"{number}{await ctx.call('peer', str(number - 1)) if number else ''}")
+
+
+ROLES = (Role(ManagerAgent, instances=1), Role(EchoAgent, instances=1), Role(PeerAgent, instances=1))
+
+
+async def leftovers(app: Deployment) -> set[str]:
+    """Keys that only unfinished turns have."""
+    found = [key.decode() for key in await app.session.server.call("KEYS", "*")]
+    return {key for key in found if key.split(":")[2] in ("j", "x", "z", "a", "u")}
+
+
+async def test_a_role_asks_another_and_waits_for_its_reply(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        assert (await app.ask("terminal:ann", "one hello")).text == "it says hello!"
+        assert DONE in (["manager"], ["manager", "manager"])  # the reply may come before the turn is suspended
+        assert not await leftovers(app)
+
+
+async def test_calls_run_at_the_same_time_in_two_processes_and_their_replies_are_in_order(tmp_path: Path) -> None:
+    async with deployed(tmp_path, (ROLES[0], Role(EchoAgent, instances=5)), processes=2) as app:
+        assert (await app.ask("terminal:ann", "many 20")).text == " ".join(map(str, range(20)))
+        assert not await leftovers(app)
+
+
+async def test_roles_that_call_each_other_with_one_instance_each_do_not_deadlock(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        found = await asyncio.gather(*(app.ask(f"terminal:{n}", "peer 3") for n in range(5)))
+        assert [final.text for final in found] == ["3210"] * 5
+
+
+async def test_calls_nested_too_deep_end_with_one_clear_message(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        final = await app.ask("terminal:ann", "peer 4")
+        assert final.kind == "error"
+        letters = await dead_letters(app.session.bus)
+        assert "calls are nested deeper than 4, see CALL_DEPTH: peer calls peer" in letters[0].reason
+        assert not await leftovers(app)
+
+
+async def test_too_many_calls_at_once_end_with_one_clear_message(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        assert (await app.ask("terminal:ann", "many 33")).kind == "error"
+        (letter,) = await dead_letters(app.session.bus)
+        assert "a handler may have 32 calls at once, see CALL_LIMIT" in letter.reason
+
+
+async def test_a_role_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        final = await app.ask("terminal:ann", "nobody")
+        assert "there is no role 'nobody' to call; there are echo, manager, peer" in final.text
+
+
+async def test_a_call_that_fails_ends_its_caller_unless_it_catches_that(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        assert (await app.ask("terminal:ann", "fails")).kind == "error"
+        reasons = [letter.reason for letter in await dead_letters(app.session.bus)]
+        assert reasons == [
+            "echo failed: ZeroDivisionError: division by zero",
+            "echo failed: echo failed: ZeroDivisionError: division by zero",
+        ]
+        caught = await app.ask("terminal:ann", "caught")
+        assert caught.text == "echo: echo failed: ZeroDivisionError: division by zero; b"
+        assert not await leftovers(app)
+
+
+async def test_a_call_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        final = await app.ask("terminal:ann", "late")
+        assert final.text == "echo failed: no reply within 1 s"
+        assert (await app.ask("terminal:bob", "one more")).text == "it says more!"  # the instance is free again
+        assert not await leftovers(app)
+
+
+async def test_a_timer_is_waited_for_without_an_instance(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        sleeper = await app.say("terminal:ann", "sleep")
+        assert (await app.ask("terminal:bob", "one hello")).text == "it says hello!"
+        assert (await snapshot(app.session.bus, "terminal:ann", sleeper.turn)).state is TurnState.SUSPENDED
+        assert (await app.answer(sleeper)).text == "slept"
+        assert DONE.count("before") == 1
+
+
+async def test_tasks_of_a_handler_wait_for_their_calls_side_by_side(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        assert (await app.ask("terminal:ann", "flows")).text == "a1a2 b1b2"
+        assert sorted(word for word in DONE if word != "manager") == ["a1", "b1"]
+
+
+async def test_a_tool_may_call_roles(tmp_path: Path) -> None:
+    MODELS[:] = [FakeModel((tool_call("ask_echo", word="x"), tool_call("ask_echo", word="y")), "asked")]
+    async with deployed(tmp_path, ROLES) as app:
+        assert (await app.ask("terminal:ann", "tool")).text == "asked 2"
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop"])
+async def test_cancelling_a_turn_reaches_all_its_calls_and_timers_at_once(tmp_path: Path, how: str) -> None:
+    async with deployed(tmp_path, (ROLES[0], Role(EchoAgent, instances=3), ROLES[2])) as app:
+        bus, received = app.session.bus, await app.say("terminal:ann", "hang")
+        await wait_until(lambda: DONE.count("hangs") == 2)
+        began = time.monotonic()
+        if how == "cancel":
+            assert await cancel_turn(bus, "terminal:ann", received.turn)
+        else:
+            await stop_conversation(bus, "terminal:ann")
+        assert not await leftovers(app)
+        await wait_until(lambda: not any(instance.delivery for instance in app.runtime.roster.everyone()))
+        assert time.monotonic() - began < 1
+        assert (await app.ask("terminal:ann", "one more")).text == "it says more!"
+
+
+async def test_a_turn_that_is_in_flight_too_long_ends_with_all_its_calls(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES, turn_seconds=0.5) as app:
+        received = await app.say("terminal:ann", "hang")
+        await wait_until(lambda: "hangs" in DONE)
+        await asyncio.sleep(0.6)
+        bus = app.session.bus
+        await audit(bus, bus.shards[0], await server_ms(bus.server))
+        assert (await app.answer(received)).kind == "error"
+        assert not await leftovers(app)
+
+
+async def test_a_drained_process_leaves_waiting_turns_to_others(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES, processes=2, drain_seconds=0.1) as app:
+        received = [await app.say(f"terminal:{n}", "sleep") for n in range(4)]
+        await wait_until(lambda: DONE.count("before") == 4)
+        await app.runtimes[1].stop()
+        assert [(await app.answer(one)).text for one in received] == ["slept"] * 4
+        assert DONE.count("before") == 4
