@@ -28,12 +28,13 @@ from rolecall.bus.conversation import Remembered
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import take
 from rolecall.bus.maintenance import promote
-from rolecall.bus.turn import snapshot
+from rolecall.bus.turn import parted, snapshot
 from rolecall.config import Config, Role
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
 from rolecall.redis.outage import translated
 from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
+from rolecall.redis.server import pairs
 from rolecall.settings import Settings
 from rolecall.worker.roster import Roster, role_infos
 
@@ -208,12 +209,19 @@ async def _until_answered(bus: Bus, roster: Roster, conversation: str, turn: str
                 instance.occupy(delivery)
                 await instance.handle()
         if not taken:
-            await _wake_deferred(bus, conversation)
+            await _wake_next(bus, conversation, turn)
     raise RolecallError(f"no answer after {MAX_STEPS} steps; the turn went {' → '.join(trace[:10])} …")
 
 
-async def _wake_deferred(bus: Bus, conversation: str) -> None:
-    await promote(bus, bus.shards[0], conversation, early=True)
+async def _wake_next(bus: Bus, conversation: str, turn: str) -> None:
+    """Let the time come for which a turn or a call sleeps, the earliest first. Raises RolecallError when none does."""
+    shard = bus.shards[0]
+    sleeping = pairs(await bus.server.call("ZRANGE", shard.deferred, 0, -1, "WITHSCORES"))
+    member = next((member.decode() for member, due in sleeping if float(due) < float("inf")), None)
+    if member is None:
+        waits = await bus.server.call("HGET", shard.journal(conversation), "defer:t") or b"nothing"
+        raise RolecallError(f"turn {turn} has no answer and waits for {waits.decode()}")
+    await promote(bus, shard, *parted(member), as_if_due=True)
 
 
 async def _remember(

@@ -21,7 +21,7 @@ from rolecall.bus.turn import Records, snapshot
 from rolecall.errors import ModelRefused, StepTooLarge
 from rolecall.settings import Settings
 from rolecall.stats import Metrics, metric_totals
-from rolecall.testing import FakeModel, tool_call
+from rolecall.testing import FakeModel, run_turn, tool_call
 from rolecall.worker.instance import Instance
 from rolecall.worker.roster import role_infos
 from tests.bus.steps import answer, ask, bury_turn, entries, expire, finals, log_records, names, send, take_one
@@ -468,3 +468,39 @@ async def test_an_entry_that_is_handed_back_says_that_steps_are_recorded(bus: Bu
     again = await take_one(other)
     assert (again.count, again.stepped) == (1, True)
     assert list((await recorded(other, again)).steps) == ["1"]
+
+
+# ── with rolecall.testing ───────────────────────────────────────────────────────────────────────
+
+
+class ResearchAgent(Agent):
+    """Asks two others and takes its time."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        parts = await ctx.gather(ctx.call("part", "a"), ctx.call("part", "b"))
+        await ctx.sleep(days=3)
+        return envelope.reply(" ".join(part.text for part in parts))
+
+
+class PartAgent(Agent):
+    """Answers a part, not at once."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        await ctx.sleep(hours=1)
+        return envelope.reply(envelope.text.upper())
+
+
+class EntryAgent(Agent):
+    """Sends everything to research."""
+
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.via("research")
+
+
+async def test_a_test_runs_calls_and_timers_without_waiting() -> None:
+    turn = await run_turn((Role(EntryAgent), Role(ResearchAgent), Role(PartAgent)), "go")
+    assert (turn.kind, turn.text) == ("final", "A B")
+    assert turn.trace.count("research") == 3
+    assert [text for _, text in turn.history] == ["go", "A B"]

@@ -20,7 +20,7 @@ from rolecall.agent.prompts import Prompts
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
-from rolecall.agent.waits import Waits
+from rolecall.agent.waits import Park, Waits
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
@@ -108,7 +108,7 @@ class Context:
         records: Records,
         publish: Callable[[int, str], Awaitable[None]],
         lost: Callable[[], None] = lambda: None,
-        park: Callable[[Awaited], Awaitable[Verdict]] | None = None,
+        park: Park | None = None,
     ) -> None:
         bus, conversation = services.bus, delivery.conversation
         self.instance = instance
@@ -137,18 +137,17 @@ class Context:
         self._model = services.role_models.get(delivery.role)
         if self._model and (preferred := services.models.get(str(envelope.payload.get("model")))):
             self._model = preferring(preferred, self._model)
-        self._records = records
-        self._publish = publish
-        self._quiet = delivery.quiet
+        self._records, self._publish = records, publish
+        self._quiet, self._position = delivery.quiet, 0
         self.recorder = Recorder(
             bus, delivery, identity=envelope.id, records=lambda: Records(instance, bus.settings.redacted), lost=lost,
             count=lambda what, kind: services.meter.count("steps", what, kind),
         )  # fmt: skip
         """The steps of this handling."""
-        user = str(envelope.meta.get("user", ""))
-        self._waits = Waits(bus, delivery, self.recorder, user=user, instance=instance, park=park or _never)
+        self._waits = Waits(
+            bus, delivery, self.recorder, user=self._caller.user, instance=instance, park=park or _never
+        )
         self._calls = Calls(bus, delivery, envelope, self._waits, services.roles)
-        self._position = 0
 
     @property
     def model(self) -> Model:
@@ -407,7 +406,7 @@ class Context:
         self._services.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
 
 
-async def _never(awaited: Awaited) -> Verdict:
+async def _never(awaited: Awaited) -> tuple[Verdict, int]:
     """Where nothing can be suspended."""
     raise StepError("a handler that waits needs a worker to suspend it")
 

@@ -120,12 +120,22 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
             pause, limited = _pause(error, envelope.attempt), isinstance(error, RateLimited)
             _refuse_long_wait(pause, envelope, rules, error)
             raise Retry(pause, str(error), kind="model_limit" if limited else "model_silent") from error
+
+    return backed_off
+
+
+def refuse(handler: Handler, rules: Rules) -> Handler:
+    """Reject what another attempt would not change: a mistake in the configuration, or a call that failed."""
+
+    async def refused(envelope: Envelope, ctx: Context) -> Envelope:
+        try:
+            return await handler(envelope, ctx)
         except CallFailed as error:
             raise Reject(str(error), kind=error.kind or "defect", wait=error.wait) from error
         except (ConfigError, UnknownRole, EnvelopeTooLarge) as error:
             raise Reject(str(error)) from error
 
-    return backed_off
+    return refused
 
 
 def timeout(handler: Handler, rules: Rules) -> Handler:
@@ -155,7 +165,7 @@ def unwrap_groups(handler: Handler, rules: Rules) -> Handler:
     return unwrapped
 
 
-POLICIES: tuple[Policy, ...] = (limits, back_off, unwrap_groups, timeout)
+POLICIES: tuple[Policy, ...] = (limits, back_off, refuse, unwrap_groups, timeout)
 
 
 def wrapped(handler: Handler, rules: Rules) -> Handler:

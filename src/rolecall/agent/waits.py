@@ -17,9 +17,11 @@ from rolecall.bus.settle import Awaited
 from rolecall.bus.steps.journal import NewStep, Step, begin
 from rolecall.bus.turn import Verdict
 from rolecall.errors import StepError
-from rolecall.redis.server import server_ms
 
 MAX_DAYS = 366
+Park = Callable[[Awaited], Awaitable[tuple[Verdict, int]]]
+"""Suspends the turn. OK, after which the handler is cancelled, or READY with the server's clock in ms: there is nothing
+to wait for any more."""
 TICKS = 4
 """So many rounds of the event loop a handler gets to begin other work before it counts as waiting."""
 
@@ -53,8 +55,7 @@ class Group:
 
 
 class Waits:
-    """What one handling waits for. ``park`` suspends the turn: it answers OK after which the handler is cancelled, or
-    READY if there is nothing to wait for any more."""
+    """What one handling waits for."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Waits:
         *,
         user: str,
         instance: str,
-        park: Callable[[Awaited], Awaitable[Verdict]],
+        park: Park,
     ) -> None:
         self._bus = bus
         self._delivery = delivery
@@ -173,10 +174,11 @@ class Waits:
         """Suspend the turn, or let the handler go on with what is finished meanwhile."""
         try:
             await self.recorder.flush()
-            if await self._park(self._awaited()) != "READY":
+            verdict, now = await self._park(self._awaited())
+            if verdict != "READY":
                 return  # the handler is cancelled
             await self.recorder.load()
-            self._now = max(self._now, int(await server_ms(self._bus.server)))
+            self._now = max(self._now, now)
             self._go_on()
         except Exception as error:  # raised where the handler waits
             for group in self._groups:

@@ -14,7 +14,7 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.schedule.schedules import fire
-from rolecall.bus.turn import FIRST_ROLE, EntryPlace
+from rolecall.bus.turn import FIRST_ROLE, EntryPlace, member_of, parted
 from rolecall.errors import told
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
@@ -59,25 +59,27 @@ async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0
     flat = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", until, "WITHSCORES", "LIMIT", 0, PAGE)
     scores = {member: float(score) for member, score in pairs(flat)}
     due = [member for member, score in scores.items() if score <= now_ms]
-    schedules = [member for member in due if SEPARATOR in member and not is_call(member.rpartition(SEPARATOR)[2])]
+    schedules = [member for member in due if SEPARATOR in member and b"." not in member.rpartition(SEPARATOR)[2]]
     turns = [member for member in due if member not in schedules]
-    woken = await _each(bus, "promote", turns, lambda member: promote(bus, shard, *_parted(member), now_ms))
+    woken = await _each(bus, "promote", turns, lambda member: promote(bus, shard, *parted(member), now_ms))
     begun = await _each(bus, "schedule", schedules, lambda member: fire(bus, member, now_ms))
     later = min((score for score in scores.values() if score > now_ms), default=None)
     return Woken(woken.count("OK") + begun.count("BEGUN"), later)
 
 
 async def promote(
-    bus: Bus, shard: ShardKeys, conversation: str, call: str = "", now_ms: float = NEVER, *, early: bool = False
-) -> str:
+    bus: Bus, shard: ShardKeys, conversation: str, call: str = "", now_ms: float = NEVER, *,
+    early: bool = False, as_if_due: bool = False,
+) -> str:  # fmt: skip
     """Wake the sleeping turn of a conversation, or one of its calls, if it is due by the server's clock and by
-    ``now_ms``, or in any case with ``early``."""
+    ``now_ms``. With ``early``, also before its time, unless it is suspended: that ends when what it waits for is there.
+    With ``as_if_due``, in any case and as if its time had come."""
     field = f"{call}:defer:s" if call else "defer:s"
     stream = await bus.server.call("HGET", shard.journal(conversation), field)
     verdict: bytes = await bus.server.run(
         PROMOTE, deferred=shard.deferred, active=shard.active, conversation=shard.conversation(conversation),
         journal=shard.journal(conversation), wake_stream=stream or shard.deferred, name=conversation, turn=call,
-        early=int(early), expected=round(now_ms),
+        early=2 if as_if_due else int(early), expected=round(now_ms),
     )  # fmt: skip
     return verdict.decode()
 
@@ -90,7 +92,7 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     since = dict(pairs(await bus.server.call("ZRANGE", shard.active, 0, PAGE - 1, "WITHSCORES")))
 
     async def look(member: str) -> str:
-        conversation, call = _parted(member)
+        conversation, call = parted(member)
         if _overdue(bus, now_ms, float(since[member.encode()])):
             return await _expire(bus, shard, conversation, call, now_ms)
         return await audit_one(bus, shard, conversation, call)
@@ -218,7 +220,7 @@ async def _expire(bus: Bus, shard: ShardKeys, conversation: str, call: str, now_
     current = await bus.server.call("HGET", shard.conversation(conversation), "cur")
     turn = call or (current or b"").decode()
     # Read after `cur`: that turn is at least this old, or another one has begun since.
-    since = await bus.server.call("ZSCORE", shard.active, f"{conversation}\x1f{call}" if call else conversation)
+    since = await bus.server.call("ZSCORE", shard.active, member_of(conversation, call) if call else conversation)
     if turn and since and _overdue(bus, now_ms, float(since)):
         await _give_up(bus, shard, conversation, turn, now_ms)
     return "OVERDUE"
@@ -239,12 +241,6 @@ async def _give_up(bus: Bus, shard: ShardKeys, conversation: str, turn: str, now
     )  # fmt: skip
     if not ended:
         await bus.server.call("XDEL", shard.dead, letter)
-
-
-def _parted(member: str) -> tuple[str, str]:
-    """The conversation of a member of a shard's set, and the turn if it is a call or a control turn."""
-    conversation, _, turn = member.partition("\x1f")
-    return conversation, turn
 
 
 def _overdue(bus: Bus, now_ms: float, since: float) -> bool:

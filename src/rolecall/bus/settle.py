@@ -169,19 +169,21 @@ class Awaited:
 
 async def suspend(
     bus: Bus, delivery: Delivery, awaited: Awaited, records: Records, supply: Supply | None = None
-) -> Verdict:
+) -> tuple[Verdict, int]:
     """Put the turn to sleep until what it waits for is there, without a slot, a lease or a connection; it comes back
-    with the envelope as it was delivered. READY, with nothing written, if there is nothing to wait for any more.
-    CONTROL for a control turn, which cannot sleep."""
+    with the envelope as it was delivered. READY, with nothing written and the server's clock in ms, if there is nothing
+    to wait for any more. CONTROL for a control turn, which cannot sleep."""
     shard, envelope = bus.shards[delivery.shard], delivery.envelope
     assert envelope is not None
-    return await _settle(
+    verdict = await _settle(
         bus, delivery, supply, SUSPEND, active=shard.active, deferred=shard.deferred,
         wake_stream=shard.stream(delivery.role, next_band(delivery, envelope)),
         steps=shard.steps(delivery.conversation, delivery.turn), envelope=encode(envelope), hop=delivery.hop,
         due=awaited.due or "", still=int(awaited.still), waits=awaited.text,
         groups=[" ".join(group) for group in awaited.groups], records=records.flat(),
     )  # fmt: skip
+    word, _, now = verdict.partition(" ")
+    return verdict_of(word.encode()), int(now or 0)
 
 
 async def quarantine(bus: Bus, delivery: Delivery) -> Verdict:

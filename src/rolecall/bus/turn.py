@@ -92,6 +92,18 @@ def is_control(turn: str) -> bool:
     return turn.startswith("c")
 
 
+def member_of(conversation: str, turn: str) -> str:
+    """What ``turn`` is called in the sets of a shard: its conversation, and for a call or a control turn also the
+    turn."""
+    return f"{conversation}\x1f{turn}" if is_call(turn) or is_control(turn) else conversation
+
+
+def parted(member: str) -> tuple[str, str]:
+    """The conversation of a member of a shard's set, and the turn if it is a call or a control turn."""
+    conversation, _, turn = member.partition("\x1f")
+    return conversation, turn
+
+
 class TurnBlock(TypedDict):
     """What ``scripts/lib/entry.lua``, ``trace.lua`` and ``turn.lua`` declare."""
 

@@ -23,7 +23,7 @@ from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, discard, hop, quarantine, suspend
-from rolecall.bus.turn import Records, Verdict, note, quoted
+from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
 from rolecall.tracing import conventions
 from rolecall.tracing.span import NOTHING, UNRECORDED, Span
@@ -257,12 +257,12 @@ class Instance:
 
     async def _suspend(
         self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited
-    ) -> Verdict:  # fmt: skip
+    ) -> tuple[Verdict, int]:  # fmt: skip
         """Suspend the turn, and cancel its handler unless there is nothing to wait for any more."""
         await deltas.drain()
         told = records.copy()
         told.add("SUSPENDED", f"waits for {awaited.text}")
-        verdict = await suspend(self.services.bus, delivery, awaited, told, self._settles())
+        verdict, now = await suspend(self.services.bus, delivery, awaited, told, self._settles())
         self._settling = False
         if verdict == "CONTROL":
             raise StepError("a command cannot wait")
@@ -270,7 +270,7 @@ class Instance:
             self.lost, self.cancelled = "SUSPENDED" if verdict == "OK" else verdict, time.monotonic()
             if self._task is not None:
                 self._task.cancel()
-        return verdict
+        return verdict, now
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
         bus, changes = self.services.bus, ctx.memory.changes
@@ -319,7 +319,7 @@ class Instance:
         await self._deferred(delivery, verdict, retry, records)
         if verdict == "OK" and self.services.waits is not None:
             for model in retry.models:
-                await self.services.waits(model, delivery.conversation)
+                await self.services.waits(model, member_of(delivery.conversation, delivery.turn))
 
     async def _deferred(self, delivery: Delivery, verdict: Verdict, retry: Retry, records: Records) -> None:
         """Note what became of a deferral. A control turn cannot sleep: it is given up."""

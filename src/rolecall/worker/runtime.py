@@ -22,6 +22,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.bus.leases import ensure_groups
 from rolecall.bus.processes import live_counts, unregister
+from rolecall.bus.turn import parted
 from rolecall.config import Application, Role
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
@@ -293,8 +294,9 @@ class Runtime:
         await self.apply_scale()
         await self._duties.register()
 
-    async def _wake(self, conversation: str) -> None:
-        await maintenance.promote(self.bus, self.bus.shard(conversation), conversation, early=True)
+    async def _wake(self, member: str) -> None:
+        conversation, call = parted(member)
+        await maintenance.promote(self.bus, self.bus.shard(conversation), conversation, call, early=True)
 
     async def _stats(self) -> Mapping[str, Any]:
         roles = [role.name for role in self.application.roles]

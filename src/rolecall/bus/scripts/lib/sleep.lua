@@ -1,8 +1,8 @@
 -- Prelude: turns that sleep; follows clock, state and trace. The script declares ACTIVE, CONVERSATION, DEFERRED, JOURNAL
--- and NAME; settle_step also needs STEPS_STEM. Of a turn that sleeps, the journal has these fields: `s` the stream where it continues, `h` its hop, `e` its
--- envelope unless it is held, `q` how quietly it starts again; of a suspended one also `w`, the steps it waits for, `t`
--- the same for people, `n` when it began to wait, `d` until when at most, and `p`, until when its time stands
--- still.
+-- and NAME; settle_step also needs STEPS_STEM. Of a turn that sleeps, the journal has these fields: `s` the stream where it
+-- continues, `h` its hop, `e` its envelope unless it is held, `q` how quietly it starts again; of a suspended one also
+-- `w`, the steps it waits for, `t` the same for people, `n` when it began to wait, `d` until when at most, and `p`, until
+-- when its time stands still.
 local QUIETLY, RESUMED = '1', '2'
 
 local function slept(turn, field) return (is_call(turn) and turn .. ':' or '') .. 'defer:' .. field end
