@@ -43,6 +43,13 @@ class Session:
         lock = self.application.state_dir / f"{name}.lock"
         return Leader(self.server, name, self.bus.process, seconds=self.bus.settings.lease_seconds, lock=lock)
 
+    def bot_leader(self, number: int) -> Leader:
+        """A candidate for serving the Telegram bot with that id, against all applications on the server. Processes of
+        one directory replace each other at once."""
+        name, seconds = f"telegram-bot-{number}", self.bus.settings.lease_seconds
+        lock, key = self.application.state_dir / f"{name}.lock", keys.bot_lease(number)
+        return Leader(self.server, name, self.bus.process, seconds=seconds, lock=lock, key=key)
+
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Wakeups]:
         """The wake-ups of this process, heard until the block is left."""

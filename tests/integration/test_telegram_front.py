@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.members import note_bot
 from rolecall.frontends.telegram import telegram_front
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.session import Session, open_session
@@ -138,6 +140,44 @@ async def test_a_standby_takes_over_when_the_one_that_serves_ends(
             standby.cancel()
             await asyncio.gather(standby, return_exceptions=True)
     assert lines(second, "is served")
+
+
+async def test_two_applications_with_one_token_serve_the_bot_one_after_the_other(
+    api: TelegramApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telegram_front, "STAND_BY_SECONDS", 0.2)
+    told: list[str] = []
+    async with deployment(tmp_path, api, lease_seconds=2, heartbeat_seconds=0.5) as app:
+        async with serving(app, []):
+            await answered(api, "to the first")
+            second = asyncio.create_task(_serve(app.session, app, told, name="another"), name="the other application")
+            await wait_until(lambda: lines(told, "another application serves @rolecall_bot"), seconds=20)
+            await answered(api, "still to the first")
+        await wait_until(lambda: lines(told, "is served"), seconds=20)
+        await answered(api, "to the second")
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+    assert not lines(told, "another program polls this bot")
+
+
+async def test_a_second_bot_under_the_name_of_the_first_is_told_what_it_needs(
+    api: TelegramApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telegram_front, "STAND_BY_SECONDS", 0.2)
+    told: list[str] = []
+    async with (
+        deployment(tmp_path, api) as app,
+        open_session(app.session.application, "host:2~bbbbbb", start=True) as other,
+        serving(app, []),
+    ):
+        await answered(api, "to the first")
+        await note_bot(app.session.bus, "telegram", 77, "first_bot")
+        async with serving(replace(app, session=other), told):
+            await wait_until(lambda: told, seconds=20)
+    assert told == [
+        "Telegram: the front end 'telegram' serves @first_bot; @rolecall_bot waits until that ends: "
+        "`rolecall telegram --name NAME` serves it beside the other"
+    ]
 
 
 async def test_by_webhook_updates_come_only_from_who_knows_the_secret(api: TelegramApi, tmp_path: Path) -> None:

@@ -62,6 +62,18 @@ async def enrol(bus: Bus, front: str, user: int, rank: Rank, name: str) -> None:
     await bus.server.call("HSET", keys.front(front, "members"), user, f"{rank}|{int(seconds)}|{name}")
 
 
+async def note_bot(bus: Bus, front: str, number: int, name: str) -> None:
+    """Note which bot the front end serves."""
+    await bus.server.call("SET", keys.front(front, "bot"), f"{number} {name}")
+
+
+async def served_bot(bus: Bus, front: str) -> tuple[int, str] | None:
+    """Id and name of the bot that the front end serves, or served last; None if it never served one."""
+    found = await bus.server.fetch("GET", keys.front(front, "bot"))
+    number, _, name = (found or b"").decode().partition(" ")
+    return (int(number), name) if number else None
+
+
 async def store_code(bus: Bus, front: str, digest: str, rank: str, days: float) -> None:
     """Store a one-time code, by its SHA-256, that gives the user who redeems it a ``rank``."""
     await bus.server.call("SET", keys.front(front, f"code:{digest}"), rank, "PX", milliseconds(days * 86_400))

@@ -89,10 +89,17 @@ def lease(name: str) -> str:
     return f"{GLOBAL}:lease:{name}"
 
 
+def bot_lease(number: int) -> str:
+    """String with a TTL: the token of the one process that serves the Telegram bot with that id. The same under every
+    prefix: two applications must not serve one bot."""
+    return f"{{bus:0}}:lease:telegram-bot:{number}"
+
+
 def front(name: str, part: str) -> str:
     """What the processes of the front end ``name`` share about its users: the hashes ``members`` and ``moved`` (chat →
-    the id it had before), strings ``code:<sha256>`` and ``applicant:<user>``, and counters such as ``pace:<user>``,
-    ``refused:<user>``, ``asked:<user>`` and ``tries:<user>``."""
+    the id it had before), the strings ``bot`` (``<id> <name>`` of the bot served last), ``code:<sha256>`` and
+    ``applicant:<user>``, and counters such as ``pace:<user>``, ``refused:<user>``, ``asked:<user>``, ``tries:<user>``.
+    """
     return f"{GLOBAL}:front:{name}:{part}"
 
 

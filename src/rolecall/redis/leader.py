@@ -41,7 +41,8 @@ class Leader:
     The holder judges its time by this machine's clock from before each renewal, so it always stops earlier than the
     server thinks. With ``lock``, a file in some directory, the lead belongs to the directory: whoever holds the file
     lock speaks for it, so processes of one directory replace each other at once. All others wait until the lead has
-    expired. With ``exclusive`` a process without the file lock is no candidate at all.
+    expired. With ``exclusive`` a process without the file lock is no candidate at all. ``key`` is that of the lease, if
+    it is not the application's own.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Leader:
         seconds: float = 15,
         lock: Path | None = None,
         exclusive: bool = False,
+        key: str = "",
     ) -> None:
         self.name = name
+        self._key = key or keys.lease(name)
         self._server = server
         self._process = process
         self._seconds = seconds
@@ -103,7 +106,7 @@ class Leader:
             return False
         token = self._token or self._candidate()
         lasts = round(self._seconds * 1000)
-        elected = token and await self._server.run(LEASE, lease=keys.lease(self.name), token=token, lasts=lasts)
+        elected = token and await self._server.run(LEASE, lease=self._key, token=token, lasts=lasts)
         led, self._token = self._token, token if elected else ""
         if elected:
             self._renewed = asked
@@ -119,7 +122,7 @@ class Leader:
         if token:
             with suppress(ServerError, TimeoutError):
                 async with asyncio.timeout(1):
-                    await self._server.run(LEASE, lease=keys.lease(self.name), token=token, lasts=0)
+                    await self._server.run(LEASE, lease=self._key, token=token, lasts=0)
         if self._lock is not None:
             self._lock.drop()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,8 +16,9 @@ from telegram.error import Forbidden, InvalidToken, TelegramError
 from rolecall.background import cancel_and_wait
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.events import Wakeups
+from rolecall.bus.members import note_bot, served_bot
 from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
-from rolecall.errors import ConfigError, ServerError
+from rolecall.errors import ConfigError, ServerError, ServerRefused
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.admins import Admins
@@ -110,13 +112,30 @@ class TelegramFront:
             pause = min(LONGEST_PAUSE, pause * 2)
 
     async def _serve(self) -> None:
-        """Work while this process leads; stand by while it does not."""
-        keeping = asyncio.create_task(self.leader.run(), name="rolecall telegram election")
+        """Work while this process leads this front end, and no other application serves its bot."""
+        alone = self.session.bot_leader(self.bot.bot.id)
+        elsewhere = f"another application serves @{self.bot.username}, this one is on standby: get a token of its own"
+
+        async def serve_alone() -> None:
+            try:
+                await alone.renew()
+            except ServerRefused as error:  # this user lacks the right; in the application it is alone all the same
+                logger.warning("whether another application serves the bot cannot be checked: %s", error)
+                return await self._lead()
+            await self._while_leading(alone, self._lead, lambda: _said(elsewhere))
+
+        await self._while_leading(self.leader, serve_alone, self._why_standby)
+
+    async def _while_leading(
+        self, leader: Leader, work: Callable[[], Coroutine[Any, Any, None]], why: Callable[[], Awaitable[str]]
+    ) -> None:
+        """Do ``work`` whenever this process leads, until it ends by itself. ``why`` says why it does not lead."""
+        keeping = asyncio.create_task(leader.run(), name="rolecall telegram election")
         try:
             while True:
-                await self._stand_by()
-                leading = asyncio.create_task(self._lead(), name="rolecall telegram")
-                losing = asyncio.create_task(self.leader.wait(held=False), name="rolecall telegram lead lost")
+                await self._stand_by(leader, why)
+                leading = asyncio.create_task(work(), name="rolecall telegram")
+                losing = asyncio.create_task(leader.wait(held=False), name="rolecall telegram lead lost")
                 try:
                     await asyncio.wait([leading, losing], return_when=asyncio.FIRST_COMPLETED)
                     if leading.done():
@@ -127,12 +146,23 @@ class TelegramFront:
         finally:
             await cancel_and_wait(keeping)
 
-    async def _stand_by(self) -> None:
+    async def _stand_by(self, leader: Leader, why: Callable[[], Awaitable[str]]) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(STAND_BY_SECONDS):
-                return await self.leader.wait()
-        self.tell(f"another process serves @{self.bot.username}, this one is on standby")
-        await self.leader.wait()
+                return await leader.wait()
+        self.tell(await why())
+        await leader.wait()
+
+    async def _why_standby(self) -> str:
+        own, found = self.bot.username, None
+        with suppress(ServerError):
+            found = await served_bot(self.session.bus, self.name)
+        if found is None or found[0] == self.bot.bot.id:
+            return f"another process serves @{own}, this one is on standby"
+        return (
+            f"the front end {self.name!r} serves @{found[1]}; @{own} waits until that ends: "
+            "`rolecall telegram --name NAME` serves it beside the other"
+        )
 
     async def _lead(self) -> None:
         """Receive and deliver until cancelled; restart after unexpected errors. Raises what Updates.run raises."""
@@ -155,12 +185,17 @@ class TelegramFront:
 
     async def _greet(self, access: Access) -> None:
         user = self.bot.bot
+        await note_bot(self.session.bus, self.name, user.id, user.username or "")
         hint = "" if user.can_read_all_group_messages else PRIVACY
         self.tell(f"@{user.username} is served: https://t.me/{user.username}{hint}")
         code = await access.start_code()
         if code is not None:
             link = f"https://t.me/{user.username}?start={code}"
             self.tell(f"nobody is admin yet; whoever opens this first becomes it: {link}")
+
+
+async def _said(line: str) -> str:
+    return line
 
 
 class _Relay:
