@@ -81,6 +81,7 @@ proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@$(BIN)/python -m tests.package
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 	@$(BIN)/python -m tests.chaos --conversations 60 --turns 5 --seeds 5 --faults
+	@$(BIN)/python -m tests.failover
 	@$(BIN)/python -m tests.telegram_proof
 
 # All acceptance tests of model servers, at full length on the real engine, with measurements.

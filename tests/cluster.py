@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import time
@@ -165,10 +166,7 @@ class ClusterSet:
 
     def healthy(self) -> bool:
         """Whether all nodes agree that all slots are covered, and every replica follows."""
-        for node in self.nodes:
-            if "cluster_state:ok" not in str(node.client.execute_command("CLUSTER", "INFO")) or not _in_step(node):
-                return False
-        return True
+        return all(map(_is_well, self.nodes))
 
     def primaries(self) -> list[Node]:
         """The nodes that are primaries now, in their own opinion."""
@@ -176,8 +174,8 @@ class ClusterSet:
 
     def migrate(self, slot: int, *, atomic: bool = False) -> None:
         """Move ``slot`` to another primary: key by key as redis-cli does, or atomically as Valkey 9 can."""
-        primaries = self.primaries()
-        ids = {node: node.client.execute_command("CLUSTER", "MYID") for node in primaries}
+        ids = {node: node.client.execute_command("CLUSTER", "MYID") for node in self.primaries()}
+        primaries = [node for node, identity in ids.items() if _slots_of(node, identity)]
         source = next(node for node in primaries if slot in _slots_of(node, ids[node]))
         target = next(node for node in primaries if node is not source)
         if atomic:
@@ -190,6 +188,11 @@ class ClusterSet:
             source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
         for node in (target, source, *primaries):
             node.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+    def hand_over(self, dice: random.Random) -> None:
+        """Make a replica the primary in the place of its own."""
+        replicas = [node for node in self.nodes if _role(node) == "slave" and _in_step(node)]
+        dice.choice(replicas).client.execute_command("CLUSTER", "FAILOVER")
 
     def stop(self) -> None:
         """End everything."""
@@ -229,6 +232,13 @@ def _in_step(node: Node) -> bool:
     """Whether it has all that its primary has, if it is a replica."""
     link = node.client.info("replication")
     return bool(link["role"] == "master" or link["master_link_status"] == "up")
+
+
+def _is_well(node: Node) -> bool:
+    try:
+        return "cluster_state:ok" in str(node.client.execute_command("CLUSTER", "INFO")) and _in_step(node)
+    except (RedisError, OSError):
+        return False
 
 
 def _role(node: Node) -> str:

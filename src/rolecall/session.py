@@ -16,7 +16,7 @@ from rolecall.bus.events import Wakeups
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis import keys
-from rolecall.redis.address import checked_host, checked_url
+from rolecall.redis.address import ServerAddress, checked_host, checked_url
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.server import RedisServer
@@ -24,6 +24,8 @@ from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0
+NODES = 3
+"""The usual number of nodes of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ def connections_needed(settings: Settings, front_ends: int = 0) -> int:
     for the outbox of each front end, and one to follow turns if there is any. ``front_ends`` counts those that the
     application adds to Telegram."""
     front_ends += settings.telegram_bot_token is not None
+    if (url := configured_url(settings)) and ServerAddress.of(url).kind == "cluster":
+        # Two per node, and each blocking read takes one per shard.
+        return 2 * min(NODES, settings.shards) + settings.shards * (2 + front_ends) + (front_ends > 0)
     return 3 + settings.shards + front_ends + (front_ends > 0)
 
 

@@ -23,6 +23,7 @@ from rolecall.errors import ConfigError
 
 FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
 """Old environment name → new one; the old names still work."""
+CLUSTER_SHARDS = 16
 PROXIED = ("http", "https", "all")
 KEPT_OPEN = 20
 SYSTEM_ZONE = "/etc/localtime"
@@ -48,7 +49,8 @@ class ServerSettings(BaseModel):
     """The Redis or Valkey server behind the bus; without ``redis_url`` and ``redis_host`` the bundled Valkey."""
 
     redis_url: SecretStr | None = Field(
-        None, description="URL of the server: redis://, rediss:// (TLS), unix:// or redis+sentinel://"
+        None,
+        description="URL of the server: redis://, rediss:// (TLS), unix://, redis+sentinel:// or redis+cluster://",
     )
     redis_host: str | None = Field(None, description="host of the server, instead of REDIS_URL")
     redis_port: int = Field(6379, ge=1, le=65_535, description="port, used with REDIS_HOST")
@@ -67,7 +69,12 @@ class ServerSettings(BaseModel):
     app_name: str = Field(
         "", max_length=100, description="name of the application on its server; by default that of its directory"
     )
-    shards: int = Field(1, ge=1, le=256, description="independent shards of the bus; fixed once the bus is used")
+    shards: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="independent shards of the bus; fixed once the bus is used; on a cluster 16 unless set",
+    )
 
 
 class BusSettings(BaseModel):
@@ -284,6 +291,15 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cluster_has_shards(cls, given: Any) -> Any:
+        url = given.get("redis_url") if isinstance(given, dict) else None
+        text = url.get_secret_value() if isinstance(url, SecretStr) else str(url or "")
+        if text.partition("://")[0].endswith("+cluster") and given.get("shards") is None:
+            return {**given, "shards": CLUSTER_SHARDS}
+        return given
 
     @model_validator(mode="after")
     def _clocks_agree(self) -> Settings:

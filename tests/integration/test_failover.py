@@ -1,4 +1,4 @@
-"""Servers in numbers: a primary with Sentinels. What is accepted is answered, whichever of them dies."""
+"""Servers in numbers: a primary with Sentinels, a cluster. What is accepted is answered, whichever of them dies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.crc import key_slot
 
 from rolecall import Agent, Context, Envelope
 from rolecall.bus.dead_letters import count_dead_letters
@@ -18,7 +19,7 @@ from rolecall.errors import RolecallError
 from rolecall.redis.address import checked_url
 from rolecall.redis.server import RedisServer, connected
 from tests.certificates import Authority
-from tests.cluster import SentinelSet
+from tests.cluster import ClusterSet, SentinelSet
 from tests.deployment import deployed
 from tests.proxy import free_port
 from tests.valkey import ValkeyProcess, server_binary
@@ -69,6 +70,16 @@ def encrypted(directory: Path) -> Iterator[tuple[ValkeyProcess, int, Authority, 
     process.start()
     yield process, port, authority, f"ssl_certfile={own}&ssl_keyfile={own_key}"
     process.kill()
+
+
+@pytest.fixture
+def cluster(directory: Path) -> Iterator[ClusterSet]:
+    servers = ClusterSet(directory / "c")
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
 
 
 async def complaint(url: str) -> str:
@@ -126,3 +137,26 @@ async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
         assert "no Sentinel answers" in await complaint(sentinels.url)
         for node in sentinels.nodes:  # so that the deployment can leave
             node.kill()
+
+
+async def test_turns_of_all_shards_outlive_a_node_of_their_cluster_and_follow_their_slots(
+    cluster: ClusterSet, directory: Path
+) -> None:
+    node = cluster.nodes[0].port
+    assert "write redis+cluster://" in await complaint(f"redis://127.0.0.1:{node}")
+    async with deployed(directory, ROLES, redis_url=cluster.url, scribe=True, **CLOCKS) as deployment:
+        bus = deployment.session.bus
+        assert len(bus.shards) == 16
+        assert (await deployment.ask("test:0", "0")).text == "after 0"
+        running = [await deployment.say(f"test:{number}", "2.5") for number in range(8)]
+        await asyncio.to_thread(cluster.migrate, key_slot(bus.shard("test:1").prefix.encode()))
+        await asyncio.sleep(0.3)  # a replica needs a moment for what was just accepted
+        cluster.primaries()[1].kill()
+        taken = [asyncio.create_task(deployment.front.receive(f"test:{n}", "0"), name="waits") for n in range(20, 40)]
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(deployment.answer(received) for received in running))
+            assert [answer.text for answer in answers] == ["after 2.5"] * 8
+            later = await asyncio.gather(*taken)
+            answers = await asyncio.gather(*(deployment.answer(received) for received in later))
+            assert [answer.text for answer in answers] == ["after 0"] * 20
+        assert await count_dead_letters(bus) == 0

@@ -123,21 +123,20 @@ async def load_steps(bus: Bus, shard: ShardKeys) -> None:
     bus.clocks[shard.number].steps = forward
 
 
-async def notice_steps(bus: Bus, roles: Iterable[str]) -> None:
+async def notice_step(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
     """Read the server's clock, and put right what a step of it did. Every process does so with each heartbeat, for
     ``roles``, before it takes leases over."""
-    names = list(roles)
-    for shard, clock in zip(bus.shards, bus.clocks, strict=True):
-        if not (shift := await clock.read()):
-            continue
-        logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
-        await bus.server.run(
-            STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, before=round(clock.now() - shift),
-            shift=round(shift), streams=[shard.stream(role, band) for role in names for band in keys.BANDS],
-        )  # fmt: skip
-        await load_steps(bus, shard)
-        if shift < 0:
-            await _shorten(bus, shard)
+    clock = bus.clocks[shard.number]
+    if not (shift := await clock.read()):
+        return
+    logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
+    await bus.server.run(
+        STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, before=round(clock.now() - shift),
+        shift=round(shift), streams=[shard.stream(role, band) for role in roles for band in keys.BANDS],
+    )  # fmt: skip
+    await load_steps(bus, shard)
+    if shift < 0:
+        await _shorten(bus, shard)
 
 
 async def _shorten(bus: Bus, shard: ShardKeys) -> None:

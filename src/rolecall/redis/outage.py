@@ -39,8 +39,12 @@ TRANSIENT = {
 """Code of an answer that will change without our doing → what it says about the server. All other codes are final."""
 DEMOTED = frozenset({"MASTERDOWN", "READONLY", "UNBLOCKED"})
 """The answers of a replica: another server is the primary now, and the configured address may lead to it already."""
+REDIRECTS = frozenset({"ASK", "MOVED"})
+"""The answers of a cluster's node that name another one, which is known then."""
 REFUSES_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 """The answers of a server that still serves reads, so that an answered read does not end the outage."""
+LOST = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
+"""How a connection fails; uvloop raises RuntimeError for one that is closed already."""
 UNAVAILABLE = "the server is unavailable: "
 UNREACHABLE = "it cannot be reached"
 WRITES = "writes"
@@ -80,7 +84,9 @@ class Outage:
         return time.monotonic() - self._refused > QUIET_SECONDS
 
     def begin(self, part: object, error: ServerUnavailable) -> None:
-        """Note that ``part``, a connection or WRITES, does not work."""
+        """Note that ``part``, a connection or WRITES, does not work. That keys have moved is no outage."""
+        if error.code in REDIRECTS:
+            return
         self._refused = time.monotonic()
         if not self._failing:
             self._began = self._refused
@@ -108,7 +114,7 @@ def server_error(error: BaseException) -> ServerError:
         found = ServerFull(f"the server is out of memory: {text}", code)
     elif code in TRANSIENT:
         found = ServerUnavailable(f"{UNAVAILABLE}{_reason(code)}", code)
-    elif isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+    elif isinstance(error, LOST):
         found = ServerUnavailable(f"{UNAVAILABLE}{text}")
     else:
         found = ServerRefused(text, code)
@@ -121,7 +127,7 @@ def translated() -> Iterator[None]:
     """Raise errors of redis-py and the operating system as ServerError."""
     try:
         yield
-    except (RedisError, OSError) as error:
+    except (RedisError, *LOST) as error:
         raise server_error(error) from error
 
 

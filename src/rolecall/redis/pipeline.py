@@ -53,7 +53,7 @@ class WireOwner(Protocol):
         ...
 
     def lost(self) -> None:
-        """The connection failed."""
+        """The connection failed, or the node does not answer."""
         ...
 
     def redirected(self, error: AskError, command: Command) -> None:
@@ -215,8 +215,11 @@ class Wire:
             before, unsent = unsent, unsent_bytes(connection)
             if unsent < before:
                 self._heard()
-            if self._waiting and time.monotonic() - self._heard_at > self._timeout:
+            silent = time.monotonic() - self._heard_at if self._waiting else 0.0
+            if silent > self._timeout:
                 raise RedisTimeoutError(f"no answer within {self._timeout:g} s")
+            if silent > self._timeout / 4:
+                self._owner.lost()  # it may hang, and have a successor already
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
@@ -272,7 +275,7 @@ def unsent_bytes(connection: Connection) -> int:
 async def close(connection: Connection) -> None:
     """Close ``connection`` without waiting for its peer. A read in progress fails."""
     cut(connection)
-    with suppress(RedisError, OSError):
+    with suppress(RedisError, OSError, RuntimeError):
         await connection.disconnect(nowait=True)
 
 

@@ -136,10 +136,13 @@ class RedisServer:
     def leave(self, places: Collection[Place]) -> None:
         """Give up all connections to ``places``: what is sent from now on goes where the topology says."""
         for place in places:
-            if (wire := self._wires.get(place)) is not None:
+            if (wire := self._wires.get(place)) is None:
+                continue
+            if place in self.topology.places():
                 wire.reconnect()
-                if place not in self.topology.places():
-                    self._background.start(self._wires.pop(place).aclose(), "rolecall node gone")
+            else:
+                self._background.start(self._wires.pop(place).aclose(), "rolecall node gone")
+                self.outage.end(wire)
         for part in (*self._readers, *self._subscribers):
             part.leave(places)
 

@@ -134,7 +134,7 @@ class Subscriber:
         if not self.connected:
             return
         self._asked = self._asked or time.monotonic()
-        with suppress(RedisError, OSError, TimeoutError):
+        with suppress(RedisError, OSError, TimeoutError, RuntimeError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._connection.send_command(*command, check_health=False)
 

@@ -82,7 +82,7 @@ class Topology:
         raise NotImplementedError
 
     def lost(self, place: Place) -> None:
-        """Note that a connection to ``place`` failed."""
+        """Note that a connection to ``place`` failed, or that it does not answer."""
 
     async def find(self) -> None:
         """Look for the server. Raises RedisError when it cannot be found, with a text for people."""

@@ -6,13 +6,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from rolecall.background import BackgroundTasks
 from rolecall.bus import maintenance
+from rolecall.bus.bus import Bus
 from rolecall.bus.processes import InstanceState, ProcessState, live_processes, register
 from rolecall.config import Role
+from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import server_ms
 from rolecall.serving.balance import Watch
 from rolecall.serving.capacity import Follower, auto_counts
@@ -86,17 +88,18 @@ class Duties:
         """Wake the deferred turns and begin those of schedules that are due by the server's clock, which the worker
         reads with every heartbeat."""
         bus = self._runtime.bus
-        for shard in bus.shards:
-            now = bus.clocks[shard.number].now()
-            woken = await maintenance.wake_due(bus, shard, now, soon=PROMOTE_SECONDS)
-            if woken.next is not None:
-                self._pause = max(SHORTEST_PAUSE, min(self._pause, (woken.next - now) / 1000))
+        await self._in_each_shard(lambda shard: self._wake(bus, shard))
+
+    async def _wake(self, bus: Bus, shard: ShardKeys) -> None:
+        now = bus.clocks[shard.number].now()
+        woken = await maintenance.wake_due(bus, shard, now, soon=PROMOTE_SECONDS)
+        if woken.next is not None:
+            self._pause = max(SHORTEST_PAUSE, min(self._pause, (woken.next - now) / 1000))
 
     async def sweep(self) -> None:
         """Audit the running turns, and rescue what was addressed to processes that are gone."""
         bus, now = self._runtime.bus, await server_ms(self._server)
-        for shard in bus.shards:
-            await maintenance.audit(bus, shard, now)
+        await self._in_each_shard(lambda shard: maintenance.audit(bus, shard, now))
         await maintenance.sweep(bus, [role.name for role in self._runtime.application.roles])
 
     async def follow_model_servers(self) -> None:
@@ -125,6 +128,13 @@ class Duties:
     async def flush_metrics(self) -> None:
         """Add what this process counted to the server's metrics."""
         await self._runtime.metrics.flush(self._server)
+
+    async def _in_each_shard(self, work: Callable[[ShardKeys], Awaitable[object]]) -> None:
+        """Do ``work`` in all shards at once: one whose node is away holds up no other. Raises the first error."""
+        found = await asyncio.gather(*map(work, self._runtime.bus.shards), return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
 
     def _follower(self, role: Role, alive: Iterable[ProcessState]) -> Follower:
         process = self._runtime.bus.process

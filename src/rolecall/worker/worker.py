@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import Counter
@@ -58,8 +59,8 @@ class Worker:
         self._intakes = list(self._intake_of)
         self._handling: set[asyncio.Task[None]] = set()
         self._late = 2 * bus.settings.heartbeat_seconds
-        self._renewed = time.monotonic()
-        self.claims_from = self._renewed + self._late
+        self._renewed = [time.monotonic() for _ in bus.shards]
+        self._claims_from = [renewed + self._late for renewed in self._renewed]
         self.draining = False
         self.taking = asyncio.Lock()
         self._boundary = Boundary("heartbeat", count=partial(count_soon, bus.server, "failures"))
@@ -80,11 +81,15 @@ class Worker:
                 group.create_task(intake.run(), name=f"rolecall intake {intake.shard.number}")
                 for intake in self._intakes
             ]
-            heart = group.create_task(self._beat(), name="rolecall heartbeat")
+            # Each shard has its own: a node that is away must not cost the shards of the others their leases.
+            hearts = [
+                group.create_task(self._beat(shard), name=f"rolecall heartbeat {shard.number}")
+                for shard in self.bus.shards
+            ]
             await self._drained.wait()  # until then running handlers keep their leases
             # An intake that waits for a server that is away would wait for its whole patience.
             await asyncio.wait(reading, timeout=END_SECONDS)
-            await cancel_and_wait(heart, *reading)
+            await cancel_and_wait(*hearts, *reading)
 
     async def drain(self) -> None:
         """Take nothing new, give running handlers ``drain_seconds`` to finish, then hand the rest back. Ends at most
@@ -114,11 +119,12 @@ class Worker:
         except TimeoutError:
             logger.warning("%d turns wait until their leases expire: the server is away", len(left))
 
-    def may_claim(self) -> bool:
-        """Whether expired leases may be taken over. False for a while after the start and after the server or this
-        process was unavailable: a lease that looks expired then may only not have been renewed yet."""
-        now = time.monotonic()
-        return now >= self.claims_from and now - self._renewed <= self._late
+    def claims_from(self, shard: ShardKeys) -> float:
+        """When expired leases of ``shard`` may be taken over, by the monotonic clock. That is a while after the start
+        and after the server or this process was unavailable: a lease that looks expired then may only not have been
+        renewed yet."""
+        overdue = time.monotonic() - self._renewed[shard.number] > self._late
+        return math.inf if overdue else self._claims_from[shard.number]
 
     def assign(self, delivery: Delivery, instance: Instance | None) -> bool:
         """Have ``instance`` handle ``delivery``, now or as soon as it is done with its current one; without one, hand
@@ -146,7 +152,8 @@ class Worker:
 
     async def check_leases(self, conversation: str | None = None) -> None:
         """Renew the held leases, of one conversation or of all, and cancel handlers that lost theirs."""
-        for shard in self.bus.shards:
+        shards = self.bus.shards if conversation is None else [self.bus.shard(conversation)]
+        for shard in shards:
             held = [(i, delivery) for i, delivery in self._held() if delivery.shard == shard.number]
             if conversation is not None:
                 held = [(i, delivery) for i, delivery in held if delivery.conversation == conversation]
@@ -171,27 +178,29 @@ class Worker:
             if instance.delivery is lost:
                 instance.cancel("FENCED")
 
-    async def _beat(self) -> None:
+    async def _beat(self, shard: ShardKeys) -> None:
         while True:
             try:
-                await self._boundary.attempt("leases", self._renew_all())
-                await self._boundary.attempt("deaf handlers", self._replace_deaf())
+                await self._boundary.attempt("leases", self._renew_all(shard))
+                if shard is self.bus.shards[0]:
+                    await self._boundary.attempt("deaf handlers", self._replace_deaf())
             except ServerError as error:
-                logger.log(log_level(error), "leases could not be renewed: %s", error)
+                logger.log(log_level(error), "shard %d: leases could not be renewed: %s", shard.number, error)
             self._end_isolation()
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
-    async def _renew_all(self) -> None:
-        await maintenance.notice_steps(self.bus, self.roster.instances)
-        await self.check_leases()
-        self._note_renewal()
+    async def _renew_all(self, shard: ShardKeys) -> None:
+        await maintenance.notice_step(self.bus, shard, self.roster.instances)
+        await self._renew(shard, [(i, delivery) for i, delivery in self._held() if delivery.shard == shard.number])
+        self._note_renewal(shard)
 
-    def _note_renewal(self) -> None:
-        now, before = time.monotonic(), self._renewed
-        self._renewed = now
+    def _note_renewal(self, shard: ShardKeys) -> None:
+        now, before = time.monotonic(), self._renewed[shard.number]
+        self._renewed[shard.number] = now
         if now - before > self._late:
-            logger.warning("no heartbeat for %.1f s; taking nothing over for a while", now - before)
-            self.claims_from = now + self._late
+            away = now - before
+            logger.warning("shard %d: no heartbeat for %.1f s; taking nothing over for a while", shard.number, away)
+            self._claims_from[shard.number] = now + self._late
 
     def _holds(self, delivery: Delivery) -> bool:
         return any((held.stream, held.id) == (delivery.stream, delivery.id) for _, held in self._held())
@@ -399,8 +408,8 @@ class Intake:
     async def _listen(self, demands: list[Demand]) -> None:
         roles = [demand.role for demand in demands]
         streams = [(role, stream) for role in roles for stream in streams_of(self._bus, self.shard, role)]
-        due = max(self._next_claim, self.worker.claims_from) - time.monotonic()
-        wait = max(10 if self.worker.may_claim() else 100, min(BLOCK_MS, round(due * 1000)))
+        due = max(self._next_claim, self.worker.claims_from(self.shard)) - time.monotonic()
+        wait = BLOCK_MS if due == math.inf else max(10, min(BLOCK_MS, round(due * 1000)))
         self._listening = frozenset(roles)
         try:
             reply = await self.reader.read(
@@ -443,7 +452,7 @@ class Intake:
     def _scan_due(self) -> bool:
         """Whether it is time to look for expired leases; at most once in the scan interval."""
         now = time.monotonic()
-        if now < self._next_claim or not self.worker.may_claim():
+        if now < max(self._next_claim, self.worker.claims_from(self.shard)):
             return False
         self._next_claim = now + self._bus.settings.scan_seconds * random.uniform(0.7, 0.95)
         return True
