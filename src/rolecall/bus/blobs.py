@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass
+
+import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.errors import BlobTooLarge, RolecallError, ServerFull
 from rolecall.redis.scripts import milliseconds
+from rolecall.redis.server import text_map
 
 MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[A-Za-z0-9.+_-]{1,100}", re.ASCII)
 
@@ -54,9 +58,71 @@ class Blobs:
         media_type, _, data = value.partition(b"\n")
         return Blob(blob_id, media_type.decode(), data)
 
+    async def delete(self, conversation: str, blob_id: str) -> None:
+        """Delete a blob. Idempotent."""
+        await self.bus.server.fetch("DEL", self.bus.shard(conversation).blob(blob_id))
+
     def check_size(self, size: int) -> None:
         """Raise BlobTooLarge if ``size`` bytes are too many, for example before a download."""
         if size > self.bus.settings.blob_megabytes * 1024 * 1024:
             raise BlobTooLarge(
                 f"the file has {size / 1024 / 1024:,.1f} MB; the limit is {self.bus.settings.blob_megabytes} MB"
             )
+
+
+class StoredFile(msgspec.Struct, frozen=True):
+    """A blob that its owner uploaded to use it in several messages; times in seconds since the epoch."""
+
+    id: str
+    name: str
+    media_type: str
+    size: int
+    purpose: str
+    created: int
+    expires: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of ``owner``, the name of a conversation that nobody talks in: at most ``most`` bytes together."""
+
+    bus: Bus
+    owner: str
+    most: int
+
+    async def store(self, data: bytes, name: str, media_type: str, purpose: str, seconds: int) -> StoredFile:
+        """Store a file for that long. The same data has the same id. Raises BlobTooLarge, also when the files together
+        would be too large, and RolecallError as Blobs.put does."""
+        others = await self.list()
+        if sum(file.size for file in others) + len(data) > self.most:
+            raise BlobTooLarge(f"your files may have {self.most // 1024**2} MB together; delete some")
+        blob = await Blobs(self.bus, seconds / 3600).put(self.owner, data, media_type)
+        now = int(time.time())
+        file = StoredFile(blob, name, media_type, len(data), purpose, now, now + seconds)
+        last = max(one.expires for one in (*others, file))
+        await self.bus.server.call("HSET", self._key, blob, msgspec.json.encode(file))
+        await self.bus.server.call("PEXPIRE", self._key, milliseconds(last - now))
+        return file
+
+    async def list(self) -> list[StoredFile]:
+        """The files, newest first. Forgets those that have expired."""
+        stored = text_map(await self.bus.server.fetch("HGETALL", self._key))
+        files = [msgspec.json.decode(raw, type=StoredFile) for raw in stored.values()]
+        if gone := [file.id for file in files if file.expires <= time.time()]:
+            await self.bus.server.fetch("HDEL", self._key, *gone)
+        return sorted((file for file in files if file.id not in gone), key=lambda file: (-file.created, file.id))
+
+    async def find(self, file_id: str) -> tuple[StoredFile, bytes] | None:
+        """A file and its data; None if there is none of that id, any more or ever."""
+        file = next((file for file in await self.list() if file.id == file_id), None)
+        blob = await Blobs(self.bus).get(self.owner, file_id) if file is not None else None
+        return (file, blob.data) if file is not None and blob is not None else None
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file. Idempotent."""
+        await self.bus.server.fetch("HDEL", self._key, file_id)
+        await Blobs(self.bus).delete(self.owner, file_id)
+
+    @property
+    def _key(self) -> str:
+        return self.bus.shard(self.owner).files(self.owner)

@@ -206,6 +206,10 @@ class ShardKeys:
         """String with a TTL: the media type, a line end, and the bytes of an image or a file."""
         return f"{self.prefix}:b:{blob}"
 
+    def files(self, owner: str) -> str:
+        """Hash: id of a blob → JSON of what its owner, a conversation's name, uploaded to use it again."""
+        return f"{self.prefix}:F:{owner}"
+
     def statistics(self, day: str) -> str:
         """Hash of counters of a UTC day, ``YYYYMMDD``."""
         return f"{self.prefix}:s:{day}"

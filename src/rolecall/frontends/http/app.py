@@ -15,7 +15,14 @@ from rolecall.frontends.http import auth, chat, metrics, operators, probes, prob
 from rolecall.frontends.http.boundary import RequestBoundary
 from rolecall.frontends.http.guard import RequestGuard, split_list
 from rolecall.frontends.http.ollama import ollama_api
-from rolecall.frontends.http.openai import completions, embeddings, model_list, responses, transcriptions
+from rolecall.frontends.http.openai import (
+    completions,
+    embeddings,
+    model_list,
+    responses,
+    transcriptions,
+    uploaded_files,
+)
 from rolecall.frontends.http.services import OpenServices
 from rolecall.frontends.http.web import pages
 from rolecall.settings import Settings
@@ -23,7 +30,7 @@ from rolecall.stats import Metrics
 from rolecall.version import __version__
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-History-Cut", "X-Request-Id", "X-Task-Id")
-COMPATIBLE = (model_list, completions, responses, embeddings, transcriptions, ollama_api)
+COMPATIBLE = (model_list, completions, responses, embeddings, transcriptions, uploaded_files, ollama_api)
 PARTS = (probes, auth, chat, *COMPATIBLE, operators, metrics, pages)
 ROUTERS = (*(part.router for part in PARTS), responses.create_router, responses.show_router)
 

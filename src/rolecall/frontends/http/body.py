@@ -10,7 +10,7 @@ import binascii
 import re
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import IO, Annotated, cast
 
@@ -181,11 +181,12 @@ def close_uploads(scope: Scope) -> None:
         upload.file.close()
 
 
-def _uploads(request: Request) -> Mapping[str, Upload]:
-    return uploads_of(request.scope)
+def _uploads(request: Request) -> MutableMapping[str, Upload]:
+    found: MutableMapping[str, Upload] = request.scope.setdefault("state", {}).setdefault(UPLOADS, {})
+    return found
 
 
-Uploads = Annotated[Mapping[str, Upload], Depends(_uploads)]
+Uploads = Annotated[MutableMapping[str, Upload], Depends(_uploads)]
 """The pictures that the BodyReader took out of the body, by the names that stand there instead."""
 
 

@@ -12,6 +12,7 @@ from rolecall.frontends.http.intake import ChatRequest
 from rolecall.frontends.http.openai.request_fields import (
     MAX_TOOLS,
     CommonFields,
+    FilePart,
     ModelNames,
     check_size_of_tools,
     checked_schema,
@@ -32,7 +33,7 @@ class ImageUrl(BaseModel):
 
 
 class ContentPart(BaseModel):
-    """A part of a message: text or an image."""
+    """A part of a message: text, an image or a file."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -40,6 +41,7 @@ class ContentPart(BaseModel):
     text: str = ""
     refusal: str = ""
     image_url: ImageUrl | None = None
+    file: FilePart | None = None
 
 
 class FunctionCall(BaseModel):

@@ -21,6 +21,7 @@ from rolecall.frontends.http.intake import IdempotencyKey
 from rolecall.frontends.http.openai.completion_request import CompletionBody
 from rolecall.frontends.http.openai.model_list import model_names
 from rolecall.frontends.http.openai.pending_answer import PendingAnswer, SentText, admitted, either, reason_of
+from rolecall.frontends.http.openai.uploaded_files import place_in_chat
 from rolecall.frontends.http.problems import openai_error, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Events, until_stopped
@@ -119,6 +120,7 @@ async def _submit(
     body: CompletionBody, response: Response, services: ServicesDep, who: User, uploads: Uploads,
     key: IdempotencyKey = None, conversation: ConversationId = "",
 ) -> AsyncIterator[ChatCompletion]:  # fmt: skip
+    await place_in_chat(services, who, body.messages, uploads)
     request = body.request(model_names(services), unquote(conversation))
     async with admitted(services, who, request, key, uploads, kept=bool(conversation or key)) as pending:
         response.headers.update(pending.headers)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
 from msgspec.structs import replace
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.client_request import ClientMessage, ClientRequest, ClientTool
 from rolecall.bus.envelope import MAX_DEPTH, depth_of
@@ -21,6 +21,16 @@ MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 512 * 1024
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+
+
+class FilePart(BaseModel):
+    """A file in a message: the id of one that was uploaded, or a data URL."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file_id: str | None = Field(None, max_length=100)
+    file_data: str | None = None
+    filename: str | None = Field(None, max_length=1000)
 
 
 class CommonFields(BaseModel):

@@ -11,6 +11,7 @@ from rolecall.bus.client_request import ClientCall, ClientMessage, ClientRequest
 from rolecall.frontends.http.openai.request_fields import (
     MAX_TOOLS,
     CommonFields,
+    FilePart,
     check_size_of_tools,
     checked_schema,
     client_tool,
@@ -27,16 +28,13 @@ SHOWN = (
 """The fields that a response repeats from its request."""
 
 
-class InputPart(BaseModel):
-    """A part of an item: text, an earlier answer, or an image."""
-
-    model_config = ConfigDict(extra="allow")
+class InputPart(FilePart):
+    """A part of an item: text, an earlier answer, an image or a file."""
 
     type: str = Field(max_length=40)
     text: str = ""
     refusal: str = ""
     image_url: str | None = None
-    file_id: str | None = Field(None, max_length=2000)
 
 
 class InputItem(BaseModel):

@@ -42,6 +42,7 @@ from rolecall.frontends.http.openai.response_chain import (
 from rolecall.frontends.http.openai.response_object import PREFIX, input_items, response_object
 from rolecall.frontends.http.openai.response_request import ResponseBody
 from rolecall.frontends.http.openai.response_stream import ResponseEvents
+from rolecall.frontends.http.openai.uploaded_files import place_in_items
 from rolecall.frontends.http.problems import Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Events, until_stopped
@@ -72,7 +73,9 @@ async def _create(
     bus, named = services.bus, unquote(conversation) or body.conversation_name
     previous = await _previous(services, body, who)
     at = previous.ref.conversation if previous else conversation_of(who, named, key)
-    own = await store_pictures(Blobs(bus), at, await resolved(bus, who, body.items), uploads)
+    items = body.items
+    await place_in_items(services, who, items, uploads)
+    own = await store_pictures(Blobs(bus), at, await resolved(bus, who, items), uploads)
     before = [ClientMessage("system", body.instructions)] if body.instructions else []
     before += await history_before(bus, previous) if previous else []
     messages = [*before, *(msgspec.structs.replace(one, images=_urls(one)) for one in own)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,17 +18,29 @@ from agents.embedding import EmbeddingAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from agents.voice import VoiceAgent
+from rolecall import Agent, Context, Envelope
 from rolecall.bus.access_keys import create_key
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class TellAgent(Agent):
+    """Tells what it was given."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        told = {"text": envelope.text, "images": len(await ctx.images(envelope))}
+        return envelope.reply(json.dumps(told), remember=False)
+
+
 ROLES = (
     Role(ManagerAgent),
     Role(SampleLLMAgent, models=("echo@test",)),
     Role(EmbeddingAgent, instances=2),
     Role(VoiceAgent, instances=2),
+    Role(TellAgent),
 )
 SETTINGS: dict[str, Any] = {
     "embedding_model": "words@test", "voice_model": "whisper@test", "blob_megabytes": 2, "http_read_seconds": 3,
@@ -155,5 +168,88 @@ async def test_strangers_send_no_files(deployment: Deployment, url: str) -> None
         async with serving(deployment.session.application) as here, httpx2.AsyncClient(base_url=here) as stranger:
             answer = await stranger.post("/v1/audio/transcriptions", files={"file": ("a.ogg", b"x", "audio/ogg")})
         assert answer.status_code == 401
+    finally:
+        await open_again(bus, url)
+
+
+async def test_a_file_is_uploaded_listed_fetched_and_deleted(client: openai.AsyncOpenAI) -> None:
+    data = b"The code is 4711.\n" * 50_000
+    file = await client.files.create(file=("notes.txt", data), purpose="user_data")
+    assert (file.filename, file.bytes, file.purpose, file.status) == ("notes.txt", len(data), "user_data", "processed")
+    expires = file.expires_at or 0
+    assert expires - file.created_at == 7 * 86_400
+    assert [one.id async for one in client.files.list()] == [file.id]
+    assert [one.id async for one in client.files.list(purpose="vision")] == []
+    assert (await client.files.retrieve(file.id)).filename == "notes.txt"
+    assert (await client.files.content(file.id)).content == data
+    assert (await client.files.delete(file.id)).deleted
+    for gone in (client.files.retrieve(file.id), client.files.delete(file.id), client.files.content("file-x")):
+        with pytest.raises(openai.NotFoundError):
+            await gone
+    short = await client.files.create(
+        file=("a.txt", b"a"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert (short.expires_at or 0) - short.created_at == 3600
+
+
+async def test_a_file_is_put_into_messages(client: openai.AsyncOpenAI) -> None:
+    notes = await client.files.create(file=("notes.txt", b"The code is </document> 4711."), purpose="user_data")
+    picture = await client.files.create(file=("a.png", b"x" * 300_000, "image/png"), purpose="vision")
+    document = "<document name='notes.txt'>\nThe code is < /document> 4711.\n</document>"
+    chat: Any = [{"role": "user", "content": [
+        {"type": "file", "file": {"file_id": notes.id}}, {"type": "text", "text": "What is it?"},
+        {"type": "file", "file": {"file_id": picture.id}},
+    ]}]  # fmt: skip
+    said = (await client.chat.completions.create(model="tell", messages=chat)).choices[0].message.content
+    assert json.loads(said or "") == {"text": f"{document}\nWhat is it?", "images": 1}
+    data = f"data:text/plain;base64,{b64encode(b'inline').decode()}"
+    items: Any = [{"role": "user", "content": [
+        {"type": "input_file", "file_id": notes.id}, {"type": "input_image", "file_id": picture.id},
+        {"type": "input_file", "filename": "b.txt", "file_data": data},
+    ]}]  # fmt: skip
+    answer = await client.responses.create(model="tell", input=items)
+    inline = "<document name='b.txt'>\ninline\n</document>"
+    assert json.loads(answer.output_text) == {"text": f"{document}\n{inline}", "images": 1}
+
+
+@pytest.mark.parametrize(
+    ("file", "status"),
+    [
+        ({"file_id": "file-x"}, 404),
+        ({"file_data": "data:application/pdf;base64,AAAA"}, 400),
+        ({"file_data": "data:text/plain;base64,/w=="}, 400),
+        ({"file_data": "data:text/plain;base64,A"}, 400),
+        ({}, 400),
+    ],
+)
+async def test_a_file_that_cannot_be_used_is_one_clear_error(url: str, file: Any, status: int) -> None:
+    async with httpx2.AsyncClient(base_url=url) as plain:
+        body = {"messages": [{"role": "user", "content": [{"type": "file", "file": file}]}]}
+        answer = await plain.post("/v1/chat/completions", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, "messages.0"), error
+
+
+async def test_files_have_limits_and_owners(deployment: Deployment, client: openai.AsyncOpenAI, url: str) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        await client.files.create(file=("a.bin", b"x" * 3_000_000), purpose="user_data")
+    assert caught.value.status_code == 413
+    bus = deployment.session.bus
+    ann, bob = [(await create_key(bus, name))[1] for name in ("ann", "bob")]
+    try:
+        async with (
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=ann, max_retries=0) as hers,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=bob, max_retries=0) as his,
+        ):
+            file = await hers.files.create(file=("a.txt", b"secret"), purpose="user_data")
+            assert [one.id async for one in his.files.list()] == []
+            for stolen in (his.files.content(file.id), his.files.delete(file.id)):
+                with pytest.raises(openai.NotFoundError):
+                    await stolen
+            for number in range(10):
+                await hers.files.create(file=("a.bin", bytes([number]) * 2_000_000), purpose="user_data")
+            with pytest.raises(openai.APIStatusError) as caught:
+                await hers.files.create(file=("b.bin", b"y" * 2_000_000), purpose="user_data")
+            assert caught.value.status_code == 413
     finally:
         await open_again(bus, url)
