@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from rolecall import Agent, Context, Envelope, Role
+from rolecall import Agent, Context, Envelope, Role, Tool
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.maintenance import audit
+from rolecall.bus.steps.answers import UserQuestion, answer
 from rolecall.bus.turn import TurnState, snapshot
 from rolecall.errors import CallFailed
+from rolecall.frontends.front import Received
 from rolecall.redis.server import server_ms
 from rolecall.testing import FakeModel, tool_call
 from tests.deployment import Deployment, deployed
@@ -94,7 +98,32 @@ async def tool(ctx: Context, _: str) -> str:
     return f"{answer.text} {len(MODELS[0].requests)}"
 
 
-SCENES = {scene.__name__: scene for scene in (one, many, fails, caught, late, hang, sleep, flows, peer, nobody, tool)}
+async def confirm(ctx: Context, _: str) -> str:
+    await ctx.once("before", DONE.append, "before")
+    return "sent" if await ctx.confirm("Send it?") else "not sent"
+
+
+async def choose(ctx: Context, seconds: str) -> str:
+    timeout = timedelta(seconds=float(seconds or 60))
+    return str(await ctx.choose("Which?", ["red", "green"], timeout=timeout, default="green"))
+
+
+async def through(ctx: Context, _: str) -> str:
+    return str(await ctx.call("echo", "confirm"))
+
+
+async def tools(ctx: Context, _: str) -> str:
+    async def charge(amount: int) -> str:
+        """Charge it."""
+        DONE.append(f"charged {amount}")
+        return "charged"
+
+    return (await ctx.ask(MODELS[0], [], "Charge", tools=[Tool.of(charge, confirm=True)])).text
+
+
+SCENES = {scene.__name__: scene for scene in (
+    one, many, fails, caught, late, hang, sleep, flows, peer, nobody, tool, confirm, choose, through, tools,
+)}  # fmt: skip
 MODELS: list[FakeModel] = []
 
 
@@ -116,6 +145,8 @@ class EchoAgent(Agent):
                 await asyncio.sleep(60)
             case "sleep":
                 await ctx.sleep(60)
+            case "confirm":
+                return envelope.reply(str(await ctx.confirm("Really?")))
         return envelope.reply(f"{envelope.text}{'!' if envelope.payload.get('loud') else ''}")
 
 
@@ -255,3 +286,103 @@ async def test_a_drained_process_leaves_waiting_turns_to_others(tmp_path: Path) 
         await app.runtimes[1].stop()
         assert [(await app.answer(one)).text for one in received] == ["slept"] * 4
         assert DONE.count("before") == 4
+
+
+# ── people ──────────────────────────────────────────────────────────────────────────────────────
+
+ASKS = {"asks": True}
+
+
+async def asked(app: Deployment, received: Received) -> UserQuestion:
+    """The question that the turn asks."""
+    async for event in app.front.follow(received):
+        if event.kind == "asked":
+            return msgspec.convert(event.payload, UserQuestion)
+    raise AssertionError("it asked nothing")
+
+
+@pytest.mark.parametrize(("choice", "text"), [(0, "sent"), (1, "not sent")])
+async def test_a_handler_asks_its_user_and_holds_no_instance_meanwhile(tmp_path: Path, choice: int, text: str) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        received = await app.say("terminal:ann", "confirm", meta=ASKS)
+        question = await asked(app, received)
+        assert (question.text, question.options, question.style) == ("Send it?", ("yes", "no"), "confirm")
+        assert (await app.ask("terminal:bob", "one hello")).text == "it says hello!"
+
+        assert await answer(app.session.bus, "terminal:ann", question.id, choice, user="terminal:ann") == "OK"
+        assert await answer(app.session.bus, "terminal:ann", question.id, choice, user="terminal:ann") in (
+            "LATE",
+            "GONE",
+        )
+        assert (await app.answer(received)).text == text
+        assert await answer(app.session.bus, "terminal:ann", question.id, choice, user="terminal:ann") == "GONE"
+        assert DONE.count("before") == 1
+        assert not await leftovers(app)
+
+
+async def test_only_the_user_of_the_turn_may_answer_and_only_what_was_offered(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        received = await app.say("terminal:ann", "choose", meta=ASKS)
+        question, bus = await asked(app, received), app.session.bus
+        assert await answer(bus, "terminal:ann", question.id, 0, user="terminal:bob") == "FORBIDDEN"
+        assert await answer(bus, "terminal:ann", question.id, 2, user="terminal:ann") == "INVALID"
+        assert await answer(bus, "terminal:ann", "1-0-99", 0, user="terminal:ann") == "GONE"
+        assert await answer(bus, "terminal:ann", question.id, 0, user="terminal:ann") == "OK"
+        assert (await app.answer(received)).text == "red"
+
+
+async def test_the_next_message_of_a_conversation_is_not_taken_for_an_answer(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        first = await app.say("terminal:ann", "choose", meta=ASKS)
+        question = await asked(app, first)
+        second = await app.say("terminal:ann", "one red", meta=ASKS)
+        assert second.place == 1
+        await answer(app.session.bus, "terminal:ann", question.id, 0, user="terminal:ann")
+        assert (await app.answer(first)).text == "red"
+        assert (await app.answer(second)).text == "it says red!"
+
+
+async def test_the_default_counts_when_nobody_answers_in_time(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        received = await app.say("terminal:ann", "choose 0.2", meta=ASKS)
+        question = await asked(app, received)
+        assert (await app.answer(received)).text == "green"
+        assert await answer(app.session.bus, "terminal:ann", question.id, 0, user="terminal:ann") == "GONE"
+
+
+async def test_a_called_role_asks_the_user_of_the_turn(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        received = await app.say("terminal:ann", "through", meta=ASKS)
+        question = await asked(app, received)
+        assert await answer(app.session.bus, "terminal:ann", question.id, 0, user="terminal:ann") == "OK"
+        assert (await app.answer(received)).text == "True"
+
+
+async def test_a_tool_that_wants_it_runs_only_when_the_user_agrees(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        for choice, done in ((1, 0), (0, 1)):
+            MODELS[:] = [FakeModel(tool_call("charge", amount=3), "over")]
+            received = await app.say("terminal:ann", "tools", meta=ASKS)
+            question = await asked(app, received)
+            assert question.text == 'Run charge({"amount":3})?'
+            await answer(app.session.bus, "terminal:ann", question.id, choice, user="terminal:ann")
+            assert (await app.answer(received)).text == "over"
+            assert DONE.count("charged 3") == done
+            result = MODELS[0].requests[-1].messages[-1].text
+            assert result == ("charged" if done else "error: the user declined; do not try this again")
+
+
+async def test_a_front_end_that_cannot_ask_gets_one_clear_error(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        assert (await app.ask("terminal:ann", "confirm")).kind == "error"
+        (letter,) = await dead_letters(app.session.bus)
+        assert "test cannot ask its user: use a front end that can, or do not ask there" in letter.reason
+
+
+async def test_cancelling_a_turn_closes_its_question(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        received = await app.say("terminal:ann", "confirm", meta=ASKS)
+        question = await asked(app, received)
+        assert await cancel_turn(app.session.bus, "terminal:ann", received.turn)
+        assert await answer(app.session.bus, "terminal:ann", question.id, 0, user="terminal:ann") == "GONE"
+        assert not await leftovers(app)

@@ -16,8 +16,8 @@ from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.errors import CallFailed, StepError, UnknownRole, duration
 
-INHERITED = ("user", "share")
-"""What the meta of a call has from the turn that made it: on whose behalf it is."""
+INHERITED = ("user", "share", "asks", "front")
+"""What the meta of a call has from the turn that made it: on whose behalf it is, and whether its user can be asked."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Calls:
         parent = self._envelope
         envelope = Envelope(
             conversation=parent.conversation, payload={**payload, "text": text}, role=role, priority=parent.priority,
-            meta={name: parent.meta[name] for name in INHERITED if name in parent.meta},
+            meta={"front": parent.reply_to, **{name: parent.meta[name] for name in INHERITED if name in parent.meta}},
         )  # fmt: skip
         wait = self._waits.wait("call", role, seconds=timeout, envelope=envelope, text=f"a reply of {role}")
         if timeout is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from rolecall.agent.recorder import Recorder
-from rolecall.agent.tools import Toolbox
+from rolecall.agent.tools import Confirm, Toolbox
 from rolecall.errors import Truncated
 from rolecall.models.model import (
     Answer,
@@ -81,6 +81,8 @@ class ModelCompletion:
     """Tools that others run: a call of one of them ends the answer."""
     recorder: Recorder | None = None
     purpose: str = "ask"
+    confirm: Confirm | None = None
+    """Asks the user about the calls of tools that want it."""
     again: Emit = discard
     replayed: Callable[[str, Usage], None] = _unnoticed
     """Told the model and the tokens of each recorded answer."""
@@ -99,7 +101,7 @@ class ModelCompletion:
             turn = await self._round(msgspec.structs.replace(request, tools=tools))
             if not turn.calls or self._leaves(turn, request.parallel):
                 return self._answer(turn)
-            results = await toolbox.answer(turn.calls, self.log, self.recorder)
+            results = await toolbox.answer(turn.calls, self.log, self.recorder, self.confirm)
             called = Message("assistant", turn.text, calls=tuple(turn.calls))
             request = msgspec.structs.replace(request, messages=(*request.messages, called, *results), must_call=False)
         if rounds:

@@ -16,6 +16,7 @@ from rolecall.agent.calls import Calls, RoleCall, replies
 from rolecall.agent.completion import Emit, ModelCompletion, discard
 from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
+from rolecall.agent.people import People
 from rolecall.agent.prompts import Prompts
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
@@ -134,9 +135,7 @@ class Context:
         self._origin = envelope
         self._scheduled = Counter[str]()
         self._attachments = Attachments(Blobs(bus), conversation)
-        self._model = services.role_models.get(delivery.role)
-        if self._model and (preferred := services.models.get(str(envelope.payload.get("model")))):
-            self._model = preferring(preferred, self._model)
+        self._model = _model_for(services, delivery.role, envelope)
         self._records, self._publish = records, publish
         self._quiet, self._position = delivery.quiet, 0
         self.recorder = Recorder(
@@ -148,6 +147,7 @@ class Context:
             bus, delivery, self.recorder, user=self._caller.user, instance=instance, park=park or _never
         )
         self._calls = Calls(bus, delivery, envelope, self._waits, services.roles)
+        self._people = People(bus, delivery, envelope, self._waits, instance)
 
     @property
     def model(self) -> Model:
@@ -304,6 +304,29 @@ class Context:
         turn. At most 366 days."""
         await self._waits.sleep(seconds + 60 * minutes + 3_600 * hours + 86_400 * days)
 
+    async def confirm(
+        self, question: str, *, timeout: timedelta = timedelta(days=1), default: bool = False, who: Sequence[str] = ()
+    ) -> bool:
+        """Ask the user to confirm: buttons in Telegram and on the page, y or n in the terminal, an event over HTTP.
+
+        ``default`` counts when nobody has answered within ``timeout``. Only the user of the turn may answer, or ``who``
+        (principals such as ``telegram:42``). Holds no instance meanwhile, survives restarts, and does not use up the
+        time of the turn; messages of the conversation wait. Raises StepError in a front end that cannot ask.
+        """
+        return await self._people.confirm(question, timeout, default, who)
+
+    async def choose(
+        self,
+        question: str,
+        options: Sequence[str],
+        *,
+        timeout: timedelta = timedelta(days=1),
+        default: str | None = None,
+        who: Sequence[str] = (),
+    ) -> str | None:
+        """Like ``confirm``, with 1 to 12 ``options``; returns the chosen one, or ``default``."""
+        return await self._people.choose(question, options, timeout, default, who)
+
     async def tools(self, server: str) -> Sequence[Tool]:
         """The tools of ``server``, one of the ``tool_servers`` in config.py. Raises ToolError when it is unavailable,
         ConfigError when no server has this name."""
@@ -391,7 +414,8 @@ class Context:
         purpose: str = "stream",
     ) -> Answer:
         completion = ModelCompletion(
-            model, self.log, emit, theirs, self.recorder, purpose, again, self._count_replay
+            model, self.log, emit, theirs, recorder=self.recorder, purpose=purpose, confirm=self._confirm_tool,
+            again=again, replayed=self._count_replay,
         )  # fmt: skip
         try:
             request = msgspec.structs.replace(request, caller=self._caller)
@@ -401,9 +425,18 @@ class Context:
             if completion.emitted and completion.seconds:
                 self._services.meter.time("model", completion.seconds, self._role, completion.speaker)
 
+    async def _confirm_tool(self, call: str) -> bool:
+        return await self.confirm(f"Run {call}?")
+
     def _count_replay(self, model: str, usage: Usage) -> None:
         self._services.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
         self._services.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
+
+
+def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model | None:
+    """The model of ``role``, after the one that ``envelope`` prefers."""
+    model, preferred = services.role_models.get(role), services.models.get(str(envelope.payload.get("model")))
+    return preferring(preferred, model) if model and preferred else model
 
 
 async def _never(awaited: Awaited) -> tuple[Verdict, int]:

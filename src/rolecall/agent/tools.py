@@ -25,8 +25,6 @@ from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, ToolError
 from rolecall.models.model import Message, ToolCall, ToolSpec
 from rolecall.settings import Settings
-from rolecall.tracing import conventions
-from rolecall.tracing.span import span
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -36,6 +34,8 @@ MAX_CALLS = 16
 CHOICES = ("anyOf", "oneOf", "allOf", "enum", "not")
 SCHEMA_CHARS = 100_000
 NOTED = 300
+Confirm = Callable[[str], Awaitable[bool]]
+"""Asks the user whether a call of a tool may run; gets the call as text."""
 FAILED = "error: "
 """The prefix of a failed call's result, for the model."""
 
@@ -61,6 +61,8 @@ class Tool:
 
     spec: ToolSpec
     run: Callable[[str], Awaitable[object]] = field(repr=False)
+    confirm: bool = False
+    """Whether the user is asked before it runs."""
 
     @property
     def name(self) -> str:
@@ -68,8 +70,9 @@ class Tool:
         return self.spec.name
 
     @classmethod
-    def of(cls, function: Callable[..., Any], *, name: str = "", description: str = "") -> Tool:
-        """A tool from ``function``: its docstring tells the model its purpose, its types tell the arguments.
+    def of(cls, function: Callable[..., Any], *, name: str = "", description: str = "", confirm: bool = False) -> Tool:
+        """A tool from ``function``: its docstring tells the model its purpose, its types tell the arguments. With
+        ``confirm``, each call waits until the user has agreed to it.
 
         A function that is not async runs in a thread. Raises ConfigError for one that a model could not call.
         """
@@ -85,7 +88,7 @@ class Tool:
             value = await in_thread(name, functools.partial(function, **given))
             return await value if inspect.isawaitable(value) else value
 
-        return cls(ToolSpec(name, description, _schema_of(name, taken)), run)
+        return cls(ToolSpec(name, description, _schema_of(name, taken)), run, confirm)
 
 
 Offer = Tool | Callable[..., Any] | Iterable[Tool | Callable[..., Any]]
@@ -118,14 +121,18 @@ class Toolbox:
         return tuple(tool.spec for tool in self.tools.values())
 
     async def answer(
-        self, calls: Sequence[ToolCall], log: Callable[[str], None], recorder: Recorder | None = None
+        self,
+        calls: Sequence[ToolCall],
+        log: Callable[[str], None],
+        recorder: Recorder | None = None,
+        confirm: Confirm | None = None,
     ) -> list[Message]:
         """Run all ``calls`` at once; return their results as messages for the model, in order. Each is logged, and with
-        a ``recorder`` each is a step."""
+        a ``recorder`` each is a step. ``confirm`` asks the user about the calls of tools that want it."""
         steps = [recorder.next("tool", call.name) if recorder else None for call in calls[:MAX_CALLS]]
 
         async def answered(call: ToolCall, number: int) -> Message:
-            result = TOO_MANY if number >= MAX_CALLS else await self._step(call, steps[number])
+            result = TOO_MANY if number >= MAX_CALLS else await self._step(call, steps[number], confirm)
             log(_note(call, result))
             return Message("tool", result.text, call=call.id)
 
@@ -133,21 +140,23 @@ class Toolbox:
             running = [group.create_task(answered(call, n), name=f"tool {call.name}") for n, call in enumerate(calls)]
         return [task.result() for task in running]
 
-    async def _step(self, call: ToolCall, step: StepRun | None) -> ToolResult:
+    async def _step(self, call: ToolCall, step: StepRun | None, confirm: Confirm | None) -> ToolResult:
         """The result of ``call``, recorded before the model sees it."""
         if step is None:
-            return await self._traced(call)
+            return await self._confirmed(call, confirm)
         if step.found is not None:
             return msgspec.json.decode(step.result(), type=ToolResult)
-        result: ToolResult = await step.perform(lambda: self._traced(call), msgspec.json.encode)
+        result: ToolResult = await step.perform(lambda: self._confirmed(call, confirm), msgspec.json.encode)
         return result
 
-    async def _traced(self, call: ToolCall) -> ToolResult:
-        with span(f"execute_tool {call.name}", conventions.tool(call.name, call.id)) as traced:
-            result = await self.run(call.name, call.arguments)
-            if result.failed:
-                traced.fail("ToolError", result.text)
-            return result
+    async def _confirmed(self, call: ToolCall, confirm: Confirm | None) -> ToolResult:
+        tool = self.tools.get(call.name)
+        if tool is not None and tool.confirm:
+            if confirm is None:
+                raise ConfigError(f"tool {tool.name} asks the user first: offer it in ctx.ask or ctx.stream")
+            if not await confirm(f"{tool.name}({_cut(call.arguments.strip(), NOTED)})"):
+                return DECLINED
+        return await self.run(call.name, call.arguments)
 
     async def run(self, name: str, arguments: str) -> ToolResult:
         """Call one tool. A failure becomes a result that says so."""
@@ -178,6 +187,7 @@ class Toolbox:
             raise ToolError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
+DECLINED = ToolResult(f"{FAILED}the user declined; do not try this again", True, 0.0)
 TOO_MANY = ToolResult(f"{FAILED}not run: at most {MAX_CALLS} calls at once", True, 0.0)
 
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from rolecall.agent.recorder import Recorder, StepRun
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.bus.settle import Awaited
+from rolecall.bus.steps.answers import UserQuestion
 from rolecall.bus.steps.journal import NewStep, Step, begin
-from rolecall.bus.turn import Verdict
+from rolecall.bus.turn import Verdict, quoted
 from rolecall.errors import StepError
 
 MAX_DAYS = 366
@@ -40,10 +43,21 @@ class Wait:
     late: Callable[[], Awaitable[object]] | None = None
     """Gives the step a result when it is due and has none; without it, being due is all that was waited for."""
 
+    asked: UserQuestion | None = None
+    """What people are asked."""
+
     @property
     def key(self) -> str:
         """The key of the step."""
         return self.run.key
+
+    def new_step(self) -> NewStep:
+        """The step as it begins."""
+        if self.asked is None:
+            return NewStep(self.key, Step(self.run.kind, self.run.name), self.seconds, self.envelope)
+        raw = msgspec.json.encode(self.asked)
+        step = Step(self.run.kind, self.run.name, msgspec.Raw(raw))
+        return NewStep(self.key, step, self.seconds, asked=raw, said=quoted(self.asked.text))
 
 
 @dataclass(eq=False)
@@ -118,7 +132,7 @@ class Waits:
         ):
             recorder.broke(StepError(f"a handler may have {limit} calls at once, see CALL_LIMIT"))
         await recorder.before(waits[0].run.scope)
-        new = [NewStep(w.key, Step(w.run.kind, w.run.name), w.seconds, w.envelope) for w in waits]
+        new = [wait.new_step() for wait in waits]
         try:
             verdict, now = await begin(self._bus, self._delivery, new, user=self._user, instance=self._instance)
         except StepError as error:

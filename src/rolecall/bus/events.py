@@ -40,7 +40,7 @@ FINAL = ("final", "error", "cancelled")
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
 """The text of ``queued`` for a delay of a known kind: kind and seconds."""
-Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled", "notice"]
+Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled", "notice", "asked", "answered"]
 INTERVAL = 0.05
 """Seconds between two deltas, and SLOW_INTERVAL once an answer takes longer than SLOW_AFTER."""
 SLOW_INTERVAL = 0.25
@@ -55,6 +55,9 @@ class Event:
     The ``text`` of ``queued`` is why the turn waits, if not for the ones before it; if the reason is one of
     errors.WAITS, the ``payload`` has its ``kind`` and the ``wait`` in seconds. The payload of the last event has
     ``failure`` if the turn failed for a reason of errors.FAILURES: ``kind``, ``wait`` and ``turn``.
+
+    ``asked`` is a question to the user, with the payload of a UserQuestion (bus/steps/answers.py); ``answered`` says that it
+    is closed: its ``id`` and the ``choice``.
     """
 
     kind: Kind
@@ -413,7 +416,7 @@ def _order(event_id: str) -> tuple[int, int]:
 def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:
     kind: Any = fields[b"k"].decode()
     text = fields.get(b"x", b"").decode("utf-8", "replace")
-    payload = msgspec.json.decode(text) if kind in FINAL else {}
+    payload = msgspec.json.decode(text) if kind in (*FINAL, "asked", "answered") else {}
     if kind == "queued" and (delay := DELAY.fullmatch(text)) and delay[1] in WAITS:
         payload = {"kind": delay[1], "wait": int(delay[2]), "text": told(delay[1], int(delay[2]))}
     return Event(

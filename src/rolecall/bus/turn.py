@@ -87,6 +87,11 @@ def is_call(turn: str) -> bool:
     return "." in turn
 
 
+def root_of(turn: str) -> str:
+    """The turn of the user's message that ``turn`` is or belongs to as a call."""
+    return turn.partition(".")[0]
+
+
 def is_control(turn: str) -> bool:
     """Whether ``turn`` is a control turn, which runs outside its conversation's order."""
     return turn.startswith("c")

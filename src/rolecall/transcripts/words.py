@@ -35,6 +35,8 @@ WORDS: Mapping[str, Word] = {
     "ERROR": Word("bad", hop="ends"),
     "DEAD_LETTER": Word("bad", hop="ends", state="given up"),
     "STEP": Word(),
+    "ASKED": Word("runs"),
+    "ANSWERED": Word("begins"),
     "DELIVERED": Word(state="delivered"),
     "NOTE": Word(),
 }

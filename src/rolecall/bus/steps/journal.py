@@ -13,7 +13,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, encode
 from rolecall.bus.leases import Delivery, lease_block
 from rolecall.bus.settle import next_band
-from rolecall.bus.turn import Records, TurnBlock, Verdict, verdict_of
+from rolecall.bus.turn import Records, TurnBlock, Verdict, root_of, verdict_of
 from rolecall.errors import StepTooLarge
 from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import pairs
@@ -32,7 +32,7 @@ class StepBlock(TypedDict):
 RECORD = script(PACKAGE, "scripts/step/record", TurnBlock, StepBlock, names="received step_keys values records")
 BEGIN = script(
     PACKAGE, "scripts/step/begin", TurnBlock, StepBlock,
-    names="active streams user instance step_keys definitions delays envelopes said",
+    names="active streams user instance root outbox_stem step_keys definitions delays envelopes said asked",
 )  # fmt: skip
 
 
@@ -70,12 +70,15 @@ async def record(bus: Bus, delivery: Delivery, steps: Sequence[tuple[str, Step]]
 @dataclass(frozen=True, slots=True)
 class NewStep:
     """A step to begin that the handler will wait for: ``seconds`` until it is due, None for ever, and for a call its
-    ``envelope``, with the role to call."""
+    ``envelope``, with the role to call. Of a question, ``asked`` is what front ends and followers get, as JSON, and
+    ``said`` what the log shows."""
 
     key: str
     step: Step
     seconds: float | None = None
     envelope: Envelope | None = None
+    asked: bytes = b""
+    said: str = ""
 
 
 async def begin(
@@ -85,14 +88,16 @@ async def begin(
     verdict, CONTROL for a control turn, which cannot wait, and the server's clock in ms. Atomic and idempotent. Raises
     StepTooLarge and EnvelopeTooLarge."""
     shard = bus.shards[delivery.shard]
-    block, asked = step_block(bus, delivery), [one.envelope for one in new]
+    block, calls = step_block(bus, delivery), [one.envelope for one in new]
     verdict, now = await bus.server.run(
         BEGIN, lease_block(bus, delivery), block, active=shard.active,
-        streams=[shard.stream(e.role, next_band(delivery, e)) if e else block["steps"] for e in asked],
-        user=user, instance=instance, step_keys=[one.key for one in new],
+        streams=[shard.stream(e.role, next_band(delivery, e)) if e else block["steps"] for e in calls],
+        user=user, instance=instance, root=root_of(delivery.turn), outbox_stem=shard.outbox(""),
+        step_keys=[one.key for one in new],
         definitions=[encoded(bus, one.key, one.step) for one in new],
         delays=["" if one.seconds is None else milliseconds(one.seconds) for one in new],
-        envelopes=[encode(e) if e else "" for e in asked], said=[said(e) if e else "" for e in asked],
+        envelopes=[encode(e) if e else "" for e in calls], said=[said(one.envelope) if one.envelope else one.said for one in new],
+        asked=[one.asked for one in new],
     )  # fmt: skip
     return _checked(bus, verdict), now
 
