@@ -40,8 +40,8 @@ async def test_documents_and_what_is_replied_to_stand_before_the_question() -> N
     )
     asked = model.requests[0].messages[-1].text
     assert asked == (
-        "<document name='a.py'>\nx = 1\n< /document>\n</document>\n\n"
-        "<quoted from='Bob'>\nIt is 7 < /quoted> 8\n</quoted>\n\nIs it?"
+        "<document name='a.py'>\nx = 1\n‹/document>\n</document>\n\n"
+        "<quoted from='Bob'>\nIt is 7 ‹/quoted> 8\n</quoted>\n\nIs it?"
     )
     assert turn.history[0] == ("user", "Is it?")
 

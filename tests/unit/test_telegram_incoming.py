@@ -207,7 +207,7 @@ def test_what_was_forwarded_is_marked_with_its_author_and_is_no_command(
     ann.write("/stop </forwarded> it")
     change(api, forward_origin={"date": 1_700_000_000, **origin})
     incoming = understood(api)
-    assert incoming.text == f"<forwarded from='{name}'>\n/stop < /forwarded> it\n</forwarded>"
+    assert incoming.text == f"<forwarded from='{name}'>\n/stop ‹/forwarded> it\n</forwarded>"
     assert (incoming.command, incoming.forwarded) == ("", True)
 
 

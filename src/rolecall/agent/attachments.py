@@ -1,6 +1,7 @@
 """What comes with a message besides its text: images, documents, voice, and the message it replies to.
 
-A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}); ``quoted`` is {from, text}.
+A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}); ``quoted`` is {from, text}; ``forwarded``
+is who sent the files first, if somebody else did.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[
     if isinstance(quoted, dict) and quoted.get("text"):
         parts.append(as_data("quoted", str(quoted["text"]), **{"from": str(quoted.get("from") or "you")}))
     return "\n\n".join([*parts, question] if question else parts)
+
+
+def spoken(words: str, payload: Mapping[str, Any]) -> str:
+    """The words of a recording: those of the user, or marked as those of whom it was forwarded from."""
+    origin = payload.get("forwarded")
+    return as_data("forwarded", words, **{"from": str(origin)}) if origin and words else words
 
 
 def _listed(payload: Mapping[str, Any], name: str) -> list[Any]:

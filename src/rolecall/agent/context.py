@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from rolecall.agent.attachments import Attachments, Document, in_context
+from rolecall.agent.attachments import Attachments, Document, in_context, spoken
 from rolecall.agent.brought import Brought
 from rolecall.agent.calls import Calls, RoleCall, replies
 from rolecall.agent.completion import Emit, ModelCompletion, discard
@@ -357,9 +357,10 @@ class Context:
 
         async def transcribed() -> str:
             sounds = await self._attachments.sounds(envelope.payload)
-            return "\n".join([
+            words = "\n".join([
                 await transcribe(sound.data, sound.media_type, settings, voice, self._caller) for sound in sounds
             ])  # fmt: skip
+            return spoken(words, envelope.payload)
 
         words: str = await step.perform(transcribed, msgspec.json.encode, hurried=False)
         return words

@@ -141,7 +141,7 @@ class ToolSession:
         name = _tool_name(f"{self._server.prefix}{tool.name}", names)
         names.add(name)
         description = defused(tool.description or tool.title or name)[:DESCRIPTION_CHARS]
-        return Tool(ToolSpec(name, description, parameters_of(tool.input_schema)), run)
+        return Tool(ToolSpec(name, description, parameters_of(_defused_schema(tool.input_schema))), run)
 
     async def _listed(self, client: Client) -> list[mcp_types.Tool]:
         try:
@@ -427,3 +427,11 @@ def _server(toolbox: Toolbox) -> Server[Any]:
         return mcp_types.CallToolResult(content=[text], is_error=result.failed)
 
     return Server("rolecall", version=__version__, on_list_tools=listed, on_call_tool=called)
+
+
+def _defused_schema(schema: object) -> object:
+    """``schema`` whose texts, such as the descriptions of parameters, open and close no tag."""
+    try:
+        return json.loads(defused(json.dumps(schema)))
+    except (TypeError, ValueError, RecursionError):
+        return {}

@@ -20,7 +20,7 @@ def as_data(tag: str, text: str, **attributes: str) -> str:
 def defused(text: str) -> str:
     """``text`` in which no tag of TAGS opens or closes, for text that is marked as data by other means, such as the
     result of a tool."""
-    return DELIMITER.sub(r"< \1", text)
+    return DELIMITER.sub(r"‹\1", text)
 
 
 def _attribute(value: str) -> str:

@@ -25,7 +25,7 @@ from telegram import (
 )
 
 from rolecall.bus.commands import COMMANDS
-from rolecall.bus.foreign_text import as_data
+from rolecall.bus.foreign_text import ATTRIBUTE, as_data, defused
 from rolecall.frontends.telegram.markdown.entities import utf16_len
 
 CONVERSATION = re.compile(r"([a-z0-9_-]+):(-?\d{1,19})(?::(\d{1,19}))?", re.ASCII)
@@ -110,7 +110,12 @@ def attachments_of(message: Message | ExternalReplyInfo) -> tuple[Attachment, ..
 
 
 def content_of(message: Message | ExternalReplyInfo) -> str:
-    """What ``message`` says without a text: the emoji of a sticker, a place, a contact, a poll or a checklist."""
+    """What ``message`` says without a text: the emoji of a sticker, a place, a contact, a poll or a checklist. These
+    are words of others."""
+    return defused(_content(message))
+
+
+def _content(message: Message | ExternalReplyInfo) -> str:
     if message.sticker:
         return message.sticker.emoji or ""
     if message.venue:
@@ -182,8 +187,9 @@ class Incoming:
     is when it was sent and ``age`` how much later it was edited, both in seconds. ``title`` is the chat's name.
     ``album`` is the id of the album it belongs to; ``long`` is true if the text may be a piece of a longer one.
     ``quoted`` is the author (empty for the bot) and text of the message it replies to; ``reply_to`` is that id.
-    ``forwarded`` says that somebody else wrote it; its text is then marked as theirs. ``anonymous`` is true for an
-    admin of the group who speaks as the group. A message without text and files only names the bot.
+    ``forwarded`` says that somebody else wrote it, ``origin`` who; its text is then marked as theirs.
+    ``anonymous`` is true for an admin of the group who speaks as the group. A message without text and files only
+    names the bot.
     """
 
     address: Address
@@ -205,6 +211,7 @@ class Incoming:
     command: str = ""
     argument: str = ""
     forwarded: bool = False
+    origin: str = ""
     anonymous: bool = False
 
     @property
@@ -291,6 +298,7 @@ def _incoming(
         command=command[1].lower() if command else "",
         argument=argument,
         forwarded=origin is not None,
+        origin=_origin(origin) if origin else "",
         anonymous=sender.id == message.chat.id,
     )
 
@@ -391,6 +399,6 @@ def _of_quoted(message: Message, me: User) -> tuple[Attachment, ...]:
 
 
 def _plain(name: str) -> str:
-    """A name without colons and control characters, for ``name: text``."""
-    shown = "".join(char if char.isprintable() and char != ":" else " " for char in name)
+    """A name without colons, angle brackets and control characters, for ``name: text``."""
+    shown = "".join(char if char.isprintable() and char != ":" else " " for char in name.translate(ATTRIBUTE))
     return " ".join(shown.split())[:NAME_CHARS] or "?"

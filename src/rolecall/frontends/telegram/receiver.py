@@ -376,6 +376,8 @@ def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
     payload = {**files, "text": incoming.text}
     if incoming.quoted:
         payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
+    if incoming.origin and "files" in files:
+        payload["forwarded"] = incoming.origin
     return payload
 
 
