@@ -67,6 +67,13 @@ class CountAgent(Agent):
         return envelope.reply("".join(pieces))
 
 
+class AskAgent(Agent):
+    """Asks which colour."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply(str(await ctx.choose("Which colour?", ["red", "green"])))
+
+
 class TellAgent(Agent):
     """Tells what it was given."""
 
@@ -109,6 +116,7 @@ ROLES = (
     Role(SampleLLMAgent, instances=4, models=("echo@test",)),
     Role(SlowAgent, instances=8),
     Role(TellAgent),
+    Role(AskAgent),
 )
 
 

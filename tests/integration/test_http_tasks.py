@@ -363,3 +363,43 @@ async def test_streams_of_one_key_are_counted(client: httpx2.AsyncClient, deploy
 
         await wait_until(free)
     await client.post(f"/chat/task/{task['id']}/cancel")
+
+
+async def test_an_agent_asks_and_the_task_goes_on_with_the_answer(client: httpx2.AsyncClient) -> None:
+    task = await asked(client, text="colour?", role="ask")
+    url = f"/chat/task/{task['id']}"
+
+    async def open_question() -> list[Any]:
+        return (await client.get(url)).json()["questions"]  # type: ignore[no-any-return]
+
+    await wait_until(open_question)
+    (question,) = await open_question()
+    assert (question["text"], question["options"], question["style"]) == ("Which colour?", ["red", "green"], "choose")
+
+    wrong = await client.post(f"{url}/answer", json={"question": question["id"], "choice": 2})
+    assert problem(wrong, 422) == "choice: this question has no such option."
+    unknown = await client.post(f"{url}/answer", json={"question": "9-0-1", "choice": 0})
+    assert problem(unknown, 404) == "This task asks no such question any more."
+    assert (await client.post(f"{url}/answer", json={"question": question["id"], "choice": 1})).status_code == 200
+
+    events = await streamed(client, "GET", f"{url}/events")
+    assert events[-1][2]["text"] == "green"
+    again = await client.post(f"{url}/answer", json={"question": question["id"], "choice": 0})
+    assert again.status_code in (404, 409)
+
+
+async def test_a_stream_tells_the_question_and_its_answer(client: httpx2.AsyncClient) -> None:
+    told: list[tuple[str, Any]] = []
+    async with client.stream("POST", "/chat/stream", json={"text": "colour?", "role": "ask"}) as response:
+        url = f"/chat/task/{response.headers['X-Task-Id']}/answer"
+        async for _, name, data in Events(response):
+            told.append((name, data))
+            if name == "asked":
+                assert (await client.post(url, json={"question": data["id"], "choice": 0})).status_code == 200
+    assert ("answered", {"question": dict(told)["asked"]["id"], "choice": 0}) in told
+    assert told[-1][1]["text"] == "red"
+
+
+async def test_a_client_that_waits_for_the_answer_cannot_be_asked(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/chat", json={"text": "colour?", "role": "ask"})
+    assert answer.status_code == 502

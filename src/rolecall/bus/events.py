@@ -56,8 +56,8 @@ class Event:
     errors.WAITS, the ``payload`` has its ``kind`` and the ``wait`` in seconds. The payload of the last event has
     ``failure`` if the turn failed for a reason of errors.FAILURES: ``kind``, ``wait`` and ``turn``.
 
-    ``asked`` is a question to the user, with the payload of a UserQuestion (bus/steps/answers.py); ``answered`` says that it
-    is closed: its ``id`` and the ``choice``.
+    ``asked`` is a question to the user, with the payload of a UserQuestion (bus/steps/answers.py); ``answered`` says
+    that it is closed: its ``id`` and the ``choice``.
     """
 
     kind: Kind
@@ -291,11 +291,13 @@ class AnswerText:
 
 @dataclass(slots=True)
 class Progress(AnswerText):
-    """How far a turn has come: ``kind`` and id (``seen``) of its newest event, and the ``role`` that works on it."""
+    """How far a turn has come: ``kind`` and id (``seen``) of its newest event, the ``role`` that works on it, and the
+    ``questions`` that are open, by their ids."""
 
     kind: str = ""
     seen: str = "0-0"
     role: str = ""
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Apply the next event."""
@@ -305,6 +307,10 @@ class Progress(AnswerText):
             self.role = event.role
         elif event.kind == "queued":
             self.role = ""
+        elif event.kind == "asked":
+            self.questions[event.payload["id"]] = event.payload
+        elif event.kind == "answered":
+            self.questions.pop(event.payload["id"], None)
 
 
 async def progress(bus: Bus, conversation: str, turn: str) -> Progress:

@@ -96,7 +96,8 @@ async def begin(
         step_keys=[one.key for one in new],
         definitions=[encoded(bus, one.key, one.step) for one in new],
         delays=["" if one.seconds is None else milliseconds(one.seconds) for one in new],
-        envelopes=[encode(e) if e else "" for e in calls], said=[said(one.envelope) if one.envelope else one.said for one in new],
+        envelopes=[encode(e) if e else "" for e in calls],
+        said=[said(one.envelope) if one.envelope else one.said for one in new],
         asked=[one.asked for one in new],
     )  # fmt: skip
     return _checked(bus, verdict), now

@@ -13,10 +13,19 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.events import keeps, told_length
+from rolecall.bus.steps.answers import MOST_OPTIONS, Answered
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
-from rolecall.frontends.http.intake import MAX_IMAGES, ChatRequest, IdempotencyKey, conversation_of, headers_of, submit
+from rolecall.frontends.http.intake import (
+    MAX_IMAGES,
+    PREFIX,
+    ChatRequest,
+    IdempotencyKey,
+    conversation_of,
+    headers_of,
+    submit,
+)
 from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
@@ -26,6 +35,7 @@ from rolecall.frontends.http.task import (
     TaskRef,
     TaskSnapshot,
     accepted_task,
+    answer_task,
     cancel_task,
     ended_task,
     event_data,
@@ -62,13 +72,15 @@ class ChatBody(BaseModel):
     images: list[str] = Field([], max_length=MAX_IMAGES, description="data URLs: data:image/png;base64,…")
     cancel_on_disconnect: bool = Field(False, description="cancel the task if this connection closes before its end")
 
-    def chat_request(self) -> ChatRequest:
-        """The request to submit. Raises Problem for an empty message."""
+    def chat_request(self, asks: bool) -> ChatRequest:
+        """The request to submit; ``asks`` says whether its client can be asked meanwhile. Raises Problem for an empty
+        message."""
         if not self.text.strip() and not self.images:
             raise Problem(422, text("no_text"), param="text")
         return ChatRequest(
-            self.text, self.conversation_id, self.role, self.model, self.priority, self.metadata, tuple(self.images)
-        )
+            self.text, self.conversation_id, self.role, self.model, self.priority, self.metadata, tuple(self.images),
+            asks=asks,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ async def chat(
     uploads: Uploads, key: IdempotencyKey = None,
 ) -> Task:  # fmt: skip
     """Returns the task once it is done or cancelled. If it failed, the status is 502 and the task is in `task`."""
-    submitted = await _submit(body, response, services, who, key, uploads)
+    submitted = await _submit(body, response, services, who, key, uploads, asks=False)
     received, snapshot = submitted.received, submitted.snapshot
     task: Task | NoResult = snapshot.task
     if not snapshot.task.ended:
@@ -211,6 +223,34 @@ async def cancel(task_id: TaskId, services: ServicesDep, who: User) -> Task:
     return (await find_task(services.bus, snapshot.ref)).task
 
 
+class AnswerBody(BaseModel):
+    """The answer to a question of a task."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"question": "1-0-2", "choice": 0}]})
+
+    question: str = Field(max_length=300, description="the `id` of the question")
+    choice: int = Field(ge=0, lt=MOST_OPTIONS, description="the number of the option, from 0")
+
+
+ANSWERS: Mapping[Answered, tuple[int, str]] = {
+    "GONE": (404, "no_question"), "LATE": (409, "question_closed"), "FORBIDDEN": (403, "not_asked"),
+    "INVALID": (422, "bad_choice"),
+}  # fmt: skip
+"""Status and text by what became of an answer that was not taken."""
+
+
+@router.post("/chat/task/{task_id}/answer", summary="Answer a task's question",
+             responses={**FOUND, **problem_responses(403, 409)})  # fmt: skip
+async def answer_question(task_id: TaskId, body: AnswerBody, services: ServicesDep, who: User) -> Task:
+    """An agent asks with an `asked` event; the task goes on with the first answer."""
+    ref = TaskRef.parse(task_id, who)
+    verdict = await answer_task(services, ref, body.question, body.choice, f"{PREFIX}{who.id}")
+    if verdict != "OK":
+        status, name = ANSWERS[verdict]
+        raise Problem(status, text(name), param="choice" if verdict == "INVALID" else "question")
+    return (await find_task(services.bus, ref)).task
+
+
 async def _submit(
     body: ChatBody,
     response: Response,
@@ -218,8 +258,10 @@ async def _submit(
     who: Principal,
     key: str | None,
     uploads: Mapping[str, Upload],
+    *,
+    asks: bool = True,
 ) -> Submitted:
-    received = await submit(services, who, body.chat_request(), key, uploads)
+    received = await submit(services, who, body.chat_request(asks), key, uploads)
     response.headers.update(headers_of(received))
     return Submitted(received, await accepted_task(services.bus, received))
 

@@ -66,6 +66,8 @@ class ChatRequest:
     end_user: str = ""
     commands: bool = True
     attached: Mapping[str, Any] = field(default_factory=dict)
+    asks: bool = False
+    """Whether its client can be asked while the task runs."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -99,6 +101,7 @@ async def submit(
             principal=f"{PREFIX}{who.id}",
             title=_title(who, request.end_user),
             priority=request.priority,
+            meta={"asks": True} if request.asks else None,
             commands=request.commands,
         )
     if received.refused:

@@ -18,7 +18,8 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_by_user
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.events import Event, follow, progress
-from rolecall.bus.turn import TurnState, snapshot
+from rolecall.bus.steps.answers import Answered, Place, answer
+from rolecall.bus.turn import TurnState, root_of, snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
@@ -58,6 +59,17 @@ class TaskCall(BaseModel):
     arguments: str
 
 
+class TaskQuestion(BaseModel):
+    """A question that an agent asks the user. `style` is `confirm`, whose options are yes and no, or `choose`.
+    `default` is the number of the option that counts when nobody answers, -1 for none."""
+
+    id: str = Field(examples=["1-0-2"])
+    text: str = Field(examples=["Send 12 €?"])
+    options: list[str] = Field(examples=[["yes", "no"]])
+    style: Literal["confirm", "choose"]
+    default: int = -1
+
+
 class Task(BaseModel):
     """One message and its answer. ``id`` is null for a command that was executed at once; ``place`` counts from 1 while
     the task waits behind others of its conversation."""
@@ -75,6 +87,7 @@ class Task(BaseModel):
     finish: str = Field("", examples=["stop"])
     usage: Tokens = Tokens()
     calls: list[TaskCall] = Field([], description="calls of the tools that a chat completion offered")
+    questions: list[TaskQuestion] = Field([], description="what it waits to be told: answer at /chat/task/{id}/answer")
 
     @property
     def ended(self) -> bool:
@@ -165,7 +178,9 @@ async def find_task(bus: Bus, ref: TaskRef) -> TaskSnapshot:
         raise Problem(404, text("no_task"))
     so_far = await progress(bus, ref.conversation, ref.turn)
     state: State = "pending" if so_far.kind in ("accepted", "queued") else "running"
-    return TaskSnapshot(ref, ref.task(state, place=found.place, role=so_far.role, text=so_far.text), so_far.seen)
+    questions = [question_of(asked) for asked in so_far.questions.values()]
+    task = ref.task(state, place=found.place, role=so_far.role, text=so_far.text, questions=questions)
+    return TaskSnapshot(ref, task, so_far.seen)
 
 
 async def accepted_task(bus: Bus, received: Received) -> TaskSnapshot:
@@ -208,7 +223,26 @@ def event_data(ref: TaskRef, event: Event) -> tuple[str, dict[str, Any]]:
         return "started", {"role": event.role, "instance": event.instance, "attempt": event.attempt}
     if event.kind == "queued":
         return "queued", {"place": event.place, "reason": event.text}
+    if event.kind == "asked":
+        return "asked", question_of(event.payload).model_dump()
+    if event.kind == "answered":
+        return "answered", {"question": event.payload.get("id", ""), "choice": event.payload.get("choice", -1)}
     return event.kind, {}
+
+
+def question_of(asked: Mapping[str, Any]) -> TaskQuestion:
+    """The question that an event of the kind ``asked`` tells."""
+    return TaskQuestion(**{name: asked[name] for name in TaskQuestion.model_fields if name in asked})
+
+
+async def answer_task(services: Services, ref: TaskRef, question: str, choice: int, user: str) -> Answered:
+    """Answer a question of a task for ``user``."""
+    place = Place.parse(question)
+    if place is None or root_of(place.turn) != ref.turn:
+        return "GONE"
+    return await answer(
+        services.bus, ref.conversation, question, choice, user=user, instance=services.front.instance
+    )  # fmt: skip
 
 
 async def ended_task(services: Services, ref: TaskRef, after: str) -> Task:
