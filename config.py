@@ -13,6 +13,7 @@ from agents.command import CommandAgent
 from agents.embedding import EmbeddingAgent
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
+from agents.remind import RemindAgent
 from agents.samplellm import SampleLLMAgent
 from agents.stats import StatsAgent
 from agents.tools import calculate, now
@@ -32,6 +33,7 @@ config = Config(
         Role(TranslationAgent, models=MODELS),
         Role(SampleLLMAgent, instances=2, models=MODELS),
         Role(CalculatorAgent, models=MODELS, match="/calc"),
+        Role(RemindAgent, models=MODELS, match="/remind"),
         Role(StatsAgent),
     ),
     tools=(calculate, now),

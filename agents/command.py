@@ -4,7 +4,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from agents.languages import LANGUAGES
-from rolecall import COMMANDS, Agent, Context, Envelope, parse_command
+from rolecall import COMMANDS, Agent, Context, Envelope, known_zone, parse_command
+from rolecall.errors import BadSchedule
 
 Answer = Callable[[str, Context], Awaitable[str]]
 INNER = frozenset(("manager", "command", "lang"))  # not offered by /role
@@ -57,6 +58,19 @@ def choice(name: str, choices: Callable[[Context], Iterable[str]]) -> Answer:
     return chosen
 
 
+async def time_zone(argument: str, ctx: Context) -> str:
+    if not argument:
+        return (
+            f"/timezone is {(await ctx.memory.preferences()).get('timezone', 'auto')}. Set it: /timezone Europe/Berlin."
+        )
+    try:
+        name = "" if argument.lower() == "auto" else known_zone(argument)
+    except BadSchedule as error:
+        return f"{error}."
+    ctx.memory.prefer(timezone=name)
+    return f"/timezone is now {name or 'auto'}."
+
+
 def say(text: str) -> Answer:
     async def said(argument: str, ctx: Context) -> str:
         return text
@@ -74,6 +88,8 @@ ANSWERS: Mapping[str, Answer] = MappingProxyType(
         "lang": choice("lang", lambda ctx: LANGUAGES),
         "model": choice("model", lambda ctx: {name for role in ctx.roles.values() for name in role.models}),
         "role": choice("role", lambda ctx: ctx.roles.keys() - INNER),
+        "reminders": say("Reminders are listed where you write: in Telegram, over HTTP, on the page, in the terminal."),
+        "timezone": time_zone,
         "stats": say("Statistics are not available: this deployment has no role named stats."),
         "whoami": whoami,
     }

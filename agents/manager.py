@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from agents.calculator import sum_in
+from agents.remind import asks_to_remind
 from rolecall import COMMANDS, Agent, Context, Envelope, RoleInfo, parse_command
 
 ANSWERING = "samplellm"
@@ -50,6 +51,12 @@ def spoken(payload: Mapping[str, Any]) -> bool:
     return any(kind.startswith(("audio/", "video/")) for kind in types)
 
 
+def scheduled(asked: Asked) -> Decision | None:
+    """Whatever the text of a reminder looks like, it is no command."""
+    role = str(asked.payload.get("role") or "")
+    return (role, asked.text) if asked.payload.get("scheduled") and role in asked.roles else None
+
+
 def command(asked: Asked) -> Decision | None:
     return ("command", asked.text) if any(asked.word == known.name for known in COMMANDS) else None
 
@@ -87,13 +94,19 @@ def arithmetic(asked: Asked) -> Decision | None:
     return ("calculator", expression) if expression else None
 
 
+def reminder(asked: Asked) -> Decision | None:
+    return ("remind", asked.text) if "remind" in asked.roles and asks_to_remind(asked.text) else None
+
+
 RULES: tuple[Callable[[Asked], Decision | None], ...] = (
+    scheduled,        # the text of a schedule that names a role     that role
     command,          # /help, /lang de, …                           command
     matched_prefix,   # Role(WeatherAgent, match="/weather")         that role, without the prefix
     role_named_once,  # /samplellm What is …                         that role, without its name
     unknown_command,  # /anything                                    command, which lists the commands
     role_asked_for,   # payload["role"], else what /role was told    that role
     picture,          # payload["images"]                            vision, where there is one
+    reminder,         # Remind me tomorrow at 9 to call Ann          remind, where there is one
     arithmetic,       # What is 17 times 23?                         calculator, where there is one
     lambda asked: (ANSWERING, asked.text),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Answers with a language model."""
 
 from agents.languages import LANGUAGES
+from agents.remind import reminder_tool, speaks_of_reminders
 from rolecall import Agent, Context, Envelope
 from rolecall.errors import ImagesRefused
 
@@ -24,8 +25,14 @@ class SampleLLMAgent(Agent):
         small = ctx.model.name in SMALL
         system = ctx.prompt("samplellm", language=language, small=small)
         history = (await ctx.memory.history())[-RECENT if small else 0 :]
+        tools = (reminder_tool(ctx),) if not small and offers_reminders(envelope, ctx) else ()
         try:
-            answer = await ctx.stream(ctx.model, history, question, images=images, system=system)
+            answer = await ctx.stream(ctx.model, history, question, images=images, system=system, tools=tools)
         except ImagesRefused:
             return envelope.reply(NO_PICTURES, remember=False)
         return envelope.reply(answer) if answer.text.strip() else envelope.reply(NO_ANSWER, remember=False)
+
+
+def offers_reminders(envelope: Envelope, ctx: Context) -> bool:
+    """Whether the model may set a reminder. Only who speaks of one pays for the tool; an API client has its own."""
+    return "remind" in ctx.roles and not envelope.payload.get("verbatim") and speaks_of_reminders(envelope.text)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rolecall.bus.commands import Command as Command
     from rolecall.bus.commands import parse_command as parse_command
     from rolecall.bus.envelope import Envelope as Envelope
+    from rolecall.bus.schedule.phrase import split_when as split_when
+    from rolecall.bus.schedule.schedules import Schedule as Schedule
+    from rolecall.bus.schedule.timing import known_zone as known_zone
     from rolecall.client import connect as connect
     from rolecall.client import run as run
     from rolecall.config import Config as Config
@@ -73,8 +76,11 @@ _ALSO = {
     "COMMANDS": "bus.commands",
     "ModelAt": "serving.balance",
     "ModelCommand": "serving.spec",
+    "known_zone": "bus.schedule.timing",
     "parse_command": "bus.commands",
     "RoleInfo": "agent.context",
+    "Schedule": "bus.schedule.schedules",
+    "split_when": "bus.schedule.phrase",
     "Terms": "settings",
     "ToolError": "errors",
 }

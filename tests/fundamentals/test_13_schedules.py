@@ -146,3 +146,18 @@ async def all_finals(bus: Bus, count: int) -> list[str]:
             if len(found) >= count and left == [0, 0]:
                 return found
             await asyncio.sleep(0.05)
+
+
+async def test_reminders_are_listed_and_deleted_by_a_command_in_every_front_end(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        bus, front = app.session.bus, app.front
+        assert (await front.receive(ANN, "/reminders")).reply.startswith("There are no reminders.")
+        for text in ("tea", "stretch"):
+            await schedule(bus, ANN, text, every=timedelta(hours=1 if text == "tea" else 2))
+        listed = (await front.receive(ANN, "/reminders")).reply.splitlines()
+        assert listed[0] == "Your reminders:" and listed[1].endswith(": tea") and "↻ 2 h" in listed[2]
+        assert (await front.receive(ANN, "/reminders delete 1")).reply == "Deleted: tea"
+        assert (await front.receive(ANN, "/reminders delete 7")).reply == "There is no such reminder."
+        assert [one.text for one in await schedules_of(bus, ANN)] == ["stretch"]
+        await front.receive(ANN, "/clear")
+        assert await schedules_of(bus, ANN) == []

@@ -539,7 +539,21 @@ async def test_menus_are_there_for_private_chats_groups_and_admins_in_every_lang
         private = json.dumps({"type": "all_private_chats"})
         group = json.dumps({"type": "all_group_chats"})
         admin = json.dumps({"type": "chat", "chat_id": ADA}, sort_keys=True)
-        open_names = ["help", "start", "stop", "clear", "reset", "lang", "model", "role", "stats", "whoami", "queue"]
+        open_names = [
+            "help",
+            "start",
+            "stop",
+            "clear",
+            "reset",
+            "lang",
+            "model",
+            "role",
+            "reminders",
+            "timezone",
+            "stats",
+            "whoami",
+            "queue",
+        ]
         assert [one["command"] for one in known[private, ""]] == [*open_names, "weather"]
         assert "start" not in [one["command"] for one in known[group, "de"]]
         assert {"invite", "users", "allow", "deny"} <= {one["command"] for one in known[admin, "zh"]}

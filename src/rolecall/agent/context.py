@@ -258,12 +258,13 @@ class Context:
         at: datetime | timedelta | None = None,
         every: timedelta | None = None,
         cron: str = "",
+        when: str = "",
         zone: str = "",
         role: str = "",
     ) -> Schedule:
         """Have a turn of this conversation with the message ``text`` begin by itself: once ``at`` a time or after a
-        duration, ``every`` so often (a minute at least), or whenever the ``cron`` line says. Its answer goes where the
-        answer to this turn goes.
+        duration, ``every`` so often (a minute at least), or whenever the ``cron`` line says; or ``when`` says
+        one of these as people do, such as "tomorrow at 9". Its answer goes where the answer to this turn goes.
 
         A naive ``at`` and a cron line are meant in the time zone ``zone``, by default the conversation's preference
         ``timezone``, else TZ. ``role`` answers (default: as the manager decides). In the payload of such a turn
@@ -274,8 +275,8 @@ class Context:
         self._scheduled[text] += 1
         share = origin.meta.get("share")
         return await schedule(
-            self._services.bus, origin.conversation, text, at=at, every=every, cron=cron, zone=zone, role=role,
-            user=self._caller.user, front=origin.reply_to, meta={} if share is None else {"share": share},
+            self._services.bus, origin.conversation, text, at=at, every=every, cron=cron, when=when, zone=zone,
+            role=role, user=self._caller.user, front=origin.reply_to, meta={} if share is None else {"share": share},
             idempotency=f"{origin.id}:{self._scheduled[text]}:{text}", instance=self.instance,
         )  # fmt: skip
 

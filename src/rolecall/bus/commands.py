@@ -28,6 +28,8 @@ COMMANDS = (
     Command("lang", "/lang [CODE|auto]", "Language of my answers"),
     Command("model", "/model [NAME|auto]", "Model that answers"),
     Command("role", "/role [NAME|auto]", "Role that answers; /NAME TEXT asks a role once"),
+    Command("reminders", "/reminders [delete NUMBER]", "Reminders of this conversation", "front"),
+    Command("timezone", "/timezone [NAME|auto]", "Time zone of reminders"),
     Command("stats", "/stats", "How the system is doing"),
     Command("whoami", "/whoami", "Your ID and settings"),
 )

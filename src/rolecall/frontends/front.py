@@ -15,7 +15,7 @@ from rolecall.background import cancel_and_wait, log_level
 from rolecall.bus.admission import Admission, Mode, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
-from rolecall.bus.commands import find_command
+from rolecall.bus.commands import find_command, parse_command
 from rolecall.bus.envelope import ROLE_NAME, Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import Outbox, OutboxEntry
@@ -23,6 +23,7 @@ from rolecall.bus.processes import ProcessState, instances_of, register, unregis
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Application
 from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
+from rolecall.frontends.reminders import reminders_reply
 from rolecall.frontends.texts import say
 from rolecall.session import Session
 from rolecall.tracing.traceparent import carried
@@ -230,7 +231,7 @@ class Front:
         ServerUnavailable; whatever the text itself is, is answered."""
         command = find_command(text) if commands else None
         if command is not None and command.lane == "front":
-            return await self._carry_out(conversation, command.name)
+            return await self._carry_out(conversation, text)
         try:
             admission = await admit(
                 self.bus,
@@ -281,7 +282,11 @@ class Front:
             meta={**carried(), **(meta or {})},
         )  # fmt: skip
 
-    async def _carry_out(self, conversation: str, name: str) -> Received:
+    async def _carry_out(self, conversation: str, text: str) -> Received:
+        name, argument = parse_command(text) or ("", "")
+        if name == "reminders":
+            reply = await reminders_reply(self.bus, conversation, argument, instance=self.instance)
+            return Received(conversation, reply=reply, outcome="LISTED")
         if name == "stop":
             ended = await self.stop(conversation)
             if ended:

@@ -21,6 +21,7 @@ from rolecall.bus.admission import AdmitBlock, Offer, Running, from_user
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import FOLLOWED, preferences_of
 from rolecall.bus.envelope import Envelope, check_conversation
+from rolecall.bus.schedule.phrase import read_when
 from rolecall.bus.schedule.timing import Timing, clock, known_zone, timing_of, zone_name, zone_of
 from rolecall.bus.turn import FinishBlock, TurnBlock, final_event, quoted, turn_block
 from rolecall.errors import BadSchedule
@@ -94,11 +95,12 @@ _decoder = msgspec.json.Decoder(Definition)
 
 async def schedule(
     bus: Bus, conversation: str, text: str, *, at: datetime | timedelta | None = None, every: timedelta | None = None,
-    cron: str = "", zone: str = "", role: str = "", user: str = "", front: str = "",
+    cron: str = "", when: str = "", zone: str = "", role: str = "", user: str = "", front: str = "",
     meta: Mapping[str, Any] | None = None, idempotency: str = "", instance: str = "front",
 ) -> Schedule:  # fmt: skip
     """Have a turn of ``conversation`` with the message ``text`` begin by itself: once ``at`` a time or after a
-    duration, ``every`` so often, or whenever the ``cron`` line says.
+    duration, ``every`` so often, or whenever the ``cron`` line says; or ``when``
+    says one of these as people do, such as "tomorrow at 9" (see phrase.py).
 
     A naive ``at`` and a cron line are meant in the time zone ``zone``, by default the conversation's preference
     ``timezone``, else the deployment's. The answer goes where those of the conversation go, by ``front`` (default: the
@@ -113,7 +115,10 @@ async def schedule(
     name = zone or (await preferences_of(bus, check_conversation(conversation))).get("timezone", "")
     name, front = known_zone(name) if name else "", front or conversation.partition(":")[0]
     here = zone_of(bus.settings, name)
-    timing = timing_of(datetime.fromtimestamp(now / 1000, here), at=at, every=every, cron=cron, zone=name)
+    wall = datetime.fromtimestamp(now / 1000, here)
+    if when:
+        at, every, cron = read_when(when, wall)
+    timing = timing_of(wall, at=at, every=every, cron=cron, zone=name)
     digest = hashlib.sha256((idempotency or secrets.token_hex(16)).encode()).hexdigest()[:8]
     repeated = idempotency and await bus.server.fetch("EXISTS", _idempotency(bus, conversation, digest))
     due = timing.at if timing.at and repeated else timing.first(now, here)

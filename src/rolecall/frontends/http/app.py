@@ -11,7 +11,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from rolecall.frontends.http import auth, chat, metrics, operators, probes, problems
+from rolecall.frontends.http import auth, chat, metrics, operators, probes, problems, reminder_api
 from rolecall.frontends.http.boundary import RequestBoundary
 from rolecall.frontends.http.guard import RequestGuard, split_list
 from rolecall.frontends.http.ollama import ollama_api
@@ -31,7 +31,7 @@ from rolecall.version import __version__
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-History-Cut", "X-Request-Id", "X-Task-Id")
 COMPATIBLE = (model_list, completions, responses, embeddings, transcriptions, uploaded_files, ollama_api)
-PARTS = (probes, auth, chat, *COMPATIBLE, operators, metrics, pages)
+PARTS = (probes, auth, chat, reminder_api, *COMPATIBLE, operators, metrics, pages)
 ROUTERS = (*(part.router for part in PARTS), responses.create_router, responses.show_router)
 
 

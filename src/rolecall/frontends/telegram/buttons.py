@@ -22,13 +22,14 @@ from rolecall.bus.events import so_far
 from rolecall.bus.members import Rank, applicant
 from rolecall.bus.outbox import Placeholders, reply
 from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
+from rolecall.bus.schedule.schedules import schedules_of, unschedule
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address, address_of, name_of
-from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message
+from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message, reminders_message
 from rolecall.frontends.telegram.placeholders import REPLY
 from rolecall.frontends.texts import say
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TURN = re.compile(r"\d{1,18}", re.ASCII)
+SCHEDULE = re.compile(r"[0-9a-f]{8}", re.ASCII)
 CHAT = re.compile(r"-?\d{1,18}", re.ASCII)
 TOAST_CHARS = 200
 TWICE_MS = 3000
@@ -130,6 +132,8 @@ class Buttons:
     def _find(self, press: ButtonPress) -> Callable[[ButtonPress], Awaitable[str]]:
         if press.verb in PICKERS:
             return self._pick
+        if press.verb == "unremind" and SCHEDULE.fullmatch(press.argument):
+            return self._unremind
         if press.verb in ("allow", "deny") and CHAT.fullmatch(press.argument):
             return self._decide
         verbs = {"stop": self._stop, "again": self._again, "edit": self._edit, "up": self._vote, "down": self._vote}
@@ -251,6 +255,23 @@ class Buttons:
             text = press.say("shut_out" if denied else "cannot_deny", id=f"{name} ({number})")
         self._later(self.chats.edit(press.address, press.message_id, TextPart(text)), "request")
         return text
+
+    # ── reminders ───────────────────────────────────────────────────────────────────────────────
+
+    async def _unremind(self, press: ButtonPress) -> str:
+        """Delete a reminder and show the rest. In a group, only who set it and admins may."""
+        bus, conversation = self.front.bus, press.conversation
+        found = await schedules_of(bus, conversation)
+        chosen = next((one for one in found if one.id == press.argument), None)
+        own = chosen is None or chosen.definition.user == press.principal
+        if not own and not await self.rights.include(press.status, press.address):
+            return press.say("not_yours")
+        if chosen is not None:
+            await unschedule(bus, conversation, chosen.id, instance=self.front.instance)
+            found.remove(chosen)
+        left = reminders_message(found, press.language)
+        self._later(self.chats.edit(press.address, press.message_id, TextPart(left.text), left.keyboard), "reminders")
+        return press.say("reminder_deleted", text=chosen.text) if chosen else press.say("reminder_unknown")
 
     # ── helpers ─────────────────────────────────────────────────────────────────────────
 

@@ -19,6 +19,7 @@ from typing import Any
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, is_control
+from rolecall.frontends.reminders import late_text
 from rolecall.frontends.telegram.buttons import answer_keyboard
 from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
@@ -205,7 +206,7 @@ class AnswerDelivery:
         return "OK"
 
     def _keyboard(self) -> Keyboard | None:
-        ordinary = self._entry.turn and not is_control(self._entry.turn)
+        ordinary = self._entry.turn and not is_control(self._entry.turn) and not self._entry.schedule
         return answer_keyboard(self._entry.turn, self._record.language) if ordinary else None
 
     async def _put(self, name: str, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> Outcome:
@@ -248,7 +249,8 @@ class AnswerDelivery:
     ) -> int | Unreachable:
         """A new message for a piece. It replies to the piece before it, or to the question, if other messages came
         between."""
-        before, notice = (self.messages or [self._record.question])[-1], self._entry.kind == "notice"
+        before = (self.messages or [self._record.question])[-1]
+        notice = self._entry.kind == "notice" or bool(self._entry.schedule)
         apart = before and (self._chats.newest(self._address) > before or not (self.messages or self._address.private))
         if part is None:  # until its content is in it; the first of an answer may overtake the placeholder
             part = NOTICE if notice else FURTHER if self.messages else TextPart(say(self._record.language, "thinking"))
@@ -285,6 +287,8 @@ def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: st
     text = str(payload.get("text", ""))
     if (failure := failure_text(language, payload)) is not None:
         return plain(failure)
+    if (late := late_text(language, payload)) is not None:
+        return plain(late)
     if kind in ("final", "notice"):
         return render(text)
     if kind == "cancelled" and payload.get("reason") == "interrupted":

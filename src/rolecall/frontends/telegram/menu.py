@@ -24,11 +24,12 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify, preferences_of
 from rolecall.bus.members import Member, Rank, applicant
+from rolecall.bus.schedule.schedules import schedules_of
 from rolecall.frontends.telegram.access import Access, UserStatus
 from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming
-from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message
+from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message, reminders_message
 from rolecall.frontends.texts import LANGUAGES, say
 
 INVITATION_DAYS = 7
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 OPEN = (*(command.name for command in COMMANDS), "queue")
 ADMIN = ("invite", "users", "allow", "deny", "broadcast")
 """For admins, in private chats."""
-TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "model", "role", "queue", *ADMIN})
+TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "model", "role", "queue", "reminders", *ADMIN})
 """Commands answered here; in groups they work without the bot's name."""
 PRIVATE_ONLY = ("start",)
 NAME = re.compile(r"[a-z0-9_]{1,32}", re.ASCII)
@@ -82,8 +83,8 @@ class Commands:
                 return CommandReply(say(incoming.language, "privately"))
         answers: dict[str, Answer] = {
             "start": self._start, "help": self._help, "whoami": self._whoami, "model": self._pick, "role": self._pick,
-            "queue": self._pick, "invite": self._invite, "users": self._users, "allow": self._allow,
-            "deny": self._deny, "broadcast": self._broadcast,
+            "queue": self._pick, "reminders": self._reminders, "invite": self._invite, "users": self._users,
+            "allow": self._allow, "deny": self._deny, "broadcast": self._broadcast,
         }  # fmt: skip
         return await answers[name](incoming, status) if name in answers else None
 
@@ -158,6 +159,10 @@ class Commands:
             spent = (await stats.model_usage(self.bus.server, ()))["spenders"].get(incoming.principal, {})
             lines.append(say(language, "cost_of", cost=f"{spent.get('cost', 0):.2f}", limit=f"{cost_limit:.2f}"))
         return lines
+
+    async def _reminders(self, incoming: Incoming, status: UserStatus) -> CommandReply:
+        found = await schedules_of(self.bus, incoming.address.conversation)
+        return reminders_message(found, incoming.language)
 
     async def _pick(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
         """The buttons; None if the command has an argument and belongs to the bus."""

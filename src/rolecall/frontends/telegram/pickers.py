@@ -10,7 +10,9 @@ from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import preferences_of
+from rolecall.bus.schedule.schedules import Schedule
 from rolecall.config import Application
+from rolecall.frontends.reminders import reminders_text, shortened
 from rolecall.frontends.texts import say
 
 PICKERS = ("model", "role", "queue")
@@ -78,6 +80,15 @@ def chosen_message(picker: str, value: str, choices: Choices, language: str | No
     """The message after ``value`` was chosen; the buttons stay."""
     keyboard = _keyboard(picker, choices.of_picker(picker), value, language)
     return CommandReply(say(language, "chosen", choice=_label(picker, value, language)), keyboard)
+
+
+def reminders_message(found: Sequence[Schedule], language: str | None) -> CommandReply:
+    """The list of reminders, with a button that deletes each."""
+    rows = [
+        [InlineKeyboardButton(f"✕ {number}. {shortened(one.text)}", callback_data=f"unremind:{one.id}")]
+        for number, one in enumerate(found[:MAX_CHOICES], 1)
+    ]
+    return CommandReply(reminders_text(found, language), InlineKeyboardMarkup(rows) if rows else None)
 
 
 def _keyboard(picker: str, values: Sequence[str], chosen: str, language: str | None) -> InlineKeyboardMarkup:

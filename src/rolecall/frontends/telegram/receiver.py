@@ -226,7 +226,7 @@ class Receiver:
 
     async def _is_for_admins(self, incoming: Incoming, status: UserStatus) -> bool:
         """Whether a command changes something for a whole group, and its user is not one of its admins."""
-        changes = incoming.command in FOR_ADMINS or (incoming.command == "lang" and incoming.argument)
+        changes = incoming.command in FOR_ADMINS or (incoming.command in ("lang", "timezone") and incoming.argument)
         return bool(changes) and not await self._decides(incoming, status)
 
     async def _decides(self, incoming: Incoming, status: UserStatus) -> bool:

@@ -1,0 +1,89 @@
+"""Reminds: sets a reminder when it is told to, and says it when its time has come."""
+
+import re
+from typing import Annotated
+
+from pydantic import Field
+
+from rolecall import Agent, Context, Envelope, Schedule, Tool, ToolError, split_when
+from rolecall.errors import BadSchedule
+
+BELL = "⏰"
+USAGE = "Tell me when and what: /remind tomorrow at 9 call Ann. /reminders lists what is set."
+ASKING = re.compile(
+    r"((please |bitte )?(remind me|wake me|set a reminder|erinnere? mich|напомни(те)?( мне)?|rappelle[- ]moi"
+    r"|rappelez[- ]moi|recu[eé]rdame|av[ií]same)\b|(请)?提醒我|リマインド(して)?)[\s,:]*",
+    re.IGNORECASE,
+)
+"""How people ask for a reminder, in the languages of the bot."""
+SPEAKING = re.compile(r"remind|erinner|напомн|rappel|recu[eé]rd|av[ií]sa|提醒|リマインド|思い出させ", re.IGNORECASE)
+LINKING = re.compile(
+    r"(me\s+)?(to|that|of|about|for|daran|an|dass|zu|de|que|о|об|что|чтобы)\s+|me\s+|d['’]", re.IGNORECASE
+)
+CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
+DAY = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
+When = Annotated[
+    str,
+    Field(
+        pattern=rf"^(in [1-9][0-9]{{0,2}} (minutes|hours|days|weeks)|every [1-9][0-9]{{0,2}} (minutes|hours|days)"
+        rf"|(today|tomorrow|{DAY}|[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}) at {CLOCK}|every (day|weekday|{DAY}) at {CLOCK})$",
+        description="such as: in 10 minutes, tomorrow at 09:00, 2026-12-24 at 18:00, every monday at 08:30",
+    ),
+]
+"""The pattern guides small models: it becomes a grammar that allows nothing else."""
+
+
+class RemindAgent(Agent):
+    """Sets a reminder: /remind tomorrow at 9 call Ann"""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        """Say a reminder whose time has come. Otherwise set the one that the text asks for; what cannot be read
+        directly is for the model, which must call the tool."""
+        if envelope.payload.get("scheduled"):
+            return envelope.reply(f"{BELL} {envelope.text}")
+        asked = ASKING.sub("", envelope.text.strip(), count=1)
+        when, text = split_when(LINKING.sub("", asked, count=1) if LINKING.match(asked) else asked)
+        text = LINKING.sub("", text, count=1) if LINKING.match(text) else text
+        if when and text:
+            try:
+                return envelope.reply(confirmed(await ctx.schedule(text, when=when, role=self.role)))
+            except BadSchedule as error:
+                return envelope.reply(f"{error}.", remember=False)
+        return await self._ask_model(envelope, ctx, asked) if asked else envelope.reply(USAGE, remember=False)
+
+    async def _ask_model(self, envelope: Envelope, ctx: Context, asked: str) -> Envelope:
+        made = list[str]()
+        tool = reminder_tool(ctx, made)
+        answer = await ctx.ask(ctx.model, (), asked, system=ctx.prompt("remind"), tools=[tool], must_call=True)
+        return envelope.reply(answer, text="\n".join(made) or USAGE)
+
+
+def reminder_tool(ctx: Context, made: list[str] | None = None) -> Tool:
+    """The tool that sets a reminder in the conversation of ``ctx``; ``made`` gets what users are told of each."""
+
+    async def remind(text: Annotated[str, Field(description="what to remind of")], when: When) -> str:
+        """Remind the user of something at a later time, once or again and again."""
+        try:
+            found = await ctx.schedule(text, when=when, role=RemindAgent.role)
+        except BadSchedule as error:
+            raise ToolError(str(error)) from None
+        if made is not None:
+            made.append(confirmed(found))
+        return confirmed(found)
+
+    return Tool.of(remind)
+
+
+def confirmed(schedule: Schedule) -> str:
+    """A schedule for users of every language: the time, its zone, the text, and the command that lists all."""
+    return f"{BELL} {schedule.when} ({schedule.zone_name}): {schedule.text}\n/reminders"
+
+
+def asks_to_remind(text: str) -> bool:
+    """Whether ``text`` begins as a request for a reminder."""
+    return bool(ASKING.match(text))
+
+
+def speaks_of_reminders(text: str) -> bool:
+    """Whether a model may need the tool to answer ``text``."""
+    return bool(SPEAKING.search(text))

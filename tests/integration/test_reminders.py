@@ -1,0 +1,139 @@
+"""Reminders where users are: buttons in Telegram, endpoints over HTTP, lines in the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from agents.command import CommandAgent
+from agents.manager import ManagerAgent
+from agents.remind import RemindAgent
+from rolecall import Role
+from rolecall.bus.schedule.schedules import Schedule, schedules_of
+from rolecall.frontends.telegram.bot import open_bot
+from rolecall.frontends.telegram.telegram_front import TelegramFront
+from rolecall.redis.server import server_ms
+from tests.deployment import Deployment, deployed
+from tests.http.server import serving
+from tests.http.stage import Events
+from tests.telegram.api import TelegramApi
+
+ANN, BOB, GROUP = 11, 12, -100
+ROLES = (Role(ManagerAgent), Role(CommandAgent), Role(RemindAgent, match="/remind"))
+CHAT = f"telegram:{ANN}"
+
+
+@asynccontextmanager
+async def bot(directory: Path) -> AsyncIterator[tuple[TelegramApi, Deployment]]:
+    """A bot that serves Ann, Bob and their group, on a local Bot API server."""
+    async with TelegramApi() as api:
+        settings: dict[str, Any] = {
+            "telegram_bot_token": api.token, "telegram_api_url": api.url, "telegram_edit_seconds": 0.05,
+            "telegram_allowed": f"{ANN},{BOB},{GROUP}", "drain_seconds": 0.1,
+        }  # fmt: skip
+        async with deployed(directory, ROLES, **settings) as app:
+            client = open_bot(app.session.application.settings)
+            front = TelegramFront(client, app.session, app.runtime.wakeups, lambda line: None)
+            running = asyncio.create_task(front.run())
+            try:
+                yield api, app
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+
+async def overdue(app: Deployment, made: Schedule, ms: float) -> None:
+    """Make the schedule due ``ms`` ago."""
+    bus = app.session.bus
+    shard, due = bus.shard(made.conversation), round(await server_ms(bus.server) - ms)
+    for key in (shard.planned, shard.deferred):
+        await bus.server.call("ZADD", key, "XX", due, f"{made.conversation}\x1f{made.id}")
+
+
+async def test_a_reminder_rings_in_the_chat_and_needs_no_buttons(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        ann = api.user(ANN, language_code="de")
+        chat = api.world.private(ann)
+        ann.write("/remind in 10 minutes: tea")
+        await api.wait_for(lambda: any("tea\n/reminders" in answer.text for answer in chat.answers))
+        (made,) = await schedules_of(app.session.bus, CHAT)
+        await overdue(app, made, 1)
+        await api.wait_for(lambda: chat.answers[-1].text == "⏰ tea")
+        assert chat.answers[-1].buttons == []
+        sent = [call for call in api.log if call.method == "sendMessage" and "🔔" in call.fields.get("text", "")]
+        assert len(sent) == 1 and sent[0].fields.get("disable_notification", "false").lower() == "false"
+
+
+async def test_one_that_comes_late_says_so_in_the_language_of_the_chat(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        api.user(ANN).write("/lang de")
+        await api.wait_for(lambda: "/lang is now de." in [answer.text for answer in api.chat(ANN).answers])
+        api.user(ANN).write("/remind every 1 hours: stretch")
+        await api.wait_for(lambda: any("stretch" in answer.text for answer in api.chat(ANN).answers))
+        (made,) = await schedules_of(app.session.bus, CHAT)
+        await overdue(app, made, 2.5 * 3_600_000)
+        await api.wait_for(lambda: api.chat(ANN).answers[-1].text == "⏰ stretch")
+        assert api.chat(ANN).answers[-2].text.startswith("Fällig seit 20")
+
+
+async def test_a_button_deletes_a_reminder_and_shows_the_rest(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        ann = api.user(ANN)
+        chat = api.world.private(ann)
+        for text in ("tea", "bread"):
+            ann.write(f"/remind in 10 minutes: {text}")
+            await api.wait_for(lambda text=text: any(text in answer.text for answer in chat.answers))
+        ann.write("/reminders")
+        await api.wait_for(lambda: chat.answers[-1].text.startswith("Your reminders:"))
+        shown = chat.answers[-1]
+        tea = next(button for button in shown.buttons if "tea" in button["text"])
+        ann.press(shown, tea["callback_data"])
+        await api.wait_for(lambda: "tea" not in shown.text and "bread" in shown.text)
+        assert [one.text for one in await schedules_of(app.session.bus, CHAT)] == ["bread"]
+        ann.press(shown, shown.buttons[0]["callback_data"])
+        await api.wait_for(lambda: shown.text.startswith("There are no reminders.") and not shown.buttons)
+
+
+async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) -> None:
+    async with (
+        deployed(tmp_path, ROLES) as app, serving(app.session.application) as url,
+        httpx2.AsyncClient(base_url=url, timeout=20) as client,
+    ):  # fmt: skip
+        body = {"conversation_id": "c1", "text": "tea", "when": "every day at 9", "timezone": "asia/tokyo"}
+        made = await client.post("/chat/reminders", json=body)
+        assert made.status_code == 201, made.text
+        assert made.json()["when"].endswith(" 09:00 ↻ 0 9 * * *") and made.json()["timezone"] == "Asia/Tokyo"
+
+        listed = (await client.get("/chat/reminders", params={"conversation_id": "c1"})).json()
+        assert [one["text"] for one in listed["reminders"]] == ["tea"]
+        conversation, name = listed["conversation_id"], listed["reminders"][0]["id"]
+
+        found = Events(await client.send(client.build_request("GET", "/chat/notices/c1"), stream=True))
+        await overdue(app, (await schedules_of(app.session.bus, conversation))[0], 1)
+        async for _, kind, data in found:
+            if kind == "notice":
+                assert data == {"text": "⏰ tea"}
+                break
+        listed = (await client.get("/chat/reminders", params={"conversation_id": "c1"})).json()
+        task = (await client.get(f"/chat/task/{listed['reminders'][0]['last_task']}")).json()
+        assert (task["state"], task["text"]) == ("done", "⏰ tea")
+
+        gone = [await client.delete(f"/chat/reminders/{name}", params={"conversation_id": "c1"}) for _ in range(2)]
+        assert [answer.status_code for answer in gone] == [204, 404]
+
+        for wrong in (
+            {"when": "soon"},
+            {"when": "every 5 seconds"},
+            {"timezone": "Mars"},
+            {"text": ""},
+            {"role": "nobody"},
+        ):
+            refused = await client.post("/chat/reminders", json={**body, **wrong})
+            assert refused.status_code == 422 and "Traceback" not in refused.text
+        said = (await client.post("/chat", json={"text": "/reminders", "conversation_id": "c1"})).json()
+        assert said["text"].startswith("There are no reminders.")
