@@ -46,6 +46,8 @@ class ManagerAgent(Agent):
     """Decides who answers."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if envelope.text.startswith("/translate "):
+            return envelope.via("translation", text=envelope.text.partition(" ")[2])
         return envelope.via("lang", str(envelope.payload.get("role") or "samplellm"))
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def say(page: Page, text: str) -> None:
-    await page.get_by_label("Message").fill(text)
+    await page.get_by_label("Message", exact=True).fill(text)
     await page.keyboard.press("Enter")
 
 
@@ -87,9 +87,9 @@ async def test_no_answer_keeps_the_page_busy_for_long(page: Page) -> None:
         "# " + " " * size + "x", "``` " + "a" * size + "`", "- " * (size // 2) + "x", "|" * size + "\n" + "|-" * 999,
         "https://a" + ")" * size, nested, "\n".join("  " * (n % 99) + "- a" for n in range(500)), "\\" * size,
     ):  # fmt: skip
-        count = await page.locator(".answer .foot button").count()
+        count = await page.get_by_role("button", name="Copy answer").count()
         await say(page, hard)
-        await expect(page.locator(".answer .foot button")).to_have_count(count + 1)
+        await expect(page.get_by_role("button", name="Copy answer")).to_have_count(count + 1)
 
 
 async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
@@ -99,7 +99,7 @@ async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
     await say(page, "x" * 70_000)
     await expect(page.locator("[data-notice]")).to_contain_text("64 kB")
     await expect(page.locator(".said")).to_have_count(1)
-    assert len(await page.get_by_label("Message").input_value()) == 70_000
+    assert len(await page.get_by_label("Message", exact=True).input_value()) == 70_000
 
 
 async def test_what_failed_or_was_stopped_is_shown_as_such_and_still_after_a_reload(page: Page) -> None:
@@ -122,6 +122,7 @@ async def test_conversations_are_chosen_with_the_keyboard_and_the_address(page: 
     await wait_until(lambda: len(list(root.glob("http_local_web-[ab]-*"))) == 2)
     await page.goto("/#web-a")
     await expect(page.locator(".said")).to_have_text("first of web-a")
+    await expect(page.locator("[data-kept-list] li.open")).to_have_count(1)
     await page.locator("[data-kept-list] li.open a").focus()
     await page.keyboard.press("Home")
     await page.keyboard.press("Enter")
@@ -130,12 +131,12 @@ async def test_conversations_are_chosen_with_the_keyboard_and_the_address(page: 
     await expect(page.locator(".said")).to_have_text("first of web-a")
     await page.get_by_role("button", name="New conversation").click()
     await expect(page.get_by_role("heading", name="How can I help?")).to_be_visible()
-    await expect(page.get_by_label("Message")).to_be_focused()
+    await expect(page.get_by_label("Message", exact=True)).to_be_focused()
 
 
 async def test_a_role_is_asked_by_its_name(page: Page) -> None:
     await page.goto("/")
-    await page.get_by_label("Role").select_option("translation")
+    await page.get_by_label("Role", exact=True).select_option("translation")
     await say(page, "good morning")
     await expect(page.locator(".answer .hop").last).to_have_text("translation")
     await expect(page.locator(".answer .body")).to_have_text("echo: good morning")

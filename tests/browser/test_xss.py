@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FORMS = "form:not([data-composer], [data-filters], [data-login])"
+FORMS = "form:not([data-composer], [data-filters], [data-login], [data-own])"
 ELEMENTS = f"script:not([src^='/static/']), iframe, object, embed, base, {FORMS}"
 SUSPECTS = """() => {
   const found = [];
@@ -47,12 +47,12 @@ async def test_answers_of_a_model(page: Page, stage: Stage) -> None:
     assert len(VECTORS) == len(set(VECTORS)) >= 80
     for start in range(0, len(VECTORS), 8):
         await page.goto(f"/#web-answers-{start}")
-        await page.get_by_label("Message").fill("\n\n".join(VECTORS[start : start + 8]).replace("\0", ""))
+        await page.get_by_label("Message", exact=True).fill("\n\n".join(VECTORS[start : start + 8]).replace("\0", ""))
         await page.keyboard.press("Enter")
-        await expect(page.locator(".answer .foot button")).to_be_visible()
+        await expect(page.get_by_role("button", name="Copy answer")).to_be_visible()
         await check(page)
         await page.reload()
-        await expect(page.locator(".answer .foot button")).to_be_visible()
+        await expect(page.get_by_role("button", name="Copy answer")).to_be_visible()
         await check(page)
     for vector in VECTORS:
         await stage.deployment.ask("http:local:web-single", vector)

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from rolecall import stats
 from rolecall.bus.access_keys import create_key
+from rolecall.bus.conversation import history
 from rolecall.frontends.http import problems
 from rolecall.frontends.http.web import rendering
 from rolecall.frontends.texts import section
@@ -153,14 +154,47 @@ async def test_the_chat_keeps_conversations_and_knows_what_is_being_answered(cli
     running = await client.post("/chat/async", json={"text": "slowly now", "conversation_id": "web-1"})
     waiting = await client.post("/chat/async", json={"text": "and then", "conversation_id": "web-1"})
     talk = (await client.get("/web/chat/web-1")).json()
-    assert [message["text"] for message in talk["messages"]] == ["a **bold** word", "a **bold** word"]
-    assert talk["tasks"] == [
-        {"id": running.json()["id"], "said": "slowly now"}, {"id": waiting.json()["id"], "said": "and then"},
+    (one,) = talk["exchanges"]
+    assert (one["said"], one["answer"]) == ("a **bold** word", "a **bold** word")
+    assert [(task["id"], task["said"]) for task in talk["tasks"]] == [
+        (running.json()["id"], "slowly now"), (waiting.json()["id"], "and then"),
     ]  # fmt: skip
     await transcribed(client, "http:local:web-1")
     kept = (await client.get("/web/chat")).json()["conversations"]
-    assert [(row["name"], row["said"]) for row in kept] == [("web-1", "a **bold** word")]
-    assert (await client.get("/web/chat/never")).json() == {"messages": [], "tasks": []}
+    assert [(row["name"], row["title"]) for row in kept] == [("web-1", "a **bold** word")]
+    never = (await client.get("/web/chat/never")).json()
+    assert (never["exchanges"], never["tasks"]) == ([], [])
+
+
+async def test_a_conversation_is_changed_replaced_and_shared_by_its_owner_only(
+    stage: Stage, client: httpx2.AsyncClient
+) -> None:
+    for text in ("one", "two"):
+        await client.post("/chat", json={"text": text, "conversation_id": "web-2"})
+    again = await client.post("/chat/page", json={"name": "web-2", "text": "one, better", "again": "1"})
+    await client.get(f"/chat/task/{again.json()['id']}?wait=20")
+    entries = await history(stage.deployment.session.bus, "http:local:web-2", 20)
+    assert {entry.turn for entry in entries} == {"3"}
+    renamed = (await client.post("/web/chat/web-2", json={"title": " A  name ", "pinned": True, "shared": True})).json()
+    assert (renamed["title"], renamed["pinned"]) == ("A name", True)
+    link = renamed["shared"]
+    assert (await client.post("/web/chat/web-2", json={"shared": True})).json()["shared"] == link
+    which = await transcribed(client, "http:local:web-2")
+    log = (await client.get(f"/conversations/{which}/log.txt")).text
+    assert link.rpartition(".")[2] not in log + (await client.get(f"/conversations/{which}")).text
+    read = (await client.get(f"{link}/thread")).json()
+    assert [one["said"] for one in read["exchanges"]] == ["one, better"] and "turn" not in read["exchanges"][0]
+    for wrong in (link[:-1], f"{link[:-4]}AAAA", "/web/shared/x.y", f"/web/shared/dGVsZWdyYW06NDI.{'A' * 22}"):
+        assert (await client.get(f"{wrong}/thread")).status_code == 404
+        page = await client.get(wrong)
+        assert page.status_code == 404 and "withdrawn" in page.text
+    assert (await client.post("/web/chat/web-2", json={"shared": False})).json()["shared"] == ""
+    assert (await client.get(f"{link}/thread")).status_code == 404
+    bad = {"name": "web-2", "text": "x", "files": [{"name": "a.exe", "type": "application/x-dosexec", "data": "AAAA"}]}
+    assert (await client.post("/chat/page", json=bad)).status_code == 422
+    assert (await client.post("/chat/page", json={"name": "web-2", "text": " "})).status_code == 422
+    assert (await client.delete("/web/chat/web-2")).status_code == 204
+    assert (await client.get("/web/chat/web-2")).json()["exchanges"] == []
 
 
 async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_seconds(
@@ -228,7 +262,8 @@ async def test_every_template_is_escaped_and_names_only_what_it_is_given() -> No
 
 async def test_every_text_of_the_http_front_end_exists_and_is_used() -> None:
     package = Path(problems.__file__).parent
-    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.*") if path.suffix != ".pyc"}
+    texts = (".py", ".js", ".html")
+    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.*") if path.suffix in texts}
     for name, call in (("http", r'\btext\(\s*"(\w+)"'), ("page", r'\b(?:t|page_text)\(\s*"(\w+)"')):
         called = {key for source in sources.values() for key in re.findall(call, source)}
         assert called <= set(section(name)), called - set(section(name))

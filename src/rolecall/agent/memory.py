@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rolecall.agent.brought import Brought
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import Remembered, history, preferences_of
+from rolecall.bus.conversation import Remembered, history, preferences_of, without
 from rolecall.models.model import Message
 
 
@@ -19,7 +19,7 @@ class Memory:
     conversation: str
     limit: int = 20
     without: str = ""
-    """A turn to leave out, because its question is asked again."""
+    """A turn to leave out, because its question is asked again; ``12+`` also leaves out what came after turn 12."""
     brought: Brought | None = None
     """What came with the envelope."""
     changes: dict[str, str] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Memory:
     async def entries(self) -> list[Remembered]:
         """The remembered messages, oldest first, at most ``limit``, with their marks."""
         entries = await history(self.bus, self.conversation, self.limit)
-        return [entry for entry in entries if not self.without or entry.turn != self.without]
+        return without(entries, self.without.removesuffix("+"), self.without.endswith("+")) if self.without else entries
 
     async def history(self) -> list[Message]:
         """The messages so far, for a model: failed turns are left out."""

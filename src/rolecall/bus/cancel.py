@@ -72,7 +72,7 @@ async def cancel_by_user(
     if envelope is None:
         return False
     answer = await so_far(bus, conversation, turn) if envelope.text else ""
-    history = remembered(envelope.text, answer, turn, "stopped") if envelope.text else []
+    history = remembered(envelope.text, answer, turn, "stopped", asked=envelope) if envelope.text else []
     return await cancel_turn(bus, conversation, turn, instance=instance, text=text, history=history)
 
 

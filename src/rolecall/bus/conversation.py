@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import Envelope, check_conversation, cut, decode
-from rolecall.bus.turn import TurnBlock, final_event, quoted, turn_block
+from rolecall.bus.envelope import LISTS, Envelope, check_conversation, cut, decode
+from rolecall.bus.turn import Records, TurnBlock, final_event, note, quoted, turn_block
 from rolecall.errors import DecodeError, ServerFull
 from rolecall.redis.keys import today
 from rolecall.redis.scripts import milliseconds, script
@@ -22,6 +22,8 @@ from rolecall.redis.server import text_map
 Mark = Literal["", "error", "stopped"]
 Vote = Literal["up", "down", ""]
 LOGGED_CHARS = 8000
+REPLACES = "replaces all from turn "
+"""The beginning of the log record that names the first turn of those that this one is asked in place of."""
 FOLLOWED = frozenset(("http", "terminal", "program"))
 """Front ends without an outbox: their users follow notices, see follow_notices in bus/events.py."""
 PACKAGE = "rolecall.bus"
@@ -29,7 +31,7 @@ NOTIFY = script(
     PACKAGE, "scripts/conversation/notify", TurnBlock,
     names="idempotency outbox history digest repeat_ms payload remembered history_limit keep instance said text",
 )  # fmt: skip
-PREFER = script(PACKAGE, "scripts/conversation/prefer", TurnBlock, names="keep preference value instance")
+PREFER = script(PACKAGE, "scripts/conversation/prefer", TurnBlock, names="keep preference value shown instance")
 FEEDBACK = script(
     PACKAGE, "scripts/conversation/feedback", TurnBlock, names="votes statistics user vote day keep instance"
 )
@@ -66,22 +68,44 @@ async def notify(
 
 
 class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message of a history; ``mark`` says if its turn failed or was stopped."""
+    """One message of a history; ``mark`` says if its turn failed or was stopped. Of a user's message, ``said`` is what
+    the user wrote where a role made another text of it, and ``images`` and ``files`` are those of its payload. Of an
+    answer, ``model`` and ``tokens`` (those of the answer itself)."""
 
     role: Literal["user", "assistant"]
     text: str
     turn: str = ""
     mark: Mark = ""
+    said: str = ""
+    images: tuple[str, ...] = ()
+    files: tuple[dict[str, str], ...] = ()
+    model: str = ""
+    tokens: int = 0
 
 
 _decoder = msgspec.json.Decoder(Remembered)
 
 
-def remembered(text: str, answer: str, turn: str, mark: Mark = "") -> list[bytes]:
-    """The history entries of a turn: the user's message, then the answer unless it is empty."""
-    entries = [Remembered("user", text, turn, mark)]
+def remembered(
+    text: str, answer: str, turn: str, mark: Mark = "", *, asked: Envelope | None = None,
+    answered: Mapping[str, Any] | None = None,
+) -> list[bytes]:  # fmt: skip
+    """The history entries of a turn: the user's message, then the answer unless it is empty. ``asked`` is the message
+    and ``answered`` the payload of the answer, if they are known."""
+    question = Remembered("user", text, turn, mark)
+    if asked is not None and (asked.payload.keys() & LISTS or asked.said != text):
+        images, files = (asked.payload.get(name) or () for name in LISTS)
+        question = msgspec.structs.replace(
+            question, said=asked.said if asked.said != text else "",
+            images=tuple(image for image in images if isinstance(image, str)),
+            files=tuple({k: str(v) for k, v in file.items()} for file in files if isinstance(file, dict)),
+        )  # fmt: skip
+    entries = [question]
     if answer:
-        entries.append(Remembered("assistant", answer, turn, mark))
+        found = answered or {}
+        tokens = found.get("tokens_out")
+        model, tokens = str(found.get("model") or ""), tokens if isinstance(tokens, int) else 0
+        entries.append(Remembered("assistant", answer, turn, mark, model=model, tokens=tokens))
     return [msgspec.json.encode(entry) for entry in entries]
 
 
@@ -124,6 +148,28 @@ async def forget_turn(bus: Bus, conversation: str, turn: str) -> None:
             await bus.server.call("LREM", key, 0, entry)
 
 
+async def replace_turns(bus: Bus, conversation: str, first: str, turn: str, instance: str) -> None:
+    """Remove the turn ``first`` and all that came after it from the history, because ``turn`` is asked in their place.
+    The transcript notes it. Idempotent."""
+    shard = bus.shard(conversation)
+    key = shard.history(conversation)
+    raw = await bus.server.fetch("LRANGE", key, 0, -1)
+    entries = [_decoder.decode(one) for one in raw]
+    kept = len(without(entries, first, onward=True))
+    for one, entry in zip(raw[kept:], entries[kept:], strict=True):
+        if entry.turn != turn:
+            await bus.server.call("LREM", key, 0, one)
+    records = Records(instance)
+    records.add("NOTE", f"{REPLACES}{first}")
+    await note(bus, shard, conversation, turn, records)
+
+
+def without(entries: Sequence[Remembered], turn: str, onward: bool = False) -> list[Remembered]:
+    """``entries`` but for those of ``turn``; with ``onward`` also without what came after it."""
+    first = next((place for place, entry in enumerate(entries) if entry.turn == turn), len(entries))
+    return list(entries[:first]) if onward else [entry for entry in entries if entry.turn != turn]
+
+
 async def active_conversations(bus: Bus) -> set[str]:
     """The conversations with an unfinished turn."""
     found = await asyncio.gather(*(bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in bus.shards))
@@ -145,12 +191,15 @@ async def envelopes_of(bus: Bus, conversation: str, turns: Sequence[str]) -> dic
     return envelopes
 
 
-async def prefer(bus: Bus, conversation: str, name: str, value: str, *, instance: str = "front") -> bool:
+async def prefer(
+    bus: Bus, conversation: str, name: str, value: str, *, instance: str = "front", secret: bool = False
+) -> bool:
     """Set the preference ``name`` of ``conversation`` from its next turn on; an empty ``value`` removes it. The
-    transcript notes it. False if nothing changed."""
+    transcript notes it, without the value if that is ``secret``. False if nothing changed."""
     shard = bus.shard(check_conversation(conversation))
     changed = await bus.server.run(
         PREFER, turn_block(bus, shard, conversation, ""), preference=name, value=value, instance=instance,
+        shown="set" if value and secret else value or "auto",
         keep=milliseconds(bus.settings.conversation_days * 86_400),
     )  # fmt: skip
     return bool(changed)

@@ -20,6 +20,8 @@ MAX_DEPTH = 32
 MAX_HOPS = 16
 LISTS = ("images", "files")
 """What a payload may list besides its text; see blobs.py."""
+SAID = "said"
+"""In ``meta``: the text before a role changed it."""
 CUT_MARK = " … [cut]"
 ROLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 DESTINATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}(@[^\s@]{1,120})?")
@@ -55,6 +57,11 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return text if isinstance(text, str) else ""
 
     @property
+    def said(self) -> str:
+        """The user's own words, also where a role has made another text of them."""
+        return str(self.meta.get(SAID) or self.text)
+
+    @property
     def answered(self) -> bool:
         """Whether ``reply`` made this envelope, so that nothing is left to route."""
         return self.role == ""
@@ -75,8 +82,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Send on to the next role of the route, with ``changes`` merged into the payload."""
         if not self.route:
             raise UnknownRole(f"{self.role} cannot forward: the route has no further role")
-        payload = {**self.payload, **changes}
-        return self._next(role=self.route[0], route=self.route[1:], payload=payload)
+        return self._next(role=self.route[0], route=self.route[1:], payload={**self.payload, **changes})
 
     def reply(self, answer: Any, **extra: Any) -> Envelope:
         """End the turn with ``answer``: a text, or an Answer with its model and token counts."""
@@ -87,6 +93,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self._next(role="", route=(), payload={**payload, **extra})
 
     def _next(self, **changes: Any) -> Envelope:
+        text, first = changes["payload"].get("text"), self.text.strip()
+        if changes["role"] and first and SAID not in self.meta and isinstance(text, str) and text.strip() != first:
+            changes["meta"] = {**self.meta, SAID: first}
         return msgspec.structs.replace(self, hops=self.hops + 1, attempt=0, **changes)
 
 

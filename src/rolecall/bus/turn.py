@@ -26,6 +26,8 @@ MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
 VERBATIM = frozenset({"SENT", "PROCESSING_COMPLETE"})
 """The words of records that hold no text of an error."""
+CLEARED = "the history was cleared"
+"""The text of the log record that says so."""
 FORGET = "FORGET"
 """The word of a log record that asks for the removal of its conversation's files."""
 

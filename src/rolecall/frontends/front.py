@@ -20,7 +20,7 @@ from rolecall.bus.envelope import ROLE_NAME, Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.processes import ProcessState, instances_of, register, unregister
-from rolecall.bus.turn import FIRST_ROLE, Records, note
+from rolecall.bus.turn import CLEARED, FIRST_ROLE, Records, note
 from rolecall.config import Application
 from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
 from rolecall.frontends.reminders import reminders_reply
@@ -293,6 +293,9 @@ class Front:
                 return Received(conversation, reply=say("en", "stopped"), outcome="STOPPED")
             return Received(conversation, reply=say("en", "nothing_to_stop"), outcome="IDLE")
         await stop_conversation(self.bus, conversation, instance=self.instance, forget=True)
+        records = Records(self.instance)
+        records.add("NOTE", CLEARED)
+        await note(self.bus, self.bus.shard(conversation), conversation, "", records)
         return Received(conversation, reply=say("en", "forgotten"), outcome="FORGOTTEN")
 
 

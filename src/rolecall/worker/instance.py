@@ -285,7 +285,7 @@ class Instance:
         payload = result.payload
         history: list[bytes] = []
         if asked is not None and payload.pop("remember", not delivery.control) and not delivery.call:
-            history = remembered(asked.text, result.text, delivery.turn)
+            history = remembered(asked.text, result.text, delivery.turn, asked=asked, answered=payload)
         records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
         verdict = await complete(
             bus, delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten,
@@ -342,12 +342,11 @@ class Instance:
         details = {"kind": kind, "wait": wait, "turn": turn} if kind else None
         records.add("DEAD_LETTER", reason)
         text = delivery.envelope.text if delivery.envelope else ""
-        asked = text and not delivery.control and not delivery.call
-        history = remembered(text, "", delivery.turn, mark) if asked else []
+        apology, history = f"{sentence} (turn {turn})", list[bytes]()
+        if text and not delivery.control and not delivery.call:
+            history = remembered(text, apology, delivery.turn, mark, asked=delivery.envelope)
         logger.warning("gave up %s: %s", _where(delivery), reason)
-        verdict = await bury(
-            self.services.bus, delivery, reason, f"{sentence} (turn {turn})", records, history, details, self._settles()
-        )
+        verdict = await bury(self.services.bus, delivery, reason, apology, records, history, details, self._settles())
         self._note_verdict(delivery, verdict, ended=True)
 
     async def _bury_late(self, delivery: Delivery, records: Records) -> None:

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.client_request import MAX_BYTES, ClientMessage, ClientRequest, fitting, lifetime, store_request
+from rolecall.bus.conversation import replace_turns
 from rolecall.bus.envelope import MAX_TEXT_BYTES, check_conversation
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
@@ -52,7 +53,8 @@ class ChatRequest:
     """A message to be answered. ``images`` are data URLs, names of uploads, or ``blob:`` and an id. ``client`` is what
     the client brings along, its images likewise: if all its messages are of the system they go before the stored
     history, else they replace that. ``end_user`` is whom the client calls its user. Without ``commands`` a text such as
-    /help is a text. ``attached`` is what else the payload has.
+    /help is a text. ``attached`` is what else the payload has. ``again`` is the turn that this message replaces with
+    everything after it.
     """
 
     text: str
@@ -68,6 +70,7 @@ class ChatRequest:
     attached: Mapping[str, Any] = field(default_factory=dict)
     asks: bool = False
     """Whether its client can be asked while the task runs."""
+    again: str = ""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -78,6 +81,12 @@ class ChatRequest:
             **self.attached,
         }  # fmt: skip
         return {name: value for name, value in given.items() if value}
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the envelope's ``meta`` has."""
+        meta = {"asks": self.asks, "again": f"{self.again}+" if self.again else ""}
+        return {name: value for name, value in meta.items() if value}
 
 
 async def submit(
@@ -101,11 +110,13 @@ async def submit(
             principal=f"{PREFIX}{who.id}",
             title=_title(who, request.end_user),
             priority=request.priority,
-            meta={"asks": True} if request.asks else None,
+            meta=request.meta,
             commands=request.commands,
         )
-    if received.refused:
-        raise _refused(received)
+        if received.refused:
+            raise _refused(received)
+        if request.again and received.turn:
+            await replace_turns(services.bus, conversation, request.again, received.turn, services.front.instance)
     return received
 
 

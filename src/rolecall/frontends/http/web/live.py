@@ -15,7 +15,6 @@ from fastapi.sse import EventSourceResponse
 from rolecall import stats
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Operator, User
-from rolecall.frontends.http.intake import conversation_of
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
 from rolecall.frontends.http.task import TaskRef, event_data, find_task, tell_task
@@ -52,12 +51,6 @@ async def pulse(services: ServicesDep, who: User) -> dict[str, Any]:
 # ── chat ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@router.get("/web/chat")
-async def list_chats(services: ServicesDep, who: User) -> dict[str, Any]:
-    """The stored conversations of this key."""
-    return {"conversations": await views.stored_conversations(services, who)}
-
-
 async def _found_task(services: ServicesDep, who: User, task_id: str) -> TaskRef:
     ref = TaskRef.parse(task_id, who)
     await find_task(services.bus, ref)
@@ -73,12 +66,6 @@ async def follow_chat(
     async with aclosing(until_stopped(services, _task_events(services, ref, after))) as events:
         async for one in events:
             yield one
-
-
-@router.get("/web/chat/{name:path}")
-async def show_chat(services: ServicesDep, who: User, name: str) -> dict[str, Any]:
-    """The messages of a conversation, and its tasks that have not ended."""
-    return await views.chat(services, conversation_of(who, name))
 
 
 # ── conversations ───────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal, require
 from rolecall.frontends.http.probes import description_of
 from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.web import live, rendering, views
+from rolecall.frontends.http.web import live, own_chats, rendering, views
 from rolecall.frontends.http.web.rendering import page_text, render
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ async def _keep_sampling(services: Services) -> None:
         await asyncio.sleep(wait_ms / 1000 + random.uniform(0, 0.4))
 
 
-router = APIRouter(routes=[*rendering.router.routes, *live.router.routes], include_in_schema=False, lifespan=sampling)
+ROUTES = [*rendering.router.routes, *live.router.routes, *own_chats.router.routes]
+router = APIRouter(routes=ROUTES, include_in_schema=False, lifespan=sampling)
 IDEAS = ("idea_abilities", "idea_haiku", "idea_help")
 TITLES = {403: "not_allowed", 404: "not_found", 503: "unavailable"}
 Fill = Callable[[Principal], Awaitable[Mapping[str, Any]]]
@@ -66,9 +67,30 @@ async def chat(request: Request, services: ServicesDep) -> Response:
             for role in services.application.roles
             if role.models or role.match
         ]
-        return {"roles": roles, "ideas": IDEAS}
+        application = services.application
+        return {
+            "roles": roles, "models": application.model_names, "ideas": IDEAS,
+            "blob_megabytes": application.settings.blob_megabytes,
+        }  # fmt: skip
 
     return await _render(request, services, "chat.html", "chat", fill, admin=False)
+
+
+@router.get("/web/shared/{link}")
+async def show_shared(request: Request, services: ServicesDep, link: str) -> Response:
+    """Show a shared conversation to whoever has its link."""
+    try:
+        _, title = await own_chats.find_shared(services, link)
+    except HTTPException as refused:
+        return _problem(request, services, None, refused.status_code, str(refused.detail))
+    return render(services, request, None, "shared.html", link=link, title=title)
+
+
+@router.get("/web/offline")
+async def show_offline(request: Request, services: ServicesDep) -> Response:
+    """Shown by the service worker while the server cannot be reached."""
+    title, detail = page_text("server_unreachable"), page_text("offline_help")
+    return render(services, request, None, "problem.html", title=title, detail=detail)
 
 
 @router.get("/web/login")

@@ -24,7 +24,11 @@ from rolecall.transcripts.words import tone_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 THEME_COOKIE = "rolecall_theme"
-POLICY = f"{HEADERS['content-security-policy']}; require-trusted-types-for 'script'; trusted-types 'none'"
+POLICY = (
+    f"{HEADERS['content-security-policy']}; worker-src 'self'; require-trusted-types-for 'script'; trusted-types worker"
+)
+MICROPHONE = "camera=(), geolocation=(), microphone=(self)"
+"""The permissions of pages: dictation needs the microphone, once the user allows it."""
 CHAT = ("chat", "/", "chat")
 OPERATOR_PAGES = (
     ("conversations", "/web/conversations", "conversations"),
@@ -32,6 +36,11 @@ OPERATOR_PAGES = (
     ("dead_letters", "/web/dead", "dead"),
 )
 """The navigation: text, address, icon."""
+KEYBOARD = (
+    ("/", "key_focus"), ("Enter", "key_send"), ("Shift Enter", "key_line"), ("Esc", "key_stop"), ("↑", "key_last"),
+    ("Ctrl K", "key_search"), ("Ctrl Shift O", "key_new"), ("↑ ↓", "key_lists"), ("?", "keyboard"),
+)  # fmt: skip
+"""The keyboard shortcuts: keys, text."""
 BLANK = {
     "conversation": {
         "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
@@ -43,7 +52,7 @@ BLANK = {
 """Empty rows, which scripts copy and fill."""
 router = APIRouter(include_in_schema=False)
 STATIC = Path(__file__).with_name("static")
-TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".png": "image/png"}
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
@@ -66,7 +75,7 @@ def render(
             **values,
         )
     )
-    return HTMLResponse(page, status, {"content-security-policy": POLICY})
+    return HTMLResponse(page, status, {"content-security-policy": POLICY, "permissions-policy": MICROPHONE})
 
 
 def page_text(key: str, **values: object) -> str:
@@ -98,7 +107,7 @@ def _environment(tz: tzinfo | None) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"static": address, "blank": BLANK, "t": page_text}
+    environment.globals |= {"static": address, "blank": BLANK, "keyboard": KEYBOARD, "t": page_text}
     environment.filters |= {
         "moment": lambda ms: at(ms, "%d %b %H:%M"),
         "clock": lambda ms: f"{at(ms, '%H:%M:%S')}.{ms % 1000:03d}",
@@ -135,6 +144,26 @@ async def asset(request: Request, wanted: str, name: str) -> Response:
 async def favicon(request: Request) -> Response:
     """Serve the icon that browsers request on their own."""
     return file_response(request, "icon.svg", "no-cache")
+
+
+@router.get("/worker.js")
+async def worker(request: Request) -> Response:
+    """Serve the service worker, at an address above all pages."""
+    return file_response(request, "worker.js", "no-cache")
+
+
+@router.get("/manifest.webmanifest")
+async def manifest() -> Response:
+    """Describe the page to a phone that installs it."""
+    icons = [
+        {"src": address(f"icon-{size}.png"), "sizes": f"{size}x{size}", "type": "image/png", "purpose": purpose}
+        for size, purpose in ((192, "any"), (512, "any"), (512, "maskable"))
+    ]
+    described = {
+        "name": "Rolecall", "short_name": "Rolecall", "id": "/", "start_url": "/", "scope": "/",
+        "display": "standalone", "background_color": "#f6f6f3", "theme_color": "#f6f6f3", "icons": icons,
+    }  # fmt: skip
+    return Response(json.dumps(described), media_type="application/manifest+json")
 
 
 def file_response(request: Request, name: str, cached: str) -> Response:

@@ -12,25 +12,18 @@ from urllib.parse import urlencode
 import msgspec
 
 from rolecall import stats
-from rolecall.bus.admission import places
-from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import active_conversations, envelopes_of, history, running_turn
+from rolecall.bus.conversation import active_conversations
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.processes import instance_counts
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
-from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.probes import missing_roles
 from rolecall.frontends.http.services import Services
-from rolecall.frontends.http.task import TaskRef
-from rolecall.transcripts.reading import Filters
+from rolecall.frontends.http.web.thread import unquoted
 from rolecall.transcripts.record import (
     Record,
     conversation_dir,
-    parse_line,
-    read_lines,
     read_records,
-    session_files,
     visible,
 )
 from rolecall.transcripts.timeline import timelines
@@ -91,7 +84,7 @@ def turns_of(records: list[Record]) -> list[dict[str, Any]]:
     """The last turns among ``records``, with their hops; ``now`` is the current time in ms."""
     now = time.time_ns() // 1_000_000
     shown = [{**msgspec.to_builtins(turn), "now": now} for turn in timelines(records)[-TURNS:]]
-    return [{**turn, "said": _unquoted(turn["said"]), "tone": STATES.get(turn["state"], "")} for turn in shown]
+    return [{**turn, "said": unquoted(turn["said"]), "tone": STATES.get(turn["state"], "")} for turn in shown]
 
 
 def line_of(record: Record) -> dict[str, Any]:
@@ -125,51 +118,7 @@ async def pulse(services: Services, who: Principal) -> dict[str, Any]:
     return {"missing": missing, "instances": sum(counts.values()), "dead": await count_dead_letters(services.bus)}
 
 
-# ── chat ────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def stored_conversations(services: Services, who: Principal) -> list[dict[str, Any]]:
-    """The conversations of this key, most recently active first: name, first message, time of the last activity."""
-    return await asyncio.to_thread(_stored_conversations, services, f"{PREFIX}{who.id}:")
-
-
-async def chat(services: Services, conversation: str) -> dict[str, Any]:
-    """The history of a conversation, and its tasks that have not ended with their messages."""
-    entries, tasks = await asyncio.gather(
-        history(services.bus, conversation, MAX_MESSAGES), _unfinished(services.bus, conversation)
-    )
-    return {"messages": [msgspec.to_builtins(entry) for entry in entries], "tasks": tasks}
-
-
-async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, str]]:
-    running, waiting = await asyncio.gather(running_turn(bus, conversation), places(bus, conversation))
-    envelopes = await envelopes_of(bus, conversation, [*filter(None, [running]), *waiting])
-    return [{"id": TaskRef(conversation, turn).id, "said": envelope.text} for turn, envelope in envelopes.items()]
-
-
-def _stored_conversations(services: Services, own: str) -> list[dict[str, Any]]:
-    found = [summary for summary in services.summaries.find(Filters(own)) if summary.conversation.startswith(own)]
-    return [
-        {"name": row.conversation.removeprefix(own), "said": _first_message(services, row.name), "last": row.last}
-        for row in found[:MAX_STORED]
-    ]
-
-
-def _first_message(services: Services, name: str) -> str:
-    """The first message of a conversation, according to its transcript."""
-    for path in session_files(services.log_dir / "conversations" / name)[:1]:
-        for line in read_lines(path):
-            record = parse_line(line, services.tz)
-            if record is not None and record.word == "RECEIVED":
-                return _unquoted(record.text.partition(f"/{record.turn} ")[2])[:100]
-    return ""
-
-
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _unquoted(text: str) -> str:
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _records(services: Services, name: str) -> list[Record]:

@@ -1,6 +1,6 @@
 // One conversation: its turns as bars, and its log, updated as it grows.
 
-import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, t, tried } from "./dom.js";
+import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, sure, t, tried } from "./dom.js";
 import { live } from "./live.js";
 
 const MOST_LINES = 5000;
@@ -103,27 +103,10 @@ function bar(rect, from, length, total, least = 0) {
 
 // ── actions ──────────────────────────────────────────────────────────────────────────────────────
 
-const button = find("[data-delete]");
-
-button.addEventListener("click", () => tried(async () => {
-  if (!button.classList.contains("sure")) {
-    button.classList.add("sure");
-    say(button, t("delete_sure"));
-    setTimeout(() => {
-      button.classList.remove("sure");
-      say(button, t("delete"));
-    }, 4000);
-    return;
-  }
-  button.disabled = true;
-  try {
-    await ask("DELETE", `/conversations/${which}`);
-    location.assign("/web/conversations");
-  } finally {
-    button.disabled = false;
-  }
-}));
-
+find("[data-delete]").addEventListener("click", (event) => sure(event.currentTarget, t("delete_sure"), () => tried(async () => {
+  await ask("DELETE", `/conversations/${which}`);
+  location.assign("/web/conversations");
+})));
 find("[data-stop]").addEventListener("click", () => tried(async () => {
   const { turns } = await ask("POST", `/web/conversations/${which}/stop`);
   if (!turns) notify(t("nothing_to_stop"));

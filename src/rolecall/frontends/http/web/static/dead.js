@@ -1,6 +1,6 @@
 // Dead letters: replay and drop.
 
-import { ask, find, make, say, t, tried } from "./dom.js";
+import { ask, find, make, say, sure, t, tried } from "./dom.js";
 
 const letters = find(".letters");
 
@@ -19,16 +19,11 @@ async function act(letter, button) {
     const link = make("a", { href: `/web/conversations/${encodeURIComponent(done.turn_id)}` }, t("turn_number", { turn: done.turn }));
     const [before, after] = t(done.place ? "replayed_waiting" : "replayed", { turn: "\n", place: done.place }).split("\n");
     over(letter, before, link, after);
-  } else if (button.classList.contains("sure")) {
-    await ask("DELETE", path);
-    over(letter, t("dropped"));
   } else {
-    button.classList.add("sure");
-    say(button, t("drop_sure"));
-    setTimeout(() => {
-      button.classList.remove("sure");
-      say(button, t("drop"));
-    }, 4000);
+    await sure(button, t("drop_sure"), async () => {
+      await ask("DELETE", path);
+      over(letter, t("dropped"));
+    });
   }
 }
 

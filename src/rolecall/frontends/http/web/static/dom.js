@@ -93,7 +93,39 @@ export function logIn() {
   location.assign(`/web/login?next=${encodeURIComponent(location.pathname + location.search)}`);
 }
 
+/** Copies `text`, and says so on the button for a moment. */
+export async function copyText(button, text) {
+  const before = [...button.childNodes];
+  let words = t("copied");
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    words = t("cannot_copy");
+  }
+  button.replaceChildren(words);
+  setTimeout(() => button.replaceChildren(...before), 1500);
+}
+
+/** Acts at the second press within some seconds; until then the button asks with `words`. */
+export function sure(button, words, act) {
+  if (button.classList.contains("sure")) return act();
+  const before = button.textContent;
+  const calm = () => {
+    button.classList.remove("sure");
+    say(button, before);
+  };
+  button.classList.add("sure");
+  say(button, words);
+  setTimeout(calm, 4000);
+  return undefined;
+}
+
 let hiding;
+
+/** Hides the message in the corner. */
+export function quiet() {
+  find("[data-notice]").hidden = true;
+}
 
 /** Shows a message in the corner for some seconds. */
 export function notify(text, bad = false) {

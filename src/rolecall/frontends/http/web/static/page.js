@@ -40,13 +40,28 @@ function pass() {
   for (const time of all("time[data-ms]")) ago(time, Number(time.dataset.ms));
 }
 
-function slash(event) {
+const help = find("[data-help]");
+
+function key(event) {
   const typing = event.target.closest?.("input, textarea, select");
-  if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const empty = event.target.matches?.("[data-message]") && !event.target.value;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "?" && (!typing || empty) && help && !help.open) {
+    event.preventDefault();
+    help.showModal();
+    return;
+  }
+  if (event.key !== "/" || typing || find("dialog[open]")) return;
   const field = find("[data-message]") ?? find("input[type=search]");
   if (!field) return;
   event.preventDefault();
   field.focus();
+}
+
+/** Registers the service worker, by the only address that the policy of this page allows for scripts from text. */
+function work() {
+  const address = window.trustedTypes?.createPolicy("worker", { createScriptURL: () => "/worker.js" }).createScriptURL("") ?? "/worker.js";
+  navigator.serviceWorker?.register(address).catch(() => {});
 }
 
 find("[data-theme-switch]")?.addEventListener("click", switchTheme);
@@ -54,7 +69,9 @@ find("[data-log-out]")?.addEventListener("click", () => tried(async () => {
   await ask("POST", "/logout");
   location.assign("/web/login");
 }));
-addEventListener("keydown", slash);
+addEventListener("keydown", key);
+find("[data-help-open]")?.addEventListener("click", () => help.showModal());
+work();
 addEventListener("offline", () => notify(t("offline"), true));
 document.addEventListener("visibilitychange", feel);
 setInterval(feel, PULSE_MS);

@@ -1,0 +1,258 @@
+"""What the chat page asks for: a user's own conversations, and everything one does with them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import json
+import re
+import secrets
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from rolecall.bus.blobs import Blobs
+from rolecall.bus.cancel import erase_conversation
+from rolecall.bus.conversation import history, prefer, preferences_of
+from rolecall.errors import RolecallError
+from rolecall.frontends.http.auth import Principal, User
+from rolecall.frontends.http.body import Uploads
+from rolecall.frontends.http.intake import MAX_IMAGES, PREFIX, ChatRequest, IdempotencyKey, conversation_of, submit
+from rolecall.frontends.http.problems import Problem, bus_timeout, text
+from rolecall.frontends.http.services import Services, ServicesDep
+from rolecall.frontends.http.task import Task, accepted_task
+from rolecall.frontends.http.web.thread import MOST_ENTRIES, thread_of, unquoted
+from rolecall.transcripts.reading import Filters, Summary
+from rolecall.transcripts.record import conversation_dir, parse_line, read_lines, session_files
+
+router = APIRouter(include_in_schema=False)
+MOST_ROWS = 200
+MAX_FILES = 8
+TITLE_CHARS = 100
+UNNAMED = re.compile(r"[0-9a-f]{16}")
+"""The names of conversations that a program began without naming them."""
+PICTURE = re.compile(r"[0-9a-f]{32}")
+SAFE_PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+SHARED = re.compile(r"([A-Za-z0-9_-]{1,400})\.([A-Za-z0-9_-]{22})", re.ASCII)
+Name = Annotated[str, Path(max_length=200)]
+
+
+class PageFile(BaseModel):
+    """A file that comes with a message; ``data`` is base64."""
+
+    name: str = Field(max_length=200)
+    type: str = Field(max_length=100)
+    data: str
+
+
+class PageMessage(BaseModel):
+    """A message of the page. ``again`` is the turn whose place it takes: its images and files are kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    text: str = ""
+    role: str = Field("", max_length=40)
+    model: str = Field("", max_length=200)
+    images: list[str] = Field([], max_length=MAX_IMAGES)
+    files: list[PageFile] = Field([], max_length=MAX_FILES)
+    again: str = Field("", max_length=20, pattern=r"^\d*$")
+
+
+class ChatSettings(BaseModel):
+    """What a user sets for a conversation; what is None stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: str | None = Field(None, max_length=TITLE_CHARS)
+    pinned: bool | None = None
+    shared: bool | None = None
+
+
+@router.get("/web/chat")
+async def list_chats(
+    services: ServicesDep, who: User, search: Annotated[str, Query(max_length=200)] = ""
+) -> dict[str, Any]:
+    """The stored conversations of this key, pinned ones first, then the most recently active."""
+    return {"conversations": await stored_conversations(services, who, search)}
+
+
+@router.post("/chat/page", status_code=202)
+async def send(
+    body: PageMessage, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None
+) -> Task:
+    """Take a message. Its path is that of large bodies."""
+    conversation = conversation_of(who, body.name)
+    images, files = await _kept(services, conversation, body.again) if body.again else ((), ())
+    added = [await _store(services, conversation, one) for one in body.files]
+    if not (body.text.strip() or body.images or images or files or added):
+        raise Problem(422, text("no_text"), param="text")
+    request = ChatRequest(
+        body.text, conversation, body.role, body.model, images=(*(f"blob:{one}" for one in images), *body.images),
+        attached={"files": [*files, *added]}, again=body.again, asks=True,
+    )  # fmt: skip
+    received = await submit(services, who, request, key, uploads)
+    return (await accepted_task(services.bus, received)).task
+
+
+@router.get("/web/chat/{name:path}")
+async def show_chat(services: ServicesDep, who: User, name: Name) -> dict[str, Any]:
+    """The messages of a conversation, its tasks that have not ended, and its settings."""
+    conversation = conversation_of(who, name)
+    async with bus_timeout():
+        thread, settings = await asyncio.gather(
+            thread_of(services, conversation), preferences_of(services.bus, conversation)
+        )
+    return {**thread, **_settings(conversation, settings)}
+
+
+@router.post("/web/chat/{name:path}")
+async def set_chat(services: ServicesDep, who: User, name: Name, body: ChatSettings) -> dict[str, Any]:
+    """Rename, pin or share a conversation, or undo that."""
+    conversation, bus = conversation_of(who, name), services.bus
+    changes = {
+        "title": None if body.title is None else " ".join(body.title.split()),
+        "pinned": None if body.pinned is None else "yes" if body.pinned else "",
+        "shared": None if body.shared is None else secrets.token_urlsafe(16) if body.shared else "",
+    }
+    known = await preferences_of(bus, conversation)
+    for preference, value in changes.items():
+        if value is not None and not (preference == "shared" and value and known.get("shared")):
+            secret = preference == "shared"
+            await prefer(bus, conversation, preference, value, instance=services.front.instance, secret=secret)
+    return _settings(conversation, await preferences_of(bus, conversation))
+
+
+@router.delete("/web/chat/{name:path}", status_code=204)
+async def delete_chat(services: ServicesDep, who: User, name: Name) -> None:
+    """Delete a conversation for good."""
+    await erase_conversation(services.bus, conversation_of(who, name), instance=services.front.instance)
+
+
+@router.get("/web/export/{form}/{name:path}")
+async def export(services: ServicesDep, who: User, form: Literal["md", "json"], name: Name) -> Response:
+    """Download a conversation as Markdown or JSON."""
+    conversation = conversation_of(who, name)
+    thread, settings = await asyncio.gather(
+        thread_of(services, conversation), preferences_of(services.bus, conversation)
+    )
+    found = thread["exchanges"]
+    title = settings.get("title") or next((one["said"] for one in found if one.get("said")), name)[:TITLE_CHARS]
+    headers = {"content-disposition": f'attachment; filename="{conversation_dir(conversation)}.{form}"'}
+    if form == "json":
+        document = {"conversation": conversation, "title": title, "messages": found}
+        return Response(
+            json.dumps(document, ensure_ascii=False, indent=2), media_type="application/json", headers=headers
+        )
+    return Response(_markdown(title, found), media_type="text/markdown; charset=utf-8", headers=headers)
+
+
+@router.get("/web/pictures/{picture}/{name:path}")
+async def show_picture(services: ServicesDep, who: User, picture: str, name: Name) -> Response:
+    """A picture of a conversation, for as long as it is stored."""
+    found = None
+    if PICTURE.fullmatch(picture):
+        found = await Blobs(services.bus).get(conversation_of(who, name), picture)
+    if found is None or found.media_type not in SAFE_PICTURES:
+        raise Problem(404, text("no_file"))
+    return Response(found.data, media_type=found.media_type, headers={"cache-control": "private, max-age=86400"})
+
+
+@router.get("/web/shared/{link}/thread")
+async def show_shared(services: ServicesDep, link: str) -> dict[str, Any]:
+    """The messages of a shared conversation, for whoever has its link."""
+    conversation, title = await find_shared(services, link)
+    thread = await thread_of(services, conversation)
+    hidden = ("images", "files", "turn")
+    shown = [{name: value for name, value in one.items() if name not in hidden} for one in thread["exchanges"]]
+    return {"title": title, "exchanges": shown}
+
+
+async def find_shared(services: Services, link: str) -> tuple[str, str]:
+    """The conversation that ``link`` shares, and its title. Raises Problem (404)."""
+    found = SHARED.fullmatch(link)
+    try:
+        conversation = base64.urlsafe_b64decode(found[1] + "=" * (-len(found[1]) % 4)).decode() if found else ""
+    except (binascii.Error, ValueError):
+        conversation = ""
+    async with bus_timeout():
+        settings = await preferences_of(services.bus, conversation) if conversation.startswith(PREFIX) else {}
+    token = settings.get("shared", "")
+    if found is None or not token or not hmac.compare_digest(token, found[2]):
+        raise Problem(404, text("no_shared"))
+    return conversation, settings.get("title", "")
+
+
+async def stored_conversations(services: Services, who: Principal, search: str = "") -> list[dict[str, Any]]:
+    """Rows of this key's conversations: ``name``, ``title``, ``pinned``, ``shared``, ``last`` (ms since 1970)."""
+    own = f"{PREFIX}{who.id}:"
+    found = await asyncio.to_thread(_find, services, own, search)
+    async with bus_timeout():
+        settings = await asyncio.gather(*(preferences_of(services.bus, row.conversation) for row in found))
+    firsts = await asyncio.to_thread(lambda: [_first_message(services, row.name) for row in found])
+    rows = []
+    for summary, first, chosen in zip(found, firsts, settings, strict=True):
+        name = summary.conversation.removeprefix(own)
+        if UNNAMED.fullmatch(name) and not chosen.get("pinned") and not search:
+            continue
+        shown = _settings(summary.conversation, chosen)
+        rows.append({"name": name, **shown, "title": shown["title"] or first, "last": summary.last})
+    return sorted(rows, key=lambda row: not row["pinned"])[:MOST_ROWS]
+
+
+def _find(services: Services, own: str, search: str) -> list[Summary]:
+    found = services.summaries.find(Filters(own, grep=f"(?i){re.escape(search)}" if search else ""))
+    return [summary for summary in found if summary.conversation.startswith(own)][:MOST_ROWS]
+
+
+def _settings(conversation: str, chosen: dict[str, str]) -> dict[str, Any]:
+    token = chosen.get("shared", "")
+    encoded = base64.urlsafe_b64encode(conversation.encode()).decode().rstrip("=")
+    return {
+        "title": chosen.get("title", ""),
+        "pinned": bool(chosen.get("pinned")),
+        "shared": f"/web/shared/{encoded}.{token}" if token else "",
+    }
+
+
+async def _kept(services: Services, conversation: str, turn: str) -> tuple[tuple[str, ...], tuple[dict[str, str], ...]]:
+    """The images and files of an earlier turn."""
+    for entry in await history(services.bus, conversation, MOST_ENTRIES):
+        if entry.turn == turn and entry.role == "user":
+            return entry.images, entry.files
+    return (), ()
+
+
+async def _store(services: Services, conversation: str, file: PageFile) -> dict[str, str]:
+    try:
+        data = base64.b64decode(file.data, validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(422, text("bad_base64"), param="files") from None
+    if not file.type.startswith(("text/", "audio/")):
+        raise Problem(422, text("bad_file"), param="files")
+    try:
+        blob = await Blobs(services.bus).put(conversation, data, file.type)
+    except RolecallError as error:
+        raise Problem(413, f"{error}."[:1].upper() + f"{error}."[1:], param="files") from None
+    return {"blob": blob, "name": file.name, "type": file.type}
+
+
+def _first_message(services: Services, name: str) -> str:
+    """The first message of a conversation, according to its transcript."""
+    for path in session_files(FilePath(services.log_dir, "conversations", name))[:1]:
+        for line in read_lines(path):
+            record = parse_line(line, services.tz)
+            if record is not None and record.word == "RECEIVED":
+                return unquoted(record.text.partition(f"/{record.turn} ")[2])[:TITLE_CHARS]
+    return ""
+
+
+def _markdown(title: str, found: list[dict[str, Any]]) -> str:
+    parts, speakers = [f"# {title}"], {"said": text("export_user"), "answer": text("export_assistant")}
+    for one in found:
+        parts += [f"**{speaker}**\n\n{one[part]}" for part, speaker in speakers.items() if one.get(part)]
+    return "\n\n".join(parts) + "\n"

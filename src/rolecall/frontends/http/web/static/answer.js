@@ -1,0 +1,171 @@
+// One answer in the thread: it follows the events of its task, and then shows how that ended.
+
+import { all, ask, copy, find, make, parts, say, seconds, t } from "./dom.js";
+import { show } from "./markdown.js";
+
+export const ENDS = ["done", "failed", "cancelled"];
+
+const scroll = find("[data-scroll]");
+const thread = find("[data-thread]");
+const template = find("[data-answer]");
+const canSpeak = "speechSynthesis" in window;
+
+/** The unfinished tasks of the conversation shown, by id. */
+export const running = new Map();
+export const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+export const toEnd = () => { scroll.scrollTop = scroll.scrollHeight; };
+
+export class Answer {
+  /** Adds an empty answer to the thread. `question` is the message it answers, if there is one; `changed` is called when
+   *  it begins or ends. */
+  constructor(question = null, changed = () => {}) {
+    this.element = copy(template);
+    Object.assign(this, parts(this.element));
+    Object.assign(this, { question, changed, characters: [], hops: [] });
+    this.element.answer = this;
+    thread.append(this.element);
+  }
+
+  get text() {
+    return this.characters.join("");
+  }
+
+  follow(id) {
+    this.id = id;
+    this.began = Date.now();
+    this.element.classList.add("runs");
+    running.set(id, this);
+    this.ticking = setInterval(() => this.tick(), 1000);
+    this.tick();
+    this.source = new EventSource(`/web/chat/tasks/${id}/events`);
+    for (const kind of ["queued", "started", "delta", ...ENDS]) {
+      this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data), parseInt(event.lastEventId, 10)));
+    }
+    this.source.addEventListener("error", () => this.lost());
+    this.changed();
+  }
+
+  leave() {
+    this.source?.close();
+    clearInterval(this.ticking);
+    running.delete(this.id);
+  }
+
+  hear(kind, data, ms) {
+    if (ms) this.since ??= ms;
+    if (ms && ENDS.includes(kind)) this.lasted = ms - this.since;
+    if (kind === "delta") this.add(data.position, data.text);
+    else if (kind === "started") this.start(data.role, data.instance, data.attempt);
+    else if (kind === "queued") this.wait(data);
+    else if (ENDS.includes(data.state)) this.end(data);
+    else this.stand(data);
+  }
+
+  /** Shows the task as it is. */
+  stand(task) {
+    this.characters = [...task.text];
+    if (task.role) this.start(task.role, task.role, 0, true);
+    else if (task.place) this.wait(task);
+    this.draw();
+  }
+
+  wait({ place, reason }) {
+    this.waits(Boolean(place));
+    say(this.trail, place ? t("queued_behind", { count: place }) : reason ? t("waiting_because", { reason }) : t("queued"));
+  }
+
+  /** Whether its message can still be taken back alone. */
+  waits(waiting) {
+    const button = this.question && find("[data-act=cancel]", this.question);
+    if (button) button.hidden = !waiting;
+  }
+
+  start(roleName, instance, attempt, known = false) {
+    this.waits(false);
+    if (!known) this.characters = [];
+    if (this.hops.at(-1)?.role !== roleName) this.hops.push({ role: roleName, instance });
+    this.hops.at(-1).instance = instance;
+    this.walked(this.hops);
+    this.trail.lastElementChild.classList.add("now");
+    if (attempt > 1) this.trail.append(make("span", { class: "pill warn" }, t("attempt", { number: attempt })));
+    if (!known) this.draw();
+  }
+
+  /** Shows the roles that worked on it. */
+  walked(hops) {
+    this.trail.replaceChildren(...hops.map((hop) => make("span", { class: "hop", title: hop.instance }, hop.role)));
+  }
+
+  add(position, text) {
+    if (position < this.characters.length) this.characters.length = position;
+    if (position > this.characters.length) return void this.lookAgain();
+    this.characters.push(...text);
+    this.draw();
+  }
+
+  /** Earlier events are no longer stored, but the task has their text. */
+  lookAgain() {
+    this.looking ??= ask("GET", `/chat/task/${this.id}`).then((task) => {
+      this.looking = null;
+      if (running.has(this.id) && !ENDS.includes(task.state)) this.stand(task);
+    }, () => {});
+  }
+
+  /** Draws once per frame, however many events came. */
+  draw() {
+    this.drawing ??= requestAnimationFrame(() => {
+      this.drawing = null;
+      const follows = atEnd();
+      show(this.body, this.text);
+      if (follows) toEnd();
+    });
+  }
+
+  tick() {
+    say(this.foot, `${Math.round((Date.now() - this.began) / 1000)} s`);
+  }
+
+  lost() {
+    if (this.source.readyState !== EventSource.CLOSED) return;
+    // The stream cannot be resumed; the task says how it ended.
+    ask("GET", `/chat/task/${this.id}`).then((task) => this.hear(task.state, task), (error) => this.end({
+      state: "failed", text: "", error: { text: error.message }, usage: {},
+    }));
+  }
+
+  end(task) {
+    this.leave();
+    this.waits(false);
+    this.element.classList.remove("runs");
+    for (const hop of all(".now", this.trail)) hop.classList.remove("now");
+    this.settle(task.state, task.state === "failed" ? task.error?.text ?? "" : task.text, {
+      ms: this.lasted || Date.now() - this.began, model: task.model, tokens: task.usage?.tokens_out, cut: task.finish === "length",
+    });
+    if (task.state === "done") say(find("[data-spoken]"), task.text.slice(0, 600));
+    this.changed();
+  }
+
+  /** Shows the final state. */
+  settle(state, text, { ms, model, tokens, cut, roles } = {}) {
+    const follows = atEnd();
+    this.state = state;
+    this.characters = [...(text || (state === "cancelled" ? this.characters : ""))];
+    this.element.classList.toggle("failed", state === "failed");
+    this.element.classList.toggle("stopped", state === "cancelled");
+    if (this.drawing) cancelAnimationFrame(this.drawing);
+    this.drawing = null;
+    show(this.body, this.text);
+    if (roles) this.walked(roles.map((role) => ({ role, instance: role })));
+    const facts = [
+      state === "cancelled" ? t("stopped") : "", ms ? seconds(ms) : "", model, tokens ? t("tokens", { count: tokens }) : "",
+      cut ? t("cut_off") : "",
+    ];
+    this.foot.replaceChildren(...facts.filter(Boolean).map((word) => make("span", {}, word)));
+    this.tools.hidden = false;
+    const act = (name) => find(`[data-act=${name}]`, this.tools);
+    act("copy").hidden = !this.characters.length;
+    act("listen").hidden = !canSpeak || !this.characters.length || state === "failed";
+    act("again").hidden = !this.question;
+    if (follows) toEnd();
+  }
+}

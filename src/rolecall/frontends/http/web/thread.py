@@ -1,0 +1,146 @@
+"""A conversation as its user sees it: what was said and answered, from the history and the transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from rolecall.bus.admission import places
+from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import REPLACES, Remembered, envelopes_of, history, running_turn
+from rolecall.bus.turn import CLEARED
+from rolecall.frontends.http.services import Services
+from rolecall.frontends.http.task import TaskRef
+from rolecall.transcripts.record import Record, conversation_dir, read_records
+from rolecall.transcripts.timeline import timelines
+
+MOST_TURNS = 200
+MOST_ENTRIES = 1000
+STATES = {"cancelled": "cancelled", "given up": "failed", "running": "running"}
+"""How a turn ended, by its state in the timeline; otherwise it is done."""
+MARKS = {"error": "failed", "stopped": "cancelled"}
+ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+class Exchange(msgspec.Struct, omit_defaults=True):
+    """One turn of a thread: what was said at ``at`` (ms since 1970) and what was answered. ``state`` is ``done``,
+    ``failed``, ``cancelled`` or ``running``; ``roles`` worked on it, for ``ms`` together. A notice has no turn."""
+
+    turn: str = ""
+    said: str = ""
+    answer: str = ""
+    state: str = "done"
+    at: int = 0
+    ms: int = 0
+    roles: list[str] = []
+    model: str = ""
+    tokens: int = 0
+    images: tuple[str, ...] = ()
+    files: tuple[dict[str, str], ...] = ()
+
+
+async def thread_of(services: Services, conversation: str) -> dict[str, Any]:
+    """The last exchanges of ``conversation``, oldest first, and its ``tasks`` that have not ended."""
+    entries, tasks, records = await asyncio.gather(
+        history(services.bus, conversation, MOST_ENTRIES),
+        _unfinished(services.bus, conversation),
+        asyncio.to_thread(_records, services, conversation),
+    )
+    open_turns = {task["turn"] for task in tasks}
+    found = [one for one in exchanges(records, entries) if one.state != "running" and one.turn not in open_turns]
+    return {"exchanges": [msgspec.to_builtins(one) for one in found[-MOST_TURNS:]], "tasks": tasks}
+
+
+def exchanges(records: Iterable[Record], entries: Sequence[Remembered]) -> list[Exchange]:
+    """The turns among ``records`` and ``entries`` but for those that were replaced or cleared. The history says more
+    precisely what was said; the transcript goes back further."""
+    found: dict[str, Exchange] = {}
+    for one in _transcribed(records):
+        found[one.turn] = one
+    notices = 0
+    before = ""
+    for entry in entries:
+        key = entry.turn
+        if not key:
+            notices += 1
+            found = _inserted(found, before, f"notice {notices}", Exchange(answer=entry.text))
+            continue
+        before = key
+        _remember(found.setdefault(key, Exchange(key)), entry)
+    return list(found.values())
+
+
+def unquoted(text: str) -> str:
+    """The words in a log record that shows them in double quotes, also if it was cut."""
+    if not text.startswith('"'):
+        return text
+    return ESCAPED.sub(r"\1", text[1:].removesuffix('"'))
+
+
+def _transcribed(records: Iterable[Record]) -> list[Exchange]:
+    kept: list[Record] = []
+    replaced: dict[str, int] = {}
+    for record in records:
+        if record.word == "NOTE" and record.text == CLEARED:
+            kept.clear()
+        elif record.word == "NOTE" and record.text.startswith(REPLACES):
+            replaced[record.turn] = _number(record.text.removeprefix(REPLACES))
+        kept.append(record)
+    answers = {one.turn: one.text.partition(": ")[2] for one in kept if one.word == "PROCESSING_COMPLETE"}
+    gone = {n for turn, first in replaced.items() for n in range(first, _number(turn))}
+    return [
+        Exchange(
+            turn.turn, unquoted(turn.said), unquoted(answers.get(turn.turn, "")), STATES.get(turn.state, "done"),
+            turn.ms, turn.total, _visited(hop.role for hop in turn.hops),
+        )
+        for turn in timelines(kept) if turn.turn.isdigit() and _number(turn.turn) not in gone and turn.said
+    ]  # fmt: skip
+
+
+def _remember(one: Exchange, entry: Remembered) -> None:
+    one.state = MARKS.get(entry.mark, "done")
+    if entry.role == "assistant":
+        one.answer, one.model, one.tokens = entry.text, entry.model, entry.tokens
+    else:
+        one.said, one.images, one.files = entry.said or entry.text, entry.images, entry.files
+
+
+def _inserted(found: dict[str, Exchange], before: str, key: str, one: Exchange) -> dict[str, Exchange]:
+    """``found`` with ``one`` behind the key ``before``."""
+    if before not in found:
+        return {**found, key: one}
+    items = list(found.items())
+    place = list(found).index(before) + 1
+    return dict([*items[:place], (key, one), *items[place:]])
+
+
+def _visited(roles: Iterable[str]) -> list[str]:
+    found: list[str] = []
+    for role in roles:
+        if not found or found[-1] != role:
+            found.append(role)
+    return found
+
+
+def _number(turn: str) -> int:
+    return int(turn) if turn.isascii() and turn.isdigit() else 0
+
+
+async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, Any]]:
+    running, waiting = await asyncio.gather(running_turn(bus, conversation), places(bus, conversation))
+    envelopes = await envelopes_of(bus, conversation, [*filter(None, [running]), *waiting])
+    return [
+        {"id": TaskRef(conversation, turn).id, "turn": turn, "said": envelope.said, "at": envelope.created,
+         "images": [one for one in envelope.payload.get("images") or () if isinstance(one, str)],
+         "files": [one for one in envelope.payload.get("files") or () if isinstance(one, dict)]}
+        for turn, envelope in envelopes.items()
+    ]  # fmt: skip
+
+
+def _records(services: Services, conversation: str) -> list[Record]:
+    directory = services.log_dir / "conversations" / conversation_dir(conversation)
+    return list(read_records(directory, services.tz)) if directory.is_dir() else []

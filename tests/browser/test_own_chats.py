@@ -1,0 +1,205 @@
+"""What one does with messages and conversations on the chat page, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.browser.stage import Stage
+from tests.browser.test_chat import say
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+async def answered(page: Page, text: str) -> None:
+    await expect(page.locator(".answer").last.locator(".body")).to_have_text(text)
+    await expect(page.locator(".answer.runs")).to_have_count(0)
+
+
+async def ask(page: Page, *texts: str) -> None:
+    for text in texts:
+        await say(page, text)
+        await answered(page, text)
+
+
+async def test_a_message_is_edited_and_sent_again_in_place_of_all_that_followed(page: Page) -> None:
+    await page.goto("/")
+    await ask(page, "first", "second", "third")
+    row = page.locator(".said-row").nth(1)
+    await row.hover()
+    await row.get_by_role("button", name="Edit and send again").click()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("second")
+    await say(page, "second, changed")
+    await answered(page, "second, changed")
+    await expect(page.locator(".said")).to_have_text(["first", "second, changed"])
+    await page.reload()
+    await expect(page.locator(".said")).to_have_text(["first", "second, changed"])
+    await expect(page.locator(".answer .body")).to_have_text(["first", "second, changed"])
+
+
+async def test_an_answer_is_made_again_and_a_failure_tried_again(page: Page) -> None:
+    await page.goto("/")
+    await ask(page, "hello")
+    await page.get_by_role("button", name="Answer again").click()
+    await expect(page.locator(".answer")).to_have_count(1)
+    await answered(page, "hello")
+    await say(page, "bury me because it is broken")
+    await expect(page.locator(".answer.failed")).to_have_count(1)
+    await page.locator(".answer.failed").get_by_role("button", name="Answer again").click()
+    await expect(page.locator(".answer.failed .body")).to_contain_text("-4)")
+    await expect(page.locator(".said")).to_have_text(["hello", "bury me because it is broken"])
+
+
+async def test_what_was_said_answered_and_by_whom_is_the_same_after_a_reload(page: Page, stage: Stage) -> None:
+    await page.goto("/")
+    await say(page, "/translate good morning")
+    await answered(page, "echo: good morning")
+    await say(page, "bury me because of nothing")
+    await expect(page.locator(".answer.failed")).to_have_count(1)
+    apology = await page.locator(".answer.failed .body").inner_text()
+    await expect(page.locator(".answer").first.locator(".facts-line")).to_contain_text("echo@test")
+    root = stage.deployment.log_dir / "conversations"
+    name = page.url.partition("#")[2]
+    await wait_until(
+        lambda: any("DEAD_LETTER" in path.read_text() for path in root.glob(f"http_local_{name}*/*/*.log"))
+    )
+    await page.reload()
+    await expect(page.locator(".said")).to_have_text(["/translate good morning", "bury me because of nothing"])
+    await expect(page.locator(".answer.failed .body")).to_have_text(apology)
+    first = page.locator(".answer").first
+    await expect(first.locator(".hop")).to_have_text(["manager", "translation"])
+    await expect(first.locator(".facts-line")).to_contain_text("echo@test")
+
+
+async def test_one_waiting_message_is_taken_back(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "slowly, " + "word after word " * 40)
+    await say(page, "this one not")
+    row = page.locator(".said-row", has_text="this one not")
+    await row.get_by_role("button", name="Cancel this message").click()
+    await expect(page.locator(".answer").last).to_have_class(re.compile("stopped"))
+    await expect(page.locator(".answer.runs")).to_have_count(1)
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".answer.runs")).to_have_count(0)
+
+
+async def test_pictures_and_files_are_attached_by_button_paste_and_drop(page: Page) -> None:
+    await page.goto("/")
+    async with page.expect_file_chooser() as chooser:
+        await page.get_by_role("button", name="Attach pictures or files").click()
+    await (await chooser.value).set_files([{"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL}])
+    await expect(page.locator(".box .attached img")).to_have_count(1)
+    await page.evaluate("""([data]) => {
+      const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
+      const send = (target, type, name, kind, field) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], name, { type: kind }));
+        const event = new Event(type, { bubbles: true, cancelable: true });
+        Object.defineProperty(event, field, { value: transfer });
+        target.dispatchEvent(event);
+      };
+      const box = document.querySelector("[data-message]");
+      send(box, "paste", "pasted.png", "image/png", "clipboardData");
+      send(box, "drop", "notes.md", "", "dataTransfer");
+      send(box, "drop", "program.exe", "application/octet-stream", "dataTransfer");
+    }""", [base64.b64encode(PIXEL).decode()])  # fmt: skip
+    await expect(page.locator(".box .attached li")).to_have_count(3)
+    await expect(page.locator("[data-notice]")).to_contain_text("program.exe is neither")
+    await page.get_by_role("button", name="Remove pasted.png").click()
+    await ask(page, "what is this?")
+    await expect(page.locator(".said-row .attached img")).to_have_count(1)
+    await expect(page.locator(".said-row .attached .file")).to_have_text("notes.md")
+    await page.reload()
+    picture = page.locator(".said-row .attached img")
+    await expect(picture).to_have_js_property("naturalWidth", 1)
+    await expect(page.locator(".said-row .attached .file")).to_have_text("notes.md")
+    await page.get_by_role("button", name="Answer again").click()
+    await answered(page, "what is this?")
+    await page.reload()
+    await expect(picture).to_have_js_property("naturalWidth", 1)
+
+
+async def open_menu(page: Page, title: str, item: str) -> None:
+    row = page.locator("[data-kept-list] li", has_text=title)
+    await row.hover()
+    await row.get_by_role("button", name="More").click()
+    await page.get_by_role("menuitem", name=item).click()
+
+
+async def test_a_conversation_is_renamed_pinned_searched_and_deleted(page: Page) -> None:
+    await page.goto("/")
+    await ask(page, "about herons")
+    await page.get_by_role("button", name="New conversation").click()
+    await ask(page, "about storks")
+    await open_menu(page, "about herons", "Rename")
+    await page.get_by_label("Title").fill("Birds of the river")
+    await page.keyboard.press("Enter")
+    await open_menu(page, "Birds of the river", "Pin")
+    await expect(page.locator("[data-kept-list] li").first).to_contain_text("Birds of the river")
+    await page.keyboard.press("Control+k")
+    await page.keyboard.type("HERONS")
+    await expect(page.locator("[data-kept-list] li")).to_have_count(1)
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".said")).to_have_text("about herons")
+    await page.get_by_label("Search your conversations").fill("")
+    await page.reload()
+    await expect(page.locator("[data-kept-list] li").first).to_contain_text("Birds of the river")
+    row = page.locator("[data-kept-list] li", has_text="Birds of the river")
+    await row.hover()
+    await row.get_by_role("button", name="More").click()
+    await page.get_by_role("menuitem", name="Delete").click()
+    await page.get_by_role("menuitem", name="Delete for good?").click()
+    await expect(page.locator("[data-notice]")).to_contain_text("deleted")
+    await expect(row).to_have_count(0)
+
+
+async def test_a_conversation_is_exported_and_shared_until_the_link_is_withdrawn(page: Page, browser: Browser) -> None:
+    await page.goto("/")
+    await say(page, "something **worth** sharing")
+    await answered(page, "something worth sharing")
+    for form, item in (("md", "Export as Markdown"), ("json", "Export as JSON")):
+        async with page.expect_download() as coming:
+            await open_menu(page, "worth", item)
+        content = Path(await (await coming.value).path()).read_text(encoding="utf-8")
+        assert content.count("something **worth** sharing") >= 2
+        assert form == "md" or json.loads(content)["messages"][0]["said"] == "something **worth** sharing"
+    await open_menu(page, "worth", "Share")
+    await expect(page.get_by_label("Link")).to_have_value(re.compile("http.*/web/shared/"))
+    link = await page.get_by_label("Link").input_value()
+    stranger = await browser.new_context()
+    other = await stranger.new_page()
+    await other.goto(link)
+    await expect(other.locator(".answer strong")).to_have_text("worth")
+    assert await other.get_by_role("textbox").count() == 0
+    await page.get_by_role("button", name="Stop sharing").click()
+    await expect(page.locator("[data-notice]")).to_contain_text("no longer works")
+    await other.goto(link)
+    await expect(other.locator("main")).to_contain_text("withdrawn")
+    await stranger.close()
+
+
+async def test_shortcuts_are_explained_and_the_page_can_be_installed(page: Page) -> None:
+    await page.goto("/")
+    await page.keyboard.press("?")
+    await expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_hidden()
+    manifest = await page.evaluate("fetch('/manifest.webmanifest').then((answer) => answer.json())")
+    for icon in manifest["icons"]:
+        assert (await page.request.get(icon["src"])).headers["content-type"] == "image/png"
+    assert await page.evaluate("navigator.serviceWorker.ready.then((worker) => worker.active.scriptURL)")
+    await page.context.set_offline(True)
+    await page.goto("/web/now")
+    await expect(page.locator("main")).to_contain_text("Server unreachable")
+    await page.context.set_offline(False)
