@@ -97,7 +97,7 @@ async def test_pictures_and_files_are_attached_by_button_paste_and_drop(page: Pa
     await page.goto("/")
     async with page.expect_file_chooser() as chooser:
         await page.get_by_role("button", name="Attach pictures or files").click()
-    await (await chooser.value).set_files([{"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL}])
+    await (await chooser.value).set_files({"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL})
     await expect(page.locator(".box .attached img")).to_have_count(1)
     await page.evaluate("""([data]) => {
       const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));

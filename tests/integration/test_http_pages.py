@@ -194,7 +194,12 @@ async def test_a_conversation_is_changed_replaced_and_shared_by_its_owner_only(
     assert (await client.post("/chat/page", json=bad)).status_code == 422
     assert (await client.post("/chat/page", json={"name": "web-2", "text": " "})).status_code == 422
     assert (await client.delete("/web/chat/web-2")).status_code == 204
-    assert (await client.get("/web/chat/web-2")).json()["exchanges"] == []
+
+    async def gone() -> bool:
+        found: list[Any] = (await client.get("/web/chat/web-2")).json()["exchanges"]
+        return not found
+
+    await wait_until(gone, what="the end of the transcript")
 
 
 async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_seconds(
