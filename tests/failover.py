@@ -223,7 +223,7 @@ def _shards(plan: Plan) -> int:
 
 
 def _players(plan: Plan, directory: Path, url: str) -> Iterator[Player]:
-    surroundings = environment(url, {"DRAIN_SECONDS": "5"})
+    surroundings = environment(url, {"WAIT_REPLICAS": str(plan.wait_replicas), "DRAIN_SECONDS": "5"})
     for role, count in PLAYERS:
         for number in range(count):
             name = role if role == "scribe" else f"{role}{number}"

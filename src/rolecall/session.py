@@ -75,7 +75,10 @@ async def open_session(application: Application, process: str, *, start: bool) -
     keys.use(settings.key_prefix)
     _check_connections(settings, len(application.frontends))
     async with _address(application, start) as (url, embedded):
-        server = RedisServer(url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout)
+        server = RedisServer(
+            url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout,
+            wait_replicas=settings.wait_replicas, wait_seconds=settings.wait_seconds,
+        )  # fmt: skip
         try:
             found = await server.check()
             bus = Bus(server, settings, process)

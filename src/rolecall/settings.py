@@ -69,6 +69,11 @@ class ServerSettings(BaseModel):
     app_name: str = Field(
         "", max_length=100, description="name of the application on its server; by default that of its directory"
     )
+    wait_replicas: int = Field(
+        0, ge=0, le=10,
+        description="replicas that must have a message before it is accepted, and an answer before it is delivered",
+    )  # fmt: skip
+    wait_seconds: float = Field(1, gt=0, le=60, description="timeout of WAIT_REPLICAS in seconds; then it is repeated")
     shards: int = Field(
         1,
         ge=1,

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis.crc import key_slot
 
 from rolecall import Agent, Context, Envelope
+from rolecall.bus.admission import admit
+from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.config import Role
-from rolecall.errors import RolecallError
+from rolecall.cli.checks_server import ServerLook, look_at_server
+from rolecall.config import Application, Role
+from rolecall.errors import RolecallError, ServerUnavailable
 from rolecall.redis.address import checked_url
 from rolecall.redis.server import RedisServer, connected
+from rolecall.settings import Settings
 from tests.certificates import Authority
-from tests.cluster import ClusterSet, SentinelSet
+from tests.cluster import SLOTS, ClusterSet, Node, SentinelSet, freeze, wait_for
 from tests.deployment import deployed
 from tests.proxy import free_port
 from tests.valkey import ValkeyProcess, server_binary
@@ -120,6 +125,12 @@ async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
     assert "know no primary named 'nope'; they know mymaster" in await complaint(
         sentinels.url.replace("mymaster", "nope")
     )
+    application = Application(directory, ROLES, Settings(redis_url=SecretStr(sentinels.url), wait_replicas=3), {})
+    look = ServerLook()
+    await look_at_server(application, look)
+    states = {finding.name: (finding.state, finding.text) for finding in look.findings}
+    assert states["failover"] == ("passed", "3 of 3 Sentinels answer and see a quorum")
+    assert states["replication"] == ("failed", "WAIT_REPLICAS=3; replicas: the server has 2")
     async with deployed(directory, ROLES, redis_url=sentinels.url, scribe=True, **CLOCKS) as deployment:
         running = [await deployment.say(f"test:{number}", "2.5") for number in range(5)]
         await asyncio.sleep(0.3)  # a replica needs a moment for what was just accepted
@@ -139,11 +150,30 @@ async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
             node.kill()
 
 
+async def test_a_cluster_that_is_not_whole_is_named(directory: Path) -> None:
+    servers = ClusterSet(directory / "c", replicas=False)
+    try:
+        servers.start()
+        first, last = servers.nodes[0], servers.nodes[-1]
+        assert "write redis+cluster://" in await complaint(f"redis://127.0.0.1:{first.port}")
+        async with connected(servers.url) as server:
+            await server.call("ACL", "SETUSER", "little", "on", ">pw", "~*", "&*", "+@all", "-info")
+            await server.call("ACL", "SETUSER", "less", "on", ">pw", "~*", "&*", "+@all", "-info", "-ping")
+        one = f"127.0.0.1:{first.port}"
+        assert "does not let us in" in await complaint(f"redis+cluster://less:pw@{one}")
+        last.kill()
+        await wait_until(lambda: complains(servers.url, f"127.0.0.1:{last.port} does not answer"))
+        for node in servers.nodes[:-1]:
+            node.client.execute_command("CLUSTER", "DELSLOTS", SLOTS - 1)
+        assert f"only {SLOTS - 1} of its {SLOTS} slots have a node" in await complaint(servers.url)
+    finally:
+        servers.stop()
+    assert "none of the 3 nodes in REDIS_URL answers" in await complaint(servers.url)
+
+
 async def test_turns_of_all_shards_outlive_a_node_of_their_cluster_and_follow_their_slots(
     cluster: ClusterSet, directory: Path
 ) -> None:
-    node = cluster.nodes[0].port
-    assert "write redis+cluster://" in await complaint(f"redis://127.0.0.1:{node}")
     async with deployed(directory, ROLES, redis_url=cluster.url, scribe=True, **CLOCKS) as deployment:
         bus = deployment.session.bus
         assert len(bus.shards) == 16
@@ -160,3 +190,29 @@ async def test_turns_of_all_shards_outlive_a_node_of_their_cluster_and_follow_th
             answers = await asyncio.gather(*(deployment.answer(received) for received in later))
             assert [answer.text for answer in answers] == ["after 0"] * 20
         assert await count_dead_letters(bus) == 0
+
+
+async def test_with_wait_replicas_nothing_is_accepted_that_no_replica_has(directory: Path) -> None:
+    primary, replica = Node(directory / "p"), Node(directory / "r")
+    for node in (primary, replica):
+        node.start()
+    replica.client.replicaof("127.0.0.1", primary.port)
+    wait_for(lambda: replica.client.info("replication")["master_link_status"] == "up")
+    server = RedisServer(f"redis://127.0.0.1:{primary.port}", patience=0.4, wait_replicas=1, wait_seconds=0.2)
+    bus = Bus(server, Settings(), "host:1~aaaaaa")
+    message = Envelope(conversation="test:1", payload={"text": "hello"})
+    try:
+        assert (await admit(bus, message, idempotency="first")).outcome == "RUN"
+        freeze(replica)
+        with pytest.raises(ServerUnavailable, match="0 of 1 replicas confirmed"):
+            await admit(bus, message, idempotency="second")
+        replica.process.thaw()
+        assert (await admit(bus, message, idempotency="second")).outcome == "DUP"
+        assert replica.client.hget(bus.shard("test:1").conversation("test:1"), "seq") == "2"
+        accepted = await asyncio.gather(*(admit(bus, message, idempotency=f"n{n}") for n in range(5)))
+        assert [admission.outcome for admission in accepted] == ["WAIT"] * 5
+        assert replica.client.hget(bus.shard("test:1").conversation("test:1"), "seq") == "7"
+    finally:
+        await server.aclose()
+        for node in (primary, replica):
+            node.kill()

@@ -11,10 +11,12 @@ from rolecall.errors import ConfigError
 from rolecall.redis import keys
 from rolecall.redis.clock import ServerClock
 from rolecall.redis.keys import ShardKeys
+from rolecall.redis.scripts import script
 from rolecall.redis.server import Server
 from rolecall.settings import Settings
 
 SCHEMA = 1
+CONFIRM = script("rolecall.bus", "scripts/process/confirm", names="log")
 
 
 class Bus:
@@ -65,6 +67,12 @@ class Bus:
         """The number of shards that the server was set up with; None before its first use."""
         made = await self.server.call("HGET", keys.META, "shards")
         return None if made is None else int(made)
+
+
+async def confirmed(bus: Bus, shard: ShardKeys) -> None:
+    """With WAIT_REPLICAS, return once replicas have what was written to ``shard`` so far. Raises ServerError."""
+    if bus.settings.wait_replicas:
+        await bus.server.run(CONFIRM, log=shard.log)
 
 
 def count_soon(server: Server, name: str, *labels: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from rolecall.background import Boundary, log_level
-from rolecall.bus.bus import Bus
+from rolecall.bus.bus import Bus, confirmed
 from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import TurnState, snapshot
 from rolecall.errors import WAITS, RolecallError, ServerError, ServerUnavailable, told
@@ -212,6 +212,8 @@ async def follow(
             seconds = LOOK_AGAIN_SECONDS
             try:
                 async for event_id, fields in _news(bus, listener, conversation, last):
+                    if fields[b"t"] == turn.encode() and fields[b"k"].decode() in FINAL:
+                        await confirmed(bus, bus.shard(conversation))
                     last = event_id
                     if fields[b"t"] == turn.encode():
                         event, look = _event(last, fields), False  # the stream has it, so it will have the final event
@@ -219,6 +221,7 @@ async def follow(
                         if event.last:
                             return
                 if look and (ending := await _ending(bus, conversation, turn, after, last)) is not None:
+                    await confirmed(bus, bus.shard(conversation))
                     for event in ending:
                         yield event
                     return

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from rolecall.background import Attempt, BackgroundTasks, Boundary, is_cancelled, log_level
-from rolecall.bus.bus import Bus, count_soon
+from rolecall.bus.bus import Bus, confirmed, count_soon
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import check_conversation
 from rolecall.bus.leases import create_group
@@ -186,6 +186,8 @@ class Outbox:
             raise ServerUnavailable("the server has lost the outbox") from error
 
     async def _take(self, stream: str, page: Sequence[Any]) -> None:
+        if page:
+            await confirmed(self.bus, self.bus.shards[self._streams[stream]])
         for raw_id, flat in page:
             while self._known >= KNOWN and self._holds():
                 self._room.clear()

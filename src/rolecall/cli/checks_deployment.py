@@ -13,6 +13,7 @@ from rolecall.cli.checks_server import ServerLook
 from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.models.registry import PROVIDERS
+from rolecall.redis.address import ServerAddress
 from rolecall.serving.spec import WAYS_OUT
 from rolecall.session import configured_url, connections_needed
 
@@ -111,10 +112,15 @@ def _memory(application: Application, server: ServerLook) -> Finding:
 
 
 def _eviction(server: ServerLook) -> Finding:
-    policy = server.info.get("maxmemory_policy", "unknown")
-    good = policy in ("noeviction", "unknown") or server.info.get("maxmemory") == "0"
+    bad = {
+        name: info["maxmemory_policy"]
+        for name, info in server.nodes.items()
+        if info.get("maxmemory_policy", "noeviction") != "noeviction" and info.get("maxmemory") != "0"
+    }
+    found = [f"{policy} on {name}" if name else policy for name, policy in bad.items()]
+    policy = ", ".join(found) or server.info.get("maxmemory_policy", "unknown")
     return judged(
-        "eviction", good, f"maxmemory-policy {policy}", "set maxmemory-policy noeviction: turns would be lost"
+        "eviction", not bad, f"maxmemory-policy {policy}", "set maxmemory-policy noeviction: turns would be lost"
     )
 
 
@@ -143,7 +149,7 @@ def _protection(application: Application) -> Finding:
         return Finding("passed", "protection", "the bundled server: a private socket and a password of its own")
     parts = urlsplit(url)
     near = parts.scheme == "unix" or parts.hostname in ("localhost", "127.0.0.1", "::1", None)
-    password, tls = parts.password is not None or "password=" in parts.query, parts.scheme == "rediss"
+    password, tls = parts.password is not None or "password=" in parts.query, ServerAddress.of(url).secure
     text = f"{'with' if password else 'without'} a password, {'TLS' if tls else 'no TLS'}"
     if near:
         return Finding("passed", "protection", f"{text}; the server is on this machine")

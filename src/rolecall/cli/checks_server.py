@@ -37,6 +37,7 @@ from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
+from rolecall.settings import Settings
 from rolecall.stats import problems
 from rolecall.worker.runtime import process_name
 
@@ -51,10 +52,11 @@ FSYNC_ADVICE = (
 
 @dataclass
 class ServerLook:
-    """What was seen of the server. ``live`` are counts set by ``rolecall scale``; ``info`` is the server's own INFO,
-    empty when it did not answer."""
+    """What was seen of the server. ``live`` are counts set by ``rolecall scale``; ``nodes`` is the INFO of each
+    node by its address, ``info`` that of the first one; empty when it did not answer or may not be asked."""
 
     findings: list[Finding] = field(default_factory=list)
+    nodes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     live: Mapping[str, int] = field(default_factory=dict)
     info: Mapping[str, str] = field(default_factory=dict)
     appendfsync: str = ""
@@ -67,8 +69,10 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
         async with reached(application) as (server, was_up):
             found = await server.check()
             look.findings.append(Finding("passed", "server", await _described(server, found, application, was_up)))
-            look.info = await server.info()
-            for warning in ServerCondition.of(look.info).warnings:
+            look.nodes = await server.info_of_all()
+            look.info = next(iter(look.nodes.values()), {})
+            look.findings += await _replication(server, application.settings, look.nodes)
+            for warning in ServerCondition.of_all(look.nodes).warnings:
                 if "deletes keys" not in warning:  # the deployment checklist tells what to do
                     look.findings.append(Finding("failed", "server", warning, "see its memory, its disk and its log"))
             look.appendfsync = await _appendfsync(server)
@@ -114,6 +118,28 @@ async def _described(server: RedisServer, found: str, application: Application, 
     where = "bundled" if bundled else server.address
     state = "" if was_up else ", started for this check alone"
     return f"{found}, {where}, answers in {median(times):.2f} ms{state}"
+
+
+async def _replication(
+    server: RedisServer, settings: Settings, nodes: Mapping[str, Mapping[str, str]]
+) -> list[Finding]:
+    """What would happen if a node died: whether the others would elect a successor, and whether there is one."""
+    found = list[Finding]()
+    good, text = await server.topology.judged()
+    if text:
+        found.append(judged("failover", good, text, "start what does not answer; three Sentinels on three machines"))
+    replicas = {name: int(info["connected_slaves"]) for name, info in nodes.items() if "connected_slaves" in info}
+    if not replicas:
+        return found
+    fewest, wanted = min(replicas.values()), settings.wait_replicas
+    counts = ", ".join(f"{name or 'the server'} has {count}" for name, count in replicas.items())
+    if fewest < wanted:
+        remedy = "no message is accepted until there are enough: start replicas, or lower WAIT_REPLICAS"
+        found.append(Finding("failed", "replication", f"WAIT_REPLICAS={wanted}; replicas: {counts}", remedy))
+    elif text:
+        remedy = "a node without a replica takes its shards with it when it dies"
+        found.append(judged("replication", fewest > 0, f"WAIT_REPLICAS={wanted}; replicas: {counts}", remedy))
+    return found
 
 
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:

@@ -153,6 +153,18 @@ class ServerCondition:
     warnings: tuple[str, ...] = ()
 
     @classmethod
+    def of_all(cls, nodes: Mapping[str, Mapping[str, str]]) -> ServerCondition:
+        """The condition of several nodes by their addresses: what one refuses is refused, and each is named."""
+        found = {name: cls.of(info) for name, info in nodes.items()}
+        refuses = next((condition.refuses for condition in found.values() if condition.refuses), "")
+        warnings = [
+            f"{name}: {warning}" if name else warning
+            for name, condition in found.items()
+            for warning in condition.warnings
+        ]
+        return cls(refuses, tuple(warnings))
+
+    @classmethod
     def of(cls, info: Mapping[str, str]) -> ServerCondition:
         """What the fields of INFO tell; nothing from fields that are not there."""
         used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))

@@ -28,8 +28,6 @@ SETTLED_SECONDS = 1.0
 
 Connection = Any
 """redis-py's asyncio connection, which is untyped."""
-
-
 Command: TypeAlias = tuple[asyncio.Future[Any], bytes, int]
 """Who waits for the reply, the command as it is sent, and how often another node was named for it."""
 REDIRECTIONS = 5
@@ -97,7 +95,7 @@ class Wire:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve(), name="rolecall wire")
         if asking:
-            self._queued.append((_nobody(), ASKING, REDIRECTIONS))
+            self._queued.append((nobody(), ASKING, REDIRECTIONS))
         self._queued.append(command)
         self._something.set()
 
@@ -178,9 +176,12 @@ class Wire:
             if error is not None:
                 self._refuse(command, error)
                 continue
-            command[0].set_result(reply)
+            self._answer(command, reply)
             if self._failing:
                 self._works()
+
+    def _answer(self, command: Command, reply: Any) -> None:
+        command[0].set_result(reply)
 
     def _refuse(self, command: Command, error: ResponseError) -> None:
         """Answer a command with the server's error, or send it on to the node that the error names. Raises the error
@@ -287,7 +288,7 @@ def cut(connection: Connection) -> None:
         writer.transport.abort()
 
 
-def _nobody() -> asyncio.Future[Any]:
+def nobody() -> asyncio.Future[Any]:
     """A future for a reply that nobody waits for."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     future.add_done_callback(lambda done: done.cancelled() or done.exception())

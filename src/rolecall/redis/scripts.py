@@ -40,6 +40,7 @@ _Getter: TypeAlias = Callable[[Block], tuple[Any, ...]]
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
 _CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
+_CONFIRMED = re.compile(r"^-- Confirmed by replicas\b", re.MULTILINE)
 _LISTS = """\
 local lists_at = {first}
 local function next_list()
@@ -62,7 +63,7 @@ class Script:
     A call passes the names of each prelude as one mapping, in the order of ``blocks``, and the other names one by one.
     ``keys`` and ``args`` are the names of single values in order; ``key_list`` is the name of the list of keys or "",
     ``arg_lists`` those of the lists of arguments. A script that ``reads`` changes nothing: users who may only read its
-    keys can run it.
+    keys can run it. With WAIT_REPLICAS, one that is ``confirmed`` returns only once so many replicas have its writes.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Script:
     arg_lists: tuple[str, ...]
     blocks: tuple[frozenset[str], ...] = ()
     reads: bool = False
+    confirmed: bool = False
 
     @cached_property
     def sharded(self) -> Script:
@@ -195,7 +197,9 @@ def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:
     sha = sha1(body, usedforsecurity=False).hexdigest()
     reads = bool(_CHANGES_NOTHING.search(text))
     key_list = lists[0] if lists else ""
-    return Script(name, body, sha, tuple(single), key_list, tuple(plain), tuple(arg_lists), reads=reads)
+    confirmed = bool(_CONFIRMED.search(text))
+    keys_, args_ = (tuple(single), key_list), (tuple(plain), tuple(arg_lists))
+    return Script(name, body, sha, *keys_, *args_, reads=reads, confirmed=confirmed)
 
 
 def _split(name: str, words: list[str]) -> tuple[list[str], list[str]]:

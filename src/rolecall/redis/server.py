@@ -27,6 +27,7 @@ from rolecall.redis.pipeline import Command, Connection, Wire
 from rolecall.redis.reader import BLOCK_MS as BLOCK_MS
 from rolecall.redis.reader import BlockingReader, ShardedReader
 from rolecall.redis.reader import Reader as Reader
+from rolecall.redis.replication import ConfirmedWire
 from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
 from rolecall.redis.subscriber import ShardedSubscriber, Subscriber
 from rolecall.redis.topology import Place, Topology
@@ -60,11 +61,12 @@ class Server(Protocol):
 
 class RedisServer:
     """The connections of one process to a Redis or Valkey server at ``url``. ``outage`` tells what keeps the process
-    from using it."""
+    from using it. Scripts that are ``confirmed`` are repeated until ``wait_replicas`` replicas have what they wrote."""
 
     def __init__(
-        self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0, patience: float = 30.0
-    ) -> None:
+        self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0, patience: float = 30.0,
+        wait_replicas: int = 0, wait_seconds: float = 1.0,
+    ) -> None:  # fmt: skip
         self.url = url
         self.patience = patience
         self._socket_timeout = socket_timeout
@@ -81,6 +83,8 @@ class RedisServer:
         self.topology = Topology.of(url, {"socket_timeout": None, **self._options}, self.leave)
         self._socket_timeout = socket_timeout
         self._wires: dict[Place, Wire] = {}
+        self._confirmed: dict[Place, Wire] = {}
+        self._replicas, self._wait_seconds = wait_replicas, wait_seconds
         self._readers: list[BlockingReader | ShardedReader] = []
         self._subscribers: list[Subscriber] = []
         self._background = BackgroundTasks()
@@ -128,21 +132,32 @@ class RedisServer:
 
     def wire(self, place: Place) -> Wire:
         """The pipelined connection to ``place``."""
-        wire = self._wires.get(place)
+        return self._wire(self._wires, place)
+
+    def _wire(self, wires: dict[Place, Wire], place: Place) -> Wire:
+        wire = wires.get(place)
         if wire is None:
-            wire = self._wires[place] = Wire(_Node(self, place), self._socket_timeout, self.outage)
+            node, confirming = _Node(self, wires, place), wires is self._confirmed
+            wire = self._confirming(node) if confirming else Wire(node, self._socket_timeout, self.outage)
+            wires[place] = wire
         return wire
+
+    def _confirming(self, node: _Node) -> ConfirmedWire:
+        return ConfirmedWire(
+            node, self._socket_timeout, self.outage, replicas=self._replicas, seconds=self._wait_seconds
+        )
 
     def leave(self, places: Collection[Place]) -> None:
         """Give up all connections to ``places``: what is sent from now on goes where the topology says."""
         for place in places:
-            if (wire := self._wires.get(place)) is None:
-                continue
-            if place in self.topology.places():
-                wire.reconnect()
-            else:
-                self._background.start(self._wires.pop(place).aclose(), "rolecall node gone")
-                self.outage.end(wire)
+            for wires in (self._wires, self._confirmed):
+                if (wire := wires.get(place)) is None:
+                    continue
+                if place in self.topology.places():
+                    wire.reconnect()
+                else:
+                    self._background.start(wires.pop(place).aclose(), "rolecall node gone")
+                    self.outage.end(wire)
         for part in (*self._readers, *self._subscribers):
             part.leave(places)
 
@@ -157,13 +172,35 @@ class RedisServer:
         try:
             info = await self.info("server")
         except ServerError as error:
+            if error.code == "NOPERM" and await self._lets_us_in():
+                return "a server that does not tell its version"
             if _is_unauthorised(error):
                 raise ConfigError(
                     f"the server at {self.address} does not let us in: {error.__cause__}; check user and password in "
                     "REDIS_URL, or REDIS_USERNAME and REDIS_PASSWORD"
                 ) from error
             raise ServerUnavailable(f"no server answers at {self.address}: {self._why(error)}") from error
+        if self.topology.sharded:
+            await self._ask_each_node()
         return self._judged(info)
+
+    async def _ask_each_node(self) -> None:
+        places = self.topology.places()
+        found = await asyncio.gather(*(self.wire(place).send(("PING",)) for place in places), return_exceptions=True)
+        for (host, port), answer in zip(places, found, strict=True):
+            if isinstance(answer, ServerUnavailable):
+                raise ServerUnavailable(
+                    f"a part of the cluster at {self.address} is missing: {host}:{port} does not answer, and no "
+                    f"replica has taken its slots over: {answer.__cause__}"
+                )
+
+    async def _lets_us_in(self) -> bool:
+        """Whether it accepts our user and password, who may not ask for INFO; managed services often forbid it."""
+        try:
+            await self.call("PING")
+        except ServerError:
+            return False
+        return True
 
     def _why(self, error: ServerError) -> str:
         why = str(error.__cause__)
@@ -183,15 +220,24 @@ class RedisServer:
         return found
 
     async def info(self, *sections: str) -> dict[str, str]:
-        """The fields of INFO. Raises ServerError."""
+        """The fields of INFO, of one node. Raises ServerError."""
         return _parse_info(await self.call("INFO", *sections))
 
-    async def condition(self) -> ServerCondition:
-        """The server's condition as far as this user may ask. Raises ServerUnavailable."""
+    async def info_of_all(self, *sections: str) -> dict[str, dict[str, str]]:
+        """The fields of INFO of each node that has keys, by its address, which is empty for the only one; nothing when
+        this user may not ask. Raises ServerUnavailable."""
+        places = self.topology.places()
         try:
-            return ServerCondition.of(await self.info(*SECTIONS))
+            found = await asyncio.gather(*(self.wire(place).send(("INFO", *sections)) for place in places))
         except ServerRefused:
-            return ServerCondition()
+            return {}
+        names = [f"{host}:{port}" if host else "" for host, port in places]
+        return {name: _parse_info(raw) for name, raw in zip(names, found, strict=True)}
+
+    async def condition(self) -> ServerCondition:
+        """The condition of all nodes as far as this user may ask. Raises ServerUnavailable."""
+        found = await self.info_of_all(*SECTIONS)
+        return ServerCondition.of_all(found)
 
     async def ping(self) -> float:
         """The seconds that one round trip takes; opens the connection. Raises ServerError."""
@@ -228,7 +274,7 @@ class RedisServer:
         await self._background.drain(0)
 
     def _parts(self) -> list[Wire | BlockingReader | ShardedReader | Subscriber]:
-        return [*self._readers, *self._subscribers, *self._wires.values()]
+        return [*self._readers, *self._subscribers, *self._wires.values(), *self._confirmed.values()]
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         give_up, refused = time.monotonic() + self.patience, False
@@ -254,12 +300,14 @@ class RedisServer:
         known, whole = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
         if self.topology.sharded:
             script = script.sharded
+        wires = self._confirmed if script.confirmed and self._replicas else self._wires
+        place = self.topology.place((known, script.sha, *arguments[:2]))
         try:
-            return await self.call(known, script.sha, *arguments)
+            return await self._wire(wires, place).send((known, script.sha, *arguments))
         except ServerRefused as error:
             if error.code != "NOSCRIPT":
                 raise
-            return await self.call(whole, script.body, *arguments)
+            return await self._wire(wires, place).send((whole, script.body, *arguments))
 
 
 @dataclass(frozen=True)
@@ -267,6 +315,7 @@ class _Node:
     """What the pipelined connection to one place of ``server`` needs of it."""
 
     server: RedisServer
+    wires: dict[Place, Wire]
     place: Place
 
     def connection(self) -> Connection:
@@ -284,7 +333,7 @@ class _Node:
 
     def redirected(self, error: AskError, command: Command) -> None:
         place = self.server.topology.redirected(error)
-        self.server.wire(place).put(command, asking=not isinstance(error, MovedError))
+        self.server._wire(self.wires, place).put(command, asking=not isinstance(error, MovedError))
 
 
 @asynccontextmanager

@@ -87,6 +87,11 @@ class Topology:
     async def find(self) -> None:
         """Look for the server. Raises RedisError when it cannot be found, with a text for people."""
 
+    async def judged(self) -> tuple[bool, str]:
+        """Whether it would outlive the death of a node as far as the topology tells, and why; the text is empty for a
+        single server. Raises RedisError."""
+        return True, ""
+
     async def aclose(self) -> None:
         """Close what belongs to no command."""
 
@@ -132,6 +137,10 @@ class WithSentinels(Topology):
         """See Topology.find."""
         await self._sentinels.discover_master(self._address.name)
 
+    async def judged(self) -> tuple[bool, str]:
+        """See Topology.judged: what the Sentinels say of their quorum."""
+        return await self._sentinels.quorum(self._address.name)
+
     async def aclose(self) -> None:
         """See Topology.aclose."""
         if self._watch is not None:
@@ -157,6 +166,19 @@ class _Sentinels(Sentinel):
             return found
         except MasterNotFoundError:
             raise RedisConnectionError(await self._why(service_name)) from None
+
+    async def quorum(self, name: str) -> tuple[bool, str]:
+        """Whether all Sentinels answer and would elect another primary; and what they say."""
+        said = list[str]()
+        for sentinel in self.sentinels:
+            try:
+                await sentinel.execute_command("SENTINEL", "CKQUORUM", name)  # type: ignore[no-untyped-call]
+            except (RedisError, OSError) as error:
+                host = sentinel.connection_pool.connection_kwargs
+                said.append(f"{host['host']}:{host['port']}: {error}")
+        agree = len(self.sentinels) - len(said)
+        text = f"{agree} of {len(self.sentinels)} Sentinels answer and see a quorum"
+        return not said, "; ".join([text, *said])
 
     async def _why(self, name: str) -> str:
         """Why there is no primary."""
@@ -245,6 +267,11 @@ class Cluster(Topology):
         await self._refresh()
         if (covered := len(self._nodes.slots_cache)) < SLOTS:
             raise RedisConnectionError(f"only {covered} of its {SLOTS} slots have a node: it is half a cluster")
+
+    async def judged(self) -> tuple[bool, str]:
+        """See Topology.judged."""
+        await self.find()
+        return True, f"all {SLOTS} slots have a node, {len(self.places())} in all"
 
     async def aclose(self) -> None:
         """See Topology.aclose."""

@@ -4,6 +4,7 @@
 --   keep: ms that an idle conversation is kept
 --   text: the notice for followers of a front end without an outbox, '' if its outbox delivers
 -- Returns OK | DUP | CONFLICT (the same key with another text); the last two write nothing.
+-- Confirmed by replicas.
 -- include: clock state entry trace turn
 -- keys: idempotency outbox history
 -- args: digest repeat_ms payload remembered history_limit keep instance said text

@@ -3,6 +3,7 @@
 --   said: the message as the log shows it; max_bytes: limit for a turn with all its parts
 -- Returns {EDITED|RUNNING|DONE|UNKNOWN|FULL, turn}. A repeat, or an edit older than the current one, is EDITED and
 -- changes nothing.
+-- Confirmed by replicas.
 -- include: clock state entry trace turn
 -- keys: mailbox idempotency
 -- args: version envelope part instance said max_bytes

@@ -2,6 +2,7 @@
 -- Otherwise the same as ADMIT.
 --   turn: the running turn or ''; stream, entry: the place in the conversation's `at`; final: its final event as JSON
 -- Returns what ADMIT returns, or MOVED as the outcome: the conversation moved on meanwhile (read it again).
+-- Confirmed by replicas.
 -- include: clock state entry trace turn sleep finish admit
 -- args: final remembered* records*
 local answer = known()

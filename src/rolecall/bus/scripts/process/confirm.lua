@@ -1,0 +1,5 @@
+-- Do nothing. Replicas confirm this, and with it what was written before.
+-- Confirmed by replicas.
+-- Returns 1.
+-- keys: log
+return 1
