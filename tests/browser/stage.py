@@ -63,6 +63,10 @@ class SampleLLMAgent(Agent):
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """What it is asked is what it answers, so that a test says what an answer holds."""
+        if envelope.text.startswith("ask me"):
+            sure = await ctx.confirm("Shall I?")
+            colour = await ctx.choose("Which colour?", ("red", "green", "blue"))
+            return envelope.reply(f"{sure} {colour}")
         if envelope.text.startswith("bury me"):
             raise Reject(envelope.text.partition(" because ")[2] or "it was asked for")
         answer = (await ctx.ask(ctx.model, (), envelope.text)).text.removeprefix("echo: ")

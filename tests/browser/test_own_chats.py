@@ -203,3 +203,15 @@ async def test_shortcuts_are_explained_and_the_page_can_be_installed(page: Page)
     await page.goto("/web/now")
     await expect(page.locator("main")).to_contain_text("Server unreachable")
     await page.context.set_offline(False)
+
+
+async def test_what_an_agent_asks_is_answered_with_a_button_also_after_a_reload(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "ask me")
+    await page.get_by_role("group", name="Shall I?").get_by_role("button", name="Yes").click()
+    colours = page.get_by_role("group", name="Which colour?")
+    await expect(colours.get_by_role("button")).to_have_text(["red", "green", "blue"])
+    await page.reload()
+    await colours.get_by_role("button", name="green").click()
+    await answered(page, "True green")
+    await expect(colours.get_by_role("button", name="green")).to_have_attribute("aria-pressed", "true")

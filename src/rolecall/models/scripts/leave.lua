@@ -20,7 +20,7 @@ if used >= 0 then
   redis.call('HSET', STATE, 'scale', 0.8 * scale + 0.2 * used / math.max(1, tonumber(EXPECTED)))
 end
 for i = 1, #COUNTS, 2 do redis.call('HINCRBY', SPENT, COUNTS[i], COUNTS[i + 1]) end
-if #COUNTS > 0 then redis.call('EXPIRE', SPENT, 691200) end
+if #COUNTS > 0 then redis.call('EXPIRE', SPENT, 3024000) end
 
 local function pause(most, n) return math.min(most, 250 * 2 ^ math.min(n, 16)) end
 local returned, wait = false, 0

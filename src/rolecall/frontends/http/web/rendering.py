@@ -45,7 +45,7 @@ BLANK = {
     "conversation": {
         "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
     },
-    "turn": {"turn": "", "said": "", "total": 0, "state": "", "tone": "", "hops": ()},
+    "turn": {"turn": "", "said": "", "total": 0, "state": "", "tone": "", "hops": (), "depth": 0},
     "hop": {"instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0},
     "record": {"ms": 0, "since": 0, "turn": "", "instance": "", "word": "", "text": "", "id": ""},
 }  # fmt: skip

@@ -15,6 +15,7 @@ from rolecall import stats
 from rolecall.bus.conversation import active_conversations
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.processes import instance_counts
+from rolecall.bus.turn import root_of
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.probes import missing_roles
@@ -26,7 +27,7 @@ from rolecall.transcripts.record import (
     read_records,
     visible,
 )
-from rolecall.transcripts.timeline import timelines
+from rolecall.transcripts.timeline import TurnTimeline, timelines
 from rolecall.transcripts.words import STATES, tone_of
 
 MAX_STORED = 50
@@ -81,10 +82,27 @@ async def show_conversation(services: Services, which: str) -> ConversationView:
 
 
 def turns_of(records: list[Record]) -> list[dict[str, Any]]:
-    """The last turns among ``records``, with their hops; ``now`` is the current time in ms."""
-    now = time.time_ns() // 1_000_000
-    shown = [{**msgspec.to_builtins(turn), "now": now} for turn in timelines(records)[-TURNS:]]
-    return [{**turn, "said": unquoted(turn["said"]), "tone": STATES.get(turn["state"], "")} for turn in shown]
+    """The last turns among ``records``, with their hops; each is followed by the calls that it made, ``depth`` deep.
+    ``now`` is the current time in ms."""
+    now, found = time.time_ns() // 1_000_000, timelines(records)
+    roots = list(dict.fromkeys(root_of(turn.turn) for turn in found))[-TURNS:]
+    shown = sorted(
+        (turn for turn in found if root_of(turn.turn) in roots),
+        key=lambda turn: (roots.index(root_of(turn.turn)), _numbers(turn.turn)),
+    )
+    return [_turn_row(turn, now) for turn in shown]
+
+
+def _turn_row(turn: TurnTimeline, now: int) -> dict[str, Any]:
+    state = "waiting" if turn.state == "running" and not turn.hops else turn.state
+    return {
+        **msgspec.to_builtins(turn), "now": now, "said": unquoted(turn.said), "state": state,
+        "tone": STATES.get(state, ""), "depth": min(turn.turn.count("."), 6),
+    }  # fmt: skip
+
+
+def _numbers(turn: str) -> list[int]:
+    return [int(part) for part in turn.lstrip("c").split(".") if part.isdigit()]
 
 
 def line_of(record: Record) -> dict[str, Any]:

@@ -38,7 +38,7 @@ export class Answer {
     this.ticking = setInterval(() => this.tick(), 1000);
     this.tick();
     this.source = new EventSource(`/web/chat/tasks/${id}/events`);
-    for (const kind of ["queued", "started", "delta", ...ENDS]) {
+    for (const kind of ["queued", "started", "delta", "asked", "answered", ...ENDS]) {
       this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data), parseInt(event.lastEventId, 10)));
     }
     this.source.addEventListener("error", () => this.lost());
@@ -57,6 +57,8 @@ export class Answer {
     if (kind === "delta") this.add(data.position, data.text);
     else if (kind === "started") this.start(data.role, data.instance, data.attempt);
     else if (kind === "queued") this.wait(data);
+    else if (kind === "asked") this.ask(data);
+    else if (kind === "answered") this.told(data.question, data.choice);
     else if (ENDS.includes(data.state)) this.end(data);
     else this.stand(data);
   }
@@ -66,7 +68,45 @@ export class Answer {
     this.characters = [...task.text];
     if (task.role) this.start(task.role, task.role, 0, true);
     else if (task.place) this.wait(task);
+    for (const question of task.questions ?? []) this.ask(question);
     this.draw();
+  }
+
+  /** Shows what an agent asks, with a button for each choice. */
+  ask({ id, text, options, style }) {
+    if (all(".question", this.asked).some((element) => element.dataset.question === id)) return;
+    const follows = atEnd();
+    const words = (option) => (style !== "confirm" ? option : t(option === "yes" ? "yes" : "no"));
+    const buttons = options.map((option, choice) => make("button", { type: "button", "data-choice": choice, class: choice ? "" : "first" }, words(option)));
+    this.asked.append(make("div", { class: "question", role: "group", "aria-label": text, "data-question": id },
+      make("p", {}, text), make("div", { class: "choices" }, ...buttons)));
+    say(find("[data-spoken]"), text);
+    if (follows) toEnd();
+  }
+
+  /** Shows the choice that was made; none if nobody chose in time. */
+  told(id, choice) {
+    const element = all(".question", this.asked).find((one) => one.dataset.question === id);
+    if (!element) return;
+    for (const button of all("button", element)) {
+      const chosen = Number(button.dataset.choice) === choice;
+      button.disabled = true;
+      button.classList.toggle("chosen", chosen);
+      if (chosen) button.setAttribute("aria-pressed", "true");
+    }
+  }
+
+  /** Sends the choice of a button. */
+  async choose(button) {
+    const question = button.closest(".question").dataset.question;
+    for (const other of all("button", button.parentElement)) other.disabled = true;
+    try {
+      await ask("POST", `/chat/task/${this.id}/answer`, { question, choice: Number(button.dataset.choice) });
+      this.told(question, Number(button.dataset.choice));
+    } catch (error) {
+      for (const other of all("button", button.parentElement)) other.disabled = error.status === 409 || error.status === 404;
+      throw error;
+    }
   }
 
   wait({ place, reason }) {
@@ -136,6 +176,7 @@ export class Answer {
   end(task) {
     this.leave();
     this.waits(false);
+    for (const button of all("button", this.asked)) button.disabled = true;
     this.element.classList.remove("runs");
     for (const hop of all(".now", this.trail)) hop.classList.remove("now");
     this.settle(task.state, task.state === "failed" ? task.error?.text ?? "" : task.text, {

@@ -262,6 +262,7 @@ chat.addEventListener("click", (event) => {
   const target = event.target.closest("button");
   if (target?.matches("[data-idea]")) write(target.textContent);
   else if (target?.matches("[data-copy]")) copyText(target, find("code", target.closest(".code").lastElementChild).textContent);
+  else if (target?.matches("[data-choice]")) tried(() => target.closest(".answer").answer.choose(target));
   else if (target?.matches("[data-act]")) act(target);
 });
 addEventListener("popstate", () => { if (fromAddress() !== name) open(fromAddress()); });

@@ -1,6 +1,6 @@
 // One conversation: its turns as bars, and its log, updated as it grows.
 
-import { ago, ask, clock, copy, find, keep, notify, parts, say, seconds, sure, t, tried } from "./dom.js";
+import { ago, all, ask, clock, copy, find, keep, notify, parts, say, seconds, sure, t, tried } from "./dom.js";
 import { live } from "./live.js";
 
 const MOST_LINES = 5000;
@@ -66,13 +66,16 @@ function draw(data) {
 function fillTurn(element, turn) {
   const part = parts(element);
   const last = turn.hops.at(-1);
-  const runs = turn.state === "running";
+  const runs = turn.state === "running" || turn.state === "waiting";
+  element.id = `turn-${turn.turn}`;
+  element.dataset.depth = turn.depth;
   // A running turn lasts until now.
   const total = runs ? Math.max(turn.total, turn.now - turn.ms) : turn.total;
   if (runs && last && !last.word) last.ended = total;
   say(part.said, turn.said);
   part.said.title = turn.said;
   say(part.id, t("turn_number", turn));
+  part.id.href = `#turn-${turn.turn}`;
   say(part.total, seconds(total));
   say(part.state, turn.state);
   part.state.className = `pill ${turn.tone}`;
@@ -119,7 +122,19 @@ log.addEventListener("click", (event) => {
   if (getSelection().isCollapsed) event.target.closest("[data-turn]")?.classList.toggle("whole");
 });
 
+/** The turn that the address names, shown in the timeline and in the log. */
+function wanted() {
+  const turn = /^#turn-([c\d.]+)$/.exec(location.hash)?.[1];
+  for (const line of all("[data-turn]", lines)) line.classList.toggle("marked", line.dataset.turn === turn);
+  const first = turn && find(`[data-turn="${turn}"]`, lines);
+  if (!first) return;
+  keepUp.checked = false;
+  log.scrollTop = first.offsetTop - log.offsetTop;
+}
+
+addEventListener("hashchange", wanted);
 toEnd();
+wanted();
 live(() => `/web/conversations/${which}/events?after=${after}`, {
   grown: grew,
   gone: () => {
