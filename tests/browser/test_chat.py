@@ -140,3 +140,30 @@ async def test_a_role_is_asked_by_its_name(page: Page) -> None:
     await say(page, "good morning")
     await expect(page.locator(".answer .hop").last).to_have_text("translation")
     await expect(page.locator(".answer .body")).to_have_text("echo: good morning")
+
+
+async def test_a_button_under_the_list_of_reminders_deletes_one(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "hello")
+    await expect(page.locator(".answer").last).not_to_have_class(re.compile("runs"))
+    made = await page.evaluate(
+        """async () => {
+            const token = document.querySelector("meta[name=csrf]")?.content ?? "";
+            const headers = { "Content-Type": "application/json", "X-CSRF-Token": token };
+            const statuses = [];
+            for (const text of ["tea", "bread"]) {
+                const body = JSON.stringify({ text, when: "in 2 hours", conversation_id: location.hash.slice(1) });
+                statuses.push((await fetch("/chat/reminders", { method: "POST", headers, body })).status);
+            }
+            return statuses;
+        }"""
+    )
+    assert made == [201, 201]
+    await say(page, "/reminders")
+    listed = page.locator(".answer").last
+    await expect(listed).to_contain_text("tea")
+    await listed.get_by_role("button", name="Delete 1").click()
+    await expect(listed).not_to_contain_text("tea")
+    await expect(listed).to_contain_text("bread")
+    await listed.get_by_role("button", name="Delete 1").click()
+    await expect(listed).to_contain_text("There are no reminders.")

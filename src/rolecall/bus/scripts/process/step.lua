@@ -28,7 +28,7 @@ redis.call('EXPIRE', CLOCK, 604800)
 local function move(key, low, high, to)
   local flat = redis.call('ZRANGEBYSCORE', key, low, high, 'WITHSCORES')
   for i = 1, #flat, 2 do
-    local scheduled = key == DEFERRED and string.find(flat[i], '\31', 1, true)
+    local scheduled = key == DEFERRED and string.find(flat[i], '\31[^.]*$') -- a call has a dot there
     if not scheduled then redis.call('ZADD', key, 'XX', to(tonumber(flat[i + 1])), flat[i]) end
   end
 end

@@ -4,6 +4,7 @@ import { Answer, atEnd, running, toEnd } from "./answer.js";
 import { anything, bodyOf, giveBack, listen as listenForFiles, shownAs, taken } from "./attach.js";
 import { all, ask, clock, copy, copyText, find, notify, parts, quiet, Refused, say, t, tried } from "./dom.js";
 import { begin as beginList, mark, remember } from "./kept.js";
+import { settleCommand } from "./reminders.js";
 import { dictation, readAloud } from "./speech.js";
 
 const chat = find("[data-chat]");
@@ -125,7 +126,7 @@ async function send(text, files = [], again = null) {
     if (here !== opened) return;
     row.turn = task.turn;
     if (task.id) answer.follow(task.id);
-    else answer.settle(task.state, task.text);
+    else await settleCommand(answer, name, text, task);
     listen();
     remember(name, text);
   } catch (error) {
