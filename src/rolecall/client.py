@@ -29,6 +29,7 @@ from rolecall.session import Session, open_session
 from rolecall.tracing.traceparent import carried
 from rolecall.transcripts.reading import Filters, Summary, conversations
 from rolecall.transcripts.scribe import Scribe
+from rolecall.transcripts.targets import open_targets
 from rolecall.worker.runtime import Runtime, process_name
 from rolecall.worker.worker import END_SECONDS
 
@@ -272,6 +273,7 @@ async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -
     writer = Scribe(
         session.server, application.settings.shards, application.log_dir, process=session.bus.process,
         tz=application.tz, lease_seconds=application.settings.lease_seconds,
+        targets=open_targets(application.settings, application.log_dir, application.tz),
     )  # fmt: skip
     runtime.scribe, runtime.problem = scribe, lambda: writer.problem
     async with asyncio.TaskGroup() as group:

@@ -42,6 +42,7 @@ LOOKS_SECRET = re.compile(
 )
 """What is a secret by its looks, whoever it belongs to."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+TARGET = r"\s*(?:directory|stdout|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\s,]*)?)\s*"
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
 
@@ -270,6 +271,17 @@ class FrontendSettings(BaseModel):
     otel_service_name: str = Field("rolecall", min_length=1, description="name of this deployment in traces")
     otel_traces_sampler_arg: float = Field(1, ge=0, le=1, description="share of turns that are traced")
     log_dir: str = Field("log", description="directory of the transcripts, relative to the application directory")
+    log_targets: str = Field(
+        "directory", pattern=f"^{TARGET}(,{TARGET})*$", examples=["directory,s3://my-bucket/rolecall"],
+        description="where transcripts go, comma-separated: directory (LOG_DIR), stdout, s3://BUCKET/PREFIX",
+    )  # fmt: skip
+    log_s3_seconds: float = Field(5, ge=0, le=3600, description="seconds between two writes of transcripts to S3")
+    aws_endpoint_url: str | None = Field(None, description="URL of an S3-compatible object storage; AWS if unset")
+    aws_region: str | None = Field(None, description="region of the object storage")
+    aws_access_key_id: SecretStr | None = Field(
+        None, description="access key of the object storage; by default the role of this machine"
+    )
+    aws_secret_access_key: SecretStr | None = Field(None, description="secret of AWS_ACCESS_KEY_ID")
     environment: Literal["production", "development"] = Field(
         "production", description="development reloads agents and prompts when their files change"
     )

@@ -436,7 +436,7 @@ async def test_a_defect_of_the_scribe_is_told_and_ends_it_not(
     async with writing(server, log_dir) as scribe:
         await until(lambda: scribe.writing, "the scribe to lead")
         with monkeypatch.context() as broken:
-            broken.setattr(scribe._files, "write", lambda entries: 1 / 0)
+            broken.setattr(scribe._targets[0], "write", lambda entries: 1 / 0)
             await add(server, "waits")
             await until(lambda: "the scribe failed and starts again" in caplog.messages, "the defect to be told")
         await drained(server)

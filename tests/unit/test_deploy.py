@@ -84,7 +84,7 @@ def test_the_front_alone_is_published_and_to_this_machine_alone() -> None:
 
 def test_no_service_is_given_the_secrets_of_another() -> None:
     models = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY", "OLLAMA_API_KEY", "LOCAL_KEY",
-              "OTEL_EXPORTER_OTLP_HEADERS"}  # fmt: skip
+              "OTEL_EXPORTER_OTLP_HEADERS", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}  # fmt: skip
     own = {"worker": models,
            "telegram": {"TELEGRAM_BOT_TOKEN", "TELEGRAM_INVITE_CODE", "TELEGRAM_WEBHOOK_SECRET"},
            "front": set(), "rolecall": set()}  # fmt: skip

@@ -47,6 +47,8 @@ class TranscriptFiles:
     """The files below ``log_dir/conversations``: directories 0700, files 0600. Links below it are never followed;
     ``log_dir`` itself may be one. Only one process may use a directory, and only one thread this object, at a time."""
 
+    pause = 0.0
+
     def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
         self.refused: list[str] = []
         """What was not written: paths that are not regular files, and records that have no line; the caller clears the

@@ -18,10 +18,12 @@ from rolecall.bus.turn import FORGET
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP, ShardKeys
-from rolecall.redis.leader import Leader
+from rolecall.redis.leader import RENEWALS, Leader
 from rolecall.redis.server import BLOCK_MS, Reader, RedisServer, field_map, pairs
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
+from rolecall.transcripts.object_storage import StorageUnavailable
 from rolecall.transcripts.record import Record, entry_order
+from rolecall.transcripts.targets import TranscriptTarget
 from rolecall.transcripts.words import WORDS
 
 CONSUMER = "scribe"
@@ -39,12 +41,13 @@ logger = logging.getLogger(__name__)
 
 
 class Scribe:
-    """Writes the transcripts below ``log_dir``, or stands by while another process does.
+    """Writes the transcripts to all ``targets``, by default below ``log_dir``, or stands by while another process does.
 
-    It is the leader of the election ``scribe``, exclusive by the lock file ``log_dir/.scribe``: one process at a time
-    uses the directory, however long it is frozen, and one directory at a time gets the records. Every record is in its
-    file once, whatever is killed and when. Only a record caught between write and deletion while the lead passes to
-    another directory is in both directories.
+    It is the leader of the election ``scribe``. A directory among the targets makes that exclusive by the lock file
+    ``log_dir/.scribe``: one process at a time uses the directory, however long it is frozen, and one directory at a
+    time gets the records. Every record is in its file and in its object once, whatever is killed and when. Only a
+    record caught between write and deletion while the lead passes to another directory is in both directories. A target
+    that takes nothing holds the others up; the records wait on the server.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Scribe:
         tz: tzinfo | None = None,
         lease_seconds: float = 15,
         on_problem: Callable[[str], None] | None = None,
+        targets: Sequence[TranscriptTarget] | None = None,
     ) -> None:
         self.server = server
         self.log_dir = log_dir
@@ -64,10 +68,9 @@ class Scribe:
         self.writing = False
         """Whether this process writes now, rather than standing by."""
         self._streams = [ShardKeys(number).log for number in range(shards)]
-        self._files = TranscriptFiles(log_dir, tz)
-        self._leader = Leader(
-            server, "scribe", process, seconds=lease_seconds, lock=log_dir / ".scribe", exclusive=True
-        )
+        self._targets: list[TranscriptTarget] = [TranscriptFiles(log_dir, tz)] if targets is None else [*targets]
+        lock = log_dir / ".scribe" if any(isinstance(target, TranscriptFiles) for target in self._targets) else None
+        self._leader = Leader(server, "scribe", process, seconds=lease_seconds, lock=lock, exclusive=lock is not None)
         self._lease_seconds = lease_seconds
         self._on_problem = on_problem
         self.problem = ""
@@ -102,6 +105,7 @@ class Scribe:
             return
         await self._prepare()
         self.writing = True
+        pause = min(max(target.pause for target in self._targets), self._lease_seconds / RENEWALS)
         start, count = "0", COUNT  # first what this consumer read before, then what is new
         while not self._stopped.is_set() and await self._leader.renew():
             batch = await self._read(start, count)
@@ -113,19 +117,23 @@ class Scribe:
             else:
                 await self._remove(batch)
                 full = max(len(ids) for _, ids, _ in batch) >= count
-                count = min(count * 2, MAX_COUNT) if full else COUNT
+                count = min(count * 2, MAX_COUNT) if full or pause else COUNT
+                if pause and not full:
+                    await self._pause(pause)
 
     async def _prepare(self) -> None:
         await self.server.call("HSETNX", keys.META, "born", secrets.token_hex(6))
         born = await self.server.call("HGET", keys.META, "born")
-        await _uninterrupted(asyncio.to_thread(self._files.begin, born.decode()))
+        for target in self._targets:
+            await _uninterrupted(asyncio.to_thread(target.begin, born.decode()))
         for stream in self._streams:
             with suppress(ServerRefused):  # BUSYGROUP: it exists; anything else shows at the first read
                 await self.server.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
 
     async def _leave(self) -> None:
         self.writing = False
-        self._files.close()
+        for target in self._targets:
+            target.close()
         if self._reader is not None:
             await self._reader.aclose()
             self._reader = None
@@ -147,10 +155,12 @@ class Scribe:
     async def _write(self, batch: Batch) -> bool:
         """Write until it succeeds; False when this process lost the lead or has to stop."""
         entries = [entry for _, _, of_stream in batch for entry in of_stream]
-        wait = 0.1
+        wait, left = 0.1, [*self._targets]
         while await self._leader.renew():
             try:
-                await _uninterrupted(asyncio.to_thread(self._files.write, entries))
+                while left:
+                    await _uninterrupted(asyncio.to_thread(left[0].write, entries))
+                    left.pop(0)
             except OSError as error:
                 self._report(_explained(error, self.log_dir))
             else:
@@ -181,9 +191,10 @@ class Scribe:
             self._on_problem(problem)
 
     def _report_recovery(self) -> None:
-        for path in self._files.refused:
-            logger.warning("transcript %s: not written, this is no file or record of Rolecall's", path)
-        self._files.refused.clear()
+        for target in self._targets:
+            for path in target.refused:
+                logger.warning("transcript %s: not written, this is no file or record of Rolecall's", path)
+            target.refused.clear()
         if self.problem:
             logger.info("transcripts are written again by %s", self.process)
             self.problem = ""
@@ -194,6 +205,8 @@ class Scribe:
 
 
 def _explained(error: Exception, log_dir: Path) -> str:
+    if isinstance(error, StorageUnavailable):
+        return f"transcripts cannot be written to {error}; records wait on the server"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"no space for transcripts in {log_dir} ({error.strerror}): records wait on the server; free some"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:

@@ -1,0 +1,199 @@
+"""Transcripts in an S3-compatible object storage: each write is an object of its own, numbered within its session.
+
+``<prefix>/conversations/<conversation>/<YYYY.MM.DD>/<HH:MM:SS>/000001.log`` and so on; one after the other they are the
+file that the directory would have. An object is created, never replaced: of two scribes that both believe to lead, one
+finds the number taken, reads what is there, and writes the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import tzinfo
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from rolecall.bus.turn import FORGET
+from rolecall.errors import MissingExtra
+from rolecall.settings import Settings, address
+from rolecall.transcripts.files import LogEntry
+from rolecall.transcripts.record import (
+    Order,
+    Record,
+    conversation_dir,
+    entry_order,
+    format_line,
+    parse_line,
+    session_file,
+)
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+SCHEME = "s3://"
+BORN = ".scribe-born"
+SESSIONS = 10_000
+"""Sessions whose last object is remembered."""
+WRITERS = 16
+TIMEOUT = "10s"
+T = TypeVar("T")
+
+
+class StorageUnavailable(OSError):
+    """Raised when the object storage cannot be reached or refuses."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The last object of a session: its number, and the order of its last record."""
+
+    number: int = 0
+    last: Order = (0, 0, 0)
+
+
+class TranscriptObjects:
+    """See TranscriptTarget. ``name`` is ``s3://bucket/prefix``."""
+
+    def __init__(self, name: str, store: S3Store, tz: tzinfo | None = None, pause: float = 0.0) -> None:
+        self.name = name
+        self.refused: list[str] = []
+        self.pause = pause
+        self._store = store
+        self._tz = tz
+        self._generation = 0
+        self._segments: OrderedDict[PurePosixPath, Segment] = OrderedDict()
+
+    @classmethod
+    def open(cls, name: str, settings: Settings, tz: tzinfo | None) -> TranscriptObjects:
+        """The storage that ``name`` and the settings AWS_… say. Raises ConfigError."""
+        if importlib.util.find_spec("obstore") is None:
+            raise MissingExtra("s3", f"LOG_TARGETS={name}")
+        from obstore.store import S3Store
+
+        parts, options = urlsplit(name), dict[str, Any]()
+        if endpoint := settings.aws_endpoint_url:
+            options |= {"endpoint": address("AWS_ENDPOINT_URL", endpoint), "virtual_hosted_style_request": False}
+        key, secret = settings.aws_access_key_id, settings.aws_secret_access_key
+        given = {"region": settings.aws_region, "access_key_id": key and key.get_secret_value(),
+                 "secret_access_key": secret and secret.get_secret_value()}  # fmt: skip
+        options |= {option: value for option, value in given.items() if value}
+        store = S3Store(
+            parts.netloc, prefix=parts.path.strip("/") or None, retry_config={"max_retries": 2},
+            client_options={"timeout": TIMEOUT, "allow_http": True}, **options,
+        )  # fmt: skip
+        return cls(name, store, tz, settings.log_s3_seconds)
+
+    def begin(self, born: str) -> None:
+        """See TranscriptTarget. A new server gets new sessions: its entry ids may start over."""
+        self._segments.clear()
+        known = (self._get(BORN) or b"").decode().split()
+        if born not in known:
+            known.append(born)
+            self._asked(lambda obstore: obstore.put(self._store, BORN, "\n".join(known).encode()))
+        self._generation = known.index(born)
+
+    def write(self, entries: Iterable[LogEntry]) -> None:
+        """See TranscriptTarget. Idempotent."""
+        waiting: dict[PurePosixPath, list[Record]] = {}
+        for entry in entries:
+            if entry.record.word == FORGET:
+                self._append_all(waiting)
+                self._forget(conversation_dir(entry.conversation))
+                continue
+            try:
+                path = session_file(entry.conversation, entry.session, self._tz, self._generation)
+            except (ValueError, OverflowError, TypeError) as error:  # the boundary: it must not stop the others
+                self.refused.append(f"of record {entry.record.id}: {error}")
+            else:
+                waiting.setdefault(path, []).append(entry.record)
+        self._append_all(waiting)
+
+    def close(self) -> None:
+        """See TranscriptTarget."""
+        self._segments.clear()
+
+    def _append_all(self, waiting: dict[PurePosixPath, list[Record]]) -> None:
+        if waiting:
+            with ThreadPoolExecutor(min(len(waiting), WRITERS), thread_name_prefix="rolecall-s3") as pool:
+                list(pool.map(self._append, waiting, waiting.values()))
+        waiting.clear()
+        while len(self._segments) > SESSIONS:
+            self._segments.popitem(last=False)
+
+    def _append(self, path: PurePosixPath, records: list[Record]) -> None:
+        while True:
+            segment = self._segments.get(path) or self._last(path)
+            fresh = [record for record in records if record.order > segment.last]
+            following = Segment(segment.number + 1, fresh[-1].order if fresh else segment.last)
+            if not fresh or self._create(_key(path, following.number), b"".join(map(self._line, fresh))):
+                self._segments[path] = following if fresh else segment
+                return
+            self._segments.pop(path, None)  # another scribe, or an attempt of ours whose answer was lost
+
+    def _line(self, record: Record) -> bytes:
+        try:
+            return f"{format_line(record, self._tz)}\n".encode()
+        except (ValueError, OverflowError, TypeError) as error:
+            self.refused.append(f"of record {record.id}: {error}")
+            return b""
+
+    def _last(self, path: PurePosixPath) -> Segment:
+        names = sorted(self._names(f"{_directory(path)}/"))
+        if not names:
+            return Segment()
+        lines = (self._get(names[-1]) or b"").decode("utf-8", "replace").splitlines()
+        orders = [entry_order(record.id) for line in lines if (record := parse_line(line))]
+        return Segment(int(PurePosixPath(names[-1]).stem), orders[-1] if orders else (0, 0, 0))
+
+    def _forget(self, name: str) -> None:
+        for path in [path for path in self._segments if path.parts[0] == name]:
+            del self._segments[path]
+        if names := self._names(f"conversations/{name}/"):
+            self._asked(lambda obstore: obstore.delete(self._store, names))
+
+    def _names(self, prefix: str) -> list[str]:
+        return self._asked(
+            lambda obstore: [str(one["path"]) for page in obstore.list(self._store, prefix) for one in page]
+        )
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Whether the object is new and now there."""
+
+        def create(obstore: Any) -> bool:
+            try:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+        return self._asked(create)
+
+    def _get(self, key: str) -> bytes | None:
+        def get(obstore: Any) -> bytes | None:
+            try:
+                return bytes(obstore.get(self._store, key).bytes())
+            except FileNotFoundError:
+                return None
+
+        return self._asked(get)
+
+    def _asked(self, work: Callable[[Any], T]) -> T:
+        import obstore
+
+        try:
+            return work(obstore)
+        except obstore.exceptions.BaseError as error:
+            first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise StorageUnavailable(f"{self.name}: {first}") from None
+
+
+def _directory(path: PurePosixPath) -> str:
+    return f"conversations/{path.with_suffix('')}"
+
+
+def _key(path: PurePosixPath, number: int) -> str:
+    return f"{_directory(path)}/{number:06d}.log"
