@@ -113,7 +113,8 @@ class GeminiModel:
         options: Any = None if dimensions is None else {"output_dimensionality": dimensions}
         try:
             async with asyncio.timeout(EMBEDDING_SECONDS), self._answer_closed():
-                found = await client.aio.models.embed_content(model=model, contents=list(texts), config=options)
+                contents: Any = list(texts)  # its type depends on whether Pillow is installed
+                found = await client.aio.models.embed_content(model=model, contents=contents, config=options)
                 return Vectors(tuple(tuple(one.values or ()) for one in found.embeddings or ()))
         except TimeoutError:
             raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
