@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-browser check format proof serving-proof chaos bench pictures figures lock \
+.PHONY: help run test test-browser check format proof serving-proof chaos bench docs docs-serve pictures figures lock \
   page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
@@ -39,6 +39,14 @@ chaos: $(VENV)/dev ## kill processes and count what is lost: ARGS="--seeds 5 --c
 # Statistics about the code: files, lines, import cycles, duplicate names.
 figures: $(VENV)/dev ## statistics about the code
 	@$(BIN)/python -m tests.figures $(ARGS)
+
+# Build the documentation site into build/site; a broken link, a missing page or a wrong diagram is an error.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
+docs: $(VENV)/docs ## the documentation site, in build/site
+	@$(MKDOCS) build --strict --quiet && echo "build/site/index.html"
+
+docs-serve: $(VENV)/docs ## the documentation site on a local port, rebuilt as you write
+	@$(MKDOCS) serve -a 127.0.0.1:8000
 
 # Regenerate the images in the README from a real run; the web page needs Chromium, like test-browser.
 pictures: $(VENV)/browser ## make the pictures of the README from a real run
@@ -115,6 +123,9 @@ $(VENV)/all: $(VENV)/made pyproject.toml
 $(VENV)/dev: $(VENV)/made pyproject.toml
 	@echo "setting up for tests …"
 	@$(BIN)/python deploy/install.py dev && touch $@ $(VENV)/all
+
+$(VENV)/docs: $(VENV)/dev
+	@$(BIN)/python deploy/install.py dev,docs && touch $@
 
 $(VENV)/browser: $(VENV)/dev
 	@$(BIN)/python deploy/install.py dev,browser && touch $@

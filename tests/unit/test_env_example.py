@@ -7,24 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import wrap
-from typing import get_args
 
 from dotenv import dotenv_values
-from pydantic.fields import FieldInfo
 
 from config import config
-from rolecall.settings import BusSettings, FrontendSettings, ModelSettings, ServerSettings, Settings
+from reference.settings import SECTIONS, described, shown
+from rolecall.settings import Settings
 
 FILE = Path(__file__).parents[2] / ".env.example"
 HEAD = (
     "Copy this file to .env and uncomment the lines you change. Environment variables take precedence over .env. "
     "For a secret NAME you can set NAME_FILE to the path of a file that contains it."
-)
-SECTIONS = (
-    ("The server", ServerSettings),
-    ("Models", ModelSettings),
-    ("Front ends", FrontendSettings),
-    ("Timeouts and limits of the bus", BusSettings),
 )
 COMPOSE = (
     ("ROLECALL_UID", "1000", "ID of the user the containers run as, who must own the directory log (`id -u`)"),
@@ -53,20 +46,6 @@ def rendered() -> str:
     for variable, default, meaning in COMPOSE:
         lines += [*comment(meaning), f"#{variable}={default}"]
     return "\n".join(lines) + "\n"
-
-
-def described(field: FieldInfo) -> str:
-    limits = {
-        name: getattr(item, name) for item in field.metadata for name in ("gt", "ge", "le") if hasattr(item, name)
-    }
-    words = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
-    least = f"{limits['ge']} to" if "ge" in limits else "more than 0, up to"
-    allowed = f": {least} {limits['le']}" if "le" in limits else f": {' or '.join(words)}" if words else ""
-    return f"{field.description}{allowed}"
-
-
-def shown(default: object) -> str:
-    return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def comment(text: str) -> list[str]:

@@ -38,10 +38,15 @@ async def read_metrics(services: ServicesDep, _: Annotated[object, Depends(opera
         stats.band_depths(services.bus, roles),
         metric_totals(services.bus.server),
     )
-    collected = _Families(
-        [*_of_now(summary, depths), *_of_turns(summary), *_of_models(summary), *_of_work(found, roles)]
-    )
+    collected = _Families(families(summary, depths, found, roles))
     return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)
+
+
+def families(
+    summary: Mapping[str, Any], depths: Mapping[str, Mapping[str, int]], found: MetricTotals, roles: list[str]
+) -> list[Metric]:
+    """Every metric, of what stats.summary, band_depths and metric_totals return."""
+    return [*_of_now(summary, depths), *_of_turns(summary), *_of_models(summary), *_of_work(found, roles)]
 
 
 class _Families(Collector):
