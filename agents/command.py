@@ -32,7 +32,18 @@ async def show_help(argument: str, ctx: Context) -> str:
 
 async def forget(argument: str, ctx: Context) -> str:
     ctx.memory.forget()
+    await ctx.forget_files()
     return "Cleared. Starting a new conversation."
+
+
+async def files(argument: str, ctx: Context) -> str:
+    names = await ctx.files()
+    if argument == "clear":
+        await ctx.forget_files()
+        return f"Forgotten: {', '.join(names)}." if names else "There are no documents here."
+    if not names:
+        return "There are no documents here. Send one, and I know it for a day."
+    return "\n".join(["I know these documents, each for a day:", *names, "", "/files clear makes me forget them."])
 
 
 async def whoami(argument: str, ctx: Context) -> str:
@@ -90,6 +101,7 @@ ANSWERS: Mapping[str, Answer] = MappingProxyType(
         "role": choice("role", lambda ctx: ctx.roles.keys() - INNER),
         "reminders": say("Reminders are listed where you write: in Telegram, over HTTP, on the page, in the terminal."),
         "timezone": time_zone,
+        "files": files,
         "stats": say("Statistics are not available: this deployment has no role named stats."),
         "whoami": whoami,
     }

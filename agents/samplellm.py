@@ -20,9 +20,9 @@ class SampleLLMAgent(Agent):
         """Answer ``translated`` if set, else the text, in the language ``answer_lang``, with the attached images,
         documents and quote."""
         question = str(envelope.payload.get("translated") or envelope.text)
-        question, images = await ctx.question(envelope, question), await ctx.images(envelope)
-        language = LANGUAGES.get(str(envelope.payload.get("answer_lang", "en")), "English")
         small = ctx.model.name in SMALL
+        question, images = await ctx.question(envelope, question, earlier=not small), await ctx.images(envelope)
+        language = LANGUAGES.get(str(envelope.payload.get("answer_lang", "en")), "English")
         system = ctx.prompt("samplellm", language=language, small=small)
         history = (await ctx.memory.history())[-RECENT if small else 0 :]
         tools = (reminder_tool(ctx),) if not small and offers_reminders(envelope, ctx) else ()

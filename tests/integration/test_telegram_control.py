@@ -550,6 +550,7 @@ async def test_menus_are_there_for_private_chats_groups_and_admins_in_every_lang
             "role",
             "reminders",
             "timezone",
+            "files",
             "stats",
             "whoami",
             "queue",

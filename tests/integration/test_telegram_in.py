@@ -289,9 +289,25 @@ async def test_documents_are_context_and_what_cannot_be_read_is_said(api: Telegr
     assert "Hello PDF" in await way.answer(HERE, 2)
     ann.send_document(b"PK\3\4", name="c.zip", mime_type="application/zip")
     ann.send_document(b"\0\1\2", name="d.txt", caption="and this?")
-    assert await way.answer(HERE, 3) == "and this?"
     await api.wait_for(lambda: {text.partition(":")[0] for text in answers(api)} >= {"c.zip", "d.txt"})
+    ann.write("next")
+    assert (await way.answer(HERE, 3)).endswith("\n\nnext"), "a caption is not answered without its file"
     assert await way.turns(HERE) == 3
+
+
+async def test_a_document_is_known_to_later_questions_until_it_is_forgotten(api: TelegramApi, way: WayIn) -> None:
+    ann = api.user(ANN)
+    ann.send_document(b"x = 1", name="a.py", mime_type="text/x-python", caption="sum it up")
+    assert await way.answer(HERE, 1) == "<document name='a.py'>\nx = 1\n</document>\n\nsum it up"
+    ann.write("what is x?")
+    assert await way.answer(HERE, 2) == "<document name='a.py' sent='earlier'>\nx = 1\n</document>\n\nwhat is x?"
+    ann.send_document(b"x = 2", name="b.py")
+    asked = await way.answer(HERE, 3)
+    assert asked.index("a.py") < asked.index("b.py")
+    ann.write("/clear")
+    await api.wait_for(lambda: any("Cleared" in text for text in answers(api)))
+    ann.write("what is x?")
+    assert await way.answer(HERE, 4) == "what is x?"
 
 
 async def test_a_file_over_the_limit_is_refused_before_it_is_fetched(

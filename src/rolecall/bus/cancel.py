@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rolecall.bus.blobs import forget_files
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import asker_of, envelopes_of, remembered, running_turn
 from rolecall.bus.dead_letters import dead_letters, drop
@@ -94,10 +95,11 @@ async def stop_conversation(
     history: Sequence[bytes] = (),
 ) -> int:  # fmt: skip
     """End the running turn and every waiting one in one step, with one reply each. ``forget`` also clears the history
-    and starts a new session with the next message; before that, it removes the schedules. Returns how many turns were
-    ended."""
+    and starts a new session with the next message; before that, it removes the schedules and documents. Returns how
+    many turns were ended."""
     if forget:
         await unschedule(bus, conversation, instance=instance)
+        await forget_files(bus, conversation)
     shard, final = bus.shard(conversation), final_event("cancelled", {"text": text})
     for _ in range(MOVED_TRIES):
         waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]

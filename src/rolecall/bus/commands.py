@@ -30,6 +30,7 @@ COMMANDS = (
     Command("role", "/role [NAME|auto]", "Role that answers; /NAME TEXT asks a role once"),
     Command("reminders", "/reminders [delete NUMBER]", "Reminders of this conversation", "front"),
     Command("timezone", "/timezone [NAME|auto]", "Time zone of reminders"),
+    Command("files", "/files [clear]", "Documents I know here"),
     Command("stats", "/stats", "How the system is doing"),
     Command("whoami", "/whoami", "Your ID and settings"),
 )

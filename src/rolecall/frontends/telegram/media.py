@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
+import io
 import logging
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from charset_normalizer import from_bytes
 from telegram import Bot
 from telegram.error import BadRequest, Forbidden, NetworkError, TelegramError
 
-from rolecall.bus.blobs import Blobs
+from rolecall.bus.blobs import UNHEARD, Blobs, sound_type
 from rolecall.errors import BlobTooLarge
 from rolecall.frontends.telegram.bot import FloodWait
+from rolecall.frontends.telegram.document_text import LOCKED, NO_LIBRARY, Locked
 from rolecall.frontends.telegram.message import Attachment, Incoming
 
 logger = logging.getLogger(__name__)
@@ -27,20 +30,25 @@ FETCH_SECONDS = 20.0
 AT_ONCE = 8
 Problem = tuple[str, Mapping[str, str]]
 """A key of texts.toml and its values."""
-PDF_SECONDS = 20
+DOCUMENT_SECONDS = 20
 READ_CHARS = 2_000_000
-"""How much text is read of a PDF before it is shortened."""
+"""How much text is read of a document before it is shortened."""
 UNREADABLE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+COMPOUND = b"\xd0\xcf\x11\xe0"
+FOLDERS = {"docx": "word/", "xlsx": "xl/", "pptx": "ppt/"}
+SHORT = 64
+"""Bytes of a text whose encoding may be guessed."""
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 @dataclass(frozen=True)
 class FetchedFiles:
     """What the files of a message add to the payload, and a problem for each file that could not be downloaded or
-    read."""
+    read. ``missing`` is true if a file of the message itself is among these."""
 
     payload: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    missing: bool = False
 
 
 class UnusableFile(Exception):
@@ -68,13 +76,16 @@ class Media:
             conversation = incoming.address.conversation
             tasks = [group.create_task(self._store(conversation, one), name="telegram file") for one in incoming.files]
         payload: dict[str, list[Any]] = {}
-        problems = []
-        for result in (task.result() for task in tasks):
+        problems, missing = [], False
+        for attached, task in zip(incoming.files, tasks, strict=True):
+            result = task.result()
             if isinstance(result, UnusableFile):
                 problems.append(result.problem)
+                payload.setdefault("unread", []).append(attached.name)
+                missing = missing or not attached.quoted
             else:
                 payload.setdefault(result[0], []).append(result[1])
-        return FetchedFiles(payload, tuple(problems))
+        return FetchedFiles(payload, tuple(problems), missing)
 
     async def _store(self, conversation: str, attached: Attachment) -> tuple[str, Any] | UnusableFile:
         """The name in the payload and the value to append there."""
@@ -83,6 +94,8 @@ class Media:
             data, media_type = await self._fetch_one(attached), attached.media_type
             if attached.kind == "image":
                 return "images", await self.blobs.put(conversation, data, media_type)
+            if attached.kind == "voice" and (media_type := sound_type(data, media_type)) in UNHEARD:
+                raise UnusableFile("file_unknown", name=attached.name)
             if attached.kind == "document":
                 data, media_type = await self._read(attached, data), "text/plain"
             blob = await self.blobs.put(conversation, data, media_type)
@@ -128,7 +141,10 @@ class Media:
                 pause *= 2
 
     async def _read(self, attached: Attachment, data: bytes) -> bytes:
-        text = await text_of(data, attached.media_type)
+        try:
+            text = await text_of(data)
+        except Locked:
+            raise UnusableFile("file_locked", name=attached.name) from None
         if text is None:
             raise UnusableFile("file_unknown", name=attached.name)
         if not text:
@@ -139,22 +155,47 @@ class Media:
         return UnusableFile("file_large", name=attached.name, megabytes=str(self.blobs.bus.settings.blob_megabytes))
 
 
-async def text_of(data: bytes, media_type: str) -> str | None:
-    """The text of a file: empty if it contains none (a scan), None if it cannot be read."""
-    if media_type == "application/pdf":
-        return await _pdf(data)
-    return decode_text(data)
+async def text_of(data: bytes) -> str | None:
+    """The text of a file, by its content: empty if it contains none (a scan), None if it cannot be read. Raises
+    Locked."""
+    kind = document_kind(data)
+    if kind == "locked":
+        raise Locked
+    return await _document_text(data, kind) if kind else decode_text(data)
+
+
+def document_kind(data: bytes) -> str:
+    """``pdf``, ``docx``, ``xlsx``, ``pptx``, or ``locked`` for an encrypted one of the last three; else empty."""
+    if data.startswith(b"%PDF-"):
+        return "pdf"
+    if data.startswith(COMPOUND) and "EncryptedPackage".encode("utf-16-le") in data:
+        return "locked"
+    if data.startswith(b"PK"):
+        with contextlib.suppress(zipfile.BadZipFile, ValueError, OSError), zipfile.ZipFile(io.BytesIO(data)) as packed:
+            names = packed.namelist()
+            kinds = (kind for kind, folder in FOLDERS.items() if any(name.startswith(folder) for name in names))
+            return next(kinds, "")
+    return ""
 
 
 def decode_text(data: bytes) -> str | None:
-    """Decode UTF-8, UTF-16 with a byte order mark, or a Windows code page (1251 or 1252); None for binary data."""
+    """Decode a text in its encoding: UTF-8, UTF-16 with a byte order mark, or what it looks like. None for binary data
+    and for an encoding that cannot be told."""
     for encoding in (*(name for bom, name in BOMS if data.startswith(bom)), "utf-8"):
         with contextlib.suppress(UnicodeDecodeError):
             text = data.decode(encoding)
-            return None if UNREADABLE.search(text[:10_000]) else text.replace("\r\n", "\n").strip()
+            return None if UNREADABLE.search(text[:10_000]) else _plain(text)
     if UNREADABLE.search(data[:10_000].decode("latin-1")):
         return None
-    return data.decode("cp1251" if _cyrillic(data) else "cp1252", "replace").replace("\r\n", "\n").strip()
+    found = from_bytes(data).best()
+    if found is None and len(data) > SHORT:
+        return None
+    encoding = found.encoding if found is not None else "cp1251" if _cyrillic(data) else "cp1252"
+    return _plain(data.decode(encoding, "replace"))
+
+
+def _plain(text: str) -> str:
+    return text.replace("\r\n", "\n").strip()
 
 
 def shorten(text: str, characters: int) -> str:
@@ -166,17 +207,14 @@ def shorten(text: str, characters: int) -> str:
     return f"{head.rstrip()}\n[… {len(text) - len(head) - len(tail):,} characters left out …]\n{tail.lstrip()}"
 
 
-async def _pdf(data: bytes) -> str | None:
-    if importlib.util.find_spec("pypdf") is None:
-        logger.warning("a PDF was sent, but reading PDFs needs an extra: pip install 'rolecall[telegram]'")
-        return None
-    script = Path(__file__).with_name("pdf_text.py")
+async def _document_text(data: bytes, kind: str) -> str | None:
+    script = Path(__file__).with_name("document_text.py")
     pipe, nowhere = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", script, str(READ_CHARS), stdin=pipe, stdout=pipe, stderr=nowhere, env={}
+        sys.executable, "-I", script, kind, str(READ_CHARS), stdin=pipe, stdout=pipe, stderr=nowhere, env={}
     )
     try:
-        async with asyncio.timeout(PDF_SECONDS):
+        async with asyncio.timeout(DOCUMENT_SECONDS):
             out, _ = await process.communicate(data)
     except (TimeoutError, ConnectionError):
         return None
@@ -184,6 +222,11 @@ async def _pdf(data: bytes) -> str | None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == LOCKED:
+        raise Locked
+    if process.returncode == NO_LIBRARY:
+        extra = "telegram" if kind == "pdf" else "documents"
+        logger.warning("a %s was sent, but reading it needs an extra: pip install 'rolecall[%s]'", kind, extra)
     return out.decode("utf-8", "replace").strip() if process.returncode == 0 else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -39,6 +39,9 @@ TEXT_EXTENSIONS = """
 """
 TEXTS = frozenset(TEXT_EXTENSIONS.split())
 """File extensions (or whole names) of text files; clients often send a wrong media type."""
+DOCUMENTS = frozenset({"pdf", "docx", "xlsx", "pptx"})
+UNSPECIFIC = frozenset({"", "application/octet-stream", "application/pdf"})
+"""Media types of files that are worth a look at their content."""
 LONG_UNITS = 4000
 """Clients cut a text at 4096 UTF-16 units or at a line end before that, so a text this long may be continued."""
 QUOTED_CHARS = 2000
@@ -78,7 +81,8 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file of a message, not downloaded yet. ``size`` is in bytes, 0 if unknown; ``unique`` is the same in every
-    update that has the file. The kind unknown cannot be read; what is not a file has no ``name``."""
+    update that has the file. The kind unknown cannot be read; what is not a file has no ``name``. ``quoted`` is true
+    for a file of the message that is replied to."""
 
     kind: Kind
     file_id: str
@@ -86,6 +90,7 @@ class Attachment:
     media_type: str
     size: int = 0
     unique: str = ""
+    quoted: bool = False
 
 
 UNKNOWN = Attachment("unknown", "", "", "")
@@ -144,10 +149,8 @@ def _document(document: Document) -> Attachment:
     kind: Kind = "unknown"
     if media_type in IMAGES:
         kind = "image"
-    elif media_type == "application/pdf" or ending == "pdf":
-        kind, media_type = "document", "application/pdf"
-    elif media_type.startswith("text/") or ending in TEXTS:
-        kind, media_type = "document", "text/plain"
+    elif media_type.startswith("text/") or media_type in UNSPECIFIC or ending in TEXTS or ending in DOCUMENTS:
+        kind = "document"
     return Attachment(kind, document.file_id, name, media_type, document.file_size or 0, document.file_unique_id)
 
 
@@ -395,7 +398,7 @@ def _of_quoted(message: Message, me: User) -> tuple[Attachment, ...]:
     replied = _replied(message) or message.external_reply
     if replied is None or _is_reply_to(message, me):
         return ()
-    return tuple(one for one in attachments_of(replied) if one.kind != "unknown")
+    return tuple(replace(one, quoted=True) for one in attachments_of(replied) if one.kind != "unknown")
 
 
 def _plain(name: str) -> str:

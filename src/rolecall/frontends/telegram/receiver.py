@@ -215,11 +215,16 @@ class Receiver:
             return await self._tell(incoming, "too_fast") if pace == "TELL" else None
         fetched = await self.media.fetch(incoming) if incoming.files else FetchedFiles()
         await ticket.wait()
-        for key, values in fetched.problems:
-            await self._tell(incoming, key, **values)
+        if fetched.problems:
+            told = [say(incoming.language, key, **values) for key, values in fetched.problems]
+            await self._say(incoming, "\n".join(told))
         if command is not None:
             await self._command(incoming, command, status)
-        elif incoming.text or fetched.payload:
+        elif not fetched.missing:  # without its file, it would be another question
+            await self._ask(incoming, group, status, fetched)
+
+    async def _ask(self, incoming: Incoming, group: MessageGroup, status: UserStatus, fetched: FetchedFiles) -> None:
+        if incoming.text or fetched.payload:
             await self._admit_or_edit(incoming, group, status, fetched.payload)
         elif not fetched.problems:  # nothing but the bot's name
             await self._tell(incoming, "welcome")
