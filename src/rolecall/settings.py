@@ -261,10 +261,7 @@ class FrontendSettings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="minimum level logged to stderr"
     )
-    otel_exporter_otlp_endpoint: str | None = Field(
-        None, examples=["http://127.0.0.1:4318"],
-        description="URL of an OpenTelemetry collector that takes traces by OTLP over HTTP; without it there are none",
-    )  # fmt: skip
+    otel_exporter_otlp_endpoint: str | None = Field(None, description="URL of an OTLP/HTTP collector for traces")
     otel_exporter_otlp_headers: SecretStr | None = Field(
         None, description="headers for the collector, such as a key: name=value, comma-separated"
     )
@@ -278,9 +275,7 @@ class FrontendSettings(BaseModel):
     log_s3_seconds: float = Field(5, ge=0, le=3600, description="seconds between two writes of transcripts to S3")
     aws_endpoint_url: str | None = Field(None, description="URL of an S3-compatible object storage; AWS if unset")
     aws_region: str | None = Field(None, description="region of the object storage")
-    aws_access_key_id: SecretStr | None = Field(
-        None, description="access key of the object storage; by default the role of this machine"
-    )
+    aws_access_key_id: SecretStr | None = Field(None, description="access key of the object storage; else a role's")
     aws_secret_access_key: SecretStr | None = Field(None, description="secret of AWS_ACCESS_KEY_ID")
     environment: Literal["production", "development"] = Field(
         "production", description="development reloads agents and prompts when their files change"
