@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-browser check format proof serving-proof chaos bench docs docs-serve pictures figures lock \
+.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench docs docs-serve pictures figures \
+  lock \
   page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
@@ -26,6 +27,10 @@ test-browser: $(VENV)/browser ## the web page in a real browser; needs Chromium
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -y -q chromium; } \
 	  || { echo "A browser is needed; this helps:  sudo apt install chromium   |   CHROMIUM=/path/to/chrome make $@"; exit 1; }
 	@ROLECALL_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
+
+# Install real clients, each in an environment of its own, try them on a real server, and write docs/clients.md.
+test-clients: $(VENV)/dev ## OpenAI's clients and frameworks on a real server; needs the network and Node
+	@$(BIN)/python -m tests.clients $(ARGS)
 
 check: $(VENV)/dev ## style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -63,9 +63,9 @@ class Upstream:
 
 
 @asynccontextmanager
-async def provider() -> AsyncIterator[Upstream]:
+async def provider(upstream: Upstream | None = None) -> AsyncIterator[Upstream]:
     """A provider of one's own."""
-    upstream = Upstream()
+    upstream = upstream or Upstream()
     server = uvicorn_server(Starlette(routes=[Route("/v1/chat/completions", upstream.complete, methods=["POST"])]))
     with listen("127.0.0.1", 0) as listener:
         upstream.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
