@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench docs docs-serve pictures figures \
-  lock \
+.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench docs docs-serve pictures \
+  figures lock \
   page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
