@@ -49,6 +49,13 @@ class ManagerAgent(Agent):
         return envelope.via("samplellm")
 
 
+class CallingAgent(Agent):
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply((await ctx.call("samplellm", envelope.text)).text)
+
+
 def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
@@ -139,6 +146,15 @@ async def test_a_turn_is_one_trace_with_a_span_for_each_hop_call_tool_and_step(
     assert hop["gen_ai.agent.name"] == "samplellm" and hop["gen_ai.conversation.id"] == "terminal:a"
     assert hop["rolecall.hop"] == 1 and hop["rolecall.wait_seconds"] >= 0 and hop["rolecall.verdict"] == "OK"
     assert "the word of" not in str([one.to_json() for one in found]), "what users say is not recorded"
+
+
+async def test_calls_of_other_roles_are_in_the_trace_of_their_turn(tmp_path: Path, spans: InMemorySpanExporter) -> None:
+    async with deployed(tmp_path, (Role(CallingAgent), *ROLES[1:])) as deployment:
+        assert (await deployment.ask("terminal:a", "hello")).text == "echo: hello"
+        found = await turn_of(spans, 2)
+    assert len({one.context.trace_id for one in found if one.context}) == 1
+    called = ("turn", [("invoke_agent samplellm", [("once charge", []), ("chat echo", [])])])
+    assert tree(found) == [("turn", [("invoke_agent manager", [called]), ("invoke_agent manager", [])])]
 
 
 async def test_the_trace_continues_that_of_the_http_request(tmp_path: Path, spans: InMemorySpanExporter) -> None:

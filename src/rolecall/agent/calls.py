@@ -15,9 +15,11 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.errors import CallFailed, StepError, UnknownRole, duration
+from rolecall.tracing.traceparent import HEADER, carried
 
-INHERITED = ("user", "share", "asks", "front")
-"""What the meta of a call has from the turn that made it: on whose behalf it is, and whether its user can be asked."""
+INHERITED = ("user", "share", "asks", "front", HEADER)
+"""What the meta of a call has from the turn that made it: on whose behalf it is, whether its user can be asked, and the
+trace it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,10 @@ class Calls:
         if timeout is not None and not 0 < timeout <= 86_400:
             self._waits.recorder.broke(StepError(f"timeout={timeout:g} is invalid: expected more than 0 s to one day"))
         parent = self._envelope
+        inherited = {name: parent.meta[name] for name in INHERITED if name in parent.meta}
         envelope = Envelope(
             conversation=parent.conversation, payload={**payload, "text": text}, role=role, priority=parent.priority,
-            meta={"front": parent.reply_to, **{name: parent.meta[name] for name in INHERITED if name in parent.meta}},
+            meta={"front": parent.reply_to, **inherited, **carried()},
         )  # fmt: skip
         wait = self._waits.wait("call", role, seconds=timeout, envelope=envelope, text=f"a reply of {role}")
         if timeout is not None:

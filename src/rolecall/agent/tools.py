@@ -25,6 +25,8 @@ from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, ToolError
 from rolecall.models.model import Message, ToolCall, ToolSpec
 from rolecall.settings import Settings
+from rolecall.tracing import conventions
+from rolecall.tracing.span import span
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -156,7 +158,11 @@ class Toolbox:
                 raise ConfigError(f"tool {tool.name} asks the user first: offer it in ctx.ask or ctx.stream")
             if not await confirm(f"{tool.name}({_cut(call.arguments.strip(), NOTED)})"):
                 return DECLINED
-        return await self.run(call.name, call.arguments)
+        with span(f"execute_tool {call.name}", conventions.tool(call.name, call.id)) as traced:
+            result = await self.run(call.name, call.arguments)
+            if result.failed:
+                traced.fail("ToolError", result.text)
+            return result
 
     async def run(self, name: str, arguments: str) -> ToolResult:
         """Call one tool. A failure becomes a result that says so."""
