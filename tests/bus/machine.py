@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import Any, ClassVar, Literal, TypeVar
 
 from hypothesis import strategies as st
@@ -17,10 +18,11 @@ from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, encode
 from rolecall.bus.leases import Delivery, Demand, Order, emit, hand_back, renew, streams_of, take
 from rolecall.bus.maintenance import audit_one, promote, rescue_direct
+from rolecall.bus.schedule.schedules import fire, schedule, unschedule
 from rolecall.bus.settle import Refill, Supply, bury, complete, defer, hop
 from rolecall.bus.turn import Records
 from rolecall.redis import keys
-from rolecall.redis.server import RedisServer, Server
+from rolecall.redis.server import RedisServer, Server, server_ms
 from rolecall.settings import Settings
 from tests.bus.model import DUMP, SHARD, Conversation, Model, Shown, Turn, check
 
@@ -553,7 +555,58 @@ class BusMachine(RuleBasedStateMachine):
         for turn in [*([running] if running else ()), *waiting]:
             self.model.finish(turn, "cancelled")
         conversation.history = 0 if forget else conversation.history
+        if forget:
+            self._unscheduled(name)
         self.check()
+
+    # ── schedules ───────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: self.model.conversations and len(self.model.schedules) < 3)
+    @rule(which=which)
+    def schedule(self, which: int) -> None:
+        conversation = list(self.model.conversations.values())[which % len(self.model.conversations)]
+        made = self.now(
+            schedule(self.buses[0], conversation.name, "x", every=timedelta(hours=1), front="http", user="s")
+        )
+        self.model.schedules[made.id] = (conversation.name, None)
+        conversation.notices.add(f"schedule:{made.id}")
+        self.check()
+
+    @precondition(lambda self: self.model.schedules)
+    @rule(which=which, process=process, due=st.sampled_from((True, True, True, False)))
+    def fire(self, which: int, process: int, due: bool) -> None:
+        chosen = list(self.model.schedules)[which % len(self.model.schedules)]
+        name, last = self.model.schedules[chosen]
+        conversation, member = self.model.conversations[name], f"{name}\x1f{chosen}"
+        now = round(self.now(server_ms(self.server)))
+        at = now - 1 - which if due else now + 1_000_000
+        for key in (SHARD.planned, SHARD.deferred):
+            self.now(self.server.call("ZADD", key, "XX", at, member))
+        busy = last is not None and last.where != "done"
+        outcome = self._admission(conversation, f"{member}:{at}", ("x", 50), "s", False, None, None)
+        verdict = self.now(fire(self.buses[process], member, now))
+        assert verdict == ("EARLY" if not due else "LATER" if busy or outcome in ("FULL", "BUSY") else "BEGUN")
+        if verdict == "BEGUN":
+            turn = self._accept(
+                conversation, f"schedule:{chosen}:{at}", ("x", 50), "s", False, str(conversation.given[False] + 1)
+            )
+            turn.scheduled = True
+            self._place(conversation, turn)
+            self.model.schedules[chosen] = (name, turn)
+            assert self.now(fire(self.buses[1 - process], member, now)) == "EARLY"
+        self.check()
+
+    @precondition(lambda self: self.model.schedules)
+    @rule(which=which)
+    def unschedule(self, which: int) -> None:
+        chosen = list(self.model.schedules)[which % len(self.model.schedules)]
+        name, _ = self.model.schedules.pop(chosen)
+        assert self.now(unschedule(self.buses[0], name, chosen)) == 1
+        assert self.now(unschedule(self.buses[0], name, chosen)) == 0
+        self.check()
+
+    def _unscheduled(self, name: str) -> None:
+        self.model.schedules = {one: what for one, what in self.model.schedules.items() if what[0] != name}
 
     @precondition(lambda self: any(turn.asleep for turn in self.model.turns()))
     @rule(which=which, early=st.booleans())

@@ -63,6 +63,7 @@ class Turn:
     """What its message and those that joined it say."""
     group: str = ""
     hold: bool = False
+    scheduled: bool = False
 
     @property
     def text(self) -> str:
@@ -118,6 +119,8 @@ class Model:
     alive: set[str] = field(default_factory=set)
     outbox: list[tuple[str, str]] = field(default_factory=list)
     dead: int = 0
+    schedules: dict[str, tuple[str, Turn | None]] = field(default_factory=dict)
+    """Id → the conversation of a schedule, and the last turn that it began."""
     forged: dict[tuple[str, str], str] = field(default_factory=dict)
     """(stream, entry) → holder of entries that belong to no turn."""
 
@@ -267,7 +270,7 @@ def check_journal(conversation: Conversation, shown: Shown) -> None:
 
 
 def _fields(turn: Turn) -> str:
-    return "ebuor" + "x" * (len(turn.texts) > 1) + "g" * bool(turn.group) + "d" * turn.hold
+    return "ebuor" + "x" * (len(turn.texts) > 1) + "g" * bool(turn.group) + "d" * turn.hold + "t" * turn.scheduled
 
 
 def check_answers(conversation: Conversation, shown: Shown) -> None:
@@ -294,7 +297,9 @@ def check_shard(model: Model, shown: Shown) -> None:
     """What is counted over all conversations."""
     assert shown.members(SHARD.active) == model.active()
     deferred = {turn.conversation for turn in model.turns() if turn.asleep}
-    assert shown.members(SHARD.deferred) == deferred
+    planned = {f"{conversation}\x1f{one}" for one, (conversation, _) in model.schedules.items()}
+    assert shown.members(SHARD.planned) == planned
+    assert shown.members(SHARD.deferred) == deferred | planned
     users = {turn.user for turn in model.turns() if turn.where != "done" and turn.user}
     assert shown.fields(SHARD.principals) == {user: str(model.unfinished_of(user)) for user in users}
     outbox = [(e[b"c"].decode(), e[b"t"].decode()) for _, e in shown.entries(SHARD.outbox("front"))]
@@ -311,12 +316,14 @@ def expected_keys(model: Model) -> Iterator[str]:
         yield from (SHARD.result(c.name, turn) for turn, _ in c.finals)
         lists = {SHARD.mailbox: c.waiting, SHARD.journal: c.unfinished(), SHARD.history: c.history}
         yield from (key(c.name) for key, what in {**lists, SHARD.preferences: c.preferences}.items() if what)
+    yield from {SHARD.schedules(conversation) for conversation, _ in model.schedules.values()}
     yield from (SHARD.alive(process) for process in model.alive)
     if model.conversations:
         yield SHARD.log
     whole = {
         SHARD.active: model.active(),
-        SHARD.deferred: any(turn.asleep for turn in model.turns()),
+        SHARD.deferred: model.schedules or any(turn.asleep for turn in model.turns()),
+        SHARD.planned: model.schedules,
         SHARD.principals: any(turn.user for turn in model.turns() if turn.where != "done"),
         SHARD.outbox("front"): model.outbox,
         SHARD.dead: model.dead,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -161,3 +162,20 @@ async def test_reminders_are_listed_and_deleted_by_a_command_in_every_front_end(
         assert [one.text for one in await schedules_of(bus, ANN)] == ["stretch"]
         await front.receive(ANN, "/clear")
         assert await schedules_of(bus, ANN) == []
+
+
+async def test_turns_begin_within_a_second_of_their_time(tmp_path: Path) -> None:
+    count = int(os.environ.get("ROLECALL_SCHEDULES", "20"))
+    async with deployed(tmp_path, ROLES, processes=2) as app:
+        bus, late = app.session.bus, list[int]()
+        first = round(await server_ms(bus.server)) + 1000
+        for n in range(count):
+            at = datetime.fromtimestamp((first + n * 47) / 1000, UTC)
+            await schedule(bus, f"http:ann:{n}", "drink", at=at)
+        for n in range(count):
+            await told(app, f"http:ann:{n}", 1)
+            began = await bus.server.call("XRANGE", bus.shards[0].events(f"http:ann:{n}"), "-", "+", "COUNT", 1)
+            late.append(int(began[0][0].partition(b"-")[0]) - first - n * 47)
+    late.sort()
+    print(f"{count} turns began {late[0]} to {late[-1]} ms after their time, p50 {late[count // 2]} ms")
+    assert late[0] >= 0 and late[-1] <= 1000

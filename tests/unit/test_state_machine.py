@@ -118,6 +118,12 @@ FRONTS = [
     ("edit", "if number ~= '' then", "if false then"),
     ("notify", "if known then return", "if false then return"),
 ]
+SCHEDULES = [
+    ("fire", "  redis.call('ZADD', DEFERRED, FOLLOWING, member)\n", ""),
+    ("fire", "(last ~= '' and redis.call('HEXISTS', JOURNAL, last .. ':e') == 1) or ", ""),
+    ("remove", "  redis.call('ZREM', DEFERRED, NAME .. '\\31' .. id)\n", ""),
+    ("complete", "  if schedule then redis.call('HDEL', JOURNAL, turn .. ':t') end\n", ""),
+]
 SELDOM = [
     ("work", "fallback", "if redis.call('EXISTS', ALIVE) == 1 then return 'ALIVE' end\n", ""),
     ("fronts", "promote", "envelope == first and joined or ''", "''"),
@@ -126,7 +132,12 @@ SELDOM = [
 
 @pytest.mark.parametrize(
     ("focus", "name", "line", "by"),
-    [*(("work", *broken) for broken in WORK), *(("fronts", *broken) for broken in FRONTS), *(SELDOM if LONG else ())],
+    [
+        *(("work", *broken) for broken in WORK),
+        *(("fronts", *broken) for broken in FRONTS),
+        *(("fronts", *broken) for broken in SCHEDULES),
+        *(SELDOM if LONG else ()),
+    ],
 )
 def test_a_broken_script_is_noticed(
     loop: asyncio.AbstractEventLoop, walked: RedisServer, focus: Focus, name: str, line: str, by: str
