@@ -18,8 +18,9 @@ from tests.proxy import free_port
 from tests.valkey import ValkeyProcess, server_binary
 
 NAME = "mymaster"
-DOWN_AFTER_MS = 1500
-"""How long a primary is silent before it counts as down, in these tests; the servers' own default is far longer."""
+DOWN_AFTER_MS = 2500
+"""How long a primary is silent before it counts as down, in these tests; the servers' own default is far longer. On a
+busy machine one that lives may be silent, too."""
 SLOTS = 16_384
 SECONDS = 30.0
 
@@ -54,7 +55,10 @@ class Node:
 class SentinelSet:
     """A primary, two replicas and three Sentinels."""
 
-    def __init__(self, directory: Path, *options: str, kind: str = "valkey", replicas: int = 2) -> None:
+    def __init__(
+        self, directory: Path, *options: str, kind: str = "valkey", replicas: int = 2, down_after: int = DOWN_AFTER_MS
+    ) -> None:
+        self._down_after = down_after
         self.binary = server_binary(kind)
         self.nodes = [Node(directory / str(n), *options, binary=self.binary) for n in range(1 + replicas)]
         self._directory = directory
@@ -111,7 +115,7 @@ class SentinelSet:
         config.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {self._directory}\n"
             f"sentinel monitor {NAME} 127.0.0.1 {self.nodes[0].port} 2\n"
-            f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER_MS}\n"
+            f"sentinel down-after-milliseconds {NAME} {self._down_after}\n"
             f"sentinel failover-timeout {NAME} 10000\nsentinel parallel-syncs {NAME} 2\n"
         )
         return subprocess.Popen(
@@ -135,9 +139,10 @@ class ClusterSet:
     """A cluster: ``primaries`` with one replica each, unless ``replicas`` is False."""
 
     def __init__(
-        self, directory: Path, *options: str, kind: str = "valkey", primaries: int = 3, replicas: bool = True
-    ) -> None:
-        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(DOWN_AFTER_MS), *options)
+        self, directory: Path, *options: str, kind: str = "valkey", primaries: int = 3, replicas: bool = True,
+        down_after: int = DOWN_AFTER_MS,
+    ) -> None:  # fmt: skip
+        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(down_after), *options)
         count = primaries * (2 if replicas else 1)
         self.nodes = [Node(directory / str(n), *own, binary=server_binary(kind)) for n in range(count)]
         self._primaries = primaries

@@ -53,6 +53,8 @@ class Plan:
     every: float = 30.0
     planned: bool = False
     wait_replicas: int = 0
+    coordinated: bool = False
+    down_after: int = 5000
 
     @property
     def conversations(self) -> int:
@@ -135,7 +137,8 @@ class Trouble:
 
     def _fail_over(self) -> None:
         if self._plan.planned and isinstance(self._servers, SentinelSet):
-            self._servers.ask("SENTINEL", "FAILOVER", NAME)
+            coordinated = ("COORDINATED",) if self._plan.coordinated else ()
+            self._servers.ask("SENTINEL", "FAILOVER", NAME, *coordinated)
         elif self._plan.planned and isinstance(self._servers, ClusterSet):
             self._servers.hand_over(self._dice)
         else:
@@ -151,7 +154,7 @@ def run(plan: Plan, directory: Path) -> dict[str, Any]:
     write_application(directory / "app")
     (directory / "books").mkdir()
     kind = SentinelSet if plan.kind == "sentinel" else ClusterSet
-    servers: SentinelSet | ClusterSet = kind(directory / "s")
+    servers: SentinelSet | ClusterSet = kind(directory / "s", down_after=plan.down_after)
     cast = Cast(list(_players(plan, directory, servers.url)), random.Random(1))
     probe = Probe(servers.url, _shards(plan))
     try:
@@ -255,19 +258,24 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=50.0, help="turns a second")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between failovers")
     parser.add_argument("--planned", action="store_true", help="hand the primary over instead of killing it")
+    parser.add_argument("--coordinated", action="store_true", help="the same, as Valkey 9 can: without a lost write")
     parser.add_argument("--wait-replicas", type=int, default=0)
+    parser.add_argument("--down-after", type=int, default=5000, help="ms of silence after which a server is down")
     parser.add_argument("--keep", action="store_true", help="keep the books")
     given = parser.parse_args()
     print(f"{'':10}", *(f"{name:>{max(len(name), 5)}}" for name in (*FACTS, *FAULTS)), flush=True)
     failed = False
     for kind in given.kinds:
         directory = Path(tempfile.mkdtemp(prefix="fo"))
-        plan = Plan(kind, given.seconds, given.rate, given.every, given.planned, given.wait_replicas)
+        plan = Plan(
+            kind, given.seconds, given.rate, given.every, given.planned or given.coordinated, given.wait_replicas,
+            given.coordinated, given.down_after,
+        )  # fmt: skip
         found = run(plan, directory)
         print(f"{kind:10}", *(f"{found.get(name, 0):>{max(len(name), 5)}}" for name in (*FACTS, *FAULTS)), flush=True)
         faults = sum(found.get(name, 0) for name in FAULTS)
         print("\n".join(f"    {example}" for example in found["examples"]), end="\n" if faults else "")
-        failed |= bool(faults) and not given.planned
+        failed |= bool(faults) and not plan.planned
         if given.keep:
             print(f"    its books are in {directory}")
         else:

@@ -217,6 +217,29 @@ async def test_a_killed_workers_turn_is_answered_by_another_in_order_and_the_tra
     assert "TAKEN_OVER" in stage.words("a:1")
 
 
+async def test_neighbours_take_the_turns_of_a_killed_process_over_at_once_and_leave_those_of_a_frozen_one(
+    stage: Stage,
+) -> None:
+    await stage.start(2, LEASE_SECONDS="60", HEARTBEAT_SECONDS="20")
+    await stage.say("a:1", "sleep 30")
+    holder = await stage.begins("a:1")
+    other = next(player for player in stage.players if player is not holder)
+    holder.send(signal.SIGSTOP)
+    await asyncio.sleep(1.2)  # two looks
+    assert len(stage.begun("a:1")) == 1
+    holder.send(signal.SIGCONT)
+    holder.kill()
+    killed = time.monotonic()
+    assert await stage.begins("a:1", times=2) is other
+    took = time.monotonic() - killed
+    other.kill()
+    killed = time.monotonic()
+    await stage.start(1, LEASE_SECONDS="60", HEARTBEAT_SECONDS="20")  # it may not take expired leases over yet
+    assert await stage.begins("a:1", times=3) is stage.players[-1]
+    print(f"taken over after {took:.2f} s")
+    assert took < 3  # LOOK_SECONDS = 0.5, and other tests run beside
+
+
 async def test_a_stopping_worker_finishes_what_runs_keeping_its_lease_and_exits_0(stage: Stage) -> None:
     (old,) = await stage.start(1, DRAIN_SECONDS="10")
     received = await stage.say("a:1", f"sleep {LEASE * 2}")

@@ -43,6 +43,8 @@ RENEW = script(PACKAGE, "scripts/turn/renew", names="alive streams process lease
 HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation journal entry process lease turn")
 SUSPECT = script(PACKAGE, "scripts/turn/suspect", names="stream entry process lease max_deliveries")
 UNCOUNT = script(PACKAGE, "scripts/turn/uncount", names="stream entry")
+RELEASED_MS = 30 * 86_400_000
+"""The idle time of entries whose holder is known to be dead: longer than any lease."""
 WHO = ContextVar("rolecall instance", default="")
 """The instance that the current task works for, for the process log; empty outside the work of an instance."""
 
@@ -63,12 +65,14 @@ class Order:
     """What a process takes in one step: never more than the free slots of ``demands``, and without blocking.
 
     Bands are served starting with number ``start`` (0 high, 1 normal, 2 low). With ``claim``, entries whose lease has
-    expired come first; one on its last delivery only comes if ``last_ok``.
+    expired come first, or with ``released`` only those that a dead process held; one on its last delivery only comes if
+    ``last_ok``.
     """
 
     demands: Sequence[Demand] = ()
     start: int = 0
     claim: bool = False
+    released: bool = False
 
     def streams(self, bus: Bus, shard: ShardKeys) -> list[str]:
         """The streams to read, demand by demand."""
@@ -133,7 +137,7 @@ def take_block(bus: Bus, shard: ShardKeys, order: Order) -> TakeBlock:
         "journal_stem": shard.journal(""),
         "events_stem": shard.events(""),
         "channel_stem": shard.channel(""),
-        "lease": milliseconds(bus.settings.lease_seconds) if order.claim else 0,
+        "lease": (RELEASED_MS if order.released else milliseconds(bus.settings.lease_seconds)) if order.claim else 0,
         "expected": round(bus.clocks[shard.number].now()) if order.claim else 0,
         "max_deliveries": bus.settings.max_deliveries,
     }

@@ -13,6 +13,7 @@ from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.leases import RELEASED_MS
 from rolecall.bus.schedule.schedules import fire
 from rolecall.bus.turn import FIRST_ROLE, EntryPlace, member_of, parted
 from rolecall.errors import told
@@ -34,6 +35,7 @@ AUDIT = script(
     PACKAGE, "scripts/turn/audit",
     names="conversation journal active deferred stream first_high first_normal first_low name turn seen",
 )  # fmt: skip
+ABANDON = script(PACKAGE, "scripts/process/abandon", names="alive streams process released")
 RETIRE = script(PACKAGE, "scripts/process/retire", names="alive streams process own")
 STEP = script(PACKAGE, "scripts/process/step", names="clock deferred active streams before shift")
 FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation journal alive entry turn")
@@ -165,6 +167,18 @@ async def retire(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) ->
     shared = [shard.stream(role, band) for role in roles for band in keys.BANDS]
     left = await bus.server.run(RETIRE, alive=shard.alive(gone), streams=[*own, *shared], process=gone, own=len(own))
     return bool(left == 0)
+
+
+async def abandon(bus: Bus, shard: ShardKeys, roles: Sequence[str], gone: str) -> int:
+    """Let what the process ``gone``, which is known to be dead, holds in ``shard`` be taken over at once; returns how
+    many entries. A process that is alive would lose them."""
+    streams = [shard.stream(role, band) for role in roles for band in keys.BANDS]
+    own = [shard.direct(role, gone) for role in roles]
+    found = await bus.server.run(
+        ABANDON, alive=shard.alive(gone), streams=[*streams, *own], process=gone, released=RELEASED_MS
+    )
+    await rescue_direct(bus, shard, roles, gone)
+    return int(found)
 
 
 async def sweep(bus: Bus, roles: Sequence[str]) -> int:

@@ -39,6 +39,7 @@ from rolecall.settings import Terms
 from rolecall.stats import Metrics
 from rolecall.tracing.otlp import open_tracing
 from rolecall.worker.duties import Duties
+from rolecall.worker.neighbours import Neighbours
 from rolecall.worker.roster import Roster, role_infos
 from rolecall.worker.watchdog import Watchdog
 from rolecall.worker.worker import END_SECONDS, Worker
@@ -180,6 +181,8 @@ class Runtime:
         self.roster = Roster(services)
         self.worker = Worker(self.bus, self.roster, server.reader)
         self.watchdog = Watchdog(self.worker, lambda: server.another(patience=1))
+        place = application.state_dir / "processes"
+        self.neighbours = Neighbours(place, self.bus, server.address, lambda: self.roster.roles, self.worker.take_over)
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
         """Whether this process is also a scribe, for the registry."""
@@ -204,6 +207,7 @@ class Runtime:
                 group.create_task(self.wakeups.run(), name="rolecall wake-ups"),
                 group.create_task(self._duties.run(), name="rolecall duties"),
                 group.create_task(self.watchdog.run(), name="rolecall watchdog"),
+                group.create_task(self.neighbours.run(), name="rolecall neighbours"),
             ]
             await self.wakeups.listening.wait()
             self._ready.set()

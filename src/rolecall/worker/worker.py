@@ -126,6 +126,11 @@ class Worker:
         overdue = time.monotonic() - self._renewed[shard.number] > self._late
         return math.inf if overdue else self._claims_from[shard.number]
 
+    def take_over(self) -> None:
+        """Look for what dead processes held, at once."""
+        for intake in self._intakes:
+            intake.take_over()
+
     def assign(self, delivery: Delivery, instance: Instance | None) -> bool:
         """Have ``instance`` handle ``delivery``, now or as soon as it is done with its current one; without one, hand
         it back. Returns whether the instance got it."""
@@ -313,6 +318,15 @@ class Intake:
             self._listening = frozenset()
             self._waking = asyncio.create_task(self.reader.wake(), name="rolecall wake")
 
+    def take_over(self) -> None:
+        """Claim for all roles, as soon as an instance is free."""
+        self._unclaimed = set(self.worker.roster.instances)
+        self.nudge(self._unclaimed, poll=True)
+        self._room.set()
+        if self._listening:
+            self._listening = frozenset()
+            self._waking = asyncio.create_task(self.reader.wake(), name="rolecall wake")
+
     def refill(self, instance: Instance, onward: str) -> Refill | None:
         """What ``instance`` takes along when it settles: an entry of the role ``onward``, to which its turn may go, for
         an idle instance of that role, and the next one for itself while there is a backlog."""
@@ -377,7 +391,8 @@ class Intake:
             self.worker.claiming |= roles
         for instance in slots:
             instance.reserved = True
-        return Order(demands, start, claim)
+        too_early = time.monotonic() < self.worker.claims_from(self.shard)
+        return Order(demands, start, claim, released=too_early)
 
     def _delivered(
         self, order: Order, slots: Sequence[Instance], deliveries: Iterable[Delivery], telling: Collection[str]
