@@ -106,9 +106,7 @@ class BusSettings(BaseModel):
         4, ge=1, le=100_000, description="unfinished turns per user before new ones get a lower priority band"
     )
     handling_seconds: Seconds = Field(900, description="maximum seconds one handling may keep its lease")
-    block_seconds: Seconds = Field(
-        30, description="seconds a handler may block the event loop before its worker restarts"
-    )
+    block_seconds: Seconds = Field(30, description="seconds a handler may block its worker before that restarts")
     turn_seconds: Seconds = Field(3600, description="maximum seconds a turn may be in flight")
     hop_limit: int = Field(16, ge=1, le=100, description="maximum number of hops of a turn")
     call_depth: int = Field(4, ge=1, le=32, description="how deep calls of roles may be nested")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.tools import Confirm, Toolbox
-from rolecall.errors import Truncated
+from rolecall.errors import ContextTooLong, Truncated
 from rolecall.models.model import (
     Answer,
     Delta,
@@ -63,6 +63,7 @@ class ModelRound(msgspec.Struct, frozen=True, omit_defaults=True):
     finish: str = "stop"
     usage: Usage = Usage(0, 0)
     spoke: Spoke = Spoke("")
+    dropped: int = 0
 
 
 ROUND = msgspec.json.Decoder(ModelRound)
@@ -87,6 +88,8 @@ class ModelCompletion:
     replayed: Callable[[str, Usage], None] = _unnoticed
     """Told the model and the tokens of each recorded answer."""
     seconds: float = 0.0
+    dropped: int = 0
+    """How many of the oldest messages the model is asked without, because the history is too long for it."""
     emitted: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     spoke: Spoke = field(default_factory=lambda: Spoke(""))
@@ -129,7 +132,9 @@ class ModelCompletion:
         def encode(turn: ModelTurn) -> bytes:
             usage = Usage(self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out)
             spoke = Spoke(self.speaker, self.spoke.why)
-            return msgspec.json.encode(ModelRound(turn.text, tuple(turn.calls), turn.finish, usage, spoke))
+            return msgspec.json.encode(
+                ModelRound(turn.text, tuple(turn.calls), turn.finish, usage, spoke, self.dropped)
+            )
 
         # Unhurried: most handlers end with an answer, and then its record would be written only to be removed.
         turn: ModelTurn = await step.perform(lambda: self._call_model(request), encode, hurried=False)
@@ -142,7 +147,7 @@ class ModelCompletion:
         if found.finish == "interrupted":
             self.emitted.append(INTERRUPTED)
         self._use(found.usage)
-        self.spoke = found.spoke
+        self.spoke, self.dropped = found.spoke, found.dropped
         self.replayed(found.spoke.model, found.usage)
         return turn
 
@@ -151,7 +156,7 @@ class ModelCompletion:
         asked = conventions.model(self.model.name, request.max_tokens, request.temperature, request.schema is not None)
         with span(f"chat {asked['gen_ai.request.model']}", asked, client=True) as traced:
             try:
-                await self._receive(request, turn)
+                await self._receive_fitting(request, turn)
             except Truncated as error:
                 if not self.emitted:
                     raise
@@ -164,6 +169,18 @@ class ModelCompletion:
             used = self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out
             traced.set(conventions.answer(self.speaker, *used, turn.finish))
         return turn
+
+    async def _receive_fitting(self, request: Request, turn: ModelTurn) -> None:
+        """Receive the answer to ``request``, without the older half of the history as often as it is too long."""
+        while True:
+            try:
+                return await self._receive(without_oldest(request, self.dropped), turn)
+            except ContextTooLong:
+                left = _past(request.messages) - self.dropped
+                if left <= 0 or turn.pieces:
+                    raise
+                self.dropped += (left + 1) // 2
+                self.log(f"the history is too long for {self.speaker}: its oldest {self.dropped} messages are left out")
 
     async def _receive(self, request: Request, turn: ModelTurn) -> None:
         async with closing(self.model.stream(request)) as events:
@@ -204,9 +221,29 @@ class ModelCompletion:
     def _answer(self, turn: ModelTurn) -> Answer:
         text, usage = "".join(self.emitted), self.usage
         calls = tuple(turn.calls) if self.theirs else ()
-        return Answer(text, self.speaker, usage.tokens_in, usage.tokens_out, turn.finish, self.spoke.why, calls)
+        return Answer(
+            text, self.speaker, usage.tokens_in, usage.tokens_out, turn.finish, self.spoke.why, calls, self.dropped > 0
+        )
 
     @property
     def speaker(self) -> str:
         """The model that answers, as far as it is known."""
         return self.spoke.model or self.model.name
+
+
+def without_oldest(request: Request, count: int) -> Request:
+    """``request`` without the ``count`` oldest messages of its history; what remains of that begins with a user's."""
+    if not count:
+        return request
+    past = _past(request.messages)
+    rest = [message for message in request.messages[:past] if message.role != "system"]
+    kept = rest[max(0, count - (past - len(rest))) :]
+    while kept and kept[0].role != "user":
+        kept.pop(0)
+    system = [message for message in request.messages[:past] if message.role == "system"]
+    return msgspec.structs.replace(request, messages=(*system, *kept, *request.messages[past:]))
+
+
+def _past(messages: Sequence[Message]) -> int:
+    """How many messages come before the question, which is the last one of a user."""
+    return max((number for number, message in enumerate(messages) if message.role == "user"), default=0)

@@ -33,6 +33,12 @@ def failure_text(language: str | None, payload: Mapping[str, Any]) -> str | None
     return say(language, key, turn=failure.get("turn", ""), wait=duration(_seconds(failure)))
 
 
+def answer_notes(language: str | None, payload: Mapping[str, Any]) -> list[str]:
+    """What to say under an answer, by the ``payload`` of its final event: that it was cut off, or the history was."""
+    found = (("answer_cut", payload.get("finish") == "length"), ("history_cut", bool(payload.get("shortened"))))
+    return [say(language, key) for key, applies in found if applies]
+
+
 def waiting_text(language: str | None, payload: Mapping[str, Any]) -> str | None:
     """What to tell about a turn that waits, by the ``payload`` of its event ``queued``; None without a known reason."""
     key = f"waiting_{payload.get('kind')}"

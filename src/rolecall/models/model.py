@@ -126,6 +126,8 @@ class Answer(msgspec.Struct, frozen=True):
     why: str = ""
     calls: tuple[ToolCall, ...] = ()
     """Calls of tools that an API client runs; none of the role's own."""
+    shortened: bool = False
+    """Whether the history was too long for the model, so that it was asked without the oldest part."""
 
 
 class Model(Protocol):

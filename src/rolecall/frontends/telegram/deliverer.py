@@ -28,7 +28,7 @@ from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import ANSWER, Outcome
 from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, ProgressDisplay
-from rolecall.frontends.texts import failure_text, say
+from rolecall.frontends.texts import answer_notes, failure_text, say
 
 logger = logging.getLogger(__name__)
 FURTHER = TextPart("…")
@@ -290,7 +290,7 @@ def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: st
     if (late := late_text(language, payload)) is not None:
         return plain(late)
     if kind in ("final", "notice"):
-        return render(text)
+        return render("\n\n".join([text, *(f"_{note}_" for note in answer_notes(language, payload))]))
     if kind == "cancelled" and payload.get("reason") == "interrupted":
         text = say(language, "interrupted")
     if kind == "cancelled" and seen:  # what the user has read stays

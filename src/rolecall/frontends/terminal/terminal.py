@@ -20,7 +20,7 @@ from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import MissingExtra, NothingRunning, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
-from rolecall.frontends.texts import say
+from rolecall.frontends.texts import answer_notes
 
 if TYPE_CHECKING:
     from rolecall.frontends.terminal.prompt import Line, Prompt
@@ -219,13 +219,13 @@ class Chat:
         if rest is None:
             await self._show([*self._ended(), ("dim", "… the answer is, in full:")])
         await self._grow(event.text if rest is None else rest)
-        cut = [("dim", f"… {say('en', 'answer_cut')}")] if event.cut else []
-        await self._show([*self._ended(), *cut, ("", "")])
+        notes = [("dim", f"… {note}") for note in answer_notes("en", event.payload)]
+        await self._show([*self._ended(), *notes, ("", "")])
 
     async def _answer_beside(self, said: Said) -> None:
         async for event in self._front.follow(said.received):
             if event.last:
-                text = f"{event.text}\n… {say('en', 'answer_cut')}" if event.cut else event.text
+                text = "\n… ".join([event.text, *answer_notes("en", event.payload)])
                 await self._settle_beside(said, text, "error" if event.kind == "error" else "")
                 await self._delivered(said, event)
 
