@@ -31,6 +31,10 @@ MAX_RECORDS = 200_000
 SAMPLE_MS = 5000
 MAX_SAMPLES = 192
 """Sixteen minutes."""
+MINUTE_MS = 60_000
+MAX_MINUTES = 1450
+"""A day and ten minutes."""
+DAY_SECONDS = 86_400
 
 
 async def queue_depths(bus: Bus, roles: Sequence[str]) -> dict[str, int]:
@@ -77,8 +81,11 @@ async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) ->
     turns = counters.get("turns", 0)
     users: set[str] = set()
     found = await totals(bus)
+    unfinished = 0
     for shard in bus.shards:
-        users |= {name.decode() for name in await bus.server.call("HKEYS", shard.principals)}
+        for name, count in pairs(await bus.server.call("HGETALL", shard.principals)):
+            users.add(name.decode())
+            unfinished += int(count)
     return {
         "instances": by_role(alive, roles),
         "queues": await queue_depths(bus, roles),
@@ -87,6 +94,7 @@ async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) ->
             "errors": counters.get("error", 0),
             "cancelled": counters.get("cancelled", 0),
             "in_flight": found["in_flight"],
+            "waiting": max(0, unfinished - found["in_flight"]),
             "average_ms": round(counters.get("ms", 0) / turns) if turns else 0,
         },
         "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
@@ -152,6 +160,14 @@ class Sample(msgspec.Struct, frozen=True):
     in_flight: int
     turns: int
     errors: int
+    durations: list[int] = []
+    """In the samples of each minute: how many turns so far took up to each of BUCKETS, and how many longer."""
+
+
+async def minute_samples(bus: Bus) -> list[Sample]:
+    """The stored samples of the last 24 hours, oldest first: one every MINUTE_MS."""
+    entries = await bus.server.fetch("XRANGE", keys.SERIES_DAY, "-", "+")
+    return [msgspec.json.decode(flat[1], type=Sample) for _, flat in entries]
 
 
 async def samples(bus: Bus) -> list[Sample]:
@@ -175,7 +191,16 @@ async def take_sample(bus: Bus, roles: Sequence[str]) -> int:
         sample = msgspec.json.encode(await _measure(bus, roles, due))
         with suppress(ServerRefused):  # another process stored it at the same moment
             await bus.server.call("XADD", keys.SERIES, "MAXLEN", MAX_SAMPLES, f"{due}-1", "s", sample)
+            if last is None or last.ms // MINUTE_MS < due // MINUTE_MS:
+                await _store_minute(bus, msgspec.json.decode(sample, type=Sample))
     return due + SAMPLE_MS - int(now)
+
+
+async def _store_minute(bus: Bus, sample: Sample) -> None:
+    found = (await metric_totals(bus.server)).times.get("turn", {})
+    durations = [sum(counts) for counts in zip(*(histogram.buckets for histogram in found.values()), strict=True)]
+    content = msgspec.json.encode(msgspec.structs.replace(sample, durations=durations))
+    await bus.server.call("XADD", keys.SERIES_DAY, "MAXLEN", "~", MAX_MINUTES, f"{sample.ms}-1", "s", content)
 
 
 async def _measure(bus: Bus, roles: Sequence[str], due: int) -> Sample:
@@ -205,6 +230,30 @@ async def tokens_of(bus: Bus, users: Sequence[str]) -> list[int]:
         return []
     found = await bus.server.fetch("HMGET", keys.spent(keys.today()), *(f"u:{user}:tokens" for user in users))
     return [int(tokens or 0) for tokens in found]
+
+
+async def usage_by_day(bus: Bus, days: int) -> list[dict[str, Any]]:
+    """The last ``days`` UTC days, oldest first: ``day`` (YYYYMMDD), ``tokens``, ``cost``, ``models`` and ``users``: by
+    name their tokens and cost, of models also the calls."""
+    now = await server_ms(bus.server) / 1000
+    names = [keys.today(now - DAY_SECONDS * ago) for ago in reversed(range(days))]
+    found = await asyncio.gather(*(bus.server.fetch("HGETALL", keys.spent(name)) for name in names))
+    return [_day(name, _integers(flat)) for name, flat in zip(names, found, strict=True)]
+
+
+def _day(name: str, spent: dict[str, int]) -> dict[str, Any]:
+    models = {field[2:].rpartition(":")[0] for field in spent if field.startswith("m:")}
+    used = {model: _used(spent, model) for model in sorted(models)}
+    return {
+        "day": name,
+        "tokens": spent.get("tokens", 0),
+        "cost": spent.get("cost", 0) / MICRO,
+        "models": {
+            model: {"tokens": row["in"] + row["out"], "cost": row["cost"], "calls": row["calls"]}
+            for model, row in used.items()
+        },
+        "users": _spenders(spent),
+    }
 
 
 async def model_servers(bus: Bus) -> list[ModelServer]:

@@ -32,6 +32,9 @@ ADDRESSES = {
     "dead": "/web/dead",
     "login": "/web/login",
     "missing": "/web/conversations/nobody",
+    "usage": "/web/usage?what=tokens",
+    "people": "/web/people",
+    "day": "/web/now?span=24h",
 }
 
 

@@ -8,6 +8,8 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from rolecall.bus.access_keys import create_key
+from rolecall.bus.members import enrol, find_member
+from rolecall.redis import keys
 from tests.browser.stage import Stage, staged
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -75,6 +77,7 @@ async def test_a_dead_letter_is_replayed_and_another_dropped(page: Page, stage: 
     await expect(page.locator("[data-dead]")).to_have_text("2")
     second, first = page.locator(".letter").first, page.locator(".letter").last
     await expect(second.locator(".reason")).to_contain_text("the second")
+    await expect(second.locator(".letter-said")).to_have_text("bury me because the second")
     await second.locator("summary").click()
     await expect(second.locator("pre")).to_contain_text('"conversation": "telegram:44"')
     await second.get_by_role("button", name="Replay").click()
@@ -98,17 +101,86 @@ async def test_now_shows_who_does_what(page: Page, stage: Stage) -> None:
     await stage.deployment.answer(received)
     await expect(page.locator('[data-figure="busy"]')).to_have_text("0")
     assert await page.evaluate("window.shifts") - before < 0.01, await page.evaluate("window.shifted")
-    await expect(page.locator("[data-plot] svg")).to_have_count(3)
+    await expect(page.locator("[data-plot] svg")).to_have_count(4)
     await page.locator('[data-plot="busy"] svg').hover()
     await expect(page.locator(".plot .hover text")).to_contain_text("busy")
     await expect(page.locator("[data-models]")).to_contain_text("ready")
     await expect(page.locator("[data-processes]")).to_contain_text("of 64")
 
 
+async def test_a_role_is_paused_and_resumed(page: Page) -> None:
+    await page.goto("/web/now")
+    row = page.locator("[data-roles] tr", has_text="translation")
+    await row.get_by_role("button", name="Pause translation").click()
+    await expect(row.locator(".slots")).to_have_text("none")
+    await expect(row).to_have_class(re.compile("paused"))
+    await row.get_by_role("button", name="Resume translation").click()
+    await expect(row.locator(".slots i")).to_have_count(1)
+    await page.get_by_role("link", name="24 hours").click()
+    await expect(page).to_have_url(re.compile("span=24h"))
+    await expect(page.locator("[data-plot] svg .grid")).to_have_count(12)
+
+
+async def test_many_dead_letters_are_chosen_and_dropped(page: Page, stage: Stage) -> None:
+    for n in range(3):
+        await stage.deployment.ask(f"telegram:47{n}", f"bury me because cranes {n}")
+    await page.goto("/web/dead")
+    await page.get_by_role("searchbox").fill("cranes")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".letter")).to_have_count(3)
+    await page.locator(".letter").first.get_by_role("checkbox").check()
+    await page.get_by_role("button", name="Drop 1", exact=True).click()
+    await page.get_by_role("button", name="Drop for good?").click()
+    await expect(page.locator(".letter.gone")).to_have_count(1)
+    await page.get_by_role("button", name="Replay all 2").click()
+    await expect(page.locator("[data-notice]")).to_contain_text("2 replayed")
+    await expect(page.locator(".letter.gone")).to_have_count(3)
+
+
+async def test_usage_is_chosen_by_the_address_and_drawn(page: Page, stage: Stage) -> None:
+    server = stage.deployment.session.server
+    for field, by in {"m:big@openai:in": 900, "m:big@openai:cost": 4_000_000, "u:http:ann:tokens": 900}.items():
+        await server.call("HINCRBY", keys.spent(keys.today()), field, by)
+    await page.goto("/web/usage?what=tokens&by=users&days=7")
+    await expect(page.locator("[data-names]")).to_contain_text("http:ann")
+    await page.locator("select[name=by]").select_option("models")
+    await expect(page.locator("[data-names]")).to_contain_text("big@openai")
+    await expect(page).to_have_url(re.compile("by=models"))
+    await expect(page.locator("[data-days] svg")).to_have_attribute("aria-label", re.compile("900"))
+
+
+async def test_people_are_let_in_and_out(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:
+    async with staged(tmp_path_factory.mktemp("people")) as stage:
+        _, secret = await create_key(stage.deployment.session.bus, "olga", admin=True)
+        await enrol(stage.deployment.session.bus, "telegram", 42, "user", "Ann")
+        page = await browser.new_page(base_url=stage.url)
+        while "/web/login" not in page.url:
+            await page.goto("/web/people")
+        await page.get_by_label("API key").fill(secret)
+        await page.keyboard.press("Enter")
+        await page.get_by_label("Name of the owner").fill("ben")
+        await page.get_by_role("button", name="Create key").click()
+        await expect(page.locator("[data-secret-text]")).to_contain_text("rk_")
+        row = page.locator("[data-keys-list] tr", has_text="ben")
+        await row.get_by_role("button", name="Revoke").click()
+        await row.get_by_role("button", name="Revoke for good?").click()
+        await expect(row).to_have_count(0)
+        await page.locator("[data-keys-list] tr", has_text="olga").get_by_role("button", name="Revoke").click()
+        await page.get_by_role("button", name="Revoke for good?").click()
+        await expect(page.locator("[data-notice]")).to_contain_text("logged in with")
+        await page.get_by_role("button", name="Create invitation").click()
+        await expect(page.locator("[data-code-text]")).to_contain_text("/start ")
+        await page.locator("[data-members-list] [data-rank]").select_option("stranger")
+        await expect(page.locator("[data-notice]")).to_contain_text("Ann is now: no access")
+        member = await find_member(stage.deployment.session.bus, "telegram", 42)
+        assert member is not None and not member.allowed
+        await page.context.close()
+
+
 async def test_everything_fits_a_phone(page: Page, stage: Stage) -> None:
     await stage.deployment.ask("telegram:46:" + "x" * 80, "bury me because " + "very-long-words" * 9, title="A" * 90)
     await page.set_viewport_size({"width": 360, "height": 740})
-    for path in ("/", "/web/conversations", "/web/now", "/web/dead", "/web/login"):
+    for path in ("/", "/web/conversations", "/web/now", "/web/dead", "/web/usage", "/web/people", "/web/login"):
         await page.goto(path)
         await page.wait_for_timeout(300)
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360, path

@@ -202,6 +202,55 @@ async def test_a_conversation_is_changed_replaced_and_shared_by_its_owner_only(
     await wait_until(gone, what="the end of the transcript")
 
 
+async def test_a_role_is_scaled_paused_and_resumed_within_the_limit(stage: Stage, client: httpx2.AsyncClient) -> None:
+    async def instances(count: int) -> None:
+        async def seen() -> bool:
+            found = (await client.get("/agents")).json()["roles"]["translation"]["instances"]
+            return bool(found == count)
+
+        await wait_until(seen, what=f"{count} instances")
+
+    assert (await client.post("/web/roles/translation", json={"count": 0})).json()["translation"]["count"] == 0
+    await instances(0)
+    waiting = await client.post("/chat/async", json={"text": "/translate hello", "conversation_id": "web-paused"})
+    assert (await client.post("/web/roles/translation", json={"count": 2})).json()["translation"]["count"] == 2
+    await instances(2)
+    assert (await client.get(f"/chat/task/{waiting.json()['id']}?wait=20")).json()["state"] == "done"
+    assert (await client.post("/web/roles/translation", json={"count": 1000})).status_code == 422
+    assert (await client.post("/web/roles/nobody", json={"count": 1})).status_code == 404
+    await client.post("/web/roles/translation", json={"count": 1})
+    await instances(1)
+
+
+async def test_many_dead_letters_are_replayed_and_dropped_by_a_filter(stage: Stage, client: httpx2.AsyncClient) -> None:
+    for n in range(3):
+        await stage.deployment.ask(f"telegram:9{n}", f"bury me because herons {n}")
+    await stage.deployment.ask("telegram:99", "bury me because storks")
+    assert "herons 2" in await shown(client, "/web/dead?search=HERONS")
+    assert "storks" not in await shown(client, "/web/dead?search=HERONS")
+    replayed = (await client.post("/web/dead", json={"act": "replay", "search": "herons"})).json()
+    assert (len(replayed["done"]), replayed["refused"]) == (3, [])
+
+    async def buried_again() -> bool:
+        return bool((await client.get("/dead")).json()["total"] == 4)
+
+    await wait_until(buried_again, what="the same failures")
+    (storks,) = [one["id"] for one in (await client.get("/dead")).json()["dead_letters"] if "storks" in one["reason"]]
+    assert (await client.post("/web/dead", json={"act": "drop", "ids": [storks]})).json()["done"] == [storks]
+    assert len((await client.post("/web/dead", json={"act": "drop", "search": "herons"})).json()["done"]) == 3
+    assert (await client.get("/dead")).json()["total"] == 0
+
+
+async def test_usage_is_told_by_day_model_and_user(stage: Stage, client: httpx2.AsyncClient) -> None:
+    spent = {"tokens": 30, "cost": 2_000_000, "u:http:ann:tokens": 30, "m:big@openai:in": 10, "m:big@openai:out": 20}
+    for field, by in spent.items():
+        await stage.deployment.session.server.call("HINCRBY", keys.spent(keys.today()), field, by)
+    before, _, today = (await client.get("/web/usage/data?days=3")).json()
+    assert before["tokens"] == 0 and (today["tokens"], today["cost"]) == (30, 2.0)
+    assert today["models"]["big@openai"]["tokens"] == 30 and today["users"]["http:ann"]["tokens"] == 30
+    assert (await client.get("/web/usage/data?days=36")).status_code == 422
+
+
 async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_seconds(
     stage: Stage, client: httpx2.AsyncClient
 ) -> None:
@@ -210,7 +259,7 @@ async def test_now_tells_everything_and_the_series_has_a_sample_of_every_five_se
     served = ModelServer("s1", "tiny@local", "spec", "ready", "m4", "m4:1", key="secret", slots=4, ram=300)
     await Directory(stage.deployment.session.server).beat(served, again="always")
     stream = events(client, "/web/now/events")
-    assert (await anext(stream))[0] == "series"
+    assert [(await anext(stream))[0] for _ in range(2)] == ["series", "minutes"]
     name, now = await anext(stream)
     await stream.aclose()
     (server,) = now["servers"]

@@ -32,6 +32,8 @@ SERVED_FAILED = f"{GLOBAL}:served:failed"
 """Hash: spec → ``ms|reason`` of models that recently failed to start."""
 SERIES = f"{GLOBAL}:series"
 """Capped stream of samples of the deployment, one every few seconds, for the last minutes."""
+SERIES_DAY = f"{GLOBAL}:series:day"
+"""Capped stream of samples of the deployment, one every minute, for the last 24 hours."""
 
 
 def use(prefix: str) -> None:

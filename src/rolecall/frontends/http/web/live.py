@@ -167,6 +167,12 @@ async def _conversation_events(services: Services, name: str, order: Order) -> E
 async def _now_events(services: Services) -> Events:
     yield RETRY
     yield event("series", {"samples": await stats.samples(services.bus)})
+    newest = -1
     while True:
-        yield event("now", await views.now(services))
+        found = await views.now(services)
+        minute = found["ms"] // stats.MINUTE_MS
+        if minute > newest:
+            newest = minute
+            yield event("minutes", {"samples": await stats.minute_samples(services.bus), "bounds": stats.BUCKETS})
+        yield event("now", found)
         await asyncio.sleep(NOW_SECONDS)

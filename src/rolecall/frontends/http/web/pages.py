@@ -15,11 +15,10 @@ from fastapi.responses import RedirectResponse
 
 from rolecall import stats
 from rolecall.errors import ServerError
-from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal, require
 from rolecall.frontends.http.probes import description_of
 from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.web import live, own_chats, rendering, views
+from rolecall.frontends.http.web import live, operating, own_chats, rendering, views
 from rolecall.frontends.http.web.rendering import page_text, render
 
 logger = logging.getLogger(__name__)
@@ -49,10 +48,12 @@ async def _keep_sampling(services: Services) -> None:
         await asyncio.sleep(wait_ms / 1000 + random.uniform(0, 0.4))
 
 
-ROUTES = [*rendering.router.routes, *live.router.routes, *own_chats.router.routes]
+PARTS = (rendering, live, own_chats, operating)
+ROUTES = [route for part in PARTS for route in part.router.routes]
 router = APIRouter(routes=ROUTES, include_in_schema=False, lifespan=sampling)
 IDEAS = ("idea_abilities", "idea_haiku", "idea_help")
 TITLES = {403: "not_allowed", 404: "not_found", 503: "unavailable"}
+RANKS = (("user", "rank_user"), ("guest", "rank_guest"), ("admin", "rank_admin"), ("stranger", "rank_stranger"))
 Fill = Callable[[Principal], Awaitable[Mapping[str, Any]]]
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 
@@ -127,17 +128,37 @@ async def show_now(request: Request, services: ServicesDep) -> Response:
     """Show what is happening now."""
 
     async def fill(_: Principal) -> Mapping[str, Any]:
-        return {}
+        return {"span": request.query_params.get("span", "")}
 
     return await _render(request, services, "now.html", "now", fill)
 
 
+@router.get("/web/usage")
+async def show_usage(request: Request, services: ServicesDep) -> Response:
+    """Show tokens and cost by day."""
+    return await _render(request, services, "usage.html", "usage", _nothing)
+
+
+@router.get("/web/people")
+async def show_people(request: Request, services: ServicesDep) -> Response:
+    """Show API keys, members and invitations."""
+
+    async def fill(_: Principal) -> Mapping[str, Any]:
+        return {"ranks": RANKS}
+
+    return await _render(request, services, "people.html", "people", fill)
+
+
+async def _nothing(_: Principal) -> Mapping[str, Any]:
+    return {}
+
+
 @router.get("/web/dead")
-async def list_dead(request: Request, services: ServicesDep, page: Page = 1) -> Response:
+async def list_dead(request: Request, services: ServicesDep, page: Page = 1, search: live.Text = "") -> Response:
     """List dead letters."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
-        return {"found": await operators.list_dead(services, page, 20)}
+        return {"found": await operating.letters(services, search, page), "search": search}
 
     return await _render(request, services, "dead.html", "dead_letters", fill)
 

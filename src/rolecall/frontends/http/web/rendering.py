@@ -34,6 +34,8 @@ OPERATOR_PAGES = (
     ("conversations", "/web/conversations", "conversations"),
     ("now", "/web/now", "now"),
     ("dead_letters", "/web/dead", "dead"),
+    ("usage", "/web/usage", "usage"),
+    ("people", "/web/people", "role"),
 )
 """The navigation: text, address, icon."""
 KEYBOARD = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -143,4 +144,6 @@ async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, Any]]:
 
 def _records(services: Services, conversation: str) -> list[Record]:
     directory = services.log_dir / "conversations" / conversation_dir(conversation)
-    return list(read_records(directory, services.tz)) if directory.is_dir() else []
+    with suppress(FileNotFoundError):  # there is none yet, or it was just erased
+        return list(read_records(directory, services.tz))
+    return []

@@ -12,10 +12,12 @@ from urllib.parse import urlencode
 import msgspec
 
 from rolecall import stats
+from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import active_conversations
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.bus.processes import instance_counts
+from rolecall.bus.processes import instance_counts, live_counts
 from rolecall.bus.turn import root_of
+from rolecall.config import Application
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.probes import missing_roles
@@ -112,11 +114,12 @@ def line_of(record: Record) -> dict[str, Any]:
 
 async def now(services: Services) -> dict[str, Any]:
     """Everything on the page *Now*."""
-    agents, statistics, sample, servers = await asyncio.gather(
+    agents, statistics, sample, servers, counts = await asyncio.gather(
         operators.list_agents(services),
         operators.read_stats(services),
         stats.newest_sample(services.bus),
         stats.model_servers(services.bus),
+        role_counts(services.bus, services.application),
     )
     for process in agents["processes"]:
         for instance in process.get("instances", ()):
@@ -124,7 +127,16 @@ async def now(services: Services) -> dict[str, Any]:
                 instance["place"] = conversation_dir(instance["conversation"])
     shown = [{name: getattr(server, name) for name in SERVER_FIELDS} for server in servers]
     ms = time.time_ns() // 1_000_000
-    return {"ms": ms, "agents": agents, "stats": statistics, "sample": sample, "servers": shown}
+    return {"ms": ms, "agents": agents, "stats": statistics, "sample": sample, "servers": shown, "counts": counts}
+
+
+async def role_counts(bus: Bus, application: Application) -> dict[str, dict[str, int]]:
+    """For each role, how many instances a process is to have now, and by its configuration."""
+    live = await live_counts(bus, application.counts)
+    return {
+        role.name: {"count": live.get(role.name, application.count(role)), "configured": application.count(role)}
+        for role in application.roles
+    }
 
 
 async def pulse(services: Services, who: Principal) -> dict[str, Any]:

@@ -166,6 +166,7 @@ export class Answer {
   }
 
   lost() {
+    document.dispatchEvent(new Event("lost"));
     if (this.source.readyState !== EventSource.CLOSED) return;
     // The stream cannot be resumed; the task says how it ended.
     ask("GET", `/chat/task/${this.id}`).then((task) => this.hear(task.state, task), (error) => this.end({

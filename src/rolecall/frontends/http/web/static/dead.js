@@ -1,6 +1,6 @@
 // Dead letters: replay and drop.
 
-import { ask, find, make, say, sure, t, tried } from "./dom.js";
+import { all, ask, find, make, notify, say, sure, t, tried } from "./dom.js";
 
 const letters = find(".letters");
 
@@ -27,8 +27,43 @@ async function act(letter, button) {
   }
 }
 
+// ── many at once ───────────────────────────────────────────────────────────────────────────────
+
+const chosen = () => all("[data-choose]:checked", letters).map((box) => box.closest(".letter").dataset.letter);
+
+function choose() {
+  const count = chosen().length;
+  const total = find("[data-total]").textContent;
+  say(find("[data-replay-many]"), count ? t("replay_some", { count }) : t("replay_all", { count: total }));
+  say(find("[data-drop-many]"), count ? t("drop_some", { count }) : t("drop_all", { count: total }));
+  say(find("[data-chosen]"), count ? t("chosen", { count }) : "");
+}
+
+async function many(name, button) {
+  button.disabled = true;
+  await tried(async () => {
+    const { done, refused } = await ask("POST", "/web/dead", { act: name, search: find("[data-dead-page]").dataset.search, ids: chosen() });
+    notify(t(name === "replay" ? "replayed_many" : "dropped_many", { done: done.length, refused: refused.length }), refused.length > 0);
+    for (const letter of all(".letter", letters)) if (done.includes(letter.dataset.letter)) over(letter, t(name === "replay" ? "replayed_one" : "dropped"));
+    const total = find("[data-total]");
+    say(total, Math.max(0, Number(total.textContent) - done.filter((id) => !find(`[data-letter="${CSS.escape(id)}"]`)).length));
+    for (const box of all("[data-choose]", letters)) box.checked = false;
+    find("[data-all]").checked = false;
+    choose();
+  });
+  button.disabled = false;
+}
+
+letters?.addEventListener("change", choose);
+find("[data-all]")?.addEventListener("change", (event) => {
+  for (const box of all(".letter:not(.gone) [data-choose]", letters)) box.checked = event.target.checked;
+  choose();
+});
+find("[data-replay-many]")?.addEventListener("click", (event) => many("replay", event.currentTarget));
+find("[data-drop-many]")?.addEventListener("click", (event) => sure(event.currentTarget, t("drop_sure"), () => many("drop", find("[data-drop-many]"))));
+
 letters?.addEventListener("click", async (event) => {
-  const button = event.target.closest("button");
+  const button = event.target.closest(".letter button");
   if (!button) return;
   button.disabled = true;
   await tried(() => act(event.target.closest(".letter"), button));
@@ -36,5 +71,5 @@ letters?.addEventListener("click", async (event) => {
 });
 
 document.addEventListener("pulse", ({ detail }) => {
-  find("[data-newer]").hidden = detail.dead <= Number(find("[data-total]").textContent);
+  find("[data-newer]").hidden = find("[data-dead-page]").dataset.search || detail.dead <= Number(find("[data-total]").textContent);
 });

@@ -79,6 +79,7 @@ export async function ask(method, path, body = undefined, headers = {}) {
   try {
     answer = await fetch(path, { method, headers: given, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
+    if (path !== "/web/pulse") document.dispatchEvent(new Event("lost"));
     throw new Refused(0, t("cannot_reach_server"));
   }
   if (answer.status === 401 && !path.startsWith("/login")) logIn();
@@ -147,6 +148,9 @@ export async function tried(act) {
     return undefined;
   }
 }
+
+/** An amount of money in US dollars. */
+export const money = (amount) => (amount ? `$${amount.toFixed(amount < 1 ? 4 : 2)}` : "$0");
 
 // ── words for numbers ──────────────────────────────────────────────────────────────────────────
 

@@ -22,6 +22,7 @@ export function live(address, handlers) {
       });
     }
     source.addEventListener("error", () => {
+      document.dispatchEvent(new Event("lost"));
       if (source.readyState !== EventSource.CLOSED) return;
       ask("GET", "/web/pulse").catch(() => {}); // an expired login leads to the login page
       again = setTimeout(open, wait);

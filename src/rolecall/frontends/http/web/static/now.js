@@ -1,18 +1,29 @@
 // What is happening now: figures, plots, roles, instances, models, processes.
 
-import { all, duration, find, keep, many, make, parts, say, seconds, t, whole } from "./dom.js";
+import { all, ask, duration, find, keep, many, make, money, parts, say, seconds, t, tried, whole } from "./dom.js";
 import { live } from "./live.js";
 import { plot, steps } from "./plot.js";
 
-const SPAN_MS = 15 * 60_000;
 const MINUTE = 60_000;
+const DAY_MS = 24 * 60 * MINUTE;
+const LONG = new URLSearchParams(location.search).get("span") === "24h";
+const SPAN_MS = LONG ? DAY_MS : 15 * MINUTE;
+const BAR_MS = LONG ? 30 * MINUTE : MINUTE;
+const SPARK_MS = 15 * MINUTE;
+const PERCENTILES = [0.5, 0.95, 0.99];
+const QUARTER = 15 * MINUTE;
 const MOST = 40;
 
 let samples = [];
+let minutes = [];
+let bounds = [];
+let counts = {};
 const draw = {
   waiting: plot(find('[data-plot="waiting"]'), "steps", (value) => t("plot_waiting_value", { value })),
   answered: plot(find('[data-plot="answered"]'), "bars", (value) => t("plot_answered_value", { value })),
   busy: plot(find('[data-plot="busy"]'), "steps", (value) => t("plot_busy_value", { value })),
+  latency: plot(find('[data-plot="latency"]'), "lines", (value, point) => (value == null ? t("no_data")
+    : t("plot_latency_value", { half: seconds(value * 1000), high: seconds(point.high * 1000) }))),
 };
 
 // ── plots ──────────────────────────────────────────────────────────────────────────────────────
@@ -23,34 +34,90 @@ const waiting = (sample) => Math.max(0, sum(Object.values(sample.queues)) - samp
 function plots(now) {
   const to = Math.max(now, samples.at(-1)?.ms ?? 0);
   const range = { from: to - SPAN_MS, to };
-  const seen = samples.filter((sample) => sample.ms >= range.from);
-  draw.waiting(seen.map((sample) => ({ at: sample.ms, value: waiting(sample) })), range);
-  draw.busy(seen.map((sample) => ({ at: sample.ms, value: sample.busy })), { ...range, cap: seen.at(-1)?.instances ?? 0 });
-  draw.answered(perMinute(seen, range), { ...range, span: MINUTE });
+  const all = LONG ? [...minutes, ...samples.filter((sample) => sample.ms > (minutes.at(-1)?.ms ?? 0))] : samples;
+  const seen = all.filter((sample) => sample.ms >= range.from);
+  draw.waiting(course(seen, waiting), range);
+  draw.busy(course(seen, (sample) => sample.busy), { ...range, cap: seen.at(-1)?.instances ?? 0 });
+  draw.answered(perMinute(seen, range), { ...range, span: BAR_MS });
+  draw.latency(latencies(to), { from: to - DAY_MS, to });
 }
 
-/** How many turns ended in each minute, from a counter that starts at 0 each day. */
+/** The values of `seen`; over a day the mean of every ten minutes. */
+function course(seen, value) {
+  if (!LONG) return seen.map((sample) => ({ at: sample.ms, value: value(sample) }));
+  const found = new Map();
+  for (const sample of seen) {
+    const at = Math.floor(sample.ms / (10 * MINUTE)) * 10 * MINUTE;
+    const { total, count } = found.get(at) ?? { total: 0, count: 0 };
+    found.set(at, { total: total + value(sample), count: count + 1 });
+  }
+  return [...found].map(([at, { total, count }]) => ({ at, value: Math.round((10 * total) / count) / 10 }));
+}
+
+/** The duration in seconds that a share of the turns in `counts` took at most, between two bounds as if evenly spread. */
+function percentile(found, share) {
+  const total = sum(found);
+  if (!total) return null;
+  let below = 0;
+  for (const [place, count] of found.entries()) {
+    if (below + count >= share * total && count) {
+      const low = place ? bounds[place - 1] : 0;
+      const high = bounds[place] ?? low;
+      return low + (high - low) * ((share * total - below) / count);
+    }
+    below += count;
+  }
+  return bounds.at(-1);
+}
+
+/** How many turns more each duration has in `last` than in `first`; all of them if the counters began anew. */
+const grown = (first, last) => last.map((count, place) => Math.max(0, count - (first[place] ?? 0)));
+
+/** The percentiles of each quarter of an hour. */
+function latencies(to) {
+  const known = minutes.filter((sample) => sample.durations?.length && sample.ms > to - DAY_MS);
+  const found = [];
+  let first = known[0];
+  for (const sample of known) {
+    if (Math.floor(sample.ms / QUARTER) === Math.floor(first.ms / QUARTER)) continue;
+    const more = grown(first.durations, sample.durations);
+    found.push({ at: sample.ms, value: percentile(more, 0.5), high: percentile(more, 0.95) });
+    first = sample;
+  }
+  return found;
+}
+
+/** What the turns of the last 24 hours took. */
+function percentiles() {
+  const known = minutes.filter((sample) => sample.durations?.length);
+  const more = known.length > 1 ? grown(known[0].durations, known.at(-1).durations) : [];
+  PERCENTILES.forEach((share) => {
+    const value = percentile(more, share);
+    say(find(`[data-figure="p${share * 100}"]`), value == null ? "–" : seconds(value * 1000));
+  });
+}
+
+/** How many turns ended in each bar's time, from a counter that starts at 0 each day. */
 function perMinute(seen, range) {
-  const minutes = new Map();
-  for (let at = Math.ceil(range.from / MINUTE) * MINUTE; at <= range.to; at += MINUTE) minutes.set(at, 0);
+  const bars = new Map();
+  for (let at = Math.ceil(range.from / BAR_MS) * BAR_MS; at <= range.to; at += BAR_MS) bars.set(at, 0);
   seen.forEach((sample, place) => {
     if (!place) return;
     const more = sample.turns - seen[place - 1].turns;
-    const minute = Math.floor(sample.ms / MINUTE) * MINUTE;
-    if (minutes.has(minute)) minutes.set(minute, minutes.get(minute) + (more < 0 ? sample.turns : more));
+    const bar = Math.floor(sample.ms / BAR_MS) * BAR_MS;
+    if (bars.has(bar)) bars.set(bar, bars.get(bar) + (more < 0 ? sample.turns : more));
   });
-  return [...minutes].map(([at, value]) => ({ at, value }));
+  return [...bars].map(([at, value]) => ({ at, value }));
 }
 
 function spark(role, to) {
-  const seen = samples.filter((sample) => sample.ms >= to - SPAN_MS);
+  const seen = samples.filter((sample) => sample.ms >= to - SPARK_MS);
   const most = Math.max(4, ...seen.map((sample) => sample.queues[role] ?? 0));
-  return steps(seen.map((sample) => [120 - ((to - sample.ms) / SPAN_MS) * 120, 22 - ((sample.queues[role] ?? 0) / most) * 20]));
+  return steps(seen.map((sample) => [120 - ((to - sample.ms) / SPARK_MS) * 120, 22 - ((sample.queues[role] ?? 0) / most) * 20]));
 }
 
 // ── figures and tables ─────────────────────────────────────────────────────────────────────────
 
-const money = (amount) => (amount ? `$${amount.toFixed(amount < 1 ? 4 : 2)}` : "$0");
 const key = (name) => (row) => row[name];
 
 function figures({ stats, agents }) {
@@ -61,7 +128,7 @@ function figures({ stats, agents }) {
     instances: t("of", { count: instances }),
     processes: t("in_processes", { processes: many(agents.processes.length, "process", "processes") }),
     in_flight: whole(turns.in_flight),
-    deferred: stats.deferred ? t("deferred", { count: stats.deferred }) : "",
+    deferred: [stats.turns.waiting ? t("in_mailboxes", { count: stats.turns.waiting }) : "", stats.deferred ? t("deferred", { count: stats.deferred }) : ""].filter(Boolean).join(" · "),
     turns: whole(turns.today),
     errors: turns.errors ? many(turns.errors, "error") : turns.today ? t("no_errors") : "",
     average: turns.today ? seconds(turns.average_ms) : "–",
@@ -75,7 +142,8 @@ function figures({ stats, agents }) {
 }
 
 function roles({ stats, ms }) {
-  const rows = Object.entries(stats.instances).map(([role, row]) => ({ role, queue: stats.queues[role] ?? 0, ...row }));
+  const rows = Object.entries(stats.instances).map(([role, row]) => ({ role, ...row, queue: Math.max(0, (stats.queues[role] ?? 0) - row.busy) }));
+  rows.sort((a, b) => b.busy + b.queue - a.busy - a.queue);
   keep(find("[data-roles]"), rows, find("[data-role-row]"), key("role"), (element, row) => {
     const part = parts(element);
     say(part.role, row.role);
@@ -83,8 +151,35 @@ function roles({ stats, ms }) {
     part.spark.setAttribute("d", spark(row.role, ms));
     for (const name of ["queue", "handled", "errors"]) say(part[name], whole(row[name]));
     say(part.used, `${Math.round(row.utilisation * 100)} %`);
+    scales(element, part, row.role);
   });
 }
+
+/** The count of a role, with buttons to change it. */
+function scales(element, part, role) {
+  const { count, configured } = counts[role] ?? {};
+  element.classList.toggle("paused", count === 0);
+  part.scale.hidden = count === undefined;
+  say(part.count, count ?? "");
+  part.count.title = t("configured", { count: configured });
+  part.pause.textContent = t(count === 0 ? "resume" : "pause");
+  part.less.disabled = !count;
+  for (const [name, words] of [["less", "fewer_of"], ["more", "more_of"], ["pause", count === 0 ? "resume_of" : "pause_of"]]) {
+    part[name].setAttribute("aria-label", t(words, { role }));
+  }
+}
+
+find("[data-roles]").addEventListener("click", (event) => {
+  const button = event.target.closest("[data-scale]");
+  if (!button) return;
+  const role = button.closest("[data-key]").dataset.key;
+  const { count, configured } = counts[role];
+  const wanted = { less: count - 1, more: count + 1, pause: count === 0 ? Math.max(1, configured) : 0 }[button.dataset.scale];
+  tried(async () => {
+    counts = await ask("POST", `/web/roles/${role}`, { count: Math.max(0, wanted) });
+    scales(button.closest("tr"), parts(button.closest("tr")), role);
+  });
+});
 
 function slots(place, { busy, instances }) {
   place.title = t("busy_of", { busy, instances });
@@ -169,8 +264,13 @@ let late;
 
 live(() => "/web/now/events", {
   series: (data) => { samples = data.samples; },
+  minutes: (data) => {
+    ({ samples: minutes, bounds } = data);
+    percentiles();
+  },
   now: (data) => {
     if (data.sample && data.sample.ms > (samples.at(-1)?.ms ?? 0)) samples = [...samples.slice(-400), data.sample];
+    counts = data.counts;
     plots(data.ms);
     figures(data);
     roles(data);

@@ -2,7 +2,9 @@
 
 import { ago, all, ask, find, many, notify, t, tried } from "./dom.js";
 
-const PULSE_MS = 10_000;
+const PULSE_MS = 5000;
+
+let checking;
 
 function switchTheme() {
   const root = document.documentElement;
@@ -74,6 +76,10 @@ find("[data-help-open]")?.addEventListener("click", () => help.showModal());
 work();
 addEventListener("offline", () => notify(t("offline"), true));
 document.addEventListener("visibilitychange", feel);
+document.addEventListener("lost", () => {
+  clearTimeout(checking);
+  checking = setTimeout(feel, 100);
+});
 setInterval(feel, PULSE_MS);
 setInterval(pass, 5000);
 feel();
