@@ -13,7 +13,8 @@ from pathlib import Path
 from tests.chaos.checker import FAULTS, Findings
 from tests.chaos.faults import KINDS_OF_FAULTS
 from tests.chaos.run import Plan, run
-from tests.chaos.worker import CONTROLS
+from tests.chaos.steps import STEP_FACTS
+from tests.chaos.worker import CONTROLS, STEPS_CONTROLS
 
 FACTS = ("turns", "seconds", "kills", "freezes", "restarts", "taken over", "fenced", "apologies", "unclean")
 CONTROL_RUNS = 5
@@ -22,7 +23,8 @@ CONTROL_RUNS = 5
 def main() -> int:
     """The exit status."""
     options = _options()
-    plan = Plan(options.conversations, options.turns, options.seed, interval=options.interval, faults=options.faults)
+    plan = Plan(options.conversations, options.turns, options.seed, interval=options.interval, faults=options.faults,
+                steps=options.steps, patience=400.0 if options.steps else 180.0)  # fmt: skip
     _print_row("run", {name: name for name in (*facts(plan), *FAULTS)}, plan)
     failed = False
     if not options.only_controls:
@@ -32,14 +34,15 @@ def main() -> int:
                 failed = True
                 print(f"    this repeats it: {repeating(options, seed)}")
     if options.controls or options.only_controls:
-        failed |= not all([_caught(plan, control, options.keep) for control in CONTROLS])
+        controls = STEPS_CONTROLS if options.steps else CONTROLS
+        failed |= not all([_caught(plan, control, options.keep) for control in controls])
     return int(failed)
 
 
 def repeating(options: argparse.Namespace, seed: int) -> str:
     """The command that repeats the run of ``seed`` and keeps its books."""
     size = f"--conversations {options.conversations} --turns {options.turns} --interval {options.interval:g}"
-    faults = " --faults" if options.faults else ""
+    faults = " --faults" * options.faults + " --steps" * options.steps
     return f'make chaos ARGS="--seed {seed} {size}{faults} --keep"'
 
 
@@ -79,7 +82,7 @@ def _kept(plan: Plan, name: str, keep: bool) -> Findings:
 
 def facts(plan: Plan) -> tuple[str, ...]:
     """The columns before those of what went wrong."""
-    return (*FACTS, *KINDS_OF_FAULTS) if plan.faults else FACTS
+    return (*FACTS, *(KINDS_OF_FAULTS if plan.faults else ()), *(STEP_FACTS if plan.steps else ()))
 
 
 def _print_row(name: str, values: dict[str, object], plan: Plan) -> None:
@@ -97,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--faults", action="store_true", help="also failovers, READONLY, MISCONF and half-open connections"
     )
+    parser.add_argument("--steps", action="store_true", help="handlers that record steps, call, ask and sleep")
     parser.add_argument("--controls", action="store_true", help="also run the bus broken on purpose")
     parser.add_argument("--only-controls", action="store_true", help="run nothing else")
     parser.add_argument("--keep", action="store_true", help="keep the books of every run")

@@ -14,8 +14,8 @@ from typing import Any
 from rolecall.transcripts.record import Record, conversation_dir, parse_line, session_files
 from tests.chaos.application import answer, conversation_name
 
-FAULTS = ("lost", "stuck", "doubled", "disordered", "overlapping", "wrong", "torn")
-BEGINS = ("STARTED", "TAKEN_OVER")
+FAULTS = ("lost", "stuck", "doubled", "disordered", "overlapping", "wrong", "torn", "repeated")
+BEGINS = ("STARTED", "TAKEN_OVER", "RESUMED")
 ENDS = ("PROCESSING_COMPLETE", "DEAD_LETTER", "CANCELLED")
 SHOWN = 10
 
@@ -57,7 +57,7 @@ class Findings:
     @property
     def caught(self) -> int:
         """Faults that only a bus can make: what is merely late does not count."""
-        return self.faults["doubled"] + self.faults["disordered"] + self.faults["overlapping"]
+        return sum(self.faults[kind] for kind in ("doubled", "disordered", "overlapping", "repeated"))
 
     @property
     def total(self) -> int:
@@ -72,7 +72,7 @@ def check(books: Books) -> Findings:
     _check_answers(books, seen, outbox, findings)
     words: Counter[str] = Counter()
     for conversation in range(books.conversations):
-        records = _records(books, conversation, findings)
+        records = transcript_records(books, conversation, findings)
         words.update(record.word for record in records)
         _check_transcript(books, conversation, records, findings)
     late = sum(path.read_text(errors="replace").count("was late with ") for path in books.directory.glob("*.log"))
@@ -137,7 +137,8 @@ def _check_order(where: str, turns: list[str], findings: Findings) -> None:
             findings.add("disordered", f"{where}: {after} after {before}")
 
 
-def _records(books: Books, conversation: int, findings: Findings) -> list[Record]:
+def transcript_records(books: Books, conversation: int, findings: Findings) -> list[Record]:
+    """The records of a conversation's files, in order; what is torn is noted."""
     name, records = conversation_name(conversation), list[Record]()
     for line in books.transcript(conversation):
         record = parse_line(line.removesuffix("\n"), UTC)
@@ -153,7 +154,7 @@ def _records(books: Books, conversation: int, findings: Findings) -> list[Record
 def _check_transcript(books: Books, conversation: int, records: list[Record], findings: Findings) -> None:
     name = conversation_name(conversation)
     received = Counter(record.turn for record in records if record.word == "RECEIVED")
-    ended = [record.turn for record in records if record.word in ENDS]
+    ended = [record.turn for record in records if record.word in ENDS and "." not in record.turn]
     _check_order(f"transcript of {name}", ended, findings)
     for number in range(1, books.turns + 1):
         if received[str(number)] != 1 or str(number) not in ended:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.steps.answers import answer
 from rolecall.config import load
 from rolecall.errors import ServerUnavailable
 from rolecall.frontends.front import Front, Received
@@ -68,8 +69,9 @@ class Producer:
         while True:
             try:
                 received = await self.front.receive(
-                    conversation_name(conversation), question(conversation, number), idempotency=key
-                )
+                    conversation_name(conversation), question(conversation, number), idempotency=key,
+                    meta={"asks": True},
+                )  # fmt: skip
             except ServerUnavailable:
                 received = None
             if received is not None and received.turn:
@@ -96,6 +98,10 @@ class Producer:
                 streamed = ""
             elif event.kind == "delta" and event.position == len(streamed):
                 streamed += event.text
+            elif event.kind == "asked":
+                await answer(
+                    self.front.bus, received.conversation, event.payload["id"], 0, user=received.conversation
+                )  # fmt: skip
             elif event.last:
                 return event, streamed
         raise AssertionError("a follow ended without a final event")

@@ -16,15 +16,17 @@ from tests.chaos.cast import Cast, ChaosServer, Player, environment
 from tests.chaos.checker import Books, Findings, check
 from tests.chaos.faults import Faults
 from tests.chaos.producer import FRONT
+from tests.chaos.steps import check_steps
 
-MANAGERS, WORKERS = 2, 4
+MANAGERS, WORKERS, PARTS = 2, 4, 2
 RESTARTS = ((1 / 3, False), (2 / 3, True))
 """When the server ends, by the share of turns answered, and whether gently."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is made of. ``control`` breaks the bus; with ``faults`` the server and the connections suffer too."""
+    """What a run is made of. ``control`` breaks the bus; with ``faults`` the server and the connections suffer too,
+    and with ``steps`` the handlers record, call, ask and wait."""
 
     conversations: int = 300
     turns: int = 5
@@ -37,6 +39,7 @@ class Plan:
     producers: int = 2
     everyone: bool = True
     faults: bool = False
+    steps: bool = False
 
     @property
     def total(self) -> int:
@@ -47,7 +50,7 @@ class Plan:
 def run(plan: Plan, directory: Path) -> Findings:
     """Play ``plan`` in the empty ``directory``, whose path is short, and check the books. Takes as long as it takes
     to answer everything, at most ``patience`` seconds and the end."""
-    write_application(directory / "app")
+    write_application(directory / "app", steps=plan.steps)
     (directory / "data").mkdir()
     (directory / "books").mkdir()
     faults = Faults(directory, plan.seed) if plan.faults else None
@@ -69,6 +72,8 @@ def run(plan: Plan, directory: Path) -> Findings:
     findings = check(Books(directory, plan.conversations, plan.turns, ANSWERING))
     findings.facts |= {"seconds": round(seconds), **cast.struck, "restarts": restarts, "unclean": unclean}
     findings.facts |= server.struck
+    if plan.steps:
+        check_steps(Books(directory, plan.conversations, plan.turns, ANSWERING), findings)
     return findings
 
 
@@ -136,13 +141,15 @@ def _collect(server: ChaosServer, directory: Path) -> None:
     """Write down what the front end's outbox holds: every answer the bus ever gave, in its order."""
     with _connected(server) as client, (directory / "books" / "outbox.jsonl").open("w") as book:
         for entry_id, fields in client.xrange(f"{{bus:0}}:o:{FRONT}"):
+            if json.loads(fields["e"])["kind"] == "asked":
+                continue
             line = {"id": entry_id, "conversation": fields["c"], "turn": fields["t"], **json.loads(fields["e"])}
             book.write(json.dumps(line) + "\n")
 
 
 def _workers(plan: Plan, directory: Path, url: str) -> Iterator[Player]:
-    roles = ["manager"] * MANAGERS + [ANSWERING] * WORKERS + ["scribe"]
-    numbers = [*range(MANAGERS), *range(WORKERS), 0]
+    roles = ["manager"] * MANAGERS + [ANSWERING] * WORKERS + ["part"] * PARTS * plan.steps + ["scribe"]
+    numbers = [*range(MANAGERS), *range(WORKERS), *range(PARTS * plan.steps), 0]
     for role, number in zip(roles, numbers, strict=True):
         control = "none" if role == "scribe" else plan.control
         argv = ["tests.chaos.worker", control, "worker", "--app", str(directory / "app"), "--role", role]

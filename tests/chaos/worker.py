@@ -3,6 +3,7 @@
 ``no-fence``: no script asks any more whether its caller still owns the entry.
 ``split-reply``: the answer is written in one script, and only later, in another one, the entry is dropped and the next
 turn released.
+``no-record``: finished steps are not written down, so that a handler that is run again does them again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import Any
 from rolecall.redis import scripts
 
 CONTROLS = ("no-fence", "split-reply")
+STEPS_CONTROLS = ("no-record",)
 GAP_SECONDS = 0.3
 RELEASE = """\
 -- Release the next turn of a conversation, whatever became of this one.
--- include: clock state entry trace turn finish
+-- include: clock state entry trace turn sleep finish
 local verdict = guard()
 if verdict ~= 'OK' then return verdict end
 drop()
-if not CONTROL then release() end
+if ORDERED then release() end
 return 'OK'
 """
 
@@ -39,10 +41,17 @@ def break_bus(how: str) -> None:
                 text, "local function guard()\n", "local function guard()\n  if true then return 'OK' end\n"
             )
         if how == "split-reply" and path == "scripts/turn/complete.lua":
-            return _replaced(_replaced(text, "drop()\n", ""), "if not CONTROL then release() end\n", "")
+            return _replaced(_replaced(text, "drop()\n", ""), "if ORDERED then release() end\n", "")
         return text
 
     scripts._read = broken
+    if how == "no-record":
+        from rolecall.agent import recorder
+
+        async def forgetful(*args: Any) -> str:
+            return "OK"
+
+        recorder.record = forgetful  # type: ignore[attr-defined]
     if how == "split-reply":
         from rolecall.worker import instance
 

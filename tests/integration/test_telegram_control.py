@@ -43,6 +43,10 @@ class ManagerAgent(Agent):
         if "long" in envelope.text:
             await ctx.emit("half an answer")
             await asyncio.sleep(60)
+        if envelope.text == "ask me":
+            return envelope.reply(f"it is {await ctx.choose('Which colour?', ['red', 'green'])}")
+        if envelope.text == "sure?":
+            return envelope.reply(f"agreed: {await ctx.confirm('Really?')}")
         if envelope.text == "my share":
             return envelope.reply(f"{float(envelope.meta['share'])} of {envelope.meta['user']}")
         past = [message.text for message in await ctx.memory.history()]
@@ -181,6 +185,24 @@ async def test_the_stop_button_of_a_waiting_message_takes_it_out_of_the_queue(tm
         await stage.api.wait_for(lambda: "Stopped." in waiting.text)
         assert running.text == "half an answer"
         assert await stage.toast(ada, running, data_of(running, "⏹ Stop")) == "Stopped."
+
+
+async def test_an_agent_asks_with_buttons_and_only_its_user_answers(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ada = stage.api.user(ADA, language_code="de")
+        ada.write("ask me")
+        asked = await stage.until(stage.api.world.private(ada), "Which colour?")
+        assert [one["text"] for one in asked.buttons] == ["red", "green"]
+        assert await stage.toast(ada, asked, data_of(asked, "green")) == "green"
+        await stage.until(stage.api.world.private(ada), "it is green")
+        await stage.api.wait_for(lambda: asked.text == "Which colour?\n\n→ green" and not asked.buttons)
+
+        ada.write("sure?")
+        sure = await stage.until(stage.api.world.private(ada), "Really?")
+        assert [one["text"] for one in sure.buttons] == ["Ja", "Nein"]
+        first, second = ada.press(sure, data_of(sure, "Ja")), ada.press(sure, data_of(sure, "Nein"))
+        assert sorted([await stage.popped(first), await stage.popped(second)]) == ["Diese Frage ist erledigt.", "Ja"]
+        await stage.until(stage.api.world.private(ada), "agreed: True")
 
 
 async def test_a_press_of_stop_that_comes_too_late_is_answered_kindly(tmp_path: Path) -> None:

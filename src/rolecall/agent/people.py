@@ -17,7 +17,7 @@ from rolecall.bus.turn import quoted
 from rolecall.errors import StepError
 
 ASKS = "asks"
-"""In the meta of an envelope whose front end can put questions to its user."""
+"""In the meta of an envelope whose front end can put questions to its user: true, or the user's language."""
 MOST_CHARS = 2_000
 OPTION_CHARS = 100
 
@@ -28,7 +28,7 @@ class People:
     def __init__(self, bus: Bus, delivery: Delivery, envelope: Envelope, waits: Waits, instance: str) -> None:
         self._bus = bus
         self._delivery = delivery
-        self._able = bool(envelope.meta.get(ASKS))
+        self._asks = envelope.meta.get(ASKS)
         self._front = envelope.reply_to or str(envelope.meta.get("front", "")) or "this front end"
         self._waits = waits
         self._instance = instance
@@ -60,12 +60,13 @@ class People:
         if not 0 < len(text) <= MOST_CHARS:
             self._refuse(f"the question has {len(text)} characters: expected 1 to {MOST_CHARS}")
         wait = self._waits.wait("question", style, seconds=seconds, still=True, text=f"an answer to {quoted(text)}")
-        if wait.run.found is None and not self._able:
+        if wait.run.found is None and not self._asks:
             self._refuse(f"{self._front} cannot ask its user: use a front end that can, or do not ask there")
         question = str(Place(self._delivery.turn, self._delivery.hop, wait.key))
         wait.asked = UserQuestion(
             id=question, text=text, options=tuple(options), style="confirm" if style == "confirm" else "choose",
             who=tuple(who), default=default, seconds=seconds,
+            language=self._asks if isinstance(self._asks, str) else "",
         )  # fmt: skip
         wait.late = partial(expire, self._bus, self._delivery.conversation, question, self._instance)
         (result,) = await self._waits.results([wait])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -141,6 +142,7 @@ class Recorder:
         self.parking: asyncio.Task[None] | None = None
         """The attempt to suspend the turn that is on its way."""
         self._root = Scope(self, asyncio.current_task())
+        self._sure = time.monotonic() - _age_of(bus, delivery)
         self._performing: set[StepRun] = set()
         self._asked: set[str] = set()
         self._pending: list[tuple[str, Step]] = []
@@ -148,8 +150,13 @@ class Recorder:
         self._writing: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
-        """Read what earlier handlings have recorded; without it, nothing is replayed."""
-        self.journal = await recorded(self._bus, self._delivery)
+        """Read what earlier handlings have recorded; without it, nothing is replayed. Blocks once the lease is lost,
+        until the handler is cancelled."""
+        asked = time.monotonic()
+        verdict, journal = await recorded(self._bus, self._delivery)
+        if verdict != "OK":
+            await self.gone()
+        self.journal, self._sure = journal, asked
 
     def next(self, kind: str, name: str) -> StepRun:
         """The next step of the running task. Raises NonDeterministic if another one was recorded in its place."""
@@ -186,6 +193,12 @@ class Recorder:
         self._pending += scope.failed
         scope.failed.clear()
         await self.flush()
+        if time.monotonic() - self._sure > self._bus.settings.lease_seconds / 2:
+            # This process may have been stopped for longer than its lease, and others may have done this step.
+            asked = time.monotonic()
+            if (await recorded(self._bus, self._delivery))[0] != "OK":
+                await self.gone()
+            self._sure = asked
 
     async def add(self, key: str, step: Step, hurried: bool) -> None:
         """Record a finished step, now if ``hurried``, else soon."""
@@ -294,11 +307,22 @@ class Recorder:
         try:
             for key, step in steps:
                 encoded(self._bus, key, step)
+            asked = time.monotonic()
             verdict = await record(self._bus, self._delivery, steps, records)
         except StepError as error:
             self.broke(error)
         if verdict != "OK":
             await self.gone()
+        self._sure = asked
+
+
+def _age_of(bus: Bus, delivery: Delivery) -> float:
+    """The seconds since this process has got the entry, by the server's clock as far as it is known. What a blocking
+    read brought may have lain about while the process was stopped."""
+    begun, clock = delivery.beginning, bus.clocks[delivery.shard].now()
+    if begun is None:
+        return float("inf")
+    return max(0.0, clock - begun.received - delivery.paused - begun.age * 1000) / 1000 if clock else 0.0
 
 
 def _failure(error: BaseException) -> StepFailure:

@@ -61,7 +61,7 @@ class OutboxEntry:
 
     @property
     def kind(self) -> str:
-        """final, error, cancelled, notice or reply."""
+        """final, error, cancelled, notice, reply, or asked: a question of an agent (bus/steps/answers.py)."""
         return str((self.payload or {}).get("kind", ""))
 
     @property

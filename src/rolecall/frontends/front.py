@@ -20,6 +20,7 @@ from rolecall.bus.envelope import ROLE_NAME, Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.processes import ProcessState, instances_of, register, unregister
+from rolecall.bus.steps.answers import Answered, answer
 from rolecall.bus.turn import CLEARED, FIRST_ROLE, Records, note
 from rolecall.config import Application
 from rolecall.errors import ConfigError, EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
@@ -261,6 +262,13 @@ class Front:
         """The notices of ``conversation`` from now on, or after the event id ``after``; for front ends without an
         outbox."""
         return follow_notices(self.bus, self.wakeups, conversation, after)
+
+    async def answer(self, conversation: str, question: str, choice: int, *, principal: str = "") -> Answered:
+        """Answer a question that an agent asks in ``conversation`` with the option number ``choice``. A front end that
+        shows the events ``asked``, or delivers them from its outbox, says so with ``meta={"asks": True}`` of
+        ``receive``."""
+        user = principal or conversation
+        return await answer(self.bus, conversation, question, choice, user=user, instance=self.instance)
 
     async def stop(self, conversation: str) -> int:
         """End what runs and waits in ``conversation``; returns how many turns."""

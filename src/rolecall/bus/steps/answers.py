@@ -39,6 +39,8 @@ class UserQuestion(msgspec.Struct, frozen=True, kw_only=True):
     who: tuple[str, ...] = ()
     default: int = -1
     seconds: float = 0.0
+    language: str = ""
+    """The user's, as far as the front end said it."""
 
 
 class Place(NamedTuple):

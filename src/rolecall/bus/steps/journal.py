@@ -30,6 +30,7 @@ class StepBlock(TypedDict):
 
 
 RECORD = script(PACKAGE, "scripts/step/record", TurnBlock, StepBlock, names="received step_keys values records")
+LOAD = script(PACKAGE, "scripts/step/load", TurnBlock, StepBlock)
 BEGIN = script(
     PACKAGE, "scripts/step/begin", TurnBlock, StepBlock,
     names="active streams user instance root outbox_stem step_keys definitions delays envelopes said asked",
@@ -114,12 +115,12 @@ class Journal:
     calls: dict[str, str] = field(default_factory=dict)
 
 
-async def recorded(bus: Bus, delivery: Delivery) -> Journal:
-    """The journal of this delivery's hop."""
-    shard, journal = bus.shards[delivery.shard], Journal()
-    found = dict(pairs(await bus.server.fetch("HGETALL", shard.steps(delivery.conversation, delivery.turn))))
-    if int(found.pop(b"h", -1)) != delivery.hop:
-        return journal
+async def recorded(bus: Bus, delivery: Delivery) -> tuple[Verdict, Journal]:
+    """Whether this process still holds the entry of ``delivery``, and the journal of its hop."""
+    journal = Journal()
+    verdict, flat = await bus.server.run(LOAD, lease_block(bus, delivery), step_block(bus, delivery))
+    found = dict(pairs(flat))
+    found.pop(b"h", None)
     found.pop(b"b", None)
     for raw_key, value in found.items():
         key = raw_key.decode()
@@ -131,7 +132,7 @@ async def recorded(bus: Bus, delivery: Delivery) -> Journal:
             journal.calls[key[1:]] = value.decode()
         else:
             journal.steps[key] = msgspec.json.decode(value, type=Step)
-    return journal
+    return verdict_of(verdict), journal
 
 
 def _checked(bus: Bus, verdict: bytes) -> Verdict:

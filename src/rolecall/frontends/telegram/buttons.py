@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from rolecall.bus.members import Rank, applicant
 from rolecall.bus.outbox import Placeholders, reply
 from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule
+from rolecall.bus.steps.answers import find_question
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.bot import explain
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 TURN = re.compile(r"\d{1,18}", re.ASCII)
 SCHEDULE = re.compile(r"[0-9a-f]{8}", re.ASCII)
 CHAT = re.compile(r"-?\d{1,18}", re.ASCII)
+CHOICE = re.compile(r"\d{1,2} [\w.:/-]{1,60}", re.ASCII)
 TOAST_CHARS = 200
 TWICE_MS = 3000
 """Two presses of Regenerate within this time count as one."""
@@ -54,6 +56,15 @@ def stop_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarku
 def answer_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
     """The keyboard of an answer: Regenerate, 👍 and 👎. Not for control turns and notices."""
     return _row((say(language, "regenerate"), f"again:{turn}"), ("👍", f"up:{turn}"), ("👎", f"down:{turn}"))
+
+
+def question_message(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The message of an agent's question, as a reply in the outbox: a button for each option, yes and no in one row."""
+    options, language = asked.get("options") or (), str(asked.get("language", ""))
+    confirms = asked.get("style") == "confirm"
+    labels = [say(language, option) if confirms else str(option) for option in options]
+    row = [{"text": label, "callback_data": f"choose:{n} {asked['id']}"} for n, label in enumerate(labels)]
+    return {"text": asked.get("text", ""), "buttons": [row] if confirms else [[button] for button in row]}
 
 
 def edit_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
@@ -136,11 +147,31 @@ class Buttons:
             return self._unremind
         if press.verb in ("allow", "deny") and CHAT.fullmatch(press.argument):
             return self._decide
+        if press.verb == "choose" and CHOICE.fullmatch(press.argument):
+            return self._choose
         verbs = {"stop": self._stop, "again": self._again, "edit": self._edit, "up": self._vote, "down": self._vote}
         return verbs.get(press.verb, self._unknown) if TURN.fullmatch(press.argument) else self._unknown
 
     async def _unknown(self, press: ButtonPress) -> str:
         return press.say("unknown_button")
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────
+
+    async def _choose(self, press: ButtonPress) -> str:
+        """Answer an agent's question. Its message then shows what was chosen, without buttons."""
+        number, _, question = press.argument.partition(" ")
+        asked = await find_question(self.front.bus, press.conversation, question)
+        verdict = await self.front.answer(press.conversation, question, int(number), principal=press.principal)
+        if verdict == "FORBIDDEN":
+            return press.say("not_asked")
+        if verdict != "OK" or asked is None:
+            self._later(self.bot.edit_message_reply_markup(press.address.chat, press.message_id), "keyboard")
+            return press.say("question_closed")
+        option = asked.options[int(number)]
+        chosen = press.say(option) if asked.style == "confirm" else option
+        shown = TextPart(f"{asked.text}\n\n→ {chosen}")
+        self._later(self.chats.edit(press.address, press.message_id, shown), "question")
+        return chosen
 
     # ── turns ─────────────────────────────────────────────────────────────────────────
 
@@ -196,7 +227,8 @@ class Buttons:
         key = f"tg:{self.bot.id}:cb:{press.id}"
         received = await self.front.receive(
             press.conversation, str(payload.get("text", "")), payload=payload, idempotency=key,
-            principal=press.principal, title=press.title, meta={**press.status.meta, "again": press.argument},
+            principal=press.principal, title=press.title,
+            meta={**press.status.meta, "again": press.argument, "asks": press.language or True},
         )  # fmt: skip
         if not received.turn:
             known = received.outcome in ("FULL", "BUSY")

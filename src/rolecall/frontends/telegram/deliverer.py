@@ -20,7 +20,7 @@ from rolecall.bus.blobs import Blobs
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.reminders import late_text
-from rolecall.frontends.telegram.buttons import answer_keyboard
+from rolecall.frontends.telegram.buttons import answer_keyboard, question_message
 from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
@@ -78,7 +78,9 @@ class Deliverer:
         if address is None:
             return await self._settle(entry, TurnRecord(), f"{entry.conversation} is not a Telegram chat")
         if entry.kind == "reply":
-            return await self._reply(entry, address)
+            return await self._reply(entry, address, entry.payload or {})
+        if entry.kind == "asked":
+            return await self._reply(entry, address, question_message(entry.payload or {}))
         seen = self.progress.end(entry.conversation, turn)
         record = await self.turn_messages.of(entry.conversation, turn)
         delivery = AnswerDelivery(self, entry, address, turn, record)
@@ -97,10 +99,10 @@ class Deliverer:
         await self._ring(entry, address, record, delivery.messages[-1])
         return True
 
-    async def _reply(self, entry: OutboxEntry, address: Address) -> bool:
-        """Deliver what the front end itself says. The messages are sent as they are; a duplicate whose sending could
-        not be confirmed is found and deleted."""
-        payload, turn = entry.payload or {}, f"{REPLY}{entry.id}"
+    async def _reply(self, entry: OutboxEntry, address: Address, payload: Mapping[str, Any]) -> bool:
+        """Deliver what the front end itself says, or what an agent asks. The messages are sent as they are; a duplicate
+        whose sending could not be confirmed is found and deleted."""
+        turn = f"{REPLY}{entry.id}"
         question, quote, rows = int(payload.get("question") or 0), bool(payload.get("quote")), payload.get("buttons")
         keyboard = Keyboard.de_json({"inline_keyboard": rows}, None) if rows else None
         parts = plain(str(payload.get("text", "")))

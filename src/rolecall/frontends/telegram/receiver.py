@@ -282,8 +282,9 @@ class Receiver:
         mode = await self._mode(incoming.address)
         received = await self.front.receive(
             incoming.address.conversation, incoming.text, payload=payload, idempotency=idempotency,
-            principal=incoming.principal, title=incoming.title, meta=status.meta, mode=mode, hold=group.hold,
-            group=group.name,
+            principal=incoming.principal, title=incoming.title, meta={**status.meta, "asks": incoming.language or True},
+            mode=mode,
+            hold=group.hold, group=group.name,
         )  # fmt: skip
         if received.turn:
             await keep_question(self.front.bus, received.conversation, received.turn, idempotency, payload)

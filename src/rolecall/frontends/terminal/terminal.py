@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,7 @@ class Chat:
         self._taken: asyncio.Queue[Said] = asyncio.Queue()
         self._waiting: deque[Said] = deque()
         self._current: Said | None = None
+        self._question: Mapping[str, Any] = {}
         self._rows = Rows(lambda: self.prompt.width)
         self._errands = BackgroundTasks()
         self._left = False
@@ -129,6 +130,9 @@ class Chat:
         text = text.strip()
         if not text:
             return
+        if self._question and (choice := _choice(text, self._question)) is not None:
+            self._errand(self._reply(self._question["id"], choice))
+            return
         self._interrupted = -AGAIN_SECONDS
         command = find_command(text)
         said = Said(text, beside=command is not None and command.lane != "ordered")
@@ -167,7 +171,7 @@ class Chat:
         while not self._left:
             said = await self._unsent.get()
             try:
-                said.received = await self._front.receive(self._conversation, said.text)
+                said.received = await self._front.receive(self._conversation, said.text, meta={"asks": True})
             except RolecallError as error:
                 await self._settle_beside(said, f"not sent: {error}", "error")
                 continue
@@ -199,6 +203,12 @@ class Chat:
         async for event in self._front.follow(said.received):
             if event.kind == "delta":
                 await self._grow(answer.apply(event))
+            elif event.kind == "asked":
+                self._question = event.payload
+                await self._show([*self._ended(), *_question(event.payload, self.prompt.width)])
+            elif event.kind == "answered":
+                self._question = {}
+                await self._show([("dim", f"  → {plain(event.text) or '–'}")])
             elif event.kind == "started":
                 said.role = event.role
                 if answer.restart():
@@ -209,6 +219,7 @@ class Chat:
 
     async def _finish(self, said: Said, event: Event, answer: AnswerText) -> None:
         self._current = self._stopping = None
+        self._question = {}
         if event.kind == "cancelled":
             return await self._show([*self._ended(), ("dim", "stopped"), ("", "")])
         if event.kind == "error":
@@ -266,6 +277,14 @@ class Chat:
             self._hint = "  Ctrl-C again leaves"
             await self._show([("error", row) for row in rows_of(f"not stopped: {error}", self.prompt.width)])
 
+    async def _reply(self, question: str, choice: int) -> None:
+        try:
+            verdict = await self._front.answer(self._conversation, question, choice)
+        except RolecallError as error:
+            return await self._show([("error", row) for row in rows_of(f"not sent: {error}", self.prompt.width)])
+        if verdict != "OK":
+            await self._show([("dim", say("en", "not_asked" if verdict == "FORBIDDEN" else "question_closed"))])
+
     async def _warn_if_alone(self) -> None:
         try:
             await self._front.check_running()
@@ -287,6 +306,22 @@ class Chat:
 def _asked(said: Said, width: int) -> list[Line]:
     first, *more = rows_of(plain(said.text), width - 2)
     return [("asked", f"› {first}"), *(("asked", f"  {row}") for row in more)]
+
+
+def _question(asked: Mapping[str, Any], width: int) -> list[Line]:
+    """A question of an agent, with the keys that answer it."""
+    rows = [("mark", row) for row in rows_of(plain(f"? {asked['text']}"), width)]
+    if asked["style"] == "confirm":
+        return [*rows, ("dim", "  y yes · n no")]
+    return [*rows, *(("", f"  {number}  {_line(option)}") for number, option in enumerate(asked["options"], 1))]
+
+
+def _choice(text: str, asked: Mapping[str, Any]) -> int | None:
+    """The option that ``text`` chooses; None for what is a message."""
+    if asked["style"] == "confirm":
+        return {"y": 0, "yes": 0, "n": 1, "no": 1}.get(text.lower())
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 3 else 0
+    return number - 1 if 0 < number <= len(asked["options"]) else None
 
 
 def _place(said: Said, place: int) -> str:

@@ -1,0 +1,59 @@
+"""What the books of a chaos run with steps say about effects: how often each happened, and whether it should have."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from rolecall.transcripts.record import Record
+from tests.chaos.application import question
+from tests.chaos.checker import Books, Findings, transcript_records
+
+STEP_FACTS = ("effects", "again", "suspended", "replays")
+STEPS = {"plan": "1 model ask", "charge": "2 once charge"}
+"""How the transcript names the steps whose effects the application writes down, before the first wait."""
+
+
+def check_steps(books: Books, findings: Findings) -> None:
+    """No effect begins after its step was recorded, and what happens again does so under the same key."""
+    effects: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for effect in books.read("effects.jsonl"):
+        effects[effect["question"], effect["what"]].append(effect)
+    words: Counter[str] = Counter()
+    for conversation in range(books.conversations):
+        by_turn: dict[str, list[Record]] = defaultdict(list)
+        for record in transcript_records(books, conversation, Findings()):
+            by_turn[record.turn].append(record)
+            words[record.word] += 1
+        for number in range(1, books.turns + 1):
+            asked = question(conversation, number)
+            for what in ("plan", "charge", "join"):
+                _check_effect(asked, what, effects[asked, what], by_turn[str(number)], findings)
+    findings.facts |= {
+        "effects": sum(map(len, effects.values())),
+        "again": sum(len(found) - 1 for found in effects.values()),
+        "suspended": words["SUSPENDED"],
+        "replays": words["RESUMED"] + words["TAKEN_OVER"],
+    }
+
+
+def _check_effect(
+    asked: str, what: str, found: list[dict[str, Any]], records: list[Record], findings: Findings
+) -> None:  # fmt: skip
+    if not found:
+        findings.add("lost", f"{asked}: {what} never happened")
+        return
+    if what == "charge" and len({effect["key"] for effect in found}) > 1:
+        findings.add("repeated", f"{asked}: charged under different keys")
+    until = _recorded_at(what, records)
+    for effect in found[1:]:
+        if effect["at"] * 1000 > until:
+            findings.add("repeated", f"{asked}: {what} at {effect['at']:.3f}, after it was recorded")
+
+
+def _recorded_at(what: str, records: list[Record]) -> float:
+    """When the step was on record for certain, in ms: its own record, or the first suspension after it."""
+    step = STEPS.get(what, "8 model ask")
+    own = [record.ms for record in records if record.word == "STEP" and record.text == step]
+    asleep = [record.ms for record in records if record.word == "SUSPENDED" and what in STEPS]
+    return min([*own, *asleep], default=float("inf"))
