@@ -124,7 +124,8 @@ async def act_on_letters(services: ServicesDep, _: Operator, body: LettersAct) -
     """Replay or drop many dead letters, oldest first; at most MOST_AT_ONCE."""
     found = matching(await dead_letters(services.bus), body.search)
     chosen = [letter for letter in found if not body.ids or letter.id in body.ids][:MOST_AT_ONCE]
-    done, refused = [], []
+    done: list[str] = []
+    refused: list[str] = []
     for letter in chosen:
         (done if await _act(services, letter, body.act) else refused).append(letter.id)
     return {"done": done, "refused": refused}
