@@ -85,6 +85,7 @@ proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@ROLECALL_OUTAGE_SECONDS=60 ROLECALL_MINUTE_SECONDS=60 $(BIN)/pytest -s --timeout 600 tests/integration/test_model_outage.py
 	@ROLECALL_WALKS=2000 $(BIN)/pytest --timeout 1200 tests/unit/test_state_machine.py
 	@ROLECALL_SCHEMA_EXAMPLES=30 $(BIN)/pytest --timeout 1800 tests/integration/test_http_schema.py
+	@ROLECALL_CONVERSATIONS=10000 $(BIN)/pytest -s tests/unit/test_conversation_index.py -k ten_thousand
 	@ROLECALL_SCRIBE_KILLS=200 $(BIN)/pytest tests/integration/test_scribe.py -k killed
 	@ROLECALL_RANDOM=1 ROLECALL_MARKDOWN_EXAMPLES=3000 $(BIN)/pytest tests/unit/test_telegram_markdown.py --timeout 900
 	@ROLECALL_FUZZ_UPDATES=100000 $(BIN)/pytest tests/integration/test_telegram_updates.py -k legal

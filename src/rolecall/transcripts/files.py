@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,12 +111,23 @@ class TranscriptFiles:
         for start in range(0, len(paths), OPEN_FILES):
             some = paths[start : start + OPEN_FILES]
             try:
-                _sync([file for path in some if (file := self._append(path, waiting[path]))])
+                written = {path: file for path in some if (file := self._append(path, waiting[path]))}
+                _sync(list(written.values()))
+                self._stamp({path.parts[0] for path in written})
             except OSError:
                 for path in some:
                     self._discard(path)
                 raise
         waiting.clear()
+
+    def _stamp(self, names: set[str]) -> None:
+        """Set the times of the directories of these conversations, which tells readers that there is more to read."""
+        if not names:
+            return
+        with _root(self._log_dir) as root, _below(root, "conversations") as conversations:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    os.utime(name, ns=(time.time_ns(), time.time_ns()), dir_fd=conversations, follow_symlinks=False)
 
     def _append(self, path: PurePosixPath, records: list[Record]) -> _File | None:
         """The file if something was appended that needs a sync."""

@@ -38,12 +38,14 @@ class Filters:
     """Which conversations, or which records of one; all given filters must match.
 
     ``user`` is part of an id or a title, ``since`` ms since 1970 by the server's clock, ``grep`` a regular expression.
+    ``search``, which only the index knows, is part of an id, a title or a record.
     """
 
     user: str = ""
     since: int | None = None
     errors: bool = False
     grep: str = ""
+    search: str = ""
 
     def match(self, record: Record) -> bool:
         """Whether a record matches ``since``, ``errors`` and ``grep``."""
@@ -86,42 +88,6 @@ def conversations(log_dir: Path, filters: Filters, tz: tzinfo | None = None) -> 
     """The conversations that match, the most recently active last. ``errors`` and ``grep`` match by a record."""
     found = (_summary(directory, filters, tz) for directory in directories(log_dir))
     return sorted((summary for summary in found if summary), key=lambda summary: summary.last)
-
-
-class Summaries:
-    """A cache of the summaries below ``log_dir``: only conversations that have grown are read again. Thread-safe."""
-
-    def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
-        self._log_dir = log_dir
-        self._tz = tz
-        self._known: dict[str, tuple[tuple[tuple[str, int], ...], Summary | None]] = {}
-
-    def find(self, filters: Filters) -> list[Summary]:
-        """Like ``conversations``, but the most recently active first."""
-        here = directories(self._log_dir)
-        found = [summary for directory in here if (summary := self._matching(directory, filters))]
-        for erased in set(self._known.copy()) - {directory.name for directory in here}:
-            self._known.pop(erased, None)
-        return sorted(found, key=lambda summary: -summary.last)
-
-    def of(self, directory: Path) -> Summary | None:
-        """The summary of the conversation in ``directory``; None while it has no records."""
-        with suppress(FileNotFoundError):  # it was erased meanwhile
-            stamp = tuple((str(path), path.stat().st_size) for path in session_files(directory))
-            known = self._known.get(directory.name)
-            if known is None or known[0] != stamp:
-                known = self._known[directory.name] = (stamp, _summary(directory, Filters(), self._tz))
-            return known[1]
-        return None
-
-    def _matching(self, directory: Path, filters: Filters) -> Summary | None:
-        summary = self.of(directory)
-        if summary is None or not _is_user(filters.user, summary.conversation, summary.title):
-            return None
-        if (filters.since or 0) > summary.last or (filters.errors and not summary.errors):
-            return None
-        by_record = filters.grep or (filters.errors and filters.since)
-        return _summary(directory, filters, self._tz) if by_record else summary
 
 
 async def tail(

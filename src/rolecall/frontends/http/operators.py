@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -200,12 +200,7 @@ async def drop_dead(letter_id: str, services: ServicesDep) -> None:
 
 
 def _search(services: Services, search: str, filters: Filters) -> list[Summary]:
-    summaries = services.summaries.find(filters)
-    if not search:
-        return summaries
-    named = {row.name for row in services.summaries.find(Filters(search))}
-    logged = {row.name for row in services.summaries.find(Filters(grep=f"(?i){re.escape(search)}"))}
-    return [summary for summary in summaries if summary.name in named | logged]
+    return services.summaries.find(replace(filters, search=search))
 
 
 def _row(summary: Summary) -> dict[str, Any]:

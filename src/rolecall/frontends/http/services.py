@@ -23,7 +23,7 @@ from rolecall.frontends.sockets import is_local
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
 from rolecall.stats import FLUSH_SECONDS, Metrics
-from rolecall.transcripts.reading import Summaries
+from rolecall.transcripts.conversation_index import Summaries
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Services:
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
 
     def __post_init__(self) -> None:
-        self.summaries = Summaries(self.log_dir, self.tz)
+        self.summaries = Summaries(self.log_dir, self.tz, self.application.state_dir / INDEX)
 
     @property
     def application(self) -> Application:
@@ -72,6 +72,7 @@ class Services:
             yield
         finally:
             await tasks.drain(0)
+            await asyncio.to_thread(self.summaries.close)
 
     @property
     def log_dir(self) -> Path:
@@ -79,6 +80,8 @@ class Services:
         return self.application.log_dir
 
 
+INDEX = "conversations.sqlite"
+"""A file of the state directory: the index of conversations, shared by all processes."""
 KEYS_REQUIRED = "http-keys-required"
 """A file of the state directory: there was an API key once, so requests need one even if the server lost its data."""
 OpenServices = Callable[[], AbstractAsyncContextManager[Services]]

@@ -205,7 +205,7 @@ async def stored_conversations(services: Services, who: Principal, search: str =
 
 
 def _find(services: Services, own: str, search: str) -> list[Summary]:
-    found = services.summaries.find(Filters(own, grep=f"(?i){re.escape(search)}" if search else ""))
+    found = services.summaries.find(Filters(own, search=search))
     return [summary for summary in found if summary.conversation.startswith(own)][:MOST_ROWS]
 
 
