@@ -20,7 +20,7 @@ from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import MissingExtra, NothingRunning, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
-from rolecall.frontends.texts import answer_notes
+from rolecall.frontends.texts import answer_notes, say
 
 if TYPE_CHECKING:
     from rolecall.frontends.terminal.prompt import Line, Prompt
