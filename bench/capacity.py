@@ -72,7 +72,7 @@ async def _one_round() -> Cost:
 
 
 async def _counters(server: Server) -> Mapping[str, float]:
-    info = {}
+    info = dict[str, str]()
     for section in ("cpu", "memory", "persistence", "stats"):
         text: bytes = await server.call("INFO", section)
         info |= dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)

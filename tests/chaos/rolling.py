@@ -1,6 +1,6 @@
 """A rolling upgrade under load: workers change from one version to another, one after the other, while turns go on;
-then the books are checked as after chaos. Front ends and the scribe are of this version throughout: the scribe is upgraded
-first, and taken back last, because an older one may not know what newer processes write.
+then the books are checked as after chaos. Front ends and the scribe are of this version throughout: the scribe is
+upgraded first, and taken back last, because an older one may not know what newer processes write.
 
     python -m tests.chaos.rolling REVISION              # from that version to this one, and back
 """

@@ -153,7 +153,7 @@ async def test_calls_of_other_roles_are_in_the_trace_of_their_turn(tmp_path: Pat
         assert (await deployment.ask("terminal:a", "hello")).text == "echo: hello"
         found = await turn_of(spans, 2)
     assert len({one.context.trace_id for one in found if one.context}) == 1
-    called = ("turn", [("invoke_agent samplellm", [("once charge", []), ("chat echo", [])])])
+    called: Any = ("turn", [("invoke_agent samplellm", [("once charge", []), ("chat echo", [])])])
     assert tree(found) == [("turn", [("invoke_agent manager", [called]), ("invoke_agent manager", [])])]
 
 
