@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rolecall.agent.agent import Agent as Agent
+    from rolecall.agent.calls import CallReply as CallReply
     from rolecall.agent.context import Context as Context
     from rolecall.agent.context import RoleInfo as RoleInfo
     from rolecall.agent.mcp import ToolServer as ToolServer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rolecall.client import run as run
     from rolecall.config import Config as Config
     from rolecall.config import Role as Role
+    from rolecall.errors import CallFailed as CallFailed
     from rolecall.errors import ModelError as ModelError
     from rolecall.errors import Reject as Reject
     from rolecall.errors import Retry as Retry
@@ -72,6 +74,8 @@ _PUBLIC = {
 }
 _ALSO = {
     "__version__": "version",
+    "CallFailed": "errors",
+    "CallReply": "agent.calls",
     "Command": "bus.commands",
     "COMMANDS": "bus.commands",
     "ModelAt": "serving.balance",

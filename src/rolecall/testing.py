@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,8 +27,10 @@ from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Remembered
 from rolecall.bus.envelope import Envelope
+from rolecall.bus.events import progress
 from rolecall.bus.leases import take
 from rolecall.bus.maintenance import promote
+from rolecall.bus.steps.answers import answer
 from rolecall.bus.turn import parted, snapshot
 from rolecall.config import Config, Role
 from rolecall.errors import MissingExtra, RolecallError
@@ -139,6 +142,7 @@ async def run_turn(
     tools: Mapping[str, Sequence[Offer]] | None = None,
     images: Sequence[bytes] = (),
     documents: Mapping[str, str] | None = None,
+    answers: Sequence[int | str | bool] = (),
 ) -> Turn:
     """Send ``text`` through ``roles`` until it is answered.
 
@@ -148,6 +152,10 @@ async def run_turn(
     ``prompts`` stand in for the application's own, which are those in agents/prompts beside or above the roles'
     modules; ``images`` and ``documents`` (texts by name) come with the text. Raises RolecallError when no role answers
     within 200 steps.
+
+    Time passes at once: nothing waits for ``ctx.sleep``, and calls between roles run like all else. ``answers`` are
+    what the user answers to ``ctx.confirm`` and ``ctx.choose``, one after the other: a truth, an option or its number.
+    When there are no more, the time of the question is over and its default counts.
     """
     roles = tuple(roles.roles if isinstance(roles, Config) else roles)
     server = FakeServer()
@@ -156,10 +164,12 @@ async def run_turn(
         await bus.prepare()
         await _remember(bus, conversation, preferences or {}, history)
         attached = await _attached(bus, conversation, images, documents or {})
-        envelope = Envelope(conversation=conversation, payload={**attached, **(payload or {}), "text": text})
+        envelope = Envelope(
+            conversation=conversation, payload={**attached, **(payload or {}), "text": text}, meta={"asks": True}
+        )
         turn = (await admit(bus, envelope, control=control, instance="test:test:1:0")).turn
         roster = _roster(bus, roles, model or FakeModel(), tools or {}, prompts)
-        trace = await _until_answered(bus, roster, conversation, turn)
+        trace = await _until_answered(bus, roster, conversation, turn, deque(answers))
         return await _outcome(bus, conversation, turn, trace)
     finally:
         await server.aclose()
@@ -197,7 +207,9 @@ def _prompts_above(roles: Sequence[Role]) -> Prompts:
     return load_prompts(next((place for place in places if place.is_dir()), Path(PLACE)))
 
 
-async def _until_answered(bus: Bus, roster: Roster, conversation: str, turn: str) -> tuple[str, ...]:
+async def _until_answered(
+    bus: Bus, roster: Roster, conversation: str, turn: str, answers: deque[int | str | bool]
+) -> tuple[str, ...]:
     trace: list[str] = []
     for _step in range(MAX_STEPS):
         if (await snapshot(bus, conversation, turn)).final is not None:
@@ -208,9 +220,22 @@ async def _until_answered(bus: Bus, roster: Roster, conversation: str, turn: str
             if instance := roster.pick(delivery.role):
                 instance.occupy(delivery)
                 await instance.handle()
-        if not taken:
+        if not taken and not (answers and await _answer_next(bus, conversation, turn, answers)):
             await _wake_next(bus, conversation, turn)
     raise RolecallError(f"no answer after {MAX_STEPS} steps; the turn went {' → '.join(trace[:10])} …")
+
+
+async def _answer_next(bus: Bus, conversation: str, turn: str, answers: deque[int | str | bool]) -> bool:
+    """Answer the oldest open question of ``turn``; False if there is none. Raises RolecallError for an answer that it
+    does not offer."""
+    asked = next(iter((await progress(bus, conversation, turn)).questions.values()), None)
+    if asked is None:
+        return False
+    said, options = answers.popleft(), asked["options"]
+    number = (0 if said else 1) if isinstance(said, bool) else options.index(said) if said in options else said
+    if not isinstance(number, int) or await answer(bus, conversation, asked["id"], number) != "OK":
+        raise RolecallError(f"{said!r} is no answer to {asked['text']!r}: expected one of {', '.join(options)}")
+    return True
 
 
 async def _wake_next(bus: Bus, conversation: str, turn: str) -> None:

@@ -51,7 +51,7 @@ def break_bus(how: str) -> None:
         async def forgetful(*args: Any) -> str:
             return "OK"
 
-        recorder.record = forgetful  # type: ignore[assignment]
+        setattr(recorder, "record", forgetful)  # noqa: B010  # the checker of types would have a say
     if how == "split-reply":
         from rolecall.worker import instance
 

@@ -13,7 +13,7 @@ import pytest
 from rolecall import Agent, Context, Envelope, Role, Tool
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.dead_letters import dead_letters
-from rolecall.bus.maintenance import audit
+from rolecall.bus.maintenance import audit, promote
 from rolecall.bus.steps.answers import UserQuestion, answer
 from rolecall.bus.turn import TurnState, snapshot
 from rolecall.errors import CallFailed
@@ -71,9 +71,9 @@ async def hang(ctx: Context, _: str) -> str:
     return str(await ctx.gather(ctx.call("echo", "hang"), ctx.call("echo", "sleep"), ctx.call("peer", "hang")))
 
 
-async def sleep(ctx: Context, _: str) -> str:
+async def sleep(ctx: Context, seconds: str) -> str:
     await ctx.once("before", DONE.append, "before")
-    await ctx.sleep(0.3)
+    await ctx.sleep(float(seconds or 0.3))
     return "slept"
 
 
@@ -233,9 +233,11 @@ async def test_a_call_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:
 
 async def test_a_timer_is_waited_for_without_an_instance(tmp_path: Path) -> None:
     async with deployed(tmp_path, ROLES) as app:
-        sleeper = await app.say("terminal:ann", "sleep")
+        sleeper, bus = await app.say("terminal:ann", "sleep 60"), app.session.bus
         assert (await app.ask("terminal:bob", "one hello")).text == "it says hello!"
-        assert (await snapshot(app.session.bus, "terminal:ann", sleeper.turn)).state is TurnState.SUSPENDED
+        assert (await snapshot(bus, "terminal:ann", sleeper.turn)).state is TurnState.SUSPENDED
+        assert await promote(bus, bus.shards[0], "terminal:ann", early=True) == "EARLY"
+        assert await promote(bus, bus.shards[0], "terminal:ann", as_if_due=True) == "OK"
         assert (await app.answer(sleeper)).text == "slept"
         assert DONE.count("before") == 1
 

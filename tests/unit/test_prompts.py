@@ -184,7 +184,9 @@ def test_the_prompts_of_this_application_are_those_of_a_new_one(tmp_path: Path) 
     own = {path.name: path.read_text() for path in (ROOT / PLACE).glob("*.md")}
     new = {path.name: path.read_text() for path in (tmp_path / PLACE).glob("*.md")}
     assert own == new
-    assert load_prompts(ROOT / PLACE).names == ("calculator", "persona", "samplellm", "security", "translation")
+    assert load_prompts(ROOT / PLACE).names == (
+        "calculator", "persona", "remind", "research_join", "research_split", "samplellm", "security", "translation",
+    )  # fmt: skip
 
 
 # ── agents ──────────────────────────────────────────────────────────────────────────────────────
@@ -198,7 +200,7 @@ async def test_a_wrong_variable_becomes_a_clear_refusal_of_the_turn() -> None:
 
 async def test_a_test_finds_the_prompts_of_the_application_its_roles_are_from() -> None:
     turn = await run_turn([Role(ManagerAgent)], "Ada")
-    assert "there is no prompt 'greeting'; there are calculator, persona, samplellm, security, translation" in turn.text
+    assert "there is no prompt 'greeting'; there are calculator, persona, remind, research_join" in turn.text
 
 
 async def test_a_test_may_bring_its_own_prompts() -> None:

@@ -15,6 +15,7 @@ from agents.embedding import EmbeddingAgent
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.remind import RemindAgent
+from agents.research import ResearchAgent
 from agents.samplellm import SampleLLMAgent
 from agents.stats import StatsAgent
 from agents.tools import calculate, now
@@ -35,6 +36,7 @@ config = Config(
         Role(SampleLLMAgent, instances=2, models=MODELS),
         Role(CalculatorAgent, models=MODELS, match="/calc"),
         Role(RemindAgent, models=MODELS, match="/remind"),
+        Role(ResearchAgent, models=MODELS, match="/research"),
         Role(StatsAgent),
         Role(DiceAgent, instances=3, match="/roll"),
     ),
