@@ -5,9 +5,8 @@ BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench docs docs-serve pictures \
-  figures lock \
-  page-libraries test-compose clean
+.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench docs docs-serve audit dist \
+  pictures figures lock page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
 help:
@@ -32,8 +31,18 @@ test-browser: $(VENV)/browser ## the web page in a real browser; needs Chromium
 test-clients: $(VENV)/dev ## OpenAI's clients and frameworks on a real server; needs the network and Node
 	@$(BIN)/python -m tests.clients $(ARGS)
 
-check: $(VENV)/dev ## style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+check: $(VENV)/dev ## style, types, and the licences of what is installed
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python deploy/audit.py licences && $(BIN)/mypy
+
+audit: $(VENV)/release ## known vulnerabilities of the locked versions; needs a network
+	@$(BIN)/python deploy/audit.py licences && $(BIN)/python deploy/audit.py advisories
+
+# Two builds of one commit are identical: their times are the commit's.
+dist: $(VENV)/release ## wheel, sdist and SBOM (CycloneDX), in dist
+	@rm -rf dist && SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build -d dist
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements deploy/lock/rolecall.txt --pyproject pyproject.toml \
+	  --mc-type application --output-reproducible --output-format JSON -o dist/sbom.cdx.json
+	@ls -l dist
 
 format: $(VENV)/dev ## put the style right
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -136,6 +145,9 @@ $(VENV)/dev: $(VENV)/made pyproject.toml
 
 $(VENV)/docs: $(VENV)/dev
 	@$(BIN)/python deploy/install.py dev,docs && touch $@
+
+$(VENV)/release: $(VENV)/dev
+	@$(BIN)/python deploy/install.py dev,release && touch $@
 
 $(VENV)/browser: $(VENV)/dev
 	@$(BIN)/python deploy/install.py dev,browser && touch $@

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", ".env.example", "agents", "src")
 """What a build reads."""
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
-NOT_MEASURED = ("all", "dev", "browser", "docs")
+NOT_MEASURED = ("all", "dev", "browser", "docs", "release")
 IMPORT = "import time; t = time.perf_counter(); import rolecall; rolecall.Agent; print(time.perf_counter() - t)"
 CORE_CONFIG = """\
 from agents.manager import ManagerAgent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -31,7 +32,8 @@ def server_binary(kind: str) -> Path:
 
 class ValkeyProcess:
     """A server, by default the bundled one; with ``durable`` it keeps its data over ``kill`` and ``start``. The
-    directory's path must be short, for it holds the socket. With ``port`` it also listens there on 127.0.0.1.
+    directory's path must be short, for it holds the socket. ROLECALL_SERVER names another server than the
+    bundled one. With ``port`` it also listens there on 127.0.0.1.
     ``environment`` replaces this process's."""
 
     def __init__(
@@ -45,7 +47,7 @@ class ValkeyProcess:
     ) -> None:
         self.directory = directory
         self.port = port
-        self._binary = binary or find_binary()
+        self._binary = binary or Path(os.environ.get("ROLECALL_SERVER") or find_binary())
         self.socket = directory / "s"
         self.url = f"unix://{self.socket}"
         self._environment = environment
