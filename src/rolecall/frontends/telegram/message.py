@@ -39,8 +39,8 @@ TEXT_EXTENSIONS = """
 """
 TEXTS = frozenset(TEXT_EXTENSIONS.split())
 """File extensions (or whole names) of text files; clients often send a wrong media type."""
-DOCUMENTS = frozenset({"pdf", "docx", "xlsx", "pptx"})
-UNSPECIFIC = frozenset({"", "application/octet-stream", "application/pdf"})
+OFFICE = frozenset({"docx", "xlsx", "pptx"})
+UNSPECIFIC = frozenset({"", "application/octet-stream"})
 """Media types of files that are worth a look at their content."""
 LONG_UNITS = 4000
 """Clients cut a text at 4096 UTF-16 units or at a line end before that, so a text this long may be continued."""
@@ -149,7 +149,11 @@ def _document(document: Document) -> Attachment:
     kind: Kind = "unknown"
     if media_type in IMAGES:
         kind = "image"
-    elif media_type.startswith("text/") or media_type in UNSPECIFIC or ending in TEXTS or ending in DOCUMENTS:
+    elif media_type == "application/pdf" or ending == "pdf":
+        kind, media_type = "document", "application/pdf"
+    elif media_type.startswith("text/") or ending in TEXTS:
+        kind, media_type = "document", "text/plain"
+    elif ending in OFFICE or media_type in UNSPECIFIC:
         kind = "document"
     return Attachment(kind, document.file_id, name, media_type, document.file_size or 0, document.file_unique_id)
 
