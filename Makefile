@@ -25,6 +25,7 @@ test-browser: $(VENV)/browser ## the web page in a real browser; needs Chromium
 	@command -v $${CHROMIUM:-chromium chromium-browser google-chrome} >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -q && apt-get install -y -q chromium; } \
 	  || { echo "A browser is needed; this helps:  sudo apt install chromium   |   CHROMIUM=/path/to/chrome make $@"; exit 1; }
+	@[ -d deploy/page/node_modules/axe-core ] || ! command -v npm >/dev/null || (cd deploy/page && npm ci --silent --ignore-scripts)
 	@ROLECALL_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
 
 # Install real clients, each in an environment of its own, try them on a real server, and write docs/clients.md.

@@ -96,6 +96,15 @@ async def test_files_that_are_not_the_pages_own_are_not_sent(client: httpx2.Asyn
     assert (await client.get("/favicon.ico")).headers["content-type"] == "image/svg+xml"
 
 
+async def test_a_browser_gets_a_page_where_there_is_none_and_a_program_a_problem(client: httpx2.AsyncClient) -> None:
+    for path in ("/nosuchpage", "/web/nosuch"):
+        page = await client.get(path, headers={"accept": "text/html,*/*"})
+        assert page.status_code == 404 and "<h1>Not found</h1>" in page.text and "default-src" in str(page.headers)
+        told = await client.get(path, headers={"accept": "application/json"})
+        assert told.status_code == 404 and told.headers["content-type"] == "application/problem+json"
+    assert (await client.get("/chat", headers={"accept": "text/html"})).status_code == 405
+
+
 async def test_what_others_wrote_is_shown_as_text(stage: Stage, client: httpx2.AsyncClient) -> None:
     conversation = f"telegram:{EVIL}"
     await stage.deployment.ask(conversation, f"bury me because {EVIL}", title=EVIL)

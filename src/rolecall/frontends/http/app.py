@@ -73,6 +73,7 @@ def build(
 
     app = _GuardedApp(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.add_handlers(app)
+    app.add_exception_handler(404, pages.not_found)
     app.layers = layers
     for router in ROUTERS:
         app.include_router(router)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -161,6 +161,16 @@ async def list_dead(request: Request, services: ServicesDep, page: Page = 1, sea
         return {"found": await operating.letters(services, search, page), "search": search}
 
     return await _render(request, services, "dead.html", "dead_letters", fill)
+
+
+async def not_found(request: Request, error: Exception) -> Response:
+    """Answer a browser that asks for a page which does not exist with one; raise ``error`` for any other client."""
+    if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
+        raise error
+    who = None
+    with suppress(HTTPException, ServerError):
+        who = await require(request)
+    return _problem(request, request.app.state.services, who, 404, page_text("not_found_help"))
 
 
 async def _render(
