@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from rolecall.errors import ServerError
+from rolecall.redis.keys import ShardKeys, all_shards
 from rolecall.redis.leader import LEASE
 from rolecall.redis.server import RedisServer
 from tests.chaos.application import ANSWERING, write_application
@@ -67,7 +68,7 @@ class Probe:
     """Writes to every shard all the time, and notes how long each write took."""
 
     url: str
-    shards: int
+    shards: Sequence[ShardKeys]
     longest: dict[int, float] = field(default_factory=dict)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -85,16 +86,16 @@ class Probe:
     async def _run(self) -> None:
         server = RedisServer(self.url, name="probe")
         async with asyncio.TaskGroup() as group:
-            for shard in range(self.shards):
-                group.create_task(self._write(server, shard), name=f"probe {shard}")
+            for shard in self.shards:
+                group.create_task(self._write(server, shard), name=f"probe {shard.number}")
         await server.aclose()
 
-    async def _write(self, server: RedisServer, shard: int) -> None:
+    async def _write(self, server: RedisServer, shard: ShardKeys) -> None:
         while not self._stopped.is_set():
             began = time.monotonic()
             with suppress(ServerError):
-                await server.run(LEASE, lease=f"{{bus:{shard}}}:probe", token="probe", lasts=60_000)
-            self.longest[shard] = max(self.longest.get(shard, 0.0), time.monotonic() - began)
+                await server.run(LEASE, lease=f"{shard.prefix}:probe", token="probe", lasts=60_000)
+            self.longest[shard.number] = max(self.longest.get(shard.number, 0.0), time.monotonic() - began)
             await asyncio.sleep(PROBE_SECONDS)
 
 
@@ -122,7 +123,7 @@ class Trouble:
             self._fail_over()
         if isinstance(self._servers, ClusterSet) and now > self._migrate_at and self._servers.healthy():
             self._migrate_at += self._plan.every
-            slot = key_slot(f"bus:{self.migrations % 16}".encode())
+            slot = key_slot(_shards(self._plan)[self.migrations % 16].prefix.encode())
             try:
                 self._servers.migrate(slot, atomic=bool(self.migrations % 2))
                 self.migrations += 1
@@ -199,7 +200,7 @@ def _end(plan: Plan, cast: Cast, servers: SentinelSet | ClusterSet) -> int:
 
     def written() -> bool:
         with _client(servers) as client:
-            return not any(client.xlen(f"{{bus:{shard}}}:l") for shard in range(_shards(plan)))
+            return not any(client.xlen(shard.log) for shard in _shards(plan))
 
     with suppress(AssertionError):
         wait_for(written, 20)
@@ -209,8 +210,8 @@ def _end(plan: Plan, cast: Cast, servers: SentinelSet | ClusterSet) -> int:
 def _collect(plan: Plan, servers: SentinelSet | ClusterSet, directory: Path) -> None:
     """Write down what the outbox holds."""
     with _client(servers) as client, (directory / "books" / "outbox.jsonl").open("w") as book:
-        for shard in range(_shards(plan)):
-            for entry_id, fields in client.xrange(f"{{bus:{shard}}}:o:{FRONT}"):
+        for shard in _shards(plan):
+            for entry_id, fields in client.xrange(shard.outbox(FRONT)):
                 line = {"id": entry_id, "conversation": fields["c"], "turn": fields["t"], **json.loads(fields["e"])}
                 book.write(json.dumps(line) + "\n")
 
@@ -221,8 +222,8 @@ def _client(servers: SentinelSet | ClusterSet) -> Any:
     return RedisCluster(host="127.0.0.1", port=servers.nodes[0].port, decode_responses=True)
 
 
-def _shards(plan: Plan) -> int:
-    return 1 if plan.kind == "sentinel" else 16
+def _shards(plan: Plan) -> tuple[ShardKeys, ...]:
+    return all_shards(1) if plan.kind == "sentinel" else all_shards(16, clustered=True)
 
 
 def _players(plan: Plan, directory: Path, url: str) -> Iterator[Player]:

@@ -75,12 +75,7 @@ class ServerSettings(BaseModel):
         description="replicas that must have a message before it is accepted, and an answer before it is delivered",
     )  # fmt: skip
     wait_seconds: float = Field(1, gt=0, le=60, description="timeout of WAIT_REPLICAS in seconds; then it is repeated")
-    shards: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="independent shards of the bus; fixed once the bus is used; on a cluster 16 unless set",
-    )
+    shards: int = Field(1, ge=1, le=256, description="independent shards of the bus, fixed; on a cluster 16 unless set")
 
 
 class BusSettings(BaseModel):
@@ -302,9 +297,7 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
     @model_validator(mode="before")
     @classmethod
     def _cluster_has_shards(cls, given: Any) -> Any:
-        url = given.get("redis_url") if isinstance(given, dict) else None
-        text = url.get_secret_value() if isinstance(url, SecretStr) else str(url or "")
-        if text.partition("://")[0].endswith("+cluster") and given.get("shards") is None:
+        if isinstance(given, dict) and _is_cluster(given.get("redis_url")) and given.get("shards") is None:
             return {**given, "shards": CLUSTER_SHARDS}
         return given
 
@@ -316,6 +309,11 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
                 f"LEASE_SECONDS={self.lease_seconds:g}"
             )
         return self
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is a cluster."""
+        return _is_cluster(self.redis_url)
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:
@@ -363,6 +361,11 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return LOOKS_SECRET.sub(HIDDEN, text)
+
+
+def _is_cluster(url: object) -> bool:
+    text = url.get_secret_value() if isinstance(url, SecretStr) else str(url or "")
+    return text.strip().partition("://")[0].endswith("+cluster")
 
 
 def _passwords(url: str) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from rolecall.bus.bus import Bus
+from rolecall.bus.bus import Bus, add_counts
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.processes import ProcessState, live_processes
-from rolecall.errors import ServerRefused
+from rolecall.errors import ServerError, ServerRefused
 from rolecall.models.gate import MICRO
 from rolecall.redis import keys
 from rolecall.redis.server import Server, pairs, server_ms, text_map
@@ -284,14 +284,11 @@ class Metrics:
         """Add the metrics of this process to those on the server. Raises ServerError; what could not be added is kept
         for the next flush."""
         flushed, self._counts = self._with_histograms(), Counter()
-        adding = [server.send("HINCRBY", keys.METRICS, " ".join(name), by) for name, by in flushed.items()]
-        replies = await asyncio.gather(*adding, return_exceptions=True)
-        failed = [reply for reply in replies if isinstance(reply, BaseException)]
-        for (name, by), reply in zip(flushed.items(), replies, strict=True):
-            if isinstance(reply, BaseException):
-                self._counts[name] += by
-        if failed:
-            raise failed[0]
+        try:
+            await add_counts(server, {" ".join(name): by for name, by in flushed.items()})
+        except ServerError:
+            self._counts.update(flushed)
+            raise
 
     def _with_histograms(self) -> Counter[tuple[str, ...]]:
         times, self._times = self._times, {}

@@ -7,6 +7,7 @@ from zlib import crc32
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.crc import key_slot
 
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
@@ -18,6 +19,15 @@ turns = st.integers(1, 20).map(str) | st.integers(1, 20).map(lambda number: f"c{
 @given(names, st.integers(1, 256))
 def test_a_conversation_lives_in_one_shard(conversation: str, shards: int) -> None:
     assert keys.shard_of(conversation, shards) == crc32(conversation.encode()) % shards
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5, 16])
+def test_shards_spread_evenly_over_the_nodes_of_a_cluster(nodes: int) -> None:
+    shards = keys.all_shards(16, clustered=True)
+    assert len({shard.prefix for shard in shards}) == 16 and [shard.number for shard in shards] == list(range(16))
+    slots = [key_slot(shard.log.encode()) for shard in shards]
+    owned = [sum(slot * nodes // keys.SLOTS == node for slot in slots) for node in range(nodes)]
+    assert max(owned) - min(owned) <= 1
 
 
 def test_conversations_spread_evenly_over_shards() -> None:

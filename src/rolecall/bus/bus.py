@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rolecall.errors import ConfigError
@@ -16,6 +17,7 @@ from rolecall.redis.server import Server
 from rolecall.settings import Settings
 
 SCHEMA = 1
+COUNT = script("rolecall.bus", "scripts/process/count", names="counters names amounts")
 CONFIRM = script("rolecall.bus", "scripts/process/confirm", names="log")
 
 
@@ -27,7 +29,7 @@ class Bus:
         self.server = server
         self.settings = settings
         self.process = process
-        self.shards = tuple(ShardKeys(number) for number in range(settings.shards))
+        self.shards = keys.all_shards(settings.shards, clustered=settings.clustered)
         self.clocks = tuple(ServerClock(server, shard.clock) for shard in self.shards)
 
     def shard(self, conversation: str) -> ShardKeys:
@@ -73,6 +75,12 @@ async def confirmed(bus: Bus, shard: ShardKeys) -> None:
     """With WAIT_REPLICAS, return once replicas have what was written to ``shard`` so far. Raises ServerError."""
     if bus.settings.wait_replicas:
         await bus.server.run(CONFIRM, log=shard.log)
+
+
+async def add_counts(server: Server, counts: Mapping[str, int]) -> None:
+    """Add to the counters of the metrics, all at once. Raises ServerError; they may have been added all the same."""
+    if counts:
+        await server.run(COUNT, counters=keys.METRICS, names=list(counts), amounts=list(counts.values()))
 
 
 def count_soon(server: Server, name: str, *labels: str) -> None:

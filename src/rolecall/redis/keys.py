@@ -1,15 +1,19 @@
 """The name of every key, and no other module has any. All keys of a shard share the hash tag ``{bus:N}``,
-with a prefix ``{<prefix>.bus:N}``."""
+with a prefix ``{<prefix>.bus:N}``, on a cluster ``{bus:N.K}``."""
 
 from __future__ import annotations
 
 import time
+from binascii import crc_hqx
 from functools import lru_cache
+from itertools import count
 from zlib import crc32
 
 from rolecall.errors import ConfigError
 
 GROUP = "g"
+SLOTS = 16_384
+"""Hash slots of a cluster."""
 BANDS = ("h", "n", "l")
 """High, normal and low priority: each role has one stream per band."""
 _prefix = ""
@@ -52,6 +56,19 @@ def use(prefix: str) -> None:
 
 def _tag(number: int) -> str:
     return f"{{{_prefix}.bus:{number}}}" if _prefix else f"{{bus:{number}}}"
+
+
+def _spread_tag(number: int, shards: int) -> str:
+    """The tag of a shard of a cluster: with the first suffix that puts its slot into its own part of all slots, so that
+    each of the nodes gets as many shards as it has slots."""
+    name = _tag(number)[1:-1]
+    tried = (f"{name}.{suffix}" for suffix in count())
+    return next(f"{{{tag}}}" for tag in tried if crc_hqx(tag.encode(), 0) % SLOTS * shards // SLOTS == number)
+
+
+def all_shards(shards: int, *, clustered: bool = False) -> tuple[ShardKeys, ...]:
+    """The keys of each of the ``shards``."""
+    return tuple(ShardKeys(number, shards if clustered else 0) for number in range(shards))
 
 
 def shard_of(conversation: str, shards: int) -> int:
@@ -106,11 +123,11 @@ def front(name: str, part: str) -> str:
 
 
 class ShardKeys:
-    """The keys of shard ``number``."""
+    """The keys of shard ``number``; ``spread`` is the number of shards of a cluster, else 0."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, spread: int = 0) -> None:
         self.number = number
-        self.prefix = _tag(number)
+        self.prefix = _spread_tag(number, spread) if spread else _tag(number)
         self.log = f"{self.prefix}:l"
         self.dead = f"{self.prefix}:d"
         self.deferred = f"{self.prefix}:z"

@@ -27,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from rolecall.background import cancel_and_wait
 from rolecall.redis.address import ServerAddress
+from rolecall.redis.keys import SLOTS
 from rolecall.redis.pipeline import Connection
 from rolecall.redis.scripts import Arg
 
@@ -38,7 +39,6 @@ SENTINEL_SECONDS = 1.0
 """How long a Sentinel may take to answer."""
 REFRESH_SECONDS = 0.25
 """The slots of a cluster are read at most this often."""
-SLOTS = 16_384
 TAG = re.compile(r"\{([^}]+)\}")
 
 Place: TypeAlias = tuple[str, int]

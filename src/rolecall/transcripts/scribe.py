@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from rolecall.bus.turn import FORGET
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
-from rolecall.redis.keys import GROUP, ShardKeys
+from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import RENEWALS, Leader
 from rolecall.redis.server import BLOCK_MS, Reader, RedisServer, field_map, pairs
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
@@ -67,7 +67,7 @@ class Scribe:
         self.process = process
         self.writing = False
         """Whether this process writes now, rather than standing by."""
-        self._streams = [ShardKeys(number).log for number in range(shards)]
+        self._streams = [shard.log for shard in keys.all_shards(shards, clustered=server.topology.sharded)]
         self._targets: list[TranscriptTarget] = [TranscriptFiles(log_dir, tz)] if targets is None else [*targets]
         lock = log_dir / ".scribe" if any(isinstance(target, TranscriptFiles) for target in self._targets) else None
         self._leader = Leader(server, "scribe", process, seconds=lease_seconds, lock=lock, exclusive=lock is not None)
