@@ -5,14 +5,17 @@ import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 
 const into = new URL("../../src/rolecall/frontends/http/web/static/lib/", import.meta.url);
+const languages = ["bash", "c", "cpp", "csharp", "css", "diff", "dockerfile", "go", "ini", "java", "javascript", "json", "kotlin",
+  "lua", "makefile", "markdown", "php", "python", "ruby", "rust", "shell", "sql", "typescript", "xml", "yaml"];
 const entries = {
   "markdown-it.js": `
     export { default as MarkdownIt } from "markdown-it";
     export { default as footnote } from "markdown-it-footnote";
     export { tex } from "@mdit/plugin-tex";`,
   "highlight.js": `
-    import { common, createLowlight } from "lowlight";
-    export const lowlight = createLowlight(common);`,
+    import { createLowlight } from "lowlight";
+    ${languages.map((name) => `import ${name} from "highlight.js/lib/languages/${name}";`).join("\n")}
+    export const lowlight = createLowlight({ ${languages.join(", ")} });`,
   "math.js": `export { default as temml } from "temml";`,
 };
 
@@ -21,6 +24,7 @@ const files = {};
 for (const [name, contents] of Object.entries(entries)) {
   const { outputFiles, metafile } = await build({
     stdin: { contents, resolveDir: import.meta.dirname }, bundle: true, format: "esm", minify: true, target: "es2022",
+    alias: { entities: "entities/lib/decode.js" }, // without the encoder, which markdown-it does not use
     legalComments: "none", metafile: true, write: false,
   });
   const [{ contents: code }] = outputFiles;

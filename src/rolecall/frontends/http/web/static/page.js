@@ -73,7 +73,7 @@ find("[data-log-out]")?.addEventListener("click", () => tried(async () => {
 }));
 addEventListener("keydown", key);
 find("[data-help-open]")?.addEventListener("click", () => help.showModal());
-work();
+addEventListener("load", () => setTimeout(work, 1000)); // after what the page itself loads
 addEventListener("offline", () => notify(t("offline"), true));
 document.addEventListener("visibilitychange", feel);
 document.addEventListener("lost", () => {
@@ -84,3 +84,4 @@ setInterval(feel, PULSE_MS);
 setInterval(pass, 5000);
 feel();
 pass();
+addEventListener("load", () => performance.mark("ready"));
