@@ -18,7 +18,7 @@ PAGES = ("/", "/#web-load", "/web/conversations", "/web/now", "/web/usage", "/we
 
 
 async def test_a_first_visit_loads_little_and_is_ready_soon(browser: Browser, stage: Stage) -> None:
-    """Bytes as sent, headers included, with an empty cache; ready is when everything is loaded and scripts have run: the
+    """Bytes as sent, headers included, with an empty cache; ready is when all is loaded and scripts have run: the
     best of several tries, and no bar while others keep the machine busy."""
     await stage.deployment.ask("http:local:web-load", "```python\nx = 1\n```")
     for path in PAGES:
