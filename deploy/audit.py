@@ -75,12 +75,13 @@ def advisories() -> int:
     command = [sys.executable, "-m", "pip_audit", "-r", str(LOCK), "--require-hashes", "--disable-pip", "-f", "json",
                "--progress-spinner", "off", "--timeout", "15"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
+    said = "the package index has no advisories"
     try:
         lines, asked = advised(done.stdout)
     except (ValueError, KeyError):
         lines, asked = [], 0
+        said = (done.stderr.strip().splitlines() or ["pip-audit ended without a word"])[-1][:200]
     if not asked:
-        said = (done.stderr.strip().splitlines() or ["the index knows none of the packages"])[-1][:200]
         print(f"advisories could not be asked for, nothing was audited: {said}", file=sys.stderr)
         return 2
     print("\n".join(lines) or f"{asked} packages, no known vulnerability")

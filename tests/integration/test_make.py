@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ from tests.package import copy_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = bool(os.environ.get("ROLECALL_BAD_PLACES"))
+ROOT_USER = os.geteuid() == 0
+CGROUP = Path("/sys/fs/cgroup/memory")
 long = pytest.mark.skipif(not LONG, reason="ROLECALL_BAD_PLACES=1 runs it, as `make proof` does")
 PYTHON = getattr(sys, "_base_executable", sys.executable)
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is needed")
@@ -162,32 +167,116 @@ def test_a_path_with_spaces_and_umlauts_a_read_only_home_and_one_core_answer(che
     """The weights come from the network: nothing of this user's home is used."""
     home = tmp_path / "home"
     home.mkdir()
-    home.chmod(0o500)
     command = ["taskset", "-c", "0"] if shutil.which("taskset") else []
-    environment = {name: value for name, value in os.environ.items() if name != "ROLECALL_BAD_PLACES"}
-    up = subprocess.Popen(
-        [*command, "make", "run"],
-        cwd=checkout,
-        env={**environment, "HOME": str(home)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with mounted(home, "ro") if ROOT_USER else read_only(home):
+        assert "Paris" in answered(checkout, *command, HOME=str(home))
+
+
+@long
+@pytest.mark.skipif(not ROOT_USER, reason="only root can give a process a disk of its own")
+def test_one_gigabyte_of_disk_is_enough(checkout: Path) -> None:
+    sources = checkout.rename(checkout.with_name("sources"))
+    checkout.mkdir()
+    with mounted(checkout, "size=1000m"):
+        shutil.copytree(sources, checkout, dirs_exist_ok=True)
+        assert "Paris" in answered(checkout)
+        print(f"left of 1000 MB: {shutil.disk_usage(checkout).free / 1e6:.0f} MB")
+
+
+@long
+@pytest.mark.skipif(not ROOT_USER, reason="only root can give a process a disk of its own")
+def test_too_small_a_disk_is_one_line(checkout: Path) -> None:
+    sources = checkout.rename(checkout.with_name("sources"))
+    checkout.mkdir()
+    with mounted(checkout, "size=200m"):
+        shutil.copytree(sources, checkout, dirs_exist_ok=True)
+        assert "the disk is full: 850 MB are needed and" in complaint(make(checkout, "run", PIP_CONFIG_FILE=""))
+
+
+@long
+@pytest.mark.skipif(not os.access(CGROUP, os.W_OK), reason="memory cannot be limited here")
+def test_one_gigabyte_of_memory_and_one_core_are_enough(checkout: Path) -> None:
+    group = CGROUP / f"rolecall-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text("1G")
     try:
-        assert up.stdout is not None
-        said = []
-        for line in up.stdout:
-            said.append(line)
-            if line.startswith("talk "):
-                break
-        assert up.poll() is None, "".join(said)
-        asked = subprocess.run(
-            [checkout / ".venv/bin/rolecall", "ask", "What is the capital of France?"],
-            cwd=checkout, env=clean_environment({"HOME": str(home)}), capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert "Paris" in asked.stdout, asked.stderr
+        limited = ["bash", "-c", f'echo $$ > "{group}/cgroup.procs"; exec taskset -c 0 "$@"', "limited"]
+        assert "Paris" in answered(checkout, *limited)
+        print(
+            f"most memory: {int((group / 'memory.max_usage_in_bytes').read_text()) / 1e6:.0f} MB, page cache included"
+        )
     finally:
-        os.killpg(up.pid, 15)
-        up.wait(timeout=60)
+        wait_for_nobody(group)
+        group.rmdir()
+
+
+@long
+@pytest.mark.skipif(not ROOT_USER or shutil.which("unshare") is None, reason="only root can take the network away")
+def test_without_any_network_one_line_says_so(checkout: Path) -> None:
+    done = subprocess.run(
+        ["unshare", "-n", "make", "--no-print-directory", "run"],
+        cwd=checkout, env=clean_environment({"PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "1"}), capture_output=True,
+        text=True, timeout=300, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert "the package index cannot be reached: connect to a network" in complaint(done)
+
+
+@long
+def test_an_old_pip_installs_or_says_what_helps(checkout: Path) -> None:
+    assert make(checkout, ".venv/made").returncode == 0
+    pip = [checkout / ".venv/bin/python", "-m", "pip", "install", "-q", "pip==22.3"]
+    subprocess.run(pip, check=True, capture_output=True)
+    done = make(checkout, ".venv/all", PIP_CONFIG_FILE="")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def answered(checkout: Path, *command: str, **environment: str) -> str:
+    """The answer to a question, while ``make run`` is at work, begun by ``command``."""
+    own = {name: value for name, value in os.environ.items() if name != "ROLECALL_BAD_PLACES"}
+    with subprocess.Popen(
+        [*command, "make", "run"], cwd=checkout, env={**own, **environment}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as up:  # fmt: skip
+        try:
+            assert up.stdout is not None
+            said = []
+            for line in up.stdout:
+                said.append(line)
+                if line.startswith("talk "):
+                    break
+            assert up.poll() is None, "".join(said)
+            asked = subprocess.run(
+                [checkout / ".venv/bin/rolecall", "ask", "What is the capital of France?"],
+                cwd=checkout, env=clean_environment(environment), capture_output=True, text=True, timeout=600,
+            )  # fmt: skip
+            assert asked.returncode == 0, asked.stderr
+            return asked.stdout
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(up.pid, signal.SIGTERM)
+            up.communicate(timeout=60)
+
+
+@contextmanager
+def mounted(directory: Path, options: str) -> Iterator[None]:
+    """A file system of its own in ``directory``."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", directory], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    directory.chmod(0o500)
+    yield
+    directory.chmod(0o700)
+
+
+def wait_for_nobody(group: Path) -> None:
+    """Return when no process of ``group`` is left; they were told to end."""
+    give_up = time.monotonic() + 60
+    while (group / "cgroup.procs").read_text():
+        assert time.monotonic() < give_up, "processes are left"
+        time.sleep(0.1)

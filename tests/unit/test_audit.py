@@ -44,7 +44,7 @@ def test_a_licence_that_asks_for_more_is_refused(
     [
         ([{"name": "a", "version": "1", "vulns": []}], 0, "1 packages, no known vulnerability"),
         ([{"name": "a", "version": "1", "vulns": [{"id": "X-1", "fix_versions": ["2"]}]}], 1, "a 1: X-1, fixed in 2"),
-        ([{"name": "a", "skip_reason": "not found"}], 2, "nothing was audited: the index knows none of the packages"),
+        ([{"name": "a", "skip_reason": "not found"}], 2, "nothing was audited: the package index has no advisories"),
         (None, 2, "nothing was audited: ConnectionError: no network"),
     ],
 )  # fmt: skip
