@@ -60,6 +60,8 @@ class Attachments:
 
     async def keep(self, payload: Mapping[str, Any]) -> None:
         """Have later turns know the documents of this one, for as long as they are stored; the oldest give way."""
+        if not _listed(payload, "files"):
+            return
         known = {file.id for file in await self._known.list()}
         for one, blob in await self._files(payload, "text/"):
             if blob is None or blob.id in known or len(blob.data) > EARLIER_BYTES:
