@@ -106,6 +106,7 @@ proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@$(BIN)/python -m bench.http --check && $(BIN)/python -m bench.http --up --check
 	@ROLECALL_BAD_PLACES=1 $(BIN)/pytest --timeout 1200 tests/integration/test_make.py
 	@$(BIN)/python -m tests.package
+	@ROLECALL_PODS=1 $(BIN)/pytest -n 0 tests/integration/test_kubernetes_pods.py
 	@ROLECALL_ALERTS=1 $(BIN)/pytest -n 0 tests/integration/test_prometheus.py
 	@$(BIN)/python -m tests.chaos --conversations 300 --turns 5 --seeds 5 --controls
 	@$(BIN)/python -m tests.chaos --conversations 60 --turns 5 --seeds 5 --faults
