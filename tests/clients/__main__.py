@@ -62,6 +62,9 @@ CLIENTS = {
     ),
     "llm": Client("llm", "use_llm.py", ("llm",)),
     "open-webui": Client("Open WebUI's requests", "use_open_webui.py"),
+    "generated": Client(
+        "generated from /openapi.json", "use_generated.py", ("openapi-python-client", "openapi-spec-validator", "ruff")
+    ),
 }  # fmt: skip
 
 

@@ -64,5 +64,11 @@ async def test_the_document_describes_the_events_and_the_problems(url: str) -> N
     asked = paths["/chat/stream"]["post"]["responses"]
     assert set(asked["200"]["content"]) == {"text/event-stream"}
     for status in ("401", "413", "422", "429", "503"):
-        assert "ProblemDetails" in str(asked[status])
+        assert asked[status]["content"].keys() == {"application/problem+json"}
+    names = [one["operationId"] for item in paths.values() for one in item.values()]
+    assert len(set(names)) == len(names) and "responses_create" in names
+    told = {path: str(item) for path, item in paths.items()}
+    assert "'itemSchema'" not in str(told) and "HTTPValidationError" not in str(document)
+    assert all("OpenAIError" in said and "'422'" not in said for path, said in told.items() if path.startswith("/v1/"))
+    assert "'403'" in told["/agents"] and "'401'" in told["/chat"]
     assert paths["/chat/async"]["post"]["responses"]["202"]["headers"]["Location"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -11,7 +12,7 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from rolecall.frontends.http import auth, chat, metrics, operators, probes, problems, reminder_api
+from rolecall.frontends.http import api_document, auth, chat, metrics, operators, probes, problems, reminder_api
 from rolecall.frontends.http.boundary import RequestBoundary
 from rolecall.frontends.http.guard import RequestGuard, split_list
 from rolecall.frontends.http.ollama import ollama_api
@@ -40,6 +41,9 @@ class _GuardedApp(FastAPI):
     layer for unexpected errors goes: it would answer before ours."""
 
     layers: Callable[[ASGIApp], ASGIApp]
+
+    def openapi(self) -> dict[str, Any]:
+        return api_document.describe(self)
 
     def build_middleware_stack(self) -> ASGIApp:
         stack = super().build_middleware_stack()
@@ -71,7 +75,10 @@ def build(
             bounded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS,
         ) if origins else bounded  # fmt: skip
 
-    app = _GuardedApp(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _GuardedApp(
+        title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        generate_unique_id_function=api_document.operation_id,
+    )  # fmt: skip
     problems.add_handlers(app)
     app.add_exception_handler(404, pages.not_found)
     app.layers = layers

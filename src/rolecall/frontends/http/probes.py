@@ -28,7 +28,7 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready", summary="Check that a message sent now would be answered")
-@router.get("/health", summary="The same as /health/ready")
+@router.get("/health", include_in_schema=False)
 async def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     """200 if the bus accepts messages and every configured role has a live instance; otherwise 503, and ``why`` or what
     is missing. ``warnings`` tell what to look after before it fails."""
