@@ -215,3 +215,18 @@ async def test_what_an_agent_asks_is_answered_with_a_button_also_after_a_reload(
     await colours.get_by_role("button", name="green").click()
     await answered(page, "True green")
     await expect(colours.get_by_role("button", name="green")).to_have_attribute("aria-pressed", "true")
+
+
+async def test_reminders_of_a_conversation_are_listed_and_deleted(page: Page) -> None:
+    await page.goto("/")
+    await ask(page, "water the ferns")
+    name = page.url.partition("#")[2]
+    made = await page.request.post(
+        "/chat/reminders", data={"conversation_id": name, "text": "the ferns again", "when": "2h", "timezone": "UTC"}
+    )
+    assert made.status == 201, await made.text()
+    await open_menu(page, "ferns", "Reminders")
+    dialog = page.get_by_role("dialog", name="Reminders")
+    await expect(dialog.locator("li")).to_contain_text("the ferns again")
+    await dialog.get_by_role("button", name="Delete the reminder").click()
+    await expect(dialog).to_contain_text("no reminders")

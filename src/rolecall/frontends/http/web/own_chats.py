@@ -9,7 +9,6 @@ import hmac
 import json
 import re
 import secrets
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -25,9 +24,9 @@ from rolecall.frontends.http.intake import MAX_IMAGES, PREFIX, ChatRequest, Idem
 from rolecall.frontends.http.problems import Problem, bus_timeout, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.task import Task, accepted_task
-from rolecall.frontends.http.web.thread import MOST_ENTRIES, thread_of, unquoted
+from rolecall.frontends.http.web.thread import MOST_ENTRIES, first_words, thread_of
 from rolecall.transcripts.reading import Filters, Summary
-from rolecall.transcripts.record import conversation_dir, parse_line, read_lines, session_files
+from rolecall.transcripts.record import conversation_dir
 
 router = APIRouter(include_in_schema=False)
 MOST_ROWS = 200
@@ -193,7 +192,7 @@ async def stored_conversations(services: Services, who: Principal, search: str =
     found = await asyncio.to_thread(_find, services, own, search)
     async with bus_timeout():
         settings = await asyncio.gather(*(preferences_of(services.bus, row.conversation) for row in found))
-    firsts = await asyncio.to_thread(lambda: [_first_message(services, row.name) for row in found])
+    firsts = await asyncio.to_thread(lambda: [first_words(services, row.name) for row in found])
     rows = []
     for summary, first, chosen in zip(found, firsts, settings, strict=True):
         name = summary.conversation.removeprefix(own)
@@ -239,16 +238,6 @@ async def _store(services: Services, conversation: str, file: PageFile) -> dict[
     except RolecallError as error:
         raise Problem(413, f"{error}."[:1].upper() + f"{error}."[1:], param="files") from None
     return {"blob": blob, "name": file.name, "type": file.type}
-
-
-def _first_message(services: Services, name: str) -> str:
-    """The first message of a conversation, according to its transcript."""
-    for path in session_files(FilePath(services.log_dir, "conversations", name))[:1]:
-        for line in read_lines(path):
-            record = parse_line(line, services.tz)
-            if record is not None and record.word == "RECEIVED":
-                return unquoted(record.text.partition(f"/{record.turn} ")[2])[:TITLE_CHARS]
-    return ""
 
 
 def _markdown(title: str, found: list[dict[str, Any]]) -> str:

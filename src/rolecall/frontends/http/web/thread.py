@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import tzinfo
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,11 +19,12 @@ from rolecall.bus.conversation import REPLACES, Remembered, envelopes_of, histor
 from rolecall.bus.turn import CLEARED
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
-from rolecall.transcripts.record import Record, conversation_dir, read_records
+from rolecall.transcripts.record import Record, conversation_dir, parse_line, read_lines, read_records, session_files
 from rolecall.transcripts.timeline import timelines
 
 MOST_TURNS = 200
 MOST_ENTRIES = 1000
+WORDS_CHARS = 100
 STATES = {"cancelled": "cancelled", "given up": "failed", "running": "running"}
 """How a turn ended, by its state in the timeline; otherwise it is done."""
 MARKS = {"error": "failed", "stopped": "cancelled"}
@@ -80,6 +84,43 @@ def unquoted(text: str) -> str:
     if not text.startswith('"'):
         return text
     return ESCAPED.sub(r"\1", text[1:].removesuffix('"'))
+
+
+def first_words(services: Services, name: str) -> str:
+    """The first message of the conversation in the directory ``name``, cut; empty while there is none."""
+    for path in session_files(services.log_dir / "conversations" / name)[:1]:
+        with suppress(LookupError, FileNotFoundError):
+            return _first_words(path, services.tz)
+    return ""
+
+
+def last_words(services: Services, name: str) -> str:
+    """The last message or answer of the conversation in the directory ``name``, cut; empty if there is none."""
+    for path in session_files(services.log_dir / "conversations" / name)[-1:]:
+        with suppress(LookupError, FileNotFoundError):
+            return _last_words(path, path.stat().st_size, services.tz)
+    return ""
+
+
+@lru_cache(4096)
+def _first_words(path: Path, tz: tzinfo | None) -> str:
+    return next(_words(read_lines(path), tz))[:WORDS_CHARS]
+
+
+@lru_cache(512)
+def _last_words(path: Path, size: int, tz: tzinfo | None) -> str:
+    return next(_words(reversed(list(read_lines(path))), tz))[:WORDS_CHARS]
+
+
+def _words(lines: Iterable[str], tz: tzinfo | None) -> Iterator[str]:
+    """What was said and answered in these lines of a transcript. Raises LookupError at the end."""
+    for line in lines:
+        record = parse_line(line, tz)
+        if record is not None and record.word == "RECEIVED":
+            yield unquoted(record.text.partition(f"/{record.turn} ")[2])
+        elif record is not None and record.word == "PROCESSING_COMPLETE":
+            yield unquoted(record.text.partition(": ")[2])
+    raise LookupError("no words")
 
 
 def _transcribed(records: Iterable[Record]) -> list[Exchange]:

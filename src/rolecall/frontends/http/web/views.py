@@ -20,9 +20,10 @@ from rolecall.bus.turn import root_of
 from rolecall.config import Application
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
+from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.probes import missing_roles
 from rolecall.frontends.http.services import Services
-from rolecall.frontends.http.web.thread import unquoted
+from rolecall.frontends.http.web.thread import first_words, last_words, unquoted
 from rolecall.transcripts.record import (
     Record,
     conversation_dir,
@@ -60,9 +61,16 @@ async def list_conversations(services: Services, query: Query) -> dict[str, Any]
     asked = operators.list_conversations(services, query.search, "", query.since, query.errors, query.page, ROWS)
     found: dict[str, Any] = await asked
     active = await active_conversations(services.bus)
-    for row in found["conversations"]:
+    words = await asyncio.to_thread(
+        lambda: [
+            (first_words(services, row["name"]), last_words(services, row["name"])) for row in found["conversations"]
+        ]
+    )
+    for row, (first, last) in zip(found["conversations"], words, strict=True):
         row["running"] = row["id"] in active
-        row["said"] = row["line"].split("] ", 3)[-1]
+        # The title of a conversation over HTTP is the name of its key, which says less.
+        row["title"] = (first or row["title"]) if row["id"].startswith(PREFIX) else row["title"]
+        row["said"] = last or row["line"].split("] ", 3)[-1]
     return found
 
 

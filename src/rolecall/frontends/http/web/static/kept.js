@@ -8,6 +8,7 @@ const template = find("[data-kept-row]");
 const menu = find("[data-menu]");
 const renaming = find("[data-rename]");
 const sharing = find("[data-share]");
+const reminding = find("[data-reminders]");
 
 let rows = [];
 let chosen;
@@ -89,9 +90,29 @@ const actions = {
     sharing.showModal();
     find("input", sharing).select();
   },
+  async reminders() {
+    await listReminders();
+    reminding.showModal();
+  },
   md: () => save("md"),
   json: () => save("json"),
 };
+
+async function listReminders() {
+  const named = `conversation_id=${encodeURIComponent(chosen.name)}`;
+  const found = await ask("GET", `/chat/reminders?${named}`);
+  keep(find("[data-reminder-list]"), found.reminders, find("[data-reminder-row]"), (row) => row.id, (element, row, fresh) => {
+    const { text, when, remove } = parts(element);
+    say(text, row.text);
+    say(when, row.when);
+    remove.setAttribute("aria-label", t("remove_reminder", row));
+    if (fresh) remove.addEventListener("click", () => tried(async () => {
+      await ask("DELETE", `/chat/reminders/${row.id}?${named}`);
+      await listReminders();
+    }));
+  });
+  find("[data-no-reminders]").hidden = found.reminders.length > 0;
+}
 
 function save(form) {
   const link = make("a", { href: `/web/export/${form}/${encodeURIComponent(chosen.name)}`, download: "" });
