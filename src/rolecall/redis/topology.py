@@ -16,7 +16,6 @@ from redis.asyncio.cluster import ClusterNode, NodesManager
 from redis.asyncio.connection import AbstractConnection, SSLConnection, parse_url
 from redis.asyncio.connection import Connection as TcpConnection
 from redis.asyncio.sentinel import (
-    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -160,12 +159,18 @@ class WithSentinels(Topology):
 
 
 class _Sentinels(Sentinel):
-    async def discover_master(self, service_name: str) -> tuple[str, int]:
-        try:
-            found: tuple[str, int] = await super().discover_master(service_name)
-            return found
-        except MasterNotFoundError:
-            raise RedisConnectionError(await self._why(service_name)) from None
+    async def discover_master(self, service_name: str) -> Place:
+        """The primary by the newest configuration that any Sentinel knows: one that was away may still name a primary
+        of before, which is back and takes writes that it will forget."""
+        found = await asyncio.gather(
+            *(sentinel.sentinel_masters() for sentinel in self.sentinels), return_exceptions=True
+        )
+        states = [masters[service_name] for masters in found if isinstance(masters, dict) and service_name in masters]
+        newest = max((int(state["config-epoch"]) for state in states), default=0)
+        for state in states:
+            if int(state["config-epoch"]) == newest and self.check_master_state(state, service_name):
+                return state["ip"], int(state["port"])
+        raise RedisConnectionError(await self._why(service_name))
 
     async def quorum(self, name: str) -> tuple[bool, str]:
         """Whether all Sentinels answer and would elect another primary; and what they say."""
