@@ -142,8 +142,8 @@ class ClusterSet:
         self, directory: Path, *options: str, kind: str = "valkey", primaries: int = 3, replicas: bool = True,
         down_after: int = DOWN_AFTER_MS,
     ) -> None:  # fmt: skip
-        own = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(down_after))
-        own = (*own, "--cluster-require-full-coverage", "no", *options)
+        timeout = ("--cluster-node-timeout", str(down_after))
+        own = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", *timeout, *options)
         count = primaries * (2 if replicas else 1)
         self.nodes = [Node(directory / str(n), *own, binary=server_binary(kind)) for n in range(count)]
         self._primaries = primaries
