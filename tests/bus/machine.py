@@ -19,7 +19,8 @@ from rolecall.bus.envelope import Envelope, encode
 from rolecall.bus.leases import Delivery, Demand, Order, emit, hand_back, renew, streams_of, take
 from rolecall.bus.maintenance import audit_one, promote, rescue_direct
 from rolecall.bus.schedule.schedules import fire, schedule, unschedule
-from rolecall.bus.settle import Refill, Supply, bury, complete, defer, hop
+from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, hop, next_band, suspend
+from rolecall.bus.steps.journal import NewStep, Step, begin, record
 from rolecall.bus.turn import Records
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, Server, server_ms
@@ -442,6 +443,69 @@ class BusMachine(RuleBasedStateMachine):
         self.check()
 
     @precondition(lambda self: self.focus != "fronts" and self.held())
+    @rule(which=which, key=st.sampled_from("123"))
+    def record(self, which: int, key: str) -> None:
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            return await record(bus, delivery, [(key, Step("once", "x"))], records())
+
+        if settled := self._settle(which, verb):
+            delivery, turn = settled
+            turn.record(delivery.hop, key)
+        self.check()
+
+    @precondition(lambda self: self.focus != "fronts" and self.held())
+    @rule(which=which)
+    def call(self, which: int) -> None:
+        delivery, _bus = self._pick(which)
+        turn = self._turn_at(delivery.stream, delivery.id)
+        if delivery.control or delivery.turn.count(".") > 1 or (turn is not None and len(turn.calls) > 2):
+            return
+        key = f"9{len(turn.calls)}" if turn is not None else "99"
+        envelope = Envelope(conversation=delivery.conversation, payload={"text": "call"}, role="echo")
+
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            new = [NewStep(key, Step("call", "echo"), envelope=envelope)]
+            return (await begin(bus, delivery, new, user="", instance="i"))[0]
+
+        if settled := self._settle(which, verb):
+            delivery, turn = settled
+            turn.record(delivery.hop, key)
+            stream = SHARD.stream("echo", next_band(delivery, envelope))
+            call = Turn(
+                turn.conversation, f"{turn.id}.{len(turn.calls) + 1}", stream, 50, "", False, texts=["call"],
+                caller=turn, key=key,
+            )  # fmt: skip
+            call.put(stream, 0)
+            turn.calls.append(call)
+            self.model.conversations[turn.conversation].turns.append(call)
+        self.check()
+
+    @precondition(lambda self: self.focus != "fronts" and self.held())
+    @rule(which=which)
+    def suspend(self, which: int) -> None:
+        delivery, _bus = self._pick(which)
+        turn = self._turn_at(delivery.stream, delivery.id)
+        if delivery.control:
+            return
+        made = [call.key for call in turn.calls] if turn is not None and turn.journal_hop == delivery.hop else []
+        keys_of = [key for key in made if turn is not None and key in turn.steps] or ["none"]
+        ready = turn is not None and set(keys_of) <= turn.results
+        words: list[str] = []
+
+        async def verb(bus: Bus, delivery: Delivery) -> str:
+            verdict, _ = await suspend(bus, delivery, Awaited([keys_of], 0, False, "calls"), records())
+            words.append(verdict)
+            return "OK" if verdict == "READY" else verdict
+
+        if settled := self._settle(which, verb):
+            delivery, turn = settled
+            assert words == ["READY" if ready else "OK"]
+            if not ready:
+                turn.where, turn.holder, turn.due, turn.waits = "suspended", "", False, set(keys_of)
+                turn.wake = (SHARD.stream(delivery.role, self._band(delivery, turn)), delivery.hop)
+        self.check()
+
+    @precondition(lambda self: self.focus != "fronts" and self.held())
     @rule(which=which)
     def hand_back(self, which: int) -> None:
         delivery, bus = self._pick(which)
@@ -613,8 +677,9 @@ class BusMachine(RuleBasedStateMachine):
     def promote(self, which: int, early: bool) -> None:
         deferred = [turn for turn in self.model.turns() if turn.asleep]
         turn = deferred[which % len(deferred)]
-        verdict = self.now(promote(self.buses[1], SHARD, turn.conversation, early=early))
-        assert verdict == ("OK" if early or turn.due else "EARLY")
+        call = turn.id if turn.caller else ""
+        verdict = self.now(promote(self.buses[1], SHARD, turn.conversation, call, early=early))
+        assert verdict == ("OK" if turn.due or (early and turn.where != "suspended") else "EARLY")
         if verdict == "OK":
             turn.put(*turn.wake)
         self.check()

@@ -63,6 +63,16 @@ class Turn:
     """What its message and those that joined it say."""
     group: str = ""
     hold: bool = False
+    caller: Turn | None = None
+    """The turn whose handler made this one, if it is a call, which is the result of its step ``key``."""
+    key: str = ""
+    calls: list[Turn] = field(default_factory=list)
+    stepped: bool = False
+    """Whether steps are recorded, those of hop ``journal_hop``: ``steps``, of which ``results`` have come."""
+    journal_hop: int = -1
+    steps: set[str] = field(default_factory=set)
+    results: set[str] = field(default_factory=set)
+    waits: set[str] = field(default_factory=set)
     scheduled: bool = False
 
     @property
@@ -71,7 +81,19 @@ class Turn:
 
     @property
     def asleep(self) -> bool:
-        return self.where in ("held", "deferred")
+        return self.where in ("held", "deferred", "suspended")
+
+    @property
+    def member(self) -> str:
+        """What it is called in the sets of the shard."""
+        return f"{self.conversation}\x1f{self.id}" if self.control or self.caller else self.conversation
+
+    def record(self, hop: int, key: str) -> None:
+        """A step of the handler at ``hop`` is recorded, or begins."""
+        if self.journal_hop != hop:
+            self.steps, self.results = set(), set()
+        self.stepped, self.journal_hop = True, hop
+        self.steps.add(key)
 
     @property
     def control(self) -> bool:
@@ -133,14 +155,35 @@ class Model:
 
     def active(self) -> set[str]:
         running = {name for name, c in self.conversations.items() if c.running}
-        return running | {f"{t.conversation}\x1f{t.id}" for t in self.turns() if t.control and t.where != "done"}
+        return running | {t.member for t in self.turns() if (t.control or t.caller) and t.where != "done"}
 
     def finish(self, turn: Turn, kind: str) -> None:
         conversation = self.conversations[turn.conversation]
         turn.where, turn.holder = "done", ""
+        for call in turn.calls:
+            if call.where != "done":
+                call.caller, caller = None, call.caller
+                self.finish_quietly(call)
+                call.caller = caller
+        if turn.caller is not None:
+            return self.settle(turn.caller, turn.key)
         conversation.finals.append((turn.id, kind))
         if turn.outbox:
             self.outbox.append((turn.conversation, turn.id))
+
+    def finish_quietly(self, call: Turn) -> None:
+        """End a call of which nobody wants to hear any more, and its calls."""
+        call.where, call.holder = "done", ""
+        for one in call.calls:
+            self.finish_quietly(one)
+
+    def settle(self, turn: Turn, key: str) -> None:
+        """The step ``key`` has its result: the turn goes on if it was the last it waits for."""
+        if turn.where == "done" or key not in turn.steps:
+            return
+        turn.results.add(key)
+        if turn.where == "suspended" and turn.waits <= turn.results:
+            turn.put(*turn.wake)
 
     def release(self, conversation: Conversation) -> None:
         conversation.running = None
@@ -252,6 +295,15 @@ def check_conversation(conversation: Conversation, shown: Shown) -> None:
     kept = (SHARD.conversation, SHARD.history, SHARD.preferences)
     if not running and not conversation.open_control():
         assert all(shown.ttl(key(conversation.name)) > 0 for key in kept if key(conversation.name) in shown.rows)
+    for call in conversation.unfinished():
+        if call.caller:
+            at = "z" if call.asleep else f"{call.stream}|{call.entry}"
+            assert shown.fields(SHARD.journal(conversation.name))[f"{call.id}:a"] == at
+    for turn in conversation.unfinished():
+        if turn.stepped:
+            fields = set(shown.fields(SHARD.steps(conversation.name, turn.id))) - {"h", "b"}
+            assert {name for name in fields if name[0] not in "=cd"} == turn.steps
+            assert {name[1:] for name in fields if name[0] == "="} == turn.results
     if running:
         assert shown.ttl(SHARD.conversation(conversation.name)) == -1, "a conversation at work may be forgotten"
 
@@ -259,8 +311,11 @@ def check_conversation(conversation: Conversation, shown: Shown) -> None:
 def check_journal(conversation: Conversation, shown: Shown) -> None:
     """It has what is unfinished and no more."""
     expected = {f"{turn.id}:{name}" for turn in conversation.unfinished() for name in _fields(turn)}
+    for call in conversation.unfinished():
+        if call.caller and call.asleep:
+            expected |= {f"{call.id}:defer:{name}" for name in _sleeping(call)}
     if conversation.running and conversation.running.asleep:
-        expected |= {"defer:s", "defer:h"} | ({"defer:e"} if conversation.running.where == "deferred" else set())
+        expected |= {f"defer:{name}" for name in _sleeping(conversation.running)}
     journal = shown.fields(SHARD.journal(conversation.name))
     assert set(journal) == expected
     for turn in conversation.unfinished():
@@ -269,8 +324,16 @@ def check_journal(conversation: Conversation, shown: Shown) -> None:
         assert decode(journal[f"{turn.id}:e"].encode(), parts=parts).text == turn.text, f"{turn.id} says something else"
 
 
+def _sleeping(turn: Turn) -> str:
+    return {"held": "sh", "deferred": "she", "suspended": "sheqwtnd"}[turn.where]
+
+
 def _fields(turn: Turn) -> str:
-    return "ebuor" + "x" * (len(turn.texts) > 1) + "g" * bool(turn.group) + "d" * turn.hold + "t" * turn.scheduled
+    more = "s" * turn.stepped + "c" * bool(turn.calls)
+    if turn.caller:
+        return f"eburka{more}"
+    more += "x" * (len(turn.texts) > 1) + "g" * bool(turn.group) + "d" * turn.hold + "t" * turn.scheduled
+    return f"ebuor{more}"
 
 
 def check_answers(conversation: Conversation, shown: Shown) -> None:
@@ -296,7 +359,7 @@ def check_answers(conversation: Conversation, shown: Shown) -> None:
 def check_shard(model: Model, shown: Shown) -> None:
     """What is counted over all conversations."""
     assert shown.members(SHARD.active) == model.active()
-    deferred = {turn.conversation for turn in model.turns() if turn.asleep}
+    deferred = {turn.member for turn in model.turns() if turn.asleep}
     planned = {f"{conversation}\x1f{one}" for one, (conversation, _) in model.schedules.items()}
     assert shown.members(SHARD.planned) == planned
     assert shown.members(SHARD.deferred) == deferred | planned
@@ -314,6 +377,7 @@ def expected_keys(model: Model) -> Iterator[str]:
         yield from (SHARD.conversation(c.name), SHARD.events(c.name))
         yield from (SHARD.idempotency(c.name, idem) for idem in (*c.ids, *c.notices))
         yield from (SHARD.result(c.name, turn) for turn, _ in c.finals)
+        yield from (SHARD.steps(c.name, turn.id) for turn in c.unfinished() if turn.stepped)
         lists = {SHARD.mailbox: c.waiting, SHARD.journal: c.unfinished(), SHARD.history: c.history}
         yield from (key(c.name) for key, what in {**lists, SHARD.preferences: c.preferences}.items() if what)
     yield from {SHARD.schedules(conversation) for conversation, _ in model.schedules.values()}

@@ -103,6 +103,9 @@ WORK = [
     ("take", "'COUNT', free,", "'COUNT', 4,"),
     ("hop", "'COUNT', free,", "'COUNT', 9,"),
     ("complete", "at ~= place(stream, id)", "at == place(stream, id)"),
+    ("complete", "  if calls then end_calls(turn, calls) end\n", ""),
+    ("complete", "      return wake(turn, NOW)\n", "      return\n"),
+    ("suspend", "  if finished(STEPS, group) then", "  if false then"),
 ]
 FRONTS = [
     ("admit", "if user == PRINCIPAL and (collect", "if (collect"),
