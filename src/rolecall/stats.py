@@ -73,6 +73,11 @@ async def problems(bus: Bus, alive: Iterable[ProcessState]) -> list[str]:
     return found
 
 
+async def waiting_records(bus: Bus) -> int:
+    """The entries of the log streams that are not in the transcripts yet, over all shards."""
+    return sum(await asyncio.gather(*(bus.server.fetch("XLEN", shard.log) for shard in bus.shards)))
+
+
 async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) -> dict[str, Any]:
     """What ``rolecall stats`` shows: instances, queues, turns of today (UTC), tokens, users, connections, and the usage
     of ``models``."""

@@ -80,6 +80,7 @@ FAULTS: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
         ANSWERS | series("http_requests_total", "0+1x60", status="404"),
         {},
     ),
+    "RolecallTranscriptsWait": (series("transcript_entries", "20000x60"), series("transcript_entries", "900x60"), {}),
     "RolecallConnectionsShort": (
         SHORT | series("connections", "60x60", process="p"), SHORT | series("connections", "8x60", process="p"),
         {"process": "p"},

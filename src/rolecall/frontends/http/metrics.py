@@ -33,12 +33,14 @@ BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")
 async def read_metrics(services: ServicesDep, _: Annotated[object, Depends(operator)]) -> Response:
     """Counters of "today" restart at midnight UTC, as a counter does when its process restarts."""
     roles, models = [role.name for role in services.application.roles], services.application.model_names
-    summary, depths, found = await asyncio.gather(
+    summary, depths, found, records = await asyncio.gather(
         stats.summary(services.bus, roles, models),
         stats.band_depths(services.bus, roles),
         metric_totals(services.bus.server),
+        stats.waiting_records(services.bus),
     )
-    collected = _Families(families(summary, depths, found, roles))
+    waiting = _gauge("transcript_entries", "Entries waiting for the scribe", (), [((), records)])
+    collected = _Families([*families(summary, depths, found, roles), waiting])
     return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -46,7 +48,12 @@ def families(
     summary: Mapping[str, Any], depths: Mapping[str, Mapping[str, int]], found: MetricTotals, roles: list[str]
 ) -> list[Metric]:
     """Every metric, of what stats.summary, band_depths and metric_totals return."""
-    return [*_of_now(summary, depths), *_of_turns(summary), *_of_models(summary), *_of_work(found, roles)]
+    return [
+        *_of_now(summary, depths),
+        *_of_turns(summary),
+        *_of_models(summary),
+        *_of_work(found, roles),
+    ]
 
 
 class _Families(Collector):
