@@ -230,6 +230,12 @@ async def test_what_is_unknown_is_ignored(client: openai.AsyncOpenAI) -> None:
     assert answer.choices[0].message.content == "echo: hello there"
 
 
+async def test_an_unknown_address_is_named(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"Unknown request URL: /v1/moderations\.") as caught:
+        await client.moderations.create(input="Hello")
+    assert (caught.value.code, caught.value.type) == ("unknown_url", "invalid_request_error")
+
+
 async def test_an_unknown_model_is_not_found(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await client.chat.completions.create(model="gpt-9", messages=HELLO)

@@ -272,6 +272,10 @@ def result(of: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": of, "content": "sun"}
 
 
+def picture_at(url: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
 def tool(**function: Any) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
@@ -286,6 +290,10 @@ for _ in range(40):
     [
         ({"messages": [*ASKED, result("c1")]}, "messages.1.role", "invalid_messages"),
         ({"messages": [result("c1")]}, "messages.0.role", "invalid_messages"),
+        ({"messages": [picture_at("http://169.254.169.254/latest/meta-data")]}, "images", "invalid_request"),
+        ({"messages": [picture_at("https://example.org/a.png")]}, "images", "invalid_request"),
+        ({"messages": [picture_at("file:///etc/passwd")]}, "images", "invalid_request"),
+        ({"messages": ASKED * 20_001}, "messages", "invalid_request"),
         ({"messages": [*ASKED, calling("c1"), result("c2")]}, "messages.2.role", "invalid_messages"),
         ({"messages": [*ASKED, calling("c1"), *ASKED]}, "messages.2.role", "invalid_messages"),
         ({"messages": [*ASKED, calling("c1", "c2"), result("c1")]}, "messages.3.role", "invalid_messages"),

@@ -69,7 +69,10 @@ class Problem(HTTPException):
         """Return the media type and the body that answer the request ``request_id`` for ``path``."""
         status, detail = self.status_at(path), redacted(str(self.detail))
         if path.startswith(OPENAI_PREFIX):
-            return "application/json", msgspec.json.encode(openai_error(detail, status, self.code, self.param))
+            code = self.code
+            if detail == HTTPStatus.NOT_FOUND.phrase:  # no route raised it
+                detail, code = text("unknown_url", url=_encodable(path[:200])), "unknown_url"
+            return "application/json", msgspec.json.encode(openai_error(detail, status, code, self.param))
         if path.startswith(OLLAMA_PREFIX):
             return "application/json", msgspec.json.encode({"error": detail})
         title = HTTPStatus(status).phrase
