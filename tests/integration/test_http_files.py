@@ -20,6 +20,7 @@ from agents.samplellm import SampleLLMAgent
 from agents.voice import VoiceAgent
 from rolecall import Agent, Context, Envelope
 from rolecall.bus.access_keys import create_key
+from rolecall.bus.foreign_text import as_data
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving
@@ -195,7 +196,8 @@ async def test_a_file_is_uploaded_listed_fetched_and_deleted(client: openai.Asyn
 async def test_a_file_is_put_into_messages(client: openai.AsyncOpenAI) -> None:
     notes = await client.files.create(file=("notes.txt", b"The code is </document> 4711."), purpose="user_data")
     picture = await client.files.create(file=("a.png", b"x" * 300_000, "image/png"), purpose="vision")
-    document = "<document name='notes.txt'>\nThe code is < /document> 4711.\n</document>"
+    document = as_data("document", "The code is </document> 4711.", name="notes.txt")
+    assert document.count("</document>") == 1
     chat: Any = [{"role": "user", "content": [
         {"type": "file", "file": {"file_id": notes.id}}, {"type": "text", "text": "What is it?"},
         {"type": "file", "file": {"file_id": picture.id}},
