@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,6 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.proxy import free_port
 from tests.valkey import ValkeyProcess, server_binary
 
 NAME = "mymaster"
@@ -30,7 +30,7 @@ class Node:
 
     def __init__(self, directory: Path, *options: str, binary: Path | None = None) -> None:
         directory.mkdir(parents=True)
-        self.port = free_port()
+        self.port = node_port()
         options = ("--repl-diskless-sync-delay", "0", *options)
         self.process = ValkeyProcess(directory, *options, durable=True, binary=binary, port=self.port)
         self.client: Any = Redis(port=self.port, socket_timeout=2, socket_connect_timeout=1, decode_responses=True)
@@ -62,7 +62,7 @@ class SentinelSet:
         self.binary = server_binary(kind)
         self.nodes = [Node(directory / str(n), *options, binary=self.binary) for n in range(1 + replicas)]
         self._directory = directory
-        self._ports = [free_port() for _ in range(3)]
+        self._ports = [node_port() for _ in range(3)]
         self._sentinels: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -215,6 +215,17 @@ class ClusterSet:
 
     def _known(self, node: Node) -> int:
         return len(str(node.client.execute_command("CLUSTER", "NODES")).splitlines())
+
+
+def node_port() -> int:
+    """A free port whose neighbour 10,000 above, which a cluster node needs as well, is free, too; both below those that
+    the system gives to clients, one of which may have it by the time the server starts."""
+    while True:
+        port = random.randint(12_000, 22_000)
+        with suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
 
 
 def freeze(node: Node) -> None:
