@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, expect
@@ -61,7 +62,7 @@ async def chat_states(page: Page, where: str, found: list[str]) -> None:
 
 @needs_axe
 @pytest.mark.parametrize(("theme", "size"), STATES, ids=str)
-async def test_axe_finds_nothing(browser: Browser, stage: Stage, theme: str, size: tuple[int, int]) -> None:
+async def test_axe_finds_nothing(browser: Browser, stage: Stage, theme: Any, size: tuple[int, int]) -> None:
     deployment = stage.deployment
     await deployment.ask("telegram:42", "hello", title="María José")
     for n in range(2):

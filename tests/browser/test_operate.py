@@ -223,3 +223,12 @@ async def test_one_logs_in_with_a_key_and_out_again(browser: Browser, tmp_path_f
         await page.goto("/web/now")
         await expect(page.get_by_label("API key")).to_be_visible()
         await page.context.close()
+
+
+async def test_a_server_that_is_away_is_seen_at_once_and_so_is_its_return(page: Page) -> None:
+    await page.goto("/web/now")
+    await expect(page.locator("[data-stamp]")).to_have_text("live")
+    await page.context.set_offline(True)
+    await expect(page.locator("[data-health] .dot")).to_have_class(re.compile("bad"), timeout=6000)
+    await page.context.set_offline(False)
+    await expect(page.locator("[data-health] .dot")).to_have_class(re.compile("good"), timeout=7000)
