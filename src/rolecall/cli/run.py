@@ -123,7 +123,8 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
         row("", hint)
     for name, problem in runtime.models.problems.items():
         row("", f"{name} is left out: {problem}", "yellow")
-    row("transcripts", str(application.log_dir / "conversations"))
+    directory = str(application.log_dir / "conversations")
+    row("transcripts", settings.log_targets.replace("directory", directory, 1))
     row("web", runtime.http or "not installed: pip install 'rolecall[http]'")
     if settings.telegram_bot_token is None:
         row("telegram", "not set up: no TELEGRAM_BOT_TOKEN")
