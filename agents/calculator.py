@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from agents.texts import speaker
 from agents.tools import LONGEST, TYPED, Expression, calculate
 from rolecall import Agent, Context, Envelope, Tool, ToolError
 
@@ -33,7 +34,6 @@ WRITTEN: Mapping[str, str] = MappingProxyType(
 """How people write operators, in the languages of the bot, and what it means."""
 CERTAIN = re.compile(r"[+*]|\s[-/%]\s|sqrt")
 """What makes a text a sum: ``24/7``, ``9/11`` and ``555-1234`` are none."""
-USAGE = "Tell me what to calculate: /calc How much is 15 percent of 80?"
 
 
 class CalculatorAgent(Agent):
@@ -44,7 +44,7 @@ class CalculatorAgent(Agent):
         answer, so that users can check them."""
         text, sums = envelope.text.strip(), list[str]()
         if not text:
-            return envelope.reply(USAGE, remember=False)
+            return envelope.reply((await speaker(envelope, ctx)).say("calculator_how"), remember=False)
         try:
             return envelope.reply(f"{text} = {calculate(text)}")
         except ToolError:

@@ -2,13 +2,25 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
-from agents.languages import LANGUAGES
+from agents.languages import OFFERED, chosen_code, language_name
+from agents.texts import Speaker, speaker
 from rolecall import COMMANDS, Agent, Context, Envelope, known_zone, parse_command
 from rolecall.errors import BadSchedule
 
-Answer = Callable[[str, Context], Awaitable[str]]
 INNER = frozenset(("manager", "command", "lang"))  # not offered by /role
+
+
+class Call(NamedTuple):
+    """A command's argument, its context, and who says the answer."""
+
+    argument: str
+    ctx: Context
+    speaker: Speaker
+
+
+Answer = Callable[[Call], Awaitable[str]]
 
 
 class CommandAgent(Agent):
@@ -19,72 +31,87 @@ class CommandAgent(Agent):
         word, argument = parse_command(envelope.text.strip()) or ("help", "")
         if word == "stats" and "stats" in ctx.roles:
             return envelope.via("stats")
+        call = Call(argument, ctx, await speaker(envelope, ctx))
         if word in ANSWERS:
-            return envelope.reply(await ANSWERS[word](argument, ctx), remember=False)
-        hint = f"Add your question: /{word} TEXT." if word in ctx.roles else "/help lists all commands."
-        return envelope.reply(f"Unknown command /{word}. {hint}", remember=False)
+            return envelope.reply(await ANSWERS[word](call), remember=False)
+        key = "add_question" if word in ctx.roles else "unknown_command"
+        return envelope.reply(call.speaker.say(key, word=word), remember=False)
 
 
-async def show_help(argument: str, ctx: Context) -> str:
-    own = [f"{role.match} – {role.description}" for role in ctx.roles.values() if role.match]
+async def show_help(call: Call) -> str:
+    own = [f"{role.match} – {role.description}" for role in call.ctx.roles.values() if role.match]
     return "\n".join([*(f"{command.usage} – {command.help}" for command in COMMANDS), *own])
 
 
-async def forget(argument: str, ctx: Context) -> str:
-    ctx.memory.forget()
-    await ctx.forget_files()
-    return "Cleared. Starting a new conversation."
+async def forget(call: Call) -> str:
+    call.ctx.memory.forget()
+    await call.ctx.forget_files()
+    return call.speaker.say("cleared")
 
 
-async def files(argument: str, ctx: Context) -> str:
-    names = await ctx.files()
-    if argument == "clear":
-        await ctx.forget_files()
-        return f"Forgotten: {', '.join(names)}." if names else "There are no documents here."
+async def files(call: Call) -> str:
+    names, say = await call.ctx.files(), call.speaker.say
+    if call.argument == "clear" and names:
+        await call.ctx.forget_files()
+        return say("files_forgotten", names=", ".join(names))
     if not names:
-        return "There are no documents here. Send one, and I know it for a day."
-    return "\n".join(["I know these documents, each for a day:", *names, "", "/files clear makes me forget them."])
+        return say("files_none")
+    return "\n".join([say("files_list"), *names, "", say("files_how")])
 
 
-async def whoami(argument: str, ctx: Context) -> str:
-    chosen = await ctx.memory.preferences()
+async def whoami(call: Call) -> str:
+    chosen = await call.ctx.memory.preferences()
     preferences = ", ".join(f"/{name} {chosen.get(name, 'auto')}" for name in ("lang", "model", "role"))
-    return f"You're {ctx.memory.conversation} ({preferences})."
+    return call.speaker.say("whoami", conversation=call.ctx.memory.conversation, preferences=preferences)
 
 
 def choice(name: str, choices: Callable[[Context], Iterable[str]]) -> Answer:
     """Show the preference ``name``, or set it to one of ``choices``; ``auto`` removes it."""
 
-    async def chosen(argument: str, ctx: Context) -> str:
-        allowed = ["auto", *sorted(choices(ctx))]
-        if not argument:
-            now = (await ctx.memory.preferences()).get(name, "auto")
-            return f"/{name} is {now}. Choices: {', '.join(allowed)}."
-        value = next((value for value in allowed if value.lower() == argument.lower()), None)
+    async def chosen(call: Call) -> str:
+        allowed, say = ["auto", *sorted(choices(call.ctx))], call.speaker.say
+        if not call.argument:
+            now = (await call.ctx.memory.preferences()).get(name, "auto")
+            return say("setting_now", name=name, value=now, choices=", ".join(allowed))
+        value = next((value for value in allowed if value.lower() == call.argument.lower()), None)
         if value is None:
-            return f"/{name} {argument!r} is invalid. Choices: {', '.join(allowed)}."
-        ctx.memory.prefer(**{name: "" if value == "auto" else value})
-        return f"/{name} is now {value}."
+            return say("setting_invalid", name=name, value=call.argument, choices=", ".join(allowed))
+        call.ctx.memory.prefer(**{name: "" if value == "auto" else value})
+        return say("setting_changed", name=name, value=value)
 
     return chosen
 
 
-async def time_zone(argument: str, ctx: Context) -> str:
-    if not argument:
-        return (
-            f"/timezone is {(await ctx.memory.preferences()).get('timezone', 'auto')}. Set it: /timezone Europe/Berlin."
-        )
+async def language(call: Call) -> str:
+    """Show the languages by number, or choose one; the answer to a choice is in the new language."""
+    if call.argument.lower() == "auto":
+        call.ctx.memory.prefer(lang="")
+        return call.speaker.say("language_auto")
+    if code := chosen_code(call.argument):
+        call.ctx.memory.prefer(lang=code)
+        return OFFERED[code].confirmation
+    say, now = call.speaker.say, (await call.ctx.memory.preferences()).get("lang", "")
+    asked = say("language_choose", language=language_name(now) if now else say("automatic"))
+    rows = [f"{number}. {offered.name}" for number, offered in enumerate(OFFERED.values(), 1)]
+    unknown = [say("language_unknown", value=call.argument)] if call.argument else []
+    return "\n".join([*unknown, asked, *rows, say("language_how")])
+
+
+async def time_zone(call: Call) -> str:
+    say = call.speaker.say
+    if not call.argument:
+        return say("timezone_now", value=(await call.ctx.memory.preferences()).get("timezone", "auto"))
     try:
-        name = "" if argument.lower() == "auto" else known_zone(argument)
-    except BadSchedule as error:
-        return f"{error}."
-    ctx.memory.prefer(timezone=name)
-    return f"/timezone is now {name or 'auto'}."
+        name = "" if call.argument.lower() == "auto" else known_zone(call.argument)
+    except BadSchedule:
+        return say("timezone_unknown", value=call.argument)
+    call.ctx.memory.prefer(timezone=name)
+    return say("setting_changed", name="timezone", value=name or "auto")
 
 
-def say(text: str) -> Answer:
-    async def said(argument: str, ctx: Context) -> str:
-        return text
+def fixed(key: str) -> Answer:
+    async def said(call: Call) -> str:
+        return call.speaker.say(key)
 
     return said
 
@@ -92,17 +119,17 @@ def say(text: str) -> Answer:
 ANSWERS: Mapping[str, Answer] = MappingProxyType(
     {
         "help": show_help,
-        "start": say("Hello! Ask me anything. /help shows what else I can do."),
-        "stop": say("Nothing else is running in this conversation."),
+        "start": fixed("hello"),
+        "stop": fixed("nothing_running"),
         "clear": forget,
         "reset": forget,
-        "lang": choice("lang", lambda ctx: LANGUAGES),
+        "lang": language,
         "model": choice("model", lambda ctx: {name for role in ctx.roles.values() for name in role.models}),
         "role": choice("role", lambda ctx: ctx.roles.keys() - INNER),
-        "reminders": say("Reminders are listed where you write: in Telegram, over HTTP, on the page, in the terminal."),
+        "reminders": fixed("reminders_elsewhere"),
         "timezone": time_zone,
         "files": files,
-        "stats": say("Statistics are not available: this deployment has no role named stats."),
+        "stats": fixed("no_stats"),
         "whoami": whoami,
     }
 )

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from agents.languages import LANGUAGES, named
+from agents.languages import LANGUAGES, OFFERED, language_name
+from agents.texts import speaker
 from rolecall import Agent, Context, Envelope, Reject
 
 SURE, LIKELY = 0.45, 0.25
@@ -16,13 +17,16 @@ GREETINGS = (("hello", "en"), ("hi", "en"), ("hallo", "de"), ("hola", "es"), ("c
 class LangAgent(Agent):
     """Detects the language of a message."""
 
+    languages = OFFERED
+
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Add ``lang`` (detected) and ``answer_lang`` (preferred); route through translation if they differ."""
         wanted = (await ctx.memory.preferences()).get("lang", "")
         recent = [message.text for message in await ctx.memory.history() if message.role == "user"]
         spoken = await asyncio.to_thread(spoken_language, envelope.text, recent[-RECENT:], wanted)
         if not envelope.route:
-            return envelope.reply(f"That looks like {named(spoken)}.", remember=False)
+            text = (await speaker(envelope, ctx)).say("looks_like", language=language_name(spoken))
+            return envelope.reply(text, remember=False)
         onward = envelope.forward(lang=spoken, answer_lang=wanted or spoken)
         if wanted in ("", spoken) or "translation" not in ctx.roles:
             return onward

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from agents.calculator import sum_in
 from agents.remind import asks_to_remind
+from agents.texts import speaker
 from rolecall import COMMANDS, Agent, Context, Envelope, RoleInfo, parse_command
 
 ANSWERING = "samplellm"
@@ -35,8 +36,9 @@ class ManagerAgent(Agent):
         rules = RULES[RULES.index(role_asked_for) :] if verbatim else RULES
         role, text = next(filter(None, (rule(asked) for rule in rules)))
         if role not in roles:
-            known = f"Unknown role {role!r}. Available: {', '.join(sorted(roles))}."
-            hint = " Send /role auto to reset your choice." if role == preferences.get("role") else ""
+            say = (await speaker(envelope, ctx)).say
+            known = say("unknown_role", role=role, roles=", ".join(sorted(roles)))
+            hint = f" {say('reset_role')}" if role == preferences.get("role") else ""
             return envelope.reply(known + hint, remember=False)
         route = ("lang", role) if role == ANSWERING and "lang" in roles else (role,)
         if "voice" in roles and role != "voice" and spoken(envelope.payload):

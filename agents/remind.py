@@ -5,20 +5,25 @@ from typing import Annotated
 
 from pydantic import Field
 
+from agents.texts import ENGLISH, Speaker, speaker
 from rolecall import Agent, Context, Envelope, Schedule, Tool, ToolError, split_when
 from rolecall.errors import BadSchedule
 
 BELL = "⏰"
-USAGE = "Tell me when and what: /remind tomorrow at 9 call Ann. /reminders lists what is set."
 ASKING = re.compile(
     r"((please |bitte )?(remind me|wake me|set a reminder|erinnere? mich|напомни(те)?( мне)?|rappelle[- ]moi"
-    r"|rappelez[- ]moi|recu[eé]rdame|av[ií]same)\b|(请)?提醒我|リマインド(して)?)[\s,:]*",
+    r"|rappelez[- ]moi|recu[eé]rdame|av[ií]same|me lembr[ea]|lembr[ea][- ]me|ricordami|нагадай(те)?( мені)?"
+    r"|(bana )?hatırlat|ذكّ?رني)\b|(请|請)?提醒我|リマインド(して)?)[\s,:]*",
     re.IGNORECASE,
 )
 """How people ask for a reminder, in the languages of the bot."""
-SPEAKING = re.compile(r"remind|erinner|напомн|rappel|recu[eé]rd|av[ií]sa|提醒|リマインド|思い出させ", re.IGNORECASE)
+SPEAKING = re.compile(
+    r"remind|erinner|напомн|rappel|recu[eé]rd|av[ií]sa|lembr|ricord|нагад|hatırlat|تذكير|ذكّ?رني|提醒|リマインド|思い出させ",
+    re.IGNORECASE,
+)
 LINKING = re.compile(
-    r"(me\s+)?(to|that|of|about|for|daran|an|dass|zu|de|que|о|об|что|чтобы)\s+|me\s+|d['’]", re.IGNORECASE
+    r"(me\s+)?(to|that|of|about|for|daran|an|dass|zu|de|que|di|che|о|об|что|чтобы|про|щоб|أن)\s+|me\s+|d['’]",
+    re.IGNORECASE,
 )
 CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 DAY = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
@@ -48,14 +53,16 @@ class RemindAgent(Agent):
             try:
                 return envelope.reply(confirmed(await ctx.schedule(text, when=when, role=self.role)))
             except BadSchedule as error:
-                return envelope.reply(f"{error}.", remember=False)
-        return await self._ask_model(envelope, ctx, asked) if asked else envelope.reply(USAGE, remember=False)
+                return envelope.reply(refused(error, await speaker(envelope, ctx)), remember=False)
+        if asked:
+            return await self._ask_model(envelope, ctx, asked)
+        return envelope.reply((await speaker(envelope, ctx)).say("remind_how"), remember=False)
 
     async def _ask_model(self, envelope: Envelope, ctx: Context, asked: str) -> Envelope:
         made = list[str]()
         tool = reminder_tool(ctx, made)
         answer = await ctx.ask(ctx.model, (), asked, system=ctx.prompt("remind"), tools=[tool], must_call=True)
-        return envelope.reply(answer, text="\n".join(made) or USAGE)
+        return envelope.reply(answer, text="\n".join(made) or (await speaker(envelope, ctx)).say("remind_how"))
 
 
 def reminder_tool(ctx: Context, made: list[str] | None = None) -> Tool:
@@ -77,6 +84,13 @@ def reminder_tool(ctx: Context, made: list[str] | None = None) -> Tool:
 def confirmed(schedule: Schedule) -> str:
     """A schedule for users of every language: the time, its zone, the text, and the command that lists all."""
     return f"{BELL} {schedule.when} ({schedule.zone_name}): {schedule.text}\n/reminders"
+
+
+def refused(error: BadSchedule, speaker: Speaker) -> str:
+    """Why a reminder is not set. Only in English is there an exact reason for everything."""
+    if speaker.language == ENGLISH:
+        return f"{error}."
+    return speaker.say(f"remind_{error.kind}" if error.kind in ("past", "full") else "remind_invalid")
 
 
 def asks_to_remind(text: str) -> bool:

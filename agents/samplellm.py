@@ -2,6 +2,7 @@
 
 from agents.languages import LANGUAGES
 from agents.remind import reminder_tool, speaks_of_reminders
+from agents.texts import speaker
 from rolecall import Agent, Context, Envelope
 from rolecall.errors import ImagesRefused
 
@@ -9,8 +10,6 @@ SMALL = ("smollm2@local",)
 """Models whose answers the security preamble derails, and that would not follow it anyway."""
 RECENT = 6
 """Messages that a small model remembers: with more of them it copies its earlier answers, and its context overflows."""
-NO_PICTURES = "I can't see images here, because the model only reads text. Please describe it in words."
-NO_ANSWER = "The model gave no answer. Please rephrase your question, or choose another model with /model."
 
 
 class SampleLLMAgent(Agent):
@@ -29,8 +28,10 @@ class SampleLLMAgent(Agent):
         try:
             answer = await ctx.stream(ctx.model, history, question, images=images, system=system, tools=tools)
         except ImagesRefused:
-            return envelope.reply(NO_PICTURES, remember=False)
-        return envelope.reply(answer) if answer.text.strip() else envelope.reply(NO_ANSWER, remember=False)
+            return envelope.reply((await speaker(envelope, ctx)).say("no_pictures"), remember=False)
+        if answer.text.strip():
+            return envelope.reply(answer)
+        return envelope.reply((await speaker(envelope, ctx)).say("no_answer"), remember=False)
 
 
 def offers_reminders(envelope: Envelope, ctx: Context) -> bool:

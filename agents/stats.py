@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from agents.texts import Speaker, speaker
 from rolecall import Agent, Context, Envelope
 
 
@@ -11,43 +12,52 @@ class StatsAgent(Agent):
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Reply with the statistics as short lines; unknown values are omitted or 0."""
-        return envelope.reply(report(await ctx.stats()), remember=False)
+        return envelope.reply(report(await ctx.stats(), await speaker(envelope, ctx)), remember=False)
 
 
-def report(figures: Mapping[str, Any]) -> str:
+def report(figures: Mapping[str, Any], speaker: Speaker) -> str:
     """``figures`` (see Context.stats) as text."""
-    turns, tokens = figures.get("turns") or {}, figures.get("tokens") or {}
+    turns, tokens, say = figures.get("turns") or {}, figures.get("tokens") or {}, speaker.say
     lines = [
-        f"Turns today: {turns.get('today', 0)} ({turns.get('errors', 0)} failed)",
-        f"In flight now: {turns.get('in_flight', 0)} from {figures.get('users_now', 0)} users",
-        f"Average turn: {turns.get('average_ms', 0) / 1000:.1f} s",
-        f"Tokens: {tokens.get('in', 0)} in, {tokens.get('out', 0)} out",
+        say("stats_turns", count=turns.get("today", 0), failed=turns.get("errors", 0)),
+        say("stats_running", count=turns.get("in_flight", 0), users=figures.get("users_now", 0)),
+        say("stats_average", seconds=f"{turns.get('average_ms', 0) / 1000:.1f}"),
+        say("stats_tokens", given=tokens.get("in", 0), made=tokens.get("out", 0)),
     ]
-    return "\n".join([*lines, *role_lines(figures), *model_lines(figures)])
+    return "\n".join([*lines, *role_lines(figures, speaker), *model_lines(figures, speaker)])
 
 
-def role_lines(figures: Mapping[str, Any]) -> list[str]:
+def role_lines(figures: Mapping[str, Any], speaker: Speaker) -> list[str]:
     """One line per role that has instances or waiting envelopes."""
     instances, queues = figures.get("instances") or {}, figures.get("queues") or {}
     lines = []
     for role in sorted({*instances, *queues}):
-        of = instances.get(role) or {}
-        lines.append(
-            f"{role}: {of.get('busy', 0)} of {of.get('instances', 0)} busy, {queues.get(role, 0)} waiting, "
-            f"{of.get('handled', 0)} handled, {of.get('errors', 0)} failed"
-        )
+        of = {"busy": 0, "instances": 0, "handled": 0, "errors": 0, **(instances.get(role) or {})}
+        line = speaker.say(
+            "stats_role", role=role, busy=of["busy"], instances=of["instances"], waiting=queues.get(role, 0),
+            handled=of["handled"], failed=of["errors"],
+        )  # fmt: skip
+        lines.append(line)
     return lines
 
 
-def model_lines(figures: Mapping[str, Any]) -> list[str]:
+def model_lines(figures: Mapping[str, Any], speaker: Speaker) -> list[str]:
     """One line per model that was called today or is not ready."""
     lines = []
     for name, of in (figures.get("models") or {}).items():
-        state = of.get("state", "ready")
+        state = str(of.get("state", "ready"))
         if of.get("calls") or state != "ready":
-            cost = f", cost {of['cost']:.4f}" if of.get("cost") else ""
-            lines.append(
-                f"{name}: {of.get('calls', 0)} calls, {of.get('failed', 0)} failed, "
-                f"{of.get('in', 0) + of.get('out', 0)} tokens{cost}, {state}"
-            )
+            line = speaker.say(
+                "stats_model", model=name, calls=of.get("calls", 0), failed=of.get("failed", 0),
+                tokens=of.get("in", 0) + of.get("out", 0), state=state_words(state, speaker),
+            )  # fmt: skip
+            cost = [speaker.say("stats_cost", cost=f"{of['cost']:.4f}")] if of.get("cost") else []
+            lines.append(", ".join([line, *cost]))
     return lines
+
+
+def state_words(state: str, speaker: Speaker) -> str:
+    """``state`` (see Context.stats) in words, with the reason that it names."""
+    word, _, why = state.partition(": ")
+    key = "model_ready" if word == "ready" else "model_away" if word == "away" else "model_limited"
+    return speaker.say(key) + (f" ({why})" if why else "")

@@ -1,8 +1,7 @@
 """Transcribes voice messages."""
 
+from agents.texts import speaker
 from rolecall import Agent, Context, Envelope
-
-NO_WORDS = "I couldn't make out any words. Please say it again or type it."
 
 
 class VoiceAgent(Agent):
@@ -13,7 +12,8 @@ class VoiceAgent(Agent):
         heard = await ctx.transcribe(envelope)
         if not heard:
             # A program asked for the words, of which there are none.
-            return envelope.reply("" if envelope.payload.get("verbatim") else NO_WORDS, remember=False)
+            text = "" if envelope.payload.get("verbatim") else (await speaker(envelope, ctx)).say("no_words")
+            return envelope.reply(text, remember=False)
         ctx.log(f"transcribed {len(heard)} characters")
         text = "\n".join(filter(None, (envelope.text, heard)))
         return envelope.forward(text=text) if envelope.route else envelope.reply(text)

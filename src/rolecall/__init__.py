@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rolecall.agent.tools import Tool as Tool
     from rolecall.bus.commands import COMMANDS as COMMANDS
     from rolecall.bus.commands import Command as Command
+    from rolecall.bus.commands import Language as Language
     from rolecall.bus.commands import parse_command as parse_command
     from rolecall.bus.envelope import Envelope as Envelope
     from rolecall.bus.schedule.phrase import split_when as split_when
@@ -81,6 +82,7 @@ _ALSO = {
     "ModelAt": "serving.balance",
     "ModelCommand": "serving.spec",
     "known_zone": "bus.schedule.timing",
+    "Language": "bus.commands",
     "parse_command": "bus.commands",
     "RoleInfo": "agent.context",
     "Schedule": "bus.schedule.schedules",

@@ -16,8 +16,8 @@ FAILURES: Mapping[str, str] = {
     "tool_failed": "Sorry, a tool that this needs isn't available right now.",
     "defect": "Sorry, something went wrong here. The operator of this assistant can find out why.",
     "took_too_long": "Sorry, this took too long and was given up.",
-    "budget_user": "You've reached today's limit. It resets at midnight UTC.",
-    "budget_all": "This assistant has reached today's limit. It resets at midnight UTC.",
+    "budget_user": "You've reached today's limit{limit}. It resets at midnight UTC.",
+    "budget_all": "This assistant has reached today's limit{limit}. It resets at midnight UTC.",
 }
 """What users are told about a failed turn, by its kind. Front ends have ``failure_<kind>`` in more languages."""
 WAITS: Mapping[str, str] = {
@@ -29,9 +29,14 @@ WAITS: Mapping[str, str] = {
 languages."""
 
 
-def told(kind: str, wait: float = 0.0) -> str:
-    """The sentence of FAILURES or WAITS for ``kind``; ``wait`` is in seconds."""
-    return (FAILURES.get(kind) or WAITS[kind]).format(wait=duration(wait))
+def told(kind: str, wait: float = 0.0, limit: str = "") -> str:
+    """The sentence of FAILURES or WAITS for ``kind``; ``wait`` is in seconds, ``limit`` such as ``5.00 USD``."""
+    return (FAILURES.get(kind) or WAITS[kind]).format(wait=duration(wait), limit=f" ({limit})" if limit else "")
+
+
+def money(usd: float) -> str:
+    """``usd`` as users of every language read it: 5.00 USD, 0.0003 USD."""
+    return f"{usd:.2f} USD" if usd >= 0.01 else f"{usd:g} USD"
 
 
 def duration(seconds: float) -> str:
@@ -79,7 +84,11 @@ class BlobTooLarge(RolecallError):
 
 class BadSchedule(RolecallError):
     """Raised for a schedule that cannot be kept: its time, cron line, time zone or text is invalid, or the conversation
-    has too many. Nothing was written."""
+    has too many. ``kind`` is past or full (too many), else empty. Nothing was written."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class UnknownRole(RolecallError):
@@ -251,11 +260,18 @@ class NotNow(ModelError):
 
 class OverBudget(ModelError):
     """Raised when the daily budget of a user or the deployment is used up; its text is the answer to the user, and
-    ``kind`` is one of FAILURES."""
+    ``kind`` is one of FAILURES. The limit is in ``tokens``, or in USD in ``cost``; 0 is not known."""
 
-    def __init__(self, message: str, kind: str = "budget_all") -> None:
+    def __init__(self, message: str, kind: str = "budget_all", *, tokens: int = 0, cost: float = 0.0) -> None:
         super().__init__(message)
         self.kind = kind
+        self.tokens = tokens
+        self.cost = cost
+
+    @property
+    def limit(self) -> dict[str, float]:
+        """The limit as the payload of the failure has it."""
+        return {"tokens": self.tokens} if self.tokens else {"cost": self.cost} if self.cost else {}
 
 
 class ModelRefused(ModelError):

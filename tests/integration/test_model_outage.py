@@ -169,7 +169,7 @@ async def test_who_is_over_his_budget_is_told_so_as_an_answer(tmp_path: Path) ->
     async with provided(tmp_path, user_tokens_per_day=5) as (provider, deployment):
         assert (await deployment.ask("a:1", "Hello", principal="ann")).text == "so: Hello"
         answer = await deployment.ask("a:1", "Hello", principal="ann")
-        assert answer.kind == "final" and answer.text.startswith("You've reached today's limit")
+        assert answer.kind == "final" and answer.text.startswith("You've reached today's limit (5 tokens).")
         assert (await deployment.ask("a:2", "Hello", principal="bob")).text == "so: Hello"
         assert provider.asked == 2
 

@@ -72,7 +72,9 @@ async def test_a_reminder_rings_in_the_chat_and_needs_no_buttons(tmp_path: Path)
 async def test_one_that_comes_late_says_so_in_the_language_of_the_chat(tmp_path: Path) -> None:
     async with bot(tmp_path) as (api, app):
         api.user(ANN).write("/lang de")
-        await api.wait_for(lambda: "/lang is now de." in [answer.text for answer in api.chat(ANN).answers])
+        await api.wait_for(
+            lambda: "Ich antworte ab jetzt auf Deutsch." in [answer.text for answer in api.chat(ANN).answers]
+        )
         api.user(ANN).write("/remind every 1 hours: stretch")
         await api.wait_for(lambda: any("stretch" in answer.text for answer in api.chat(ANN).answers))
         (made,) = await schedules_of(app.session.bus, CHAT)

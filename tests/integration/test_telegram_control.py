@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from telegram import Chat as TelegramChat
 from telegram import Message as TelegramMessage
 from telegram import User as TelegramUser
 
-from rolecall import Agent, Context, Envelope, Role
+from rolecall import Agent, Context, Envelope, Language, Role
 from rolecall.agent.memory import Memory
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import TRIES
@@ -57,8 +58,16 @@ class ManagerAgent(Agent):
 class CommandAgent(Agent):
     """Answers what Telegram leaves to the bus."""
 
+    languages = MappingProxyType(
+        {
+            "de": Language("Deutsch", "Ich antworte jetzt auf Deutsch."),
+            "ko": Language("한국어", "이제 한국어로 답변합니다."),
+        }
+    )
+
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        return envelope.reply(f"command {envelope.text}", remember=False)
+        app = f" for {envelope.meta['language']}" if envelope.meta.get("language", "en") != "en" else ""
+        return envelope.reply(f"command {envelope.text}{app}", remember=False)
 
 
 class WeatherAgent(Agent):
@@ -377,6 +386,22 @@ async def test_the_role_picker_offers_roles_that_answer_in_the_users_language(tm
 
 # ── what cannot be honoured ─────────────────────────────────────────────────────────────────────
 
+
+async def test_the_language_picker_has_native_names_and_confirms_in_the_new_language(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ada = stage.api.user(ADA, language_code="es")
+        picker = await stage.answered(ada, "/lang")
+        assert picker.text == "¿En qué idioma debo responder?"
+        assert [one["text"] for one in picker.buttons] == ["✓ automático", "Deutsch", "한국어"]
+        await stage.toast(ada, picker, data_of(picker, "Deutsch"))
+        await stage.api.wait_for(lambda: picker.text == "Ich antworte jetzt auf Deutsch.")
+        assert await stage.preferences("telegram:7") == {"lang": "de"}
+        assert (await stage.answered(ada, "/lang ko")).text == "command /lang ko for es"
+        await stage.toast(ada, picker, data_of(picker, "automático"))
+        await stage.api.wait_for(lambda: picker.text == say("es", "chosen_lang"))
+        assert await stage.preferences("telegram:7") == {}
+
+
 FORGED = ("", ":", "stop", "stop:", "stop:x", "stop:99", "again:99", "up:99", "down:0", "edit:99", "model:ffffffffffff",
           "role:x", "queue:", "nonsense:1", "again:c1", "up:1:2", "stop:٣", "x" * 64)  # fmt: skip
 
@@ -557,7 +582,7 @@ async def test_menus_are_there_for_private_chats_groups_and_admins_in_every_lang
     async with staged(tmp_path) as stage:
         stage.api.user(ADA).write("hello")
         known = stage.api.world.commands
-        await stage.api.wait_for(lambda: len(known) == 3 * len(LANGUAGES), what="all menus are set")
+        await stage.api.wait_for(lambda: len(known) == 3 * len(LANGUAGES) - 3, what="all menus are set")
         private = json.dumps({"type": "all_private_chats"})
         group = json.dumps({"type": "all_group_chats"})
         admin = json.dumps({"type": "chat", "chat_id": ADA}, sort_keys=True)
@@ -581,7 +606,7 @@ async def test_menus_are_there_for_private_chats_groups_and_admins_in_every_lang
         assert "start" not in [one["command"] for one in known[group, "de"]]
         assert {"invite", "users", "allow", "deny"} <= {one["command"] for one in known[admin, "zh"]}
         assert known[private, "ru"][2]["description"] == say("ru", "menu_stop")
-        assert {language for _, language in known} == {"", *LANGUAGES} - {"en"}
+        assert {language for _, language in known} == {"", *LANGUAGES} - {"en", "zh-hant"}
 
 
 async def test_topics_keep_their_own_choices_and_answers_stay_in_them(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from agents.command import ANSWERS, CommandAgent
-from agents.languages import LANGUAGES
+from agents.languages import LANGUAGES, OFFERED, chosen_code
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from agents.stats import StatsAgent, report
+from agents.texts import Speaker
 from agents.translation import TranslationAgent
 from rolecall import COMMANDS, Agent, Role
 from rolecall.testing import Turn, run_turn
@@ -59,7 +60,7 @@ async def test_a_command_leaves_no_trace_in_the_history(command: str) -> None:
 async def test_clear_forgets_the_history_but_not_the_preferences(command: str) -> None:
     turn = await sent(f"/{command}", lang="de")
     assert (turn.history, turn.preferences) == ((), {"lang": "de"})
-    assert turn.text == "Cleared. Starting a new conversation."
+    assert turn.text == "Verlauf gelöscht. Wir beginnen ein neues Gespräch."
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,6 @@ async def test_auto_takes_a_choice_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "allowed"),
     [
-        ("/lang klingon", ", ".join(["auto", *sorted(LANGUAGES)])),
         ("/model huge@nowhere", "auto, big@openai, tiny@local"),
         ("/role poet", "auto, samplellm, stats, translation, weather"),
         ("/role manager", "auto, samplellm, stats, translation, weather"),
@@ -94,18 +94,40 @@ async def test_auto_takes_a_choice_back(name: str) -> None:
 async def test_a_choice_that_is_not_allowed_changes_nothing_and_lists_what_is(text: str, allowed: str) -> None:
     turn = await sent(text, lang="fr")
     assert turn.preferences == {"lang": "fr"}
-    assert turn.text.endswith(f"Choices: {allowed}.")
-    assert repr(text.split()[1]) in turn.text
+    assert turn.text.endswith(f"Choix possibles : {allowed}.")
+    assert text.split()[1] in turn.text
 
 
 async def test_a_command_without_its_argument_tells_what_is_in_force() -> None:
-    assert (await sent("/lang", lang="fr")).text.startswith("/lang is fr. Choices: auto, ar, ")
     assert (await sent("/model")).text == "/model is auto. Choices: auto, big@openai, tiny@local."
+
+
+async def test_the_languages_are_a_list_with_numbers_and_the_choice_is_confirmed_in_its_language() -> None:
+    lines = (await sent("/lang")).text.split("\n")
+    assert lines[0] == "Which language should I answer in? Now: automatic"
+    assert lines[1:-1] == [f"{number}. {one.name}" for number, one in enumerate(OFFERED.values(), 1)]
+    number = next(line.partition(".")[0] for line in lines if line.endswith(" Deutsch"))
+    turn = await sent(f"/lang {number}")
+    assert (turn.preferences, turn.text) == ({"lang": "de"}, "Ich antworte ab jetzt auf Deutsch.")
+    assert (await sent("/lang ko", lang="de")).text == OFFERED["ko"].confirmation
+    assert (await sent("/lang", lang="de")).text.startswith("In welcher Sprache soll ich antworten? Jetzt: Deutsch\n")
+
+
+@pytest.mark.parametrize("said", ["0", "30", "-1", "klingon", "²"])
+async def test_a_language_that_is_not_offered_changes_nothing_and_lists_those_that_are(said: str) -> None:
+    turn = await sent(f"/lang {said}", lang="fr")
+    assert turn.preferences == {"lang": "fr"}
+    assert turn.text.startswith(f"Je ne connais pas la langue {said}.\n") and "\n3. " in turn.text
+
+
+def test_a_language_is_named_by_number_code_or_name() -> None:
+    assert set(OFFERED) == set(LANGUAGES)
+    assert [chosen_code(said) for said in ("5", "DE", "deutsch", "German", "العربية")] == ["de"] * 4 + ["ar"]
 
 
 async def test_whoami_tells_the_conversation_and_its_preferences() -> None:
     turn = await sent("/whoami", lang="fr")
-    assert turn.text == "You're test:1 (/lang fr, /model auto, /role auto)."
+    assert turn.text == "Cette conversation : test:1 (/lang fr, /model auto, /role auto)."
 
 
 async def test_an_unknown_command_gets_a_hint() -> None:
@@ -113,7 +135,7 @@ async def test_an_unknown_command_gets_a_hint() -> None:
 
 
 async def test_a_role_asked_nothing_tells_how_to_ask_it() -> None:
-    assert (await sent("/weather")).text.endswith("Add your question: /weather TEXT.")
+    assert (await sent("/weather")).text.endswith("Add your question: /weather TEXT")
 
 
 async def test_stats_goes_on_to_the_stats_role() -> None:
@@ -135,7 +157,7 @@ def test_figures_become_lines_for_a_person() -> None:
         "tokens": {"in": 120, "out": 48},
         "users_now": 2,
     }
-    assert report(figures).split("\n") == [
+    assert report(figures, Speaker("en")).split("\n") == [
         "Turns today: 9 (1 failed)",
         "In flight now: 2 from 2 users",
         "Average turn: 1.5 s",

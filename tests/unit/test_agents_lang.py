@@ -6,13 +6,15 @@ import pytest
 
 from agents.lang import LangAgent, spoken_language
 from agents.manager import ManagerAgent
-from agents.samplellm import NO_ANSWER, NO_PICTURES, SMALL, SampleLLMAgent
+from agents.samplellm import SMALL, SampleLLMAgent
+from agents.texts import Speaker
 from agents.translation import TranslationAgent
 from rolecall import Role
 from rolecall.errors import ImagesRefused
 from rolecall.testing import FakeModel, run_turn
 
 PERSONA = "You are a helpful AI assistant. Answer clearly and briefly."
+ENGLISH = Speaker("en")
 ROLES = tuple(Role(agent) for agent in (ManagerAgent, LangAgent, TranslationAgent, SampleLLMAgent))
 ASKED = {
     "en": ("hello", "Hi!", "What is the capital of France?", "Can you help me with this?"),
@@ -135,7 +137,7 @@ async def test_translation_by_its_name_translates_into_the_preferred_language() 
 
 async def test_lang_by_its_name_tells_the_language() -> None:
     turn = await run_turn(ROLES, "hola", payload={"role": "lang"})
-    assert turn.text == "That looks like Spanish (es)."
+    assert turn.text == "That looks like Español."
 
 
 async def test_samplellm_sees_the_history_between_persona_and_question() -> None:
@@ -147,8 +149,8 @@ async def test_samplellm_sees_the_history_between_persona_and_question() -> None
 
 async def test_a_picture_that_the_model_cannot_take_is_answered_honestly() -> None:
     turn = await run_turn(ROLES, "What is this?", model=FakeModel(ImagesRefused("text alone")))
-    assert (turn.text, turn.history) == (NO_PICTURES, ())
+    assert (turn.text, turn.history) == (ENGLISH.say("no_pictures"), ())
 
 
 async def test_an_empty_answer_of_the_model_becomes_a_sentence() -> None:
-    assert (await run_turn(ROLES, "hello", model=FakeModel("  "))).text == NO_ANSWER
+    assert (await run_turn(ROLES, "hello", model=FakeModel("  "))).text == ENGLISH.say("no_answer")

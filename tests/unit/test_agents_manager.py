@@ -65,7 +65,7 @@ async def test_a_command_wins_over_a_role_of_the_same_name() -> None:
 async def test_a_slash_word_that_is_no_command_is_explained_not_answered_by_a_model(text: str) -> None:
     turn = await run_turn(ROLES, text)
     assert turn.trace == ("manager", "command")
-    assert turn.text.startswith("Unknown command")
+    assert turn.text.startswith(("Unknown command", "Add your question"))
     assert turn.history == ()
 
 
@@ -107,7 +107,7 @@ async def test_samplellm_by_its_name_knows_the_language_too() -> None:
 async def test_nobody_asks_the_manager_itself() -> None:
     assert (await run_turn(ROLES, "/manager hello")).trace == ("manager", "command")
     turn = await run_turn(ROLES, "hello", payload={"role": "manager"})
-    assert turn.text.startswith("Unknown role 'manager'")
+    assert turn.text.startswith("Unknown role manager")
 
 
 async def test_the_role_of_the_request_is_asked() -> None:
@@ -124,7 +124,7 @@ async def test_the_preferred_role_is_asked_and_the_request_wins_over_it() -> Non
 async def test_a_role_that_does_not_exist_is_answered_with_those_that_do() -> None:
     turn = await run_turn(ROLES, "hello", payload={"role": "poet"})
     assert turn.kind == "final"
-    assert turn.text == ("Unknown role 'poet'. Available: command, lang, samplellm, stats, translation, weather.")
+    assert turn.text == ("Unknown role poet. Available: command, lang, samplellm, stats, translation, weather.")
     assert (turn.trace, turn.history) == (("manager",), ())
 
 

@@ -8,12 +8,14 @@ import pytest
 
 from agents.command import CommandAgent
 from agents.manager import ManagerAgent
-from agents.remind import USAGE, RemindAgent, asks_to_remind
+from agents.remind import RemindAgent, asks_to_remind
 from agents.samplellm import SampleLLMAgent
+from agents.texts import Speaker
 from rolecall import Role
 from rolecall.testing import FakeModel, Turn, run_turn, tool_call
 
 MODELS = ("fake@test",)
+USAGE = Speaker("en").say("remind_how")
 ROLES = (
     Role(ManagerAgent),
     Role(CommandAgent),
@@ -99,14 +101,35 @@ async def test_a_reminder_whose_time_has_come_is_said_whatever_its_text_looks_li
     assert turn.text == "⏰ /help"
 
 
+@pytest.mark.parametrize(
+    ("asked", "key"), [("/remind today at 00:00 x", "remind_past"), ("/remind every 10 seconds x", "remind_invalid")]
+)
+async def test_in_other_languages_the_reason_is_said_more_briefly(asked: str, key: str) -> None:
+    turn = await run_turn(ROLES, asked, preferences={"lang": "tr"})
+    assert turn.text == Speaker("tr").say(key)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Me lembre em 10 minutos de chá", "Ricordami tra 10 minuti di chá", "Нагадай мені через 10 хвилин про chá",
+        "Bana hatırlat 10 dakika sonra chá", "ذكّرني بعد 10 دقائق chá", "請提醒我 10分鐘後 chá",
+    ],
+)  # fmt: skip
+async def test_a_reminder_is_asked_for_in_the_languages_of_the_bot(asked: str) -> None:
+    assert asks_to_remind(asked)
+    turn = await run_turn(ROLES, asked)
+    assert turn.trace[-1] == "remind" and turn.text.endswith(": chá\n/reminders")
+
+
 @pytest.mark.parametrize("said", ["I was reminded of you", "reminding is hard", "Remind them", "no"])
 def test_other_texts_are_no_request(said: str) -> None:
     assert not asks_to_remind(said)
 
 
 async def test_the_time_zone_is_shown_set_and_refused() -> None:
-    assert (await sent("/timezone"))[0].text == "/timezone is auto. Set it: /timezone Europe/Berlin."
+    assert (await sent("/timezone"))[0].text == "/timezone is auto. Set it: /timezone Europe/Berlin"
     turn, _ = await sent("/timezone berlin")
     assert (turn.text, turn.preferences) == ("/timezone is now Europe/Berlin.", {"timezone": "Europe/Berlin"})
     assert (await sent("/timezone auto", preferences={"timezone": "UTC"}))[0].preferences == {}
-    assert (await sent("/timezone Mars"))[0].text.startswith("time zone 'Mars' is unknown: expected a name such as")
+    assert (await sent("/timezone Mars"))[0].text.startswith("I don't know the time zone Mars. Send a name such as")

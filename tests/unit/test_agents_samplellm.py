@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agents.manager import ManagerAgent
-from agents.samplellm import NO_PICTURES, RECENT, SMALL, SampleLLMAgent
+from agents.samplellm import RECENT, SMALL, SampleLLMAgent
+from agents.texts import Speaker
 from agents.voice import VoiceAgent
 from rolecall import Role
 from rolecall.errors import ImagesRefused
@@ -24,7 +25,7 @@ async def test_pictures_go_to_the_model_with_the_question() -> None:
 
 async def test_a_model_that_takes_no_pictures_is_said_so_clearly() -> None:
     turn = await run_turn(ROLES, "What is this?", model=FakeModel(ImagesRefused("no images")), images=(PNG,))
-    assert (turn.kind, turn.text) == ("final", NO_PICTURES)
+    assert (turn.kind, turn.text) == ("final", Speaker("en").say("no_pictures"))
 
 
 async def test_a_picture_goes_on_to_a_model_that_takes_it() -> None:

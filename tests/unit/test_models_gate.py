@@ -328,8 +328,9 @@ async def test_a_user_who_has_spent_his_tokens_of_the_day_is_told_so_and_others_
     on = Stage(server, Terms(), Settings(user_tokens_per_day=50))
     await on.ask("ann")
     await on.ask("ann")
-    with pytest.raises(OverBudget, match=r"You've reached today's limit.* midnight UTC"):
+    with pytest.raises(OverBudget, match=r"You've reached today's limit \(50 tokens\)\..* midnight UTC") as told:
         await on.ask("ann")
+    assert told.value.limit == {"tokens": 50}
     assert await on.ask("bob")
 
 
@@ -337,7 +338,7 @@ async def test_money_is_counted_by_the_price_table_and_bounded(server: RedisServ
     on = Stage(server, Terms(price_in=1.0, price_out=10.0), Settings(cost_per_day=0.0003))
     await on.ask("ann")  # 10 tokens at 1, 20 at 10 per million
     await on.ask("bob")
-    with pytest.raises(OverBudget, match=r"This assistant has reached today's limit"):
+    with pytest.raises(OverBudget, match=r"This assistant has reached today's limit \(0\.0003 USD\)"):
         await on.ask("eve")
     day = time.strftime("%Y%m%d", time.gmtime())
     assert await server.call("HGET", keys.spent(day), "cost") == b"420"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from agents.stats import report
+from agents.texts import Speaker
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.processes import InstanceState, ProcessState, register
@@ -82,4 +83,5 @@ async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_
     assert (figures["cost"], figures["spenders"]) == (0.0002, {"ann": {"tokens": 150, "cost": 0.0002}})
     assert model["state"] == "away: no connection"
     assert figures["models"]["other@test"]["state"] == "ready"
-    assert "m@test: 2 calls, 1 failed, 150 tokens, cost 0.0002, away: no connection" in report(figures)
+    line = "m@test: 2 calls, 1 failed, 150 tokens, not answering (no connection), cost 0.0002 USD"
+    assert line in report(figures, Speaker("en"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rolecall.agent.context import Context
+from rolecall.bus.commands import Language
 from rolecall.bus.envelope import Envelope
 
 
@@ -13,6 +15,8 @@ class Agent:
     ``Agent``, in lower case, unless ``role`` is set. Each instance of a role is an object of its own."""
 
     role: ClassVar[str] = "agent"
+    languages: ClassVar[Mapping[str, Language]] = {}
+    """The languages that front ends offer for the preference ``lang``, by code, if this agent minds it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -17,9 +17,9 @@ from rolecall.bus.leases import Delivery
 from rolecall.errors import CallFailed, StepError, UnknownRole, duration
 from rolecall.tracing.traceparent import HEADER, carried
 
-INHERITED = ("user", "share", "asks", "front", HEADER)
-"""What the meta of a call has from the turn that made it: on whose behalf it is, whether its user can be asked, and the
-trace it belongs to."""
+INHERITED = ("user", "share", "language", "asks", "front", HEADER)
+"""What the meta of a call has from the turn that made it: on whose behalf and in which language it is, whether its
+user can be asked, and the trace it belongs to."""
 
 
 @dataclass(frozen=True)

@@ -273,10 +273,10 @@ class Context:
         """
         origin, text = self._origin, text.strip()
         self._scheduled[text] += 1
-        share = origin.meta.get("share")
+        kept = {name: origin.meta[name] for name in ("share", "language") if origin.meta.get(name) is not None}
         return await schedule(
             self._services.bus, origin.conversation, text, at=at, every=every, cron=cron, when=when, zone=zone,
-            role=role, user=self._caller.user, front=origin.reply_to, meta={} if share is None else {"share": share},
+            role=role, user=self._caller.user, front=origin.reply_to, meta=kept,
             idempotency=f"{origin.id}:{self._scheduled[text]}:{text}", instance=self.instance,
         )  # fmt: skip
 

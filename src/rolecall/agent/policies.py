@@ -104,7 +104,7 @@ def back_off(handler: Handler, rules: Rules) -> Handler:
         try:
             return await handler(envelope, ctx)
         except OverBudget as error:
-            return envelope.reply(str(error), remember=False, failure={"kind": error.kind})
+            return envelope.reply(str(error), remember=False, failure={"kind": error.kind, **error.limit})
         except NotNow as error:
             if error.silent > rules.model_seconds:
                 raise Reject(f"{error}, for {error.silent:.0f} s now", kind="model_away") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Lane = Literal["control", "ordered", "front"]
 
@@ -17,6 +17,13 @@ class Command:
     usage: str
     help: str
     lane: Lane = "control"
+
+
+class Language(NamedTuple):
+    """A language that ``/lang`` offers: its own name, and the sentence in it that confirms the choice."""
+
+    name: str
+    confirmation: str
 
 
 COMMANDS = (

@@ -54,7 +54,8 @@ class Event:
 
     The ``text`` of ``queued`` is why the turn waits, if not for the ones before it; if the reason is one of
     errors.WAITS, the ``payload`` has its ``kind`` and the ``wait`` in seconds. The payload of the last event has
-    ``failure`` if the turn failed for a reason of errors.FAILURES: ``kind``, ``wait`` and ``turn``.
+    ``failure`` if the turn failed for a reason of errors.FAILURES: ``kind``, ``wait`` and ``turn``; of a
+    budget its limit, ``tokens`` or ``cost``.
 
     ``asked`` is a question to the user, with the payload of a UserQuestion (bus/steps/answers.py); ``answered`` says
     that it is closed: its ``id`` and the ``choice``.

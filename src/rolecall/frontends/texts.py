@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rolecall.errors import duration
+from rolecall.errors import duration, money
 
-LANGUAGES = ("en", "ru", "de", "fr", "es", "zh", "ja")
+LANGUAGES = ("en", "ru", "de", "fr", "es", "zh", "ja", "pt", "it", "uk", "tr", "ar", "zh-hant")
 OTHERWISE = "en"
+TRADITIONAL = re.compile(r"zh-(.*-)?(hant|tw|hk|mo)\b")
+"""The language codes of people who read traditional Chinese."""
 ENGLISH_ONLY = ("http", "page")
 
 
@@ -30,7 +33,25 @@ def failure_text(language: str | None, payload: Mapping[str, Any]) -> str | None
     key = f"failure_{failure.get('kind')}" if isinstance(failure, Mapping) else ""
     if not isinstance(failure, Mapping) or key not in table():
         return None
-    return say(language, key, turn=failure.get("turn", ""), wait=duration(_seconds(failure)))
+    limit = limit_text(language, failure)
+    return say(language, key, turn=failure.get("turn", ""), wait=duration(_seconds(failure)), limit=limit)
+
+
+def limit_text(language: str | None, failure: Mapping[str, Any]) -> str:
+    """The used-up limit that ``failure`` names, such as `` (5.00 USD)``; empty if it names none."""
+    if isinstance(tokens := failure.get("tokens"), int | float):
+        return f" ({say(language, 'limit_tokens', count=round(tokens))})"
+    cost = failure.get("cost")
+    return f" ({money(cost)})" if isinstance(cost, int | float) else ""
+
+
+def rejection_text(language: str | None, payload: Mapping[str, Any], turn: str) -> str | None:
+    """What to tell about a ``turn`` that was given up for a reason in an agent's own words, by the ``payload`` of its
+    final event; None if its text says something else."""
+    reason = payload.get("reason")
+    if not isinstance(reason, str) or not reason or reason not in str(payload.get("text", "")):
+        return None
+    return say(language, "rejected", reason=reason, turn=turn)
 
 
 def answer_notes(language: str | None, payload: Mapping[str, Any]) -> list[str]:
@@ -47,8 +68,14 @@ def waiting_text(language: str | None, payload: Mapping[str, Any]) -> str | None
 
 def spoken(language: str | None) -> str:
     """The one of LANGUAGES to use for ``language``: itself, or the tongue it is a kind of, or English."""
-    tongue = (language or "").replace("_", "-").lower().partition("-")[0]
+    code = (language or "").replace("_", "-").lower()
+    tongue = "zh-hant" if TRADITIONAL.match(code) else code.partition("-")[0]
     return tongue if tongue in LANGUAGES else OTHERWISE
+
+
+def meta_of(language: str | None) -> dict[str, str]:
+    """The ``meta`` of envelopes of a user who reads ``language``: agents say in it what they say themselves."""
+    return {"language": language} if language else {}
 
 
 def _seconds(payload: Mapping[str, Any]) -> float:

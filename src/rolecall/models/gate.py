@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -29,6 +29,7 @@ from rolecall.errors import (
     RateLimited,
     ServerError,
     Truncated,
+    money,
     told,
 )
 from rolecall.models.model import Caller, Model, ModelEvent, Request, Usage
@@ -117,11 +118,11 @@ class Gate:
         """Begin a call. Raises OverBudget, and NotNow, with ``book`` after booking a place in the quota."""
         caller = request.caller or Caller("", "")
         call_id = secrets.token_hex(8)
-        reply = await self._server.run(ENTER, self._block(call_id), **self._entering(caller, request, book))
+        entering = self._entering(caller, request, book)
+        reply = await self._server.run(ENTER, self._block(call_id), **entering)
         word = reply[0].decode()
         if word == "OVER":
-            kind = "budget_user" if reply[1] == b"user" else "budget_all"
-            raise OverBudget(told(kind), kind)
+            raise _over_budget(reply[1].decode(), reply[2].decode(), entering)
         if word != "GO":
             raise self._not_now(word, reply[1] / 1000, reply[2].decode(), reply[3] / 1000)
         call = Call(
@@ -241,6 +242,14 @@ def expected_tokens(request: Request) -> int:
     characters = sum(len(message.text) + 16 for message in request.messages)
     images = sum(len(message.images) for message in request.messages)
     return characters // 4 + 800 * images + (request.max_tokens or ANSWER_TOKENS)
+
+
+def _over_budget(whose: str, what: str, limits: Mapping[str, Any]) -> OverBudget:
+    """The error for a budget of ``whose`` (user or all) for ``what`` (tokens or cost) that is used up."""
+    limit, kind = limits[f"user_{what}_limit" if whose == "user" else f"{what}_limit"], f"budget_{whose}"
+    if what == "tokens":
+        return OverBudget(told(kind, limit=f"{limit} tokens"), kind, tokens=limit)
+    return OverBudget(told(kind, limit=money(limit / MICRO)), kind, cost=limit / MICRO)
 
 
 def _most(caller: Caller, allowed: float | None) -> int:

@@ -21,11 +21,11 @@ DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sun
 MORNING, EVENING = 9, 20
 """The hour of a day without a time, and of tonight."""
 UNITS: Mapping[str, str] = MappingProxyType({
-    "seconds": r"s|secs?|seconds?|sek(unden?)?|secondes?|segundos?|сек\w*|秒钟?|秒",
-    "minutes": r"m|mins?|minutes?|minuten?|minutos?|мин\w*|分钟|分",
-    "hours": r"h|hrs?|hours?|std|stunden?|heures?|horas?|ч|час\w*|小时|時間",
-    "days": r"d|days?|tage?n?|jours?|d[ií]as?|дн\w*|день|天|日",
-    "weeks": r"w|weeks?|wochen?|semaines?|semanas?|недел\w*|周|週間",
+    "seconds": r"s|secs?|seconds?|sek(unden?)?|secondes?|segundos?|second[oi]|сек\w*|saniye|ثانية|ثوان\w*|秒钟?|秒",
+    "minutes": r"m|mins?|minutes?|minuten?|minutos?|minut[oi]|мин\w*|хв\w*|dakika|dk|دقيقة|دقائق|分钟|分鐘|分",
+    "hours": r"h|hrs?|hours?|std|stunden?|heures?|horas?|or[ae]|ч|час\w*|год\w*|saat|ساعة|ساعات|小时|小時|時間",
+    "days": r"d|days?|tage?n?|jours?|d[ií]as?|giorn[oi]|дн\w*|день|gün|يوما?|أيام|天|日",
+    "weeks": r"w|weeks?|wochen?|semaines?|semanas?|settiman[ae]|недел\w*|тиж\w*|hafta|أسبوع|أسابيع|周|週|週間",
 })  # fmt: skip
 UNIT = "|".join(UNITS.values())
 SPAN = rf"(?P<count>\d{{1,5}}|an?|one)\s*(?P<unit>{UNIT})"
@@ -136,10 +136,11 @@ FORMS: tuple[tuple[str, Callable[[re.Match[str], datetime], Times]], ...] = (
     (r"cron:?\s+(?P<line>\S+(?:\s+\S+){4})", _cron),
     (rf"(?:every|each)\s+{WEEKLY}\s+(?:at\s+)?{CLOCK}", _weekly),
     (rf"daily\s+(?:at\s+)?{CLOCK}", _weekly),
-    (rf"(?:every|each|alle|каждые|toutes les|tous les|cada)\s+{SPAN}", _interval),
+    (rf"(?:every|each|alle|каждые|кожні|toutes les|tous les|cada|a cada|ogni|كل)\s+{SPAN}", _interval),
     (r"(?:every|each)\s+(?P<one>minute|hour|day|week)", _unit_interval),
-    (rf"(?:in|after|через|dans|en)\s+{SPAN}", _span),
+    (rf"(?:in|after|через|dans|en|em|tra|fra|بعد)\s+{SPAN}", _span),
     (rf"{SPAN}(?:后|後)(?:に)?", _span),
+    (rf"{SPAN}\s+sonra", _span),
     (r"(?P<count>\d{1,5})(?P<unit>s|m|min|h|d|w)", _span),
     (rf"(?:on\s+|at\s+)?{DAY}{AT}?", _date),
     (rf"at\s+{CLOCK}", _date),

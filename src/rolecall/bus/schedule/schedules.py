@@ -206,7 +206,8 @@ async def _late(bus: Bus, found: Schedule, firing: _Firing) -> dict[str, Any]:
     """The notice that a turn comes late and others were missed; empty if there is nothing to tell."""
     if not firing.missed and firing.late < LATE_SECONDS * 1000:
         return {}
-    language = (await preferences_of(bus, found.conversation)).get("lang", "")
+    preferences = await preferences_of(bus, found.conversation)
+    language = preferences.get("lang") or found.definition.meta.get("language", "")
     due = clock(found.due, found.zone)
     text = f"This was due at {due}:" if not firing.missed else f"Due since {due}, {firing.missed} missed:"
     return {"text": text, "late": {"due": due, "missed": firing.missed, "language": language}}
@@ -223,7 +224,7 @@ async def _store(bus: Bus, made: Schedule, instance: str) -> None:
         said=f"{made.when} {quoted(made.text)}",
     )  # fmt: skip
     if verdict == b"FULL":
-        raise BadSchedule(f"this conversation has {limit} schedules already: delete one with /reminders")
+        raise BadSchedule(f"this conversation has {limit} schedules already: delete one with /reminders", "full")
 
 
 def _idempotency(bus: Bus, conversation: str, name: str) -> str:

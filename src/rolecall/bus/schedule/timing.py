@@ -47,7 +47,7 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.at:
             if self.at <= now:
                 raise BadSchedule(
-                    f"{clock(self.at, zone)} is in the past: it is {clock(now, zone)} in {zone_name(zone)}"
+                    f"{clock(self.at, zone)} is in the past: it is {clock(now, zone)} in {zone_name(zone)}", "past"
                 )
             if self.at - now > milliseconds(FURTHEST):
                 raise BadSchedule(f"{clock(self.at, zone)} is too far away: expected a time in the next ten years")
@@ -93,7 +93,7 @@ def timing_of(
     except (OverflowError, ValueError):
         raise BadSchedule("the time is too far away: expected a time in the next ten years") from None
     if at is not None and stamp <= 0:
-        raise BadSchedule(f"{at:%Y-%m-%d %H:%M} is in the past")
+        raise BadSchedule(f"{at:%Y-%m-%d %H:%M} is in the past", "past")
     if every is not None and every < SHORTEST:
         raise BadSchedule(f"every {every.total_seconds():g} s is too often: expected at least every minute")
     return Timing(stamp, milliseconds(every or timedelta()), " ".join(cron.split()), zone)

@@ -32,7 +32,7 @@ from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address, address_of, name_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message, reminders_message
 from rolecall.frontends.telegram.placeholders import REPLY
-from rolecall.frontends.texts import say
+from rolecall.frontends.texts import meta_of, say
 
 if TYPE_CHECKING:
     from rolecall.frontends.telegram.progress import ProgressDisplay
@@ -228,11 +228,13 @@ class Buttons:
         received = await self.front.receive(
             press.conversation, str(payload.get("text", "")), payload=payload, idempotency=key,
             principal=press.principal, title=press.title,
-            meta={**press.status.meta, "again": press.argument, "asks": press.language or True},
+            meta={
+                **press.status.meta, **meta_of(press.language), "again": press.argument, "asks": press.language or True,
+            },
         )  # fmt: skip
         if not received.turn:
-            known = received.outcome in ("FULL", "BUSY")
-            return press.say(received.outcome.lower()) if known else received.reply
+            keys = {"FULL": "full", "BUSY": "busy", "CONFLICT": "conflict", "TOO_LARGE": "message_large"}
+            return press.say(keys.get(received.outcome, "not_received"))
         # Only now, so that a refusal changes nothing; until then "again" in the meta hides the old answer from it.
         await forget_turn(self.front.bus, press.conversation, press.argument)
         await keep_question(self.front.bus, press.conversation, received.turn, key, payload)

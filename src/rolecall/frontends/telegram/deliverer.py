@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rolecall.bus.blobs import Blobs
+from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.reminders import late_text
@@ -28,7 +29,7 @@ from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import ANSWER, Outcome
 from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, ProgressDisplay
-from rolecall.frontends.texts import answer_notes, failure_text, say
+from rolecall.frontends.texts import answer_notes, failure_text, rejection_text, say
 
 logger = logging.getLogger(__name__)
 FURTHER = TextPart("…")
@@ -157,7 +158,7 @@ class Deliverer:
         payload = entry.payload or {}
         files = [file async for file in self._files(entry.conversation, payload)]
         try:
-            texts = _texts(entry.kind, payload, language, seen)
+            texts = _texts(entry, payload, language, seen)
         except Exception:  # the boundary: whatever an agent wrote is delivered, if need be as it is written
             logger.exception("%s: the answer to turn %s cannot be rendered", entry.conversation, entry.turn or "-")
             texts = plain(str(payload.get("text", "")))
@@ -285,16 +286,21 @@ class AnswerDelivery:
         return await self._chats.edit(self._address, message, TextPart(excuse), keyboard, wanted=self._holding)
 
 
-def _texts(kind: str, payload: Mapping[str, Any], language: str | None, seen: str) -> Iterable[TextPart]:
-    text = str(payload.get("text", ""))
+def _texts(entry: OutboxEntry, payload: Mapping[str, Any], language: str | None, seen: str) -> Iterable[TextPart]:
+    kind, text = entry.kind, str(payload.get("text", ""))
     if (failure := failure_text(language, payload)) is not None:
         return plain(failure)
     if (late := late_text(language, payload)) is not None:
         return plain(late)
+    if kind == "error":
+        turn = short_turn_id(entry.conversation, entry.turn)
+        return plain(rejection_text(language, payload, turn) or text)
     if kind in ("final", "notice"):
         return render("\n\n".join([text, *(f"_{note}_" for note in answer_notes(language, payload))]))
     if kind == "cancelled" and payload.get("reason") == "interrupted":
         text = say(language, "interrupted")
+    elif kind == "cancelled" and text == say(None, "stopped"):  # by another front end or the operator
+        text = say(language, "stopped")
     if kind == "cancelled" and seen:  # what the user has read stays
         return render(f"{seen}\n\n⏹ {text}")
     return plain(text)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 OPEN = (*(command.name for command in COMMANDS), "queue")
 ADMIN = ("invite", "users", "allow", "deny", "broadcast")
 """For admins, in private chats."""
-TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "model", "role", "queue", "reminders", *ADMIN})
+TELEGRAM_COMMANDS = frozenset({"start", "help", "whoami", "lang", "model", "role", "queue", "reminders", *ADMIN})
 """Commands answered here; in groups they work without the bot's name."""
 PRIVATE_ONLY = ("start",)
 NAME = re.compile(r"[a-z0-9_]{1,32}", re.ASCII)
@@ -82,7 +82,8 @@ class Commands:
             if not incoming.address.private:
                 return CommandReply(say(incoming.language, "privately"))
         answers: dict[str, Answer] = {
-            "start": self._start, "help": self._help, "whoami": self._whoami, "model": self._pick, "role": self._pick,
+            "start": self._start, "help": self._help, "whoami": self._whoami, "lang": self._pick, "model": self._pick,
+            "role": self._pick,
             "queue": self._pick, "reminders": self._reminders, "invite": self._invite, "users": self._users,
             "allow": self._allow, "deny": self._deny, "broadcast": self._broadcast,
         }  # fmt: skip
@@ -165,8 +166,10 @@ class Commands:
         return reminders_message(found, incoming.language)
 
     async def _pick(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
-        """The buttons; None if the command has an argument and belongs to the bus."""
+        """The buttons; None if the command belongs to the bus: it has an argument, or there are no languages."""
         if incoming.argument and incoming.command != "queue":
+            return None
+        if incoming.command == "lang" and not self.choices.languages:
             return None
         conversation = incoming.address.conversation
         return await picker_message(self.bus, conversation, incoming.command, self.choices, incoming.language)
@@ -268,8 +271,8 @@ class Menus:
         await self._set(BotCommandScopeChat(user), [*OPEN, *ADMIN] if admin else [])
 
     async def _set(self, scope: BotCommandScope, names: Sequence[str]) -> None:
-        """Set one menu in all languages, or delete it if ``names`` is empty."""
-        for language in LANGUAGES:
+        """Set one menu in all languages that Telegram has menus for, or delete it if ``names`` is empty."""
+        for language in (one for one in LANGUAGES if "-" not in one):
             code = None if language == "en" else language
             if not await self._set_one(scope, code, self._commands(names, language) if names else []):
                 return

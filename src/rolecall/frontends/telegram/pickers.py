@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.commands import Language
 from rolecall.bus.conversation import preferences_of
 from rolecall.bus.schedule.schedules import Schedule
 from rolecall.config import Application
 from rolecall.frontends.reminders import reminders_text, shortened
 from rolecall.frontends.texts import say
 
-PICKERS = ("model", "role", "queue")
+PICKERS = ("lang", "model", "role", "queue")
 """The preferences that have a picker; commands have the same names."""
 MODES = ("queue", "collect", "interrupt")
 INNER = frozenset(("manager", "command", "lang"))
 """Roles that do not answer users."""
 MAX_CHOICES = 60
+COLUMNS = {"lang": 3}
+"""Buttons a row, where their labels are short."""
 CHECK = "✓ "
 
 
@@ -35,26 +38,28 @@ class CommandReply:
 @dataclass(frozen=True)
 class Choices:
     """What users may choose from in this deployment. ``prefixes`` are those that select a role, with the role's
-    description."""
+    description; ``languages`` are those that an agent names, by code."""
 
     models: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
+    languages: Mapping[str, Language] = field(default_factory=dict)
 
     @classmethod
     def of(cls, application: Application) -> Choices:
-        """The models, the answering roles and the prefixes of ``application``."""
+        """The models, the answering roles, the prefixes and the languages of ``application``."""
         roles = [role.name for role in application.roles if role.name not in INNER]
         own = [
             (role.match, (role.agent.__doc__ or "").strip().split("\n")[0]) for role in application.roles if role.match
         ]
-        return cls(tuple(application.model_names), tuple(sorted(roles)), tuple(own))
+        languages = {code: one for role in application.roles for code, one in role.agent.languages.items()}
+        return cls(tuple(application.model_names), tuple(sorted(roles)), tuple(own), languages)
 
     def of_picker(self, picker: str) -> tuple[str, ...]:
         """The values that ``picker`` offers; the empty one stands for automatic."""
         if picker == "queue":
             return MODES
-        own = self.models if picker == "model" else self.roles
+        own = {"lang": tuple(self.languages), "model": self.models, "role": self.roles}[picker]
         return ("", *own[:MAX_CHOICES]) if own else ()
 
     def value_of(self, picker: str, mark: str) -> str | None:
@@ -72,14 +77,16 @@ async def picker_message(
     stored = await preferences_of(bus, conversation)
     otherwise = bus.settings.while_busy if picker == "queue" else ""
     return CommandReply(
-        say(language, f"choose_{picker}"), _keyboard(picker, values, stored.get(picker, otherwise), language)
+        say(language, f"choose_{picker}"), _keyboard(picker, choices, stored.get(picker, otherwise), language)
     )
 
 
 def chosen_message(picker: str, value: str, choices: Choices, language: str | None) -> CommandReply:
-    """The message after ``value`` was chosen; the buttons stay."""
-    keyboard = _keyboard(picker, choices.of_picker(picker), value, language)
-    return CommandReply(say(language, "chosen", choice=_label(picker, value, language)), keyboard)
+    """The message after ``value`` was chosen; the buttons stay. A language is confirmed in that language."""
+    keyboard = _keyboard(picker, choices, value, language)
+    if picker == "lang":
+        return CommandReply(choices.languages[value].confirmation if value else say(language, "chosen_lang"), keyboard)
+    return CommandReply(say(language, "chosen", choice=_label(picker, choices, value, language)), keyboard)
 
 
 def reminders_message(found: Sequence[Schedule], language: str | None) -> CommandReply:
@@ -91,17 +98,20 @@ def reminders_message(found: Sequence[Schedule], language: str | None) -> Comman
     return CommandReply(reminders_text(found, language), InlineKeyboardMarkup(rows) if rows else None)
 
 
-def _keyboard(picker: str, values: Sequence[str], chosen: str, language: str | None) -> InlineKeyboardMarkup:
-    rows = []
-    for value in values:
-        label = (CHECK if value == chosen else "") + _label(picker, value, language)
-        rows.append([InlineKeyboardButton(label, callback_data=f"{picker}:{_mark(value)}")])
-    return InlineKeyboardMarkup(rows)
+def _keyboard(picker: str, choices: Choices, chosen: str, language: str | None) -> InlineKeyboardMarkup:
+    buttons = []
+    for value in choices.of_picker(picker):
+        label = (CHECK if value == chosen else "") + _label(picker, choices, value, language)
+        buttons.append(InlineKeyboardButton(label, callback_data=f"{picker}:{_mark(value)}"))
+    columns = COLUMNS.get(picker, 1)
+    return InlineKeyboardMarkup([buttons[at : at + columns] for at in range(0, len(buttons), columns)])
 
 
-def _label(picker: str, value: str, language: str | None) -> str:
+def _label(picker: str, choices: Choices, value: str, language: str | None) -> str:
     if picker == "queue":
         return say(language, f"queue_{value}")
+    if picker == "lang" and value:
+        return choices.languages[value].name
     return value or say(language, "automatic")
 
 

@@ -36,7 +36,7 @@ from rolecall.frontends.telegram.media import FetchedFiles, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
 from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of, name_of
 from rolecall.frontends.telegram.progress import ProgressDisplay
-from rolecall.frontends.texts import say
+from rolecall.frontends.texts import meta_of, say
 
 logger = logging.getLogger(__name__)
 MODES = ("queue", "collect", "interrupt")
@@ -282,9 +282,8 @@ class Receiver:
         mode = await self._mode(incoming.address)
         received = await self.front.receive(
             incoming.address.conversation, incoming.text, payload=payload, idempotency=idempotency,
-            principal=incoming.principal, title=incoming.title, meta={**status.meta, "asks": incoming.language or True},
-            mode=mode,
-            hold=group.hold, group=group.name,
+            principal=incoming.principal, title=incoming.title, mode=mode, hold=group.hold, group=group.name,
+            meta={**status.meta, **meta_of(incoming.language), "asks": incoming.language or True},
         )  # fmt: skip
         if received.turn:
             await keep_question(self.front.bus, received.conversation, received.turn, idempotency, payload)
@@ -297,7 +296,7 @@ class Receiver:
         elif received.outcome in ("FULL", "BUSY"):
             await self._tell(incoming, received.outcome.lower())
         elif received.outcome != "CONFLICT":  # CONFLICT: the message before an edit had the same key
-            await self._say(incoming, received.reply)
+            await self._tell(incoming, "message_large" if received.outcome == "TOO_LARGE" else "not_received")
 
     async def _mode(self, address: Address) -> Mode:
         """What to do while the chat is busy: its preference ``queue``, otherwise the setting."""
@@ -330,7 +329,8 @@ class Receiver:
         """Replace the admitted message by the edited one; False if it was never admitted, so that this one is new."""
         bus, conversation = self.front.bus, incoming.address.conversation
         envelope = Envelope(
-            conversation=conversation, payload=dict(payload), reply_to=self.front.name, meta=dict(status.meta),
+            conversation=conversation, payload=dict(payload), reply_to=self.front.name,
+            meta={**status.meta, **meta_of(incoming.language)},
             priority=bus.settings.default_priority,
         )  # fmt: skip
         try:
@@ -338,8 +338,8 @@ class Receiver:
                 bus, envelope, idempotency=incoming.idempotency, version=incoming.version,
                 principal=incoming.principal, instance=self.front.instance,
             )  # fmt: skip
-        except EnvelopeTooLarge as error:
-            await self._tell(incoming, "not_taken", why=str(error))
+        except EnvelopeTooLarge:
+            await self._tell(incoming, "message_large")
             return True
         if edited.outcome == "UNKNOWN":
             return incoming.age > RECENT_SECONDS

@@ -3,7 +3,7 @@
 --   rpm, tpm: requests and tokens per minute, 0 for no limit; minute: ms of a minute (shorter in tests)
 --   lease: ms a call is in flight without being extended; book: '1' books a place in a later slice
 --   user_tokens, user_cost: fields of the user in `spent`; *_limit: 0 for no limit
--- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why, ms for which it is away} | {OVER, 'user'|'all'}.
+-- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why, ms for which it is away} | {OVER, 'user'|'all', 'tokens'|'cost'}.
 -- After AWAY and FULL, `wait` gets the conversation woken; LATER only ends with time.
 -- include: clock model
 -- keys: spent
@@ -11,8 +11,10 @@
 local function spent(field, most)
   return tonumber(most) > 0 and tonumber(redis.call('HGET', SPENT, field) or 0) >= tonumber(most)
 end
-if spent(USER_TOKENS, USER_TOKENS_LIMIT) or spent(USER_COST, USER_COST_LIMIT) then return { 'OVER', 'user' } end
-if spent('tokens', TOKENS_LIMIT) or spent('cost', COST_LIMIT) then return { 'OVER', 'all' } end
+if spent(USER_TOKENS, USER_TOKENS_LIMIT) then return { 'OVER', 'user', 'tokens' } end
+if spent(USER_COST, USER_COST_LIMIT) then return { 'OVER', 'user', 'cost' } end
+if spent('tokens', TOKENS_LIMIT) then return { 'OVER', 'all', 'tokens' } end
+if spent('cost', COST_LIMIT) then return { 'OVER', 'all', 'cost' } end
 
 local busy, open, why = in_flight(), get('open') == 1, redis.call('HGET', STATE, 'why') or ''
 if open and (NOW < get('until') or probing()) then return { 'AWAY', next_look(500), why, silence() } end
