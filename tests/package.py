@@ -2,7 +2,7 @@
 
 Builds the wheel and installs it into empty environments: by pip, by ``uv tool`` and by pipx where they are there. In
 each one `rolecall new` and `rolecall up` must answer a question. Prints what the core and each extra cost. ``--extras``
-only measures the extras, ``--install`` only installs.
+only measures the extras, ``--install`` only installs, ``--wheels`` only asks for which platforms there are wheels.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", ".env.example", "agents", "src")
 """What a build reads."""
 QUESTION, ANSWER = "What is the capital of France?", "Paris"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PLATFORMS = (
+    "x86_64-unknown-linux-gnu",
+    "aarch64-unknown-linux-gnu",
+    "aarch64-apple-darwin",
+    "x86_64-apple-darwin",
+    "x86_64-pc-windows-msvc",
+)
 NOT_MEASURED = ("all", "dev", "browser", "docs", "release")
-IMPORT = "import time; t = time.perf_counter(); import rolecall; rolecall.Agent; print(time.perf_counter() - t)"
+IMPORT = "import time; t = time.process_time(); import rolecall; rolecall.Agent; print(time.process_time() - t)"
 CORE_CONFIG = """\
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
@@ -97,7 +105,14 @@ def first_answer(rolecall: Path, directory: Path, question: str, **environment: 
 def answered(rolecall: Path, directory: Path, question: str, **environment: str) -> str:
     """The answer to ``question`` of `rolecall up` in ``directory``, which is stopped again."""
     environ = {**clean_environment(), **environment}
-    up = subprocess.Popen([rolecall, "up", "--no-chat"], cwd=directory, env=environ, stdout=subprocess.PIPE, text=True)
+    up = subprocess.Popen(
+        [rolecall, "up", "--no-chat"],
+        cwd=directory,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         assert up.stdout is not None
         next(line for line in up.stdout if line.startswith("talk "))
@@ -107,38 +122,57 @@ def answered(rolecall: Path, directory: Path, question: str, **environment: str)
         up.communicate(timeout=60)
 
 
-def by_pip(wheel: Path, place: Path) -> Path:
+def by_pip(wheel: Path, place: Path, **environment: str) -> Path:
     run(sys.executable, "-m", "venv", place)
-    run(place / "bin/python", "-m", "pip", "install", "-q", f"{wheel}[all]")
+    run(place / "bin/python", "-m", "pip", "install", "-q", f"{wheel}[all]", cwd=None, **environment)
     return place / "bin/rolecall"
 
 
-def by_uv(wheel: Path, place: Path) -> Path:
+def by_uv(wheel: Path, place: Path, **environment: str) -> Path:
     run("uv", "tool", "install", "-q", "--python", sys.executable, f"{wheel}[all]",
-        UV_TOOL_DIR=str(place), UV_TOOL_BIN_DIR=str(place / "bin"))  # fmt: skip
+        cwd=None, UV_TOOL_DIR=str(place), UV_TOOL_BIN_DIR=str(place / "bin"), **environment)  # fmt: skip
     return place / "bin/rolecall"
 
 
-def by_pipx(wheel: Path, place: Path) -> Path:
+def by_pipx(wheel: Path, place: Path, **environment: str) -> Path:
     run("pipx", "install", "--python", sys.executable, f"{wheel}[all]",
-        PIPX_HOME=str(place), PIPX_BIN_DIR=str(place / "bin"))  # fmt: skip
+        cwd=None, PIPX_HOME=str(place), PIPX_BIN_DIR=str(place / "bin"), **environment)  # fmt: skip
     return place / "bin/rolecall"
 
 
-INSTALLERS: Mapping[str, Callable[[Path, Path], Path]] = {"pip": by_pip, "uv tool": by_uv, "pipx": by_pipx}
+INSTALLERS: Mapping[str, Callable[..., Path]] = {"pip": by_pip, "uv tool": by_uv, "pipx": by_pipx}
 
 
 def install_everywhere(wheel: Path, directory: Path) -> None:
-    """Each installer, and the first answer of what it installed."""
+    """Each installer, and the first answer of what it installed: with a home that is empty, and once more with what the
+    first time left there, the packages and the weights."""
     for name, install in INSTALLERS.items():
         if shutil.which(name.split()[0]) is None:
             print(f"{name}: not installed here, left out")
             continue
-        with stopwatch(f"{name}: install rolecall[all]"):
-            rolecall = install(wheel, directory / name.replace(" ", "-"))
-        with stopwatch(f"{name}: rolecall new, up, first answer"):
-            answer = first_answer(rolecall, directory / f"bot-{name.replace(' ', '-')}", QUESTION)
-        assert ANSWER in answer, answer
+        home = directory / f"home-{name.replace(' ', '-')}"
+        home.mkdir()
+        for cache in ("cold", "warm"):
+            place, bot = directory / f"{home.name}-{cache}", directory / f"bot-{home.name}-{cache}"
+            with stopwatch(f"{name}, {cache}: from nothing to the first answer"):
+                with stopwatch(f"{name}, {cache}: install rolecall[all]"):
+                    rolecall = install(wheel, place, HOME=str(home))
+                with stopwatch(f"{name}, {cache}: rolecall new, up, first answer"):
+                    answer = first_answer(rolecall, bot, QUESTION, HOME=str(home))
+            assert ANSWER in answer, answer
+            shutil.rmtree(place)
+
+
+def check_wheels() -> None:
+    """Whether every library of ``rolecall[all]`` has a wheel for each Python and platform, as uv resolves them."""
+    for platform in PLATFORMS:
+        found = []
+        for python in PYTHONS:
+            command = ["uv", "pip", "compile", "-q", "--only-binary", ":all:", "--python-version", python]
+            command += ["--python-platform", platform, "--extra", "all", str(ROOT / "pyproject.toml")]
+            done = subprocess.run(command, capture_output=True, text=True)
+            found.append(f"{python} {'yes' if done.returncode == 0 else 'no'}")
+        print(f"{platform:<28} {'   '.join(found)}", flush=True)
 
 
 def measure_core(wheel: Path, directory: Path) -> Path:
@@ -149,7 +183,7 @@ def measure_core(wheel: Path, directory: Path) -> Path:
     with stopwatch("core: install"):
         run(place / "bin/python", "-m", "pip", "install", "-q", wheel)
     seconds = min(float(run(place / "bin/python", "-c", IMPORT)) for _ in range(3))
-    print(f"core: {megabytes(place) - empty:.0f} MB, import rolecall and Agent {seconds:.2f} s")
+    print(f"core: {megabytes(place) - empty:.0f} MB, import rolecall and Agent {seconds:.2f} s of CPU")
     application = directory / "core-bot"
     run(place / "bin/rolecall", "new", application)
     (application / "config.py").write_text(CORE_CONFIG)
@@ -183,7 +217,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.package", description=__doc__)
     parser.add_argument("--extras", action="store_true", help="only what the core and the extras cost")
     parser.add_argument("--install", action="store_true", help="only the installers and their first answers")
+    parser.add_argument("--wheels", action="store_true", help="only for which platforms every library has a wheel")
     asked = parser.parse_args()
+    if asked.wheels:
+        return check_wheels()
     with tempfile.TemporaryDirectory(prefix="rc") as made:
         directory = Path(made)
         wheel, sdist = build(copy_sources(directory / "sources"))

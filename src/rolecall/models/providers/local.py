@@ -185,7 +185,7 @@ class LocalModel(HostedModel):
             raise ConfigError(
                 f"model {name!r} is invalid: expected {known} or /path/to/file.gguf@local of a file that exists"
             )
-        return cls(model, settings, serving)
+        return cls(model, settings, serving, default_cache(state_dir))
 
     async def warm(self, progress: Progress | None = None) -> None:
         """Fetch the weights, where they are not here yet, and load the model. Raises ModelUnavailable, and NoSuchModel
