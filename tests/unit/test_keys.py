@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from zlib import crc32
 
 import pytest
@@ -64,10 +65,36 @@ def all_keys(shard: ShardKeys, conversation: str, other: str, turn: str, role: s
         *(name(conversation) for name in own), shard.channel(conversation), shard.result(conversation, turn),
         shard.idempotency(conversation, other), shard.outbox(other), shard.statistics("20260101"),
         shard.shown(conversation, turn), shard.shows(conversation, other), shard.votes(conversation, turn),
-        shard.blob(other),
+        shard.blob(other), shard.files(other), shard.aside("envelope"), shard.steps(conversation, turn),
+        shard.response(conversation, turn), shard.question(conversation, turn), shard.pressed(conversation, turn),
+        shard.offer(conversation, turn), shard.fingerprint(conversation, other),
         *(shard.stream(role, band) for band in keys.BANDS), shard.direct(role, other), shard.alive(other),
-        shard.log, shard.dead, shard.deferred, shard.planned, shard.active, shard.principals,
+        shard.log, shard.dead, shard.deferred, shard.planned, shard.active, shard.principals, shard.clock,
     ]  # fmt: skip
+
+
+def test_all_keys_are_all_there_are() -> None:
+    of_shard = {name for name, value in vars(ShardKeys).items() if callable(value) and not name.startswith("_")}
+    assert of_shard == NAMED
+
+
+NAMED = {
+    "aside", "conversation", "mailbox", "journal", "steps", "schedules", "history", "preferences", "events", "channel",
+    "result", "response", "idempotency", "outbox", "shown", "shows", "votes", "question", "pressed", "offer",
+    "fingerprint", "blob", "files", "statistics", "stream", "direct", "alive",
+}  # fmt: skip
+"""The kinds of keys that ``all_keys`` makes."""
+
+
+@given(names, names, turns, names, names)
+def test_no_two_kinds_of_keys_share_a_name_whatever_a_conversation_is_called(
+    one: str, other: str, turn: str, name: str, role: str
+) -> None:
+    """A conversation ``a:1`` and turn 1 of ``a``."""
+    shard = ShardKeys(0)
+    kinds = [key.removeprefix(shard.prefix).split(":")[1] for key in all_keys(shard, one, other, turn, role)]
+    alone = Counter(kinds)
+    assert {kind for kind, count in alone.items() if count > 1} <= {"d", "r"}  # dead letters; streams of roles
 
 
 @given(names, names, names, names)

@@ -158,7 +158,7 @@ class ShardKeys:
 
     def schedules(self, conversation: str) -> str:
         """Hash: id → a schedule as JSON, ``<id>:t`` → the last turn that it began."""
-        return f"{self.prefix}:g:{conversation}"
+        return f"{self.prefix}:S:{conversation}"
 
     def history(self, conversation: str) -> str:
         """List of remembered messages as JSON, oldest first."""
