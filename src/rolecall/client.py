@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from rolecall.bus.events import Event, Wakeups, follow
 from rolecall.bus.processes import instances_of
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
-from rolecall.errors import NothingRunning, Refused, ServerUnavailable, TurnFailed
+from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed
 from rolecall.session import Session, open_session
 from rolecall.tracing.traceparent import carried
 from rolecall.transcripts.reading import Filters, Summary, conversations
@@ -107,15 +107,26 @@ class Assistant:
         does cancelling this call. Raises Refused if the message is not accepted, TurnFailed if the turn is given up or
         cancelled, TimeoutError, and ServerUnavailable.
         """
-        ref = await self.send(
-            text, conversation=conversation, role=role, model=model, user=user, payload=payload, idempotency=idempotency
-        )
+        sending = asyncio.create_task(
+            self.send(
+                text, conversation=conversation, role=role, model=model, user=user, payload=payload,
+                idempotency=idempotency,
+            ),
+            name="rolecall send",
+        )  # fmt: skip
         try:
+            ref = await asyncio.shield(sending)
             async with asyncio.timeout(timeout):
                 return await self.reply(ref)
         except (TimeoutError, asyncio.CancelledError):
-            await asyncio.shield(self.cancel(ref.conversation, ref.turn))
+            await asyncio.shield(self._take_back(sending))
             raise
+
+    async def _take_back(self, sending: asyncio.Task[TurnRef]) -> None:
+        """Cancel a turn that may only just be accepted."""
+        with suppress(RolecallError):
+            ref = await sending
+            await self.cancel(ref.conversation, ref.turn)
 
     async def stream(self, text: str, **options: Any) -> AsyncGenerator[Event]:
         """Send a message and yield the events of its turn; takes the arguments of ``send``.

@@ -19,6 +19,16 @@ from rolecall.frontends.sockets import listen
 from tests.waiting import wait_until
 
 
+async def closed(url: str) -> None:
+    """Wait until the server at ``url`` has heard that there are keys, and lets nobody in without one."""
+    async with httpx2.AsyncClient() as client:
+
+        async def refuses() -> bool:
+            return (await client.get(f"{url}/info")).status_code == 401
+
+        await wait_until(refuses)
+
+
 async def open_again(bus: Bus, *urls: str) -> None:
     """Revoke all keys, and wait until the servers at ``urls`` let this machine in without one."""
     await revoke_all_keys(bus)

@@ -49,8 +49,10 @@ def test_json_tells_the_whole_outcome_in_one_object(app: Path) -> None:
 
 def test_each_call_is_a_conversation_of_its_own_unless_one_is_named(app: Path) -> None:
     first, second = (rolecall(app, "ask", "/whoami").stdout for _ in range(2))
-    assert first.startswith("You're terminal:ask-") and first != second
-    assert "You're terminal:mine " in rolecall(app, "ask", "/whoami", "--conversation", "terminal:mine").stdout
+    assert first.startswith("This conversation: terminal:ask-") and first != second
+    assert (
+        "This conversation: terminal:mine " in rolecall(app, "ask", "/whoami", "--conversation", "terminal:mine").stdout
+    )
 
 
 def test_an_answer_that_was_cut_is_told_on_stderr(app: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_piped_chat_answers_each_line_in_order(app: Path) -> None:
     done = rolecall(app, "chat", stdin="one\n\ntwo\n/whoami\n")
     one, two, whoami = done.stdout.splitlines()
     assert (one, two, done.stderr, done.returncode) == ("echo: one", "echo: two", "", 0)
-    assert whoami.startswith("You're terminal:kim ")
+    assert whoami.startswith("This conversation: terminal:kim ")
 
 
 def test_with_nothing_running_it_says_so_within_two_seconds(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_good_application_passes_and_every_value_has_its_source(tmp_path: Path
 
 def test_it_knows_every_extra_that_there_is() -> None:
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    others = {"all", "dev", "testing", "browser", "docs"}
+    others = {"all", "dev", "testing", "browser", "docs", "release"}
     assert set(EXTRAS) == set(declared["project"]["optional-dependencies"]) - others
 
 

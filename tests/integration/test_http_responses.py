@@ -24,7 +24,7 @@ from rolecall.bus.access_keys import create_key
 from rolecall.bus.cancel import erase_conversation
 from rolecall.config import Role
 from tests.deployment import Deployment, deployed
-from tests.http.server import open_again, serving
+from tests.http.server import closed, open_again, serving
 from tests.http.stage import GateAgent, TellAgent
 from tests.http.upstream import Upstream, provider
 from tests.waiting import wait_until
@@ -342,6 +342,7 @@ async def test_keys_see_nothing_of_each_others_responses(deployment: Deployment,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=ann) as hers,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=bob) as his,
         ):
+            await closed(url)
             answer = await hers.responses.create(model="auto", input="Hello")
             for asked in (his.responses.retrieve(answer.id), his.responses.cancel(answer.id)):
                 with pytest.raises(openai.NotFoundError):

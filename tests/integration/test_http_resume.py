@@ -22,7 +22,7 @@ from rolecall.bus.turn import turns_in_flight
 from rolecall.config import Application
 from rolecall.frontends.http import hosting, problems
 from rolecall.frontends.sockets import listen
-from rolecall.redis import pipeline, server, subscriber
+from rolecall.redis import pipeline, reader, subscriber
 from rolecall.settings import Settings
 from tests.deployment import Deployment
 from tests.http.server import serving
@@ -262,7 +262,7 @@ async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: 
         assert time.monotonic() - ending < 15
 
 
-LIMITS = ((pipeline, "CONNECT_SECONDS"), (server, "SILENCE_SECONDS"), (subscriber, "PING_SECONDS"),
+LIMITS = ((pipeline, "CONNECT_SECONDS"), (reader, "SILENCE_SECONDS"), (subscriber, "PING_SECONDS"),
           (subscriber, "ANSWER_SECONDS"))  # fmt: skip
 """What bounds the silence of a connection to the bus; a fifth of it here."""
 

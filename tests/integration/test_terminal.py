@@ -49,7 +49,7 @@ def test_an_answer_streams_and_the_prompt_takes_more_meanwhile(app: Path, open_t
     assert f"echo: {LONG}" not in terminal.screen.text
     terminal.send("second\rthird\r/whoami\r")
     terminal.wait_for("waiting, place 1: second", "waiting, place 2: third")
-    terminal.wait_for("› /whoami", "You're terminal:ann ")
+    terminal.wait_for("› /whoami", "This conversation: terminal:ann ")
     terminal.wait_for(f"echo: {LONG}", "› second", "echo: second", "› third", "echo: third\n")
     assert "waiting" not in terminal.screen.text
     terminal.send(CTRL_D)
@@ -93,7 +93,7 @@ def test_a_command_is_completed_by_the_tab_key(app: Path, open_terminal: Open) -
     terminal.send("/wh")
     terminal.wait_for("/whoami", "Your ID and settings")
     terminal.send("\t\r")
-    terminal.wait_for("You're terminal:eve ")
+    terminal.wait_for("This conversation: terminal:eve ")
     terminal.send(CTRL_D)
     assert terminal.end() == 0
 
