@@ -16,7 +16,7 @@ help:
 run: $(VENV)/all ## the whole system with a local model: sets up once, then opens a chat
 	@$(BIN)/rolecall up --foreground
 
-test: $(VENV)/dev ## all tests, in under five minutes
+test: $(VENV)/dev ## all tests: eight minutes on two cores
 	@$(BIN)/pytest -n 4 -rs
 	@echo "left out: the web page in a browser (make test-browser), the long versions (make proof, make serving-proof)"
 

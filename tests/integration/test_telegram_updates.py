@@ -119,7 +119,7 @@ async def test_a_document_waits_for_a_server_that_is_away_as_a_text_does(api: Te
                 await api.wait_for(lambda: api.polling)
                 api.user(ANN).write("first")
                 await api.wait_for(lambda: not api.world.updates.waiting)
-                api.delay(0.5, "getFile")
+                api.delay(2, "getFile")
                 api.user(ANN).send_document(b"x = 1", name="a.py", caption="read it")
                 await api.wait_for(lambda: api.calls["getFile"])
                 process.kill()
