@@ -86,7 +86,7 @@ def bad_input(lab: Lab) -> None:
 
 
 def empty_env(lab: Lab) -> None:
-    """`up` without .env: all is healthy, and a question is answered with what to set up."""
+    """`up` without .env: all is healthy; a question gets an apology, and the operator's log says what to set up."""
     lab.own_the_log()
     began = time.monotonic()
     lab.up()
@@ -94,7 +94,8 @@ def empty_env(lab: Lab) -> None:
     with lab.client() as client:
         asked = time.monotonic()
         answer = client.post("/chat", json={"text": "Hello"}).json()
-        expect("docker compose --profile local up" in str(answer.get("detail")), "it says what to do", answer)
+        expect("Sorry, the model can't be used" in str(answer.get("detail")), "users get an apology", answer)
+        expect("docker compose --profile local up" in lab.logs("worker"), "the log says what to do")
         lab.say(f"after {time.monotonic() - asked:.1f} s: {answer['detail']}")
         expect("/stop" in client.post("/chat", json={"text": "/help"}).json()["text"], "commands are answered")
     for service in SERVICES:
