@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rolecall.errors import (
-    ConfigError,
     ContentRefused,
     ImagesRefused,
     MissingExtra,
@@ -27,12 +26,12 @@ from rolecall.errors import (
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint
+from rolecall.models.providers.openai import Endpoint, key_for
 from rolecall.models.stream import Patience, Source, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, new_call_id, written
 from rolecall.models.wire import Documents, count_of, member, object_of, objects_in, objects_of, text_of, word_of
-from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.settings import Settings, client_options
 from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
@@ -159,21 +158,9 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
     """The server of ``settings``; ``name`` is what needs it, for messages."""
     if importlib.util.find_spec("anthropic") is None:
         raise MissingExtra("anthropic", name)
-    secret = settings.anthropic_api_key.get_secret_value().strip() if settings.anthropic_api_key else ""
-    if not secret and not settings.anthropic_base_url:
-        raise ConfigError(
-            f"{name} needs ANTHROPIC_API_KEY: set it in the environment or in .env, "
-            "or set ANTHROPIC_BASE_URL to a server of your own"
-        )
-    return Endpoint(
-        url=address("ANTHROPIC_BASE_URL", settings.anthropic_base_url or ANTHROPIC_URL).removesuffix("/v1"),
-        # The SDK wants one, and servers of one's own often ask for none.
-        key=secret or "none",
-        proxy=proxy_of(settings.proxy, settings.anthropic_base_url or ANTHROPIC_URL),
-        connect=settings.connect_seconds,
-        first_token=settings.first_token_seconds,
-        idle_token=settings.idle_token_seconds,
-    )
+    variable, own = "ANTHROPIC_BASE_URL", settings.anthropic_base_url
+    key = key_for(name, settings.anthropic_api_key, own, "ANTHROPIC_API_KEY: set it", variable)
+    return Endpoint.of(settings, variable, own or ANTHROPIC_URL, key, version="/v1")
 
 
 @dataclass

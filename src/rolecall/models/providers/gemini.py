@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import (
-    ConfigError,
     ContentRefused,
     MissingExtra,
     ModelError,
@@ -25,7 +24,7 @@ from rolecall.errors import (
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint
+from rolecall.models.providers.openai import Endpoint, key_for
 from rolecall.models.stream import Patience, Source, closing, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
@@ -41,7 +40,7 @@ from rolecall.models.wire import (
     whole_text,
     word_of,
 )
-from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.settings import Settings, client_options
 from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
@@ -219,21 +218,9 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
     """The server of ``settings``; ``name`` is what needs it, for messages."""
     if not _installed():
         raise MissingExtra("gemini", name)
-    secret = settings.google_key.get_secret_value().strip() if settings.google_key else ""
-    if not secret and not settings.gemini_base_url:
-        raise ConfigError(
-            f"{name} needs GEMINI_API_KEY or GOOGLE_API_KEY: set one in the environment or in .env, "
-            "or set GEMINI_BASE_URL to a server of your own"
-        )
-    return Endpoint(
-        url=address("GEMINI_BASE_URL", settings.gemini_base_url or GEMINI_URL).removesuffix(f"/{VERSION}"),
-        # The SDK wants one, and servers of one's own often ask for none.
-        key=secret or "none",
-        proxy=proxy_of(settings.proxy, settings.gemini_base_url or GEMINI_URL),
-        connect=settings.connect_seconds,
-        first_token=settings.first_token_seconds,
-        idle_token=settings.idle_token_seconds,
-    )
+    variable, own = "GEMINI_BASE_URL", settings.gemini_base_url
+    key = key_for(name, settings.google_key, own, "GEMINI_API_KEY or GOOGLE_API_KEY: set one", variable)
+    return Endpoint.of(settings, variable, own or GEMINI_URL, key, version=f"/{VERSION}")
 
 
 class _Reply:

@@ -34,7 +34,7 @@ from rolecall.models.wire import (
     whole_text,
     word_of,
 )
-from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.settings import Settings, client_options
 from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
@@ -220,14 +220,8 @@ def _endpoint(name: str, settings: Settings) -> Endpoint:
     if importlib.util.find_spec("ollama") is None:
         raise MissingExtra("ollama", name)
     variable = "OLLAMA_HOST" if settings.ollama_host and not settings.ollama_url else "OLLAMA_URL"
-    return Endpoint(
-        url=address(variable, settings.ollama_address or OLLAMA_URL),
-        key=settings.ollama_api_key.get_secret_value() if settings.ollama_api_key else "",
-        proxy=proxy_of(settings.proxy, settings.ollama_address or OLLAMA_URL),
-        connect=settings.connect_seconds,
-        first_token=settings.first_token_seconds,
-        idle_token=settings.idle_token_seconds,
-    )
+    key = settings.ollama_api_key.get_secret_value() if settings.ollama_api_key else ""
+    return Endpoint.of(settings, variable, settings.ollama_address or OLLAMA_URL, key)
 
 
 def _full(model: str) -> str:

@@ -53,6 +53,7 @@ from rolecall.tracing.traceparent import add_traceparent
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
+    from pydantic import SecretStr
 
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -80,6 +81,16 @@ class Endpoint:
     first_token: float | None = 60
     idle_token: float | None = 30
     sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Settings, variable: str, url: str, key: str, *, version: str = "") -> Endpoint:
+        """The server at ``url``, from the setting ``variable``, with the proxy and limits of ``settings``. A
+        ``version`` of its API at the end of the address is left out. Raises ConfigError for a bad address."""
+        return cls(
+            url=address(variable, url).removesuffix(version), key=key, proxy=proxy_of(settings.proxy, url),
+            connect=settings.connect_seconds, first_token=settings.first_token_seconds,
+            idle_token=settings.idle_token_seconds,
+        )  # fmt: skip
 
     @property
     def official(self) -> bool:
@@ -199,25 +210,24 @@ async def transcribe(model: str, sound: bytes, media_type: str, settings: Settin
         raise translated(error, name, endpoint.url, endpoint.key) from None
 
 
+def key_for(name: str, secret: SecretStr | None, own: str | None, needs: str, variable: str) -> str:
+    """The key of the model ``name``. A server of one's own at ``own`` may need none; it is ``none`` then, because the
+    SDKs want one. Raises ConfigError, which says what ``needs`` to be set, or that ``variable`` may name a server."""
+    key = secret.get_secret_value().strip() if secret else ""
+    if not key and not own:
+        raise ConfigError(
+            f"{name} needs {needs} in the environment or in .env, or set {variable} to a server of your own"
+        )
+    return key or "none"
+
+
 def _endpoint(name: str, settings: Settings) -> Endpoint:
     """The server of ``settings``; ``name`` is what needs it, for messages."""
     if importlib.util.find_spec("openai") is None:
         raise MissingExtra("openai", name)
-    secret = settings.openai_api_key.get_secret_value().strip() if settings.openai_api_key else ""
-    if not secret and not settings.openai_base_url:
-        raise ConfigError(
-            f"{name} needs OPENAI_API_KEY: set it in the environment or in .env, "
-            "or set OPENAI_BASE_URL to a server of your own"
-        )
-    return Endpoint(
-        url=address("OPENAI_BASE_URL", settings.openai_base_url or OPENAI_URL),
-        # The SDK wants one, and servers of one's own often ask for none.
-        key=secret or "none",
-        proxy=proxy_of(settings.proxy, settings.openai_base_url or OPENAI_URL),
-        connect=settings.connect_seconds,
-        first_token=settings.first_token_seconds,
-        idle_token=settings.idle_token_seconds,
-    )
+    variable, own = "OPENAI_BASE_URL", settings.openai_base_url
+    key = key_for(name, settings.openai_api_key, own, "OPENAI_API_KEY: set it", variable)
+    return Endpoint.of(settings, variable, own or OPENAI_URL, key)
 
 
 def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
