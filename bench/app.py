@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rolecall import Agent, Context, Envelope
-from rolecall.config import Application, Role
+from rolecall.agent.role import Role
+from rolecall.config import Application
 from rolecall.settings import Settings
 
 HOPS = 40

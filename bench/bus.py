@@ -11,10 +11,10 @@ from pathlib import Path
 from bench.app import FILLER, HOPS, ManagerAgent, PingAgent, PongAgent, SampleLLMAgent, application, settings
 from bench.raw import worker_process
 from rolecall import Agent, Context, Envelope
+from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
-from rolecall.config import Role
 from rolecall.frontends.front import Front
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts.scribe import Scribe

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.agent.mcp import ToolServer
+from rolecall.agent.role import Role
 from rolecall.bus.events import Event
-from rolecall.config import Application, Role
+from rolecall.config import Application
 from rolecall.frontends.front import Front, Received
 from rolecall.serving.balance import ModelAt
 from rolecall.session import Session, open_session

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rolecall.agent.context import Context as Context
     from rolecall.agent.context import RoleInfo as RoleInfo
     from rolecall.agent.mcp import ToolServer as ToolServer
+    from rolecall.agent.role import Role as Role
     from rolecall.agent.tools import Tool as Tool
     from rolecall.bus.commands import COMMANDS as COMMANDS
     from rolecall.bus.commands import Command as Command
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rolecall.client import connect as connect
     from rolecall.client import run as run
     from rolecall.config import Config as Config
-    from rolecall.config import Role as Role
     from rolecall.errors import CallFailed as CallFailed
     from rolecall.errors import ModelError as ModelError
     from rolecall.errors import Reject as Reject
@@ -67,7 +67,7 @@ _PUBLIC = {
     "ModelError": "errors",
     "Reject": "errors",
     "Retry": "errors",
-    "Role": "config",
+    "Role": "agent.role",
     "RolecallError": "errors",
     "run": "client",
     "Tool": "agent.tools",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rolecall.background import cancel_and_wait
-from rolecall.bus.admission import Admission, admit
+from rolecall.bus.admission import REFUSALS, Admission, admit
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
@@ -35,11 +35,6 @@ from rolecall.worker.worker import END_SECONDS
 
 FRONT = "program"
 """The first part of the conversations that a program starts without a name of its own, and its name in transcripts."""
-REFUSALS = {
-    "FULL": "the conversation or its user has too many unanswered messages; wait for an answer",
-    "BUSY": "the system has too many turns in flight; try again later",
-    "CONFLICT": "this idempotency key was used for another message",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from rolecall.agent.agent import Agent
 from rolecall.agent.mcp import ToolServer
 from rolecall.agent.policies import Policy, all_policies
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
+from rolecall.agent.role import MAX_INSTANCES as MAX_INSTANCES
+from rolecall.agent.role import Instances
+from rolecall.agent.role import Role as Role
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
@@ -34,37 +37,13 @@ from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms, time_zone
 
-Instances = int | Literal["auto"]
 Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
-MAX_INSTANCES = 1024
 logger = logging.getLogger(__name__)
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
 OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers", "providers", "frontends", "policies"})
 """Fields of Config that are not in Settings."""
 PROVIDER_ALIASES = {"google": "gemini"}
-
-
-@dataclass(frozen=True)
-class Role:
-    """One role of a deployment: its agent class, the number of instances per worker process, its models in fallback
-    order, and the prefix of the messages that the manager sends it (``match="/weather"``). The model ``"auto"`` stands
-    for GEN_MODEL, else for the best model of each provider whose key is set and then the tiny local one."""
-
-    agent: type[Agent]
-    instances: Instances = 1
-    models: tuple[str, ...] = ()
-    match: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The role's name: the class attribute ``role``, else the class name without ``Agent``, in lower case."""
-        return self.agent.role
-
-    @property
-    def variable(self) -> str:
-        """The environment variable of its count, such as SAMPLELLM_INSTANCES."""
-        return f"{self.name}_INSTANCES".upper().replace("-", "_")
 
 
 class Config(Settings):

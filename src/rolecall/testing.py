@@ -21,6 +21,7 @@ import msgspec
 from rolecall.agent.context import AgentServices
 from rolecall.agent.memory import Memory
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
+from rolecall.agent.role import Role, role_infos
 from rolecall.agent.tools import Offer, Tool, Toolbox
 from rolecall.bus.admission import admit
 from rolecall.bus.blobs import Blobs
@@ -32,14 +33,14 @@ from rolecall.bus.leases import take
 from rolecall.bus.maintenance import promote
 from rolecall.bus.steps.answers import answer
 from rolecall.bus.turn import parted, snapshot
-from rolecall.config import Config, Role
+from rolecall.config import Config
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
 from rolecall.redis.outage import translated
 from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
 from rolecall.redis.server import pairs
 from rolecall.settings import Settings
-from rolecall.worker.roster import Roster, role_infos
+from rolecall.worker.roster import Roster
 
 MAX_STEPS = 200
 

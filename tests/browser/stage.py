@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall import Agent, Context, Envelope, Reject
-from rolecall.config import Role
+from rolecall.agent.role import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 

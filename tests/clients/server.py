@@ -15,7 +15,7 @@ from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from agents.voice import VoiceAgent
-from rolecall.config import Role
+from rolecall.agent.role import Role
 from tests.clients.upstream import ClientsUpstream
 from tests.deployment import deployed
 from tests.http.server import serving

@@ -27,7 +27,8 @@ from starlette.routing import Route
 from rolecall import Agent, Context, Envelope, Role, version
 from rolecall.config import Application
 from rolecall.errors import ConfigError
-from rolecall.frontends.front import FrontEnd, front_ends, serve
+from rolecall.frontends.front import FrontEnd
+from rolecall.frontends.front_ends import front_ends, serve
 from rolecall.frontends.http.hosting import HttpFrontEnd
 from rolecall.frontends.telegram.telegram_front import TelegramFront
 from rolecall.frontends.terminal.terminal import Chat
@@ -183,7 +184,7 @@ async def test_an_answer_that_cannot_be_delivered_yet_is_delivered_later_and_in_
 async def test_what_was_accepted_before_a_crash_is_delivered_by_the_next_process(
     app: Deployment, chats: ChatSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rolecall.frontends.front.DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr("rolecall.frontends.front_ends.DRAIN_SECONDS", 0.2)
     port = free_port()
     monkeypatch.setenv("WEBHOOK_CALLBACK", f"http://127.0.0.1:{free_port()}/nobody")
     monkeypatch.setenv("WEBHOOK_PORT", str(port))

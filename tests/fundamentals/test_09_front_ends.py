@@ -9,7 +9,8 @@ from typing import ClassVar
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.conversation import notify
 from rolecall.bus.outbox import OutboxEntry
-from rolecall.frontends.front import Front, serve
+from rolecall.frontends.front import Front
+from rolecall.frontends.front_ends import serve
 from tests.deployment import deployed
 from tests.waiting import wait_until
 

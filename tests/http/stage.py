@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import httpx2
 
 from rolecall import Agent, Context, Envelope, Reject, Retry
-from rolecall.config import Role
+from rolecall.agent.role import Role
 from tests.deployment import Deployment, deployed
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from rolecall import Agent, Context, Envelope, Retry
+from rolecall.agent.role import Role
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.leases import ensure_groups
-from rolecall.config import Role
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings

@@ -14,11 +14,12 @@ from pydantic import SecretStr
 from redis.crc import key_slot
 
 from rolecall import Agent, Context, Envelope
+from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.cli.checks_server import ServerLook, look_at_server
-from rolecall.config import Application, Role
+from rolecall.config import Application
 from rolecall.errors import RolecallError, ServerUnavailable
 from rolecall.redis.address import checked_url
 from rolecall.redis.server import RedisServer, connected

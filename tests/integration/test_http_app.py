@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject
+from rolecall.agent.role import Role
 from rolecall.bus.processes import ProcessState, register
-from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 

@@ -19,9 +19,9 @@ from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from agents.voice import VoiceAgent
 from rolecall import Agent, Context, Envelope
+from rolecall.agent.role import Role
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.foreign_text import as_data
-from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving
 

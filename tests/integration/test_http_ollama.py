@@ -20,8 +20,8 @@ from agents.embedding import EmbeddingAgent
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
+from rolecall.agent.role import Role
 from rolecall.bus.conversation import active_conversations
-from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 from tests.http.stage import GateAgent, TellAgent

@@ -20,9 +20,9 @@ from agents import samplellm
 from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
+from rolecall.agent.role import Role
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.cancel import erase_conversation
-from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import closed, open_again, serving
 from tests.http.stage import GateAgent, TellAgent

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from rolecall.config import Role
+from rolecall.agent.role import Role
 from tests.deployment import deployed
 from tests.http.server import serving
 from tests.http.stage import ManagerAgent, SampleLLMAgent, TellAgent

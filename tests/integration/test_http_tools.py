@@ -24,8 +24,8 @@ from agents.lang import LangAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall import Agent, Context, Envelope
+from rolecall.agent.role import Role
 from rolecall.bus.conversation import history
-from rolecall.config import Role
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 from tests.http.upstream import Upstream, provider

@@ -16,9 +16,9 @@ from typing import Any
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall.agent.prompts import PLACE
+from rolecall.agent.role import Role
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import Event
-from rolecall.config import Role
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts.record import Record, records

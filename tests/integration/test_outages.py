@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from rolecall import Agent, Context, Envelope
+from rolecall.agent.role import Role
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.config import Role
 from rolecall.frontends.http import problems
 from rolecall.redis.server import RedisServer
 from tests.deployment import Deployment, deployed

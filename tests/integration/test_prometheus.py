@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from rolecall import Agent, Context, Envelope, Reject
+from rolecall.agent.role import Role
 from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.leases import Demand, take
-from rolecall.config import Role
 from rolecall.worker.runtime import Runtime
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving

@@ -12,7 +12,7 @@ import pytest
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall.agent.prompts import PLACE
-from rolecall.config import Role
+from rolecall.agent.role import Role
 from rolecall.redis.server import RedisServer
 from rolecall.serving.capacity import MOST, Follower, auto_counts, available_mb
 from rolecall.serving.directory import Directory

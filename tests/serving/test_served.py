@@ -13,8 +13,8 @@ from pathlib import Path
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall.agent.prompts import PLACE
+from rolecall.agent.role import Instances, Role
 from rolecall.bus.events import Event
-from rolecall.config import Instances, Role
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.directory import Directory
 from tests.deployment import Deployment, deployed

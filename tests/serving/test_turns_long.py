@@ -16,8 +16,8 @@ import pytest
 from agents.command import CommandAgent
 from agents.manager import ManagerAgent
 from rolecall import Agent, Context, Envelope
+from rolecall.agent.role import Role
 from rolecall.bus.events import Event
-from rolecall.config import Role
 from rolecall.serving.directory import Directory
 from rolecall.serving.spec import ModelServer
 from tests.applications import run_rolecall, running

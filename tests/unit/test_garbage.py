@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.context import AgentServices, Context
+from rolecall.agent.role import Role, role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery, read_entry
 from rolecall.bus.turn import turns_in_flight
-from rolecall.config import Role
 from rolecall.redis.keys import METRICS
-from rolecall.worker.roster import Roster, role_infos
+from rolecall.worker.roster import Roster
 from tests.bus.steps import ask, entries, finals, hash_of, names, take_one, take_role
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Retry, Role
 from rolecall.agent.context import AgentServices
+from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import _event
 from rolecall.bus.leases import Delivery
@@ -21,7 +22,6 @@ from rolecall.redis import keys
 from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel
 from rolecall.worker.instance import Instance
-from rolecall.worker.roster import role_infos
 from tests.bus.steps import ask, entries, expire, finals, log_records, take_one, take_role
 from tests.waiting import wait_until
 

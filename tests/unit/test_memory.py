@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rolecall.agent.brought import Brought
+from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Mark, Remembered, remembered
@@ -88,14 +88,16 @@ def test_an_answer_that_is_empty_is_not_remembered() -> None:
 
 async def test_messages_that_came_along_stand_for_the_remembered_ones(bus: Bus) -> None:
     await keep(bus, ("hi", "hello", ""))
-    came = Brought(bus, "a", {"history": [{"role": "system", "text": "be brief"}, {"role": "user", "text": "one"}]})
-    assert await Memory(bus, "a", brought=came).history() == [Message("system", "be brief"), Message("user", "one")]
+    came = ClientExtras(
+        bus, "a", {"history": [{"role": "system", "text": "be brief"}, {"role": "user", "text": "one"}]}
+    )
+    assert await Memory(bus, "a", extras=came).history() == [Message("system", "be brief"), Message("user", "one")]
 
 
 async def test_what_the_system_said_alone_stands_before_the_remembered_ones(bus: Bus) -> None:
     await keep(bus, ("hi", "hello", ""))
-    came = Brought(bus, "a", {"history": [{"role": "system", "text": "be brief"}]})
-    assert [m.text for m in await Memory(bus, "a", brought=came).history()] == [
+    came = ClientExtras(bus, "a", {"history": [{"role": "system", "text": "be brief"}]})
+    assert [m.text for m in await Memory(bus, "a", extras=came).history()] == [
         "be brief",
         "hi",
         "hello",
@@ -104,4 +106,4 @@ async def test_what_the_system_said_alone_stands_before_the_remembered_ones(bus:
 
 @pytest.mark.parametrize("history", [None, "x", 7, [7], [{"role": "nobody", "text": "x"}], [{"text": "x"}]])
 async def test_a_history_that_is_none_is_nothing(bus: Bus, history: object) -> None:
-    assert await Brought(bus, "a", {"history": history}).history() == ()
+    assert await ClientExtras(bus, "a", {"history": history}).history() == ()

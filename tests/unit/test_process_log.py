@@ -16,8 +16,8 @@ import pytest
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall.agent.prompts import PLACE
+from rolecall.agent.role import Role
 from rolecall.cli.runner import ForMachines, ForPeople
-from rolecall.config import Role
 from tests.deployment import deployed
 
 PROCESS = f"{socket.gethostname()}:{os.getpid()}"

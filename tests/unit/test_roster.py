@@ -8,9 +8,10 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.context import AgentServices
+from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Demand
-from rolecall.worker.roster import Roster, role_infos
+from rolecall.worker.roster import Roster
 from tests.bus.steps import ask, take_role
 
 

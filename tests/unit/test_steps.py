@@ -11,6 +11,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Retry, Role
 from rolecall.agent.context import AgentServices
+from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import dead_letters
@@ -23,7 +24,6 @@ from rolecall.settings import Settings
 from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel, run_turn, tool_call
 from rolecall.worker.instance import Instance
-from rolecall.worker.roster import role_infos
 from tests.bus.steps import answer, ask, bury_turn, entries, expire, finals, log_records, names, send, take_one
 from tests.waiting import wait_until
 

@@ -25,8 +25,8 @@ from opentelemetry.trace import StatusCode
 
 from rolecall import Agent, Context, Envelope, Reject
 from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
+from rolecall.agent.role import Role
 from rolecall.cli.runner import ForMachines
-from rolecall.config import Role
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
 from rolecall.tracing import conventions

@@ -10,13 +10,14 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.context import AgentServices
+from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, ensure_groups
 from rolecall.bus.settle import Refill
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.instance import Instance
-from rolecall.worker.roster import Roster, role_infos
+from rolecall.worker.roster import Roster
 from rolecall.worker.worker import Worker
 from tests.bus.steps import ask, expire, finals, log_records, take_one, take_role
 from tests.waiting import wait_until

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from rolecall.agent.attachments import Attachments, Document, in_context, spoken
-from rolecall.agent.brought import Brought
 from rolecall.agent.calls import Calls, RoleCall, replies
+from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.completion import Emit, ModelCompletion, discard
 from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
@@ -118,10 +118,10 @@ class Context:
         """Every role of the deployment, by name."""
         self.models = services.models
         """Every model of the deployment, by name."""
-        self._brought = Brought(bus, conversation, envelope.payload)
+        self._extras = ClientExtras(bus, conversation, envelope.payload)
         self.memory = Memory(
             bus, conversation, bus.settings.assistant_history_limit,
-            without=str(envelope.meta.get("again", "")), brought=self._brought,
+            without=str(envelope.meta.get("again", "")), extras=self._extras,
         )  # fmt: skip
         """The conversation's history and preferences."""
         self.model_seconds = 0.0
@@ -187,8 +187,8 @@ class Context:
         What an API client wants of the answer applies here: its sampling, its JSON schema, and its own tools. A call of
         one of those is not run: it ends the turn, as ``calls`` of the answer, and the client runs it.
         """
-        request = await self._brought.wanted(_request(history, text, system, options, images))
-        theirs, form = await self._brought.tools(), await self._brought.form()
+        request = await self._extras.wanted(_request(history, text, system, options, images))
+        theirs, form = await self._extras.tools(), await self._extras.form()
         if form is None or request.schema is not None:
             answer = await self._complete(model, request, self.emit, tools, theirs, self._emit_again)
         else:
@@ -388,7 +388,7 @@ class Context:
     async def embed_for_client(self, envelope: Envelope) -> str:
         """Embed the texts that a client of /v1/embeddings sent. Returns the answer that its front end reads: the id of
         the stored vectors."""
-        return await self._brought.embed(envelope.payload, self._embedded)
+        return await self._extras.embed(envelope.payload, self._embedded)
 
     async def _embedded(self, texts: Sequence[str], dimensions: int | None) -> Vectors:
         if self._services.embed is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rolecall.agent.brought import Brought
+from rolecall.agent.client_extras import ClientExtras
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Remembered, history, preferences_of, without
 from rolecall.models.model import Message
@@ -20,7 +20,7 @@ class Memory:
     limit: int = 20
     without: str = ""
     """A turn to leave out, because its question is asked again; ``12+`` also leaves out what came after turn 12."""
-    brought: Brought | None = None
+    extras: ClientExtras | None = None
     """What came with the envelope."""
     changes: dict[str, str] = field(default_factory=dict)
     forgotten: bool = False
@@ -32,7 +32,7 @@ class Memory:
 
     async def history(self) -> list[Message]:
         """The messages so far, for a model: failed turns are left out."""
-        brought = await self.brought.history() if self.brought is not None else ()
+        brought = await self.extras.history() if self.extras is not None else ()
         if any(message.role != "system" for message in brought):
             return list(brought)
         kept = [Message(entry.role, entry.text) for entry in await self.entries() if entry.mark != "error"]

@@ -37,6 +37,12 @@ from rolecall.redis.server import Server
 from rolecall.settings import Settings
 
 Outcome = Literal["RUN", "WAIT", "MERGED", "DUP", "CONFLICT", "FULL", "BUSY"]
+REFUSALS = {
+    "FULL": "the conversation or its user has too many unanswered messages; wait for an answer",
+    "BUSY": "the system has too many turns in flight (IN_FLIGHT_LIMIT); try again later",
+    "CONFLICT": "this idempotency key was used for another message",
+}
+"""The outcomes that are no turn, and why, for programs and operators. What users read is in frontends/texts.toml."""
 CONTROL_ROLE = "command"
 STOPPED = "Stopped: I'm answering your newer message."
 LOGGED_CHARS = 8000

@@ -14,8 +14,9 @@ from typing import Literal
 from pydantic import SecretStr
 
 from rolecall.agent.prompts import PLACE
+from rolecall.agent.role import Role
 from rolecall.bus.commands import COMMANDS
-from rolecall.config import Application, Role
+from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rolecall.bus.admission import REFUSALS
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import (
     DeadLetter,
@@ -25,12 +26,6 @@ from rolecall.errors import ConfigError, RolecallError
 from rolecall.transcripts.record import visible
 
 REASON_CHARS = 100
-REFUSALS = {
-    "FULL": "its conversation or its user has too many unanswered messages; try again after an answer",
-    "BUSY": "IN_FLIGHT_LIMIT turns are running; try again when there are fewer",
-    "CONFLICT": "this dead letter was replayed before, with another envelope",
-}
-"""Why a replay was refused, for operators."""
 
 
 async def list_letters(app_dir: Path | None, console: Console, *, as_json: bool) -> int:

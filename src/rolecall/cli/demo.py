@@ -19,11 +19,12 @@ from rich.console import Console
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.context import Context
+from rolecall.agent.role import Role
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.events import Event
 from rolecall.cli.output import columns, print_lines
 from rolecall.cli.runner import log_to_stderr, stop_requested
-from rolecall.config import Application, Role
+from rolecall.config import Application
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.session import open_session

@@ -21,7 +21,7 @@ from rolecall.cli.runner import log_to_stderr, restart, stop_requested, until_st
 from rolecall.client import work
 from rolecall.config import Application, load
 from rolecall.errors import MissingExtra, RolecallError
-from rolecall.frontends import front
+from rolecall.frontends import front_ends
 from rolecall.models.model import Model
 from rolecall.models.registry import TINY, warm
 from rolecall.session import Session, open_session
@@ -46,7 +46,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         telegram.beside(session, lambda line: telegram.say(console, line)) as routes,
         _running(session, None, dev=dev, scribe=True) as runtime,
         http.beside(session, runtime, application.tz, routes),
-        front.serving(session, runtime.wakeups),
+        front_ends.serving(session, runtime.wakeups),
     ):
         show_welcome(console, session, runtime)
         await _until_stopped(session, runtime, console, wanted, interactive)

@@ -25,7 +25,7 @@ from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import Assistant, TurnRef
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
-from rolecall.frontends.front import REFUSALS, Front
+from rolecall.frontends.front import Front
 from rolecall.frontends.terminal.text import plain
 from rolecall.frontends.texts import say
 from rolecall.session import Session, open_session
@@ -182,7 +182,7 @@ async def _ask(assistant: Assistant, question: Question, answer: AnswerText, str
             priority=question.priority,
         )  # fmt: skip
     except Refused as refused:
-        return Outcome(conversation, "", "", "refused", REFUSALS[refused.code])
+        return Outcome(conversation, "", "", "refused", say("en", refused.code.lower()))
     except RolecallError as error:
         if type(error) not in (RolecallError, EnvelopeTooLarge):
             raise

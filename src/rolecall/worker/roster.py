@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from rolecall.agent.context import AgentServices, RoleInfo
+from rolecall.agent.context import AgentServices
+from rolecall.agent.role import Role
 from rolecall.bus.leases import Demand
 from rolecall.bus.settle import Refill
-from rolecall.config import Role
 from rolecall.worker.instance import Instance
 
 
@@ -112,11 +112,3 @@ class Roster:
         process = self.services.bus.process.partition("~")[0]
         stem, used = f"{role}:{process}", {instance.id for instance in group}
         return next(name for number in range(len(group) + 1) if (name := f"{stem}:{number}") not in used)
-
-
-def role_infos(roles: Iterable[Role]) -> dict[str, RoleInfo]:
-    """What agents may know about ``roles``, by name."""
-    return {
-        role.name: RoleInfo(role.name, (role.agent.__doc__ or "").strip().split("\n")[0], role.match, role.models)
-        for role in roles
-    }

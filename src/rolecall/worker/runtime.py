@@ -16,6 +16,7 @@ from typing import Any
 from rolecall import stats
 from rolecall.agent.context import AgentServices
 from rolecall.agent.mcp import ToolServerHost, ToolServers
+from rolecall.agent.role import Role, role_infos
 from rolecall.background import BackgroundTasks, cancel_and_wait
 from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
@@ -23,7 +24,7 @@ from rolecall.bus.events import Wakeups
 from rolecall.bus.leases import ensure_groups
 from rolecall.bus.processes import live_counts, unregister
 from rolecall.bus.turn import parted
-from rolecall.config import Application, Role
+from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Guarded, Wake
@@ -40,7 +41,7 @@ from rolecall.stats import Metrics
 from rolecall.tracing.otlp import open_tracing
 from rolecall.worker.duties import Duties
 from rolecall.worker.neighbours import Neighbours
-from rolecall.worker.roster import Roster, role_infos
+from rolecall.worker.roster import Roster
 from rolecall.worker.watchdog import Watchdog
 from rolecall.worker.worker import END_SECONDS, Worker
 

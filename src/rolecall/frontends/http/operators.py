@@ -14,14 +14,13 @@ from fastapi import APIRouter, Depends, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
 from rolecall import stats
-from rolecall.bus.admission import places
+from rolecall.bus.admission import REFUSALS, places
 from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import preferences_of, running_turn
 from rolecall.bus.dead_letters import dead_letters, deliver_again, drop, find_dead_letter, plain, replay
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
-from rolecall.frontends.front import REFUSALS
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services, ServicesDep

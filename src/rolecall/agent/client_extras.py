@@ -34,7 +34,7 @@ INSTRUCTION = "Answer with JSON only, matching this JSON schema: {schema}"
 
 
 @dataclass
-class Brought:
+class ClientExtras:
     """The client's part of one envelope; see bus/client_request.py. A payload may also list a short ``history`` of
     {role, text}."""
 
