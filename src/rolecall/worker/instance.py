@@ -40,7 +40,7 @@ TOO_LONG = ("took_too_long", 0.0)
 QUARANTINED = Rarely()
 
 
-@dataclass
+@dataclass(eq=False)
 class Instance:
     """One slot of a role. ``handle`` never raises for anything an agent, an envelope or a model did."""
 
@@ -62,6 +62,8 @@ class Instance:
     """What a settling step took for this instance while it was still busy."""
     supplier: Callable[[Instance, str], Refill | None] | None = None
     """Says what to take along when this instance settles an envelope, which may go on to the named role."""
+    suspects: set[Instance] = field(default_factory=set, repr=False)
+    """The instances of the process that handle an entry on its last delivery."""
     lost: str = ""
     """Why the current handler was cancelled; empty while the instance owns its entry."""
     cancelled: float = 0.0
@@ -94,6 +96,8 @@ class Instance:
         """Take ``delivery``; call ``handle`` next."""
         self.delivery, self.since, self.lost, self._age = delivery, time.monotonic(), "", 0.0
         self._settling, self._failure = False, ""
+        if delivery.count >= self.services.bus.settings.max_deliveries:
+            self.suspects.add(self)
 
     def cancel(self, reason: str) -> None:
         """Cancel the handler: FENCED when another instance owns the entry, LATE when the turn's time is over, BLOCKED
@@ -142,6 +146,7 @@ class Instance:
             self.handled += 1
             logger.info("handled %s in %.3f s", where, handling)
             self.delivery = self._task = None
+            self.suspects.discard(self)
 
     def _traced(self, delivery: Delivery) -> AbstractContextManager[Span]:
         envelope = delivery.envelope

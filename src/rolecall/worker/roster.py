@@ -22,6 +22,8 @@ class Roster:
     instances: dict[str, list[Instance]] = field(default_factory=dict)
     supplier: Callable[[Instance, str], Refill | None] | None = None
     """Says what the instances take along when they settle; see Instance.supplier."""
+    suspects: set[Instance] = field(default_factory=set)
+    """The instances that handle an entry on its last delivery."""
 
     def deploy(self, roles: Iterable[Role], services: AgentServices) -> None:
         """Run ``roles`` in this process, with ``services``. Existing instances use the new agent class and services
@@ -41,8 +43,7 @@ class Roster:
             instance.retiring = False
         group[:] = [i for n, i in enumerate(group) if n < count or i.delivery is not None or i.following is not None]
         for _ in range(len(group), count):
-            name, agent = self._id(role, group), self.roles[role].agent()
-            group.append(Instance(name, role, agent, self.services, supplier=self.supplier))
+            group.append(self._made(role, group))
 
     def supplied_by(self, supplier: Callable[[Instance, str], Refill | None]) -> None:
         """Have all instances, now and later, ask ``supplier`` what to take along."""
@@ -77,21 +78,21 @@ class Roster:
     def last_ok(self) -> bool:
         """Whether this process may take an entry on its last delivery: one at a time, so that a poisonous envelope
         kills nothing else."""
-        return not any(self._suspect(instance) for instance in self.everyone())
+        return not self.suspects
 
     def isolated(self) -> bool:
         """Whether to take nothing because an entry on its last delivery is being handled. For a lease at most: what
         kills or blocks a process does so early, and a turn that takes long must not hold up all others."""
+        if not self.suspects:
+            return False
         settings, now = self.services.bus.settings, time.monotonic()
-        return settings.max_deliveries > 1 and any(
-            self._suspect(instance) and now - instance.since < settings.lease_seconds for instance in self.everyone()
-        )
+        return settings.max_deliveries > 1 and any(now - one.since < settings.lease_seconds for one in self.suspects)
 
     def replace(self, instance: Instance) -> Instance:
         """A new instance in the place of one whose handler does not end."""
         group = self.instances[instance.role]
-        agent, name = self.roles[instance.role].agent(), self._id(instance.role, group)
-        new = Instance(name, instance.role, agent, self.services, supplier=self.supplier)
+        new = self._made(instance.role, group)
+        self.suspects.discard(instance)
         new.retiring, instance.retiring = instance.retiring, True
         group[group.index(instance)] = new
         return new
@@ -104,8 +105,9 @@ class Roster:
                 wanted.append(Demand(role, len(idle), self.last_ok(), tuple(i.id for i in idle)))
         return wanted
 
-    def _suspect(self, instance: Instance) -> bool:
-        return instance.delivery is not None and instance.delivery.count >= self.services.bus.settings.max_deliveries
+    def _made(self, role: str, group: list[Instance]) -> Instance:
+        agent, name = self.roles[role].agent(), self._id(role, group)
+        return Instance(name, role, agent, self.services, supplier=self.supplier, suspects=self.suspects)
 
     def _id(self, role: str, group: list[Instance]) -> str:
         """The id with the lowest number that is not in use in ``group``."""
