@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rolecall.agent.agent import Agent as Agent
+    from rolecall.agent.agent_services import RoleInfo as RoleInfo
     from rolecall.agent.calls import CallReply as CallReply
     from rolecall.agent.context import Context as Context
-    from rolecall.agent.context import RoleInfo as RoleInfo
     from rolecall.agent.mcp import ToolServer as ToolServer
     from rolecall.agent.role import Role as Role
     from rolecall.agent.tools import Tool as Tool
@@ -84,7 +84,7 @@ _ALSO = {
     "known_zone": "bus.schedule.timing",
     "Language": "bus.commands",
     "parse_command": "bus.commands",
-    "RoleInfo": "agent.context",
+    "RoleInfo": "agent.agent_services",
     "Schedule": "bus.schedule.schedules",
     "split_when": "bus.schedule.phrase",
     "Terms": "settings",

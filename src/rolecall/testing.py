@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.agent.context import AgentServices
+from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.memory import Memory
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.agent.role import Role, role_infos

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall.agent.agent import Agent
-from rolecall.agent.context import AgentServices, Context
+from rolecall.agent.agent_services import AgentServices
+from rolecall.agent.context import Context
 from rolecall.agent.role import Role, role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import dead_letters

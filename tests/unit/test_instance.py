@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from rolecall import Agent, Context, Envelope, Reject, Retry, Role
-from rolecall.agent.context import AgentServices
+from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import _event

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rolecall import Agent, Context, Envelope, Retry, Role
-from rolecall.agent.context import AgentServices
+from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn

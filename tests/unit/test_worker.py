@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.agent.context import AgentServices
+from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery, ensure_groups

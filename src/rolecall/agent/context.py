@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import msgspec
 
+from rolecall.agent.agent_services import AgentServices, RoleInfo
 from rolecall.agent.attachments import Attachments, Document, in_context, spoken
 from rolecall.agent.calls import Calls, RoleCall, replies
 from rolecall.agent.client_extras import ClientExtras
@@ -17,13 +19,11 @@ from rolecall.agent.completion import Emit, ModelCompletion, discard
 from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
 from rolecall.agent.people import People
-from rolecall.agent.prompts import Prompts
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
 from rolecall.agent.waits import Park, Waits
 from rolecall.bus.blobs import Blobs, sound_type
-from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.bus.schedule.schedules import Schedule, schedule
@@ -31,69 +31,11 @@ from rolecall.bus.settle import Awaited
 from rolecall.bus.turn import Records, Verdict
 from rolecall.errors import CallFailed, ConfigError, StepError
 from rolecall.models.fallback import preferring
-from rolecall.models.gate import Gate
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
 from rolecall.models.speech import transcribe
 from rolecall.models.vectors import Vectors
-from rolecall.tracing.span import UNTRACED, Tracing
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RoleInfo:
-    """What agents may know about a configured role."""
-
-    name: str
-    description: str
-    match: str | None
-    models: tuple[str, ...]
-
-
-class Meter(Protocol):
-    """Counts events and durations of this process, by labels."""
-
-    def count(self, name: str, *labels: str, by: int = 1) -> None: ...
-
-    def time(self, name: str, seconds: float, *labels: str) -> None: ...
-
-
-class NoMeter:
-    """A Meter that measures nothing."""
-
-    def count(self, name: str, *labels: str, by: int = 1) -> None:
-        """See Meter.count."""
-
-    def time(self, name: str, seconds: float, *labels: str) -> None:
-        """See Meter.time."""
-
-
-@dataclass(frozen=True)
-class AgentServices:
-    """What the handlers of a process share: made once by the runtime, replaced as a whole when it deploys, and passed
-    down to every Context. A new capability is a field here and a method of Context."""
-
-    bus: Bus
-    roles: Mapping[str, RoleInfo] = field(default_factory=dict)
-    """Every role of the deployment, by name."""
-    models: Mapping[str, Model] = field(default_factory=dict)
-    """Every model of the deployment, by name."""
-    role_models: Mapping[str, Model] = field(default_factory=dict)
-    """The model of each role that has one: its configured models in fallback order."""
-    prompts: Prompts = field(default_factory=Prompts)
-    tools: Callable[[str], Awaitable[Sequence[Tool]]] | None = None
-    """The tools of a tool server, by its name."""
-    voice: Gate | None = None
-    """The gate of the model that transcribes."""
-    embed: Callable[[Sequence[str], int | None, Caller], Awaitable[Vectors]] | None = None
-    """The vectors of texts, by EMBEDDING_MODEL."""
-    stats: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
-    waits: Callable[[str, str], Awaitable[None]] | None = None
-    """Told the model and the conversation when a turn is deferred until that model is back."""
-    meter: Meter = field(default_factory=NoMeter)
-    tracing: Tracing = UNTRACED
-    policies: tuple[Any, ...] = ()
-    """Policies of the application and of installed packages; see agent/policies.py."""
 
 
 class Context:
@@ -111,43 +53,93 @@ class Context:
         lost: Callable[[], None] = lambda: None,
         park: Park | None = None,
     ) -> None:
-        bus, conversation = services.bus, delivery.conversation
         self.instance = instance
         """The id of the instance that handles, ``<role>:<host>:<pid>:<n>``."""
-        self.roles = services.roles
-        """Every role of the deployment, by name."""
-        self.models = services.models
-        """Every model of the deployment, by name."""
-        self._extras = ClientExtras(bus, conversation, envelope.payload)
-        self.memory = Memory(
-            bus, conversation, bus.settings.assistant_history_limit,
-            without=str(envelope.meta.get("again", "")), extras=self._extras,
-        )  # fmt: skip
-        """The conversation's history and preferences."""
         self.model_seconds = 0.0
         """How long models took to answer so far."""
         self.called: Answer | None = None
         """The answer in which the model called tools of an API client: it ends the turn, whatever the handler makes of
         it."""
-        self._services = services
-        self._role = delivery.role
-        self._caller = Caller(conversation, delivery.turn, str(envelope.meta.get("user", "")), _share(envelope))
-        self._origin = envelope
-        self._scheduled = Counter[str]()
-        self._attachments = Attachments(Blobs(bus), conversation)
-        self._model = _model_for(services, delivery.role, envelope)
-        self._records, self._publish = records, publish
-        self._quiet, self._position = delivery.quiet, 0
-        self.recorder = Recorder(
-            bus, delivery, identity=envelope.id, records=lambda: Records(instance, bus.settings.redacted), lost=lost,
-            count=lambda what, kind: services.meter.count("steps", what, kind),
-        )  # fmt: skip
+        self._services, self._delivery, self._origin = services, delivery, envelope
+        self._records, self._publish, self._lost, self._park = records, publish, lost, park or _never
+        self._task = asyncio.current_task()
+        self._position = 0
+
+    # A light handling uses little of what there is: each of these is made when it is first asked for.
+
+    @property
+    def roles(self) -> Mapping[str, RoleInfo]:
+        """Every role of the deployment, by name."""
+        return self._services.roles
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """Every model of the deployment, by name."""
+        return self._services.models
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The conversation's history and preferences."""
+        bus, again = self._services.bus, str(self._origin.meta.get("again", ""))
+        limit = bus.settings.assistant_history_limit
+        return Memory(bus, self._delivery.conversation, limit, without=again, extras=self._extras)
+
+    @cached_property
+    def recorder(self) -> Recorder:
         """The steps of this handling."""
-        self._waits = Waits(
-            bus, delivery, self.recorder, user=self._caller.user, instance=instance, park=park or _never
-        )
-        self._calls = Calls(bus, delivery, envelope, self._waits, services.roles)
-        self._people = People(bus, delivery, envelope, self._waits, instance)
+        bus, meter = self._services.bus, self._services.meter
+        return Recorder(
+            bus, self._delivery, identity=self._origin.id, task=self._task,
+            records=lambda: Records(self.instance, bus.settings.redacted), lost=self._lost,
+            count=lambda what, kind: meter.count("steps", what, kind),
+        )  # fmt: skip
+
+    @property
+    def stepped(self) -> Recorder | None:
+        """``recorder``, if the handling asked for a step or one was recorded before."""
+        return self.recorder if self._delivery.stepped or "recorder" in self.__dict__ else None
+
+    @property
+    def changes(self) -> tuple[dict[str, str], bool]:
+        """What the handling changed in ``memory``: preferences, and whether the history is to be cleared."""
+        memory: Memory | None = self.__dict__.get("memory")
+        return ({}, False) if memory is None else (memory.changes, memory.forgotten)
+
+    @cached_property
+    def _extras(self) -> ClientExtras:
+        return ClientExtras(self._services.bus, self._delivery.conversation, self._origin.payload)
+
+    @cached_property
+    def _caller(self) -> Caller:
+        delivery, origin = self._delivery, self._origin
+        return Caller(delivery.conversation, delivery.turn, str(origin.meta.get("user", "")), _share(origin))
+
+    @cached_property
+    def _attachments(self) -> Attachments:
+        return Attachments(Blobs(self._services.bus), self._delivery.conversation)
+
+    @cached_property
+    def _model(self) -> Model | None:
+        return _model_for(self._services, self._delivery.role, self._origin)
+
+    @cached_property
+    def _scheduled(self) -> Counter[str]:
+        return Counter()
+
+    @cached_property
+    def _waits(self) -> Waits:
+        return Waits(
+            self._services.bus, self._delivery, self.recorder, user=self._caller.user, instance=self.instance,
+            park=self._park,
+        )  # fmt: skip
+
+    @cached_property
+    def _calls(self) -> Calls:
+        return Calls(self._services.bus, self._delivery, self._origin, self._waits, self._services.roles)
+
+    @cached_property
+    def _people(self) -> People:
+        return People(self._services.bus, self._delivery, self._origin, self._waits, self.instance)
 
     @property
     def model(self) -> Model:
@@ -406,7 +398,7 @@ class Context:
 
     async def _emit_again(self, text: str) -> None:
         """Show what an earlier handling has shown. Followers still see it, unless they were told of a new start."""
-        if self._quiet:
+        if self._delivery.quiet:
             self._position += len(text)
         else:
             await self.emit(text)
@@ -439,7 +431,7 @@ class Context:
         finally:
             self.model_seconds += completion.seconds
             if completion.emitted and completion.seconds:
-                self._services.meter.time("model", completion.seconds, self._role, completion.speaker)
+                self._services.meter.time("model", completion.seconds, self._delivery.role, completion.speaker)
 
     async def _confirm_tool(self, call: str) -> bool:
         return await self.confirm(f"Run {call}?")

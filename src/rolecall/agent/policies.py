@@ -8,7 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rolecall.agent.context import AgentServices, Context
+from rolecall.agent.agent_services import AgentServices
+from rolecall.agent.context import Context
 from rolecall.bus.envelope import Envelope, encode
 from rolecall.errors import (
     BadStructure,

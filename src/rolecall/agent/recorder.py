@@ -114,8 +114,8 @@ class StepRun:
 
 
 class Recorder:
-    """The steps of one handling. ``identity`` names the turn for ``step_key``, ``lost`` is called once another process
-    owns the entry, ``count`` with ``recorded`` or ``replayed`` and the kind of a step."""
+    """The steps of one handling in ``task``. ``identity`` names the turn for ``step_key``, ``lost`` is called once
+    another process owns the entry, ``count`` with ``recorded`` or ``replayed`` and the kind of a step."""
 
     def __init__(
         self,
@@ -123,6 +123,7 @@ class Recorder:
         delivery: Delivery,
         *,
         identity: str,
+        task: asyncio.Task[Any] | None,
         records: Callable[[], Records],
         lost: Callable[[], None],
         count: Callable[[str, str], None],
@@ -141,7 +142,7 @@ class Recorder:
         """Told when a step has ended while others may wait."""
         self.parking: asyncio.Task[None] | None = None
         """The attempt to suspend the turn that is on its way."""
-        self._root = Scope(self, asyncio.current_task())
+        self._root = Scope(self, task)
         self._sure = time.monotonic() - _age_of(bus, delivery)
         self._performing: set[StepRun] = set()
         self._asked: set[str] = set()

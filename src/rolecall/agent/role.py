@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rolecall.agent.agent import Agent
-from rolecall.agent.context import RoleInfo
+from rolecall.agent.agent_services import RoleInfo
 
 Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024

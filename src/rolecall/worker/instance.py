@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from rolecall.agent.agent import Agent
-from rolecall.agent.context import AgentServices, Context
+from rolecall.agent.agent_services import AgentServices
+from rolecall.agent.context import Context
 from rolecall.agent.policies import Rules, wrapped
 from rolecall.background import Rarely
 from rolecall.bus.bus import count_soon
@@ -26,7 +27,7 @@ from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, 
 from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
 from rolecall.tracing import conventions
-from rolecall.tracing.span import NOTHING, UNRECORDED, Span
+from rolecall.tracing.span import NOTHING, UNRECORDED, UNTRACED, Span
 
 logger = logging.getLogger(__name__)
 MAX_REASON_CHARS = 2_000
@@ -149,8 +150,8 @@ class Instance:
             self.suspects.discard(self)
 
     def _traced(self, delivery: Delivery) -> AbstractContextManager[Span]:
-        envelope = delivery.envelope
-        if envelope is None:
+        envelope, tracing = delivery.envelope, self.services.tracing
+        if envelope is None or tracing is UNTRACED:
             return NOTHING
         about = conventions.agent(self.role, self.id, delivery.conversation, delivery.turn)
         about |= {
@@ -158,7 +159,6 @@ class Instance:
             "rolecall.attempt": envelope.attempt,
             "rolecall.delivery": delivery.count,
         }
-        tracing = self.services.tracing
         return tracing.hop(f"invoke_agent {self.role}", about, envelope.id, delivery.turn, envelope.meta)
 
     async def _handle(self, delivery: Delivery, records: Records) -> None:
@@ -207,24 +207,24 @@ class Instance:
             await self._settle(delivery, result, ctx, records)
         finally:
             deltas.close()
-            ctx.recorder.close()
+            if (recorder := ctx.stepped) is not None:
+                recorder.close()
 
     async def _run_steps(self, delivery: Delivery, envelope: Envelope, ctx: Context) -> Envelope:
         """What the handler returns, run from the steps that earlier handlings have recorded."""
-        recorder = ctx.recorder
         if delivery.stepped:
-            await recorder.load()
+            await ctx.recorder.load()
         try:
             result = await self._handler(envelope, ctx)
-        except Retry:
-            await recorder.finish()
-            await recorder.flush()
+        except Exception as error:
+            if (recorder := ctx.stepped) is not None:
+                await recorder.finish()
+                if isinstance(error, Retry):
+                    await recorder.flush()
             raise
-        except Exception:
+        if (recorder := ctx.stepped) is not None:
             await recorder.finish()
-            raise
-        await recorder.finish()
-        recorder.check_complete()
+            recorder.check_complete()
         return result
 
     def _ends_this_task(self, error: BaseException) -> bool:
@@ -278,7 +278,7 @@ class Instance:
         return verdict, now
 
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
-        bus, changes = self.services.bus, ctx.memory.changes
+        bus, (changes, forget) = self.services.bus, ctx.changes
         if not result.answered:
             records.add("SENT", f"to role stream {result.role}")
             supply = self._settles(result.role.partition("@")[0])
@@ -293,7 +293,7 @@ class Instance:
             history = remembered(asked.text, result.text, delivery.turn, asked=asked, answered=payload)
         records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
         verdict = await complete(
-            bus, delivery, result, records, history=history, preferences=changes, forget=ctx.memory.forgotten,
+            bus, delivery, result, records, history=history, preferences=changes, forget=forget,
             supply=self._settles(),
         )  # fmt: skip
         self._note_verdict(delivery, verdict, ended=True)
@@ -399,7 +399,7 @@ class Instance:
             self._trace_turn(delivery)
 
     def _trace_turn(self, delivery: Delivery) -> None:
-        if (envelope := delivery.envelope) is not None:
+        if (envelope := delivery.envelope) is not None and self.services.tracing is not UNTRACED:
             about = {**conventions.turn(delivery.conversation, delivery.turn), "rolecall.hops": delivery.hop + 1}
             self.services.tracing.turn(
                 about, envelope.id, delivery.turn, envelope.meta, delivery.received, self._failure

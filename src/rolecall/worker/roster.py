@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from rolecall.agent.context import AgentServices
+from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import Role
 from rolecall.bus.leases import Demand
 from rolecall.bus.settle import Refill

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from rolecall import stats
-from rolecall.agent.context import AgentServices
+from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.mcp import ToolServerHost, ToolServers
 from rolecall.agent.role import Role, role_infos
 from rolecall.background import BackgroundTasks, cancel_and_wait
