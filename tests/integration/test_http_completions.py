@@ -100,6 +100,41 @@ async def test_a_stream_ends_with_the_tokens_where_they_are_asked_for(client: op
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+async def test_several_answers_are_choices_of_one_completion(client: openai.AsyncOpenAI) -> None:
+    once = {"Idempotency-Key": "three choices"}
+    for _ in range(2):
+        answer = await client.chat.completions.create(model="samplellm", messages=HELLO, n=3, extra_headers=once)
+        said = [(choice.index, choice.message.content, choice.finish_reason) for choice in answer.choices]
+        assert said == [(index, "echo: hello there", "stop") for index in range(3)]
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 9)
+
+
+async def test_several_answers_are_streamed_at_the_same_time(client: openai.AsyncOpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "3 0.1"}]
+    stream = await client.chat.completions.create(
+        model="slow", messages=messages, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    for index in range(2):
+        mine = [choice for choice in choices if choice.index == index]
+        assert "".join(choice.delta.content or "" for choice in mine) == "0 1 2 "
+        assert (mine[0].delta.role, mine[-1].finish_reason) == ("assistant", "stop")
+    order = [choice.index for choice in choices if choice.delta.content]
+    assert order not in ([0] * 3 + [1] * 3, [1] * 3 + [0] * 3)
+    assert [bool(chunk.usage) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+async def test_one_failed_choice_fails_the_completion(client: openai.AsyncOpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "bury me"}]
+    for stream in (False, True):
+        with pytest.raises(openai.APIError, match="it was asked for"):
+            answer = await client.chat.completions.create(model="samplellm", messages=messages, n=2, stream=stream)
+            async for _ in answer:  # type: ignore[union-attr]  # reached by the stream alone
+                pass
+
+
 async def test_on_the_wire_a_stream_ends_with_done(url: str) -> None:
     async with httpx2.AsyncClient(base_url=url) as client:
         answer = await client.post("/v1/chat/completions", json={"messages": HELLO, "stream": True})
@@ -209,7 +244,10 @@ async def test_commands_work_in_a_conversation_with_a_name(client: openai.AsyncO
         ({"messages": [{"role": "user", "content": " "}]}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": 1_000_000}, "n"),
+        ({"n": 2, "extra_headers": {"X-Conversation-Id": "two answers"}}, "n"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"logprobs": True}, "logprobs"),
     ],

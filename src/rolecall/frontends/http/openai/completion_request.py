@@ -192,6 +192,16 @@ class CompletionBody(CommonFields):
         messages = [message.client_message() for message in self.messages]
         return self.chat_request(names, conversation, messages, self._client_request())
 
+    def choices(self, most: int, *, named: bool) -> int:
+        """How many answers are wanted. Raises Problem for more than ``most``, and for several in a conversation that
+        has a name: it has one answer to a message."""
+        count = 1 if self.n is None else self.n
+        if not 1 <= count <= most:
+            raise Problem(400, text("bad_n", count=count, most=most), "invalid_value", param="n")
+        if named and count > 1:
+            raise Problem(400, text("n_in_conversation"), "unsupported_value", param="n")
+        return count
+
     @property
     def wants_usage(self) -> bool:
         """Whether a stream should end with the usage."""
@@ -211,7 +221,6 @@ class CompletionBody(CommonFields):
     def _check_parameters(self) -> None:
         stops = self.stop if isinstance(self.stop, list) else []
         unsupported = {
-            "n": self.n not in (None, 1),
             "logprobs": bool(self.logprobs),
             "top_logprobs": bool(self.top_logprobs),
             "modalities": bool(self.modalities) and self.modalities != ["text"],
@@ -220,5 +229,5 @@ class CompletionBody(CommonFields):
         for name, is_unsupported in unsupported.items():
             if is_unsupported:
                 detail = text("unsupported_parameter", name=name)
-                raise Problem(400, detail, "unsupported_value" if name == "n" else "unsupported_parameter", param=name)
+                raise Problem(400, detail, "unsupported_parameter", param=name)
         check_size_of_tools(self.tools)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -13,14 +14,22 @@ from urllib.parse import unquote
 import msgspec
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import ServerSentEvent
-from starlette.background import BackgroundTask
+from starlette.background import BackgroundTask, BackgroundTasks
 
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import Uploads
 from rolecall.frontends.http.intake import IdempotencyKey
 from rolecall.frontends.http.openai.completion_request import CompletionBody
 from rolecall.frontends.http.openai.model_list import model_names
-from rolecall.frontends.http.openai.pending_answer import PendingAnswer, SentText, admitted, either, reason_of
+from rolecall.frontends.http.openai.pending_answer import (
+    PendingAnswer,
+    SentText,
+    admitted,
+    answers,
+    either,
+    merged,
+    reason_of,
+)
 from rolecall.frontends.http.openai.uploaded_files import place_in_chat
 from rolecall.frontends.http.problems import openai_error, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -40,46 +49,54 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @dataclass
 class ChatCompletion:
-    """A chat completion in the making, answered as ``model``."""
+    """A chat completion in the making, answered as ``model``: each of its choices is a turn."""
 
-    pending: PendingAnswer
+    choices: list[PendingAnswer]
     model: str
     usage: bool = False
     speaker: str | None = None
     """The model that answered, once it is known."""
+    tasks: dict[int, Task] = field(default_factory=dict)
+    """The tasks of the choices that have ended, by index."""
     command_id: str = field(default_factory=lambda: secrets.token_hex(12))
 
-    def first_chunk(self) -> ServerSentEvent:
-        """The chunk that opens a stream."""
-        return self.chunk({"role": "assistant", "content": "", "refusal": None})
+    def first_chunk(self, index: int = 0) -> ServerSentEvent:
+        """The chunk that opens a choice."""
+        return self.chunk({"role": "assistant", "content": "", "refusal": None}, index=index)
 
-    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> ServerSentEvent:
+    def chunk(self, delta: dict[str, Any], finish: str | None = None, index: int = 0) -> ServerSentEvent:
         """One chunk of a stream."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         more = {"usage": None} if self.usage else {}
         return _data({**self._head("chat.completion.chunk"), "choices": [choice], **more})
 
-    def last_chunks(self, task: Task) -> list[ServerSentEvent]:
-        """How a stream ends: finish reason, usage if asked for, and [DONE]; or an error."""
+    def last_chunks(self, task: Task, index: int = 0) -> list[ServerSentEvent]:
+        """How a choice ends: with its finish reason. The last one ends the stream: usage if asked for, and [DONE]. A
+        failed choice ends it with an error."""
+        self.tasks[index] = task
         if task.state != "done":
             return [_failure(reason_of(task), 502, task.state), DONE]
         self.speaker = task.model or None
-        usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(task)}
-        calls = [self.chunk({"tool_calls": [part]}) for part in _call_parts(task)]
-        return [*calls, self.chunk({}, _finish_reason(task)), *([_data(usage)] if self.usage else []), DONE]
+        calls = [self.chunk({"tool_calls": [part]}, index=index) for part in _call_parts(task)]
+        ending = [*calls, self.chunk({}, _finish_reason(task), index)]
+        if len(self.tasks) < len(self.choices):
+            return ending
+        usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(self.tasks.values())}
+        return [*ending, *([_data(usage)] if self.usage else []), DONE]
 
-    def whole(self, task: Task) -> dict[str, Any]:
+    def whole(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """The completion as one object. ``system_fingerprint`` is the model that answered."""
-        message: dict[str, Any] = {"role": "assistant", "content": task.text, "refusal": None}
-        if task.calls:
-            message |= {"content": task.text or None, "tool_calls": [_call(call) for call in task.calls]}
-        self.speaker = task.model or None
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(task)}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(task)}
+        self.speaker = tasks[0].model or None
+        choices = [
+            {"index": index, "message": _message(task), "logprobs": None, "finish_reason": _finish_reason(task)}
+            for index, task in enumerate(tasks)
+        ]
+        return {**self._head("chat.completion"), "choices": choices, "usage": _usage(tasks)}
 
     def _head(self, kind: str) -> dict[str, Any]:
-        created = self.pending.received.at // 1000 or int(time.time())
-        name = f"chatcmpl-{self.pending.snapshot.task.id or self.command_id}"
+        pending = self.choices[0]
+        created = pending.received.at // 1000 or int(time.time())
+        name = f"chatcmpl-{pending.snapshot.task.id or self.command_id}"
         known = {"id": name, "object": kind, "created": created, "model": self.model}
         return {**known, "system_fingerprint": self.speaker}
 
@@ -92,9 +109,17 @@ def _failure(message: str, status: int, code: str) -> ServerSentEvent:
     return _data(openai_error(message, status, code))
 
 
-def _usage(task: Task) -> dict[str, int]:
-    tokens_in, tokens_out = task.usage.tokens_in, task.usage.tokens_out
+def _usage(tasks: Collection[Task]) -> dict[str, int]:
+    """The tokens of all choices together."""
+    tokens_in, tokens_out = sum(task.usage.tokens_in for task in tasks), sum(task.usage.tokens_out for task in tasks)
     return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+
+
+def _message(task: Task) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": task.text, "refusal": None}
+    if task.calls:
+        message |= {"content": task.text or None, "tool_calls": [_call(call) for call in task.calls]}
+    return message
 
 
 def _finish_reason(task: Task) -> str:
@@ -121,10 +146,23 @@ async def _submit(
     key: IdempotencyKey = None, conversation: ConversationId = "",
 ) -> AsyncIterator[ChatCompletion]:  # fmt: skip
     await place_in_chat(services, who, body.messages, uploads)
+    count = body.choices(services.settings.http_choices, named=bool(conversation))
     request = body.request(model_names(services), unquote(conversation))
-    async with admitted(services, who, request, key, uploads, kept=bool(conversation or key)) as pending:
-        response.headers.update(pending.headers)
-        yield ChatCompletion(pending, body.model, body.wants_usage)
+    async with AsyncExitStack() as stack:
+        # One after the other: they share the uploads.
+        choices = [
+            await stack.enter_async_context(
+                admitted(services, who, request, _choice_key(key, index), uploads, kept=bool(conversation or key))
+            )
+            for index in range(count)
+        ]
+        response.headers.update(choices[0].headers)
+        yield ChatCompletion(choices, body.model, body.wants_usage)
+
+
+def _choice_key(key: str | None, index: int) -> str | None:
+    """The idempotency key of a choice: each is a turn, and the first has the request's own key."""
+    return key and (key if index == 0 else hashlib.sha256(f"{key}\0{index}".encode()).hexdigest())
 
 
 Submission = Annotated[ChatCompletion, Depends(_submit)]
@@ -145,28 +183,31 @@ router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(
 async def complete(request: Request, services: ServicesDep, completion: Submission) -> Response:
     """`model` is a role, a configured model, or `auto`: the manager decides. The messages replace the stored history,
     unless all but the last are system messages. `X-Conversation-Id` names the conversation."""
-    pending = completion.pending
-    task = await pending.answer(services, request)
-    body, after = (
-        msgspec.json.encode(completion.whole(task)),
-        BackgroundTask(note_delivered, services, pending.received),
-    )
-    return Response(body, headers=pending.headers, media_type="application/json", background=after)
+    choices = completion.choices
+    tasks = await answers(services, request, choices)
+    after = BackgroundTasks([BackgroundTask(note_delivered, services, pending.received) for pending in choices])
+    body = msgspec.json.encode(completion.whole(tasks))
+    return Response(body, headers=choices[0].headers, media_type="application/json", background=after)
 
 
 async def _chunks(services: Services, completion: ChatCompletion) -> Events:
-    sent = SentText()
-    yield completion.first_chunk()
-    async with aclosing(completion.pending.events(services)) as events:
-        async for event in events:
-            new = sent.add(event)
-            if sent.restarted(event):
+    sent = [SentText() for _ in completion.choices]
+    for index in range(len(sent)):
+        yield completion.first_chunk(index)
+    async with aclosing(merged([pending.events(services) for pending in completion.choices])) as events:
+        async for index, event in events:
+            new = sent[index].add(event)
+            if sent[index].restarted(event):
                 yield _failure(text("answer_restarted"), 500, "answer_restarted")
                 yield DONE
                 return
             if new:
-                yield completion.chunk({"content": new})
+                yield completion.chunk({"content": new}, index=index)
             if event.last:
-                for chunk in completion.last_chunks(completion.pending.task_after(event)):
+                task = completion.choices[index].task_after(event)
+                for chunk in completion.last_chunks(task, index):
                     yield chunk
-    await note_delivered(services, completion.pending.received)
+                if task.state != "done":
+                    return
+    for pending in completion.choices:
+        await note_delivered(services, pending.received)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ValidationError
 
+from rolecall.background import cancel_and_wait
 from rolecall.bus.events import AnswerText, Event
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
@@ -22,6 +24,7 @@ from rolecall.frontends.http.problems import NO_RETRY, Problem, text
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.sse import Streaming
 from rolecall.frontends.http.task import (
+    NoResult,
     Task,
     TaskSnapshot,
     accepted_task,
@@ -56,19 +59,59 @@ class PendingAnswer:
                 yield event
 
     async def answer(self, services: Services, request: Request) -> Task:
-        """Wait for the answer. Raises Problem if the turn failed or was cancelled, and when the process ends."""
+        """Wait for the answer. Raises what ``answers`` raises."""
+        return (await answers(services, request, [self]))[0]
+
+    async def _task(self, services: Services) -> Task:
         task = self.snapshot.task
-        if not task.ended:
-            found = await wait_for(services, request, ended_task(services, self.snapshot.ref, self.received.before))
-            if not isinstance(found, Task):
-                headers = {**self.headers, "Retry-After": "1"}
-                raise Problem(503, text("server_stopping"), "server_stopping", headers=headers)
-            task = found
-        self.ended = True
+        return task if task.ended else await ended_task(services, self.snapshot.ref, self.received.before)
+
+
+async def answers(services: Services, request: Request, pending: Sequence[PendingAnswer]) -> list[Task]:
+    """Wait for all answers. Raises Problem if one of the turns failed or was cancelled, and when the process ends."""
+    found: list[Task] | NoResult = [one.snapshot.task for one in pending]
+    if not all(one.snapshot.task.ended for one in pending):
+        found = await wait_for(services, request, _all_tasks(services, pending))
+    if not isinstance(found, list):
+        headers = {**pending[0].headers, "Retry-After": "1"}
+        raise Problem(503, text("server_stopping"), "server_stopping", headers=headers)
+    for one, task in zip(pending, found, strict=True):
+        one.ended = True
         if task.state != "done":
             status = 409 if task.state == "cancelled" else 502
-            raise Problem(status, reason_of(task), task.state, headers={**self.headers, **NO_RETRY})
-        return task
+            raise Problem(status, reason_of(task), task.state, headers={**one.headers, **NO_RETRY})
+    return found
+
+
+async def _all_tasks(services: Services, pending: Sequence[PendingAnswer]) -> list[Task]:
+    return list(await asyncio.gather(*(one._task(services) for one in pending)))
+
+
+async def merged(sources: Sequence[AsyncGenerator[Event]]) -> AsyncGenerator[tuple[int, Event]]:
+    """The events of all ``sources`` as they come, each with the number of its source. Raises what a source raises."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
+    came: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+
+    async def pump(index: int) -> None:
+        try:
+            async with aclosing(sources[index]) as events:
+                async for event in events:
+                    came.put_nowait((index, event))
+        finally:
+            came.put_nowait((index, None))
+
+    pumps = [asyncio.create_task(pump(index), name="http choice") for index in range(len(sources))]
+    try:
+        for _ in pumps:
+            while (item := await came.get())[1] is not None:
+                yield item[0], item[1]
+        await asyncio.gather(*pumps)
+    finally:
+        await cancel_and_wait(*pumps)
 
 
 @asynccontextmanager
