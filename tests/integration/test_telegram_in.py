@@ -16,6 +16,7 @@ from agents.voice import VoiceAgent
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
+from rolecall.frontends.telegram.receiver import CUT_NOTE
 from rolecall.frontends.telegram.updates import Poller
 from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer
@@ -206,17 +207,31 @@ async def test_messages_wait_join_or_interrupt_as_the_chat_prefers(
     assert [await way.answer(HERE, turn) for turn in (2, 3)] == ["two\nthree", "four"]
 
 
-async def test_a_full_mailbox_is_said_and_nothing_is_lost(
+async def test_what_a_full_mailbox_has_no_place_for_joins_what_waits(
     api: TelegramApi, tmp_path: Path, gate: asyncio.Event
 ) -> None:
     gate.clear()
     async with at_work(api, tmp_path, gate, mailbox_limit=1) as (way, _), way.polling():
+        for text in ("one", "two", "three", "four"):
+            api.user(ANN).write(text)
+        await wait_until(lambda: _taken(way, 4))
+        gate.set()
+        assert [await way.answer(HERE, turn) for turn in (1, 2)] == ["one", "two\nthree\nfour"]
+        assert say("en", "full") not in answers(api)
+
+
+async def test_a_message_that_nothing_can_take_is_refused_and_the_next_ones_in_silence(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    async with at_work(api, tmp_path, gate, user_limit=1) as (way, _), way.polling():
         for text in ("one", "two", "three"):
             api.user(ANN).write(text)
-        await api.wait_for(lambda: any(text == say("en", "full") for text in answers(api)))
+        await api.wait_for(lambda: say("en", "full") in answers(api) and not api.world.updates.waiting)
         gate.set()
-        assert [await way.answer(HERE, turn) for turn in (1, 2)] == ["one", "two"]
-        assert await way.turns(HERE) == 2
+        assert await way.answer(HERE, 1) == "one"
+        assert answers(api).count(say("en", "full")) == 1
+        assert await way.turns(HERE) == 1
 
 
 async def test_too_many_messages_in_a_minute_are_refused_once_and_cost_nothing(
@@ -244,6 +259,61 @@ async def test_a_long_paste_and_an_album_are_one_turn_each(api: TelegramApi, way
         ann.send_photo(PNG + bytes([number]), caption="which?" if number == 0 else "", media_group_id="a1")
     assert await way.answer(HERE, 2) == "which?|image|image|image"
     assert await way.turns(HERE) == 2
+
+
+async def test_of_a_paste_that_is_too_long_model_and_user_know_that_the_end_is_missing(
+    api: TelegramApi, way: WayIn
+) -> None:
+    pieces = [f"{number:02}" + "a" * 4094 for number in range(20)]
+    for piece in (*pieces, "the end"):
+        api.user(ANN).write(piece)
+    got = (await way.answer(HERE, 1)).split("\n")
+    assert got == [*pieces[: len(got) - 1], CUT_NOTE]
+    assert 10 < len(got) < 20
+    await api.wait_for(lambda: not api.world.updates.waiting and say("en", "message_cut") in answers(api))
+    assert answers(api).count(say("en", "message_cut")) == 1
+    assert await way.turns(HERE) == 1
+
+
+async def test_a_comment_and_its_forwards_are_one_turn_and_keep_their_origins(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    news = {"type": "channel", "chat": {"id": -9, "type": "channel", "title": "News"}, "message_id": 1}
+    bob = {"type": "user", "sender_user": {"id": 9, "is_bot": False, "first_name": "Bob"}}
+    rain = "<forwarded from='News'>\nit rains\n</forwarded>"
+    async with at_work(api, tmp_path, gate) as (_, deployment):
+        wakeups = deployment.runtime.wakeups
+        async with way_in(api, deployment.session.bus, wakeups, comment_seconds=0.2) as way, way.polling():
+            ann = api.user(ANN)
+            ann.write("is that true?")
+            ann.forward(news, "it rains")
+            assert await way.answer(HERE, 1) == f"is that true?\n{rain}"
+            ann.write("and this?")
+            await wait_until(lambda: _turns(way, 2))  # held, while nothing else has come
+            api.delay(0.4, "getFile")
+            note = {**api.world.keep(b"snow", "note.txt"), "file_name": "note.txt", "mime_type": "text/plain"}
+            ann.forward(bob, document=note)
+            ann.forward(news, "it rains")
+            document = "<document name='note.txt' forwarded_from='Bob'>\nsnow\n</document>"
+            assert await way.answer(HERE, 2) == f"{document}\n\nand this?\n{rain}"
+            assert await way.turns(HERE) == 2
+
+
+async def test_a_quote_of_a_message_that_joins_another_is_kept(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    ann, bob = api.user(ANN), {"type": "hidden_user", "sender_user_name": "Bob"}
+    await way.bus.server.call("HSET", way.bus.shard(HERE).preferences(HERE), "queue", "collect")
+    first = ann.write("one")
+    ann.write("two")
+    ann.write("three", reply_to=first)
+    ann.forward(bob, photo=[api.world.keep(PNG, "p.jpg") | {"width": 9, "height": 9}])
+    await wait_until(lambda: _taken(way, 4))
+    gate.set()
+    joined = "two\n<quoted from='User 7'>\none\n</quoted>\n\nthree\n<forwarded from='Bob'>"
+    assert (await way.answer(HERE, 2)).startswith(joined)
+    assert (await way.answer(HERE, 2)).endswith("|image")
 
 
 async def test_an_edit_of_what_waits_replaces_it_and_a_late_one_offers_an_answer(
@@ -379,6 +449,20 @@ async def test_a_stranger_is_answered_once_and_costs_no_envelope(api: TelegramAp
     shard = way.bus.shard("telegram:99")
     assert not await way.bus.server.fetch("EXISTS", shard.conversation("telegram:99"), shard.journal("telegram:99"))
     assert not api.calls["getFile"]
+
+
+async def test_what_comes_with_an_invitation_is_answered_with_the_rights_it_gives(api: TelegramApi, way: WayIn) -> None:
+    code, admin = [await way.receiver.access.invite(rank) for rank in ("user", "admin")]
+    api.user(99).write(f"/start {code}")
+    api.user(99).write("hello")
+    api.user(98).write(f"/start {code}")
+    api.user(98).send_photo(PNG, caption="what is that?")
+    api.user(ANN).write(f"/start {admin}")
+    api.user(ANN).write("/invite")
+    assert await way.answer("telegram:99", 1) == "hello"
+    await api.wait_for(lambda: any("private" in text for text in answers(api, 98)))
+    await api.wait_for(lambda: any("?start=" in text for text in answers(api)))
+    assert await way.turns("telegram:98") == 0
 
 
 async def test_stop_ends_what_came_before_it_and_when_it_comes_again_nothing_else(

@@ -209,6 +209,11 @@ class User:
         kept = {**self.world.keep(content, "voice.oga"), "duration": duration, "mime_type": "audio/ogg"}
         return self._media({"voice": kept}, caption, "", where)
 
+    def forward(self, origin: dict[str, Any], text: str = "", *, chat: int | None = None, **media: Any) -> Message:
+        """Forward what ``origin`` wrote, right after what was written before."""
+        forward = {"forward_origin": {"date": 1_700_000_000, **origin}}
+        return self._send(text, chat, None, None, {**media, **forward})
+
     def block(self) -> None:
         """Stop the bot, as the user's client does."""
         self.blocked = True

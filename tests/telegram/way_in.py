@@ -22,6 +22,7 @@ from rolecall.frontends.telegram.bot import QuietBot, open_bot
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
+from rolecall.frontends.telegram.grouping import MessageGroups
 from rolecall.frontends.telegram.media import Media
 from rolecall.frontends.telegram.menu import Commands
 from rolecall.frontends.telegram.pickers import Choices
@@ -79,9 +80,10 @@ class WayIn:
 
 @asynccontextmanager
 async def way_in(
-    api: TelegramApi, bus: Bus, wakeups: Wakeups, *, keywords: tuple[str, ...] = ()
+    api: TelegramApi, bus: Bus, wakeups: Wakeups, *, keywords: tuple[str, ...] = (), comment_seconds: float = 0
 ) -> AsyncIterator[WayIn]:
-    """One process's way in to ``bus``, with its bot connected."""
+    """One process's way in to ``bus``, with its bot connected. A question waits ``comment_seconds`` for what is
+    forwarded with it."""
     bot = open_bot(bus.settings)
     await bot.initialize()
     front, blobs, placeholders = (
@@ -95,7 +97,10 @@ async def way_in(
     buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
     commands = Commands(bot, bus, access, choices, admins=Admins(bus, access))
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
-    receiver = Receiver(front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords)
+    receiver = Receiver(
+        front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords,
+        groups=MessageGroups(comment_seconds=comment_seconds),
+    )  # fmt: skip
     outbox = Outbox(bus, cast(RedisServer, bus.server), "telegram")
     deliverer = Deliverer(outbox, chats, live, turn_messages, blobs)
 
@@ -111,7 +116,7 @@ async def way_in(
     finally:
         delivering.cancel()
         await asyncio.wait([delivering])
-        for part in (live, buttons, turn_messages):
+        for part in (receiver, live, buttons, turn_messages):
             await part.aclose()
         await bot.shutdown()
 

@@ -15,6 +15,7 @@ from telegram import User as Person
 from rolecall.agent.attachments import Document, in_context, spoken
 from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolSession
 from rolecall.agent.tools import Tool, Toolbox, ToolLimits
+from rolecall.bus.envelope import part_text
 from rolecall.bus.foreign_text import DELIMITER, TAGS, as_data
 from rolecall.frontends.telegram.message import incoming_of
 from rolecall.models.model import ToolCall
@@ -84,9 +85,11 @@ def test_neither_text_nor_attributes_leave_their_tag(tag: str) -> None:
 
 
 def test_documents_and_forwarded_recordings_are_marked() -> None:
-    asked = in_context("what is it?", (Document(EVIL, EVIL), Document("b", EVIL)), {})
+    asked = in_context("what is it?", (Document(EVIL, EVIL, author=EVIL), Document("b", EVIL)), {})
     assert own(asked) == ["document"] * 4
-    assert own(spoken(EVIL, {"forwarded": EVIL})) == ["forwarded", "forwarded"]
+    assert own(spoken(EVIL, {"files": [{"from": EVIL}]})) == ["forwarded", "forwarded"]
+    assert own(in_context("?", (), {"forwarded": EVIL, "images": ["a"]})) == ["forwarded", "forwarded"]
+    assert own(part_text({"text": "?", "quoted": {"from": EVIL, "text": EVIL}})) == ["quoted", "quoted"]
 
 
 @pytest.mark.parametrize("returns", [lambda: EVIL, lambda: {"a": [EVIL]}, lambda: 1 / 0])

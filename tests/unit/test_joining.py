@@ -260,6 +260,19 @@ async def test_a_held_turn_that_had_to_wait_sleeps_out_what_is_left(bus: Bus) ->
     assert await said(bus) == "1\n2"
 
 
+async def test_a_held_turn_is_released_before_its_time_and_no_other_is(bus: Bus) -> None:
+    await ask(bus, text="one")
+    await defer_turn(bus, await take_one(bus))
+    await album(bus, "two")
+    shard = bus.shards[0]
+    assert [await promote(bus, shard, "a", held=turn) for turn in ("1", "2")] == ["GONE", "GONE"]
+    assert await promote(bus, shard, "a", early=True) == "OK"
+    await answer(bus, await take_one(bus))
+    assert await promote(bus, shard, "a", held="1") == "GONE"
+    assert await promote(bus, shard, "a", held="2") == "OK"
+    assert await said(bus) == "two"
+
+
 async def test_a_message_of_another_group_waits_behind_what_is_held(bus: Bus) -> None:
     await album(bus, "1")
     assert (await album(bus, "2", group="h")).outcome == "WAIT"

@@ -347,7 +347,7 @@ def test_of_a_photo_the_largest_size_is_meant(api: TelegramApi, ann: User) -> No
 
 
 def test_the_pieces_of_a_long_text_are_one_group(api: TelegramApi, ann: User) -> None:
-    groups, found = MessageGroups(), []
+    groups, found = MessageGroups(comment_seconds=0), []
     for text in ("a" * 4096, "b" * 4090, "the end", "another thing"):
         ann.write(text)
         found.append(groups.group(understood(api)))
@@ -367,7 +367,7 @@ def test_a_group_s_name_comes_from_the_messages_not_from_the_process(api: Telegr
 
 
 def test_a_message_some_seconds_after_a_long_one_stands_alone(api: TelegramApi, ann: User) -> None:
-    groups = MessageGroups()
+    groups = MessageGroups(comment_seconds=0)
     ann.write("a" * 4096)
     groups.group(understood(api))
     later = ann.write("and now?")
@@ -387,6 +387,34 @@ def test_an_album_is_one_group_and_its_other_pictures_are_for_the_bot_too(
     assert message is not None and groups.continues(message)
     second = groups.group(understood(api, expected=True))
     assert (first.name, second.name, second.further) == ("album:a1", "album:a1", True)
+
+
+def test_a_comment_and_what_is_forwarded_with_it_are_one_group(api: TelegramApi, group: Chat, ann: User) -> None:
+    groups = MessageGroups()
+    ann.write("@rolecall_bot is that true?", chat=GROUP)
+    found = [groups.group(understood(api))]
+    for origin, _ in ORIGINS[:2]:
+        ann.forward(origin, "it rains", chat=GROUP)
+        message = newest(api).message
+        assert message is not None and groups.continues(message)
+        found.append(groups.group(understood(api, expected=True)))
+    assert {one.name for one in found} == {"with:1"}
+    assert [one.further for one in found] == [False, True, True]
+    ann.write("and in Rome?", chat=GROUP)
+    assert not groups.continues(newest(api).message)  # type: ignore[arg-type]
+
+
+def test_what_is_forwarded_later_or_by_another_stands_alone(api: TelegramApi, ann: User) -> None:
+    groups = MessageGroups()
+    ann.write("is that true?")
+    groups.group(understood(api))
+    later = ann.forward(ORIGINS[0][0], "it rains")
+    api.world.updates.waiting[-1][2]["date"] = later.date + 3
+    assert not groups.group(understood(api)).further
+    ann.write("and now?")
+    groups.group(understood(api))
+    api.user(8).forward(ORIGINS[0][0], "it rains")
+    assert not groups.group(understood(api)).further
 
 
 def test_commands_and_edits_are_in_no_group(api: TelegramApi, ann: User) -> None:

@@ -1,7 +1,7 @@
 """What comes with a message besides its text: images, documents, voice, and the message it replies to.
 
-A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}); ``quoted`` is {from, text}; ``forwarded``
-is who sent the files first, if somebody else did.
+A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}, and ``from`` if somebody else sent them
+first); ``quoted`` is {from, text}; ``forwarded`` is who sent the images first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rolecall.bus.blobs import Blob, Blobs, Files, forget_files
-from rolecall.bus.foreign_text import as_data
+from rolecall.bus.foreign_text import as_data, context_of
 
 LOST = "(this file has expired)"
 UNREAD = "(this file could not be read)"
@@ -21,11 +21,20 @@ HOURS = 24
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as text. ``earlier`` is true for one of an earlier message."""
+    """A document as text. ``earlier`` is true for one of an earlier message; ``author`` is who sent it first, if
+    somebody else did."""
 
     name: str
     text: str
     earlier: bool = False
+    author: str = ""
+
+    @property
+    def marked(self) -> str:
+        """The document as a model may see it."""
+        origin = {"forwarded_from": self.author} if self.author else {}
+        sent = {"sent": "earlier"} if self.earlier else {}
+        return as_data("document", self.text, name=self.name, **origin, **sent)
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,10 @@ class Attachments:
     async def documents(self, payload: Mapping[str, Any]) -> tuple[Document, ...]:
         """The text files; an expired one has a note instead of its text."""
         return tuple([
-            Document(str(one.get("name", "")), blob.data.decode("utf-8", "replace") if blob else LOST)
+            Document(
+                str(one.get("name", "")), blob.data.decode("utf-8", "replace") if blob else LOST,
+                author=str(one.get("from", "")),
+            )
             for one, blob in await self._files(payload, "text/")
         ])  # fmt: skip
 
@@ -96,20 +108,16 @@ class Attachments:
 
 def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[str, Any]) -> str:
     """``question`` preceded by the documents that came with it and the message it replies to."""
-    parts = [
-        as_data("document", one.text, name=one.name, **({"sent": "earlier"} if one.earlier else {}))
-        for one in documents
-    ]
+    parts = [one.marked for one in documents]
     parts += [as_data("document", UNREAD, name=str(name)) for name in _listed(payload, "unread")]
-    quoted = payload.get("quoted")
-    if isinstance(quoted, dict) and quoted.get("text"):
-        parts.append(as_data("quoted", str(quoted["text"]), **{"from": str(quoted.get("from") or "you")}))
+    parts += context_of(payload)
     return "\n\n".join([*parts, question] if question else parts)
 
 
 def spoken(words: str, payload: Mapping[str, Any]) -> str:
     """The words of a recording: those of the user, or marked as those of whom it was forwarded from."""
-    origin = payload.get("forwarded")
+    authors = [one.get("from") for one in _listed(payload, "files") if isinstance(one, dict)]
+    origin = next(filter(None, authors), None)
     return as_data("forwarded", words, **{"from": str(origin)}) if origin and words else words
 
 

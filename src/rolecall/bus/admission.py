@@ -46,6 +46,8 @@ REFUSALS = {
 CONTROL_ROLE = "command"
 STOPPED = "Stopped: I'm answering your newer message."
 LOGGED_CHARS = 8000
+NOTE_BYTES = 512
+"""What messages with a hold leave free in a turn, so that a last one without a hold can say that some did not fit."""
 Mode = Literal["queue", "collect", "interrupt"]
 """What happens to a message while its conversation is busy: it waits; it joins a turn of the same user that has not
 begun; or it cancels the running turn of the same user."""
@@ -272,7 +274,7 @@ class Offer:
             "collect": int(self.mode == "collect"),
             "group": self.group,
             "hold": milliseconds(self.hold),
-            "max_bytes": MAX_TEXT_BYTES,
+            "max_bytes": MAX_TEXT_BYTES - (NOTE_BYTES if self.hold else 0),
         }
 
 

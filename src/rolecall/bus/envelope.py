@@ -7,10 +7,12 @@ import re
 import time
 import unicodedata
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from rolecall.bus.foreign_text import context_of
 from rolecall.errors import DecodeError, EnvelopeTooLarge, NewerVersion, RolecallError, UnknownRole
 
 VERSION = 1
@@ -134,9 +136,17 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def encode_part(envelope: Envelope) -> bytes:
-    """JSON of what ``envelope`` adds to a turn that it joins: its text, images and files. It contains no newline."""
+    """JSON of what ``envelope`` adds to a turn that it joins: its text with what it refers to, its images and files. It
+    contains no newline."""
     lists = {name: found for name in LISTS if (found := _listed(envelope.payload, name))}
-    return _encoder.encode(Part(envelope.text, **lists) if lists else envelope.text)
+    text = part_text(envelope.payload)
+    return _encoder.encode(Part(text, **lists) if lists else text)
+
+
+def part_text(payload: Mapping[str, Any]) -> str:
+    """The text of a message as a part of another turn, after what it refers to."""
+    text = payload.get("text", "")
+    return "\n\n".join([*context_of(payload), *([text] if isinstance(text, str) and text else [])])
 
 
 def decode(raw: bytes, *, turn: str = "", hops: int = 0, parts: bytes = b"") -> Envelope:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 TAGS = ("document", "quoted", "forwarded")
 DELIMITER = re.compile(rf"<(\s*/?\s*)(?=(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
 ATTRIBUTE = str.maketrans({"'": "’", '"': "”", "<": "‹", ">": "›"})
 ATTRIBUTE_CHARS = 200
+IMAGES = "(the images of this message)"
 
 
 def as_data(tag: str, text: str, **attributes: str) -> str:
@@ -21,6 +24,17 @@ def defused(text: str) -> str:
     """``text`` in which no tag of TAGS opens or closes, for text that is marked as data by other means, such as the
     result of a tool."""
     return DELIMITER.sub(r"‹\1", text)
+
+
+def context_of(payload: Mapping[str, Any]) -> list[str]:
+    """What a message refers to, as data: the message it replies to (``quoted``, {from, text}), and who sent its images
+    first, if somebody else did (``forwarded``)."""
+    quoted, origin, found = payload.get("quoted"), payload.get("forwarded"), []
+    if origin and payload.get("images"):
+        found.append(as_data("forwarded", IMAGES, **{"from": str(origin)}))
+    if isinstance(quoted, dict) and quoted.get("text"):
+        found.append(as_data("quoted", str(quoted["text"]), **{"from": str(quoted.get("from") or "you")}))
+    return found
 
 
 def _attribute(value: str) -> str:

@@ -29,8 +29,9 @@ SEPARATOR = b"\x1f"
 """What the names of schedules contain, and those of conversations do not."""
 PACKAGE = "rolecall.bus"
 PROMOTE = script(
-    PACKAGE, "scripts/turn/promote", names="deferred active conversation journal wake_stream name turn early expected"
-)
+    PACKAGE, "scripts/turn/promote",
+    names="deferred active conversation journal wake_stream name turn early expected held",
+)  # fmt: skip
 AUDIT = script(
     PACKAGE, "scripts/turn/audit",
     names="conversation journal active deferred stream first_high first_normal first_low name turn seen",
@@ -71,17 +72,18 @@ async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0
 
 async def promote(
     bus: Bus, shard: ShardKeys, conversation: str, call: str = "", now_ms: float = NEVER, *,
-    early: bool = False, as_if_due: bool = False,
+    early: bool = False, as_if_due: bool = False, held: str = "",
 ) -> str:  # fmt: skip
     """Wake the sleeping turn of a conversation, or one of its calls, if it is due by the server's clock and by
     ``now_ms``. With ``early``, also before its time, unless it is suspended: that ends when what it waits for is there.
-    With ``as_if_due``, in any case and as if its time had come."""
+    With ``as_if_due``, in any case and as if its time had come. With ``held``, before its time, but only if this turn
+    is the running one and has not begun."""
     field = f"{call}:defer:s" if call else "defer:s"
     stream = await bus.server.call("HGET", shard.journal(conversation), field)
     verdict: bytes = await bus.server.run(
         PROMOTE, deferred=shard.deferred, active=shard.active, conversation=shard.conversation(conversation),
         journal=shard.journal(conversation), wake_stream=stream or shard.deferred, name=conversation, turn=call,
-        early=2 if as_if_due else int(early), expected=round(now_ms),
+        early=2 if as_if_due else int(early), expected=round(now_ms), held=held,
     )  # fmt: skip
     return verdict.decode()
 

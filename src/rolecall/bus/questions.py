@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import part_text
 from rolecall.redis.scripts import milliseconds
 from rolecall.redis.server import pairs
 
@@ -32,7 +33,10 @@ async def question_of(bus: Bus, conversation: str, turn: str) -> dict[str, Any] 
     flat = await bus.server.fetch("HGETALL", bus.shard(conversation).question(conversation, turn))
     whole: dict[str, Any] = {}
     for _, raw in sorted(pairs(flat), key=_message_order):
-        for name, value in msgspec.json.decode(raw, type=dict[str, Any]).items():
+        payload = msgspec.json.decode(raw, type=dict[str, Any])
+        if whole:
+            payload = {**payload, "text": part_text(payload)}
+        for name, value in payload.items():
             whole[name] = _joined(whole[name], value) if name in whole else value
     return whole or None
 

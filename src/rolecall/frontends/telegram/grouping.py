@@ -1,13 +1,14 @@
-"""Grouping of messages: the order of a chat, the pictures of an album, and the pieces that a client cut a text into."""
+"""Grouping of messages: the order of a chat, the pictures of an album, the pieces that a client cut a text into, and
+what was forwarded with a comment or in one go."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from telegram import Message
 
@@ -17,6 +18,8 @@ HOLD_SECONDS = 1.2
 """How long a turn waits for more pieces of its text."""
 ALBUM_SECONDS = 2.0
 """How long a turn waits for more pictures of its album; they are downloaded before they are admitted."""
+COMMENT_SECONDS = 0.25
+"""How long a turn waits for what is forwarded with it: clients send the comment first and the forwards right after."""
 APART_SECONDS = 2.0
 """Clients send the pieces of one text at once; Telegram's clock shows whole seconds."""
 REMEMBERED = 1000
@@ -24,19 +27,23 @@ REMEMBERED = 1000
 
 class MessageGroup(NamedTuple):
     """The group of a message. Messages with the same ``name`` become one turn, which waits ``hold`` seconds for more of
-    them; a ``further`` message does not count towards the rate limit."""
+    them, but only ``patience`` seconds if none is on its way by then; a ``further`` message does not count towards the
+    rate limit."""
 
     name: str = ""
     hold: float = 0.0
     further: bool = False
+    patience: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class LongText:
-    """The last piece of a long text: when it was sent, and the name of its group."""
+class OpenGroup:
+    """The last message of a group that may have more: when it was sent, the group's name, and whether any message
+    continues it or only a forwarded one."""
 
     date: float
     group: str
+    long: bool
 
 
 class MessageGroups:
@@ -46,41 +53,77 @@ class MessageGroups:
     update that arrives again, even in another process, gets the same group.
     """
 
-    def __init__(self) -> None:
-        self._long: OrderedDict[tuple[int, int], LongText] = OrderedDict()
-        self._albums: OrderedDict[str, None] = OrderedDict()
+    def __init__(self, *, comment_seconds: float = COMMENT_SECONDS) -> None:
+        self.comment_seconds = comment_seconds
+        self._open: OrderedDict[tuple[int, int], OpenGroup] = OrderedDict()
+        self._albums: OrderedDict[str, str] = OrderedDict()
+        self._full: OrderedDict[str, None] = OrderedDict()
+        self._arriving: Counter[str] = Counter()
 
     def continues(self, message: Message) -> bool:
-        """Whether ``message`` continues an album or a text that was addressed to the bot."""
-        if message.media_group_id:
-            return message.media_group_id in self._albums
-        person = message.from_user
-        return person is not None and self._before(message.chat.id, person.id, message.date.timestamp()) is not None
+        """Whether ``message`` continues an album, a text or a comment that was addressed to the bot."""
+        if message.media_group_id in self._albums:
+            return True
+        person, forwarded = message.from_user, message.forward_origin is not None
+        date = message.date.timestamp()
+        return person is not None and self._before(message.chat.id, person.id, date, forwarded) is not None
 
     def group(self, incoming: Incoming) -> MessageGroup:
         """The group of ``incoming``; without a name when it stands on its own."""
         if incoming.command or incoming.version:
             return MessageGroup()
-        if incoming.album:
-            further = incoming.album in self._albums
-            self._albums[incoming.album] = None
-            _forget_oldest(self._albums)
-            return MessageGroup(f"album:{incoming.album}", ALBUM_SECONDS, further)
         person = (incoming.address.chat, incoming.user)
-        before = self._before(*person, incoming.date)
-        self._long.pop(person, None)
-        name = before.group if before else f"long:{incoming.message_id}" if incoming.long else ""
-        if incoming.long:
-            self._long[person] = LongText(incoming.date, name)
-            _forget_oldest(self._long)
-        return MessageGroup(name, HOLD_SECONDS if incoming.long else 0.0, before is not None)
+        before = self._before(*person, incoming.date, incoming.forwarded)
+        joined = self._albums.get(incoming.album, before.group if before else "")
+        if incoming.album:
+            self._albums[incoming.album] = name = joined or f"album:{incoming.album}"
+            _forget_oldest(self._albums)
+            hold, patience = ALBUM_SECONDS, 0.0
+        elif incoming.long:
+            name, hold, patience = joined or f"long:{incoming.message_id}", HOLD_SECONDS, 0.0
+        elif self._may_be_comment(incoming):
+            name, hold, patience = joined or f"with:{incoming.message_id}", ALBUM_SECONDS, self.comment_seconds
+        else:
+            name, hold, patience = joined, 0.0, 0.0
+        self._open.pop(person, None)
+        if hold:
+            self._open[person] = OpenGroup(incoming.date, name, incoming.long)
+            _forget_oldest(self._open)
+        return MessageGroup(name, hold, bool(joined), patience)
 
-    def _before(self, chat: int, user: int, date: float) -> LongText | None:
-        found = self._long.get((chat, user))
-        return found if found and abs(date - found.date) <= APART_SECONDS else None
+    @contextmanager
+    def arriving(self, group: MessageGroup) -> Iterator[None]:
+        """While a message of ``group`` is on its way, its turn waits for it."""
+        self._arriving[group.name] += 1
+        try:
+            yield
+        finally:
+            self._arriving[group.name] -= 1
+            if not self._arriving[group.name]:
+                del self._arriving[group.name]
+
+    def awaits(self, group: MessageGroup) -> bool:
+        """Whether another message of ``group`` is on its way."""
+        return group.name in self._arriving
+
+    def overflow(self, group: MessageGroup) -> None:
+        """A message of ``group`` was one too many for its turn."""
+        self._full[group.name] = None
+        _forget_oldest(self._full)
+
+    def is_full(self, group: MessageGroup) -> bool:
+        """Whether the turn of ``group`` lacks a message, so that later ones would leave a gap."""
+        return group.name in self._full
+
+    def _may_be_comment(self, incoming: Incoming) -> bool:
+        return self.comment_seconds > 0 and (incoming.forwarded or not (incoming.files or incoming.quoted))
+
+    def _before(self, chat: int, user: int, date: float, forwarded: bool) -> OpenGroup | None:
+        found = self._open.get((chat, user))
+        return found if found and abs(date - found.date) <= APART_SECONDS and (found.long or forwarded) else None
 
 
-def _forget_oldest(memory: OrderedDict[tuple[int, int], LongText] | OrderedDict[str, None]) -> None:
+def _forget_oldest(memory: OrderedDict[Any, Any]) -> None:
     if len(memory) > REMEMBERED:
         memory.popitem(last=False)
 

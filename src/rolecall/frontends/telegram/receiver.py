@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 from telegram import ChatMemberUpdated, Message, Update, User
 
-from rolecall.background import Attempt, Boundary
+from rolecall.background import Attempt, BackgroundTasks, Boundary
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
 from rolecall.bus.bus import count_soon
 from rolecall.bus.cancel import stop_turns_of
@@ -20,6 +21,7 @@ from rolecall.bus.commands import Command, find_command
 from rolecall.bus.conversation import preference, running_turn
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
+from rolecall.bus.maintenance import promote
 from rolecall.bus.members import note_applicant
 from rolecall.bus.outbox import reply
 from rolecall.bus.questions import has_fingerprint, keep_question, note_fingerprint, offer_once
@@ -48,6 +50,10 @@ TRIES = 3
 FOR_ADMINS = frozenset(("clear", "reset", "model", "role", "queue"))
 """Commands that change something for a whole group."""
 PEOPLE = 10_000
+REFUSAL_SECONDS = 60.0
+"""A chat is told at most this often that a message was not accepted."""
+CUT_NOTE = "[The end of this message is missing: it was too long. Answer what is there and say that it is incomplete.]"
+"""What a model reads in place of the pieces that did not fit."""
 RECENT_SECONDS = 600
 """An edited message that was not admitted before counts as new up to this age."""
 
@@ -68,6 +74,7 @@ class Receiver:
     queue: ChatQueue = field(default_factory=ChatQueue)
     groups: MessageGroups = field(default_factory=MessageGroups)
     _people: dict[int, tuple[str, str | None]] = field(default_factory=dict, repr=False)
+    _releases: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
     set_aside: int = 0
     """How many updates this process has given up on."""
 
@@ -78,6 +85,11 @@ class Receiver:
 
     def __post_init__(self) -> None:
         self.boundary = Boundary("telegram", tries=TRIES, count=partial(count_soon, self.front.bus.server, "failures"))
+
+    async def aclose(self) -> None:
+        """End what goes on in the background; a turn that is held is then released by a worker."""
+        self._releases.cancel()
+        await self._releases.drain()
 
     async def receive(self, update: Update) -> None:
         """Receive ``update``; returns once its effect is stored in the server, or it was refused, ignored or set aside,
@@ -106,7 +118,8 @@ class Receiver:
                 incoming = self._read(update, message)
                 if incoming is not None:
                     group = self.groups.group(incoming)
-                    await self._insist(update, lambda: self._take(incoming, group, ticket))
+                    with self.groups.arriving(group):
+                        await self._insist(update, lambda: self._take(incoming, group, ticket))
 
     def _read(self, update: Update, message: Message) -> Incoming | None:
         return incoming_of(
@@ -190,7 +203,12 @@ class Receiver:
         message = (self.front.bus, incoming.address.conversation, incoming.idempotency, incoming.fingerprint)
         if incoming.version and await has_fingerprint(*message):
             return
+        if not incoming.files:  # only downloads need not wait for what came before, such as an invitation's code
+            await ticket.wait()
         status = await self.access.status_of(incoming.user, incoming.address.chat)
+        if not status.allowed:
+            await ticket.wait()
+            status = await self.access.status_of(incoming.user, incoming.address.chat)
         if status.allowed or incoming.command == "start":
             await self._take_allowed(incoming, group, ticket, status)
         else:
@@ -279,22 +297,46 @@ class Receiver:
     async def _admit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str
     ) -> None:
-        mode = await self._mode(incoming.address)
-        received = await self.front.receive(
-            incoming.address.conversation, incoming.text, payload=payload, idempotency=idempotency,
-            principal=incoming.principal, title=incoming.title, mode=mode, hold=group.hold, group=group.name,
-            meta={**status.meta, **meta_of(incoming.language), "asks": incoming.language or True},
+        if self.groups.is_full(group):
+            return
+        conversation, mode = incoming.address.conversation, await self._mode(incoming.address)
+        offer = partial(
+            self.front.receive, conversation, payload=payload, principal=incoming.principal, title=incoming.title,
+            group=group.name, meta={**status.meta, **meta_of(incoming.language), "asks": incoming.language or True},
         )  # fmt: skip
+        received = await offer(incoming.text, idempotency=idempotency, mode=mode, hold=group.hold)
+        if received.outcome == "FULL":  # what cannot wait by itself may join what waits
+            received = await offer(incoming.text, idempotency=idempotency, mode="collect", hold=group.hold)
+        if received.outcome == "FULL" and group.name:
+            self.groups.overflow(group)
+            if group.further and (await offer(CUT_NOTE, idempotency=f"{idempotency}:cut", payload={})).turn:
+                return await self._tell(incoming, "message_cut")
         if received.turn:
-            await keep_question(self.front.bus, received.conversation, received.turn, idempotency, payload)
+            await keep_question(self.front.bus, conversation, received.turn, idempotency, payload)
+            if group.patience:
+                self._releases.start(self._release(received, group), "release of a held turn")
         await self._show(incoming, received)
+
+    async def _release(self, received: Received, group: MessageGroup) -> None:
+        """Release the held turn of ``group`` before its time, unless more messages of it are on their way."""
+        bus, conversation = self.front.bus, received.conversation
+        until = time.monotonic() + group.hold
+        while time.monotonic() < until:
+            await asyncio.sleep(group.patience)
+            if self.groups.awaits(group):
+                continue
+            verdict = await promote(bus, bus.shard(conversation), conversation, held=received.turn)
+            if verdict == "OK" or received.outcome == "RUN":
+                return
 
     async def _show(self, incoming: Incoming, received: Received) -> None:
         """Tell the user the outcome. A message that joined another turn shows in that turn's answer."""
         if received.turn:
             await self.progress.show(received, incoming.address, incoming.message_id, incoming.language)
         elif received.outcome in ("FULL", "BUSY"):
-            await self._tell(incoming, received.outcome.lower())
+            refusal = f"{received.outcome}:{received.conversation}"
+            if await self.access.first_refusal_within(refusal, REFUSAL_SECONDS):
+                await self._tell(incoming, received.outcome.lower())
         elif received.outcome != "CONFLICT":  # CONFLICT: the message before an edit had the same key
             await self._tell(incoming, "message_large" if received.outcome == "TOO_LARGE" else "not_received")
 
@@ -382,8 +424,10 @@ def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
     payload = {**files, "text": incoming.text}
     if incoming.quoted:
         payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
-    if incoming.origin and "files" in files:
+    if incoming.origin and "images" in files:
         payload["forwarded"] = incoming.origin
+    if incoming.origin and "files" in files:
+        payload["files"] = [{**one, "from": incoming.origin} for one in files["files"]]
     return payload
 
 

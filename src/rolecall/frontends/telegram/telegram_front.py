@@ -258,7 +258,7 @@ class Service:
             await delivering  # drained: no more updates are received
         finally:
             await cancel_and_wait(self._receiving, delivering, preparing, watching)
-            for part in (self.buttons, self.commands, self.progress, self.turn_messages):
+            for part in (self.receiver, self.buttons, self.commands, self.progress, self.turn_messages):
                 await part.aclose()
 
     async def drain(self, seconds: float) -> None:
