@@ -8,6 +8,7 @@ from agents.languages import OFFERED, chosen_code, language_name
 from agents.texts import Speaker, speaker
 from rolecall import COMMANDS, Agent, Context, Envelope, known_zone, parse_command
 from rolecall.errors import BadSchedule
+from rolecall.frontends.texts import help_line
 
 INNER = frozenset(("manager", "command", "lang"))  # not offered by /role
 
@@ -40,7 +41,8 @@ class CommandAgent(Agent):
 
 async def show_help(call: Call) -> str:
     own = [f"{role.match} – {role.description}" for role in call.ctx.roles.values() if role.match]
-    return "\n".join([*(f"{command.usage} – {command.help}" for command in COMMANDS), *own])
+    known = [help_line(call.speaker.language, one.name, one.usage) for one in COMMANDS]
+    return "\n".join([*known, *own])
 
 
 async def forget(call: Call) -> str:

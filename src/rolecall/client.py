@@ -145,12 +145,14 @@ class Assistant:
         payload: Mapping[str, Any] | None = None,
         idempotency: str | None = None,
         priority: int | None = None,
+        language: str = "",
     ) -> TurnRef:
         """Send a message without waiting for the answer.
 
         ``conversation`` is the unit of order and memory, such as ``crm:42``; without one, a new conversation starts.
         ``role`` and ``model`` override the manager's choice; ``user`` is whom limits count (default: the conversation);
-        ``priority`` is 0 to 100, high first. Commands such as ``/stats`` run outside the conversation's order.
+        ``priority`` is 0 to 100, high first. Commands such as ``/stats`` run outside the conversation's order,
+        and are answered in ``language`` unless the conversation prefers another one.
 
         The same ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same turn. Atomic: a message is accepted, or
         Refused is raised and nothing is written. Raises ServerUnavailable and EnvelopeTooLarge.
@@ -159,7 +161,8 @@ class Assistant:
         chosen = {name: value for name, value in (("role", role), ("model", model)) if value}
         envelope = Envelope(
             conversation=conversation, payload={**(payload or {}), **chosen, "text": text}, reply_to=self.name,
-            priority=self._bus.settings.default_priority if priority is None else priority, meta=carried(),
+            priority=self._bus.settings.default_priority if priority is None else priority, 
+            meta={**carried(), **({"language": language} if language else {})},
         )  # fmt: skip
         command = find_command(text)
         admission = await admit(

@@ -162,6 +162,13 @@ def runtime_directory() -> Path | None:
     return Path(given) if given and Path(given).is_dir() else None
 
 
+def user_language() -> str:
+    """The language of the user of this terminal, such as ``pt-BR``, as the C library finds it; empty if none is set."""
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
+    code = re.split(r"[.@]", locale)[0]
+    return "" if code in ("C", "POSIX") else code.replace("_", "-")
+
+
 def load(given: str | os.PathLike[str] | None = None) -> Application:
     """Load the application in ``given`` (see application_directory). Raises ConfigError with what to do."""
     directory = application_directory(given)

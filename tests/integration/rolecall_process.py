@@ -51,9 +51,17 @@ def make_application(directory: Path) -> Path:
 
 def environment(**settings: str) -> dict[str, str]:
     """The environment of the processes: echo@test answers, in 0.6 s and six pieces if not told otherwise."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TZ") if name in os.environ}
     given = {"GEN_MODEL": "echo@test", "ECHO_DELAY": "0.6", "ECHO_DELTAS": "6", "APPENDFSYNC": "everysec"}
-    return {**kept, **given, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm", "LOGNAME": "kim", **settings}
+    return {
+        **kept,
+        **given,
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+        "LANG": "C.UTF-8",
+        "TERM": "xterm",
+        "LOGNAME": "kim",
+        **settings,
+    }
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rolecall.frontends.texts import say
 from tests.integration.rolecall_process import ROLECALL, environment, make_application, rolecall, running
 
 
@@ -111,6 +112,12 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(app: Path, arguments: list
     done = rolecall(app, "ask", *arguments)
     assert (done.stdout, done.returncode) == ("", 2)
     assert message in done.stderr
+
+
+def test_commands_are_answered_in_the_language_of_the_terminal(app: Path) -> None:
+    asked = rolecall(app, "ask", "/help", LANG="de_DE.UTF-8")
+    assert "Sprache meiner Antworten" in asked.stdout, asked.stdout
+    assert rolecall(app, "ask", "/clear", LANG="C.UTF-8", LC_ALL="pt_BR.UTF-8").stdout == f"{say('pt', 'forgotten')}\n"
 
 
 def test_a_piped_chat_answers_each_line_in_order(app: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 import pytest_asyncio
 
 from rolecall.bus.access_keys import create_key
+from rolecall.bus.conversation import prefer
+from rolecall.frontends.texts import say
 from tests.deployment import Deployment
 from tests.http.server import open_again, serving
 from tests.http.stage import Events, GateAgent, stage
@@ -51,6 +53,24 @@ async def streamed(client: httpx2.AsyncClient, method: str, url: str, **options:
         assert response.status_code == 200, await response.aread()
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         return [one async for one in Events(response)]
+
+
+async def test_commands_are_answered_in_the_language_of_the_client_or_of_the_conversation(
+    client: httpx2.AsyncClient, deployment: Deployment
+) -> None:
+    clear = {"text": "/clear", "conversation_id": "spoken"}
+    for accepted, language in (
+        ("de-CH, en;q=0.8", "de"), ("xx;q=0, fr;q=0.5, es;q=0.7", "es"), ("*", "en"), ("zh-TW", "zh-hant"),
+        ("\u0665;q=9", "en"), (";,;q=", "en"),
+    ):  # fmt: skip
+        headers = {"Accept-Language": accepted.encode()}
+        assert (await client.post("/chat", json=clear, headers=headers)).json()["text"] == say(language, "forgotten")  # type: ignore[arg-type]
+        page = {"name": "spoken", "text": "/stop"}
+        task = (await client.post("/chat/page", json=page, headers=headers)).json()  # type: ignore[arg-type]
+        assert task["text"] == say(language, "nothing_to_stop")
+    await prefer(deployment.session.bus, "http:local:spoken", "lang", "tr", instance="test")
+    answer = await client.post("/chat", json=clear, headers={"Accept-Language": "de"})
+    assert answer.json()["text"] == say("tr", "forgotten")
 
 
 def problem(answer: httpx2.Response, status: int, code: str = "") -> str:

@@ -23,7 +23,7 @@ from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.cli.output import print_lines, visiting
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import Assistant, TurnRef
-from rolecall.config import Application, load
+from rolecall.config import Application, load, user_language
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
 from rolecall.frontends.front import Front
 from rolecall.frontends.terminal.text import plain
@@ -74,7 +74,7 @@ class Outcome(msgspec.Struct, frozen=True):
             if not as_json:
                 _print_rest(self.text, answer)
                 if self.finish == "length":
-                    print(f"rolecall: {say('en', 'answer_cut')}", file=sys.stderr)
+                    print(f"rolecall: {say(user_language(), 'answer_cut')}", file=sys.stderr)
             return 0
         if answer.text:
             print()
@@ -126,7 +126,10 @@ async def prompt(session: Session, wakeups: Wakeups, conversation: str = "") -> 
     words += [(role.match, f"ask {role.name}") for role in application.roles if role.match]
     conversation = conversation or f"terminal:{login_name()}"
     history = application.state_dir / "chat_history"
-    await chat_here(session.bus, wakeups, conversation=conversation, words=words, history=history)
+    await chat_here(
+        session.bus, wakeups, conversation=conversation, words=words, history=history,
+        language=user_language(),
+    )  # fmt: skip
     return 0
 
 
@@ -173,16 +176,16 @@ async def _ask(assistant: Assistant, question: Question, answer: AnswerText, str
     command = find_command(question.text)
     if command is not None and command.lane == "front":
         received = await Front(assistant.session.bus, assistant.wakeups, "terminal").receive(
-            conversation, question.text
+            conversation, question.text, language=user_language()
         )
         return Outcome(conversation, "", "", "final", received.reply)
     try:
         ref = await assistant.send(
             question.text, conversation=conversation, role=question.role, model=question.model,
-            priority=question.priority,
+            priority=question.priority, language=user_language(),
         )  # fmt: skip
     except Refused as refused:
-        return Outcome(conversation, "", "", "refused", say("en", refused.code.lower()))
+        return Outcome(conversation, "", "", "refused", say(user_language(), refused.code.lower()))
     except RolecallError as error:
         if type(error) not in (RolecallError, EnvelopeTooLarge):
             raise

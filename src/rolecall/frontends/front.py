@@ -15,6 +15,7 @@ from rolecall.bus.admission import Admission, Mode, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.commands import find_command, parse_command
+from rolecall.bus.conversation import preference
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import OutboxEntry
@@ -23,7 +24,7 @@ from rolecall.bus.steps.answers import Answered, answer
 from rolecall.bus.turn import CLEARED, FIRST_ROLE, Records, note
 from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
 from rolecall.frontends.reminders import reminders_reply
-from rolecall.frontends.texts import say
+from rolecall.frontends.texts import meta_of, say, spoken
 from rolecall.session import Session
 from rolecall.tracing.traceparent import carried
 from rolecall.version import __version__
@@ -49,11 +50,11 @@ class Received:
     before: str = "0-0"
 
     @classmethod
-    def of(cls, conversation: str, admission: Admission) -> Received:
+    def of(cls, conversation: str, admission: Admission, language: str) -> Received:
         """What the bus said, as front ends tell it."""
         outcome = admission.outcome
         if not admission.accepted:
-            return cls(conversation, reply=say("en", outcome.lower()), refused=True, outcome=outcome)
+            return cls(conversation, reply=say(language, outcome.lower()), refused=True, outcome=outcome)
         return cls(
             conversation, admission.turn, outcome=outcome, place=admission.place, at=admission.at,
             before=admission.before,
@@ -127,13 +128,16 @@ class Front:
         hold: float = 0.0,
         group: str = "",
         commands: bool = True,
+        language: str = "",
     ) -> Received:
         """Take ``text`` of ``conversation``. Commands of the front lane are carried out here; nothing waits for a
-        model. Without ``commands`` there are none. ``mode``, ``hold`` and ``group`` are those of Bus.admit. Raises
-        ServerUnavailable; whatever the text itself is, is answered."""
+        model. Without ``commands`` there are none. ``mode``, ``hold`` and ``group`` are those of Bus.admit. The answers
+        to commands and refusals are in the language that the conversation prefers, else in ``language``, that of the
+        user's app. Raises ServerUnavailable; whatever the text itself is, is answered."""
         command = find_command(text) if commands else None
         if command is not None and command.lane == "front":
-            return await self._carry_out(conversation, text)
+            return await self._carry_out(conversation, text, await self._spoken(conversation, language))
+        meta = {**meta_of(language), **(meta or {})}
         try:
             admission = await admit(
                 self.bus,
@@ -152,8 +156,9 @@ class Front:
             if type(error) not in (RolecallError, EnvelopeTooLarge):
                 raise
             outcome = "TOO_LARGE" if isinstance(error, EnvelopeTooLarge) else ""
-            return Received(conversation, reply=say("en", "not_taken", why=f"{error}."), refused=True, outcome=outcome)
-        return Received.of(conversation, admission)
+            reply = say(language, "not_taken", why=f"{error}.")
+            return Received(conversation, reply=reply, refused=True, outcome=outcome)
+        return Received.of(conversation, admission, language)
 
     def follow(self, received: Received, after: str = "") -> AsyncIterator[Event]:
         """The events of a received turn, or those after the event id ``after``; the final one last."""
@@ -191,21 +196,26 @@ class Front:
             meta={**carried(), **(meta or {})},
         )  # fmt: skip
 
-    async def _carry_out(self, conversation: str, text: str) -> Received:
+    async def _spoken(self, conversation: str, language: str) -> str:
+        """The language of this front end's own answers in ``conversation``."""
+        chosen = await preference(self.bus, conversation, "lang")
+        return language if not chosen or spoken(language).startswith(f"{chosen}-") else chosen
+
+    async def _carry_out(self, conversation: str, text: str, language: str) -> Received:
         name, argument = parse_command(text) or ("", "")
         if name == "reminders":
-            reply = await reminders_reply(self.bus, conversation, argument, instance=self.instance)
+            reply = await reminders_reply(self.bus, conversation, argument, instance=self.instance, language=language)
             return Received(conversation, reply=reply, outcome="LISTED")
         if name == "stop":
             ended = await self.stop(conversation)
             if ended:
-                return Received(conversation, reply=say("en", "stopped"), outcome="STOPPED")
-            return Received(conversation, reply=say("en", "nothing_to_stop"), outcome="IDLE")
+                return Received(conversation, reply=say(language, "stopped"), outcome="STOPPED")
+            return Received(conversation, reply=say(language, "nothing_to_stop"), outcome="IDLE")
         await stop_conversation(self.bus, conversation, instance=self.instance, forget=True)
         records = Records(self.instance)
         records.add("NOTE", CLEARED)
         await note(self.bus, self.bus.shard(conversation), conversation, "", records)
-        return Received(conversation, reply=say("en", "forgotten"), outcome="FORGOTTEN")
+        return Received(conversation, reply=say(language, "forgotten"), outcome="FORGOTTEN")
 
 
 @asynccontextmanager

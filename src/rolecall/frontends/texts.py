@@ -66,6 +66,12 @@ def waiting_text(language: str | None, payload: Mapping[str, Any]) -> str | None
     return say(language, key, wait=duration(_seconds(payload))) if key in table() else None
 
 
+def help_line(language: str | None, name: str, usage: str) -> str:
+    """The line of /help for the command ``name``. In Arabic, its usage still reads from left to right."""
+    shown = f"\u2068{usage}\u2069" if spoken(language) == "ar" else usage
+    return f"{shown} – {say(language, f'menu_{name}')}"
+
+
 def spoken(language: str | None) -> str:
     """The one of LANGUAGES to use for ``language``: itself, or the tongue it is a kind of, or English."""
     code = (language or "").replace("_", "-").lower()

@@ -20,6 +20,7 @@ from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import (
     MAX_IMAGES,
     PREFIX,
+    AcceptLanguage,
     ChatRequest,
     IdempotencyKey,
     conversation_of,
@@ -72,14 +73,14 @@ class ChatBody(BaseModel):
     images: list[str] = Field([], max_length=MAX_IMAGES, description="data URLs: data:image/png;base64,…")
     cancel_on_disconnect: bool = Field(False, description="cancel the task if this connection closes before its end")
 
-    def chat_request(self, asks: bool) -> ChatRequest:
+    def chat_request(self, asks: bool, language: str) -> ChatRequest:
         """The request to submit; ``asks`` says whether its client can be asked meanwhile. Raises Problem for an empty
         message."""
         if not self.text.strip() and not self.images:
             raise Problem(422, text("no_text"), param="text")
         return ChatRequest(
             self.text, self.conversation_id, self.role, self.model, self.priority, self.metadata, tuple(self.images),
-            asks=asks,
+            asks=asks, language=language,
         )  # fmt: skip
 
 
@@ -96,10 +97,10 @@ class Submitted:
              "description": "The server is shutting down; the answer will be at Location"}})  # fmt: skip
 async def chat(
     body: ChatBody, request: Request, response: Response, after: BackgroundTasks, services: ServicesDep, who: User,
-    uploads: Uploads, key: IdempotencyKey = None,
+    uploads: Uploads, key: IdempotencyKey = None, language: AcceptLanguage = "",
 ) -> Task:  # fmt: skip
     """Returns the task once it is done or cancelled. If it failed, the status is 502 and the task is in `task`."""
-    submitted = await _submit(body, response, services, who, key, uploads, asks=False)
+    submitted = await _submit(body, response, services, who, key, uploads, language, asks=False)
     received, snapshot = submitted.received, submitted.snapshot
     task: Task | NoResult = snapshot.task
     if not snapshot.task.ended:
@@ -117,9 +118,10 @@ async def chat(
 
 
 async def _streamed(
-    body: ChatBody, response: Response, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None
-) -> AsyncIterator[Submitted]:
-    submitted = await _submit(body, response, services, who, key, uploads)
+    body: ChatBody, response: Response, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None,
+    language: AcceptLanguage = "",
+) -> AsyncIterator[Submitted]:  # fmt: skip
+    submitted = await _submit(body, response, services, who, key, uploads, language)
     try:
         yield submitted
     finally:  # the stream has ended: with its turn, or because the client left
@@ -142,11 +144,12 @@ async def stream(submitted: Annotated[Submitted, Depends(_streamed)], services: 
 @router.post("/chat/async", status_code=202, summary="Ask and fetch the answer later",
              responses={**SUBMITTED, 202: {"headers": TASK_HEADERS}})  # fmt: skip
 async def ask_later(
-    body: ChatBody, response: Response, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None
+    body: ChatBody, response: Response, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None,
+    language: AcceptLanguage = "",
 ) -> Task:  # fmt: skip
     """Returns the task, which can be fetched at `Location`. A command that was executed at once has the status 200 and
     no task."""
-    submitted = await _submit(body, response, services, who, key, uploads)
+    submitted = await _submit(body, response, services, who, key, uploads, language)
     response.status_code = 202 if submitted.received.turn else 200
     return submitted.snapshot.task
 
@@ -258,10 +261,11 @@ async def _submit(
     who: Principal,
     key: str | None,
     uploads: Mapping[str, Upload],
+    language: str,
     *,
     asks: bool = True,
 ) -> Submitted:
-    received = await submit(services, who, body.chat_request(asks), key, uploads)
+    received = await submit(services, who, body.chat_request(asks, language), key, uploads)
     response.headers.update(headers_of(received))
     return Submitted(received, await accepted_task(services.bus, received))
 

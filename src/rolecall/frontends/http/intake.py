@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
 
 PREFIX = "http:"
+LANGUAGE_CODE = re.compile(r"[a-zA-Z]{2,8}(-[a-zA-Z0-9]{1,8}){0,8}", re.ASCII)
 DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.ASCII | re.DOTALL)
 STORED = re.compile(r"blob:([0-9a-f]{32})", re.ASCII)
 """The URL of an image that is stored already."""
@@ -43,6 +45,9 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?", r
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="a request repeated with the same key within 24 h is the same task"),
+]
+AcceptLanguage = Annotated[
+    str, Header(alias="Accept-Language", max_length=1000, description="of the answers to commands, such as /help")
 ]
 OVERLOADED = {"FULL": (429, 5), "BUSY": (503, 10)}
 """Status and Retry-After seconds by the outcome of an admission."""
@@ -71,6 +76,8 @@ class ChatRequest:
     asks: bool = False
     """Whether its client can be asked while the task runs."""
     again: str = ""
+    language: str = ""
+    """What the header Accept-Language says."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -112,6 +119,7 @@ async def submit(
             priority=request.priority,
             meta=request.meta,
             commands=request.commands,
+            language=preferred_language(request.language),
         )
         if received.refused:
             raise _refused(received)
@@ -139,6 +147,17 @@ def fitted(services: Services, request: ChatRequest) -> tuple[ChatRequest, int]:
     most = min(MAX_BYTES, services.settings.blob_megabytes * 1024 * 1024 // 2)
     client, cut = fitting(request.client, most)
     return dataclasses.replace(request, client=client), cut
+
+
+def preferred_language(accepted: str) -> str:
+    """The language that a header Accept-Language prefers, such as ``pt-BR``; empty if it names none."""
+    weighed = []
+    for one in accepted.split(","):
+        code, _, weight = one.partition(";")
+        quality = re.fullmatch(r"\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*", weight)
+        weighed.append((float(quality[1]) if quality else 1.0, code.strip()))
+    best, code = max(weighed, key=itemgetter(0))
+    return code if best and LANGUAGE_CODE.fullmatch(code) else ""
 
 
 def headers_of(received: Received) -> dict[str, str]:

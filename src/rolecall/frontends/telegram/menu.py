@@ -30,7 +30,7 @@ from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming
 from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message, reminders_message
-from rolecall.frontends.texts import LANGUAGES, say
+from rolecall.frontends.texts import LANGUAGES, help_line, say
 
 INVITATION_DAYS = 7
 LISTED_MEMBERS = 50
@@ -130,9 +130,7 @@ class Commands:
         language = incoming.language
         usages = {command.name: command.usage for command in COMMANDS}
         names = (*OPEN, *(ADMIN if status.rank == "admin" and incoming.address.private else ()))
-        lines = [
-            f"{usages.get(name) or USAGE.get(name, f'/{name}')} – {say(language, f'menu_{name}')}" for name in names
-        ]
+        lines = [help_line(language, name, usages.get(name) or USAGE.get(name, f"/{name}")) for name in names]
         return CommandReply("\n".join([*lines, *(f"{prefix} – {what}" for prefix, what in self.choices.prefixes)]))
 
     async def _whoami(self, incoming: Incoming, status: UserStatus) -> CommandReply:

@@ -55,19 +55,20 @@ async def chat(
     conversation: str = "",
     words: Sequence[tuple[str, str]] = (),
     history: Path | None = None,
+    language: str = "",
 ) -> None:
     """Talk in this process's terminal until the user leaves.
 
     The conversation is ``conversation``, else ``terminal:<name>``. ``words`` are completed besides the commands,
-    ``history`` is the file of earlier lines. Raises MissingExtra without prompt_toolkit, RolecallError for an id
-    that no conversation can have.
+    ``history`` is the file of earlier lines. What the application says itself is in ``language``. Raises
+    MissingExtra without prompt_toolkit, RolecallError for an id that no conversation can have.
     """
     try:
         from rolecall.frontends.terminal.prompt import Prompt
     except ModuleNotFoundError:
         raise MissingExtra("terminal", "the chat prompt (--no-chat does without)") from None
-    talk = Chat(Front(bus, wakeups, "terminal"), check_conversation(conversation or f"terminal:{name}"))
-    known = [(f"/{command.name}", command.help) for command in COMMANDS]
+    talk = Chat(Front(bus, wakeups, "terminal"), check_conversation(conversation or f"terminal:{name}"), language)
+    known = [(f"/{command.name}", say(language, f"menu_{command.name}")) for command in COMMANDS]
     talk.prompt = Prompt(talk.say, talk.interrupt, talk.status, [*known, *words], history)
     await talk.run()
 
@@ -78,9 +79,10 @@ class Chat:
     name = "terminal"
     prompt: Prompt
 
-    def __init__(self, front: Front, conversation: str) -> None:
+    def __init__(self, front: Front, conversation: str, language: str = "") -> None:
         self._front = front
         self._conversation = conversation
+        self._language = language
         self._unsent: asyncio.Queue[Said] = asyncio.Queue()
         self._taken: asyncio.Queue[Said] = asyncio.Queue()
         self._waiting: deque[Said] = deque()
@@ -171,7 +173,9 @@ class Chat:
         while not self._left:
             said = await self._unsent.get()
             try:
-                said.received = await self._front.receive(self._conversation, said.text, meta={"asks": True})
+                said.received = await self._front.receive(
+                    self._conversation, said.text, meta={"asks": True}, language=self._language
+                )
             except RolecallError as error:
                 await self._settle_beside(said, f"not sent: {error}", "error")
                 continue
@@ -230,13 +234,13 @@ class Chat:
         if rest is None:
             await self._show([*self._ended(), ("dim", "… the answer is, in full:")])
         await self._grow(event.text if rest is None else rest)
-        notes = [("dim", f"… {note}") for note in answer_notes("en", event.payload)]
+        notes = [("dim", f"… {note}") for note in answer_notes(self._language, event.payload)]
         await self._show([*self._ended(), *notes, ("", "")])
 
     async def _answer_beside(self, said: Said) -> None:
         async for event in self._front.follow(said.received):
             if event.last:
-                text = "\n… ".join([event.text, *answer_notes("en", event.payload)])
+                text = "\n… ".join([event.text, *answer_notes(self._language, event.payload)])
                 await self._settle_beside(said, text, "error" if event.kind == "error" else "")
                 await self._delivered(said, event)
 
@@ -283,7 +287,8 @@ class Chat:
         except RolecallError as error:
             return await self._show([("error", row) for row in rows_of(f"not sent: {error}", self.prompt.width)])
         if verdict != "OK":
-            await self._show([("dim", say("en", "not_asked" if verdict == "FORBIDDEN" else "question_closed"))])
+            key = "not_asked" if verdict == "FORBIDDEN" else "question_closed"
+            await self._show([("dim", say(self._language, key))])
 
     async def _warn_if_alone(self) -> None:
         try:

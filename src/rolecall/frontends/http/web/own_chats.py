@@ -20,7 +20,15 @@ from rolecall.bus.conversation import history, prefer, preferences_of
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Uploads
-from rolecall.frontends.http.intake import MAX_IMAGES, PREFIX, ChatRequest, IdempotencyKey, conversation_of, submit
+from rolecall.frontends.http.intake import (
+    MAX_IMAGES,
+    PREFIX,
+    AcceptLanguage,
+    ChatRequest,
+    IdempotencyKey,
+    conversation_of,
+    submit,
+)  # fmt: skip
 from rolecall.frontends.http.problems import Problem, bus_timeout, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.task import Task, accepted_task
@@ -82,8 +90,9 @@ async def list_chats(
 
 @router.post("/chat/page", status_code=202)
 async def send(
-    body: PageMessage, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None
-) -> Task:
+    body: PageMessage, services: ServicesDep, who: User, uploads: Uploads, key: IdempotencyKey = None,
+    language: AcceptLanguage = "",
+) -> Task:  # fmt: skip
     """Take a message. Its path is that of large bodies."""
     conversation = conversation_of(who, body.name)
     images, files = await _kept(services, conversation, body.again) if body.again else ((), ())
@@ -93,6 +102,7 @@ async def send(
     request = ChatRequest(
         body.text, conversation, body.role, body.model, images=(*(f"blob:{one}" for one in images), *body.images),
         attached={"files": [*files, *added]}, again=body.again, asks=True,
+        language=language,
     )  # fmt: skip
     received = await submit(services, who, request, key, uploads)
     return (await accepted_task(services.bus, received)).task
