@@ -241,6 +241,7 @@ class FrontendSettings(BaseModel):
     http_requests: int = Field(512, ge=1, le=100_000, description="concurrent HTTP requests per key and process")
     http_streams: int = Field(256, ge=1, le=100_000, description="open streams per key and process")
     http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests per key and minute")
+    http_image_urls: bool = Field(False, description="whether images are fetched from public https URLs in messages")
     http_choices: int = Field(8, ge=1, le=128, description="most answers to one chat completion, its `n`")
     http_read_seconds: Seconds = Field(10, description="timeout for receiving an HTTP request in seconds")
     login_hours: float = Field(12, gt=0, le=8760, description="hours a login to the web page lasts")

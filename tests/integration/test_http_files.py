@@ -13,6 +13,10 @@ import httpx2
 import openai
 import pytest
 import pytest_asyncio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from agents.embedding import EmbeddingAgent
 from agents.manager import ManagerAgent
@@ -22,6 +26,10 @@ from rolecall import Agent, Context, Envelope
 from rolecall.agent.role import Role
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.foreign_text import as_data
+from rolecall.frontends.http import image_urls
+from rolecall.frontends.http.image_urls import is_public
+from rolecall.frontends.sockets import listen, uvicorn_server
+from tests.certificates import Authority
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving
 
@@ -45,6 +53,7 @@ ROLES = (
 )
 SETTINGS: dict[str, Any] = {
     "embedding_model": "words@test", "voice_model": "whisper@test", "blob_megabytes": 2, "http_read_seconds": 3,
+    "http_image_urls": True,
 }  # fmt: skip
 
 
@@ -255,3 +264,111 @@ async def test_files_have_limits_and_owners(deployment: Deployment, client: open
             assert caught.value.status_code == 413
     finally:
         await open_again(bus, url)
+
+
+# ── images by URL ───────────────────────────────────────────────────────────────────────────────
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(1000)
+
+
+async def served_image(request: Request) -> Response:
+    """An image, or what else the path says."""
+    kind = request.path_params["kind"]
+    if kind == "endless":
+
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                yield PNG * 100
+                await asyncio.sleep(0)
+
+        return StreamingResponse(pieces(), media_type="image/png")
+    if kind in REDIRECTS:
+        return RedirectResponse(REDIRECTS[kind] or str(request.url))
+    found = {"a.png": PNG, "a.html": b"<html>", "host": PNG + request.headers["host"].encode()}.get(kind)
+    return Response(found or b"", 200 if found else 404, media_type="image/png")
+
+
+REDIRECTS = {
+    "moved": "/a.png", "metadata": "https://169.254.169.254/latest/meta-data", "plain": "http://localhost/a.png",
+    "forever": "", "mapped": "https://[::ffff:169.254.169.254]/",
+}  # fmt: skip
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def images(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The address of a server of images with a certificate, on this machine, which counts as public here."""
+    authority = Authority(tmp_path_factory.mktemp("images"))
+    certificate, key = authority.sign("images")
+    app = Starlette(routes=[Route("/{kind}", served_image)])
+    server = uvicorn_server(app, ssl_certfile=certificate, ssl_keyfile=key)
+    with listen("127.0.0.1", 0) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        patch.setattr(image_urls, "is_public", lambda address: address in ("127.0.0.1", "::1") or is_public(address))
+        running = asyncio.create_task(server.serve([listener]), name="images")
+        try:
+            yield f"https://localhost:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await running
+
+
+@pytest.mark.parametrize("path", ["a.png", "moved", "host"])
+async def test_an_image_is_fetched_from_its_url(client: openai.AsyncOpenAI, images: str, path: str) -> None:
+    url, seen = f"{images}/{path}", {"text": "What is it?", "images": 1}
+    part: Any = {"type": "image_url", "image_url": {"url": url}}
+    content: Any = [{"type": "text", "text": "What is it?"}, part]
+    chat = await client.chat.completions.create(model="tell", messages=[{"role": "user", "content": content}])
+    assert json.loads(chat.choices[0].message.content or "") == seen
+    parts: Any = [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": url}]
+    answer = await client.responses.create(model="tell", input=[{"role": "user", "content": parts}])
+    assert json.loads(answer.output_text) == seen
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("a.html", 400, "expected a PNG, JPEG, GIF or WebP image"), ("missing", 400, "HTTP 404"),
+        ("endless", 413, "may have 2 MB"), ("forever", 400, "more than 3 redirects"),
+        ("metadata", 400, "169.254.169.254 is not on the public internet"), ("plain", 400, "expected an https URL"),
+        ("mapped", 400, "is not on the public internet"),
+    ],
+)  # fmt: skip
+async def test_what_is_at_a_url_is_checked(
+    client: openai.AsyncOpenAI, images: str, path: str, status: int, says: str
+) -> None:
+    await refused_image(client, f"{images}/{path}", status, says)
+
+
+@pytest.mark.parametrize(
+    ("at", "says"),
+    [
+        ("https://169.254.169.254/latest/meta-data/", "169.254.169.254 is not on the public internet"),
+        ("https://10.0.0.1/", "not on the public internet"), ("https://2130706434/", "not on the public internet"),
+        ("https://[fd00::1]/", "not on the public internet"), ("https://[::ffff:10.0.0.1]/", "not on the public"),
+        ("https://nowhere.invalid/a.png", "no such host"), ("https://", "could not be fetched"),
+        ("https://[/", "could not be fetched"), ("http://example.org/a.png", "expected data URLs"),
+    ],
+)  # fmt: skip
+async def test_no_url_leads_inside(client: openai.AsyncOpenAI, at: str, says: str) -> None:
+    await refused_image(client, at, 400, says)
+
+
+async def refused_image(client: openai.AsyncOpenAI, url: str, status: int, says: str) -> None:
+    content: Any = [{"type": "image_url", "image_url": {"url": url}}]
+    with pytest.raises(openai.APIStatusError, match=says.replace(".", r"\.")) as caught:
+        await client.chat.completions.create(model="tell", messages=[{"role": "user", "content": content}])
+    assert (caught.value.status_code, caught.value.param) == (status, "images")
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True), ("2606:2800:220:1::1", True), ("::ffff:93.184.216.34", True), ("127.0.0.1", False),
+        ("169.254.169.254", False), ("192.168.1.1", False), ("100.64.0.1", False), ("0.0.0.0", False),
+        ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False), ("::", False), ("fe80::1%eth0", False),
+        ("fd00:ec2::254", False), ("::ffff:169.254.169.254", False), ("::169.254.169.254", False),
+        ("64:ff9b::a9fe:a9fe", False), ("2002:a9fe:a9fe::1", False), ("2001:0:a9fe:a9fe::", False),
+    ],
+)  # fmt: skip
+async def test_an_address_is_public_in_none_of_its_forms_unless_it_is(address: str, public: bool) -> None:
+    assert is_public(address) is public

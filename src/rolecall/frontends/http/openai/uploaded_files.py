@@ -17,6 +17,7 @@ from rolecall.bus.blobs import Files, StoredFile
 from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload
+from rolecall.frontends.http.image_urls import fetch_images
 from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.openai.completion_request import ChatMessage, ImageUrl
 from rolecall.frontends.http.openai.request_fields import FilePart
@@ -95,25 +96,34 @@ async def delete(file_id: FileId, services: ServicesDep, who: User) -> dict[str,
 async def place_in_chat(
     services: Services, who: Principal, messages: Sequence[ChatMessage], uploads: MutableMapping[str, Upload]
 ) -> None:
-    """Replace the files in ``messages`` by texts and pictures. Raises Problem."""
+    """Replace the files and the https URLs in ``messages`` by texts and pictures. Raises Problem."""
     for number, message in enumerate(messages):
         for part in message.content if isinstance(message.content, list) else ():
             if part.type == "file" and part.file is not None:
                 said, url = await placed(services, who, part.file, f"messages.{number}", uploads)
                 part.type, part.text = ("image_url", "") if url else ("text", said)
                 part.image_url = ImageUrl(url=url) if url else None
+    listed = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    images = [part.image_url for part in listed if part.image_url is not None]
+    fetched = await fetch_images([image.url for image in images], services.settings, uploads)
+    for image in images:
+        image.url = fetched.get(image.url, image.url)
 
 
 async def place_in_items(
     services: Services, who: Principal, items: Sequence[InputItem], uploads: MutableMapping[str, Upload]
 ) -> None:
-    """Replace the files in ``items`` by texts and pictures. Raises Problem."""
+    """Replace the files and the https URLs in ``items`` by texts and pictures. Raises Problem."""
     for number, item in enumerate(items):
         for part in item.content if isinstance(item.content, list) else ():
             if part.type == "input_file" or (part.type == "input_image" and part.file_id and not part.image_url):
                 said, url = await placed(services, who, part, f"input.{number}", uploads)
                 part.type, part.text = ("input_image", "") if url else ("input_text", said)
                 part.image_url = url or None
+    parts = [part for item in items if isinstance(item.content, list) for part in item.content]
+    fetched = await fetch_images([part.image_url or "" for part in parts], services.settings, uploads)
+    for part in parts:
+        part.image_url = fetched.get(part.image_url or "", part.image_url)
 
 
 async def placed(
