@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 FAILURES: Mapping[str, str] = {
     "model_away": "Sorry, the model isn't answering. Please try again later.",
-    "model_limited": "Sorry, the model has reached its limit for the next {wait}. Please try again then.",
+    "model_limited": "Sorry, the model has reached its limit. Please try again in {wait}.",
     "model_setup": "Sorry, the model can't be used right now. The operator of this assistant can find out why.",
     "model_refused": "Sorry, the model refused this request.",
     "content_refused": "Sorry, the provider's content filter blocked this.",
@@ -15,13 +16,13 @@ FAILURES: Mapping[str, str] = {
     "bad_answer": "Sorry, the model gave no usable answer. Please try again.",
     "tool_failed": "Sorry, a tool that this needs isn't available right now.",
     "defect": "Sorry, something went wrong here. The operator of this assistant can find out why.",
-    "took_too_long": "Sorry, this took too long and was given up.",
+    "took_too_long": "Sorry, this took too long, so I gave up.",
     "budget_user": "You've reached today's limit{limit}. It resets at midnight UTC.",
     "budget_all": "This assistant has reached today's limit{limit}. It resets at midnight UTC.",
 }
 """What users are told about a failed turn, by its kind. Front ends have ``failure_<kind>`` in more languages."""
 WAITS: Mapping[str, str] = {
-    "model_silent": "The model isn't answering; I keep trying.",
+    "model_silent": "The model isn't answering. I'll keep trying.",
     "model_full": "The model is busy. I'll answer as soon as it's free.",
     "model_limit": "The model has reached its limit. I'll continue in {wait}.",
 }
@@ -40,11 +41,17 @@ def money(usd: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``seconds`` rounded up, as users of every language read it: 40 s, 5 min, 2 h."""
+    """``seconds`` rounded up, in English: 40 s, 5 min, 2 h."""
+    count, unit = rounded(seconds)
+    return f"{count} {unit}"
+
+
+def rounded(seconds: float) -> tuple[int, Literal["s", "min", "h"]]:
+    """``seconds`` rounded up, in the unit that suits it."""
     if seconds <= 90:
-        return f"{max(1, -int(-seconds // 1))} s"
+        return max(1, -int(-seconds // 1)), "s"
     minutes = -int(-seconds // 60)
-    return f"{minutes} min" if minutes <= 90 else f"{-(-minutes // 60)} h"
+    return (minutes, "min") if minutes <= 90 else (-(-minutes // 60), "h")
 
 
 class RolecallError(Exception):

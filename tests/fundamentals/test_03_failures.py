@@ -88,7 +88,7 @@ async def test_what_cannot_be_answered_gets_one_apology_that_says_why(tmp_path: 
             "Sorry, something went wrong here. The operator of this assistant can find out why.",
             "manager failed: ZeroDivisionError: division by zero",
         ),
-        ("hang", "Sorry, this took too long and was given up.", "manager took more than 0.5 s"),
+        ("hang", "Sorry, this took too long, so I gave up.", "manager took more than 0.5 s"),
         ("refused", "Sorry, the model refused this request.", "the model refused: the context is too long"),
         ("raise", told("defect"), "manager failed: ZeroDivisionError: division by zero"),
     ],

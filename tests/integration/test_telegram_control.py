@@ -534,7 +534,7 @@ async def test_admins_let_in_shut_out_and_tell_everyone(tmp_path: Path) -> None:
         assert (await stage.answered(cy, "/whoami")).text.startswith("Your Telegram ID: 9 (guest).")
         for wrong in ("/allow", "/allow cy", "/allow 9 king", "/allow --5"):
             assert (await stage.answered(ada, wrong)).text.startswith("Add a user's Telegram ID: /allow"), wrong
-        assert (await stage.answered(ada, "/broadcast We are back.")).text == "Sent to 2 users."
+        assert (await stage.answered(ada, "/broadcast We are back.")).text == "Sent. Recipients: 2."
         await stage.until(CY, "We are back.")
 
         assert (await stage.answered(ada, f"/deny {BEN}")).text == "8 is now blocked."

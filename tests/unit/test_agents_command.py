@@ -159,7 +159,7 @@ def test_figures_become_lines_for_a_person() -> None:
     }
     assert report(figures, Speaker("en")).split("\n") == [
         "Turns today: 9 (1 failed)",
-        "In flight now: 2 from 2 users",
+        "In flight now: 2, users: 2",
         "Average turn: 1.5 s",
         "Tokens: 120 in, 48 out",
         "lang: 0 of 0 busy, 0 waiting, 0 handled, 0 failed",

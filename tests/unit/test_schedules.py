@@ -89,7 +89,7 @@ async def test_missed_times_become_one_turn_and_the_user_is_told_how_many(bus: B
     assert delivery.envelope is not None
     assert delivery.envelope.payload["scheduled"]["missed"] == 3
     (notice,) = await entries(bus, bus.shards[0].outbox("telegram"))
-    assert "3 missed" in notice["e"] and msgspec.json.decode(notice["e"])["late"]["missed"] == 3
+    assert "missed: 3" in notice["e"] and msgspec.json.decode(notice["e"])["late"]["missed"] == 3
     (left,) = await schedules_of(bus, "telegram:42")
     assert left.due == made.due + 4 * 60 * MINUTE
     await answer(bus, delivery)

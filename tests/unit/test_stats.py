@@ -83,5 +83,5 @@ async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_
     assert (figures["cost"], figures["spenders"]) == (0.0002, {"ann": {"tokens": 150, "cost": 0.0002}})
     assert model["state"] == "away: no connection"
     assert figures["models"]["other@test"]["state"] == "ready"
-    line = "m@test: 2 calls, 1 failed, 150 tokens, not answering (no connection), cost 0.0002 USD"
+    line = "m@test: calls 2, failed 1, tokens 150, not answering (no connection), cost 0.0002 USD"
     assert line in report(figures, Speaker("en"))

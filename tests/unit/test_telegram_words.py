@@ -19,7 +19,7 @@ TELLING = ("say", "_tell", "tell")
 
 
 ISOLATED = re.compile("\u2068[^\u2068\u2069]*\u2069")
-LEFT_TO_RIGHT = re.compile(r"\{\w+\}|[/@]\w|[A-Z][a-z]+|[A-Z]{2,}")
+LEFT_TO_RIGHT = re.compile(r"\{\w+\}|[/@]\w+|[A-Za-z]{2,}", re.ASCII)
 
 
 def values(sentence: str) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_sentence_is_there_in_every_language_with_the_same_values(key: str) ->
 
 
 def test_what_would_fall_apart_between_right_to_left_words_is_found() -> None:
-    assert not_isolated("أرسل /start CODE إلى {id}") == ["/s", "CODE", "{id}"]
+    assert not_isolated("أرسل /start CODE إلى {id}") == ["/start", "CODE", "{id}"]
     assert not_isolated("أرسل \u2068/start CODE\u2069 إلى \u2068{id}\u2069") == []
 
 
@@ -77,6 +77,18 @@ def test_every_failure_and_every_delay_of_the_bus_is_translated() -> None:
     letter = {"text": "Sorry, this did not work: no such city. (turn a-1)", "reason": "no such city"}
     assert rejection_text("de", letter, "a-1") == "Das hat leider nicht geklappt: no such city. (Anfrage a-1)"
     assert rejection_text("de", {"text": "something else", "reason": "no such city"}, "a-1") is None
+
+
+def test_a_wait_is_told_in_the_units_of_the_language() -> None:
+    waits = {"failure": {"kind": "model_limited", "wait": 5400, "turn": "a-1"}}
+    assert "через 90 мин." in str(failure_text("ru", waits)) and "90 分钟后" in str(failure_text("zh", waits))
+    assert "in 2 h." in str(failure_text("en", {"failure": {"kind": "model_limited", "wait": 7000, "turn": "a-1"}}))
+
+
+@pytest.mark.parametrize("language", ["ru", "uk"])
+def test_a_number_stands_for_itself_where_it_would_inflect_the_word_behind_it(language: str) -> None:
+    inflected = re.compile(r"\{(count|tokens|missed|users)\} [а-яіїє]{4,}")
+    assert not [key for key, sentences in table().items() if inflected.search(sentences[language])]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

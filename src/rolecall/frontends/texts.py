@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rolecall.errors import duration, money
+from rolecall.errors import money, rounded
 
 LANGUAGES = ("en", "ru", "de", "fr", "es", "zh", "ja", "pt", "it", "uk", "tr", "ar", "zh-hant")
 OTHERWISE = "en"
@@ -34,7 +34,7 @@ def failure_text(language: str | None, payload: Mapping[str, Any]) -> str | None
     if not isinstance(failure, Mapping) or key not in table():
         return None
     limit = limit_text(language, failure)
-    return say(language, key, turn=failure.get("turn", ""), wait=duration(_seconds(failure)), limit=limit)
+    return say(language, key, turn=failure.get("turn", ""), wait=_wait(language, failure), limit=limit)
 
 
 def limit_text(language: str | None, failure: Mapping[str, Any]) -> str:
@@ -63,7 +63,7 @@ def answer_notes(language: str | None, payload: Mapping[str, Any]) -> list[str]:
 def waiting_text(language: str | None, payload: Mapping[str, Any]) -> str | None:
     """What to tell about a turn that waits, by the ``payload`` of its event ``queued``; None without a known reason."""
     key = f"waiting_{payload.get('kind')}"
-    return say(language, key, wait=duration(_seconds(payload))) if key in table() else None
+    return say(language, key, wait=_wait(language, payload)) if key in table() else None
 
 
 def help_line(language: str | None, name: str, usage: str) -> str:
@@ -84,9 +84,11 @@ def meta_of(language: str | None) -> dict[str, str]:
     return {"language": language} if language else {}
 
 
-def _seconds(payload: Mapping[str, Any]) -> float:
+def _wait(language: str | None, payload: Mapping[str, Any]) -> str:
+    """How long it is to wait."""
     wait = payload.get("wait")
-    return float(wait) if isinstance(wait, int | float) else 0.0
+    count, unit = rounded(float(wait) if isinstance(wait, int | float) else 0.0)
+    return say(language, f"unit_{unit}", count=count)
 
 
 @cache

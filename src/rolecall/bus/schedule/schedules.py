@@ -209,7 +209,7 @@ async def _late(bus: Bus, found: Schedule, firing: _Firing) -> dict[str, Any]:
     preferences = await preferences_of(bus, found.conversation)
     language = preferences.get("lang") or found.definition.meta.get("language", "")
     due = clock(found.due, found.zone)
-    text = f"This was due at {due}:" if not firing.missed else f"Due since {due}, {firing.missed} missed:"
+    text = f"This was due at {due}:" if not firing.missed else f"Due since {due}, missed: {firing.missed}"
     return {"text": text, "late": {"due": due, "missed": firing.missed, "language": language}}
 
 
