@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ from rolecall.worker.worker import END_SECONDS
 
 FRONT = "program"
 """The first part of the conversations that a program starts without a name of its own, and its name in transcripts."""
+Told = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +96,13 @@ class Assistant:
         payload: Mapping[str, Any] | None = None,
         idempotency: str | None = None,
         timeout: float | None = None,
+        on_event: Told | None = None,
     ) -> Reply:
         """Send a message and wait for its answer; see ``send`` for the arguments.
 
         Turns of one conversation are answered in order. ``timeout`` in seconds cancels the turn when it expires, as
-        does cancelling this call. Raises Refused if the message is not accepted, TurnFailed if the turn is given up or
-        cancelled, TimeoutError, and ServerUnavailable.
+        does cancelling this call. ``on_event`` is awaited with each event of the turn. Raises Refused if the message is
+        not accepted, TurnFailed if the turn is given up or cancelled, TimeoutError, and ServerUnavailable.
         """
         sending = asyncio.create_task(
             self.send(
@@ -112,7 +114,7 @@ class Assistant:
         try:
             ref = await asyncio.shield(sending)
             async with asyncio.timeout(timeout):
-                return await self.reply(ref)
+                return await self.reply(ref, on_event)
         except (TimeoutError, asyncio.CancelledError):
             await asyncio.shield(self._take_back(sending))
             raise
@@ -171,10 +173,13 @@ class Assistant:
         )  # fmt: skip
         return _accepted(conversation, admission)
 
-    async def reply(self, ref: TurnRef) -> Reply:
-        """Wait for the answer of a turn. Raises TurnFailed and ServerUnavailable."""
+    async def reply(self, ref: TurnRef, on_event: Told | None = None) -> Reply:
+        """Wait for the answer of a turn; ``on_event`` is awaited with each of its events. Raises TurnFailed and
+        ServerUnavailable."""
         async with aclosing(self.follow(ref.conversation, ref.turn, ref.after)) as events:
             async for event in events:
+                if on_event is not None:
+                    await on_event(event)
                 if event.last:
                     return await self._replied(ref, event)
         raise ServerUnavailable(f"the events of turn {ref.turn} of {ref.conversation} ended early")

@@ -11,13 +11,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
+from mcp import Client, StdioServerParameters
+from mcp_types import TextContent
 
+from rolecall import connect
 from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.tools import Toolbox
+from rolecall.bus.conversation import active_conversations
 from rolecall.errors import ToolError
-from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, run_rolecall
+from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, run_rolecall, running
 from tests.waiting import wait_until
 
 CONFIG = '''\
@@ -41,6 +46,45 @@ def process() -> int:
 
 config = Config(roles=(Role(ManagerAgent),), tools=(add, process))
 '''
+SLOW = '''
+
+class SlowAgent(Agent):
+    """Counts slowly."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        import asyncio
+        for number in range(int(envelope.text)):
+            await ctx.emit(f"{number} ")
+            await asyncio.sleep(0.3)
+        return envelope.reply("counted")
+
+
+class TellAgent(Agent):
+    """Tells what it remembers."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply(" | ".join(message.text for message in await ctx.memory.history()) or "nothing")
+'''
+ROLES = """\
+from agents.all import ManagerAgent, SampleLLMAgent, SlowAgent, TellAgent
+from rolecall import Config, Role
+
+
+def add(a: int, b: int) -> int:
+    '''Add two numbers.'''
+    return a + b
+
+
+config = Config(
+    roles=(
+        Role(ManagerAgent), Role(SampleLLMAgent, models=("echo@test",)), Role(SlowAgent, instances=2, match="/slow"),
+        Role(TellAgent, match="/tell"),
+    ),
+    tools=(add,),
+    appendfsync="everysec",
+    heartbeat_seconds=0.5,
+)
+"""
 
 
 @pytest.fixture
@@ -91,7 +135,7 @@ def address(line: str) -> str:
 
 async def test_two_processes_serve_the_tools_and_end_at_ctrl_c(application: Path, free_port: int) -> None:
     with serving(application, free_port, TOOLS_SERVER_WORKERS="2") as (process, line):
-        assert line == f"tools at http://127.0.0.1:{free_port}/mcp: add, process\n"
+        assert line == f"tools at http://127.0.0.1:{free_port}/mcp: add, process, ask\n"
         async with tools_at(address(line), application) as tools:
             assert tools.tools["add"].spec.description == "Add two numbers."
             assert (await tools.run("add", '{"a": 2, "b": 3}')).text == "5"
@@ -169,8 +213,8 @@ def test_an_address_that_others_reach_needs_a_key(application: Path) -> None:
     assert "--host 0.0.0.0 lets others in: set TOOLS_KEY" in done.stderr
 
 
-def test_without_tools_it_says_how_to_offer_some(tmp_path: Path) -> None:
-    done = run_rolecall("tools", "--app", make_application(tmp_path))
+def test_without_tools_and_roles_it_says_how_to_offer_some(tmp_path: Path) -> None:
+    done = run_rolecall("tools", "--no-roles", "--app", make_application(tmp_path))
     assert done.returncode == 2
     assert "Config(tools=(function, …))" in done.stderr
 
@@ -191,3 +235,113 @@ async def test_without_a_key_what_comes_through_a_proxy_calls_no_tool(
             refused = await client.post(address(line), headers=header, json={})
             assert (refused.status_code, "TOOLS_KEY" in refused.text) == (403, True)
             assert (await client.post(address(line), json={})).status_code != 403
+
+
+# ── roles ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An application whose roles answer."""
+    directory = make_application(tmp_path_factory.mktemp("roles"), config=ROLES, agents=AGENTS + SLOW)
+    with running(directory):
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def tools_url(at_work: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = int(found.getsockname()[1])
+    with serving(at_work, port) as (_, line):
+        yield address(line)
+
+
+@asynccontextmanager
+async def client_by(transport: str, directory: Path, url: str) -> AsyncIterator[Client]:
+    """The official client, of the newest protocol or of an earlier one."""
+    kind, _, mode = transport.partition(" ")
+    arguments = ["tools", "--stdio", "--app", str(directory)]
+    program = StdioServerParameters(command=str(ROLECALL), args=arguments, env=clean_environment())
+    async with Client(url if kind == "http" else program, mode=mode or "auto", cache=None) as client:
+        yield client
+
+
+async def said(client: Client, name: str, **arguments: str) -> tuple[str, bool]:
+    result = await client.call_tool(name, arguments)
+    (content,) = result.content
+    assert isinstance(content, TextContent)
+    return content.text, bool(result.is_error)
+
+
+TRANSPORTS = ("http", "http legacy", "stdio", "stdio legacy")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_roles_are_tools_and_tell_how_far_they_are(transport: str, at_work: Path, tools_url: str) -> None:
+    async with client_by(transport, at_work, tools_url) as client:
+        tools = {tool.name: tool.description for tool in (await client.list_tools()).tools}
+        assert list(tools) == ["add", "ask", "ask_samplellm", "ask_slow", "ask_tell"]
+        assert tools["ask_slow"] == "Ask the agent slow: Counts slowly."
+        assert await said(client, "ask", text="Hello") == ("echo: Hello", False)
+        told: list[tuple[float, str]] = []
+
+        async def tell(progress: float, total: float | None, message: str | None) -> None:
+            told.append((progress, message or ""))
+
+        result = await client.call_tool("ask_slow", {"text": "3"}, progress_callback=tell)
+        assert isinstance(result.content[0], TextContent) and result.content[0].text == "counted"
+        assert [number for number, _ in told] == list(range(1, len(told) + 1))
+        assert "slow is working" in [message for _, message in told]
+        assert "".join(message for _, message in told if message[0].isdigit()).startswith("0 1 ")
+
+
+async def test_a_conversation_with_a_name_goes_on(at_work: Path, tools_url: str) -> None:
+    async with client_by("http", at_work, tools_url) as client:
+        for _ in range(2):
+            assert await said(client, "ask_tell", text="?") == ("nothing", False)
+        await said(client, "ask_samplellm", text="I am Ann", conversation="trip")
+        assert await said(client, "ask_tell", text="?", conversation="trip") == ("I am Ann | echo: I am Ann", False)
+
+
+async def test_what_fails_is_one_clear_error(at_work: Path, tools_url: str) -> None:
+    async with client_by("http", at_work, tools_url) as client:
+        assert "it was asked for" in (await said(client, "ask_samplellm", text="bury me"))[0]
+        for arguments in (
+            {"text": " "},
+            {},
+            {"text": "x", "conversation": "x" * 200},
+            {"text": "a", "conversation": "\n"},
+        ):
+            _, failed = await said(client, "ask", **arguments)
+            assert failed
+
+
+@pytest.mark.parametrize("transport", ["http", "stdio", "stdio legacy"])
+async def test_a_cancelled_call_cancels_its_turn(transport: str, at_work: Path, tools_url: str) -> None:
+    async with connect(app=at_work) as assistant, client_by(transport, at_work, tools_url) as client:
+        bus = assistant.session.bus
+        assert not await active_conversations(bus)
+        started = asyncio.Event()
+
+        async def tell(progress: float, total: float | None, message: str | None) -> None:
+            started.set()
+
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: client.call_tool("ask_slow", {"text": "300"}, progress_callback=tell))
+                await started.wait()
+                assert len(await active_conversations(bus)) == 1
+                scope.cancel()
+
+        async def ended() -> bool:
+            return not await active_conversations(bus)
+
+        await wait_until(ended, what="the end of the turn")
+
+
+async def test_roles_without_a_worker_say_what_to_start(tmp_path: Path, free_port: int) -> None:
+    application = make_application(tmp_path)
+    with serving(application, free_port) as (_, line):
+        async with client_by("http", application, address(line)) as client:
+            text, failed = await said(client, "ask", text="Hello")
+            assert failed and "rolecall up" in text

@@ -1,14 +1,13 @@
-"""The Model Context Protocol: tools of other servers, run as programs or reached over HTTP, and a server of our own."""
+"""The Model Context Protocol: tools of other servers, run as programs or reached over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import importlib.util
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,18 +16,16 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from rolecall.agent.tools import FAILED, NAME, Tool, Toolbox, parameters_of
+from rolecall.agent.tools import NAME, Tool, parameters_of
 from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, MissingExtra, ToolError
 from rolecall.models.model import ToolSpec
 from rolecall.settings import address, client_options, proxy_of
-from rolecall.version import __version__
 
 if TYPE_CHECKING:
     import httpx2
     import mcp_types
     from mcp import Client
-    from mcp.server.lowlevel import Server
 
 
 logger = logging.getLogger(__name__)
@@ -41,10 +38,6 @@ MAX_TOOLS = 1000
 DESCRIPTION_CHARS = 4000
 UNCLEAN = re.compile(r"[^A-Za-z0-9_-]")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-PATH = "/mcp"
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Asgi = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -377,56 +370,6 @@ def _as_text(result: mcp_types.CallToolResult) -> str:
     if not parts and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)
     return "\n".join(parts)
-
-
-def tools_app(toolbox: Toolbox, host: str, key: str) -> Asgi:
-    """The ASGI application that serves ``toolbox`` at PATH; clients need ``key`` unless it is empty."""
-    app: Asgi = _server(toolbox).streamable_http_app(
-        streamable_http_path=PATH, stateless_http=True, json_response=True, host=host
-    )
-    return KeyGuard(app, key) if key else app
-
-
-class KeyGuard:
-    """Passes requests with the bearer token ``key`` to ``app``."""
-
-    def __init__(self, app: Asgi, key: str) -> None:
-        self._app, self._expected = app, f"bearer {key}".encode()
-
-    async def __call__(
-        self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
-        if scope["type"] == "http" and not self._lets_in(scope):
-            headers = [(b"www-authenticate", b"Bearer"), (b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": b"The key is missing or wrong: TOOLS_KEY as a bearer.\n"})
-            return
-        await self._app(scope, receive, send)
-
-    def _lets_in(self, scope: Scope) -> bool:
-        shown = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = (shown[0] if len(shown) == 1 else b"").partition(b" ")
-        return hmac.compare_digest(scheme.lower() + b" " + key.strip(), self._expected)
-
-
-def _server(toolbox: Toolbox) -> Server[Any]:
-    import mcp_types
-    from mcp.server.lowlevel import Server
-
-    async def listed(context: Any, parameters: Any) -> mcp_types.ListToolsResult:
-        tools = [
-            mcp_types.Tool(name=s.name, description=s.description, input_schema=s.parameters) for s in toolbox.specs
-        ]
-        return mcp_types.ListToolsResult(tools=tools)
-
-    async def called(context: Any, parameters: mcp_types.CallToolRequestParams) -> mcp_types.CallToolResult:
-        result = await toolbox.run(parameters.name, json.dumps(parameters.arguments or {}))
-        text = mcp_types.TextContent(
-            type="text", text=result.text.removeprefix(FAILED) if result.failed else result.text
-        )
-        return mcp_types.CallToolResult(content=[text], is_error=result.failed)
-
-    return Server("rolecall", version=__version__, on_list_tools=listed, on_call_tool=called)
 
 
 def _defused_schema(schema: object) -> object:

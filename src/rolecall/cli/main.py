@@ -275,14 +275,17 @@ def tools(
     app_dir: App = None,
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="address to listen on")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="port (default: TOOLS_PORT)")] = None,
+    stdio: Annotated[bool, typer.Option("--stdio", help="serve the program that starts this, no port")] = False,
+    roles: Annotated[bool, typer.Option("--roles/--no-roles", help="serve the roles too")] = True,
 ) -> None:
-    """Serve the application's tools over MCP.
+    """Serve tools and roles over MCP.
 
-    The Model Context Protocol, by streamable HTTP.
+    The Model Context Protocol, by streamable HTTP or on standard input and output. A role answers while
+    `rolecall up` runs.
     """
     from rolecall.cli import tool_server as verb
 
-    raise typer.Exit(verb.serve(app_dir, _console(), host=host, port=port))
+    raise typer.Exit(verb.serve(app_dir, _console(), host=host, port=port, stdio=stdio, roles=roles))
 
 
 @app.command()
