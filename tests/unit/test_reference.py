@@ -22,6 +22,7 @@ from rolecall.bus.events import Kind
 from rolecall.config import load
 from rolecall.settings import Settings
 from rolecall.transcripts.words import WORDS
+from tests.cases import cases, named_tests
 from tests.unit.test_env_example import COMPOSE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,12 @@ def test_links_between_the_pages_lead_somewhere() -> None:
             if not there or (anchor and target in EVERYTHING and anchor not in anchors(EVERYTHING[target])):
                 wrong.append(f"{page}: {link}")
     assert wrong == []
+
+
+def test_the_page_of_faults_names_tests_that_exist() -> None:
+    assert len(cases()) >= 25 and all(case.tests for case in cases())
+    page = PAGES["docs/faults.md"]
+    assert len(named_tests(page)) > 100
 
 
 def test_the_navigation_names_pages_that_exist_once() -> None:
