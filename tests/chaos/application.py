@@ -56,7 +56,7 @@ EFFECTS = Path(__file__).parents[2] / "books" / "effects.jsonl"
 
 def note(what: str, question: str, key: str = "") -> None:
     """Write an effect down as it begins: one write, whole or none."""
-    line = json.dumps({"what": what, "question": question, "key": key, "at": time.time()})
+    line = json.dumps({"what": what, "question": question, "key": key, "at": time.time(), "process": os.getpid()})
     file = os.open(EFFECTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.write(file, f"{line}\\n".encode())
     os.close(file)

@@ -6,20 +6,25 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from rolecall.transcripts.record import Record
-from tests.chaos.application import question
+from tests.chaos.application import ANSWERING, question
 from tests.chaos.checker import Books, Findings, transcript_records
 
-STEP_FACTS = ("effects", "again", "suspended", "replays")
+STEP_FACTS = ("effects", "again", "unaware", "suspended", "replays")
+BEGINS = ("STARTED", "TAKEN_OVER", "RESUMED")
 STEPS = {"plan": "1 model ask", "charge": "2 once charge"}
 """How the transcript names the steps whose effects the application writes down, before the first wait."""
 
 
 def check_steps(books: Books, findings: Findings) -> None:
-    """No effect begins after its step was recorded, and what happens again does so under the same key."""
+    """No effect begins after its step was recorded, and what happens again does so under the same key.
+
+    An effect of a process that held the turn before, and that another process has replaced, is counted as ``unaware``:
+    it was frozen between its last look at the lease and the effect, which no bus can prevent."""
     effects: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for effect in books.read("effects.jsonl"):
         effects[effect["question"], effect["what"]].append(effect)
     words: Counter[str] = Counter()
+    findings.facts["unaware"] = 0
     for conversation in range(books.conversations):
         by_turn: dict[str, list[Record]] = defaultdict(list)
         for record in transcript_records(books, conversation, Findings()):
@@ -47,8 +52,19 @@ def _check_effect(
         findings.add("repeated", f"{asked}: charged under different keys")
     until = _recorded_at(what, records)
     for effect in found[1:]:
-        if effect["at"] * 1000 > until:
+        if effect["at"] * 1000 <= until:
+            continue
+        if _replaced(effect, records):
+            findings.facts["unaware"] += 1
+        else:
             findings.add("repeated", f"{asked}: {what} at {effect['at']:.3f}, after it was recorded")
+
+
+def _replaced(effect: dict[str, Any], records: list[Record]) -> bool:
+    """Whether the process of ``effect`` had held the turn and another process held it when the effect began."""
+    before = [record for record in records if record.word in BEGINS and record.ms <= effect["at"] * 1000]
+    holders = [record.instance.rsplit(":", 2)[-2] for record in before if record.instance.startswith(f"{ANSWERING}:")]
+    return str(effect["process"]) in holders[:-1] and holders[-1] != str(effect["process"])
 
 
 def _recorded_at(what: str, records: list[Record]) -> float:
