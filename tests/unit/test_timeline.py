@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from rolecall.transcripts.record import Record
-from rolecall.transcripts.timeline import HANDLING, MODEL, WAIT, Hop, bar, bars, timelines
+from rolecall.transcripts.timeline import HANDLING, MODEL, WAIT, Hop, bar, bars, timelines, tree_bars, trees
 
 
 def record(since: int, instance: str, word: str, text: str = "", turn: str = "17") -> Record:
@@ -94,3 +96,35 @@ def test_words_and_texts_it_does_not_know_are_no_trouble() -> None:
         [record(0, "", "SENT", "?"), record(1, "", "STARTED", "again"), record(2, "", "NOTE", "model s")]
     )
     assert [(hop.number, hop.ended) for hop in turn.hops] == [(0, 2)]
+
+
+def test_calls_stand_indented_under_their_turn_on_its_scale_of_time() -> None:
+    def call(turn: str, after: int, instance: str, lasting: int) -> list[Record]:
+        made = [
+            record(0, SAMPLE, "RECEIVED", f'a/{turn} "part"', turn),
+            record(0, instance, "STARTED", "hop 0", turn),
+            record(lasting, instance, "PROCESSING_COMPLETE", "reply 3 chars", turn),
+        ]
+        return [replace(one, ms=one.ms + after) for one in made]
+
+    records = [
+        record(0, "terminal:m4:1:0", "RECEIVED", 'a/17 "Hello"'),
+        record(0, SAMPLE, "STARTED", "hop 0"),
+        record(1000, SAMPLE, "SUSPENDED", "waits for a reply of other ×2"),
+        *call("17.1", 1000, OTHER, 1000),
+        *call("17.1.1", 1500, MANAGER, 500),
+        *call("17.2", 2000, OTHER, 2000),
+        record(4000, SAMPLE, "RESUMED", "hop 0"),
+        record(4000, SAMPLE, "PROCESSING_COMPLETE", "reply 3 chars"),
+    ]
+    (tree,) = trees([record(0, "", "RECEIVED", "", "16"), *records], 1)
+    lines = tree_bars(tree, 8)
+    assert [line.partition("  ")[0] for line in lines[:1]] == ["turn 17"]
+    first, nested, second = (next(n for n, line in enumerate(lines) if f"call {turn} " in line)
+                             for turn in ("17.1", "17.1.1", "17.2"))  # fmt: skip
+    assert (first, nested, second) == (3, 5, 7)
+    assert lines[first] == '  call 17.1  "part"  answered, 1.000 s'
+    assert lines[nested].startswith("    call 17.1.1")
+    assert f"  {' ' * 2}{HANDLING * 2}{' ' * 4}  " in lines[first + 1]
+    assert f"  {' ' * 4}{HANDLING * 4}  " in lines[second + 1]
+    assert "suspended" in lines[1] and WAIT * 6 in lines[2]

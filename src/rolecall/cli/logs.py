@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -26,7 +27,7 @@ from rolecall.transcripts.record import (
     read_records,
     visible,
 )
-from rolecall.transcripts.timeline import LEGEND, TurnTimeline, bars, timelines
+from rolecall.transcripts.timeline import LEGEND, TurnTimeline, tree_bars, trees
 from rolecall.transcripts.words import tone_of
 
 STYLES = {"begins": "bold", "good": "green", "warn": "yellow", "bad": "red"}
@@ -76,7 +77,7 @@ def print_records(
     """The records of a conversation, or of one turn by its short id. Raises RolecallError when there is none."""
     directory, turn = find(log_dir, which)
     for record in read_records(directory, tz):
-        if (not turn or record.turn == turn) and filters.match(record):
+        if _is_of(record, turn) and filters.match(record):
             _print_record(record, console, as_json=as_json, tz=tz)
 
 
@@ -89,14 +90,14 @@ def print_timeline(
     as_json: bool = False,
     tz: tzinfo | None = None,
 ) -> None:
-    """One turn by its short id, or the last ``turns`` of a conversation, as bars."""
+    """One turn by its short id, or the last ``turns`` of a conversation, as bars, with their calls beneath."""
     directory, turn = find(log_dir, which)
-    kept = [record for record in read_records(directory, tz) if not turn or record.turn == turn]
-    for line in timelines(kept)[-turns:]:
+    for tree in trees((record for record in read_records(directory, tz) if _is_of(record, turn)), turns):
         if as_json:
-            _print_json(line, console)
+            for line in tree:
+                _print_json(line, console)
         else:
-            _print_bars(line, console)
+            _print_bars(tree, console)
     if not as_json:
         console.print(Text(LEGEND, style="dim"))
 
@@ -114,8 +115,13 @@ async def follow(
     """Print the ``last`` records of a conversation and then each new one, until cancelled."""
     directory, turn = find(log_dir, which)
     async for record in tail(directory, last=last, tz=tz):
-        if (not turn or record.turn == turn) and filters.match(record):
+        if _is_of(record, turn) and filters.match(record):
             _print_record(record, console, as_json=as_json, tz=tz)
+
+
+def _is_of(record: Record, turn: str) -> bool:
+    """Whether ``record`` belongs to ``turn``, if one is named, or to one of its calls."""
+    return not turn or record.turn == turn or record.turn.startswith(f"{turn}.")
 
 
 def _print_record(record: Record, console: Console, *, as_json: bool, tz: tzinfo | None) -> None:
@@ -126,9 +132,9 @@ def _print_record(record: Record, console: Console, *, as_json: bool, tz: tzinfo
         console.print(Text(visible(format_line(record, tz)), style=style), soft_wrap=True)
 
 
-def _print_bars(turn: TurnTimeline, console: Console) -> None:
+def _print_bars(tree: Sequence[TurnTimeline], console: Console) -> None:
     width = max(10, min(60, console.width - 90))
-    head, *rest = bars(turn, width)
+    head, *rest = tree_bars(tree, width)
     console.print(Text(visible(head), style="bold"), soft_wrap=True)
     for line in rest:
         console.print(Text(visible(line)), soft_wrap=True)

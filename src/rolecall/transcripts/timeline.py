@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rolecall.transcripts.record import Record
 from rolecall.transcripts.words import WORDS, Word
@@ -57,6 +57,23 @@ class TurnTimeline:
     queued: int = 0
     hops: list[Hop] = field(default_factory=list)
 
+    @property
+    def path(self) -> tuple[int, ...]:
+        """The numbers that its name consists of: 3, or 3 and 1 for the first call of turn 3."""
+        return tuple(int(part) for part in self.turn.lstrip("c").split(".") if part.isdigit())
+
+    @property
+    def depth(self) -> int:
+        """How many calls deep it is: 0 for a turn of a user."""
+        return self.turn.count(".")
+
+    def since(self, root: TurnTimeline) -> TurnTimeline:
+        """This timeline with its hops in ms since ``root`` began."""
+        later = self.ms - root.ms
+        moved = [replace(hop, queued=hop.queued + later, started=hop.started + later, ended=hop.ended + later)
+                 for hop in self.hops]  # fmt: skip
+        return replace(self, hops=moved)
+
 
 def timelines(records: Iterable[Record]) -> list[TurnTimeline]:
     """The turns among ``records``, oldest first; each needs only its own records, in order."""
@@ -69,9 +86,29 @@ def timelines(records: Iterable[Record]) -> list[TurnTimeline]:
     return list(turns.values())
 
 
-def bars(turn: TurnTimeline, width: int = 60) -> list[str]:
-    """The turn as text: a headline, then a line per hop with its bar in ``width`` columns and its times."""
-    headline = (f"turn {turn.turn}", turn.said, f"{turn.state}, {_seconds(turn.total)}")
+def trees(records: Iterable[Record], last: int) -> list[list[TurnTimeline]]:
+    """The ``last`` turns of users among ``records``, oldest first, each followed by the calls that it made, and each of
+    these by its own."""
+    found: dict[str, list[TurnTimeline]] = {}
+    for turn in timelines(records):
+        found.setdefault(turn.turn.partition(".")[0], []).append(turn)
+    return [sorted(turns, key=lambda turn: turn.path) for turns in list(found.values())[-last:]]
+
+
+def tree_bars(turns: Sequence[TurnTimeline], width: int = 60) -> list[str]:
+    """One of ``trees`` as text: the turn, and its calls indented under whoever made them, on one scale of time."""
+    root, *calls = turns
+    lines = bars(root, width, end := max(turn.ms + turn.total for turn in turns) - root.ms)
+    for call in calls:
+        indent = "  " * call.depth
+        lines += [indent + line for line in bars(call.since(root), width, end)]
+    return lines
+
+
+def bars(turn: TurnTimeline, width: int = 60, end: int = 0) -> list[str]:
+    """The turn as text: a headline, then a line per hop with its bar in ``width`` columns and its times. The columns
+    stand for ``end`` ms, by default the time of the turn."""
+    headline = (f"{'call' if turn.depth else 'turn'} {turn.turn}", turn.said, f"{turn.state}, {_seconds(turn.total)}")
     lines = ["  ".join(part for part in headline if part)]
     names = max((len(hop.instance) for hop in turn.hops), default=0)
     for hop in turn.hops:
@@ -80,7 +117,7 @@ def bars(turn: TurnTimeline, width: int = 60) -> list[str]:
             times += f", model {_seconds(hop.model)}"
         if hop.word not in ("SENT", "PROCESSING_COMPLETE"):
             times += f", {hop.word.lower().replace('_', ' ') or 'running'}"
-        lines.append(f"  {hop.instance.ljust(names)}  {bar(hop, turn.total, width)}  {times}")
+        lines.append(f"  {hop.instance.ljust(names)}  {bar(hop, end or turn.total, width)}  {times}")
     return lines
 
 

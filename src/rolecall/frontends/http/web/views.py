@@ -16,7 +16,6 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import active_conversations
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.processes import instance_counts, live_counts
-from rolecall.bus.turn import root_of
 from rolecall.config import Application
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal
@@ -30,7 +29,7 @@ from rolecall.transcripts.record import (
     read_records,
     visible,
 )
-from rolecall.transcripts.timeline import TurnTimeline, timelines
+from rolecall.transcripts.timeline import TurnTimeline, trees
 from rolecall.transcripts.words import STATES, tone_of
 
 MAX_STORED = 50
@@ -94,25 +93,16 @@ async def show_conversation(services: Services, which: str) -> ConversationView:
 def turns_of(records: list[Record]) -> list[dict[str, Any]]:
     """The last turns among ``records``, with their hops; each is followed by the calls that it made, ``depth`` deep.
     ``now`` is the current time in ms."""
-    now, found = time.time_ns() // 1_000_000, timelines(records)
-    roots = list(dict.fromkeys(root_of(turn.turn) for turn in found))[-TURNS:]
-    shown = sorted(
-        (turn for turn in found if root_of(turn.turn) in roots),
-        key=lambda turn: (roots.index(root_of(turn.turn)), _numbers(turn.turn)),
-    )
-    return [_turn_row(turn, now) for turn in shown]
+    now = time.time_ns() // 1_000_000
+    return [_turn_row(turn, now) for tree in trees(records, TURNS) for turn in tree]
 
 
 def _turn_row(turn: TurnTimeline, now: int) -> dict[str, Any]:
     state = "waiting" if turn.state == "running" and not turn.hops else turn.state
     return {
         **msgspec.to_builtins(turn), "now": now, "said": unquoted(turn.said), "state": state,
-        "tone": STATES.get(state, ""), "depth": min(turn.turn.count("."), 6),
+        "tone": STATES.get(state, ""), "depth": min(turn.depth, 6),
     }  # fmt: skip
-
-
-def _numbers(turn: str) -> list[int]:
-    return [int(part) for part in turn.lstrip("c").split(".") if part.isdigit()]
 
 
 def line_of(record: Record) -> dict[str, Any]:
