@@ -52,15 +52,36 @@ async def band_depths(bus: Bus, roles: Sequence[str]) -> dict[str, dict[str, int
     return depths
 
 
-async def totals(bus: Bus) -> dict[str, int]:
-    """The turns that are deferred and in flight, and the dead letters, over all shards."""
-    deferred, planned, in_flight, dead = await asyncio.gather(
-        asyncio.gather(*(bus.server.fetch("ZCARD", shard.deferred) for shard in bus.shards)),
-        asyncio.gather(*(bus.server.fetch("ZCARD", shard.planned) for shard in bus.shards)),
-        asyncio.gather(*(bus.server.fetch("ZCARD", shard.active) for shard in bus.shards)),
+async def totals(bus: Bus) -> dict[str, Any]:
+    """The turns that are deferred, suspended and in flight, and the dead letters, over all shards. ``suspended`` are
+    the turns and calls that wait for calls, people or timers: how many, and how long the oldest has waited."""
+    sleeping, planned, in_flight, dead, suspended = await asyncio.gather(
+        _cardinality(bus, [shard.deferred for shard in bus.shards]),
+        _cardinality(bus, [shard.planned for shard in bus.shards]),
+        _in_flight(bus),
         count_dead_letters(bus),
+        _suspended(bus),
     )
-    return {"deferred": sum(deferred) - sum(planned), "in_flight": sum(in_flight), "dead_letters": dead}
+    deferred = max(0, sleeping - planned - suspended["turns"])
+    return {"deferred": deferred, "suspended": suspended, "in_flight": in_flight, "dead_letters": dead}
+
+
+async def _suspended(bus: Bus) -> dict[str, float]:
+    sets = [shard.suspended for shard in bus.shards]
+    count, *oldest = await asyncio.gather(
+        _cardinality(bus, sets), *(bus.server.fetch("ZRANGE", key, 0, 0, "WITHSCORES") for key in sets)
+    )
+    since = min((float(flat[1]) for flat in oldest if flat), default=0)
+    seconds = max(0.0, await server_ms(bus.server) - since) / 1000 if since else 0.0
+    return {"turns": count, "oldest_seconds": round(seconds, 1)}
+
+
+async def _in_flight(bus: Bus) -> int:
+    return await _cardinality(bus, [shard.active for shard in bus.shards])
+
+
+async def _cardinality(bus: Bus, sets: Sequence[str]) -> int:
+    return sum(await asyncio.gather(*(bus.server.fetch("ZCARD", key) for key in sets)))
 
 
 async def problems(bus: Bus, alive: Iterable[ProcessState]) -> list[str]:
@@ -111,6 +132,7 @@ async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) ->
         },
         "dead_letters": found["dead_letters"],
         "deferred": found["deferred"],
+        "suspended": found["suspended"],
         **await model_usage(bus.server, models),
     }
 
@@ -210,20 +232,20 @@ async def _store_minute(bus: Bus, sample: Sample) -> None:
 
 async def _measure(bus: Bus, roles: Sequence[str], due: int) -> Sample:
     day, fetch = keys.today(due / 1000), bus.server.fetch
-    alive, counts, found = await asyncio.gather(
+    alive, counts, in_flight = await asyncio.gather(
         live_processes(bus),
         asyncio.gather(*(fetch("HMGET", shard.statistics(day), "turns", "error") for shard in bus.shards)),
-        totals(bus),
+        _in_flight(bus),
     )
     instances = [instance for state in alive for instance in state.instances]
     turns, errors = (sum(int(count[n] or 0) for count in counts) for n in (0, 1))
     return Sample(
         ms=due,
         # Without turns in flight the queues are empty.
-        queues=await queue_depths(bus, roles) if found["in_flight"] else dict.fromkeys(roles, 0),
+        queues=await queue_depths(bus, roles) if in_flight else dict.fromkeys(roles, 0),
         busy=sum(instance.busy for instance in instances),
         instances=len(instances),
-        in_flight=found["in_flight"],
+        in_flight=in_flight,
         turns=turns,
         errors=errors,
     )
@@ -344,8 +366,8 @@ async def metric_totals(server: Server) -> MetricTotals:
 
 async def model_usage(server: Server, names: Iterable[str]) -> dict[str, Any]:
     """Usage of today (UTC). ``models``: by name the calls, failures, tokens, cost, average ms, calls in flight, waiting
-    turns and ``state`` (``ready``, or why the model is not called). ``cost``: of all models. ``spenders``: tokens and
-    cost by user."""
+    turns, ``state`` (``ready``, or why the model is not called), and what recorded answers have saved. ``cost``: of all
+    models. ``saved``: tokens and cost that were not paid again. ``spenders``: tokens and cost by user."""
     names = list(names)
     spent = _integers(await server.fetch("HGETALL", keys.spent(keys.today())))
     now = await server_ms(server)
@@ -353,6 +375,7 @@ async def model_usage(server: Server, names: Iterable[str]) -> dict[str, Any]:
     return {
         "models": {name: {**_used(spent, name), **state} for name, state in zip(names, states, strict=True)},
         "cost": spent.get("cost", 0) / MICRO,
+        "saved": {"tokens": spent.get("saved_tokens", 0), "cost": spent.get("saved_cost", 0) / MICRO},
         "spenders": _spenders(spent),
     }
 
@@ -375,9 +398,11 @@ def _word(state: dict[str, str], now: float) -> str:
 
 
 def _used(spent: dict[str, int], name: str) -> dict[str, Any]:
-    usage = {part: spent.get(f"m:{name}:{part}", 0) for part in ("calls", "failed", "in", "out", "cost", "ms")}
+    parts = ("calls", "failed", "in", "out", "cost", "ms", "saved_tokens", "saved_cost")
+    usage = {part: spent.get(f"m:{name}:{part}", 0) for part in parts}
     average = round(usage.pop("ms") / usage["calls"]) if usage["calls"] else 0
-    return {**usage, "cost": usage["cost"] / MICRO, "average_ms": average}
+    costs = {name: usage[name] / MICRO for name in ("cost", "saved_cost")}
+    return {**usage, **costs, "average_ms": average}
 
 
 def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:

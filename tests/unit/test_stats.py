@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +12,12 @@ from agents.stats import report
 from agents.texts import Speaker
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.maintenance import promote
 from rolecall.bus.processes import InstanceState, ProcessState, register
+from rolecall.bus.settle import Awaited, suspend
+from rolecall.bus.steps.journal import NewStep, Step, begin
+from rolecall.bus.turn import Records
+from rolecall.cli.top import summary as top_lines
 from rolecall.models import Caller, Message, Request, Usage
 from rolecall.models.gate import Gate
 from rolecall.settings import Settings, Terms
@@ -59,6 +66,23 @@ async def test_the_statistics_of_a_day(bus: Bus) -> None:
     assert figures["connections"] == {bus.process: {"open": 3, "allowed": 64}}
 
 
+async def test_suspended_turns_are_counted_apart_from_deferred_ones_until_they_go_on(bus: Bus) -> None:
+    for conversation in "ab":
+        await ask(bus, conversation)
+        delivery = await take_one(bus)
+        await begin(bus, delivery, [NewStep("1", Step("sleep", ""), 60.0)], user="", instance="i")
+        due = int(time.time() * 1000) + 60_000
+        await suspend(bus, delivery, Awaited([["1"]], due, True, "its timer"), Records("i"))
+    await asyncio.sleep(0.11)
+    figures = await summary(bus, ROLES)
+    assert (figures["suspended"]["turns"], figures["deferred"]) == (2, 0)
+    assert 0.1 <= figures["suspended"]["oldest_seconds"] < 30
+    assert "2 suspended, the oldest for 1 s" in top_lines(figures)[1]
+    await promote(bus, bus.shards[0], "a", as_if_due=True)
+    await cancel_turn(bus, "b", "1")
+    assert (await summary(bus, ROLES))["suspended"] == {"turns": 0, "oldest_seconds": 0.0}
+
+
 async def test_an_idle_system_has_figures_too(bus: Bus) -> None:
     figures = await summary(bus, ROLES)
     assert figures["turns"]["average_ms"] == 0
@@ -76,8 +100,14 @@ async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_
     await gate.left(call, "OK")
     await gate.left(await gate.enter(request, book=True), "FAILED", "no connection")
 
+    gate.saved(Usage(1000, 500))
+    await gate.aclose()
+
     figures = await summary(bus, ROLES, ["m@test", "other@test"])
 
+    assert figures["saved"] == {"tokens": 1500, "cost": 0.002}
+    assert figures["models"]["m@test"]["saved_cost"] == 0.002
+    assert "saved 1500 tokens (0.0020) by replayed steps" in top_lines(figures)[0]
     model = figures["models"]["m@test"]
     assert (model["calls"], model["failed"], model["in"], model["out"]) == (2, 1, 100, 50)
     assert (figures["cost"], figures["spenders"]) == (0.0002, {"ann": {"tokens": 150, "cost": 0.0002}})

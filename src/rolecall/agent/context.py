@@ -31,6 +31,7 @@ from rolecall.bus.settle import Awaited
 from rolecall.bus.turn import Records, Verdict
 from rolecall.errors import CallFailed, ConfigError, StepError
 from rolecall.models.fallback import preferring
+from rolecall.models.gate import Guarded
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
 from rolecall.models.speech import transcribe
 from rolecall.models.vectors import Vectors
@@ -439,6 +440,9 @@ class Context:
     def _count_replay(self, model: str, usage: Usage) -> None:
         self._services.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
         self._services.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
+        answered = self._services.models.get(model)
+        if isinstance(answered, Guarded):
+            answered.gate.saved(usage)
 
 
 def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model | None:

@@ -20,7 +20,7 @@ from rolecall import stats
 from rolecall.bus.processes import InstanceState, ProcessState, ask_for_reports, live_processes
 from rolecall.cli.output import print_lines, print_table, visiting
 from rolecall.cli.runner import stop_requested
-from rolecall.errors import ServerError
+from rolecall.errors import ServerError, duration
 from rolecall.session import Session
 from rolecall.transcripts.record import visible
 
@@ -67,11 +67,22 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     return [
         f"today   {turns['today']} turns, {seconds(turns['average_ms'])} on average, {turns['errors']} errors, "
         f"{turns['cancelled']} cancelled, tokens {tokens['in']} in, {tokens['out']} out"
-        + (f", cost {money(figures['cost'])}" if figures["cost"] else ""),
+        + (f", cost {money(figures['cost'])}" if figures["cost"] else "")
+        + (f", saved {_saved(figures['saved'])}" if figures["saved"]["tokens"] else ""),
         f"now     {turns['in_flight']} turns in flight, {figures['users_now']} users at once, "
-        f"{sum(figures['queues'].values())} envelopes in queues, {figures['deferred']} deferred",
+        f"{sum(figures['queues'].values())} envelopes in queues, {figures['deferred']} deferred"
+        + (f", {_suspended(figures['suspended'])}" if figures["suspended"]["turns"] else ""),
         f"dead    {figures['dead_letters']} dead letters" + (": rolecall dead list" if figures["dead_letters"] else ""),
     ]
+
+
+def _saved(saved: Mapping[str, float]) -> str:
+    """What recorded steps saved today."""
+    return f"{saved['tokens']} tokens" + (f" ({money(saved['cost'])})" if saved["cost"] else "") + " by replayed steps"
+
+
+def _suspended(suspended: Mapping[str, float]) -> str:
+    return f"{suspended['turns']} suspended, the oldest for {duration(suspended['oldest_seconds'])}"
 
 
 def role_rows(figures: Mapping[str, Any]) -> list[tuple[object, ...]]:

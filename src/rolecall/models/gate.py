@@ -64,6 +64,7 @@ LEAVE = script(
     PACKAGE, "scripts/leave", ModelBlock,
     names="spent outcome slice reserved used retry_after breaker_failures why probe_ms expected counts",
 )  # fmt: skip
+SAVED = script(PACKAGE, "scripts/saved", names="spent names amounts")
 WAIT = script(PACKAGE, "scripts/wait", ModelBlock, names="conversation")
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
@@ -146,6 +147,16 @@ class Gate:
         self._let_go(call)
         self._later(self._tell(call, "NOTHING"))
 
+    def saved(self, usage: Usage) -> None:
+        """Count an answer that was recorded and not paid for again. Lost while the server is unavailable."""
+        spent, tokens, cost = keys.spent(keys.today()), usage.tokens_in + usage.tokens_out, self._cost(usage)
+        self._later(self._count_saved(spent, tokens, cost))
+
+    async def _count_saved(self, spent: str, tokens: int, cost: int) -> None:
+        grown = {"saved_tokens": tokens, "saved_cost": cost}
+        flat: list[Arg] = [f"{at}{part}" for at in ("", f"m:{self.name}:") for part in grown]
+        await self._server.run(SAVED, spent=spent, names=flat, amounts=list(grown.values()) * 2)
+
     async def waits(self, conversation: str) -> None:
         """Have the deferred turn of ``conversation`` woken when the model is back; at once if it already is."""
         if await self._server.run(WAIT, self._block(""), conversation=conversation):
@@ -201,7 +212,7 @@ class Gate:
         """The day's counters, each followed by its increment."""
         usage = call.usage or Usage(0, 0)
         tokens = usage.tokens_in + usage.tokens_out
-        cost = round(usage.tokens_in * self.terms.price_in + usage.tokens_out * self.terms.price_out)
+        cost = self._cost(usage)
         grown = {
             "tokens": tokens, "cost": cost, f"u:{call.caller.user}:tokens": tokens, f"u:{call.caller.user}:cost": cost,
             f"m:{self.name}:in": usage.tokens_in, f"m:{self.name}:out": usage.tokens_out, f"m:{self.name}:cost": cost,
@@ -213,6 +224,9 @@ class Gate:
             if by and not field.startswith("u::"):
                 flat += [field, by]
         return flat
+
+    def _cost(self, usage: Usage) -> int:
+        return round(usage.tokens_in * self.terms.price_in + usage.tokens_out * self.terms.price_out)
 
     def _let_go(self, call: Call) -> None:
         if call.holding is not None:

@@ -76,6 +76,10 @@ def _of_now(summary: Mapping[str, Any], depths: Mapping[str, Mapping[str, int]])
         _gauge("turns_in_flight", "Turns running or deferred", (), [((), summary["turns"]["in_flight"])]),
         _gauge("turns_deferred", "Turns waiting for their time or for a model", (),
                [((), summary["deferred"])]),
+        _gauge("turns_suspended", "Turns and calls waiting for calls, people or timers", (),
+               [((), summary["suspended"]["turns"])]),
+        _gauge("turns_suspended_oldest_seconds", "How long the oldest suspended turn has waited", (),
+               [((), summary["suspended"]["oldest_seconds"])]),
         _gauge("dead_letters", "Dead letters", (), [((), summary["dead_letters"])]),
         _gauge("users", "Users with an unfinished turn", (), [((), summary["users_now"])]),
         _gauge("connections", "Open connections of a process to the server", ("process",),
@@ -119,6 +123,9 @@ def _of_models(summary: Mapping[str, Any]) -> list[Metric]:
         _counter("model_tokens", "Tokens of a model's calls today", ("model", "direction"), tokens),
         _counter("model_cost", "Cost of a model's calls today", label, of("cost")),
         _counter("cost", "Cost of all model calls today", (), [((), summary["cost"])]),
+        _counter(
+            "saved_cost", "Cost of answers today that were replayed rather than paid for again", label, of("saved_cost")
+        ),
         _gauge("model_calls_in_flight", "Calls of a model in flight", label, of("in_flight")),
         _gauge("model_turns_waiting", "Turns waiting for a model", label, of("waiting")),
         _gauge("model_ready", "1 if a model can be called, 0 if it is unavailable or rate-limited", label, ready),

@@ -135,7 +135,8 @@ async def list_agents(services: ServicesDep) -> dict[str, Any]:
 
 @router.get("/queues", summary="Get the queue depths by role and priority")
 async def list_queues(services: ServicesDep) -> dict[str, Any]:
-    """Over all shards, including envelopes being handled. `deferred` turns wait for their time or for a model."""
+    """Over all shards, including envelopes being handled. `deferred` turns wait for their time or for a
+    model, `suspended` ones for calls, people or timers."""
     roles = [role.name for role in services.application.roles]
     return {"roles": await stats.band_depths(services.bus, roles), **await stats.totals(services.bus)}
 

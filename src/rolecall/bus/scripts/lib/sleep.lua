@@ -4,6 +4,8 @@
 -- `w`, the steps it waits for, `t` the same for people, `n` when it began to wait, `d` until when at most, and `p`, until
 -- when its time stands still.
 local QUIETLY, RESUMED = '1', '2'
+-- The suspended turns by when they began to wait: what people look at.
+local SUSPENDED = DEFERRED .. 'w'
 
 local function slept(turn, field) return (is_call(turn) and turn .. ':' or '') .. 'defer:' .. field end
 
@@ -26,6 +28,7 @@ end
 -- Clear what is kept of a turn that sleeps no more. Time that it would still have stood still is taken back.
 local function rouse(turn)
   redis.call('ZREM', DEFERRED, member(NAME, turn))
+  redis.call('ZREM', SUSPENDED, member(NAME, turn))
   local stands_still = tonumber(redis.call('HGET', JOURNAL, slept(turn, 'p')) or 0)
   if stands_still > NOW then extend(turn, NOW - stands_still) end
   redis.call('HDEL', JOURNAL, slept(turn, 's'), slept(turn, 'h'), slept(turn, 'e'), slept(turn, 'q'), slept(turn, 'w'),

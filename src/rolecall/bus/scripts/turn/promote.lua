@@ -24,6 +24,7 @@ local stream = running and redis.call('HGET', JOURNAL, slept(running, 's'))
 if stream and stream ~= WAKE_STREAM then return 'MOVED' end
 if not stream or at ~= SLEEPING then
   redis.call('ZREM', DEFERRED, sleeper)
+  redis.call('ZREM', SUSPENDED, sleeper)
   return 'GONE'
 end
 if early and EARLY == '1' and redis.call('HEXISTS', JOURNAL, slept(running, 'w')) == 1 then return 'EARLY' end

@@ -20,6 +20,7 @@ drop()
 redis.call('HSET', JOURNAL, slept(TURN, 's'), WAKE_STREAM, slept(TURN, 'h'), HOP, slept(TURN, 'e'), ENVELOPE,
   slept(TURN, 'q'), RESUMED, slept(TURN, 'w'), table.concat(GROUPS, ';'), slept(TURN, 't'), WAITS, slept(TURN, 'n'), NOW, slept(TURN, 'd'), due or 0)
 redis.call('ZADD', DEFERRED, due or '+inf', member(NAME, TURN))
+redis.call('ZADD', SUSPENDED, NOW, member(NAME, TURN))
 if due and STILL == '1' then
   extend(TURN, due - NOW)
   redis.call('HSET', JOURNAL, slept(TURN, 'p'), due)

@@ -128,7 +128,7 @@ function figures({ stats, agents }) {
     instances: t("of", { count: instances }),
     processes: t("in_processes", { processes: many(agents.processes.length, "process", "processes") }),
     in_flight: whole(turns.in_flight),
-    deferred: [stats.turns.waiting ? t("in_mailboxes", { count: stats.turns.waiting }) : "", stats.deferred ? t("deferred", { count: stats.deferred }) : ""].filter(Boolean).join(" · "),
+    deferred: [stats.turns.waiting ? t("in_mailboxes", { count: stats.turns.waiting }) : "", stats.deferred ? t("deferred", { count: stats.deferred }) : "", stats.suspended.turns ? t("suspended", { count: stats.suspended.turns, time: duration(stats.suspended.oldest_seconds) }) : ""].filter(Boolean).join(" · "),
     turns: whole(turns.today),
     errors: turns.errors ? many(turns.errors, "error") : turns.today ? t("no_errors") : "",
     average: turns.today ? seconds(turns.average_ms) : "–",
