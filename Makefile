@@ -74,7 +74,7 @@ bench: $(VENV)/dev ## throughput and latency beside a raw Redis loop
 # older pips refuse `google-auth[requests]` with hashes where the lock says `google-auth` alone.
 LOCK := --quiet --no-strip-extras --generate-hashes --no-annotate --no-emit-index-url --upgrade --python-version 3.11 \
   --python-platform linux --custom-compile-command "make lock"
-EXTRAS := http telegram documents openai anthropic gemini ollama tools terminal fast agents tracing s3
+EXTRAS := http telegram documents openai anthropic gemini ollama tools a2a terminal fast agents tracing s3
 lock: $(VENV)/dev ## update deploy/lock, which the Dockerfile installs
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml $(addprefix --extra ,$(EXTRAS)) -o deploy/lock/rolecall.txt

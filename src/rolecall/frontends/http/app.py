@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from rolecall.frontends.http import api_document, auth, chat, metrics, operators, probes, problems, reminder_api
@@ -34,6 +37,10 @@ EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-History-Cu
 COMPATIBLE = (model_list, completions, responses, embeddings, transcriptions, uploaded_files, ollama_api)
 PARTS = (probes, auth, chat, reminder_api, *COMPATIBLE, operators, metrics, pages)
 ROUTERS = (*(part.router for part in PARTS), responses.create_router, responses.show_router)
+
+
+AGENT_TO_AGENT = (("GET", "/.well-known/agent-card.json", "show_card"), ("POST", "/a2a", "answer"))
+"""The routes of the Agent2Agent protocol: method, path, and the function of a2a_api."""
 
 
 class _GuardedApp(FastAPI):
@@ -84,5 +91,18 @@ def build(
     app.layers = layers
     for router in ROUTERS:
         app.include_router(router)
+    if find_spec("a2a") is not None:
+        app.router.routes.extend(_agent_to_agent(*route) for route in AGENT_TO_AGENT)
     app.router.routes.extend(routes)
     return app
+
+
+def _agent_to_agent(method: str, path: str, name: str) -> Route:
+    """A route of a2a_api, whose SDK is imported with the first request: that takes half a second."""
+
+    async def handle(request: Request) -> Response:
+        module = await asyncio.to_thread(import_module, "rolecall.frontends.http.a2a_api")
+        response: Response = await getattr(module, name)(request)
+        return response
+
+    return Route(path, handle, methods=[method], include_in_schema=False)
