@@ -22,6 +22,8 @@ ON_A_TERMINAL = "import os, sys; os.login_tty(0); os.execvp(sys.argv[1], sys.arg
 PARTS = re.compile(r"\x1b(?:\[([0-9;?]*)([A-Za-z])|[()].|[=>])|([^\x1b])", re.DOTALL)
 UNFINISHED = re.compile(r"\x1b[^A-Za-z=>]*\Z")
 CONFIG = """
+import time
+
 from agents.command import CommandAgent
 from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
@@ -35,8 +37,16 @@ class CutAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         return envelope.reply("Once upon a", finish="length")
 
+class BlockAgent(Agent):
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        time.sleep(60)
+        return envelope.reply("never")
+
 config = Config(
-    roles=(Role(ManagerAgent), Role(CommandAgent), Role(SampleLLMAgent, instances=2), Role(BrokenAgent), Role(CutAgent))
+    roles=(
+        Role(ManagerAgent), Role(CommandAgent), Role(SampleLLMAgent, instances=2), Role(BrokenAgent), Role(CutAgent),
+        Role(BlockAgent),
+    )
 )
 """
 

@@ -145,6 +145,25 @@ def test_under_make_two_interrupts_end_everything_cleanly(tmp_path: Path, open_t
     assert "***" not in terminal.screen.text and "Traceback" not in terminal.screen.text
 
 
+def test_up_starts_again_when_its_loop_is_blocked_and_the_chat_goes_on(tmp_path: Path, open_terminal: Open) -> None:
+    directory = make_application(tmp_path / "app")
+    times = {"LEASE_SECONDS": "1", "HEARTBEAT_SECONDS": "0.25", "SCAN_SECONDS": "0.25", "BLOCK_SECONDS": "0.6"}
+    terminal = open_terminal(directory, ROLECALL, "up", ECHO_DELAY="0.1", **times)
+    terminal.wait_for("is up in", "›")
+
+    terminal.send("/block please\rsecond\r")
+    terminal.wait_for(
+        "blocked the event loop", "is up in", "› /block please", "Sorry", "› second", "echo: second", seconds=40
+    )
+    terminal.send("third\r")
+    terminal.wait_for("› third", "echo: third\n")
+
+    assert not list(directory.rglob("chat_unanswered*"))
+    terminal.send(CTRL_D)
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.screen.text
+
+
 def delta(position: int, text: str) -> Event:
     return Event("delta", "1-0", "1", text, position=position)
 

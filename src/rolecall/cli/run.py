@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from rolecall.client import work
 from rolecall.config import Application, load
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.frontends import front_ends
+from rolecall.frontends.terminal.terminal import Unanswered
 from rolecall.models.model import Model
 from rolecall.models.registry import TINY, warm
 from rolecall.session import Session, open_session
@@ -48,8 +50,10 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         http.beside(session, runtime, application.tz, routes),
         front_ends.serving(session, runtime.wakeups),
     ):
+        unanswered = Unanswered(application.state_dir / "chat_unanswered.json")
+        runtime.watchdog.restart = partial(_restart, unanswered)
         show_welcome(console, session, runtime)
-        await _until_stopped(session, runtime, console, wanted, interactive)
+        await _until_stopped(session, runtime, console, wanted, unanswered if interactive else None)
     return 0
 
 
@@ -71,15 +75,26 @@ async def worker(app_dir: Path | None, *, roles: Sequence[str] | None, dev: bool
     return 0
 
 
+def _restart(unanswered: Unanswered, reason: str) -> None:
+    """Start this process again; a chat at its terminal goes on."""
+    try:
+        unanswered.keep(reason)
+    finally:
+        restart(reason)
+
+
 async def _until_stopped(
-    session: Session, runtime: Runtime, console: Console, wanted: asyncio.Event, interactive: bool
+    session: Session, runtime: Runtime, console: Console, wanted: asyncio.Event, unanswered: Unanswered | None
 ) -> None:
-    preparing = prepare_models(console if interactive else None, runtime)
+    """Until it is to stop, or until the chat ends whose questions ``unanswered`` keeps."""
+    preparing = prepare_models(console if unanswered else None, runtime)
     warming = asyncio.create_task(BackgroundTasks().attempt(preparing, "models"), name="rolecall warm models")
-    if interactive:
+    if unanswered:
         await until_stopped(warming, wanted, cancel=False)
         if not wanted.is_set():
-            talking = asyncio.create_task(talk.prompt(session, runtime.wakeups), name="rolecall chat")
+            talking = asyncio.create_task(
+                talk.prompt(session, runtime.wakeups, unanswered=unanswered), name="rolecall chat"
+            )
             try:
                 await until_stopped(talking, wanted)
             except MissingExtra as error:

@@ -111,9 +111,9 @@ def own_foreground() -> Iterator[None]:
         signal.signal(signal.SIGTTOU, ttou)
 
 
-def restart() -> None:
+def restart(reason: str) -> None:
     """Start the command of this process again in its place, under its process ID. Does not return; what runs is lost as
-    if the process had been killed."""
+    if the process had been killed. The log has said the ``reason``."""
     logging.shutdown()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

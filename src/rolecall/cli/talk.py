@@ -26,6 +26,7 @@ from rolecall.client import Assistant, TurnRef
 from rolecall.config import Application, load, user_language
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
 from rolecall.frontends.front import Front
+from rolecall.frontends.terminal.terminal import Unanswered
 from rolecall.frontends.terminal.text import plain
 from rolecall.frontends.texts import say
 from rolecall.session import Session, open_session
@@ -114,9 +115,12 @@ async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
         return await until_stopped(asyncio.create_task(work, name="rolecall chat"), wanted) or 0
 
 
-async def prompt(session: Session, wakeups: Wakeups, conversation: str = "") -> int:
+async def prompt(
+    session: Session, wakeups: Wakeups, conversation: str = "", unanswered: Unanswered | None = None
+) -> int:
     """The chat prompt on ``session``, with its roles as completions and its file of earlier lines, until the user
-    leaves; returns the exit status. Raises MissingExtra without prompt_toolkit."""
+    leaves; returns the exit status. ``unanswered`` keeps its questions for a process that starts again. Raises
+    MissingExtra without prompt_toolkit."""
     from rolecall.frontends.terminal.terminal import chat as chat_here
 
     application = session.application
@@ -128,7 +132,7 @@ async def prompt(session: Session, wakeups: Wakeups, conversation: str = "") -> 
     history = application.state_dir / "chat_history"
     await chat_here(
         session.bus, wakeups, conversation=conversation, words=words, history=history,
-        language=user_language(),
+        language=user_language(), unanswered=unanswered,
     )  # fmt: skip
     return 0
 

@@ -63,8 +63,9 @@ class Watchdog:
     """
 
     def __init__(self, worker: Worker, another: Callable[[], RedisServer]) -> None:
-        self.restart: Callable[[], object] | None = None
-        """Starts this process again, and does not return. Without it, the blocking turn is left to other processes."""
+        self.restart: Callable[[str], object] | None = None
+        """Starts this process again for the reason it is given, and does not return. Without it, the blocking turn is
+        left to other processes."""
         self._worker = worker
         self._settings = worker.bus.settings
         self._another = another
@@ -174,7 +175,7 @@ class Watchdog:
             logger.error("%s: %s; other processes take over", block.who, text)
             return
         logger.error("%s: %s; this process starts again", block.who, text)
-        self.restart()
+        self.restart(f"{block.who}: {text}; this process starts again")
 
 
 def _instance_of(task: asyncio.Task[Any] | None) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
@@ -10,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
     from rolecall.frontends.terminal.prompt import Line, Prompt
 
 
+Kept = tuple[str, str, Received]
+"""A question as it is kept: its text, its key, and what became of it."""
 AGAIN_SECONDS = 2.0
 PATIENCE_SECONDS = 0.3
 """What is done within this is not worth a word about its state."""
@@ -40,6 +47,8 @@ class Said:
     received: Received = field(default_factory=lambda: Received(""))
     role: str = ""
     since: float = field(default_factory=time.monotonic)
+    key: str = field(default_factory=lambda: secrets.token_hex(8))
+    """With which it is sent, so that it is taken once."""
 
     @property
     def seconds(self) -> float:
@@ -56,11 +65,13 @@ async def chat(
     words: Sequence[tuple[str, str]] = (),
     history: Path | None = None,
     language: str = "",
+    unanswered: Unanswered | None = None,
 ) -> None:
     """Talk in this process's terminal until the user leaves.
 
     The conversation is ``conversation``, else ``terminal:<name>``. ``words`` are completed besides the commands,
-    ``history`` is the file of earlier lines. What the application says itself is in ``language``. Raises
+    ``history`` is the file of earlier lines. What the application says itself is in ``language``.
+    ``unanswered`` are the questions of the process before, whose answers are shown first. Raises
     MissingExtra without prompt_toolkit, RolecallError for an id that no conversation can have.
     """
     try:
@@ -69,8 +80,44 @@ async def chat(
         raise MissingExtra("terminal", "the chat prompt (--no-chat does without)") from None
     talk = Chat(Front(bus, wakeups, "terminal"), check_conversation(conversation or f"terminal:{name}"), language)
     known = [(f"/{command.name}", say(language, f"menu_{command.name}")) for command in COMMANDS]
+    if unanswered is not None:
+        unanswered.of(talk)
     talk.prompt = Prompt(talk.say, talk.interrupt, talk.status, [*known, *words], history)
     await talk.run()
+
+
+class Unanswered:
+    """The questions of a chat whose process starts again in the midst of it. ``keep`` writes them to ``path`` and gives
+    the terminal back as it was; the chat of the next process takes them from there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._chat: Chat | None = None
+        self._terminal: list[Any] = []
+
+    def of(self, chat: Chat) -> None:
+        """Follow ``chat``, after handing it what the process before has kept. Called before it begins."""
+        self._chat = chat
+        with suppress(ImportError, OSError):
+            import termios
+
+            self._terminal = termios.tcgetattr(sys.stdin)
+        with suppress(OSError, msgspec.MsgspecError):
+            chat.resume(msgspec.json.decode(self._path.read_bytes(), type=list[Kept]))
+        self._path.unlink(missing_ok=True)
+
+    def keep(self, reason: str) -> None:
+        """Called just before the process starts again, from any thread, while the chat stands still. Shows the
+        ``reason``: what was logged meanwhile waits for the prompt."""
+        if self._chat is None:
+            return
+        if self._terminal:
+            import termios
+
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, self._terminal)
+        with open(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(self._chat.unanswered()))
+        os.write(2, f"\r\n{reason}\r\n".encode())
 
 
 class Chat:
@@ -112,6 +159,17 @@ class Chat:
                 task.cancel()
             self._errands.cancel()
         await self._farewell()
+
+    def unanswered(self) -> list[Kept]:
+        """The questions that are on their way or wait."""
+        return [(said.text, said.key, said.received) for said in (self._current, *self._waiting) if said]
+
+    def resume(self, unanswered: Sequence[Kept]) -> None:
+        """Show the answers of these questions as if they had been asked here."""
+        for text, key, received in unanswered:
+            said = Said(text, False, received, key=key)
+            self._waiting.append(said)
+            (self._taken if received.turn else self._unsent).put_nowait(said)
 
     async def _tell_notices(self) -> None:
         async for event in self._front.notices(self._conversation):
@@ -174,7 +232,7 @@ class Chat:
             said = await self._unsent.get()
             try:
                 said.received = await self._front.receive(
-                    self._conversation, said.text, meta={"asks": True}, language=self._language
+                    self._conversation, said.text, idempotency=said.key, meta={"asks": True}, language=self._language
                 )
             except RolecallError as error:
                 await self._settle_beside(said, f"not sent: {error}", "error")
