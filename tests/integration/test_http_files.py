@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import os
 import struct
+import zipfile
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
+import docx
 import httpx2
 import openai
 import pytest
@@ -32,6 +36,7 @@ from rolecall.frontends.sockets import listen, uvicorn_server
 from tests.certificates import Authority
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving
+from tests.unit.test_telegram_documents import locked, pdf
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -223,12 +228,56 @@ async def test_a_file_is_put_into_messages(client: openai.AsyncOpenAI) -> None:
     assert json.loads(answer.output_text) == {"text": f"{document}\n{inline}", "images": 1}
 
 
+def a_docx(text: str, padding: int = 0) -> bytes:
+    document, out = docx.Document(), io.BytesIO()
+    document.add_paragraph(text)
+    document.save(out)
+    if padding:
+        with zipfile.ZipFile(out, "a") as archive:
+            archive.writestr("padding", os.urandom(padding))
+    return out.getvalue()
+
+
+OFFICE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+DOCUMENTS = [
+    ("a.pdf", "application/pdf", pdf("Hello document")),
+    ("a.docx", OFFICE, a_docx("Hello document")),
+    ("large.docx", OFFICE, a_docx("Hello document", 1_500_000)),
+    ("a.txt", "text/plain", "Hello document".encode("utf-16")),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "data"), DOCUMENTS, ids=[document[0] for document in DOCUMENTS])
+async def test_documents_are_read_wherever_they_come_from(
+    client: openai.AsyncOpenAI, name: str, kind: str, data: bytes
+) -> None:
+    url = f"data:{kind};base64,{b64encode(data).decode()}"
+    file = await client.files.create(file=(name, data), purpose="user_data")
+    wanted = as_data("document", "Hello document", name=name)
+    for given in ({"file_id": file.id}, {"filename": name, "file_data": url}):
+        content: Any = [{"type": "file", "file": given}]
+        chat = await client.chat.completions.create(model="tell", messages=[{"role": "user", "content": content}])
+        assert json.loads(chat.choices[0].message.content or "")["text"] == wanted
+        parts: Any = [{"type": "input_file", **given}]
+        answer = await client.responses.create(model="tell", input=[{"role": "user", "content": parts}])
+        assert json.loads(answer.output_text)["text"] == wanted
+    await client.files.delete(file.id)
+
+
+async def test_a_document_is_no_picture(client: openai.AsyncOpenAI) -> None:
+    url = f"data:{OFFICE};base64,{b64encode(a_docx('x', 200_000)).decode()}"
+    await refused_image(client, url, 400, "expected data URLs")
+
+
 @pytest.mark.parametrize(
     ("file", "status"),
     [
         ({"file_id": "file-x"}, 404),
         ({"file_data": "data:application/pdf;base64,AAAA"}, 400),
-        ({"file_data": "data:text/plain;base64,/w=="}, 400),
+        ({"file_data": "data:text/plain;base64,AAE="}, 400),
+        ({"file_data": "data:text/plain;base64,"}, 400),
+        ({"file_data": f"data:application/pdf;base64,{b64encode(locked('secret', 'x', 'AES-128')).decode()}"}, 400),
+        ({"file_data": f"data:application/pdf;base64,{b64encode(pdf('', stream='0 0 m S')).decode()}"}, 400),
         ({"file_data": "data:text/plain;base64,A"}, 400),
         ({}, 400),
     ],

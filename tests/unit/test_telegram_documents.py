@@ -13,8 +13,8 @@ import pytest
 from pypdf import PdfWriter
 
 from rolecall.bus.blobs import sound_type
-from rolecall.frontends.telegram.document_text import Locked
-from rolecall.frontends.telegram.media import decode_text, shorten, text_of
+from rolecall.frontends.document_text import Locked
+from rolecall.frontends.documents import decode_text, shorten, text_of
 
 
 def pdf(text: str, *, stream: str = "") -> bytes:

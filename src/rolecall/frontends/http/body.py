@@ -35,8 +35,10 @@ LARGE_AT_ONCE = 8
 UPLOADS = "uploads"
 """The state of a request holds its pictures under this name."""
 PIECE_BYTES = 64 * 1024
-OPENING = re.compile(rb"data:(image\\?/(?:png|jpeg|gif|webp));base64,")
-LONGEST_OPENING = 40
+OPENING = re.compile(
+    rb"data:(image\\?/(?:png|jpeg|gif|webp)|application\\?/(?:pdf|vnd\.openxmlformats-officedocument\.[a-z.]{1,60}));base64,"
+)
+LONGEST_OPENING = 120
 INLINE_BYTES = 64 * 1024
 """A data URL up to this length stays in the text. A longer one could not be a text in its own right either."""
 IN_MEMORY = 1024 * 1024

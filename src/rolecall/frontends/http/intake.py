@@ -224,7 +224,7 @@ async def store_pictures(
 
 
 async def _store_image(blobs: Blobs, conversation: str, url: str, uploads: Mapping[str, Upload]) -> str:
-    if (upload := uploads.get(url)) is not None:
+    if (upload := uploads.get(url)) is not None and upload.media_type.startswith("image/"):
         return await blobs.put(conversation, await asyncio.to_thread(upload.read), upload.media_type)
     if stored := STORED.fullmatch(url):
         return stored[1]

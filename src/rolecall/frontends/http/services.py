@@ -30,7 +30,7 @@ from rolecall.transcripts.conversation_index import Summaries
 class Services:
     """The services of one process. ``tz`` is the time zone of the transcripts, None for the system's; ``stopping`` is
     set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key. ``tasks`` go on
-    after the request that started them."""
+    after the request that started them. ``readers`` limits the documents that are read at a time."""
 
     session: Session
     wakeups: Wakeups
@@ -39,6 +39,7 @@ class Services:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     streams: Counter[str] = field(default_factory=Counter)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
+    readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
 
     def __post_init__(self) -> None:
         self.summaries = Summaries(self.log_dir, self.tz, self.application.state_dir / INDEX)
@@ -80,6 +81,7 @@ class Services:
         return self.application.log_dir
 
 
+READERS = 4
 INDEX = "conversations.sqlite"
 """A file of the state directory: the index of conversations, shared by all processes."""
 KEYS_REQUIRED = "http-keys-required"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
@@ -9,12 +10,15 @@ import mimetypes
 import re
 import secrets
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Path, Query, Response, UploadFile
 
 from rolecall.bus.blobs import Files, StoredFile
 from rolecall.bus.foreign_text import as_data
+from rolecall.frontends.document_text import Locked
+from rolecall.frontends.documents import shorten, text_of
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload
 from rolecall.frontends.http.image_urls import fetch_images
@@ -32,9 +36,7 @@ FILES_TIMES = 10
 """The files of a key may have this many times BLOB_MEGABYTES together."""
 FILE_ID = "file-"
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-TEXTS = ("text/", "application/json", "application/xml", "application/yaml", "application/toml")
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*;base64,(.*)", re.ASCII | re.DOTALL)
-CUT = "\n[… the rest is left out]"
 FileId = Annotated[str, Path(max_length=100, description="the `id` of a file")]
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -136,29 +138,39 @@ async def placed(
         name, kind = file.name, file.media_type
     else:
         name = part.filename or "file"
-        if (part.file_data or "") in uploads:
+        upload = uploads.get(part.file_data or "")
+        if upload is not None and upload.media_type in IMAGES:
             return "", str(part.file_data)
-        kind, data = _decoded(part.file_data or "", name, param)
+        kind, data = (
+            (upload.media_type, await asyncio.to_thread(upload.read)) if upload is not None
+            else _decoded(part.file_data or "", name, param)
+        )  # fmt: skip
     if kind in IMAGES:
         key = f"upload:{secrets.token_hex(16)}"
         uploads[key] = Upload(kind, io.BytesIO(data))
         return "", key
-    if not kind.startswith(TEXTS):
-        raise Problem(400, text("unsupported_file", type=kind), "unsupported_file", param=param)
+    return as_data("document", await _text(services, data, name, kind, param), name=name), ""
+
+
+async def _text(services: Services, data: bytes, name: str, kind: str, param: str) -> str:
+    """The text of a document. Raises Problem for one that cannot be read."""
     try:
-        said = data.decode()
-    except UnicodeDecodeError:
-        raise Problem(400, text("not_utf8", name=repr(name[:100])), "unsupported_file", param=param) from None
-    most = services.settings.document_chars
-    return as_data("document", said if len(said) <= most else said[:most] + CUT, name=name), ""
+        async with services.readers:
+            found = await text_of(data)
+    except Locked:
+        raise Problem(400, text("locked_file", name=repr(name[:100])), "unsupported_file", param=param) from None
+    if found is None:
+        raise Problem(400, text("unsupported_file", type=kind), "unsupported_file", param=param)
+    if not found:
+        raise Problem(400, text("no_text_in_file", name=repr(name[:100])), "unsupported_file", param=param)
+    return shorten(found, services.settings.document_chars)
 
 
 def _decoded(url: str, name: str, param: str) -> tuple[str, bytes]:
-    found = DATA_URL.fullmatch(url)
-    try:
-        return (_media_type(found[1], name), base64.b64decode(found[2], validate=True)) if found else ("", b"")
-    except (binascii.Error, ValueError):
-        raise Problem(400, text("bad_file_data"), "invalid_request", param=param) from None
+    if (found := DATA_URL.fullmatch(url)) is not None:
+        with suppress(binascii.Error, ValueError):
+            return _media_type(found[1], name), base64.b64decode(found[2], validate=True)
+    raise Problem(400, text("bad_file_data"), "invalid_request", param=param)
 
 
 async def _found(
