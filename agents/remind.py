@@ -37,6 +37,9 @@ When = Annotated[
 ]
 """The pattern guides small models: it becomes a grammar that allows nothing else."""
 
+REASONS = ("past", "far", "often", "cron", "long", "full")
+"""Why a reminder is refused, as far as there is a text for it."""
+
 
 class RemindAgent(Agent):
     """Sets a reminder: /remind tomorrow at 9 call Ann"""
@@ -90,7 +93,7 @@ def refused(error: BadSchedule, speaker: Speaker) -> str:
     """Why a reminder is not set. Only in English is there an exact reason for everything."""
     if speaker.language == ENGLISH:
         return f"{error}."
-    return speaker.say(f"remind_{error.kind}" if error.kind in ("past", "full") else "remind_invalid")
+    return speaker.say(f"remind_{error.kind}" if error.kind in REASONS else "remind_invalid")
 
 
 def asks_to_remind(text: str) -> bool:

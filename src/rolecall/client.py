@@ -12,16 +12,18 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import REFUSALS, Admission, admit
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
-from rolecall.bus.conversation import notify
+from rolecall.bus.conversation import FOLLOWED, notify
 from rolecall.bus.envelope import Envelope, short_turn_id
-from rolecall.bus.events import Event, Wakeups, follow
+from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.processes import instances_of
+from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
 from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed
@@ -198,6 +200,43 @@ class Assistant:
         if verdict in REFUSALS:
             raise Refused(REFUSALS[verdict], verdict)
         return verdict == "OK"
+
+    async def schedule(
+        self, text: str, *, conversation: str, at: datetime | timedelta | None = None, every: timedelta | None = None,
+        cron: str = "", when: str = "", zone: str = "", role: str = "", user: str = "", idempotency: str = "",
+    ) -> Schedule:  # fmt: skip
+        """Have a turn of ``conversation`` (such as ``telegram:42``) with the message ``text`` begin by itself: once
+        ``at`` a time or after a duration, ``every`` so often (a minute at least), or whenever the ``cron`` line says;
+        or ``when`` says one of these as people do, such as "tomorrow at 9".
+
+        The answer is delivered as those of the conversation are; in a conversation of this program, ``notices`` yields
+        it. A naive ``at`` and a cron line are meant in ``zone``, by default the conversation's time zone. ``role``
+        answers (default: as the manager decides); ``user`` is whom limits count (default: the conversation). The same
+        ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same schedule. Raises BadSchedule.
+        """
+        own = {str(getattr(one, "name", "")) for one in self.session.application.frontends}
+        front = conversation.partition(":")[0]
+        return await schedule(
+            self._bus, conversation, text, at=at, every=every, cron=cron, when=when, zone=zone, role=role, user=user,
+            front=front if front in {*own, *FOLLOWED, "telegram"} else FRONT, idempotency=idempotency,
+            instance=self._instance,
+        )  # fmt: skip
+
+    async def schedules(self, conversation: str) -> list[Schedule]:
+        """The schedules of ``conversation``, the next one first."""
+        return await schedules_of(self._bus, conversation)
+
+    async def unschedule(self, conversation: str, *ids: str) -> int:
+        """Remove schedules of ``conversation`` by their ids, all of them without ``ids``; returns how many there were.
+        Idempotent."""
+        return await unschedule(self._bus, conversation, *ids, instance=self._instance)
+
+    async def notices(self, conversation: str, after: str = "") -> AsyncGenerator[Event]:
+        """What the user of ``conversation`` is told without having asked: notices, and the answers to its schedules,
+        after the event ID ``after``, by default those from now on, without an end. Only of conversations without a
+        front end that delivers, such as those of programs."""
+        async for event in follow_notices(self._bus, self.wakeups, conversation, after):
+            yield event
 
     async def cancel(self, conversation: str, turn: str, *, reason: str = "by the user") -> bool:
         """Cancel one turn, wherever it is; ``reason`` goes into the transcript. False if it had already ended.

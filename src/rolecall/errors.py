@@ -91,7 +91,8 @@ class BlobTooLarge(RolecallError):
 
 class BadSchedule(RolecallError):
     """Raised for a schedule that cannot be kept: its time, cron line, time zone or text is invalid, or the conversation
-    has too many. ``kind`` is past or full (too many), else empty. Nothing was written."""
+    has too many. ``kind`` is past, far, often (more than once a minute), cron, long (the text) or full (too many), else
+    empty. Nothing was written."""
 
     def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import rolecall
 from rolecall import Agent, Config, Context, Envelope, Reject, Role
 from rolecall.client import Assistant
-from rolecall.errors import ConfigError, NothingRunning, Refused, TurnFailed
+from rolecall.errors import BadSchedule, ConfigError, NothingRunning, Refused, TurnFailed
 from tests.waiting import wait_until
 
 
@@ -113,6 +114,30 @@ async def test_a_notice_is_told_once(assistant: Assistant) -> None:
     assert not await assistant.notify("telegram:42", "Your export is ready.", idempotency="export-7")
     with pytest.raises(Refused):
         await assistant.notify("telegram:42", "Something else.", idempotency="export-7")
+
+
+async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assistant) -> None:
+    soon = timedelta(seconds=0.2)
+    async with aclosing(assistant.notices("crm:42", "0-0")) as notices:
+        made = await assistant.schedule("Ann", conversation="crm:42", at=soon, idempotency="once")
+        again = await assistant.schedule("Ann", conversation="crm:42", at=soon, idempotency="once")
+        assert made.id == again.id
+        assert [one.text for one in await assistant.schedules("crm:42")] == ["Ann"]
+        async with asyncio.timeout(10):
+            assert (await anext(notices)).text == "Hello, Ann!"
+    assert await assistant.schedules("crm:42") == []
+
+
+async def test_a_program_lists_and_removes_schedules_of_any_conversation(assistant: Assistant) -> None:
+    weekly = await assistant.schedule("report", conversation="telegram:42", cron="0 9 * * 1", zone="Europe/Berlin")
+    await assistant.schedule("tea", conversation="telegram:42", when="every day at 9")
+    assert weekly.definition.front == "telegram" and weekly.when.endswith("09:00 ↻ 0 9 * * 1")
+    assert await assistant.unschedule("telegram:42", weekly.id) == 1
+    assert [one.text for one in await assistant.schedules("telegram:42")] == ["tea"]
+    assert (await assistant.unschedule("telegram:42"), await assistant.unschedule("telegram:42")) == (1, 0)
+    for wrong in ({"cron": "61 * * * *"}, {"every": timedelta(seconds=5)}, {"when": "at 9", "zone": "Mars/Olympus"}):
+        with pytest.raises(BadSchedule, match=r"invalid|too often|unknown"):
+            await assistant.schedule("x", conversation="crm:1", **wrong)
 
 
 async def test_a_program_lists_the_conversations(assistant: Assistant) -> None:

@@ -14,7 +14,8 @@ from agents.command import CommandAgent
 from agents.manager import ManagerAgent
 from agents.remind import RemindAgent
 from rolecall import Role
-from rolecall.bus.schedule.schedules import Schedule, schedules_of
+from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of
+from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.telegram_front import TelegramFront
 from rolecall.redis.server import server_ms
@@ -99,6 +100,21 @@ async def test_a_button_deletes_a_reminder_and_shows_the_rest(tmp_path: Path) ->
         assert [one.text for one in await schedules_of(app.session.bus, CHAT)] == ["bread"]
         ann.press(shown, shown.buttons[0]["callback_data"])
         await api.wait_for(lambda: shown.text.startswith("There are no reminders.") and not shown.buttons)
+
+
+async def test_a_denied_user_has_no_reminders_left_and_a_denied_group_none_of_anyone(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (_, app):
+        bus = app.session.bus
+        for place, user in ((CHAT, ANN), (f"{CHAT}:7", ANN), (f"telegram:{GROUP}", ANN), (f"telegram:{GROUP}", BOB)):
+            await schedule(bus, place, "tea", when="every day at 9", user=f"telegram:user:{user}")
+        await schedule(bus, f"{CHAT}1", "theirs", when="every day at 9")
+        access = Access(bus)
+        assert await access.deny(ANN)
+        assert await schedules_of(bus, CHAT) == await schedules_of(bus, f"{CHAT}:7") == []
+        assert [one.definition.user for one in await schedules_of(bus, f"telegram:{GROUP}")] == [f"telegram:user:{BOB}"]
+        assert await access.deny(GROUP)
+        assert await schedules_of(bus, f"telegram:{GROUP}") == []
+        assert len(await schedules_of(bus, f"{CHAT}1")) == 1
 
 
 async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) -> None:

@@ -102,7 +102,14 @@ async def test_a_reminder_whose_time_has_come_is_said_whatever_its_text_looks_li
 
 
 @pytest.mark.parametrize(
-    ("asked", "key"), [("/remind today at 00:00 x", "remind_past"), ("/remind every 10 seconds x", "remind_invalid")]
+    ("asked", "key"),
+    [
+        ("/remind today at 00:00 x", "remind_past"),
+        ("/remind in 900 weeks x", "remind_far"),
+        ("/remind every 10 seconds x", "remind_often"),
+        ("/remind cron 99 * * * * x", "remind_cron"),
+        (f"/remind in 10 minutes {'x ' * 1100}", "remind_long"),
+    ],
 )
 async def test_in_other_languages_the_reason_is_said_more_briefly(asked: str, key: str) -> None:
     turn = await run_turn(ROLES, asked, preferences={"lang": "tr"})

@@ -111,7 +111,7 @@ async def schedule(
     """
     text, now = text.strip(), int(await bus.server.run(NOW, clock=bus.shard(conversation).clock))
     if not text or len(text) > TEXT_CHARS:
-        raise BadSchedule(f"a schedule needs a text of 1 to {TEXT_CHARS} characters")
+        raise BadSchedule(f"a schedule needs a text of 1 to {TEXT_CHARS} characters", "long" if text else "")
     name = zone or (await preferences_of(bus, check_conversation(conversation))).get("timezone", "")
     name, front = known_zone(name) if name else "", front or conversation.partition(":")[0]
     here = zone_of(bus.settings, name)
@@ -144,6 +144,19 @@ async def unschedule(bus: Bus, conversation: str, *ids: str, instance: str = "fr
         schedules=shard.schedules(conversation), instance=instance, ids=ids,
     )  # fmt: skip
     return int(removed)
+
+
+async def unschedule_user(bus: Bus, user: str, place: str = "", *, instance: str = "front") -> int:
+    """Remove the schedules whose turns count towards the limits of ``user``, in any conversation, and with ``place``
+    all those of the conversation of that name and of its topics. Returns how many there were."""
+    removed = 0
+    for shard in bus.shards:
+        members = [member.decode() for member in await bus.server.call("ZRANGE", shard.planned, 0, -1)]
+        for conversation in dict.fromkeys(member.rpartition(SEPARATOR)[0] for member in members):
+            here = place and f"{conversation}:".startswith(f"{place}:")
+            ids = [one.id for one in await schedules_of(bus, conversation) if here or one.definition.user == user]
+            removed += await unschedule(bus, conversation, *ids, instance=instance) if ids else 0
+    return removed
 
 
 async def fire(bus: Bus, member: str, now_ms: float) -> str:

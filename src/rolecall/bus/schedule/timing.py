@@ -50,13 +50,17 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
                     f"{clock(self.at, zone)} is in the past: it is {clock(now, zone)} in {zone_name(zone)}", "past"
                 )
             if self.at - now > milliseconds(FURTHEST):
-                raise BadSchedule(f"{clock(self.at, zone)} is too far away: expected a time in the next ten years")
+                raise BadSchedule(
+                    f"{clock(self.at, zone)} is too far away: expected a time in the next ten years", "far"
+                )
             return self.at
         if self.every:
             if self.every < milliseconds(SHORTEST):
-                raise BadSchedule(f"every {self.every / 1000:g} s is too often: expected at least every minute")
+                raise BadSchedule(
+                    f"every {self.every / 1000:g} s is too often: expected at least every minute", "often"
+                )
             if self.every > milliseconds(FURTHEST):
-                raise BadSchedule("the interval is too long: expected at most ten years")
+                raise BadSchedule("the interval is too long: expected at most ten years", "far")
             return now + self.every
         return next_of_cron(self.cron, now, zone)
 
@@ -91,11 +95,11 @@ def timing_of(
             at = at.replace(tzinfo=now.tzinfo)
         stamp = 0 if at is None else round(at.timestamp() * 1000)
     except (OverflowError, ValueError):
-        raise BadSchedule("the time is too far away: expected a time in the next ten years") from None
+        raise BadSchedule("the time is too far away: expected a time in the next ten years", "far") from None
     if at is not None and stamp <= 0:
         raise BadSchedule(f"{at:%Y-%m-%d %H:%M} is in the past", "past")
     if every is not None and every < SHORTEST:
-        raise BadSchedule(f"every {every.total_seconds():g} s is too often: expected at least every minute")
+        raise BadSchedule(f"every {every.total_seconds():g} s is too often: expected at least every minute", "often")
     return Timing(stamp, milliseconds(every or timedelta()), " ".join(cron.split()), zone)
 
 
@@ -105,7 +109,7 @@ def next_of_cron(cron: str, after: int, zone: tzinfo) -> int:
     BadSchedule."""
     shown = cron if len(cron) <= CRON_CHARS else f"{cron[:CRON_CHARS]}…"
     if len(cron) > CRON_CHARS or len(cron.split()) != 5:
-        raise BadSchedule(f"cron line {shown!r} is invalid: {CRON}")
+        raise BadSchedule(f"cron line {shown!r} is invalid: {CRON}", "cron")
     try:
         begin = datetime.fromtimestamp(after / 1000, zone)
         found = next(CronSim(cron, begin))
@@ -114,9 +118,9 @@ def next_of_cron(cron: str, after: int, zone: tzinfo) -> int:
             found = next(CronSim(cron, begin))
     except CronSimError as error:
         reason = str(error)
-        raise BadSchedule(f"cron line {shown!r} is invalid: {reason[:1].lower()}{reason[1:]}; {CRON}") from None
+        raise BadSchedule(f"cron line {shown!r} is invalid: {reason[:1].lower()}{reason[1:]}; {CRON}", "cron") from None
     except (StopIteration, OverflowError):
-        raise BadSchedule(f"cron line {shown!r} never comes") from None
+        raise BadSchedule(f"cron line {shown!r} never comes", "cron") from None
     return round(found.timestamp() * 1000)
 
 

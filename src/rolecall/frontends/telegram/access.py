@@ -32,8 +32,9 @@ from rolecall.bus.members import (
     redeem,
     store_code,
 )
+from rolecall.bus.schedule.schedules import unschedule_user
 from rolecall.frontends.telegram.bot import explain
-from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.message import Address, principal_of
 
 logger = logging.getLogger(__name__)
 Redeemed = Literal["admin", "user", "guest", "KNOWN", "WRONG", "TOO_MANY"]
@@ -171,11 +172,14 @@ class Access:
         await self._enrol(user, rank, name)
 
     async def deny(self, user: int) -> bool:
-        """Deny ``user`` access, whatever TELEGRAM_ALLOWED says; False for one of TELEGRAM_ADMINS."""
+        """Deny ``user`` access, whatever TELEGRAM_ALLOWED says, and remove their reminders; False for one of
+        TELEGRAM_ADMINS. A denied group has no reminders either."""
         if user in self.admins:
             return False
         known = {member.user: member.name for member in await self.members()}
         await self._enrol(user, "stranger", known.get(user, ""))
+        place = await self.home(Address(user, None, self.front))
+        await unschedule_user(self.bus, principal_of(user), place.conversation, instance=f"{self.front}:access:0")
         return True
 
     async def members(self) -> list[Member]:

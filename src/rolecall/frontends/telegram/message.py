@@ -51,6 +51,11 @@ PLAIN_COMMANDS = frozenset(command.name for command in COMMANDS)
 """Commands that the bot answers in a group without its name."""
 
 
+def principal_of(user: int) -> str:
+    """The user whom limits, budgets and reminders count towards."""
+    return f"telegram:user:{user}"
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A chat, and a topic of it if it has topics. ``front`` is the name of the front end; each bot has its own."""
@@ -224,7 +229,7 @@ class Incoming:
     @property
     def principal(self) -> str:
         """The user that limits and budgets apply to."""
-        return f"telegram:user:{self.user}"
+        return principal_of(self.user)
 
     @property
     def fingerprint(self) -> str:
