@@ -287,7 +287,13 @@ class ModelRefused(ModelError):
 
 
 class ContextTooLong(ModelRefused):
-    """Raised when the conversation does not fit the model's context."""
+    """Raised when the conversation does not fit the model's context. ``tokens`` is what it has and ``limit`` what fits,
+    as the provider counts them; 0 if it does not say."""
+
+    def __init__(self, text: str, tokens: int = 0, limit: int = 0) -> None:
+        super().__init__(text)
+        self.tokens = tokens
+        self.limit = limit
 
 
 class ContentRefused(ModelRefused):

@@ -65,7 +65,8 @@ class OpenAIWire:
         return 429, _openai_error("You exceeded your current quota", "insufficient_quota")
 
     def too_long(self) -> tuple[int, bytes]:
-        return 400, _openai_error("This model's maximum context length is 9", "context_length_exceeded")
+        said = "This model's maximum context length is 8,192 tokens. However, your messages resulted in 9000 tokens."
+        return 400, _openai_error(said, "context_length_exceeded")
 
     def waits(self) -> list[tuple[dict[str, str], bytes, float]]:
         return [({"Retry_After_Ms": "250"}, self.refusal(429, "slow down"), 0.25)]

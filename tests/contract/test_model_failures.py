@@ -21,6 +21,7 @@ from rolecall.errors import (
     Truncated,
 )
 from rolecall.models import Delta, Done, Model, ModelEvent, Request
+from rolecall.models.failures import Refusal
 from tests.contract.model_adapters import HELLO, KEY, Adapter, answer
 from tests.contract.model_vendor import Connection, Script, Vendor, refusing, saying, silence, stalling
 from tests.contract.model_wires import OllamaWire
@@ -80,8 +81,25 @@ async def test_an_account_without_credit_is_not_a_wait(model: Model, vendor: Ven
 
 async def test_a_conversation_too_long_is_named(model: Model, vendor: Vendor) -> None:
     vendor.script = refusing(*vendor.wire.too_long())
-    with pytest.raises(ContextTooLong, match="too long"):
+    with pytest.raises(ContextTooLong, match="too long") as caught:
         await answer(model)
+    assert (caught.value.tokens, caught.value.limit) == (9000, 4096 if isinstance(vendor.wire, OllamaWire) else 8192)
+
+
+@pytest.mark.parametrize(
+    ("words", "counted"),
+    [
+        ("maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the messages, 1000 in the "
+         "completion).", (5000, 4096)),
+        ("Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+         (40000, 32768)),
+        ("it is too long", (0, 0)),
+        ("maximum context length is 99999999999999999999 tokens", (0, 999999999999999)),
+    ],
+)  # fmt: skip
+def test_how_many_tokens_are_too_many_is_read_where_the_provider_says_it(words: str, counted: tuple[int, int]) -> None:
+    error = Refusal("m@test", "host", 400, words).too_long()
+    assert (error.tokens, error.limit) == counted
 
 
 async def test_a_content_filter_is_a_refusal(model: Model, vendor: Vendor) -> None:

@@ -29,6 +29,10 @@ from rolecall.tracing import conventions
 from rolecall.tracing.span import span
 
 INTERRUPTED = " … [the model broke off here]"
+ANSWER_SHARE = 0.125
+"""The part of a model's context that is left free for its answer when a history is cut."""
+MESSAGE_CHARS = 16
+IMAGE_CHARS = 4000
 BETWEEN_ROUNDS = "\n\n"
 """Between what a model says before its tool calls and after them."""
 Emit = Callable[[str], Awaitable[None]]
@@ -171,15 +175,16 @@ class ModelCompletion:
         return turn
 
     async def _receive_fitting(self, request: Request, turn: ModelTurn) -> None:
-        """Receive the answer to ``request``, without the older half of the history as often as it is too long."""
+        """Receive the answer to ``request``, as often as it is too long without the oldest part of the history: what is
+        too much of it by the provider's count, else the older half."""
         while True:
             try:
                 return await self._receive(without_oldest(request, self.dropped), turn)
-            except ContextTooLong:
+            except ContextTooLong as error:
                 left = _past(request.messages) - self.dropped
                 if left <= 0 or turn.pieces:
                     raise
-                self.dropped += (left + 1) // 2
+                self.dropped += excess(request, self.dropped, error) or (left + 1) // 2
                 self.log(f"the history is too long for {self.speaker}: its oldest {self.dropped} messages are left out")
 
     async def _receive(self, request: Request, turn: ModelTurn) -> None:
@@ -242,6 +247,30 @@ def without_oldest(request: Request, count: int) -> Request:
         kept.pop(0)
     system = [message for message in request.messages[:past] if message.role == "system"]
     return msgspec.structs.replace(request, messages=(*system, *kept, *request.messages[past:]))
+
+
+def excess(request: Request, dropped: int, error: ContextTooLong) -> int:
+    """How many more messages than the ``dropped`` oldest ones to leave out of ``request`` so that it fits by what
+    ``error`` says, with room for an answer; 0 if it does not say. Tokens are estimated by characters, at the rate that
+    the provider counted."""
+    if not 0 < error.limit < error.tokens:
+        return 0
+    shown = without_oldest(request, dropped).messages
+    rate = error.tokens / sum(map(_size, shown))
+    excess = error.tokens - error.limit * (1 - ANSWER_SHARE)
+    past = [message for message in request.messages[: _past(request.messages)] if message.role != "system"]
+    first = max(0, dropped - (_past(request.messages) - len(past)))
+    count = 0
+    while excess > 0 and first + count < len(past):
+        excess -= _size(past[first + count]) * rate
+        count += 1
+    return _past(request.messages) - len(past) + first + count - dropped
+
+
+def _size(message: Message) -> int:
+    """The characters of ``message``, with what its author, its images and its calls count for."""
+    calls = sum(len(call.arguments) for call in message.calls)
+    return len(message.text) + MESSAGE_CHARS + calls + IMAGE_CHARS * len(message.images)
 
 
 def _past(messages: Sequence[Message]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,20 @@ from rolecall.errors import (
     RateLimited,
 )
 from rolecall.models.wire import NotTheProtocol, in_words
+
+NUMBER = r"(\d[\d,_]{0,14})"
+TOKENS = re.compile(
+    rf"(?:resulted in|requested|contains) {NUMBER} tokens|too long: {NUMBER} tokens|token count \(?{NUMBER}"
+    rf"|(?:request|prompt) \({NUMBER} tokens\)",
+    re.IGNORECASE,
+)
+"""How providers say how many tokens a conversation has: OpenAI and its kin, Anthropic, Gemini, llama.cpp."""
+CONTEXT = re.compile(
+    rf"context (?:length|size|window) (?:is|of|\() ?{NUMBER}|{NUMBER} (?:maximum|tokens? context)"
+    rf"|tokens allowed \(?{NUMBER}",
+    re.IGNORECASE,
+)
+"""How they say how many fit."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,8 @@ class Refusal:
 
     def too_long(self) -> ContextTooLong:
         """The error for a conversation that exceeds the context."""
-        return ContextTooLong(f"{self.model}: the conversation is too long for this model: {self.words}")
+        text = f"{self.model}: the conversation is too long for this model: {self.words}"
+        return ContextTooLong(text, _number(TOKENS, self.words), _number(CONTEXT, self.words))
 
 
 def unreachable(model: str, where: str, error: BaseException) -> ModelUnavailable:
@@ -104,6 +120,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
     moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
     return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else None
+
+
+def _number(pattern: re.Pattern[str], words: str) -> int:
+    found = pattern.search(words)
+    return int(re.sub(r"[,_]", "", next(filter(None, found.groups())))) if found else 0
 
 
 def innermost(error: BaseException) -> str:
