@@ -123,10 +123,10 @@ def test_links_between_the_pages_lead_somewhere() -> None:
     assert wrong == []
 
 
-def test_the_page_of_faults_names_tests_that_exist() -> None:
+def test_the_pages_of_faults_and_of_telegram_name_tests_that_exist() -> None:
     assert len(cases()) >= 25 and all(case.tests for case in cases())
-    page = PAGES["docs/faults.md"]
-    assert len(named_tests(page)) > 100
+    assert len(named_tests(PAGES["docs/faults.md"])) > 100
+    assert len(named_tests(PAGES["docs/telegram.md"])) > 35
 
 
 def test_the_navigation_names_pages_that_exist_once() -> None:
