@@ -135,6 +135,46 @@ async def test_one_failed_choice_fails_the_completion(client: openai.AsyncOpenAI
                 pass
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_texts_are_completed_for_clients_that_know_no_chats(client: openai.AsyncOpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": "samplellm", "n": 2, "echo": True, "max_tokens": 50, "stream": stream}
+    if stream:
+        asked["stream_options"] = {"include_usage": True}
+    answer = await client.completions.create(prompt=["one", "two"], **asked)
+    if stream:
+        texts, finishes = [""] * 4, [""] * 4
+        async for chunk in answer:
+            assert chunk.object == "text_completion"
+            for choice in chunk.choices:
+                texts[choice.index] += choice.text
+                finishes[choice.index] = choice.finish_reason or finishes[choice.index]
+            usage = chunk.usage
+    else:
+        assert (answer.object, answer.id.startswith("cmpl-")) == ("text_completion", True)
+        texts = [choice.text for choice in answer.choices]
+        finishes, usage = [choice.finish_reason for choice in answer.choices], answer.usage
+    assert texts == ["oneecho: one"] * 2 + ["twoecho: two"] * 2
+    assert finishes == ["stop"] * 4
+    assert (usage.prompt_tokens, usage.completion_tokens) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": ""}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": ["a"] * 9}, "prompt"), ({"prompt": ["a"] * 5, "n": 2}, "prompt"), ({"n": 10**6}, "n"),
+        ({"suffix": "x"}, "suffix"), ({"best_of": 3}, "best_of"), ({"logprobs": 1}, "logprobs"),
+        ({"stop": list("abcde")}, "stop"), ({"max_tokens": 0}, "max_tokens"),
+    ],
+)  # fmt: skip
+async def test_what_no_text_is_completed_with_is_a_bad_request(
+    client: openai.AsyncOpenAI, change: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.completions.create(**{"model": "auto", "prompt": "x", **change})
+    assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+
+
 async def test_on_the_wire_a_stream_ends_with_done(url: str) -> None:
     async with httpx2.AsyncClient(base_url=url) as client:
         answer = await client.post("/v1/chat/completions", json={"messages": HELLO, "stream": True})

@@ -24,6 +24,7 @@ from rolecall.frontends.http.openai import (
     embeddings,
     model_list,
     responses,
+    text_completions,
     transcriptions,
     uploaded_files,
 )
@@ -34,7 +35,16 @@ from rolecall.stats import Metrics
 from rolecall.version import __version__
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Conversation-Id", "X-History-Cut", "X-Request-Id", "X-Task-Id")
-COMPATIBLE = (model_list, completions, responses, embeddings, transcriptions, uploaded_files, ollama_api)
+COMPATIBLE = (
+    model_list,
+    completions,
+    text_completions,
+    responses,
+    embeddings,
+    transcriptions,
+    uploaded_files,
+    ollama_api,
+)
 PARTS = (probes, auth, chat, reminder_api, *COMPATIBLE, operators, metrics, pages)
 ROUTERS = (*(part.router for part in PARTS), responses.create_router, responses.show_router)
 

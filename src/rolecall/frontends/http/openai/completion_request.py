@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec.structs import replace
@@ -165,34 +166,16 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = False
 
 
-class CompletionBody(CommonFields):
-    """A chat completion request. Unknown fields are ignored."""
+class CompletionFields(CommonFields):
+    """The fields that completions have, those of chats and those of texts."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={"examples": [{"model": "auto", "messages": [{"role": "user", "content": "Hello!"}]}]},
-    )
-
-    messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
     stream_options: StreamOptions | None = None
-    tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
-    response_format: ResponseFormat | None = None
-    max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     n: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    modalities: list[str] | None = None
 
-    def request(self, names: ModelNames, conversation: str) -> ChatRequest:
-        """The request to submit. Raises Problem for what is not supported."""
-        self._check_parameters()
-        messages = [message.client_message() for message in self.messages]
-        return self.chat_request(names, conversation, messages, self._client_request())
-
-    def choices(self, most: int, *, named: bool) -> int:
+    def choices(self, most: int, *, named: bool = False) -> int:
         """How many answers are wanted. Raises Problem for more than ``most``, and for several in a conversation that
         has a name: it has one answer to a message."""
         count = 1 if self.n is None else self.n
@@ -207,27 +190,57 @@ class CompletionBody(CommonFields):
         """Whether a stream should end with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def sampled(self, tools: Sequence[ClientTool] = ()) -> ClientRequest:
+        """What these fields say to the model, with ``tools``. Raises Problem."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > MAX_STOPS:
+            raise unsupported("stop")
+        return replace(
+            self.common(tools), max_tokens=self.max_tokens, seed=self.seed, stop=tuple(stop for stop in stops if stop)
+        )
+
+
+def unsupported(name: str) -> Problem:
+    """The error for a field whose value is not supported."""
+    return Problem(400, text("unsupported_parameter", name=name), "unsupported_parameter", param=name)
+
+
+class CompletionBody(CompletionFields):
+    """A chat completion request. Unknown fields are ignored."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={"examples": [{"model": "auto", "messages": [{"role": "user", "content": "Hello!"}]}]},
+    )
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
+    tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
+    response_format: ResponseFormat | None = None
+    max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    modalities: list[str] | None = None
+
+    def request(self, names: ModelNames, conversation: str) -> ChatRequest:
+        """The request to submit. Raises Problem for what is not supported."""
+        self._check_parameters()
+        messages = [message.client_message() for message in self.messages]
+        return self.chat_request(names, conversation, messages, self._client_request())
+
     def _client_request(self) -> ClientRequest:
         tools = [tool.client_tool(f"tools.{number}") for number, tool in enumerate(self.tools or ())]
-        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return replace(
-            self.common(tools),
+            self.sampled(tools),
             schema=self.response_format.client_schema() if self.response_format else None,
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            seed=self.seed,
-            stop=tuple(stop for stop in stops if stop),
         )
 
     def _check_parameters(self) -> None:
-        stops = self.stop if isinstance(self.stop, list) else []
-        unsupported = {
+        wrong = {
             "logprobs": bool(self.logprobs),
             "top_logprobs": bool(self.top_logprobs),
             "modalities": bool(self.modalities) and self.modalities != ["text"],
-            "stop": len(stops) > MAX_STOPS,
         }
-        for name, is_unsupported in unsupported.items():
-            if is_unsupported:
-                detail = text("unsupported_parameter", name=name)
-                raise Problem(400, detail, "unsupported_parameter", param=name)
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise unsupported(name)
         check_size_of_tools(self.tools)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote
 
 import msgspec
@@ -16,9 +16,9 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import ServerSentEvent
 from starlette.background import BackgroundTask, BackgroundTasks
 
-from rolecall.frontends.http.auth import User
-from rolecall.frontends.http.body import Uploads
-from rolecall.frontends.http.intake import IdempotencyKey
+from rolecall.frontends.http.auth import Principal, User
+from rolecall.frontends.http.body import Upload, Uploads
+from rolecall.frontends.http.intake import ChatRequest, IdempotencyKey
 from rolecall.frontends.http.openai.completion_request import CompletionBody
 from rolecall.frontends.http.openai.model_list import model_names
 from rolecall.frontends.http.openai.pending_answer import (
@@ -58,6 +58,9 @@ class ChatCompletion:
     """The model that answered, once it is known."""
     tasks: dict[int, Task] = field(default_factory=dict)
     """The tasks of the choices that have ended, by index."""
+    prefix: ClassVar[str] = "chatcmpl"
+    kinds: ClassVar[tuple[str, str]] = ("chat.completion", "chat.completion.chunk")
+    """What the whole is called, and what a chunk of a stream."""
     command_id: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def first_chunk(self, index: int = 0) -> ServerSentEvent:
@@ -66,9 +69,16 @@ class ChatCompletion:
 
     def chunk(self, delta: dict[str, Any], finish: str | None = None, index: int = 0) -> ServerSentEvent:
         """One chunk of a stream."""
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
         more = {"usage": None} if self.usage else {}
-        return _data({**self._head("chat.completion.chunk"), "choices": [choice], **more})
+        return _data({**self._head(self.kinds[1]), "choices": [self.shown(delta, finish, index)], **more})
+
+    def shown(self, delta: dict[str, Any], finish: str | None, index: int) -> dict[str, Any]:
+        """A choice of a chunk."""
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+
+    def choice(self, task: Task, index: int) -> dict[str, Any]:
+        """A whole choice."""
+        return {"index": index, "message": _message(task), "logprobs": None, "finish_reason": finish_reason(task)}
 
     def last_chunks(self, task: Task, index: int = 0) -> list[ServerSentEvent]:
         """How a choice ends: with its finish reason. The last one ends the stream: usage if asked for, and [DONE]. A
@@ -78,25 +88,22 @@ class ChatCompletion:
             return [_failure(reason_of(task), 502, task.state), DONE]
         self.speaker = task.model or None
         calls = [self.chunk({"tool_calls": [part]}, index=index) for part in _call_parts(task)]
-        ending = [*calls, self.chunk({}, _finish_reason(task), index)]
+        ending = [*calls, self.chunk({}, finish_reason(task), index)]
         if len(self.tasks) < len(self.choices):
             return ending
-        usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(self.tasks.values())}
+        usage = {**self._head(self.kinds[1]), "choices": [], "usage": _usage(self.tasks.values())}
         return [*ending, *([_data(usage)] if self.usage else []), DONE]
 
     def whole(self, tasks: Sequence[Task]) -> dict[str, Any]:
         """The completion as one object. ``system_fingerprint`` is the model that answered."""
         self.speaker = tasks[0].model or None
-        choices = [
-            {"index": index, "message": _message(task), "logprobs": None, "finish_reason": _finish_reason(task)}
-            for index, task in enumerate(tasks)
-        ]
-        return {**self._head("chat.completion"), "choices": choices, "usage": _usage(tasks)}
+        choices = [self.choice(task, index) for index, task in enumerate(tasks)]
+        return {**self._head(self.kinds[0]), "choices": choices, "usage": _usage(tasks)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         pending = self.choices[0]
         created = pending.received.at // 1000 or int(time.time())
-        name = f"chatcmpl-{pending.snapshot.task.id or self.command_id}"
+        name = f"{self.prefix}-{pending.snapshot.task.id or self.command_id}"
         known = {"id": name, "object": kind, "created": created, "model": self.model}
         return {**known, "system_fingerprint": self.speaker}
 
@@ -122,7 +129,8 @@ def _message(task: Task) -> dict[str, Any]:
     return message
 
 
-def _finish_reason(task: Task) -> str:
+def finish_reason(task: Task) -> str:
+    """Why an answer ended, in OpenAI's words."""
     return "tool_calls" if task.calls else "length" if task.finish == "length" else "stop"
 
 
@@ -148,16 +156,27 @@ async def _submit(
     await place_in_chat(services, who, body.messages, uploads)
     count = body.choices(services.settings.http_choices, named=bool(conversation))
     request = body.request(model_names(services), unquote(conversation))
-    async with AsyncExitStack() as stack:
-        # One after the other: they share the uploads.
-        choices = [
-            await stack.enter_async_context(
-                admitted(services, who, request, _choice_key(key, index), uploads, kept=bool(conversation or key))
-            )
-            for index in range(count)
-        ]
+    async with admitted_choices(
+        services, who, [request] * count, key, uploads, kept=bool(conversation or key)
+    ) as choices:  # fmt: skip
         response.headers.update(choices[0].headers)
         yield ChatCompletion(choices, body.model, body.wants_usage)
+
+
+@asynccontextmanager
+async def admitted_choices(
+    services: Services, who: Principal, requests: Sequence[ChatRequest], key: str | None,
+    uploads: Mapping[str, Upload], *, kept: bool,
+) -> AsyncIterator[list[PendingAnswer]]:  # fmt: skip
+    """Submit ``requests``, each for a choice, as ``admitted`` does."""
+    async with AsyncExitStack() as stack:
+        # One after the other: they share the uploads.
+        yield [
+            await stack.enter_async_context(
+                admitted(services, who, request, _choice_key(key, index), uploads, kept=kept)
+            )
+            for index, request in enumerate(requests)
+        ]
 
 
 def _choice_key(key: str | None, index: int) -> str | None:
@@ -170,6 +189,13 @@ Submission = Annotated[ChatCompletion, Depends(_submit)]
 
 async def stream_completion(completion: Submission, services: ServicesDep) -> Events:
     """Streams a completion as server-sent events."""
+    async with aclosing(streamed(services, completion)) as events:
+        async for event in events:
+            yield event
+
+
+async def streamed(services: Services, completion: ChatCompletion) -> Events:
+    """The events of a stream, also when the process stops."""
     farewell = _failure(text("server_stopping"), 503, "server_stopping")
     async with aclosing(until_stopped(services, _chunks(services, completion), farewell)) as events:
         async for event in events:
@@ -183,6 +209,11 @@ router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(
 async def complete(request: Request, services: ServicesDep, completion: Submission) -> Response:
     """`model` is a role, a configured model, or `auto`: the manager decides. The messages replace the stored history,
     unless all but the last are system messages. `X-Conversation-Id` names the conversation."""
+    return await completed(services, request, completion)
+
+
+async def completed(services: Services, request: Request, completion: ChatCompletion) -> Response:
+    """Wait for all choices, and answer with them. Raises Problem."""
     choices = completion.choices
     tasks = await answers(services, request, choices)
     after = BackgroundTasks([BackgroundTask(note_delivered, services, pending.received) for pending in choices])
