@@ -12,7 +12,7 @@ import pytest
 
 from rolecall.errors import ModelUnavailable, NotNow
 from rolecall.redis import keys
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import RedisServer, server_ms
 from rolecall.serving.balance import LEFT, Balance, Candidate
 from tests.waiting import wait_until
 
@@ -54,6 +54,18 @@ async def balances(server: RedisServer, host: Host) -> AsyncIterator[list[Balanc
     yield both
     for one in both:
         await one.aclose()
+
+
+async def test_a_server_is_left_out_no_longer_when_the_clock_steps_back(
+    server: RedisServer, balances: list[Balance]
+) -> None:
+    await fail(balances[0], "a")
+    for name in ("seen", "a until"):
+        await server.call("HINCRBY", KEYS["known"], name, 3_600_000)
+    await server.call("ZADD", KEYS["calls"], await server_ms(server) + 3_600_000, "a of-a-dead-process")
+    place = await balances[1].pick([A])
+    assert place.server == "a"
+    assert await server.call("ZCARD", KEYS["calls"]) == 1
 
 
 async def fail(balance: Balance, server: str, *, slots: int = 4) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from rolecall.redis import keys
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import RedisServer, server_ms
 from rolecall.serving.directory import LIST, Directory
 from rolecall.serving.footprint import Room
 from rolecall.serving.spec import ModelServer, Spec
@@ -154,6 +154,32 @@ async def backdate(server: RedisServer, *ids: str) -> None:
         raw["ready"] -= 60_000
         raw["used"] += number - 60_000
         await server.call("HSET", keys.SERVED, one, msgspec.json.encode(raw))
+
+
+async def test_a_clock_that_steps_back_keeps_nothing_longer(directory: Directory, server: RedisServer) -> None:
+    for name in ("a", "b"):
+        await ready(directory, wanted(name, ram=400))
+        await directory.enter(spec(name), HERE, "call")
+    await directory.claim(wanted("c"), "p", ROOM)
+    await directory.end("c1", "broken")
+    hour = 3_600_000  # ahead: all of it was written before the step
+    for one in ("a1", "b1"):
+        raw = msgspec.json.decode(await server.call("HGET", keys.SERVED, one))
+        times = {name: raw[name] + hour for name in ("lapses", "beat", "since", "used", "ready")}
+        await server.call("HSET", keys.SERVED, one, msgspec.json.encode({**raw, **times}))
+    for key in (keys.SERVED_CALLS, keys.SERVED_USERS):
+        for member in await server.call("ZRANGE", key, 0, -1):
+            await server.call("ZINCRBY", key, hour, member)
+    until = await server_ms(server) + hour
+    await server.call("HSET", keys.SERVED_FAILED, spec("c").id, f"{until:.0f}|broken")
+    assert [one.id for one in await directory.servers()] == ["a1", "b1"]
+    assert (await directory.beat(wanted("a", ram=400))).known  # its host lives; that of b does not
+    assert (await directory.claim(wanted("c", 2), "p", ROOM)).word == "START"
+    for key in (keys.SERVED_CALLS, keys.SERVED_USERS):
+        ends, now = (await server.call("ZRANGE", key, 0, -1, "WITHSCORES"))[1::2], await server_ms(server)
+        assert ends and all(float(end) < now + 16_000 for end in ends)
+    raw = msgspec.json.decode(await server.call("HGET", keys.SERVED, "b1"))
+    assert max(raw["lapses"] - 5_000, raw["used"], raw["ready"]) <= await server_ms(server) + 100
 
 
 async def test_a_list_leaves_out_what_is_over_and_is_for_those_too_who_may_only_read(

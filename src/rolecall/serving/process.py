@@ -169,9 +169,16 @@ def _found(logs: Path) -> list[Stray]:
         with suppress(psutil.Error, OSError):
             birth = birth_of(process.pid)
             if birth and process.pid != os.getpid() and _writes_to(process, logs):
-                command, age = " ".join(process.cmdline()), time.time() - process.create_time()
-                found.append(Stray(process.pid, birth, command, memory_of(process.pid), age))
+                age = _age_of(birth) or time.time() - process.create_time()
+                found.append(Stray(process.pid, birth, " ".join(process.cmdline()), memory_of(process.pid), age))
     return found
+
+
+def _age_of(birth: str) -> float:
+    """Seconds since ``birth``, whatever the clock was set to meanwhile; 0 where it is not counted from the boot."""
+    if not (birth.isdigit() and hasattr(time, "CLOCK_BOOTTIME")):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(birth) / os.sysconf("SC_CLK_TCK")
 
 
 def _writes_to(process: psutil.Process, logs: Path) -> bool:

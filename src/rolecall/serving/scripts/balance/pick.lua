@@ -9,6 +9,14 @@
 -- args: call lease probe_ms servers*
 redis.call('ZREMRANGEBYSCORE', CALLS, '-inf', NOW)
 
+-- When the clock stepped back, whatever was set until some time would last as much longer.
+local seen = tonumber(redis.call('HGET', KNOWN, 'seen') or 0)
+if NOW < seen - 2000 then
+  for i = 1, #SERVERS, 3 do redis.call('HDEL', KNOWN, SERVERS[i] .. ' until', SERVERS[i] .. ' probe') end
+  redis.call('ZREMRANGEBYSCORE', CALLS, NOW + 2 * tonumber(LEASE), '+inf')
+end
+if math.abs(NOW - seen) > 1000 then redis.call('HSET', KNOWN, 'seen', NOW) end
+
 local function get(server, field) return tonumber(redis.call('HGET', KNOWN, server .. ' ' .. field) or 0) end
 
 local busy = {}

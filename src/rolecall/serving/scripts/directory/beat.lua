@@ -21,6 +21,6 @@ else
 end
 if now.in_flight > 0 then now.used = NOW end
 if now.state == 'ready' and now.ready == 0 then now.ready, now.used = NOW, NOW end
-now.lapses = NOW + tonumber(LASTS)
+now.lapses, now.beat = NOW + tonumber(LASTS), NOW
 keep(now)
 return { now.state, now.in_flight, NOW - now.used, users_of(now.machine), now.pinned and 1 or 0 }

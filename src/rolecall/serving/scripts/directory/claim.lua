@@ -53,6 +53,6 @@ if used + wanted.ram > budget then
   end
   return { 'FULL', used, budget, 1 }
 end
-wanted.lapses, wanted.since, wanted.used = NOW + tonumber(LASTS), NOW, NOW
+wanted.lapses, wanted.beat, wanted.since, wanted.used = NOW + tonumber(LASTS), NOW, NOW, NOW
 keep(wanted)
 return { 'START' }

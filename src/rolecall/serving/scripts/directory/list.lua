@@ -6,7 +6,7 @@ local shown, flat = {}, redis.call('HGETALL', SERVERS)
 local under_way = redis.call('ZRANGEBYSCORE', CALLS, '(' .. NOW, '+inf')
 for i = 2, #flat, 2 do
   local server = cjson.decode(flat[i])
-  if server.lapses > NOW then
+  if not gone(server) then
     local start = server.id .. ' '
     server.in_flight = 0
     for _, call in ipairs(under_way) do
