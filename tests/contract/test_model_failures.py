@@ -32,14 +32,18 @@ STATUSES = {
     402: ModelUnauthorised,
     403: ModelUnauthorised,
     404: NoSuchModel,
+    405: ModelRefused,
     408: ModelTimeout,
     409: ModelUnavailable,
     413: ModelRefused,
     422: ModelRefused,
+    425: ModelUnavailable,
     429: RateLimited,
     500: ModelUnavailable,
+    501: ModelRefused,
     502: ModelUnavailable,
     503: ModelUnavailable,
+    529: ModelUnavailable,
 }
 
 

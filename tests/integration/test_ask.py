@@ -74,6 +74,16 @@ def test_a_failure_in_json_is_on_stdout_too(app: Path) -> None:
     assert (json.loads(done.stdout)["kind"], done.returncode) == ("error", 1)
 
 
+def test_an_argument_that_is_no_text_is_named_in_one_line(tmp_path: Path) -> None:
+    for verb in (["ask"], ["key", "new"], ["ask", "hi", "--role"]):
+        done = subprocess.run([ROLECALL, *verb, b"caf\xe9"], cwd=tmp_path, env=environment(), capture_output=True)
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == rb"rolecall: 'caf\udce9' is no UTF-8 text: check the encoding of the terminal or script" + b"\n"
+        )
+
+
 def test_a_text_that_is_too_long_is_refused(app: Path) -> None:
     done = rolecall(app, "ask", "-", "--json", stdin="x" * 70_000)
     assert (json.loads(done.stdout)["kind"], done.returncode) == ("refused", 1)

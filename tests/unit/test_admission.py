@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rolecall.bus.admission import admit
+from rolecall.bus.admission import Mode, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.turn import snapshot, turns_in_flight
@@ -140,6 +140,14 @@ async def test_the_log_says_what_came_and_when_a_session_began(bus: Bus) -> None
         ("NOTE", "waits, place 1"),
     ]
     assert len({e["s"] for e in log}) == 1
+
+
+@pytest.mark.parametrize("mode", ["queue", "collect", "interrupt"])
+async def test_a_text_that_no_json_can_hold_is_refused_as_such(bus: Bus, mode: Mode) -> None:
+    before = await names(bus)
+    with pytest.raises(RolecallError, match="cannot be written as JSON"):
+        await ask(bus, text="\ud800", mode=mode)
+    assert await names(bus) == before
 
 
 @pytest.mark.parametrize("conversation", ["", "x" * 201, "a\nb", "a\x1fb", "\ud800"])

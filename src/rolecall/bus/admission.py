@@ -253,9 +253,9 @@ class Offer:
     def _admit_block(self, shard: ShardKeys, settings: Settings) -> AdmitBlock:
         joins = self.mode == "collect" or self.group
         return {
+            "envelope": encode(self.envelope),  # first: it raises for what cannot be written
             "idempotency": shard.idempotency(self.envelope.conversation, self.idempotency),
             "digest": digest(self.envelope),
-            "envelope": encode(self.envelope),
             "part": encode_part(self.envelope) if joins else "",
             "band": keys.band(self.envelope.priority),
             "principal": self.principal,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from io import TextIOWrapper
+from pathlib import Path
 
 from rolecall.errors import ConfigError, RolecallError
 
@@ -15,6 +16,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # bars and other people's letters, on a terminal that has none
+    for given in sys.argv[1:]:
+        if not given.isprintable() and _is_no_text(given):
+            _end(f"{given!r} is no UTF-8 text: check the encoding of the terminal or script", 2)
     try:
         app()
     except (RolecallError, BaseExceptionGroup) as error:
@@ -25,6 +29,15 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+
+
+def _is_no_text(given: str) -> bool:
+    """Whether an argument has bytes that are no UTF-8, and is not the path of a file either."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return not Path(given.rpartition("=")[2]).exists()
+    return False
 
 
 def _first(error: BaseException) -> BaseException:

@@ -36,6 +36,10 @@ CONTEXT = re.compile(
 """How they say how many fit."""
 
 
+PASSING = frozenset({409, 421, 423, 425, 499})
+"""Statuses of the 400s that another try may not meet again, besides 408 and 429."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """An error response of ``where`` for the model ``model``; ``words`` is the provider's message, safe to show.
@@ -61,7 +65,7 @@ class Refusal:
             return ModelTimeout(f"{self.model}: {self.where} gave up waiting ({self.status})")
         if self.status == 429:
             return RateLimited(f"{self.model}: {self.where} asks to wait: {self.words}", self.retry_after)
-        if self.status in (400, 413, 415, 422):
+        if (400 <= self.status < 500 and self.status not in PASSING) or self.status in (501, 505):
             return ModelRefused(f"{self.model}: {self.where} refuses this request ({self.status}): {self.words}")
         return ModelUnavailable(
             f"{self.model}: {self.where} failed ({self.status or 'within the answer'}): {self.words}"
