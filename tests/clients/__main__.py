@@ -63,7 +63,12 @@ CLIENTS = {
     "llm": Client("llm", "use_llm.py", ("llm",)),
     "open-webui": Client("Open WebUI's requests", "use_open_webui.py"),
     "generated": Client(
-        "generated from /openapi.json", "use_generated.py", ("openapi-python-client", "openapi-spec-validator", "ruff")
+        "generated from /openapi.json (Python)", "use_generated.py",
+        ("openapi-python-client", "openapi-spec-validator", "ruff"),
+    ),
+    "generated-typescript": Client(  # generators work with TypeScript's JavaScript API, which version 7 has not
+        "generated from /openapi.json (TypeScript)", "use_generated.mjs",
+        ("@hey-api/openapi-ts", "typescript@6", "esbuild"), node=True,
     ),
 }  # fmt: skip
 
@@ -135,7 +140,8 @@ def install(client: Client, environment: Path) -> None:
     environment.mkdir(parents=True, exist_ok=True)
     if client.node:
         (environment / "package.json").write_text('{"private": true, "type": "module"}')
-        command = ["npm", "install", "--silent", *(f"{package}@latest" for package in client.packages)]
+        newest = [package if "@" in package[1:] else f"{package}@latest" for package in client.packages]
+        command = ["npm", "install", "--silent", *newest]
         subprocess.run(command, cwd=environment, check=True)
         return
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
@@ -145,7 +151,7 @@ def install(client: Client, environment: Path) -> None:
 
 def versions_of(client: Client, environment: Path) -> list[str]:
     """The versions of the packages, in their order."""
-    plain = [package.partition("[")[0] for package in client.packages]
+    plain = plain_names(client)
     if client.node:
         files = [environment / "node_modules" / package / "package.json" for package in plain]
         return [json.loads(file.read_text())["version"] for file in files]
@@ -156,12 +162,17 @@ def versions_of(client: Client, environment: Path) -> list[str]:
     return found.stdout.split()
 
 
+def plain_names(client: Client) -> list[str]:
+    """The packages without extras and versions."""
+    return [package[0] + package[1:].partition("[")[0].partition("@")[0] for package in client.packages]
+
+
 def table(outcomes: dict[str, Outcome]) -> str:
     """The table, and what does not work."""
     lines = ["| client | version | works | does not work |", "|---|---|---|---|"]
     for name, outcome in outcomes.items():
         client = CLIENTS[name]
-        plain = [package.partition("[")[0] for package in client.packages]
+        plain = plain_names(client)
         versions = " · ".join(f"{p} {v}" for p, v in zip(plain, outcome.versions, strict=False) if p != "zod") or "-"
         works = ", ".join(feature for feature, why in outcome.features.items() if not why) or "-"
         broken = [f"{feature} ({_cell(why)})" for feature, why in outcome.features.items() if why]

@@ -40,6 +40,16 @@ def parsed():
     return answer.choices[0].message.parsed.people == 3
 
 
+def several():
+    return [one.message.content for one in chat(n=2).choices] == ["You said Hello"] * 2
+
+
+def texts():
+    whole = client.completions.create(model="auto", prompt="Hello").choices[0].text
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(model="auto", prompt="Hello", stream=True)]
+    return whole == "".join(pieces) == "You said Hello"
+
+
 def pictures():
     content = [{"type": "text", "text": "Hello"}, {"type": "image_url", "image_url": {"url": PNG}}]
     return chat(messages=[{"role": "user", "content": content}]).choices[0].message.content
@@ -91,6 +101,8 @@ feature("async", asynchronous)
 feature("tools", tools)
 feature("structured output", parsed)
 feature("pictures", pictures)
+feature("several answers", several)
+feature("text completions", texts)
 feature("responses", responses)
 feature("responses: stream", streamed_response)
 feature("responses: tools", response_tools)
