@@ -107,6 +107,10 @@ class Application:
         """The models of all roles, without duplicates."""
         return list(dict.fromkeys(name for role in self.roles for name in role.models))
 
+    def gives_logprobs(self, model: str) -> bool:
+        """Whether the provider of ``model`` may give the log probabilities of its tokens."""
+        return bool(getattr(self.providers.get(model.rpartition("@")[2]), "logprobs", False))
+
     @property
     def embedding_model(self) -> str:
         """The model of vectors."""

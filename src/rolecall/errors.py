@@ -304,6 +304,10 @@ class ImagesRefused(ModelRefused):
     """Raised when the model accepts no images, or not these."""
 
 
+class LogprobsRefused(ModelRefused):
+    """Raised when the model gives no log probabilities."""
+
+
 class NoSuchModel(ModelRefused):
     """Raised when the provider does not offer the model, or not for this key."""
 

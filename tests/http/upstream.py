@@ -34,7 +34,9 @@ class Upstream:
 
     async def _chunks(self, body: dict[str, Any]) -> AsyncIterator[str]:
         for delta, finish in self._deltas(body):
-            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
+            if body.get("logprobs") and "content" in delta:
+                choice["logprobs"] = {"content": [logprob(delta["content"], body.get("top_logprobs", 0))]}
             yield f"data: {json.dumps({'id': 'c', 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         yield f"data: {json.dumps({'id': 'c', 'choices': [], 'usage': usage})}\n\n"
@@ -60,6 +62,12 @@ class Upstream:
         else:
             yield {"content": f"You said {last['content']}"}, None
             yield {}, "length" if body.get("max_tokens") == 1 else "stop"
+
+
+def logprob(token: str, alternatives: int) -> dict[str, Any]:
+    """The log probability of a token, with its first alternatives."""
+    tops = [{"token": str(number), "logprob": -1.5 - number, "bytes": None} for number in range(alternatives)]
+    return {"token": token, "logprob": -0.5, "bytes": list(token.encode()), "top_logprobs": tops}
 
 
 @asynccontextmanager

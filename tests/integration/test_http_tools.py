@@ -40,6 +40,7 @@ WEATHER: Any = {
     },
 }
 NO_PARAMETERS: Any = {"type": "function", "function": {"name": "now"}}
+HELLO: Any = [{"role": "user", "content": "Hello"}]
 ASKED: Any = [{"role": "user", "content": "What is the weather?"}]
 
 
@@ -263,6 +264,21 @@ async def test_a_schema_that_takes_forever_or_leads_elsewhere_stops_nobody(
         await completed(client, False, messages=ASKED, response_format=form)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("top", [None, 2])
+async def test_log_probabilities_come_from_a_model_that_has_them(
+    client: openai.AsyncOpenAI, upstream: Upstream, stream: bool, top: int | None
+) -> None:
+    options = {"top_logprobs": top} if top else {}
+    answer = await completed(client, stream, messages=HELLO, logprobs=True, n=2, **options)
+    assert (upstream.bodies[-1]["logprobs"], upstream.bodies[-1].get("top_logprobs")) == (True, top)
+    for choice in answer.choices:
+        (token,) = choice.logprobs.content
+        assert (token.token, token.logprob, len(token.top_logprobs)) == (choice.message.content, -0.5, top or 0)
+    plain = await completed(client, stream, messages=HELLO)
+    assert plain.choices[0].logprobs is None and "logprobs" not in upstream.bodies[-1]
+
+
 def calling(*ids: str) -> dict[str, Any]:
     calls = [{"id": one, "type": "function", "function": {"name": "weather", "arguments": "{}"}} for one in ids]
     return {"role": "assistant", "content": None, "tool_calls": calls}
@@ -324,7 +340,8 @@ for _ in range(40):
         ({"top_p": -1}, "top_p", "invalid_request"),
         ({"max_tokens": 0}, "max_tokens", "invalid_request"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"top_logprobs": 3}, "top_logprobs", "unsupported_parameter"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_is_one_clear_error(url: str, change: dict[str, Any], param: str, code: str) -> None:

@@ -10,7 +10,16 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from rolecall.errors import ModelError, ModelRefused, ModelTimeout, ModelUnavailable, NotNow, OverBudget, RateLimited
+from rolecall.errors import (
+    LogprobsRefused,
+    ModelError,
+    ModelRefused,
+    ModelTimeout,
+    ModelUnavailable,
+    NotNow,
+    OverBudget,
+    RateLimited,
+)
 from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import Gate, Guarded
@@ -30,6 +39,7 @@ class Provider:
         self.name = name
         self.error: ModelError | None = None
         self.tokens = tokens
+        self.logprobs = False
         self.asked = 0
         self.most = 0
         self.now = 0
@@ -356,3 +366,16 @@ async def test_what_was_set_until_a_time_is_void_once_the_clock_stepped_back(ser
     await server.call("ZADD", keys.model("m@test", "busy"), await server_ms(server) + hour, "a call of a dead process")
     stage.provider.error = None
     assert await stage.ask()
+
+
+async def test_log_probabilities_come_from_the_first_model_that_has_them(server: RedisServer) -> None:
+    stage = Stage(server, Terms(), SETTINGS)
+    asked = msgspec.structs.replace(HELLO, logprobs=0)
+    with pytest.raises(LogprobsRefused, match="m@test: has no log probabilities"):
+        _ = [event async for event in stage.models[0].stream(asked)]
+    giving = Provider("p@test")
+    giving.logprobs = True
+    second = Guarded(giving, Gate(server, "p@test", Terms(), SETTINGS, stage._wake))
+    events = [event async for event in Fallback([stage.models[0], second]).stream(asked)]
+    assert events[0] == Spoke("p@test", "m@test: has no log probabilities")
+    assert (stage.provider.asked, giving.asked) == (0, 1)

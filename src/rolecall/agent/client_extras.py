@@ -19,6 +19,7 @@ from rolecall.bus.client_request import (
     ClientRequest,
     EmbeddedTexts,
     TextsToEmbed,
+    TokenLogprobs,
     load_request,
     load_value,
     store_value,
@@ -76,6 +77,7 @@ class ClientExtras:
             top_p=client.top_p if request.top_p is None else request.top_p,
             seed=client.seed if request.seed is None else request.seed,
             stop=request.stop or client.stop,
+            logprobs=client.logprobs,
             parallel=request.parallel and client.parallel,
             must_call=request.must_call or client.choice not in ("auto", "none"),
         )
@@ -96,6 +98,13 @@ class ClientExtras:
         """The form that the client wants the answer in; None for a text."""
         schema = (await self.request()).schema
         return None if schema is None else AnswerForm(schema or ANY_OBJECT)
+
+    async def kept_logprobs(self, answer: Answer) -> str:
+        """Store the log probabilities of ``answer``, which may be larger than an envelope; returns their id, empty if
+        there are none."""
+        if not answer.logprobs:
+            return ""
+        return await store_value(self.bus, self.conversation, TokenLogprobs(answer.logprobs))
 
     async def embed(
         self, payload: Mapping[str, Any], embedded: Callable[[Sequence[str], int | None], Awaitable[Vectors]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from rolecall.models.model import (
     Answer,
     Delta,
     Done,
+    Logprobs,
     Message,
     Model,
     Request,
@@ -53,6 +55,8 @@ class ModelTurn:
     pieces: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     finish: str = "stop"
+    logprobs: tuple[dict[str, Any], ...] = ()
+    """Not recorded: an answer that is replayed has none."""
 
     @property
     def text(self) -> str:
@@ -198,6 +202,8 @@ class ModelCompletion:
                     turn.calls.append(event)
                 elif isinstance(event, Usage):
                     self._use(event)
+                elif isinstance(event, Logprobs):
+                    turn.logprobs = event.content
                 elif isinstance(event, Done):
                     turn.finish = event.reason
                 elif event != self.spoke:
@@ -227,7 +233,15 @@ class ModelCompletion:
         text, usage = "".join(self.emitted), self.usage
         calls = tuple(turn.calls) if self.theirs else ()
         return Answer(
-            text, self.speaker, usage.tokens_in, usage.tokens_out, turn.finish, self.spoke.why, calls, self.dropped > 0
+            text,
+            self.speaker,
+            usage.tokens_in,
+            usage.tokens_out,
+            turn.finish,
+            self.spoke.why,
+            calls,
+            turn.logprobs,
+            self.dropped > 0,
         )
 
     @property

@@ -59,6 +59,8 @@ class Context:
         self.model_seconds = 0.0
         """How long models took to answer so far."""
         self.called: Answer | None = None
+        self.logprobs = ""
+        """The id of the stored log probabilities of the answer, if an API client asked for them."""
         """The answer in which the model called tools of an API client: it ends the turn, whatever the handler makes of
         it."""
         self._services, self._delivery, self._origin = services, delivery, envelope
@@ -189,6 +191,8 @@ class Context:
                 request, lambda asked: self._complete(model, asked, discard, tools, theirs), self.log
             )
             await self.emit(answer.text)
+        self.logprobs = await self._extras.kept_logprobs(answer)
+        answer = msgspec.structs.replace(answer, logprobs=())
         self.called = answer if answer.calls else None
         return answer
 

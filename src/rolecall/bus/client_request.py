@@ -77,6 +77,8 @@ class ClientRequest(msgspec.Struct, frozen=True, omit_defaults=True, rename={"sc
     top_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """How many alternatives to each token are wanted with its log probability; None: no log probabilities."""
 
     @property
     def plain(self) -> bool:
@@ -136,7 +138,14 @@ class EmbeddedTexts(msgspec.Struct, frozen=True):
     tokens: int = 0
 
 
-async def store_value(bus: Bus, conversation: str, value: TextsToEmbed | EmbeddedTexts) -> str:
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """The log probabilities of an answer's tokens, as OpenAI's API has them; the final event's ``logprobs`` is the id
+    of it."""
+
+    content: tuple[dict[str, Any], ...] = ()
+
+
+async def store_value(bus: Bus, conversation: str, value: TextsToEmbed | EmbeddedTexts | TokenLogprobs) -> str:
     """Store a value for as long as its turn can last; returns the id of the blob. Raises BlobTooLarge."""
     return await Blobs(bus, lifetime(bus)).put(conversation, msgspec.msgpack.encode(value), MEDIA_TYPE)
 

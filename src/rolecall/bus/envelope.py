@@ -90,7 +90,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """End the turn with ``answer``: a text, or an Answer with its model and token counts."""
         payload: dict[str, Any] = {"text": answer} if isinstance(answer, str) else msgspec.to_builtins(answer)
         payload["text"] = cut(payload["text"])
-        for name in ("calls", "shortened"):
+        for name in ("calls", "logprobs", "shortened"):
             if not payload.get(name):
                 payload.pop(name, None)
         return self._next(role="", route=(), payload={**payload, **extra})

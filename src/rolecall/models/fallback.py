@@ -9,6 +9,7 @@ import msgspec
 
 from rolecall.errors import (
     ImagesRefused,
+    LogprobsRefused,
     ModelError,
     ModelRefused,
     ModelUnauthorised,
@@ -100,10 +101,12 @@ def _remaining(request: Request, gone: float) -> Request:
 
 def _refused_for_good(error: ModelError) -> bool:
     """The request's own fault; a refused key or name is the deployment's, and another model has others. Another may
-    also take images."""
+    also take images, or give log probabilities."""
     if isinstance(error, OverBudget):
         return True
-    return isinstance(error, ModelRefused) and not isinstance(error, ModelUnauthorised | NoSuchModel | ImagesRefused)
+    return isinstance(error, ModelRefused) and not isinstance(
+        error, ModelUnauthorised | NoSuchModel | ImagesRefused | LogprobsRefused
+    )
 
 
 def _all_failed(failures: list[ModelError]) -> ModelError:

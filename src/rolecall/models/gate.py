@@ -18,6 +18,7 @@ from typing import Any, Literal, TypedDict
 
 from rolecall.background import BackgroundTasks
 from rolecall.errors import (
+    LogprobsRefused,
     ModelError,
     ModelRefused,
     ModelTimeout,
@@ -286,6 +287,8 @@ class Guarded:
 
     async def attempt(self, request: Request, *, book: bool) -> AsyncIterator[ModelEvent]:
         """Like ``stream``; books a place in a used-up quota only with ``book``."""
+        if request.logprobs is not None and not getattr(self.model, "logprobs", False):
+            raise LogprobsRefused(f"{self.name}: has no log probabilities")
         for tries_left in reversed(range(TRIES)):
             call = await self._enter(request, book)
             try:

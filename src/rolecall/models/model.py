@@ -77,6 +77,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """Words that end the answer, and are not part of it."""
     parallel: bool = True
     """Whether the model may call several tools at once."""
+    logprobs: int | None = None
+    """How many alternatives to each token are wanted with its log probability; None: no log probabilities."""
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -97,6 +99,12 @@ class Usage(msgspec.Struct, frozen=True):
     tokens_out: int
 
 
+class Logprobs(msgspec.Struct, frozen=True):
+    """The log probabilities of the answer's tokens, in the form of OpenAI's API; comes at most once, if asked for."""
+
+    content: tuple[dict[str, Any], ...]
+
+
 class Done(msgspec.Struct, frozen=True):
     """The provider's own finish marker; the last event of every whole answer."""
 
@@ -111,7 +119,7 @@ class Spoke(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-ModelEvent = Spoke | Delta | Retracted | ToolCall | Usage | Done
+ModelEvent = Spoke | Delta | Retracted | ToolCall | Usage | Logprobs | Done
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -126,6 +134,8 @@ class Answer(msgspec.Struct, frozen=True):
     why: str = ""
     calls: tuple[ToolCall, ...] = ()
     """Calls of tools that an API client runs; none of the role's own."""
+    logprobs: tuple[dict[str, Any], ...] = ()
+    """Those of the answer's tokens, if an API client asked for them."""
     shortened: bool = False
     """Whether the history was too long for the model, so that it was asked without the oldest part."""
 

@@ -49,6 +49,8 @@ class Provider:
     keys: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     model: str = ""
+    logprobs: bool = False
+    """Whether its models, or some of them, give the log probabilities of their tokens."""
 
     def set_up(self, settings: Settings) -> bool:
         """Whether a setting says how to reach it."""
@@ -67,7 +69,7 @@ class Provider:
 PROVIDERS = {
     "openai": Provider(
         "rolecall.models.providers.openai", "OpenAIModel", "openai", ("openai",), "OpenAI",
-        ("openai_api_key",), ("openai_base_url",), "gpt-5-mini@openai",
+        ("openai_api_key",), ("openai_base_url",), "gpt-5-mini@openai", logprobs=True,
     ),
     "anthropic": Provider(
         "rolecall.models.providers.anthropic", "AnthropicModel", "anthropic", ("anthropic",), "Anthropic",
@@ -82,9 +84,10 @@ PROVIDERS = {
         addresses=("ollama_url", "ollama_host", "ollama_api_key"),
     ),
     "local": Provider(
-        "rolecall.models.providers.local", "LocalModel", "local", ("xllamacpp", "openai", "psutil"), "this machine"
+        "rolecall.models.providers.local", "LocalModel", "local", ("xllamacpp", "openai", "psutil"), "this machine",
+        logprobs=True,
     ),
-    "served": Provider("rolecall.models.providers.remote", "ServedModel", "openai", ("openai",)),
+    "served": Provider("rolecall.models.providers.remote", "ServedModel", "openai", ("openai",), logprobs=True),
     "test": Provider("rolecall.models.providers.echo", "EchoModel"),
 }  # fmt: skip
 """The providers of this package. Where keys of several are set, the model of the first one answers."""

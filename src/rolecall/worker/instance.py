@@ -291,6 +291,8 @@ class Instance:
         history: list[bytes] = []
         if asked is not None and payload.pop("remember", not delivery.control) and not delivery.call:
             history = remembered(asked.text, result.text, delivery.turn, asked=asked, answered=payload)
+        if ctx.logprobs:
+            payload["logprobs"] = ctx.logprobs
         records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
         verdict = await complete(
             bus, delivery, result, records, history=history, preferences=changes, forget=forget,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PrivateAttr
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_by_user
@@ -89,6 +89,13 @@ class Task(BaseModel):
     calls: list[TaskCall] = Field([], description="calls of the tools that a chat completion offered")
     questions: list[TaskQuestion] = Field([], description="what it waits to be told: answer at /chat/task/{id}/answer")
 
+    _logprobs: str = PrivateAttr("")
+
+    @property
+    def logprobs(self) -> str:
+        """The id of the stored log probabilities of the answer, if there are any."""
+        return self._logprobs
+
     @property
     def ended(self) -> bool:
         """Whether the task is done, failed or cancelled."""
@@ -134,7 +141,7 @@ class TaskRef:
         state, answer = END_STATES[str(final["kind"])], str(final.get("text", ""))
         if state == "failed":
             return self.task(state, error=Failure(reason=str(final.get("reason", "")), text=answer))
-        return self.task(
+        task = self.task(
             state,
             text=answer,
             model=str(final.get("model") or ""),
@@ -145,6 +152,8 @@ class TaskRef:
             ],
             usage=Tokens(tokens_in=_count(final, "tokens_in"), tokens_out=_count(final, "tokens_out")),
         )
+        task._logprobs = str(final.get("logprobs") or "")
+        return task
 
 
 @dataclass(frozen=True)

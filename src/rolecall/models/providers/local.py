@@ -33,6 +33,8 @@ class HostedModel:
     ``serving`` it can be named but not asked. What ``spec`` says it is, is known when it is first needed: subclasses
     may have to fetch it."""
 
+    logprobs = True
+
     def __init__(self, name: str, settings: Settings, serving: Launcher | None, spec: Spec | None = None) -> None:
         self.name = name
         self._settings = settings

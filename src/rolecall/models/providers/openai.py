@@ -41,6 +41,7 @@ from rolecall.models.providers.openai_wire import (
     chat_events,
     chats,
     needs_responses,
+    reasons,
     responses_body,
     responses_events,
     wire_name,
@@ -121,6 +122,11 @@ class OpenAIModel:
         endpoint = _endpoint(name, settings)
         responses = model.startswith(RESPONSES) or (endpoint.official and needs_responses(model))
         return cls(name, endpoint, responses)
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether it can be asked for log probabilities: not where it thinks before it speaks."""
+        return not self.responses and not reasons(wire_name(self.name.rpartition("@")[0]))
 
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream."""

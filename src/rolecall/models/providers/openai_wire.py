@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ContentRefused
-from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.model import Delta, Done, Logprobs, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.stream import Source, image_type
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import new_call_id, written
@@ -103,6 +103,8 @@ def chat_body(model: str, request: Request, official: bool) -> dict[str, Any]:
         "tool_choice": "required" if request.must_call and request.tools else None,
         "parallel_tool_calls": False if request.tools and not request.parallel else None,
         "response_format": _response_format(request.schema) if request.schema else None,
+        "logprobs": True if request.logprobs is not None else None,
+        "top_logprobs": request.logprobs or None,
     }
     return {
         "model": model,
@@ -159,6 +161,7 @@ class _Answer:
         self._whole = False
         self._refusal = ""
         self._calls: list[_Call] = []
+        self._logprobs: list[dict[str, Any]] = []
 
     def take(self, chunk: Mapping[str, Any]) -> str:
         """Keep what ``chunk`` brings, and return the text in it: what a model thinks aloud is none."""
@@ -166,6 +169,7 @@ class _Answer:
             self._usage = usage_of(usage)
         choice = object_of(chunk.get("choices"))
         self._finish = word_of(choice.get("finish_reason")) or self._finish
+        self._logprobs += [dict(one) for one in objects_of(member(choice.get("logprobs"), "content"))]
         if isinstance(choice.get("message"), Mapping):  # one document instead of a stream
             self._whole = True
         said = object_of(choice.get("delta") or choice.get("message"))
@@ -186,6 +190,8 @@ class _Answer:
         yield from (call.whole() for call in calls)
         if self._usage:
             yield self._usage
+        if self._logprobs:
+            yield Logprobs(tuple(self._logprobs))
         if ended:
             # By the calls themselves: some servers end them with "stop".
             yield Done("length" if finish == "length" else "tool_calls" if calls else "stop")

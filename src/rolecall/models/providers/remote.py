@@ -20,6 +20,8 @@ class ServedModel:
     """The model ``name`` at ``places``. Each call goes to the least busy server. If it fails before the first token,
     another server answers, and the failed one is left out until it is back. Raises NotNow while all are away."""
 
+    logprobs = True
+
     def __init__(self, name: str, places: Sequence[ModelAt], settings: Settings, server: Server) -> None:
         self.name = name
         self.places = {place.candidate(name).id: place for place in places}

@@ -218,12 +218,12 @@ class CompletionBody(CompletionFields):
     response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: list[str] | None = None
 
     def request(self, names: ModelNames, conversation: str) -> ChatRequest:
         """The request to submit. Raises Problem for what is not supported."""
-        self._check_parameters()
+        self._check_parameters(names)
         messages = [message.client_message() for message in self.messages]
         return self.chat_request(names, conversation, messages, self._client_request())
 
@@ -233,12 +233,13 @@ class CompletionBody(CompletionFields):
             self.sampled(tools),
             schema=self.response_format.client_schema() if self.response_format else None,
             max_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
-    def _check_parameters(self) -> None:
+    def _check_parameters(self, names: ModelNames) -> None:
         wrong = {
-            "logprobs": bool(self.logprobs),
-            "top_logprobs": bool(self.top_logprobs),
+            "logprobs": bool(self.logprobs) and not names.gives_logprobs(self.model),
+            "top_logprobs": bool(self.top_logprobs) and not self.logprobs,
             "modalities": bool(self.modalities) and self.modalities != ["text"],
         }
         for name in (name for name, is_wrong in wrong.items() if is_wrong):

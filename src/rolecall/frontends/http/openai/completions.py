@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import ServerSentEvent
 from starlette.background import BackgroundTask, BackgroundTasks
 
+from rolecall.bus.client_request import TokenLogprobs, load_value
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import ChatRequest, IdempotencyKey
@@ -58,6 +59,8 @@ class ChatCompletion:
     """The model that answered, once it is known."""
     tasks: dict[int, Task] = field(default_factory=dict)
     """The tasks of the choices that have ended, by index."""
+    logprobs: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By index, as soon as the answer is whole."""
     prefix: ClassVar[str] = "chatcmpl"
     kinds: ClassVar[tuple[str, str]] = ("chat.completion", "chat.completion.chunk")
     """What the whole is called, and what a chunk of a stream."""
@@ -74,11 +77,18 @@ class ChatCompletion:
 
     def shown(self, delta: dict[str, Any], finish: str | None, index: int) -> dict[str, Any]:
         """A choice of a chunk."""
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return {"index": index, "delta": delta, "logprobs": self.logprobs.get(index), "finish_reason": finish}
 
     def choice(self, task: Task, index: int) -> dict[str, Any]:
         """A whole choice."""
-        return {"index": index, "message": _message(task), "logprobs": None, "finish_reason": finish_reason(task)}
+        logprobs = self.logprobs.get(index)
+        return {"index": index, "message": _message(task), "logprobs": logprobs, "finish_reason": finish_reason(task)}
+
+    async def load(self, services: Services, task: Task, index: int) -> None:
+        """Load the log probabilities of ``task``, if it has any, for its choice."""
+        if task.logprobs:
+            stored = await load_value(services.bus, task.conversation_id, task.logprobs, TokenLogprobs)
+            self.logprobs[index] = {"content": stored.content if stored else (), "refusal": None}
 
     def last_chunks(self, task: Task, index: int = 0) -> list[ServerSentEvent]:
         """How a choice ends: with its finish reason. The last one ends the stream: usage if asked for, and [DONE]. A
@@ -88,6 +98,8 @@ class ChatCompletion:
             return [_failure(reason_of(task), 502, task.state), DONE]
         self.speaker = task.model or None
         calls = [self.chunk({"tool_calls": [part]}, index=index) for part in _call_parts(task)]
+        calls += [self.chunk({}, index=index)] if index in self.logprobs else []
+        self.logprobs.pop(index, None)
         ending = [*calls, self.chunk({}, finish_reason(task), index)]
         if len(self.tasks) < len(self.choices):
             return ending
@@ -217,6 +229,8 @@ async def completed(services: Services, request: Request, completion: ChatComple
     choices = completion.choices
     tasks = await answers(services, request, choices)
     after = BackgroundTasks([BackgroundTask(note_delivered, services, pending.received) for pending in choices])
+    for index, task in enumerate(tasks):
+        await completion.load(services, task, index)
     body = msgspec.json.encode(completion.whole(tasks))
     return Response(body, headers=choices[0].headers, media_type="application/json", background=after)
 
@@ -236,6 +250,7 @@ async def _chunks(services: Services, completion: ChatCompletion) -> Events:
                 yield completion.chunk({"content": new}, index=index)
             if event.last:
                 task = completion.choices[index].task_after(event)
+                await completion.load(services, task, index)
                 for chunk in completion.last_chunks(task, index):
                     yield chunk
                 if task.state != "done":

@@ -37,7 +37,11 @@ def listed(services: Services) -> list[str]:
 def model_names(services: Services) -> ModelNames:
     """Every name that works."""
     roles = frozenset(role.name for role in services.application.roles if role.name != FIRST_ROLE)
-    return ModelNames(roles, frozenset(services.application.model_names))
+    application = services.application
+    models = frozenset(application.model_names)
+    giving = {name for name in models if application.gives_logprobs(name)}
+    giving |= {role.name for role in application.roles if any(name in giving for name in role.models)}
+    return ModelNames(roles, models, frozenset(giving))
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -88,6 +88,12 @@ class ModelNames:
 
     roles: frozenset[str]
     models: frozenset[str]
+    with_logprobs: frozenset[str] = frozenset()
+    """The roles and models that may give log probabilities."""
+
+    def gives_logprobs(self, name: str) -> bool:
+        """Whether who answers for ``name`` may give log probabilities; for ``auto``, whether anybody may."""
+        return bool(self.with_logprobs) if name == AUTO else name in self.with_logprobs
 
     def check(self, name: str) -> None:
         """Raise Problem (404) unless there is such a model."""
