@@ -10,7 +10,7 @@ TAGS = ("document", "quoted", "forwarded")
 DELIMITER = re.compile(rf"<(\s*/?\s*)(?=(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
 ATTRIBUTE = str.maketrans({"'": "’", '"': "”", "<": "‹", ">": "›"})
 ATTRIBUTE_CHARS = 200
-IMAGES = "(the images of this message)"
+IMAGES = "(an image)"
 
 
 def as_data(tag: str, text: str, **attributes: str) -> str:

@@ -47,7 +47,7 @@ IdempotencyKey = Annotated[
     Header(alias="Idempotency-Key", description="a request repeated with the same key within 24 h is the same task"),
 ]
 AcceptLanguage = Annotated[
-    str, Header(alias="Accept-Language", max_length=1000, description="of the answers to commands, such as /help")
+    str, Header(alias="Accept-Language", description="of the answers to commands, such as /help")
 ]
 OVERLOADED = {"FULL": (429, 5), "BUSY": (503, 10)}
 """Status and Retry-After seconds by the outcome of an admission."""

@@ -424,7 +424,7 @@ def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
     payload = {**files, "text": incoming.text}
     if incoming.quoted:
         payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
-    if incoming.origin and "images" in files:
+    if incoming.origin and "images" in files and not incoming.text:  # else the text says so
         payload["forwarded"] = incoming.origin
     if incoming.origin and "files" in files:
         payload["files"] = [{**one, "from": incoming.origin} for one in files["files"]]
