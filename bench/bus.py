@@ -94,10 +94,13 @@ async def _all_answered(runtime: Runtime, conversations: int, to: str) -> float:
 
 
 @asynccontextmanager
-async def running(url: str, roles: Iterable[Role], shards: int = 1) -> AsyncIterator[Runtime]:
-    """``roles`` at work in this process on an emptied server."""
+async def running(
+    url: str, roles: Iterable[Role], shards: int = 1, *, emptied: bool = True
+) -> AsyncIterator[Runtime]:  # fmt: skip
+    """``roles`` at work in this process on a server that is ``emptied`` first."""
     async with _connection(url) as server:
-        await server.call("FLUSHALL")
+        if emptied:
+            await server.call("FLUSHALL")
         runtime = Runtime(application(roles, shards), server, process_name())
         working = asyncio.create_task(runtime.run(), name="bench runtime")
         await runtime.ready()

@@ -1,28 +1,58 @@
-"""``python -m bench.steps``: what durable steps cost: server CPU of a recorded step, memory of suspended turns and how
-long they take to resume, and the wall time of a fan-out. Every figure is measured on a server of its own."""
+"""``python -m bench.steps``: what durable steps cost: server CPU of a recorded step, the wall time of a fan-out, memory
+of suspended turns and how long they take to end; with ``--before``, also what a turn without steps costs now and then.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
+import math
+import os
+import subprocess
+import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from bench.bus import LONGEST_SECONDS, running
+from bench.loop import on_fastest_loop
+from bench.raw import worker_process
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
-from rolecall.bus.leases import Demand, take
-from rolecall.bus.settle import Awaited, suspend
-from rolecall.bus.steps.answers import Place, UserQuestion, answer
-from rolecall.bus.steps.journal import NewStep, Step, begin, record
+from rolecall.bus.steps.answers import Place, answer
+from rolecall.bus.steps.journal import Step, record
 from rolecall.bus.turn import Records
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.bus.steps import ask, take_one
-from tests.deployment import deployed
 from tests.valkey import ValkeyProcess
+
+ROOT = Path(__file__).parents[1]
+BATCH = 200
+IDLE_SECONDS = 4.0
+TURNS = 2000
+FULL_TURNS = """
+import sys
+from bench.bus import full_turns
+from bench.loop import on_fastest_loop
+print(on_fastest_loop(full_turns(sys.argv[1], int(sys.argv[2]))))
+"""
+
+
+class Suspended(NamedTuple):
+    """Of turns that wait: bytes of server memory each, commands per second of an idle worker without and with them, and
+    the seconds from the first answer to the end of the last turn."""
+
+    memory: float
+    empty: float
+    idle: float
+    seconds: float
 
 
 class ManagerAgent(Agent):
@@ -43,6 +73,9 @@ class SecondAgent(Agent):
         return envelope.reply("done")
 
 
+CALLS = (Role(ManagerAgent, 1), Role(SecondAgent, 10))
+
+
 async def server_cpu(server: RedisServer) -> float:
     """The seconds of CPU that the server has used."""
     found = await server.info("cpu")
@@ -51,6 +84,7 @@ async def server_cpu(server: RedisServer) -> float:
 
 async def recorded_step(server: RedisServer, count: int) -> float:
     """Server CPU in µs of one recorded step with its log record, a handler with 50 steps of 200 bytes at a time."""
+    await server.call("FLUSHALL")
     bus, used = Bus(server, Settings(), "bench:1~a"), 0.0
     value = msgspec.Raw(msgspec.json.encode("x" * 200))
     for turn in range(count // 50):
@@ -65,59 +99,112 @@ async def recorded_step(server: RedisServer, count: int) -> float:
     return used / count * 1_000_000
 
 
-async def suspended(server: RedisServer, count: int) -> tuple[float, float, float]:
-    """Memory in bytes of a suspended turn that waits for an answer, the seconds in which all are answered by one
-    process, and those in which their entries are all taken again."""
-    bus = Bus(server, Settings(in_flight_limit=2 * count), "bench:1~a")
-    before, questions = int((await server.info("memory"))["used_memory"]), []
-    for number in range(count):
-        await ask(bus, f"s{number}", reply_to="")
-        delivery = await take_one(bus)
-        question = UserQuestion(id=str(Place(delivery.turn, 0, "1")), text="Go on?", options=("yes", "no"))
-        step = Step("question", "confirm", msgspec.Raw(msgspec.json.encode(question)))
-        await begin(bus, delivery, [NewStep("1", step, 86_400.0)], user="", instance="i")
-        await suspend(
-            bus, delivery, Awaited([["1"]], int(time.time() * 1000) + 86_400_000, True, "an answer"), Records("i")
-        )
-        questions.append((f"s{number}", question.id))
-    memory = (int((await server.info("memory"))["used_memory"]) - before) / count
-    began = time.monotonic()
-    for first in range(0, count, 200):
-        await asyncio.gather(*(answer(bus, name, one, 0) for name, one in questions[first : first + 200]))
-    answered, taken = time.monotonic() - began, 0
-    while taken < count:
-        taken += len(await take(bus, bus.shards[0], [Demand("manager", 100)]))
-    return memory, answered, time.monotonic() - began
+async def suspended(url: str, count: int) -> Suspended:
+    """What ``count`` turns cost that all wait for an answer, on a worker that runs them, and how long it takes until
+    all have ended once they are answered. The log records that a scribe takes away do not count as memory."""
+    async with running(url, (Role(ManagerAgent, 50),)) as runtime:
+        bus, shard = runtime.bus, runtime.bus.shards[0]
+        empty = await commands_per_second(bus.server)
+        before = int((await bus.server.info("memory"))["used_memory"])
+        for first in range(0, count, BATCH):
+            names = [f"s{number}" for number in range(first, min(count, first + BATCH))]
+            await asyncio.gather(*(admit(bus, waiting(name)) for name in names))
+        await until(bus.server, shard.suspended, count)
+        await bus.server.call("XTRIM", shard.log, "MAXLEN", 0)
+        memory = (int((await bus.server.info("memory"))["used_memory"]) - before) / count
+        idle, began = await commands_per_second(bus.server), time.monotonic()
+        for first in range(0, count, BATCH):
+            names = [f"s{number}" for number in range(first, min(count, first + BATCH))]
+            await asyncio.gather(*(answer(bus, name, str(Place("1", 0, "1")), 0) for name in names))
+        await until(bus.server, shard.active, 0)
+        return Suspended(memory, empty, idle, time.monotonic() - began)
 
 
-async def fan_out() -> float:
-    """Seconds from a message to its answer, where 20 calls of a second run on 20 instances in two runtimes."""
-    roles = (Role(ManagerAgent, instances=1), Role(SecondAgent, instances=10))
-    with tempfile.TemporaryDirectory(prefix="bench") as directory:
-        async with deployed(Path(directory), roles, processes=2) as app:
-            seconds = []
-            for number in range(5):
-                began = time.monotonic()
-                await app.ask(f"bench:{number}", "go")
-                seconds.append(time.monotonic() - began)
+def waiting(conversation: str) -> Envelope:
+    """A message whose handler asks the user."""
+    return Envelope(conversation=conversation, payload={"text": "wait"}, meta={"asks": True})
+
+
+async def commands_per_second(server: RedisServer) -> float:
+    """What the clients of the server send while nothing happens."""
+    await asyncio.sleep(IDLE_SECONDS / 4)
+    before = int((await server.info("stats"))["total_commands_processed"])
+    await asyncio.sleep(IDLE_SECONDS)
+    return (int((await server.info("stats"))["total_commands_processed"]) - before - 1) / IDLE_SECONDS
+
+
+async def until(server: RedisServer, members: str, count: int) -> None:
+    """Wait until the sorted set has ``count`` members."""
+    async with asyncio.timeout(LONGEST_SECONDS):
+        while await server.call("ZCARD", members) != count:
+            await asyncio.sleep(0.01)
+
+
+async def fan_out(server: RedisServer) -> float:
+    """The least of five times, in seconds from a message to its answer, where 20 calls of a second run on 20 instances
+    in two processes."""
+    await server.call("FLUSHALL")
+    bus, seconds = Bus(server, Settings(), "bench:1~a"), []
+    async with worker_process("calls", server.url), worker_process("calls", server.url):
+        for number in range(5):
+            began = time.monotonic()
+            await admit(bus, Envelope(conversation=f"bench:{number}", payload={"text": "go"}))
+            await until(server, bus.shards[0].active, 0)
+            seconds.append(time.monotonic() - began)
     return min(seconds)
 
 
-async def measure(turns: int, steps: int) -> None:
+async def without_steps(server: RedisServer, revision: str, rounds: int) -> None:
+    """Print what a turn of two roles without steps costs, here and at ``revision``, in ``rounds`` that take turns: the
+    best of each, because noise only adds."""
+    with tempfile.TemporaryDirectory(prefix="bench") as directory:
+        await asyncio.to_thread(check_out, revision, directory)
+        best = {ROOT: (0.0, math.inf), Path(directory): (0.0, math.inf)}
+        for _ in range(rounds):
+            for root, (rate, least) in best.items():
+                before = await server_cpu(server)
+                found = await asyncio.to_thread(turns_per_second, root, server.url)
+                cpu = (await server_cpu(server) - before) / TURNS * 1_000_000
+                best[root] = max(rate, found), min(least, cpu)
+    for name, (rate, cpu) in zip(("now", revision), best.values(), strict=True):
+        print(f"a turn of two roles without steps, {name}: {rate:,.0f} turns/s, {cpu:.0f} µs of server CPU each")
+
+
+def check_out(revision: str, directory: str) -> None:
+    """Write what ``revision`` had of the package and of this benchmark into ``directory``."""
+    command = ["git", "archive", revision, "src", "bench"]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as opened:
+        opened.extractall(directory, filter="data")
+
+
+def turns_per_second(root: Path, url: str) -> float:
+    """The rate that ``bench.bus`` of ``root`` finds, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    done = subprocess.run([sys.executable, "-c", FULL_TURNS, url, str(TURNS)], cwd=root, env=environment,
+                          capture_output=True, check=True, text=True)  # fmt: skip
+    return float(done.stdout)
+
+
+async def measure(options: argparse.Namespace) -> None:
     """Print every figure."""
     with tempfile.TemporaryDirectory(prefix="bench") as directory:
         process = ValkeyProcess(Path(directory))
         process.start()
         server = RedisServer(process.url)
         try:
-            print(f"recorded step: {await recorded_step(server, steps):.1f} µs of server CPU")
-            memory, answered, resumed = await suspended(server, turns)
-            print(f"{turns:,} suspended turns: {memory:,.0f} bytes each, answered in {answered:.1f} s, ", end="")
-            print(f"all taken again in {resumed:.1f} s")
+            costs = [await recorded_step(server, options.steps) for _ in range(3)]
+            print(f"a recorded step: {min(costs):.1f} µs of server CPU")
+            print(f"20 calls of 1 s over 20 instances in two processes: {await fan_out(server):.3f} s")
+            found = await suspended(process.url, options.turns)
+            print(f"{options.turns:,} suspended turns: {found.memory:,.0f} bytes each; idle, the worker sends ", end="")
+            print(f"{found.idle:.1f} commands/s, and {found.empty:.1f} without them; ", end="")
+            print(f"answered, all have ended after {found.seconds:.1f} s")
+            if options.before:
+                await without_steps(server, options.before, options.rounds)
         finally:
             await server.aclose()
             process.kill()
-    print(f"20 calls of 1 s over 20 instances in two runtimes: {await fan_out():.3f} s")
 
 
 def main() -> None:
@@ -125,8 +212,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__)
     parser.add_argument("--turns", type=int, default=10_000, help="suspended turns")
     parser.add_argument("--steps", type=int, default=5_000, help="recorded steps")
-    options = parser.parse_args()
-    asyncio.run(measure(options.turns, options.steps))
+    parser.add_argument("--before", metavar="REVISION", help="also measure turns without steps, here and there in git")
+    parser.add_argument("--rounds", type=int, default=5, help="of turns without steps")
+    on_fastest_loop(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":

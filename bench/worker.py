@@ -1,4 +1,4 @@
-"""The other process of the latency runs: ``python -m bench.worker bus|raw ADDRESS``, until its input closes."""
+"""Another process of a run: ``python -m bench.worker bus|raw|calls ADDRESS``, until its input closes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from itertools import pairwise
 from bench.bus import FULL, running
 from bench.loop import on_fastest_loop
 from bench.raw import CHAIN, pass_on
+from bench.steps import CALLS
 
 
 async def serve_bus(url: str) -> None:
     """Work until the parent goes."""
     async with running(url, FULL):
+        await _until_parent_goes()
+
+
+async def serve_calls(url: str) -> None:
+    """Call and be called, ten instances, until the parent goes."""
+    async with running(url, CALLS, emptied=False):
         await _until_parent_goes()
 
 
@@ -34,4 +41,4 @@ async def _until_parent_goes() -> None:
 
 if __name__ == "__main__":
     what, address = sys.argv[1:]
-    on_fastest_loop(serve_raw(address) if what == "raw" else serve_bus(address))
+    on_fastest_loop({"raw": serve_raw, "bus": serve_bus, "calls": serve_calls}[what](address))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -14,9 +15,10 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.maintenance import promote
 from rolecall.bus.processes import InstanceState, ProcessState, register
+from rolecall.bus.schedule.schedules import schedule
 from rolecall.bus.settle import Awaited, suspend
 from rolecall.bus.steps.journal import NewStep, Step, begin
-from rolecall.bus.turn import Records
+from rolecall.bus.turn import Records, turns_awake
 from rolecall.cli.top import summary as top_lines
 from rolecall.models import Caller, Message, Request, Usage
 from rolecall.models.gate import Gate
@@ -73,12 +75,15 @@ async def test_suspended_turns_are_counted_apart_from_deferred_ones_until_they_g
         await begin(bus, delivery, [NewStep("1", Step("sleep", ""), 60.0)], user="", instance="i")
         due = int(time.time() * 1000) + 60_000
         await suspend(bus, delivery, Awaited([["1"]], due, True, "its timer"), Records("i"))
+    await schedule(bus, "c", "tea", every=timedelta(hours=1))
+    assert await turns_awake(bus, bus.shards[0]) == 0
     await asyncio.sleep(0.11)
     figures = await summary(bus, ROLES)
     assert (figures["suspended"]["turns"], figures["deferred"]) == (2, 0)
     assert 0.1 <= figures["suspended"]["oldest_seconds"] < 30
     assert "2 suspended, the oldest for 1 s" in top_lines(figures)[1]
     await promote(bus, bus.shards[0], "a", as_if_due=True)
+    assert await turns_awake(bus, bus.shards[0]) == 1
     await cancel_turn(bus, "b", "1")
     assert (await summary(bus, ROLES))["suspended"] == {"turns": 0, "oldest_seconds": 0.0}
 

@@ -127,4 +127,5 @@ def test_calls_stand_indented_under_their_turn_on_its_scale_of_time() -> None:
     assert lines[nested].startswith("    call 17.1.1")
     assert f"  {' ' * 2}{HANDLING * 2}{' ' * 4}  " in lines[first + 1]
     assert f"  {' ' * 4}{HANDLING * 4}  " in lines[second + 1]
+    assert {line.index("waited") for line in lines if "waited" in line} == {lines[1].index("waited")}
     assert "suspended" in lines[1] and WAIT * 6 in lines[2]

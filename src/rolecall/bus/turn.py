@@ -5,6 +5,7 @@ The states of a turn, what scripts need to know of it, and the log records that 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -239,6 +240,17 @@ async def tell_ended(bus: Bus, conversation: str) -> None:
 async def turns_in_flight(bus: Bus, shard: ShardKeys) -> int:
     """The number of unfinished turns in ``shard`` that are not waiting in a mailbox."""
     return int(await bus.server.call("ZCARD", shard.active))
+
+
+async def turns_awake(bus: Bus, shard: ShardKeys) -> int:
+    """How many of ``turns_in_flight`` have an entry, so that a process may hold it: those that are not held, deferred
+    or suspended."""
+    if not (in_flight := await turns_in_flight(bus, shard)):
+        return 0
+    sleeping, schedules = await asyncio.gather(
+        bus.server.call("ZCARD", shard.deferred), bus.server.call("ZCARD", shard.planned)
+    )
+    return in_flight - int(sleeping) + int(schedules)
 
 
 async def outbox_of(bus: Bus, shard: ShardKeys, conversation: str, *turns: str) -> str:

@@ -12,6 +12,7 @@ from rolecall.transcripts.words import WORDS, Word
 WAIT, HANDLING, MODEL = "·", "─", "█"
 LEGEND = f"{WAIT} waiting  {HANDLING} handled  {MODEL} model"
 MODEL_TIME = re.compile(r"\bmodel (\d+(?:\.\d+)?) s\b")
+INDENT = "  "
 HOP_NUMBER = re.compile(r"hop (\d+)")
 
 
@@ -97,20 +98,21 @@ def trees(records: Iterable[Record], last: int) -> list[list[TurnTimeline]]:
 
 def tree_bars(turns: Sequence[TurnTimeline], width: int = 60) -> list[str]:
     """One of ``trees`` as text: the turn, and its calls indented under whoever made them, on one scale of time."""
-    root, *calls = turns
-    lines = bars(root, width, end := max(turn.ms + turn.total for turn in turns) - root.ms)
-    for call in calls:
-        indent = "  " * call.depth
-        lines += [indent + line for line in bars(call.since(root), width, end)]
+    root, end = turns[0], max(turn.ms + turn.total for turn in turns) - turns[0].ms
+    names = max((len(INDENT * turn.depth + hop.instance) for turn in turns for hop in turn.hops), default=0)
+    lines = list[str]()
+    for turn in turns:
+        indent = INDENT * turn.depth
+        lines += [indent + line for line in bars(turn.since(root), width, end, names - len(indent))]
     return lines
 
 
-def bars(turn: TurnTimeline, width: int = 60, end: int = 0) -> list[str]:
-    """The turn as text: a headline, then a line per hop with its bar in ``width`` columns and its times. The columns
-    stand for ``end`` ms, by default the time of the turn."""
+def bars(turn: TurnTimeline, width: int = 60, end: int = 0, names: int = 0) -> list[str]:
+    """The turn as text: a headline, then a line per hop with its instance in at least ``names`` columns, its bar in
+    ``width`` columns and its times. The columns stand for ``end`` ms, by default the time of the turn."""
     headline = (f"{'call' if turn.depth else 'turn'} {turn.turn}", turn.said, f"{turn.state}, {_seconds(turn.total)}")
     lines = ["  ".join(part for part in headline if part)]
-    names = max((len(hop.instance) for hop in turn.hops), default=0)
+    names = max(names, *(len(hop.instance) for hop in turn.hops)) if turn.hops else names
     for hop in turn.hops:
         times = f"waited {_seconds(hop.wait)}, handled {_seconds(hop.handling)}"
         if hop.model:

@@ -183,7 +183,7 @@ class Instance:
         ctx = Context(
             self.services, delivery, envelope, instance=self.id, records=records,
             publish=_unseen if delivery.call else deltas.publish, lost=lambda: self.cancel("FENCED"),
-            park=partial(self._suspend, delivery, records, deltas),
+            park=lambda awaited: self._suspend(delivery, records, deltas, awaited, ctx.model_seconds),
         )  # fmt: skip
         try:
             result = await self._run_steps(delivery, envelope, ctx)
@@ -261,12 +261,13 @@ class Instance:
         return None if self.supplier is None else partial(self.supplier, self, onward)
 
     async def _suspend(
-        self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited
+        self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited, model_seconds: float
     ) -> tuple[Verdict, int]:  # fmt: skip
         """Suspend the turn, and cancel its handler unless there is nothing to wait for any more."""
         await deltas.drain()
         told = records.copy()
-        told.add("SUSPENDED", f"waits for {awaited.text}")
+        spent = f", model {model_seconds:.3f} s" if model_seconds else ""
+        told.add("SUSPENDED", f"waits for {awaited.text}{spent}")
         verdict, now = await suspend(self.services.bus, delivery, awaited, told, self._settles())
         self._settling = False
         if verdict == "CONTROL":

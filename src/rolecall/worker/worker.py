@@ -28,7 +28,7 @@ from rolecall.bus.leases import (
     take_and_begin,
 )
 from rolecall.bus.settle import Refill
-from rolecall.bus.turn import turns_in_flight
+from rolecall.bus.turn import turns_awake
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
@@ -458,9 +458,9 @@ class Intake:
         return instance
 
     async def _claim_due(self, demands: list[Demand]) -> bool:
-        """Whether to claim expired leases now; never while no turn is in flight in the shard."""
+        """Whether to claim expired leases now; never while no turn of the shard has an entry."""
         if self._scan_due():
-            busy = await turns_in_flight(self._bus, self.shard)
+            busy = await turns_awake(self._bus, self.shard) > 0
             self._unclaimed = set(self.worker.roster.instances) if busy else set()
         return any(demand.role in self._unclaimed for demand in demands)
 
