@@ -264,6 +264,27 @@ async def test_documents_are_read_wherever_they_come_from(
     await client.files.delete(file.id)
 
 
+async def test_what_is_too_much_or_wrong_is_one_clear_error_in_both_protocols(url: str) -> None:
+    large = f"data:image/png;base64,{b64encode(bytes(2_200_000)).decode()}"
+    chat, item = {"type": "image_url", "image_url": {"url": large}}, {"type": "input_image", "image_url": large}
+    say: Any = {"role": "user", "content": "x"}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "sun"}
+    cases: tuple[tuple[str, Any, int, str], ...] = (
+        ("chat/completions", {"messages": [{"role": "user", "content": [chat]}]}, 413, "images"),
+        ("responses", {"input": [{"role": "user", "content": [item]}]}, 413, "images"),
+        ("responses", {"input": [say] * 20_001}, 400, "input"),
+        ("responses", {"input": [say, result]}, 400, "input"),
+        ("responses", {"input": "x", "tools": [{"type": "function", "name": "f", "parameters": {"type": 7}}]}, 400,
+         "tools.0.parameters"),
+    )  # fmt: skip
+    async with httpx2.AsyncClient(base_url=url, timeout=30) as plain:
+        for path, body, status, param in cases:
+            answer = await plain.post(f"/v1/{path}", json={"model": "samplellm", **body})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"], error["param"]) == (status, "invalid_request_error", param), path
+            assert error["message"] and error["code"]
+
+
 async def test_a_document_is_no_picture(client: openai.AsyncOpenAI) -> None:
     url = f"data:{OFFICE};base64,{b64encode(a_docx('x', 200_000)).decode()}"
     await refused_image(client, url, 400, "expected data URLs")
