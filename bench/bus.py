@@ -50,7 +50,7 @@ async def two_hops(url: str, times: int) -> list[float]:
         front = Front(Bus(server, settings(), process_name()), wakeups, "bench")
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                took = [await _one_turn(front, f"bench:{number % 50}") for number in range(times)]
+                took = [await one_turn(front, f"bench:{number % 50}") for number in range(times)]
         finally:
             listening.cancel()
             await asyncio.wait([listening], timeout=1)
@@ -58,7 +58,7 @@ async def two_hops(url: str, times: int) -> list[float]:
     return sorted(took)
 
 
-async def _one_turn(front: Front, conversation: str) -> float:
+async def one_turn(front: Front, conversation: str) -> float:
     began = time.perf_counter()
     received = await front.receive(conversation, FILLER, payload={"to": "samplellm"})
     async for event in front.follow(received):

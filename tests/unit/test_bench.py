@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 from bench import __main__ as bench
 from bench import raw
 from bench.capacity import Cost, Plan, needs
+from bench.peers import __main__ as peers
 from bench.raw import CHAIN, pass_on
 from rolecall.redis.server import RedisServer
 
@@ -64,3 +66,25 @@ def test_what_a_number_of_turns_needs_follows_from_the_cost_of_one() -> None:
     assert many["primaries"] == "17" and many["calls of the model at once"] == "83,334"
     assert many["worker processes"] == "2,171"
     assert needs(cost, 1_000_000, Plan(days=3))["memory, GB"] == "3,456.0"
+
+
+async def test_a_peer_whose_process_ends_is_named_with_its_last_words_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = peers.Peer("broken", "no_such_program.py")
+    monkeypatch.setattr(peers, "WIDTH", 2)
+    raw_loop = next(peer for peer in peers.PEERS if peer.name == peers.RAW)
+    found = await peers.run([broken, raw_loop], rounds=1, seconds=0.01, calls=2)
+    assert list(found) == [raw_loop] and found[raw_loop].rates[0] > 0 and found[raw_loop].p50[0] > 0
+    assert "broken is left out: its process ended: " in capsys.readouterr().out
+
+
+def test_the_shares_of_the_peers_are_of_the_bare_loop_of_their_run(tmp_path: Path) -> None:
+    figures = {
+        peers.PEERS[1]: peers.Figures([5_000], [1.0], [2.0]),
+        peers.PEERS[0]: peers.Figures([20_000, 10_000, 90_000], [0.5], [0.7]),
+    }
+    peers.draw(peers.table(figures), tmp_path)
+    for name in ("light", "dark"):
+        drawn = (tmp_path / f"peers-{name}.svg").read_text()
+        assert "25.0%" in drawn and drawn.index("20,000") < drawn.index("5,000")
