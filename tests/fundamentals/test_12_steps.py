@@ -20,6 +20,7 @@ from rolecall.errors import CallFailed
 from rolecall.frontends.front import Received
 from rolecall.redis.server import server_ms
 from rolecall.testing import FakeModel, tool_call
+from tests.bus.steps import entries
 from tests.deployment import Deployment, deployed
 from tests.waiting import wait_until
 
@@ -322,6 +323,12 @@ async def test_a_handler_asks_its_user_and_holds_no_instance_meanwhile(tmp_path:
         assert not await leftovers(app)
 
 
+async def answers_on_record(app: Deployment) -> list[str]:
+    """What the transcript will say about answers to questions."""
+    bus = app.session.bus
+    return [entry["x"] for entry in await entries(bus, bus.shards[0].log) if entry.get("w") == "ANSWERED"]
+
+
 async def test_only_the_user_of_the_turn_may_answer_and_only_what_was_offered(tmp_path: Path) -> None:
     async with deployed(tmp_path, ROLES) as app:
         received = await app.say("terminal:ann", "choose", meta=ASKS)
@@ -331,6 +338,7 @@ async def test_only_the_user_of_the_turn_may_answer_and_only_what_was_offered(tm
         assert await answer(bus, "terminal:ann", "1-0-99", 0, user="terminal:ann") == "GONE"
         assert await answer(bus, "terminal:ann", question.id, 0, user="terminal:ann") == "OK"
         assert (await app.answer(received)).text == "red"
+        assert await answers_on_record(app) == ['"red" to "Which?" by terminal:ann']
 
 
 async def test_the_next_message_of_a_conversation_is_not_taken_for_an_answer(tmp_path: Path) -> None:
@@ -349,6 +357,7 @@ async def test_the_default_counts_when_nobody_answers_in_time(tmp_path: Path) ->
         received = await app.say("terminal:ann", "choose 0.2", meta=ASKS)
         question = await asked(app, received)
         assert (await app.answer(received)).text == "green"
+        assert await answers_on_record(app) == ['"green" to "Which?", as nobody has answered in time']
         assert await answer(app.session.bus, "terminal:ann", question.id, 0, user="terminal:ann") == "GONE"
 
 

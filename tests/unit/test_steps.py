@@ -316,8 +316,9 @@ async def test_catching_the_error_does_not_hide_that_the_handler_took_another_pa
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (object(), "step 1 (once make) returned a object that cannot be recorded: expected JSON"),
-        (float("nan"), "step 1 (once make) returned a float that cannot be recorded: expected JSON"),
+        (object(), "step 1 (once make) returned a value of type object that cannot be recorded: expected JSON"),
+        (float("nan"), "step 1 (once make) returned a value of type float that cannot be recorded: expected JSON"),
+        (iter([1, 2]), "such as text, numbers, lists, dicts and dataclasses: an iterator can be read only once"),
         ("x" * 70_000, "step 1 (once make) has 70,0"),
     ],
 )
@@ -342,7 +343,7 @@ async def test_a_result_that_is_not_what_the_function_declares_is_not_recorded(l
         return envelope.reply("never")
 
     await life.run(handle, deaths=0)
-    assert "step 1 (once make) returned a Receipt that cannot be recorded" in await reason(life.bus)
+    assert "step 1 (once make) returned a value of type Receipt that cannot be recorded" in await reason(life.bus)
 
 
 async def test_all_steps_of_a_handler_have_a_limit(bus: Bus, other: Bus) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -49,6 +49,8 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 def _encoded(result: TypeAdapter[Any] | None, value: Any) -> bytes:
     """Raises ValueError for what is no JSON, or not what the annotation says."""
+    if isinstance(value, Iterator):
+        raise ValueError("an iterator can be read only once; return a list")
     if result is None:
         return pydantic_core.to_json(value)
     raw = result.dump_json(value, warnings=False)

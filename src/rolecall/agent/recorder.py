@@ -106,8 +106,9 @@ class StepRun:
         except (ValueError, TypeError, RecursionError, OverflowError) as error:
             self.recorder.broke(
                 StepError(
-                    f"step {self.key} ({self.kind} {self.name}) returned a {type(value).__name__} that cannot be "
-                    f"recorded: expected JSON, such as text, numbers, lists, dicts and dataclasses: {_line(error)}"
+                    f"step {self.key} ({self.kind} {self.name}) returned a value of type {type(value).__name__} that "
+                    "cannot be recorded: expected JSON, such as text, numbers, lists, dicts and dataclasses: "
+                    f"{_line(error)}"
                 )
             )
         return raw

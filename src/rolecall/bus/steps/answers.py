@@ -21,6 +21,8 @@ QUESTION_ID = re.compile(r"(c?\d+(?:\.\d+)*)-(\d+)-([\d:/]{1,100})", re.ASCII)
 CONFIRM = ("yes", "no")
 """The options of a question to confirm; front ends have words for them in more languages."""
 MOST_OPTIONS = 12
+ASKED_CHARS = 200
+"""Characters of a question in the record of its answer."""
 Answered = Literal["OK", "LATE", "GONE", "FORBIDDEN", "INVALID"]
 """What became of an answer. LATE: another one came first, or its time was over. GONE: there is no such question any
 more. FORBIDDEN: the question is for someone else. INVALID: it has no such option. Only OK changed anything."""
@@ -96,7 +98,7 @@ async def expire(bus: Bus, conversation: str, question: str, instance: str) -> A
     place, found = Place.parse(question), await find_question(bus, conversation, question)
     if place is None or found is None:
         raise RolecallError(f"there is no question {question!r}")
-    return await _settle(bus, conversation, place, found, found.default, "", instance)
+    return await _settle(bus, conversation, place, found, found.default, "", instance, expired=True)
 
 
 async def _users_of(bus: Bus, conversation: str, turn: str) -> tuple[str, ...]:
@@ -106,17 +108,19 @@ async def _users_of(bus: Bus, conversation: str, turn: str) -> tuple[str, ...]:
 
 
 async def _settle(
-    bus: Bus, conversation: str, place: Place, question: UserQuestion, choice: int, user: str, instance: str
-) -> Answered:
+    bus: Bus, conversation: str, place: Place, question: UserQuestion, choice: int, user: str, instance: str,
+    *, expired: bool = False,
+) -> Answered:  # fmt: skip
     shard = bus.shard(conversation)
-    said = quoted(question.options[choice]) if choice >= 0 else "nothing"
+    said = f"{quoted(question.options[choice]) if choice >= 0 else 'nothing'} to {quoted(question.text[:ASKED_CHARS])}"
+    who = f" by {user}" if user else ""
     told: dict[str, Any] = {"id": str(place), "choice": choice, "text": question.options[choice] if choice >= 0 else ""}
     verdict: bytes = await bus.server.run(
         ANSWER, turn_block(bus, shard, conversation, root_of(place.turn)), active=shard.active, deferred=shard.deferred,
         steps=shard.steps(conversation, place.turn), asker=place.turn, key=place.key, hop=place.hop,
         steps_stem=shard.steps(conversation, ""), steps_limit=bus.settings.steps_kb * 1024,
         result=msgspec.json.encode({"choice": choice, "by": user}), told=msgspec.json.encode(told),
-        said=said if user or choice != question.default else f"{said}, as nobody has answered in time",
+        said=f"{said}, as nobody has answered in time" if expired else f"{said}{who}",
         instance=instance,
     )  # fmt: skip
     return verdict.decode()  # type: ignore[return-value]  # the script answers only these words
