@@ -22,7 +22,7 @@ from rolecall.settings import Settings
 
 BODY_BYTES = 256 * 1024
 """Limit of a request's body, but for the routes in LARGE."""
-LARGE = ("/chat", "/v1/", "/api/")
+LARGE = ("/chat", "/v1/", "/api/", "/a2a")
 FORMS = ("/v1/files", "/v1/audio/transcriptions")
 """The routes that take a file in a form, of up to BLOB_MEGABYTES."""
 LARGE_BYTES = 16 * 1024 * 1024
