@@ -16,6 +16,7 @@ FAILURES: Mapping[str, str] = {
     "bad_answer": "Sorry, the model gave no usable answer. Please try again.",
     "tool_failed": "Sorry, a tool that this needs isn't available right now.",
     "defect": "Sorry, something went wrong here. The operator of this assistant can find out why.",
+    "cannot_ask": "Sorry, I would have to ask you something first, and I can't do that here. Please try it in a chat.",
     "took_too_long": "Sorry, this took too long, so I gave up.",
     "budget_user": "You've reached today's limit{limit}. It resets at midnight UTC.",
     "budget_all": "This assistant has reached today's limit{limit}. It resets at midnight UTC.",
@@ -189,7 +190,15 @@ class TurnTimeout(RolecallError):
 
 class StepError(RolecallError):
     """Raised when a step of a handler cannot be recorded or replayed; it ends the turn, even if the handler catches
-    it."""
+    it. ``kind`` is one of FAILURES."""
+
+    kind = "defect"
+
+
+class CannotAsk(StepError):
+    """Raised when a handler asks a user whose front end shows no questions."""
+
+    kind = "cannot_ask"
 
 
 class NonDeterministic(StepError):

@@ -16,7 +16,7 @@ from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.maintenance import audit, promote
 from rolecall.bus.steps.answers import UserQuestion, answer
 from rolecall.bus.turn import TurnState, snapshot
-from rolecall.errors import CallFailed
+from rolecall.errors import CallFailed, told
 from rolecall.frontends.front import Received
 from rolecall.redis.server import server_ms
 from rolecall.testing import FakeModel, tool_call
@@ -385,7 +385,8 @@ async def test_a_tool_that_wants_it_runs_only_when_the_user_agrees(tmp_path: Pat
 
 async def test_a_front_end_that_cannot_ask_gets_one_clear_error(tmp_path: Path) -> None:
     async with deployed(tmp_path, ROLES) as app:
-        assert (await app.ask("terminal:ann", "confirm")).kind == "error"
+        final = await app.ask("terminal:ann", "confirm")
+        assert final.kind == "error" and final.text.startswith(told("cannot_ask"))
         (letter,) = await dead_letters(app.session.bus)
         assert "test cannot ask its user: use a front end that can, or do not ask there" in letter.reason
 

@@ -14,7 +14,7 @@ from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.answers import CONFIRM, MOST_OPTIONS, Place, UserQuestion, expire
 from rolecall.bus.turn import quoted
-from rolecall.errors import StepError
+from rolecall.errors import CannotAsk, StepError
 
 ASKS = "asks"
 """In the meta of an envelope whose front end can put questions to its user: true, or the user's language."""
@@ -61,7 +61,8 @@ class People:
             self._refuse(f"the question has {len(text)} characters: expected 1 to {MOST_CHARS}")
         wait = self._waits.wait("question", style, seconds=seconds, still=True, text=f"an answer to {quoted(text)}")
         if wait.run.found is None and not self._asks:
-            self._refuse(f"{self._front} cannot ask its user: use a front end that can, or do not ask there")
+            why = f"{self._front} cannot ask its user: use a front end that can, or do not ask there"
+            self._waits.recorder.broke(CannotAsk(why))
         question = str(Place(self._delivery.turn, self._delivery.hop, wait.key))
         wait.asked = UserQuestion(
             id=question, text=text, options=tuple(options), style="confirm" if style == "confirm" else "choose",

@@ -196,7 +196,7 @@ class Instance:
         except ServerUnavailable:  # not the handler's doing: the lease expires and the envelope is handled again
             raise
         except StepError as error:
-            await self._bury(delivery, f"{self.role} failed: {error}", records, failure=DEFECT)
+            await self._bury(delivery, f"{self.role} failed: {error}", records, failure=(error.kind, 0.0))
         except BaseException as error:  # the boundary: whatever an agent does, sys.exit() included, has an outcome
             if self._ends_this_task(error):
                 raise
