@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHONS := python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench bench-peers docs docs-serve audit dist \
+.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench bench-guard bench-peers docs docs-serve audit dist \
   pictures figures lock page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
@@ -69,6 +69,10 @@ pictures: $(VENV)/browser ## make the pictures of the README from a real run
 
 bench: $(VENV)/dev ## throughput and latency beside a raw Redis loop
 	@$(BIN)/python -m bench $(ARGS)
+
+# Warns when a turn costs more scripts, commands, Python calls or memory than recorded; never fails.
+bench-guard: $(VENV)/dev ## what a turn costs beside the recorded baseline; 15 seconds
+	@$(BIN)/python -m bench.guard $(ARGS)
 
 # The other queues are installed into .rolecall/peers, each into an environment of its own. Figures need a quiet machine.
 bench-peers: $(VENV)/dev ## other queues on Redis beside Rolecall: ARGS="--pictures docs/images"

@@ -72,7 +72,7 @@ async def _measure_mode(mode: str, rounds: int) -> dict[str, float]:
     found: dict[str, list[float]] = {
         name: [] for name in ("raw", "plain", "full", "raw50", "raw99", "p50", "p99", "fsync")
     }
-    async with _server(mode) as (url, directory):
+    async with serving(mode) as (url, directory):
         for _ in range(rounds):
             found["fsync"].append(fsync_ms(directory))
             found["raw"].append(await raw_messages(url, RAW))
@@ -88,7 +88,7 @@ async def _measure_mode(mode: str, rounds: int) -> dict[str, float]:
 
 
 async def _measure_rest() -> list[Row]:
-    async with _server("everysec") as (url, directory):
+    async with serving("everysec") as (url, directory):
         idle, few = await at_rest(url, directory / "log1", 1, IDLE_SECONDS)
         idle16, many = await at_rest(url, directory / "log16", 16, IDLE_SECONDS)
     return [
@@ -100,7 +100,7 @@ async def _measure_rest() -> list[Row]:
 
 
 @asynccontextmanager
-async def _server(mode: str) -> AsyncIterator[tuple[str, Path]]:
+async def serving(mode: str) -> AsyncIterator[tuple[str, Path]]:
     directory = Path(tempfile.mkdtemp(prefix="bench"))
     server = await EmbeddedServer.join(directory / "state", appendfsync="always" if mode == "always" else "everysec")
     try:

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from bench import __main__ as bench
-from bench import raw
+from bench import guard, raw
 from bench.capacity import Cost, Plan, needs
 from bench.peers import __main__ as peers
 from bench.raw import CHAIN, pass_on
@@ -88,3 +88,17 @@ def test_the_shares_of_the_peers_are_of_the_bare_loop_of_their_run(tmp_path: Pat
     for name in ("light", "dark"):
         drawn = (tmp_path / f"peers-{name}.svg").read_text()
         assert "25.0%" in drawn and drawn.index("20,000") < drawn.index("5,000")
+
+
+def test_a_counter_that_is_more_than_a_quarter_over_its_baseline_is_a_loss_and_a_new_one_is_none() -> None:
+    baseline = {"scripts per turn": 3.0, "commands per turn": 60.0}
+    assert guard.losses({"scripts per turn": 3.7, "commands per turn": 10.0, "new": 9.0}, baseline) == []
+    assert guard.losses({"scripts per turn": 3.0, "commands per turn": 90.0}, baseline) == [
+        "commands per turn: 90.0, +50% over the baseline of 60.0"
+    ]
+
+
+def test_the_guard_has_a_baseline_for_what_a_turn_costs() -> None:
+    assert {"scripts per turn", "commands per hop", "Python calls per turn"} <= json.loads(
+        guard.BASELINE.read_text()
+    ).keys()
