@@ -24,7 +24,7 @@ PLAIN = {"meta": "Hash: `shards`, `schema`, `born`, `application` and `keys`: wh
          "control": "Pub/sub channel of orders to all processes.",
          "l": "Stream of log records for the scribe.", "d": "Stream of dead letters.",
          "z": "Sorted set: conversations whose turn is deferred or held, by due time.",
-         "zw": "Sorted set: suspended turns, by when they began to wait.",
+         "z:w": "Sorted set: suspended turns, by when they began to wait.",
          "zs": "Sorted set: schedules, by the time their next turn is due.",
          "a": "Sorted set: conversations with a turn in flight, by its start.",
          "clock": "Hash: steps of the server's clock.", "u": "Hash: user → number of unfinished turns."}  # fmt: skip

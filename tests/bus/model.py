@@ -363,6 +363,7 @@ def check_shard(model: Model, shown: Shown) -> None:
     planned = {f"{conversation}\x1f{one}" for one, (conversation, _) in model.schedules.items()}
     assert shown.members(SHARD.planned) == planned
     assert shown.members(SHARD.deferred) == deferred | planned
+    assert shown.members(SHARD.suspended) == {turn.member for turn in model.turns() if turn.where == "suspended"}
     users = {turn.user for turn in model.turns() if turn.where != "done" and turn.user}
     assert shown.fields(SHARD.principals) == {user: str(model.unfinished_of(user)) for user in users}
     outbox = [(e[b"c"].decode(), e[b"t"].decode()) for _, e in shown.entries(SHARD.outbox("front"))]
@@ -387,6 +388,7 @@ def expected_keys(model: Model) -> Iterator[str]:
     whole = {
         SHARD.active: model.active(),
         SHARD.deferred: model.schedules or any(turn.asleep for turn in model.turns()),
+        SHARD.suspended: any(turn.where == "suspended" for turn in model.turns()),
         SHARD.planned: model.schedules,
         SHARD.principals: any(turn.user for turn in model.turns() if turn.where != "done"),
         SHARD.outbox("front"): model.outbox,

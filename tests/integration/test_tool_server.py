@@ -22,7 +22,7 @@ from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.tools import Toolbox
 from rolecall.bus.conversation import active_conversations
 from rolecall.errors import ToolError
-from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, run_rolecall, running
+from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, own_modules, run_rolecall, running
 from tests.waiting import wait_until
 
 CONFIG = '''\
@@ -256,6 +256,13 @@ def tools_url(at_work: Path) -> Iterator[str]:
         yield address(line)
 
 
+@pytest.fixture
+def loadable() -> Iterator[None]:
+    """Other tests of this process may have loaded another application."""
+    with own_modules():
+        yield
+
+
 @asynccontextmanager
 async def client_by(transport: str, directory: Path, url: str) -> AsyncIterator[Client]:
     """The official client, of the newest protocol or of an earlier one."""
@@ -317,7 +324,9 @@ async def test_what_fails_is_one_clear_error(at_work: Path, tools_url: str) -> N
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio", "stdio legacy"])
-async def test_a_cancelled_call_cancels_its_turn(transport: str, at_work: Path, tools_url: str) -> None:
+async def test_a_cancelled_call_cancels_its_turn(
+    transport: str, at_work: Path, tools_url: str, loadable: None
+) -> None:  # fmt: skip
     async with connect(app=at_work) as assistant, client_by(transport, at_work, tools_url) as client:
         bus = assistant.session.bus
         assert not await active_conversations(bus)

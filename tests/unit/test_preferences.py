@@ -50,7 +50,7 @@ async def test_a_question_of_several_messages_is_whole_in_their_order(bus: Bus) 
     await keep_question(bus, "a", "1", "tg:1:2:11", {"text": "typo"})
     await keep_question(bus, "a", "1", "tg:1:2:11", {"text": "third"})  # its edit
     assert await question_of(bus, "a", "1") == {
-        "text": "first\nsecond\nthird", "images": ["a", "b"], "quoted": {"text": "q"}, "model": "m",
+        "text": "first\n<quoted from='you'>\nq\n</quoted>\n\nsecond\nthird", "images": ["a", "b"], "model": "m",
     }  # fmt: skip
     assert 0 < await bus.server.call("PTTL", bus.shards[0].question("a", "1")) <= 86_400_000
     assert await question_of(bus, "a", "2") is None

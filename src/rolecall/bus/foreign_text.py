@@ -26,6 +26,10 @@ def defused(text: str) -> str:
     return DELIMITER.sub(r"‹\1", text)
 
 
+REFERENCES = ("quoted", "forwarded")
+"""Fields of a payload with what the message refers to."""
+
+
 def context_of(payload: Mapping[str, Any]) -> list[str]:
     """What a message refers to, as data: the message it replies to (``quoted``, {from, text}), and who sent its images
     first, if somebody else did (``forwarded``)."""

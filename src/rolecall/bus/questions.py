@@ -9,6 +9,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import part_text
+from rolecall.bus.foreign_text import REFERENCES
 from rolecall.redis.scripts import milliseconds
 from rolecall.redis.server import pairs
 
@@ -28,14 +29,15 @@ async def keep_question(
 
 
 async def question_of(bus: Bus, conversation: str, turn: str) -> dict[str, Any] | None:
-    """The payload of ``turn`` over all its messages: texts joined by line ends, lists concatenated. None if it has
-    expired."""
+    """The payload of ``turn`` over all its messages: texts joined by line ends, lists concatenated. What later
+    messages refer to stands before their texts. None if it has expired."""
     flat = await bus.server.fetch("HGETALL", bus.shard(conversation).question(conversation, turn))
     whole: dict[str, Any] = {}
     for _, raw in sorted(pairs(flat), key=_message_order):
         payload = msgspec.json.decode(raw, type=dict[str, Any])
         if whole:
-            payload = {**payload, "text": part_text(payload)}
+            rest = {name: value for name, value in payload.items() if name not in REFERENCES}
+            payload = {**rest, "text": part_text(payload)}
         for name, value in payload.items():
             whole[name] = _joined(whole[name], value) if name in whole else value
     return whole or None

@@ -132,7 +132,7 @@ class ShardKeys:
         self.dead = f"{self.prefix}:d"
         self.deferred = f"{self.prefix}:z"
         self.planned = f"{self.prefix}:zs"
-        self.suspended = f"{self.deferred}w"
+        self.suspended = f"{self.deferred}:w"
         self.active = f"{self.prefix}:a"
         self.clock = f"{self.prefix}:clock"
         self.principals = f"{self.prefix}:u"

@@ -5,7 +5,7 @@
 -- when its time stands still.
 local QUIETLY, RESUMED = '1', '2'
 -- The suspended turns by when they began to wait: what people look at.
-local SUSPENDED = DEFERRED .. 'w'
+local SUSPENDED = DEFERRED .. ':w'
 
 local function slept(turn, field) return (is_call(turn) and turn .. ':' or '') .. 'defer:' .. field end
 
