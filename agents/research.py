@@ -12,6 +12,7 @@ NOTE_CHARS = 1500
 """Characters of an answer that are joined: also a small model has to read all of them."""
 ANGLES = ("In short: {question}", "Explain the reasons: {question}")
 """The parts when the model gives no usable ones, as tiny models do."""
+BRIEFLY = "In a few short sentences: {question}"
 NUMBERED = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s*")
 
 
@@ -30,8 +31,9 @@ class ResearchAgent(Agent):
         if not pairs:
             raise replies[0]
         notes = "\n\n".join(f"{part}\n{text}" for part, text in pairs)
-        system = ctx.prompt("research_join")
-        return envelope.reply(await ctx.stream(ctx.model, [], f"{notes}\n\n{question}", system=system))
+        # The question alone in the message: tiny models answer the notes when they stand there.
+        system = ctx.prompt("research_join", notes=notes)
+        return envelope.reply(await ctx.stream(ctx.model, [], BRIEFLY.format(question=question), system=system))
 
 
 def answered(reply: object) -> bool:

@@ -31,9 +31,9 @@ async def researched(text: str, *answers: str) -> tuple[Turn, FakeModel]:
 async def test_the_parts_are_answered_by_others_and_joined() -> None:
     turn, model = await researched("/research Why red?", "1. What is red?\n2. Why?\n- When?\n4. Too many?", "Because.")
     assert (turn.text, turn.trace.count("samplellm")) == ("Because.", 3)
-    material = model.requests[1].messages[-1].text
-    assert material.startswith("What is red?\nanswer to What is red?\n\nWhy?\nanswer to Why?")
-    assert material.endswith("\n\nWhy red?")
+    notes, asked = model.requests[1].messages
+    assert "\n\nWhat is red?\nanswer to What is red?\n\nWhy?\nanswer to Why?" in notes.text
+    assert asked.text == "In a few short sentences: Why red?"
     assert len(model.requests) == 2
 
 
