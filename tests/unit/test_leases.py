@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Demand, emit, hand_back, owns_turn, renew, take
 from rolecall.bus.settle import bury
 from rolecall.bus.turn import Records, snapshot
+from rolecall.redis.clock import ServerClock, seconds
 from tests.bus.steps import answer, ask, began, entries, expire, log_records, send, take_one, take_role
 
 
@@ -180,3 +183,22 @@ async def test_a_forged_control_turn_is_dropped_and_changes_nothing(bus: Bus) ->
     assert await owns_turn(bus, true)
     assert await answer(bus, forged) == "STALE"
     assert await bus.server.call("HGET", bus.shards[0].conversation("a"), "ctl") == b"1"
+
+
+@pytest.mark.parametrize("step", [3_600_000, -3_600_000])
+def test_a_step_of_the_servers_clock_is_noticed_until_it_is_accepted(step: int) -> None:
+    clock = ServerClock()
+    clock.note(seconds(), 1e12)
+    clock.note(seconds(), 1e12 + 5)
+    assert clock.step == 0
+    for _ in range(2):  # what puts it right may fail the first time
+        clock.note(seconds(), 1e12 + step)
+        assert abs(clock.step - step) < 1000 and abs(clock.now() - 1e12) < 1000
+    clock.accept()
+    assert clock.step == 0 and abs(clock.now() - 1e12 - step) < 1000
+
+
+async def test_a_renewal_reads_the_servers_clock(bus: Bus) -> None:
+    assert bus.clocks[0].now() == 0
+    await renew(bus, bus.shards[0], [])
+    assert abs(bus.clocks[0].now() - time.time() * 1000) < 5000

@@ -30,7 +30,7 @@ class Bus:
         self.settings = settings
         self.process = process
         self.shards = keys.all_shards(settings.shards, clustered=settings.clustered)
-        self.clocks = tuple(ServerClock(server, shard.clock) for shard in self.shards)
+        self.clocks = tuple(ServerClock() for _ in self.shards)
 
     def shard(self, conversation: str) -> ShardKeys:
         """The keys of the shard that ``conversation`` lives in."""

@@ -15,7 +15,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, decode
 from rolecall.bus.turn import EntryPlace, TurnBlock, Verdict, is_call, is_control, turn_block, verdict_of
 from rolecall.errors import DecodeError, NewerVersion, ServerRefused
-from rolecall.redis import keys
+from rolecall.redis import clock, keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.scripts import Arg, milliseconds, script
 from rolecall.redis.server import Server, field_map
@@ -167,11 +167,14 @@ async def emit(bus: Bus, delivery: Delivery, position: int, text: str) -> Verdic
 
 
 async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[Delivery]:
-    """Renew the leases of ``held`` and this process's sign of life; returns the lost ones."""
-    lost = await bus.server.run(
+    """Renew the leases of ``held`` and this process's sign of life, and read the server's clock; returns the lost
+    ones."""
+    asked = clock.seconds()
+    shown, *lost = await bus.server.run(
         RENEW, alive=shard.alive(bus.process), streams=[delivery.stream for delivery in held], process=bus.process,
         lease=milliseconds(bus.settings.lease_seconds), entries=[delivery.id for delivery in held],
     )  # fmt: skip
+    bus.clocks[shard.number].note(asked, shown)
     return [held[index - 1] for index in lost]
 
 

@@ -127,17 +127,18 @@ async def load_steps(bus: Bus, shard: ShardKeys) -> None:
     bus.clocks[shard.number].steps = forward
 
 
-async def notice_step(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
-    """Read the server's clock, and put right what a step of it did. Every process does so with each heartbeat, for
-    ``roles``, before it takes leases over."""
+async def mend_step(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
+    """Put right what a step of the server's clock did, if ``renew`` has noticed one. Every process does so after each
+    heartbeat, for ``roles``, before it takes leases over."""
     clock = bus.clocks[shard.number]
-    if not (shift := await clock.read()):
+    if not (shift := clock.step):
         return
     logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
     await bus.server.run(
-        STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, before=round(clock.now() - shift),
+        STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, before=round(clock.now()),
         shift=round(shift), streams=[shard.stream(role, band) for role in roles for band in keys.BANDS],
     )  # fmt: skip
+    clock.accept()
     await load_steps(bus, shard)
     if shift < 0:
         await _shorten(bus, shard)

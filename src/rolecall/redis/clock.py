@@ -9,7 +9,6 @@ import time
 
 from rolecall.redis.leader import CLOCK
 from rolecall.redis.scripts import script
-from rolecall.redis.server import Server
 
 NOW = script("rolecall.redis", "now", names="clock")
 STEP_MS = 2000
@@ -17,37 +16,41 @@ STEP_MS = 2000
 
 
 class ServerClock:
-    """The clock of the server that holds ``key``. ``steps`` are the steps forward that it has made: what it showed
-    before, and by how many ms."""
+    """The clock of the server that holds a shard. ``steps`` are the steps forward that it has made: what it showed
+    before, and by how many ms. ``step`` is the one that was noticed and is not accepted yet: ms, negative for back, 0
+    without one."""
 
-    def __init__(self, server: Server, key: str) -> None:
+    def __init__(self) -> None:
         self.steps: list[tuple[float, float]] = []
-        self._server = server
-        self._key = key
+        self.step = 0.0
         self._reading: tuple[float, float] | None = None
+        self._after_step: tuple[float, float] | None = None
 
     def now(self) -> float:
-        """Ms since the epoch as the server's clock would show them if it had not stepped since the last reading; 0
-        before the first."""
-        return 0.0 if self._reading is None else self._expected(_seconds())
+        """Ms since the epoch as the server's clock would show them without the step that is not accepted yet; 0 before
+        the first reading."""
+        return 0.0 if self._reading is None else self._expected(seconds())
 
     def earlier(self, now_ms: float) -> float:
         """The earlier of ``now_ms``, as the server's clock was read elsewhere, and ``now``."""
         return min(now_ms, self.now() or now_ms)
 
-    async def read(self) -> float:
-        """Read the server's clock. Returns by how many ms it has stepped since the last reading, negative for back, 0
-        if it has not. Raises ServerError."""
-        asked = _seconds()
-        shown = int(await self._server.run(NOW, clock=self._key))
-        replied, step = _seconds(), 0.0
+    def note(self, asked: float, shown: float) -> None:
+        """Learn that a script that was sent at ``asked``, by ``seconds``, and has just replied read ``shown``."""
+        replied, self.step = seconds(), 0.0
         if self._reading is not None:
             if (ahead := shown - self._expected(replied)) > STEP_MS:
-                step = ahead
+                self.step = ahead
             elif (behind := shown - self._expected(asked)) < -STEP_MS:
-                step = behind
-        self._reading = (replied, shown)
-        return step
+                self.step = behind
+        if self.step:
+            self._after_step = (replied, shown)
+        else:
+            self._reading = (replied, shown)
+
+    def accept(self) -> None:
+        """Go by what the clock shows since its step."""
+        self._reading, self._after_step, self.step = self._after_step or self._reading, None, 0.0
 
     def age(self, received: float, age: float) -> float:
         """The seconds since ``received``, a time of the server's clock that it called ``age`` seconds ago, whatever
@@ -61,5 +64,6 @@ class ServerClock:
         return self._reading[1] + (at - self._reading[0]) * 1000
 
 
-def _seconds() -> float:
+def seconds() -> float:
+    """The time of this host by which readings are compared; it runs while the host sleeps."""
     return time.clock_gettime(CLOCK)

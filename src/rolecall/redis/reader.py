@@ -20,9 +20,9 @@ from rolecall.redis.topology import SERVER, Place, tag_of
 if TYPE_CHECKING:
     from rolecall.redis.server import RedisServer
 
-BLOCK_MS = 2000
+BLOCK_MS = 3000
 """How long a blocking read waits at the server, at most."""
-SILENCE_SECONDS = BLOCK_MS / 1000 + 2
+SILENCE_SECONDS = BLOCK_MS / 1000 + 1.5
 """A reader's server that says nothing for so long is taken to be away."""
 
 
@@ -43,7 +43,7 @@ class Reader(Protocol):
 
 
 class BlockingReader:
-    """One connection for reads that block up to two seconds, to the node that has the first stream."""
+    """One connection for reads that block up to BLOCK_MS, to the node that has the first stream."""
 
     def __init__(self, server: RedisServer) -> None:
         self._connection: Connection = None

@@ -182,6 +182,7 @@ class Worker:
             instance = holders[id(lost)]
             if instance.delivery is lost:
                 instance.cancel("FENCED")
+        await maintenance.mend_step(self.bus, shard, self.roster.instances)
 
     async def _beat(self, shard: ShardKeys) -> None:
         while True:
@@ -195,7 +196,6 @@ class Worker:
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
     async def _renew_all(self, shard: ShardKeys) -> None:
-        await maintenance.notice_step(self.bus, shard, self.roster.instances)
         await self._renew(shard, [(i, delivery) for i, delivery in self._held() if delivery.shard == shard.number])
         self._note_renewal(shard)
 
