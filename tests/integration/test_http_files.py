@@ -169,7 +169,7 @@ async def test_a_form_that_is_none_or_comes_too_slowly_is_refused(url: str) -> N
 
         async def slowly() -> AsyncIterator[bytes]:
             yield b"--x\r\nContent-Disposition: form-data; name=file; filename=a.ogg\r\n\r\n"
-            await asyncio.sleep(20)
+            await asyncio.sleep(5)  # http_read_seconds is 3
 
         headers = {"content-type": "multipart/form-data; boundary=x"}
         late = await plain.post("/v1/audio/transcriptions", content=slowly(), headers=headers)
