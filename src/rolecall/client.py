@@ -22,7 +22,7 @@ from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import FOLLOWED, notify
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
-from rolecall.bus.processes import instances_of
+from rolecall.bus.process.processes import instances_of
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone

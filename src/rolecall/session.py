@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from urllib.parse import quote
 from rolecall.background import cancel_and_wait
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
+from rolecall.bus.process.process_log import publishing
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis import keys
@@ -66,7 +67,8 @@ class Session:
 
 @asynccontextmanager
 async def open_session(application: Application, process: str, *, start: bool) -> AsyncIterator[Session]:
-    """Connect to the application's server; with ``start`` start the bundled one if it is not running.
+    """Connect to the application's server; with ``start`` start the bundled one if it is not running, and publish what
+    this process logs.
 
     Raises NothingRunning when the bundled server is not running and ``start`` is False, ServerUnavailable when a server
     cannot be reached or is too old, ConfigError when the bus there was created with other settings.
@@ -85,9 +87,9 @@ async def open_session(application: Application, process: str, *, start: bool) -
             await bus.prepare()
             if application.roles and embedded is None:  # a program without roles only visits
                 await bus.claim(application.name)
-            for warning in (await server.condition()).warnings:
-                logger.warning("the server at %s: %s", server.address, warning)
-            async with _kept_alive(server, embedded):
+            async with _kept_alive(server, embedded), publishing(bus) if start else nullcontext():
+                for warning in (await server.condition()).warnings:
+                    logger.warning("the server at %s: %s", server.address, warning)
                 yield Session(application, server, bus, found, embedded)
         finally:
             await server.aclose()

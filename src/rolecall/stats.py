@@ -14,7 +14,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus, add_counts
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.bus.processes import ProcessState, live_processes
+from rolecall.bus.process.processes import ProcessState, live_processes
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.models.gate import MICRO
 from rolecall.redis import keys

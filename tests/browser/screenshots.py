@@ -34,6 +34,7 @@ ADDRESSES = {
     "missing": "/web/conversations/nobody",
     "usage": "/web/usage?what=tokens",
     "people": "/web/people",
+    "log": "/web/log",
     "day": "/web/now?span=24h",
 }
 

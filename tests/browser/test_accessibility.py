@@ -76,7 +76,8 @@ async def test_axe_finds_nothing(browser: Browser, stage: Stage, theme: Any, siz
     page.set_default_timeout(15_000)
     await chat_states(page, where, found)
     for path in ("/web/conversations", "/web/conversations/telegram:42", "/web/conversations?search=nobody", "/web/now",
-                 "/web/now?span=24h", "/web/dead", "/web/dead?search=nobody", "/web/usage", "/web/people", "/web/login",
+                 "/web/now?span=24h", "/web/log", "/web/log?process=nobody", "/web/dead", "/web/dead?search=nobody",
+                 "/web/usage", "/web/people", "/web/login",
                  "/web/conversations/nobody", "/web/offline"):  # fmt: skip
         await page.goto(path)
         await page.wait_for_load_state("networkidle") if "usage" in path or "people" in path else None
@@ -96,7 +97,7 @@ async def test_axe_finds_nothing(browser: Browser, stage: Stage, theme: Any, siz
 
 async def test_everything_of_a_page_is_reached_with_the_tab_key(page: Page, stage: Stage) -> None:
     await stage.deployment.ask("telegram:44", "bury me because of the keyboard")
-    for path in ("/", "/web/conversations", "/web/now", "/web/dead", "/web/usage", "/web/people"):
+    for path in ("/", "/web/conversations", "/web/now", "/web/log", "/web/dead", "/web/usage", "/web/people"):
         await page.goto(path)
         await page.wait_for_timeout(500)
         wanted = await page.evaluate("""() => {

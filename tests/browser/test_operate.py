@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pytest
@@ -121,6 +122,29 @@ async def test_a_role_is_paused_and_resumed(page: Page) -> None:
     await expect(page.locator("[data-plot] svg .grid")).to_have_count(12)
 
 
+async def test_the_log_of_the_processes_is_followed_and_filtered(page: Page) -> None:
+    logger = logging.getLogger("rolecall.worker.worker")
+    logger.warning("shard 7: <b>late</b>")
+    await page.goto("/web/now")
+    await page.locator("[data-processes] a").first.click()
+    await expect(page).to_have_url(re.compile("/web/log\\?process=host%3A"))
+    log = page.locator("[data-lines] li")
+    await expect(log.filter(has_text="shard 7: <b>late</b>").last).to_have_class("warn")
+    logger.error("shard 8: lost")
+    await expect(log.last).to_contain_text("shard 8: lost")
+    await expect(log.last).to_have_class("bad")
+    await page.get_by_label("from level").select_option("error")
+    await expect(page).to_have_url(re.compile("level=error"))
+    await expect(log.filter(has_text="shard 7")).to_have_count(0)
+    await expect(log.filter(has_text="shard 8")).not_to_have_count(0)
+    await page.reload()
+    await expect(page.get_by_label("from level")).to_have_value("error")
+    await expect(log.filter(has_text="shard 8")).not_to_have_count(0)
+    await expect(log.filter(has_text="shard 7")).to_have_count(0)
+    await page.goto("/web/log?process=nobody%3A1")
+    await expect(page.locator("[data-none]")).to_contain_text("No matches")
+
+
 async def test_many_dead_letters_are_chosen_and_dropped(page: Page, stage: Stage) -> None:
     for n in range(3):
         await stage.deployment.ask(f"telegram:47{n}", f"bury me because cranes {n}")
@@ -180,7 +204,16 @@ async def test_people_are_let_in_and_out(browser: Browser, tmp_path_factory: pyt
 async def test_everything_fits_a_phone(page: Page, stage: Stage) -> None:
     await stage.deployment.ask("telegram:46:" + "x" * 80, "bury me because " + "very-long-words" * 9, title="A" * 90)
     await page.set_viewport_size({"width": 360, "height": 740})
-    for path in ("/", "/web/conversations", "/web/now", "/web/dead", "/web/usage", "/web/people", "/web/login"):
+    for path in (
+        "/",
+        "/web/conversations",
+        "/web/now",
+        "/web/dead",
+        "/web/usage",
+        "/web/people",
+        "/web/log",
+        "/web/login",
+    ):
         await page.goto(path)
         await page.wait_for_timeout(300)
         assert await page.evaluate("document.documentElement.scrollWidth") <= 360, path

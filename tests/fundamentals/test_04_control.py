@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.processes import live_processes, scale
+from rolecall.bus.process.processes import live_processes, scale
 from tests.deployment import deployed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.processes import ProcessState, register
+from rolecall.bus.process.processes import ProcessState, register
 from rolecall.cli.checks_deployment import EXTRAS
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings

@@ -10,7 +10,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Reject
 from rolecall.agent.role import Role
-from rolecall.bus.processes import ProcessState, register
+from rolecall.bus.process.processes import ProcessState, register
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 

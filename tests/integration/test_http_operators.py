@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -124,6 +125,27 @@ async def test_agents_and_queues_tell_what_is_done_now(deployment: Deployment, c
     assert queues["roles"]["samplellm"] == {"high": 0, "normal": 0, "low": 0}
     assert queues["deferred"] == queues["in_flight"] == 0
     assert (await client.get("/stats")).json()["instances"].keys() == {"manager", "samplellm"}
+
+
+async def test_what_the_processes_log_is_read_by_process_and_level(
+    deployment: Deployment, client: httpx2.AsyncClient
+) -> None:
+    logger = logging.getLogger("rolecall.worker.worker")
+    logger.warning("shard 0: a lease was late")
+    logger.error("an instance failed")
+
+    async def told() -> bool:
+        found = (await client.get("/log", params={"level": "error", "process": "host:1~aaaaaa"})).json()["lines"]
+        return [line["text"] for line in found] == ["an instance failed"]
+
+    await wait_until(told)
+    lines = (await client.get("/log", params={"level": "warning", "process": "host:1~aaaaaa"})).json()["lines"]
+    late = next(line for line in lines if "lease" in line["text"])
+    assert (late["level"], late["process"]) == ("warning", "host:1~aaaaaa")
+    later = (await client.get("/log", params={"after": late["id"], "process": "host:1~aaaaaa"})).json()["lines"]
+    assert [line["text"] for line in later] == ["an instance failed"]
+    for wrong in ({"level": "loud"}, {"after": "yesterday"}, {"limit": 0}):
+        assert (await client.get("/log", params=wrong)).status_code == 422
 
 
 async def test_a_dead_letter_is_shown_replayed_and_dropped(deployment: Deployment, client: httpx2.AsyncClient) -> None:

@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7*7}}"
-PAGES = ("/", "/web/conversations", "/web/now", "/web/dead")
+PAGES = ("/", "/web/conversations", "/web/now", "/web/log", "/web/dead")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -18,7 +18,7 @@ from rolecall import Agent
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Event, Wakeups
 from rolecall.bus.leases import Demand, take
-from rolecall.bus.processes import instances_of, live_processes, scale
+from rolecall.bus.process.processes import instances_of, live_processes, scale
 from rolecall.bus.turn import turns_in_flight
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Front, Received

@@ -13,7 +13,7 @@ from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.dead_letters import dead_letters, replay
 from rolecall.bus.leases import renew
 from rolecall.bus.maintenance import audit, audit_one, depart, promote, promote_due, rescue_direct, sweep
-from rolecall.bus.processes import ProcessState, live_processes, register, unregister
+from rolecall.bus.process.processes import ProcessState, live_processes, register, unregister
 from rolecall.bus.settle import defer
 from rolecall.bus.turn import Records, note, snapshot
 from rolecall.redis import keys

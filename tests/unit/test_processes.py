@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.processes import (
+from rolecall.bus.process.processes import (
     InstanceState,
     ProcessState,
     instances_of,

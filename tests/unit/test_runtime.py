@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.bus.processes import instances_of, live_processes, scale
+from rolecall.bus.process.processes import instances_of, live_processes, scale
 from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.redis.server import RedisServer

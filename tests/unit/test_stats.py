@@ -14,7 +14,7 @@ from agents.texts import Speaker
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.maintenance import promote
-from rolecall.bus.processes import InstanceState, ProcessState, register
+from rolecall.bus.process.processes import InstanceState, ProcessState, register
 from rolecall.bus.schedule.schedules import schedule
 from rolecall.bus.settle import Awaited, suspend
 from rolecall.bus.steps.journal import NewStep, Step, begin

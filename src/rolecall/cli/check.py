@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
-from rolecall.bus.processes import ProcessState, live_processes
+from rolecall.bus.process.processes import ProcessState, live_processes
 from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
 from rolecall.cli.checks_deployment import look_at_deployment
 from rolecall.cli.checks_server import ServerLook, look_at_models, look_at_server

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.processes import live_counts, live_processes
+from rolecall.bus.process.processes import live_counts, live_processes
 from rolecall.cli.checks import Finding, judged
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import (

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from rolecall.bus.processes import live_processes
+from rolecall.bus.process.processes import live_processes
 from rolecall.cli.checks_server import still_to_fetch
 from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
 from rolecall.cli.run import warm_with_bar

@@ -40,7 +40,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     application = load(app_dir)
     interactive = chat and sys.stdin.isatty() and sys.stdout.isatty()
     quiet = interactive and "LOG_LEVEL" not in application.sources
-    log_to_stderr(application.settings.model_copy(update={"log_level": "WARNING"}) if quiet else application.settings)
+    log_to_stderr(application.settings, quiet=quiet)
     console = Console()
     async with (
         stop_requested(application.settings.drain_seconds) as wanted,

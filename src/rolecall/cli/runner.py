@@ -162,9 +162,11 @@ async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel:
     return None if not work.done() or work.cancelled() else work.result()
 
 
-def log_to_stderr(settings: Settings) -> None:
-    """Send this process's log to stderr as the settings say."""
+def log_to_stderr(settings: Settings, *, quiet: bool = False) -> None:
+    """Send this process's log to stderr as the settings say; with ``quiet`` only its warnings, while the process log on
+    the bus gets all of it."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING if quiet else logging.NOTSET)
     form = ForPeople if sys.stderr.isatty() else ForMachines
     handler.setFormatter(form(settings.secrets))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from rolecall.agent.role import MAX_INSTANCES, Role
 from rolecall.bus.bus import Bus
-from rolecall.bus.processes import live_counts, live_processes
-from rolecall.bus.processes import scale as scale_role
+from rolecall.bus.process.processes import live_counts, live_processes
+from rolecall.bus.process.processes import scale as scale_role
 from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.config import Application
 from rolecall.errors import ConfigError

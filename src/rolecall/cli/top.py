@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rolecall import stats
-from rolecall.bus.processes import InstanceState, ProcessState, ask_for_reports, live_processes
+from rolecall.bus.process.processes import InstanceState, ProcessState, ask_for_reports, live_processes
 from rolecall.cli.output import print_lines, print_table, visiting
 from rolecall.cli.runner import stop_requested
 from rolecall.errors import ServerError, duration

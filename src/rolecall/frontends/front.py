@@ -19,7 +19,7 @@ from rolecall.bus.conversation import preference
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import OutboxEntry
-from rolecall.bus.processes import ProcessState, instances_of, register, unregister
+from rolecall.bus.process.processes import ProcessState, instances_of, register, unregister
 from rolecall.bus.steps.answers import Answered, answer
 from rolecall.bus.turn import CLEARED, FIRST_ROLE, Records, note
 from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerError

@@ -38,6 +38,8 @@ SERIES = f"{GLOBAL}:series"
 """Capped stream of samples of the deployment, one every few seconds, for the last minutes."""
 SERIES_DAY = f"{GLOBAL}:series:day"
 """Capped stream of samples of the deployment, one every minute, for the last 24 hours."""
+PROCESS_LOG = f"{GLOBAL}:process-log"
+"""Capped stream of the lines that processes logged in the last 24 hours."""
 
 
 def use(prefix: str) -> None:

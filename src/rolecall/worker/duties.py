@@ -13,7 +13,7 @@ from rolecall.agent.role import Role
 from rolecall.background import BackgroundTasks
 from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
-from rolecall.bus.processes import InstanceState, ProcessState, live_processes, register
+from rolecall.bus.process.processes import InstanceState, ProcessState, live_processes, register
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import server_ms
 from rolecall.serving.balance import Watch

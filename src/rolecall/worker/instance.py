@@ -23,6 +23,7 @@ from rolecall.bus.conversation import Mark, remembered
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
+from rolecall.bus.process.process_log import public
 from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, discard, hop, quarantine, suspend
 from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
@@ -353,7 +354,8 @@ class Instance:
         apology, history = f"{sentence} (turn {turn})", list[bytes]()
         if text and not delivery.control and not delivery.call:
             history = remembered(text, apology, delivery.turn, mark, asked=delivery.envelope)
-        logger.warning("gave up %s: %s", _where(delivery), reason)
+        where = _where(delivery)
+        logger.warning("gave up %s: %s", where, reason, extra=public(f"gave up {where}"))
         verdict = await bury(self.services.bus, delivery, reason, apology, records, history, details, self._settles())
         self._note_verdict(delivery, verdict, ended=True)
 

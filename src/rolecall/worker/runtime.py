@@ -22,7 +22,7 @@ from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.bus.leases import ensure_groups
-from rolecall.bus.processes import live_counts, unregister
+from rolecall.bus.process.processes import live_counts, unregister
 from rolecall.bus.turn import parted
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError

@@ -20,7 +20,7 @@ from typing import Any
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import WHO, Delivery, give_up_suspect, hand_back, pending_of, renew
-from rolecall.bus.processes import live_processes
+from rolecall.bus.process.processes import live_processes
 from rolecall.bus.turn import Records, note
 from rolecall.errors import ServerError
 from rolecall.redis.server import RedisServer

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Query
@@ -19,7 +19,8 @@ from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import preferences_of, running_turn
 from rolecall.bus.dead_letters import dead_letters, deliver_again, drop, find_dead_letter, plain, replay
 from rolecall.bus.envelope import short_turn_id
-from rolecall.bus.processes import ask_for_reports, live_processes
+from rolecall.bus.process.process_log import process_lines
+from rolecall.bus.process.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.problems import text
@@ -43,6 +44,8 @@ router = APIRouter(tags=["operators"], dependencies=[Depends(operator)])
 Page = Annotated[int, Query(ge=1, le=1_000_000, description="page number, from 1")]
 PageSize = Annotated[int, Query(ge=1, le=500, description="rows per page")]
 Text = Annotated[str, Query(max_length=200)]
+Level = Annotated[Literal["info", "warning", "error"], Query(description="the least level")]
+LineId = Annotated[str, Query(pattern=r"^(\d{1,15}-\d{1,10})?$", description="an id of this list")]
 
 
 # ── conversations ───────────────────────────────────────────────────────────────────────────────
@@ -147,6 +150,17 @@ async def read_stats(services: ServicesDep) -> dict[str, Any]:
     return await stats.summary(
         services.bus, [role.name for role in services.application.roles], services.application.model_names
     )
+
+
+@router.get("/log", summary="Get the newest lines that the processes logged")
+async def read_process_log(
+    services: ServicesDep, process: Text = "", level: Level = "info", after: LineId = "",
+    limit: Annotated[int, Query(ge=1, le=2000)] = 500,
+) -> dict[str, Any]:  # fmt: skip
+    """Oldest first: warnings, errors, and how processes start, scale and end, of the last 24 hours. `process` is a name
+    as in `/agents`. What users wrote is left out; the transcripts have it."""
+    found = await process_lines(services.bus, after, process=process, level=level, limit=limit)
+    return {"lines": [{"id": line_id, **msgspec.structs.asdict(line)} for line_id, line in found]}
 
 
 # ── dead letters ────────────────────────────────────────────────────────────────────────────────

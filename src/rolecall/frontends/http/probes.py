@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from rolecall.bus.envelope import MAX_TEXT_BYTES
-from rolecall.bus.processes import instance_counts, live_processes
+from rolecall.bus.process.processes import instance_counts, live_processes
 from rolecall.config import Role
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import User

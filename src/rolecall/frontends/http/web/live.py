@@ -20,11 +20,12 @@ from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_s
 from rolecall.frontends.http.task import TaskRef, event_data, find_task, tell_task
 from rolecall.frontends.http.web import views
 from rolecall.frontends.http.web.views import Query
-from rolecall.transcripts.record import RECORD_ID, Order, Record, entry_order, read_records, session_files
+from rolecall.transcripts.record import RECORD_ID, Order, Record, entry_order, read_records, session_files, visible
 
 router = APIRouter(include_in_schema=False)
 LIST_SECONDS = 1.0
 LOG_SECONDS = 0.4
+PROCESS_LOG_SECONDS = 1.0
 NOW_SECONDS = 2.0
 """How often each of them polls."""
 EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
@@ -118,6 +119,18 @@ async def follow_now(services: ServicesDep, _: Operator) -> Events:
             yield one
 
 
+@router.get("/web/log/events", response_class=EventSourceResponse, dependencies=[Streaming])
+async def follow_process_log(
+    services: ServicesDep, _: Operator, process: Text = "", level: operators.Level = "info",
+    last_event_id: Annotated[str, Header()] = "",
+) -> Events:  # fmt: skip
+    """The newest lines that the processes logged, then each that they log."""
+    after = last_event_id if EVENT_ID.fullmatch(last_event_id) else ""
+    async with aclosing(until_stopped(services, _process_log_events(services, process, level, after))) as events:
+        async for one in events:
+            yield one
+
+
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -176,3 +189,14 @@ async def _now_events(services: Services) -> Events:
             yield event("minutes", {"samples": await stats.minute_samples(services.bus), "bounds": stats.BUCKETS})
         yield event("now", found)
         await asyncio.sleep(NOW_SECONDS)
+
+
+async def _process_log_events(services: Services, process: str, level: operators.Level, after: str) -> Events:
+    yield RETRY
+    told = False
+    while True:
+        lines = (await operators.read_process_log(services, process, level, after, views.LINES))["lines"]
+        if lines or not told:
+            told, after = True, lines[-1]["id"] if lines else after
+            yield event("lines", {"lines": [{**line, "text": visible(line["text"])} for line in lines]}, after)
+        await asyncio.sleep(PROCESS_LOG_SECONDS)

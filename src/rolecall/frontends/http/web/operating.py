@@ -15,7 +15,7 @@ from rolecall import stats
 from rolecall.bus.access_keys import create_key, list_keys, revoke_key
 from rolecall.bus.dead_letters import DeadLetter, dead_letters, deliver_again, drop, plain, replay
 from rolecall.bus.members import enrol, list_members, store_code
-from rolecall.bus.processes import scale
+from rolecall.bus.process.processes import scale
 from rolecall.config import MAX_INSTANCES
 from rolecall.errors import RolecallError, ServerError
 from rolecall.frontends.http.auth import Operator

@@ -14,6 +14,8 @@ from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from rolecall import stats
+from rolecall.bus.process.process_log import LEVELS
+from rolecall.bus.process.processes import live_processes
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import Principal, require
 from rolecall.frontends.http.probes import description_of
@@ -131,6 +133,18 @@ async def show_now(request: Request, services: ServicesDep) -> Response:
         return {"span": request.query_params.get("span", "")}
 
     return await _render(request, services, "now.html", "now", fill)
+
+
+@router.get("/web/log")
+async def show_process_log(request: Request, services: ServicesDep, process: live.Text = "") -> Response:
+    """Show what the processes log."""
+
+    async def fill(_: Principal) -> Mapping[str, Any]:
+        names = [state.process for state in await live_processes(services.bus)]
+        level = request.query_params.get("level", LEVELS[0])
+        return {"names": dict.fromkeys(filter(None, (*names, process))), "process": process, "level": level}
+
+    return await _render(request, services, "log.html", "log", fill)
 
 
 @router.get("/web/usage")

@@ -33,6 +33,7 @@ CHAT = ("chat", "/", "chat")
 OPERATOR_PAGES = (
     ("conversations", "/web/conversations", "conversations"),
     ("now", "/web/now", "now"),
+    ("log", "/web/log", "log"),
     ("dead_letters", "/web/dead", "dead"),
     ("usage", "/web/usage", "usage"),
     ("people", "/web/people", "role"),

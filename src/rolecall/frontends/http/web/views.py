@@ -15,7 +15,7 @@ from rolecall import stats
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import active_conversations
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.bus.processes import instance_counts, live_counts
+from rolecall.bus.process.processes import instance_counts, live_counts
 from rolecall.config import Application
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Principal

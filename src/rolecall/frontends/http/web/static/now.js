@@ -251,6 +251,7 @@ function processes({ agents }) {
     const [open, allowed] = [row.connections ?? 0, row.max_connections ?? 0];
     say(part.process, row.process);
     part.process.title = row.process;
+    part.process.href = `/web/log?process=${encodeURIComponent(row.process)}`;
     say(part.kind, row.kind ?? "worker");
     part.scribe.hidden = !row.scribe;
     say(part.up, duration(row.uptime ?? 0));

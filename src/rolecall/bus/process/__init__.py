@@ -1,0 +1,1 @@
+"""The processes at work: their registry, and what they log."""
