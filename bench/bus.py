@@ -15,10 +15,11 @@ from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
+from rolecall.bus.process.processes import process_name
 from rolecall.frontends.front import Front
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts.scribe import Scribe
-from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.runtime import Runtime
 
 INSTANCES = 32
 LONGEST_SECONDS = 120.0

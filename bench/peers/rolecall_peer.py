@@ -16,9 +16,9 @@ from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
+from rolecall.bus.process.processes import process_name
 from rolecall.frontends.front import Front
 from rolecall.redis.server import RedisServer
-from rolecall.worker.runtime import process_name
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import FOLLOWED, notify
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
-from rolecall.bus.process.processes import instances_of
+from rolecall.bus.process.processes import instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
@@ -32,7 +32,7 @@ from rolecall.tracing.traceparent import carried
 from rolecall.transcripts.reading import Filters, Summary, conversations
 from rolecall.transcripts.scribe import Scribe
 from rolecall.transcripts.targets import open_targets
-from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.runtime import Runtime
 from rolecall.worker.worker import END_SECONDS
 
 FRONT = "program"

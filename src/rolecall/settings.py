@@ -46,7 +46,7 @@ TARGET = r"\s*(?:directory|stdout|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\s,
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(BaseModel, defer_build=True):
     """The Redis or Valkey server behind the bus; without ``redis_url`` and ``redis_host`` the bundled Valkey."""
 
     redis_url: SecretStr | None = Field(
@@ -78,7 +78,7 @@ class ServerSettings(BaseModel):
     shards: int = Field(1, ge=1, le=256, description="independent shards of the bus, fixed; on a cluster 16 unless set")
 
 
-class BusSettings(BaseModel):
+class BusSettings(BaseModel, defer_build=True):
     """Timeouts and limits of the bus and its workers."""
 
     lease_seconds: Seconds = Field(
@@ -115,7 +115,7 @@ class BusSettings(BaseModel):
     session_idle_hours: float = Field(6, gt=0, le=8760, description="idle hours after which a new log file starts")
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(BaseModel, defer_build=True):
     """API keys, addresses and limits of models."""
 
     gen_model: str | None = Field(None, description="models for roles that name none: name@provider, comma-separated")
@@ -187,7 +187,7 @@ class ModelSettings(BaseModel):
     local_key: SecretStr | None = Field(None, description="API key of the server at LOCAL_URL")
 
 
-class FrontendSettings(BaseModel):
+class FrontendSettings(BaseModel, defer_build=True):
     """Front ends, logging and the environment."""
 
     telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")

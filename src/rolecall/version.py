@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -16,7 +19,7 @@ def plugins(group: str, kind: str) -> dict[str, Any]:
     Raises ConfigError, in one line that names the package, for one that cannot be loaded or a name used twice.
     """
     found: dict[str, Any] = {}
-    for point in entry_points(group=group):
+    for point in _installed(tuple(sys.path)).select(group=group):
         package = point.dist.name if point.dist is not None else point.module
         if point.name in found:
             raise ConfigError(f"{kind} {point.name!r} of package {package}: another package has one of this name")
@@ -26,3 +29,9 @@ def plugins(group: str, kind: str) -> dict[str, Any]:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(f"{kind} {point.name!r} of package {package} cannot be loaded: {reason}") from error
     return found
+
+
+@cache
+def _installed(path: Sequence[str]) -> Any:
+    """The entry points of all packages on ``path``. To find any, Python reads a file of each package."""
+    return entry_points()

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.process.processes import process_name
 from rolecall.bus.steps.answers import answer
 from rolecall.config import load
 from rolecall.errors import ServerUnavailable
 from rolecall.frontends.front import Front, Received
 from rolecall.session import open_session
-from rolecall.worker.runtime import process_name
 from tests.chaos.application import conversation_name, question
 
 FRONT = "chaos"

@@ -12,7 +12,7 @@ import inspect
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,6 @@ def test_a_front_end_that_breaks_the_protocol_is_one_clear_line(
 
 def test_a_package_with_a_broken_entry_point_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EntryPoint("discord", "not_there:FrontEnd", "rolecall.frontends")
-    monkeypatch.setattr(version, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(version, "_installed", lambda path: EntryPoints([broken]))
     with pytest.raises(ConfigError, match=r"^front end 'discord' of package not_there cannot be loaded: ModuleNot"):
         front_ends(Application(tmp_path, (), Settings(), {}))

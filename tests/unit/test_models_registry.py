@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def test_a_provider_that_cannot_be_imported_is_named_when_its_model_is_opened() 
 
 def test_a_package_with_a_broken_entry_point_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = EntryPoint("acme", "not_there:Model", "rolecall.providers")
-    monkeypatch.setattr(version, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(version, "_installed", lambda path: EntryPoints([broken]))
     with pytest.raises(ConfigError, match=r"^provider 'acme' of package not_there cannot be loaded: ModuleNotFound"):
         all_providers({})
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
-from rolecall.bus.process.processes import instances_of, live_processes, scale
+from rolecall.bus.process.processes import instances_of, live_processes, process_name, scale
 from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.duties import Duties
-from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.runtime import Runtime
 from tests.deployment import deployed
 from tests.waiting import wait_until
 

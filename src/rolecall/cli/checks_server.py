@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.process.processes import live_counts, live_processes
+from rolecall.bus.process.processes import live_counts, live_processes, process_name
 from rolecall.cli.checks import Finding, judged
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import (
@@ -39,7 +39,6 @@ from rolecall.serving.weights import CATALOGUE, default_cache
 from rolecall.session import configured_url
 from rolecall.settings import Settings
 from rolecall.stats import problems
-from rolecall.worker.runtime import process_name
 
 PINGS = 20
 SYNCS = 20

@@ -22,6 +22,7 @@ from rolecall.agent.context import Context
 from rolecall.agent.role import Role
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.events import Event
+from rolecall.bus.process.processes import process_name
 from rolecall.cli.output import columns, print_lines
 from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import Application
@@ -29,7 +30,7 @@ from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.session import open_session
 from rolecall.settings import Settings
-from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.runtime import Runtime
 
 WAITING, HANDLING = "░", "█"
 LEAST_COLUMNS = 12

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from rolecall.bus import access_keys
 from rolecall.bus.bus import Bus
+from rolecall.bus.process.processes import process_name
 from rolecall.cli.output import load_quietly, print_lines, print_table
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import Application, load
@@ -27,7 +28,7 @@ from rolecall.frontends.front import registered
 from rolecall.frontends.sockets import address_of, is_local, listen
 from rolecall.session import Session, open_session
 from rolecall.transcripts.record import visible
-from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.runtime import Runtime
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from rolecall.bus.process.processes import live_processes
+from rolecall.bus.process.processes import live_processes, process_name
 from rolecall.cli.checks_server import still_to_fetch
 from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
 from rolecall.cli.run import warm_with_bar
@@ -32,7 +32,6 @@ from rolecall.serving.spec import ModelServer
 from rolecall.serving.weights import BETTER, CATALOGUE, default_cache, ensure_weights
 from rolecall.session import Session
 from rolecall.settings import Settings
-from rolecall.worker.runtime import process_name
 
 LOCAL = "local"
 ELSEWHERE = {name: provider for name, provider in PROVIDERS.items() if provider.keys or provider.addresses}

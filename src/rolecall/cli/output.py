@@ -10,10 +10,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from rolecall.bus.process.processes import process_name
 from rolecall.cli.runner import log_to_stderr
 from rolecall.config import Application, load
 from rolecall.session import Session, open_session
-from rolecall.worker.runtime import process_name
 
 GAP = "  "
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rolecall.background import BackgroundTasks
+from rolecall.bus.process.processes import process_name
 from rolecall.cli import http, talk, telegram
 from rolecall.cli.runner import log_to_stderr, restart, stop_requested, until_stopped
 from rolecall.client import work
@@ -29,7 +30,7 @@ from rolecall.models.registry import TINY, warm
 from rolecall.session import Session, open_session
 from rolecall.version import __version__
 from rolecall.worker.reload import reload_on_change
-from rolecall.worker.runtime import Runtime, process_name
+from rolecall.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 SCRIBE = "scribe"

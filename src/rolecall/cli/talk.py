@@ -20,6 +20,7 @@ from rich.console import Console
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
+from rolecall.bus.process.processes import process_name
 from rolecall.cli.output import print_lines, visiting
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import Assistant, TurnRef
@@ -30,7 +31,6 @@ from rolecall.frontends.terminal.terminal import Unanswered
 from rolecall.frontends.terminal.text import plain
 from rolecall.frontends.texts import say
 from rolecall.session import Session, open_session
-from rolecall.worker.runtime import process_name
 
 T = TypeVar("T")
 NOTIFIED = {

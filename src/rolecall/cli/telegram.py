@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from rolecall.bus.process.processes import process_name
 from rolecall.cli.output import load_quietly
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.config import load
@@ -18,7 +19,6 @@ from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import registered
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings
-from rolecall.worker.runtime import process_name
 
 if TYPE_CHECKING:
     from starlette.routing import Route

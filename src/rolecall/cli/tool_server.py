@@ -27,6 +27,7 @@ from rolecall.agent.tools import FAILED, Toolbox
 from rolecall.background import BackgroundTasks
 from rolecall.bus.envelope import check_conversation
 from rolecall.bus.events import Event
+from rolecall.bus.process.processes import process_name
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.cli.runner import log_to_stderr, run_loop, stop_requested
 from rolecall.client import Assistant
@@ -35,7 +36,6 @@ from rolecall.errors import ConfigError, MissingExtra, RolecallError
 from rolecall.frontends.sockets import LocalOnly, address_of, is_local, listen
 from rolecall.session import open_session
 from rolecall.version import __version__
-from rolecall.worker.runtime import process_name
 
 if TYPE_CHECKING:
     import mcp_types

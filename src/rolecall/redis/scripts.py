@@ -24,9 +24,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha1
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -233,14 +234,27 @@ def _listed(items: object) -> Sequence[Any]:
 
 
 def _prelude(name: str, package: str, part: str) -> str:
+    text = _found(package, part)
+    if text is None:
+        raise ScriptError(f"{name} includes {part}: there is no lib/{part}.lua")
+    return text
+
+
+@cache
+def _found(package: str, part: str) -> str | None:
     for owner, path in ((package, f"scripts/lib/{part}.lua"), ("rolecall.redis", f"lib/{part}.lua")):
         with suppress(FileNotFoundError):
             return _read(owner, path)
-    raise ScriptError(f"{name} includes {part}: there is no lib/{part}.lua")
+    return None
 
 
 def _read(package: str, path: str) -> str:
-    return files(package).joinpath(path).read_text(encoding="utf-8")
+    return _directory(package).joinpath(path).read_text(encoding="utf-8")
+
+
+@cache
+def _directory(package: str) -> Traversable:
+    return files(package)
 
 
 def _difference(name: str, expected: frozenset[str], passed: Iterable[str]) -> ScriptError:

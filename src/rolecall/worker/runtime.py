@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -51,11 +48,6 @@ UNGUARDED = "@test"
 GC_THRESHOLD = (50_000, 20, 100)
 """Handling an envelope makes no cycles; with Python's own threshold, a fifth of a worker's CPU goes into looking for
 some."""
-
-
-def process_name() -> str:
-    """``<host>:<pid>~<six hex digits>``: unique per start, so that a predecessor with the same pid is fenced."""
-    return f"{socket.gethostname()}:{os.getpid()}~{secrets.token_hex(3)}"
 
 
 def tune_garbage_collector() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import socket
 from collections import Counter
 from collections.abc import Mapping
 
@@ -14,6 +17,11 @@ from rolecall.redis.scripts import script
 from rolecall.redis.server import text_map
 
 REGISTER = script("rolecall.bus", "scripts/process/register", names="registry state process value lasts")
+
+
+def process_name() -> str:
+    """``<host>:<pid>~<six hex digits>``: unique per start, so that a predecessor with the same pid is fenced."""
+    return f"{socket.gethostname()}:{os.getpid()}~{secrets.token_hex(3)}"
 
 
 class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
