@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHONS := python3.14 python3.13 python3.12 python3.11
+PYTHONS ?= python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
 .PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench bench-guard bench-peers docs docs-serve audit dist \
@@ -127,7 +127,7 @@ serving-proof: $(VENV)/dev ## model servers at full length, with measurements
 	@ROLECALL_SERVING_PROOF=1 ROLECALL_OUTAGE_SECONDS=8 $(BIN)/pytest -n 0 -s --timeout 300 tests/serving tests/integration/test_local_model.py
 	@$(BIN)/pytest -n 0 tests/integration/test_recovery.py tests/fundamentals/test_04_control.py -k 'killed_workers or thirty_leases or poison or priority'
 
-# Create the virtual environment with the newest Python that has venv and pip.
+# Create the virtual environment with the newest Python that has venv and pip, or with the one that PYTHONS names.
 $(VENV)/made:
 	@for name in $(PYTHONS) python3; do \
 	  found=$$(command -v $$name) || continue; \

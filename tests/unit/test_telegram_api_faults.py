@@ -48,7 +48,7 @@ async def test_a_flooded_chat_is_refused_alone_and_told_for_how_long(api: Telegr
 
 @pytest.mark.filterwarnings("ignore::telegram.warnings.PTBDeprecationWarning")
 async def test_the_rate_of_a_chat_is_limited_when_switched_on(api: TelegramApi, bot: Bot, ada: User) -> None:
-    api.rate(per_second=20, burst=2, group_per_minute=3)
+    api.rate(per_second=1, burst=2, group_per_minute=3)
     api.group(-5)
     for count, chat in ((2, 7), (3, -5)):
         for n in range(count):
