@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import REFUSALS, Admission, admit
@@ -29,11 +29,10 @@ from rolecall.config import Config, application_directory, load, resolve, standa
 from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed
 from rolecall.session import Session, open_session
 from rolecall.tracing.traceparent import carried
-from rolecall.transcripts.reading import Filters, Summary, conversations
-from rolecall.transcripts.scribe import Scribe
-from rolecall.transcripts.targets import open_targets
-from rolecall.worker.runtime import Runtime
-from rolecall.worker.worker import END_SECONDS
+
+if TYPE_CHECKING:
+    from rolecall.transcripts.reading import Summary
+    from rolecall.worker.runtime import Runtime
 
 FRONT = "program"
 """The first part of the conversations that a program starts without a name of its own, and its name in transcripts."""
@@ -250,6 +249,8 @@ class Assistant:
     async def conversations(self, *, user: str = "", grep: str = "") -> list[Summary]:
         """The conversations with transcripts on this host, least recently active first. ``user`` is a part of the ID or
         title, ``grep`` a regular expression that one of the records matches."""
+        from rolecall.transcripts.reading import Filters, conversations
+
         application = self.session.application
         filters = Filters(user=user, grep=grep)
         return await asyncio.to_thread(conversations, application.log_dir, filters, application.tz)
@@ -321,6 +322,11 @@ async def run(
 @asynccontextmanager
 async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -> AsyncIterator[Runtime]:
     """A worker, and a scribe if wanted, on ``session`` until the block is left; then both drain."""
+    from rolecall.transcripts.scribe import Scribe  # what a program that only asks does not need
+    from rolecall.transcripts.targets import open_targets
+    from rolecall.worker.runtime import Runtime
+    from rolecall.worker.worker import END_SECONDS
+
     application = session.application
     runtime = Runtime(application, session.server, session.bus.process, roles=roles)
     writer = Scribe(

@@ -14,7 +14,6 @@ from datetime import tzinfo
 from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -411,7 +410,9 @@ def proxy_of(setting: str, server: str = "") -> str:
 
 
 def _check_environment() -> None:
-    found = getproxies()  # what the clients read
+    from urllib.request import getproxies  # what the clients read
+
+    found = getproxies()
     for scheme in PROXIED:
         if value := found.get(scheme):
             _check_proxy(f"{scheme.upper()}_PROXY", value)

@@ -12,25 +12,26 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from rich.console import Console
 
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.bus.process.processes import process_name
-from rolecall.cli.output import print_lines, visiting
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import Assistant, TurnRef
 from rolecall.config import Application, load, user_language
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
-from rolecall.frontends.front import Front
-from rolecall.frontends.terminal.terminal import Unanswered
 from rolecall.frontends.terminal.text import plain
 from rolecall.frontends.texts import say
 from rolecall.session import Session, open_session
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rolecall.frontends.terminal.terminal import Unanswered
 
 T = TypeVar("T")
 NOTIFIED = {
@@ -179,6 +180,8 @@ async def _ask(assistant: Assistant, question: Question, answer: AnswerText, str
     conversation = question.conversation or f"terminal:ask-{secrets.token_hex(4)}"
     command = find_command(question.text)
     if command is not None and command.lane == "front":
+        from rolecall.frontends.front import Front
+
         received = await Front(assistant.session.bus, assistant.wakeups, "terminal").receive(
             conversation, question.text, language=user_language()
         )
@@ -242,6 +245,8 @@ async def notify(
     app_dir: Path | None, conversation: str, text: str, console: Console, *, key: str = "", remember: bool = True
 ) -> int:
     """Send a notice; exit status 1 if it was not accepted. ``-`` for the text reads standard input."""
+    from rolecall.cli.output import print_lines, visiting
+
     text = sys.stdin.read().strip() if text == "-" else text.strip()
     if not text:
         raise ConfigError("the notice is empty: rolecall notify CONVERSATION TEXT")

@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rolecall.errors import ConfigError
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Delta, Message, Model, Request
 from rolecall.models.stream import closing
-from rolecall.serving.launcher import Launcher
 from rolecall.settings import Settings
 from rolecall.version import plugins
+
+if TYPE_CHECKING:
+    from rolecall.serving.launcher import Launcher
 
 Progress = Callable[[int, int | None], None]
 PROBE_SECONDS = 30
