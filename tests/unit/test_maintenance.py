@@ -103,6 +103,29 @@ async def test_an_entry_lost_from_outside_is_written_again(bus: Bus, where: str)
     assert await answer(bus, again) == "OK"
 
 
+async def test_turns_that_sleep_keep_no_other_from_being_audited_and_cost_nothing(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rolecall.bus.maintenance.PAGE", 2)
+    for conversation in "abcde":
+        await ask(bus, conversation)
+        if conversation != "e":
+            await defer_turn(bus, await take_one(bus))
+    await bus.server.call("DEL", (await take_one(bus)).stream)
+    now, before = await server_ms(bus.server), await scripts_run(bus)
+    while not await audit(bus, bus.shards[0], now):
+        assert await scripts_run(bus) == before
+    assert await scripts_run(bus) == before + 1
+    again = await take_one(bus)
+    assert (again.conversation, again.turn) == ("e", "1")
+
+
+async def scripts_run(bus: Bus) -> int:
+    """How many scripts the server has run."""
+    found: bytes = await bus.server.call("INFO", "commandstats")
+    return int(found.decode().partition("cmdstat_evalsha:calls=")[2].partition(",")[0])
+
+
 async def test_a_turn_in_flight_too_long_ends_with_an_error_and_the_next_runs(bus: Bus) -> None:
     await ask(bus)
     await ask(bus)
