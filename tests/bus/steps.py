@@ -80,16 +80,15 @@ async def entries(bus: Bus, stream: str) -> list[dict[str, str]]:
 
 
 async def log_records(bus: Bus) -> list[dict[str, str]]:
-    """The log records of the first shard. An entry has the fields of each of its records in turn."""
-    result = []
+    """The log records of the first shard. An entry has the records of each of its turns in turn."""
+    result, common = list[dict[str, str]](), dict[str, str]()
     for _, flat in await bus.server.call("XRANGE", bus.shards[0].log, "-", "+"):
         fields = [part.decode("utf-8", "replace") for part in flat]
-        common, records = fields[:6], fields[6:]
-        result += [
-            dict(zip(pair[::2], pair[1::2], strict=True))
-            for start in range(0, len(records), 10)
-            if (pair := [*common, *records[start : start + 10]])
-        ]
+        for name, value in zip(fields[::2], fields[1::2], strict=True):
+            if name == "r":
+                result.append(common | dict(zip(("ms", "d", "i", "w", "x"), value.split("\x1f", 4), strict=True)))
+            else:
+                common[name] = value
     return result
 
 

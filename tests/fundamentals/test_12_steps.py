@@ -20,7 +20,7 @@ from rolecall.errors import CallFailed, told
 from rolecall.frontends.front import Received
 from rolecall.redis.server import server_ms
 from rolecall.testing import FakeModel, tool_call
-from tests.bus.steps import entries
+from tests.bus.steps import log_records
 from tests.deployment import Deployment, deployed
 from tests.waiting import wait_until
 
@@ -326,7 +326,7 @@ async def test_a_handler_asks_its_user_and_holds_no_instance_meanwhile(tmp_path:
 async def answers_on_record(app: Deployment) -> list[str]:
     """What the transcript will say about answers to questions."""
     bus = app.session.bus
-    return [entry["x"] for entry in await entries(bus, bus.shards[0].log) if entry.get("w") == "ANSWERED"]
+    return [entry["x"] for entry in await log_records(bus) if entry["w"] == "ANSWERED"]
 
 
 async def test_only_the_user_of_the_turn_may_answer_and_only_what_was_offered(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest_asyncio
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.conversation import prefer
 from rolecall.frontends.texts import say
+from tests.bus.steps import log_records
 from tests.deployment import Deployment
 from tests.http.server import open_again, serving
 from tests.http.stage import Events, GateAgent, stage
@@ -181,11 +182,11 @@ async def test_the_transcript_tells_that_an_answer_was_handed_over(
 ) -> None:
     answer = await client.post(where, json={"text": "hello", "conversation_id": f"handed over by {where}"})
     assert answer.status_code == 200
-    bus, name = deployment.session.bus, f"http:local:handed over by {where}".encode()
+    name = f"http:local:handed over by {where}"
 
     async def noted() -> bool:
-        records = await bus.server.call("XRANGE", bus.shards[0].log, "-", "+")
-        return any(name in fields and b"DELIVERED" in fields for _, fields in records)
+        records = await log_records(deployment.session.bus)
+        return any((record["c"], record["w"]) == (name, "DELIVERED") for record in records)
 
     await wait_until(noted)
 

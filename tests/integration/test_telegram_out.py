@@ -14,7 +14,7 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import notify
 from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.placeholders import INTENT
-from tests.bus.steps import entries
+from tests.bus.steps import log_records
 from tests.telegram.stage import THINKING, Stage, staged
 from tests.waiting import wait_until
 
@@ -58,7 +58,7 @@ async def intents(stage: Stage, conversation: str = "telegram:7", turn: str = "1
 
 
 async def log_words(stage: Stage) -> list[str]:
-    return [entry["w"] for entry in await entries(stage.bus, stage.bus.shards[0].log)]
+    return [entry["w"] for entry in await log_records(stage.bus)]
 
 
 # ── a turn as its user sees it ──────────────────────────────────────────────────────────────────
@@ -400,7 +400,7 @@ async def test_who_blocked_the_bot_is_left_alone_and_the_transcript_says_so(
         setattr(ada, what, True)
         go.set()
         await stage.quiet()
-        errors = [e["x"] for e in await entries(stage.bus, stage.bus.shards[0].log) if e["w"] == "ERROR"]
+        errors = [e["x"] for e in await log_records(stage.bus) if e["w"] == "ERROR"]
         assert len(errors) == 1
         assert errors[0].startswith("not delivered: Forbidden")
         assert len([call for call in stage.api.log if call.status == 403 and call.method != "sendChatAction"]) <= 2

@@ -12,7 +12,7 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.outbox import Placeholders, reply
 from rolecall.frontends.telegram.placeholders import INTENT
-from tests.bus.steps import entries
+from tests.bus.steps import log_records
 from tests.telegram.stage import Stage, staged
 from tests.waiting import wait_until
 
@@ -60,7 +60,7 @@ async def shown(stage: Stage) -> set[str]:
 
 
 async def log_words(stage: Stage) -> list[str]:
-    return [entry["w"] for entry in await entries(stage.bus, stage.bus.shards[0].log)]
+    return [entry["w"] for entry in await log_records(stage.bus)]
 
 
 # ── answers that grow over several messages ─────────────────────────────────────────────────────
@@ -199,7 +199,7 @@ async def test_an_answer_that_telegram_never_takes_is_a_dead_letter_and_the_next
         await stage.quiet(seconds=60)
         assert "re: fine" in stage.texts()
         assert not [text for text in stage.texts() if text.startswith("re: cursed")]
-        errors = [e["x"] for e in await entries(stage.bus, stage.bus.shards[0].log) if e["w"] == "ERROR"]
+        errors = [e["x"] for e in await log_records(stage.bus) if e["w"] == "ERROR"]
         assert [error.startswith("not delivered: ") for error in errors] == [True]
         (letter,) = await dead_letters(stage.bus)
         assert (letter.kind, letter.turn, "re: cursed" in letter.envelope.replace("*", "")) == ("delivery", "1", True)

@@ -28,12 +28,40 @@ def test_no_script_counts_its_keys_or_arguments() -> None:
     assert not [path.name for path in LUA if re.search(r"\b(KEYS|ARGV)\b", path.read_text(encoding="utf-8"))]
 
 
-def test_a_script_gets_a_local_for_every_declared_name_also_for_those_of_its_preludes() -> None:
+def test_every_declared_name_stands_for_its_value_also_those_of_preludes() -> None:
     body = COMPLETE.body.decode()
-    assert "local JOURNAL = KEYS[4]\n" in body  # of lib/turn.lua
-    assert "local MAILBOX = KEYS[7]\n" in body  # of lib/finish.lua
-    assert re.search(r"local FINAL = ARGV\[\d+\]\n", body)
+    assert "redis.call('HMGET', KEYS[3], 'cur'" in body  # CONVERSATION, of lib/turn.lua
+    assert "redis.call('LPOP', KEYS[7])" in body  # MAILBOX, of lib/finish.lua
+    assert re.search(r"finish\(ARGV\[\d+\], KEYS\[\d+\], 'final', ARGV\[\d+\]", body)  # TURN, RESULT and FINAL
     assert "local RECORDS = next_list()\n" in body
+
+
+async def test_a_name_in_a_string_or_a_comment_stays_as_it_is(bus: Bus) -> None:
+    made = _made("x.lua", "-- DONE means\nreturn { 'DONE', DONE } -- DONE", [], ["done"])
+    assert await bus.server.run(made, done="yes") == [b"DONE", b"yes"]
+    assert made.body.decode() == "-- DONE means\nreturn { 'DONE', ARGV[1] } -- DONE"
+
+
+async def test_functions_that_a_script_does_not_use_are_left_out(bus: Bus) -> None:
+    text = """
+local function one() return 1 end
+-- Twice one().
+local function two()
+  if true then return one() + one() end
+end
+local function idle() return two() end
+return {}
+"""
+    made = _made("x.lua", text.format("two()"), [], [])
+    assert re.findall(r"function (\w+)", made.body.decode()) == ["one", "two"]
+    assert await bus.server.run(made) == 2
+    unused = _made("x.lua", text.format("nil"), [], [])
+    assert "function" not in unused.body.decode()
+
+
+async def test_a_list_may_have_more_items_than_fit_on_the_stack_of_lua(bus: Bus) -> None:
+    made = _made("x.lua", "return { #ITEMS, ITEMS[#ITEMS] }", [], ["items*"])
+    assert await bus.server.run(made, items=[*range(20_000)]) == [20_000, b"19999"]
 
 
 def test_arguments_are_ordered_by_name_and_lists_carry_their_length() -> None:
@@ -99,7 +127,9 @@ def test_no_script_defines_a_name_that_it_declares() -> None:
     for one in loaded_scripts():
         defined = re.findall(r"^local (?:function )?(.+?)(?: = |\(|$)", one.body.decode(), re.MULTILINE)
         names = [name for line in defined for name in line.split(", ")]
-        offenders += [f"{one.name}: {name}" for name in {name.upper() for name in one.names} if names.count(name) != 1]
+        lists = {name.upper() for name in (*one.arg_lists, one.key_list) if name}
+        offenders += [f"{one.name}: {name}" for name in names if name.startswith(("KEYS[", "ARGV["))]
+        offenders += [f"{one.name}: {name}" for name in lists if names.count(name) != 1]
     assert not offenders
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from rolecall.errors import ServerError
-from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
+from rolecall.redis.scripts import Arg, Block, Script, _placed, loaded_scripts
 from rolecall.redis.server import RedisServer
 from tests.bus.machine import Focus, machine_on
 
@@ -48,8 +48,9 @@ class Broken:
     def __init__(self, server: RedisServer, script: Script, line: str, by: str) -> None:
         self._server = server
         self._script = script
-        assert script.body.count(line.encode()) == 1, f"{script.name} has no such line"
-        self._body = script.body.replace(line.encode(), by.encode())
+        there, instead = (_placed(part, script.keys, script.args).encode() for part in (line, by))
+        assert script.body.count(there) == 1, f"{script.name} has no such line"
+        self._body = script.body.replace(there, instead)
 
     def send(self, *args: Arg) -> asyncio.Future[Any]:
         if len(args) > 1 and args[1] == self._script.sha:

@@ -9,10 +9,12 @@ A script's header declares what it takes, by name::
     -- keys: dead
     -- args: final reason records*
 
-The loader writes a Lua local in upper case for each name (``DEAD``, ``FINAL``), so no script counts its keys or
-arguments. A trailing ``*`` marks a list, which arrives as a Lua table; lists come last in their line, and at most one
-of the keys is a list. ``include`` puts preludes in front, in that order and with the names that their headers declare:
-files of the package's ``scripts/lib``, or of ``rolecall/redis/lib`` for all packages.
+Each name in upper case (``DEAD``, ``FINAL``) stands for its value, so no script counts its keys or arguments: the
+loader puts ``KEYS[1]`` or ``ARGV[2]`` in its place. A trailing ``*`` marks a list, which arrives as a Lua table; lists
+come last in their line, and at most one of the keys is a list. ``include`` puts preludes in front, in that order and
+with the names that their headers declare: files of the package's ``scripts/lib``, or of ``rolecall/redis/lib`` for all
+packages. Functions that a script does not use are left out: the server runs the whole text on every call, and each
+function costs the more to make, the more locals all functions share.
 
 A module declares the scripts it calls, and the names it will pass, when it is imported. Names that differ from the
 header raise ScriptError then, and so does a call with other names.
@@ -21,6 +23,7 @@ header raise ScriptError then, and so does a call with other names.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -42,12 +45,17 @@ _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
 _CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
 _CONFIRMED = re.compile(r"^-- Confirmed by replicas\b", re.MULTILINE)
+_TOKEN = re.compile(r"'[^'\n]*'|--[^\n]*|(?<![\w.])[A-Z][A-Z_]*\b")
+"""A string, a comment or a name in upper case."""
+_FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]*\bend|[^\n]*\n(?:.*\n)*?end)\n", re.MULTILINE)
 _LISTS = """\
 local lists_at = {first}
 local function next_list()
-  local n, list = tonumber(ARGV[lists_at]), {{}}
-  for i = 1, n do list[i] = ARGV[lists_at + i] end
+  local n, from = tonumber(ARGV[lists_at]), lists_at + 1
   lists_at = lists_at + n + 1
+  if n < 1000 then return {{ unpack(ARGV, from, from + n - 1) }} end
+  local list = {{}}
+  for i = 1, n do list[i] = ARGV[from + i - 1] end
   return list
 end
 """
@@ -194,7 +202,7 @@ def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:
     if len(lists) > 1:
         raise ScriptError(f"{name} declares the key lists {', '.join(lists)}: expected at most one")
     plain, arg_lists = _split(name, args)
-    body = (_locals(single, lists, plain, arg_lists) + text).encode()
+    body = (_lists(len(single), lists, len(plain), arg_lists) + _placed(_used(text), single, plain)).encode()
     sha = sha1(body, usedforsecurity=False).hexdigest()
     reads = bool(_CHANGES_NOTHING.search(text))
     key_list = lists[0] if lists else ""
@@ -212,13 +220,29 @@ def _split(name: str, words: list[str]) -> tuple[list[str], list[str]]:
     return single, lists
 
 
-def _locals(keys: list[str], key_lists: list[str], args: list[str], arg_lists: list[str]) -> str:
-    lines = [f"local {word.upper()} = KEYS[{number}]\n" for number, word in enumerate(keys, 1)]
-    if key_lists:
-        lines.append(f"local {key_lists[0].upper()} = {{ unpack(KEYS, {len(keys) + 1}) }}\n")
-    lines += [f"local {word.upper()} = ARGV[{number}]\n" for number, word in enumerate(args, 1)]
+def _placed(text: str, keys: Sequence[str], args: Sequence[str]) -> str:
+    """``text`` with the place of each name instead of the name, except in strings and comments."""
+    places = {word.upper(): f"KEYS[{number}]" for number, word in enumerate(keys, 1)}
+    places |= {word.upper(): f"ARGV[{number}]" for number, word in enumerate(args, 1)}
+    return _TOKEN.sub(lambda token: places.get(token[0], token[0]), text)
+
+
+def _used(text: str) -> str:
+    """``text`` without the functions that nothing in it calls."""
+    while True:
+        words = Counter(token for token in re.findall(r"--[^\n]*|\w+", text) if not token.startswith("--"))
+        idle = [found for found in _FUNCTION.finditer(text) if words[found[1]] == 1]
+        if not idle:
+            return text
+        for found in reversed(idle):
+            text = text[: found.start()] + text[found.end() :]
+
+
+def _lists(keys: int, key_lists: list[str], args: int, arg_lists: list[str]) -> str:
+    """Locals for the lists, which follow so many single keys and arguments."""
+    lines = [f"local {key_lists[0].upper()} = {{ unpack(KEYS, {keys + 1}) }}\n"] if key_lists else []
     if arg_lists:
-        lines.append(_LISTS.format(first=len(args) + 1))
+        lines.append(_LISTS.format(first=args + 1))
         lines += [f"local {word.upper()} = next_list()\n" for word in arg_lists]
     return "".join(lines)
 

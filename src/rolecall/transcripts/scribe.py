@@ -228,13 +228,27 @@ def _entries(found: Sequence[tuple[bytes, Sequence[bytes] | None]]) -> Iterator[
 
 
 def _records(entry_id: str, flat: Sequence[bytes]) -> Iterator[LogEntry]:
-    """The records of an entry: what they have in common, then the fields of each in turn, from ``ms`` on."""
+    """The records of an entry: for each turn what its records have in common, then the records."""
     fields = list(pairs(flat))
+    found = list(_packed(fields) if any(name == b"r" for name, _ in fields) else _spread(fields))
+    for number, values in enumerate(found):
+        yield _entry(f"{entry_id}.{number:02d}" if number else entry_id, values)
+
+
+def _packed(fields: Sequence[tuple[bytes, bytes]]) -> Iterator[dict[bytes, bytes]]:
+    common = dict[bytes, bytes]()
+    for name, value in fields:
+        if name == b"r":
+            yield {**common, **dict(zip((b"ms", b"d", b"i", b"w", b"x"), value.split(b"\x1f", 4), strict=False))}
+        else:
+            common[name] = value
+
+
+def _spread(fields: Sequence[tuple[bytes, bytes]]) -> Iterator[dict[bytes, bytes]]:
+    """As versions up to 0.1 write them: the fields of each record of one turn in turn, from ``ms`` on."""
     starts = [at for at, (name, _) in enumerate(fields) if name == b"ms"] or [len(fields)]
-    common = fields[: starts[0]]
-    for number, (start, end) in enumerate(pairwise([*starts, len(fields)])):
-        record_id = f"{entry_id}.{number:02d}" if number else entry_id
-        yield _entry(record_id, dict([*common, *fields[start:end]]))
+    for start, end in pairwise([*starts, len(fields)]):
+        yield dict([*fields[: starts[0]], *fields[start:end]])
 
 
 def _entry(record_id: str, values: dict[bytes, bytes]) -> LogEntry:

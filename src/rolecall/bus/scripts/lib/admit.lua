@@ -93,10 +93,10 @@ end
 
 -- Make the message a turn: it runs, is held back, or waits in the mailbox.
 local function accept()
-  local turn = unordered and 'c' .. redis.call('HINCRBY', CONVERSATION, 'cseq', 1)
-    or tostring(redis.call('HINCRBY', CONVERSATION, 'seq', 1))
+  local turn = unordered and 'c' .. redis.call('HINCRBY', CONVERSATION, 'cseq', 1) or string.format('%d', (newest or 0) + 1)
   local known_before = session
   local fresh, changes = begin_session()
+  if not unordered then changes[#changes + 1], changes[#changes + 2] = 'seq', turn end
   redis.call('SET', IDEMPOTENCY, turn .. '|' .. DIGEST, 'PX', REPEAT_MS)
   redis.call('HSET', JOURNAL, turn .. ':e', ENVELOPE, turn .. ':b', BAND, turn .. ':u', PRINCIPAL, turn .. ':o', REPLY_TO,
     turn .. ':r', NOW)

@@ -10,10 +10,19 @@
 -- args: keep keep_result history_limit steps_stem steps_limit
 local FIRST = { h = FIRST_HIGH, n = FIRST_NORMAL, l = FIRST_LOW }
 
--- Returns the counter of all users.
-local function count(user, counter, by)
-  if user ~= '' then redis.call('HINCRBY', STATISTICS, 'u:' .. user .. ':' .. counter, by) end
-  return redis.call('HINCRBY', STATISTICS, counter, by)
+-- Add to the statistics of the day under `stem`: '' for everybody, or a user's. One read and one write are cheaper than an
+-- HINCRBY for each counter. Returns whether these are the first of the day.
+local function add(stem, turns, ms, tokens_in, tokens_out)
+  local before, spent, read, written =
+    unpack(redis.call('HMGET', STATISTICS, stem .. 'turns', stem .. 'ms', stem .. 'in', stem .. 'out'))
+  redis.call('HSET', STATISTICS, stem .. 'turns', (before or 0) + turns, stem .. 'ms', (spent or 0) + ms,
+    stem .. 'in', (read or 0) + (tokens_in or 0), stem .. 'out', (written or 0) + (tokens_out or 0))
+  return not before
+end
+
+local function count(user, turns, ms, tokens_in, tokens_out)
+  if user ~= '' then add('u:' .. user .. ':', turns, ms, tokens_in, tokens_out) end
+  if add('', turns, ms, tokens_in, tokens_out) then redis.call('EXPIRE', STATISTICS, 691200) end
 end
 
 local function leave(user)
@@ -63,15 +72,10 @@ local function end_calls(turn, number)
   end
 end
 
-local function count_tokens(user, tokens_in, tokens_out)
-  if (tokens_in or '0') ~= '0' then count(user, 'in', tokens_in) end
-  if (tokens_out or '0') ~= '0' then count(user, 'out', tokens_out) end
-end
-
 -- Give the result of a call to the handler that made it.
 local function finish_call(call, final, tokens_in, tokens_out)
   local user, key, calls = unpack(redis.call('HMGET', JOURNAL, call .. ':u', call .. ':k', call .. ':c'))
-  count_tokens(user or '', tokens_in, tokens_out)
+  if (tokens_in or '0') ~= '0' or (tokens_out or '0') ~= '0' then count(user or '', 0, 0, tokens_in, tokens_out) end
   end_calls(call, calls)
   clear_call(call)
   settle_step(caller_of(call), key, final, STEPS_LIMIT)
@@ -89,10 +93,11 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
   if front and front ~= '' then
     redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', turn, 'e', final, unpack(schedule and { 's', schedule } or {}))
   end
-  if count(user, 'turns', 1) == 1 then redis.call('EXPIRE', STATISTICS, 691200) end
-  count(user, 'ms', math.max(0, NOW - (received or NOW)))
-  if kind ~= 'final' then count(user, kind, 1) end
-  count_tokens(user, tokens_in, tokens_out)
+  count(user, 1, math.max(0, NOW - (received or NOW)), tokens_in, tokens_out)
+  if kind ~= 'final' then
+    redis.call('HINCRBY', STATISTICS, kind, 1)
+    if user ~= '' then redis.call('HINCRBY', STATISTICS, 'u:' .. user .. ':' .. kind, 1) end
+  end
   leave(user)
   if calls then end_calls(turn, calls) end
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',

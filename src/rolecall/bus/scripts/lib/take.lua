@@ -46,7 +46,8 @@ local function take()
   if EXPECTED ~= '0' and math.abs(NOW - tonumber(EXPECTED)) > 2000 then lease = 0 end
 
   local function add(k, id, count, previous, fields)
-    local entry, received, age, waited = {}, 0, 0, 0
+    local entry = { c = nil, t = nil, h = nil, e = nil, x = nil, r = nil, q = nil, p = nil } -- room for them
+    local received, age, waited = 0, 0, 0
     for f = 1, #fields, 2 do entry[fields[f]] = fields[f + 1] end
     if entry.c and entry.t then
       received, age, waited = begin(STREAMS[k], id, count, previous, entry.c, entry.t, entry.h or '', entry.r,

@@ -11,27 +11,29 @@ local function tell(events, channel, turn, kind, ...)
   return id
 end
 
--- The log records of this script that are not written yet. Those of one turn become one entry: its conversation,
--- session and turn, then the fields of each record in turn.
-local unwritten = {}
+-- The log records of this script that are not written yet, as the fields of one entry: `c` conversation, `s` session and
+-- `t` turn, then `r` for each of that turn's records (ms, ms since the turn was received, instance, word and text); then
+-- those of the next turn. The table begins with room for them: each time a table grows costs as much as a command.
+local unwritten, length, of_turn = {
+  nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil,
+}, 0, ''
 
 -- Write the log records. Each script that records calls this last.
 local function flush()
-  if unwritten[1] then redis.call('XADD', LOG, 'MAXLEN', '~', 200000, '*', unpack(unwritten)) end
-  unwritten = {}
+  if length > 0 then redis.call('XADD', LOG, 'MAXLEN', '~', 200000, '*', unpack(unwritten, 1, length)) end
+  length, of_turn = 0, ''
 end
 
 -- Add a log record as of `ms`.
 local function log_record(conversation, session, turn, received, ms, instance, word, text)
-  if unwritten[2] ~= conversation or unwritten[6] ~= turn then
-    flush()
-    unwritten = { 'c', conversation, 's', session or NOW, 't', turn }
+  local whose = conversation .. '\31' .. turn
+  if of_turn ~= whose then
+    if length > 2000 then flush() end
+    unwritten[length + 1], unwritten[length + 2], unwritten[length + 3] = 'c', conversation, 's'
+    unwritten[length + 4], unwritten[length + 5], unwritten[length + 6] = session or NOW, 't', turn
+    length, of_turn = length + 6, whose
   end
-  local n = #unwritten
-  unwritten[n + 1], unwritten[n + 2] = 'ms', ms
-  unwritten[n + 3], unwritten[n + 4] = 'd', math.max(0, ms - received)
-  unwritten[n + 5], unwritten[n + 6] = 'i', instance
-  unwritten[n + 7], unwritten[n + 8] = 'w', word
-  unwritten[n + 9], unwritten[n + 10] = 'x', text
+  unwritten[length + 1] = 'r'
+  unwritten[length + 2] = table.concat({ ms, math.max(0, ms - received), instance, word, text }, '\31')
+  length = length + 2
 end
-
