@@ -371,10 +371,8 @@ def _is_cluster(url: object) -> bool:
 
 def _passwords(url: str) -> tuple[str, ...]:
     """The password in ``url``, as it is written there and decoded."""
-    try:
-        password = urlsplit(url).password or ""
-    except ValueError:
-        return ()
+    place = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    password = place.rpartition("@")[0].partition(":")[2]
     return password, unquote(password)
 
 

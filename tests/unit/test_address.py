@@ -6,10 +6,12 @@ import asyncio
 import logging
 
 import pytest
+from pydantic import SecretStr
 
 from rolecall.errors import ConfigError, ServerError
 from rolecall.redis.address import ServerAddress, checked_host, checked_url, without_secrets
 from rolecall.redis.server import RedisServer
+from rolecall.settings import Settings
 
 HOST = "redis://127.0.0.1:6379/0"
 
@@ -96,6 +98,12 @@ def test_a_password_before_several_hosts_is_not_shown(kind: str) -> None:
     with pytest.raises(ConfigError, match="percent-encoded") as caught:
         checked_url(f"{kind}://user:hun/ter2@h1,h2/name")
     assert "ter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hosts", ["h1", "h1,[::1]:7", "[::1],h2:1"])
+def test_the_password_before_any_hosts_is_kept_out_of_what_leaves_the_process(hosts: str) -> None:
+    settings = Settings(redis_url=SecretStr(f"redis+sentinel://ada:hunter%2Ftwo@{hosts}/name"))
+    assert settings.redacted("hunter%2Ftwo or hunter/two") == "••• or •••"
 
 
 def test_messages_have_neither_user_nor_password() -> None:

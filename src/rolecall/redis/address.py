@@ -61,7 +61,7 @@ class ServerAddress:
     @classmethod
     def of(cls, url: str) -> ServerAddress:
         """Take ``url``, which is valid, apart."""
-        parts = urlsplit(url)
+        parts = split_address(url)
         scheme, kind = _scheme(parts)
         if kind == "single":
             return cls("single", urlunsplit(parts._replace(scheme=scheme)))
@@ -105,6 +105,15 @@ def checked_url(url: str, variable: str = "REDIS_URL") -> str:
     return checked
 
 
+def split_address(url: str) -> SplitResult:
+    """``urlsplit`` that takes several hosts: Python 3.14's own refuses ``h1,[::1]:7``. Raises ValueError."""
+    scheme, mark, rest = url.partition("://")
+    if "+" not in scheme:
+        return urlsplit(url)
+    hosts, end, behind = re.split(r"([/?#]|$)", rest, maxsplit=1)
+    return urlsplit(f"{scheme}{mark}{end}{behind}")._replace(netloc=hosts)
+
+
 def without_secrets(url: str) -> str:
     """``url`` without user and password."""
     scheme, _, rest = url.partition("://")
@@ -138,7 +147,7 @@ def checked_host(host: str) -> str:
 
 def _split(url: str, variable: str) -> SplitResult:
     try:
-        parts = urlsplit(url)
+        parts = split_address(url)
         several = _scheme(parts)[1] != "single"
         port = None if several else parts.port
     except ValueError:
