@@ -16,7 +16,7 @@ from rolecall.config import Application
 from rolecall.frontends.front import Front, Received
 from rolecall.serving.balance import ModelAt
 from rolecall.session import Session, open_session
-from rolecall.settings import Settings
+from rolecall.settings import Settings, Terms
 from rolecall.transcripts.scribe import Scribe
 from rolecall.worker.runtime import Runtime
 
@@ -71,11 +71,12 @@ async def deployed(
     scribe: bool = False,
     tool_servers: Mapping[str, ToolServer] | None = None,
     servers: Mapping[str, tuple[ModelAt, ...]] | None = None,
+    terms: Mapping[str, Terms] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Deployment]:
     """``roles`` at work in ``processes`` runtimes on the bundled server of ``directory``; drained at the end."""
     given = Settings(**{"appendfsync": "everysec", **settings})
-    more: dict[str, Any] = {"tool_servers": tool_servers or {}, "servers": servers or {}}
+    more: dict[str, Any] = {"tool_servers": tool_servers or {}, "servers": servers or {}, "terms": terms or {}}
     application = Application(directory, tuple(roles), given, {}, **more)
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         session = await stack.enter_async_context(open_session(application, "host:1~aaaaaa", start=True))

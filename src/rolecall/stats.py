@@ -16,7 +16,7 @@ from rolecall.bus.bus import Bus, add_counts
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.process.processes import ProcessState, live_processes
 from rolecall.errors import ServerError, ServerRefused
-from rolecall.models.gate import MICRO
+from rolecall.models.gate import MICRO, UNGUARDED
 from rolecall.redis import keys
 from rolecall.redis.server import Server, pairs, server_ms, text_map
 from rolecall.serving.directory import Directory
@@ -366,8 +366,9 @@ async def metric_totals(server: Server) -> MetricTotals:
 
 async def model_usage(server: Server, names: Iterable[str]) -> dict[str, Any]:
     """Usage of today (UTC). ``models``: by name the calls, failures, tokens, cost, average ms, calls in flight, waiting
-    turns, ``state`` (``ready``, or why the model is not called), and what recorded answers have saved. ``cost``: of all
-    models. ``saved``: tokens and cost that were not paid again. ``spenders``: tokens and cost by user."""
+    turns, ``state`` (``ready``, or why the model is not called), what recorded answers have saved, and ``counted``:
+    False for test models, of which all this is unknown. ``cost``: of all models. ``saved``: tokens and cost that were
+    not paid again. ``spenders``: tokens and cost by user."""
     names = list(names)
     spent = _integers(await server.fetch("HGETALL", keys.spent(keys.today())))
     now = await server_ms(server)
@@ -402,7 +403,8 @@ def _used(spent: dict[str, int], name: str) -> dict[str, Any]:
     usage = {part: spent.get(f"m:{name}:{part}", 0) for part in parts}
     average = round(usage.pop("ms") / usage["calls"]) if usage["calls"] else 0
     costs = {name: usage[name] / MICRO for name in ("cost", "saved_cost")}
-    return {**usage, **costs, "average_ms": average}
+    counted = usage["calls"] > 0 or not name.endswith(UNGUARDED)
+    return {**usage, **costs, "average_ms": average, "counted": counted}
 
 
 def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:

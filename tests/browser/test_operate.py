@@ -8,10 +8,12 @@ import re
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from rolecall.agent.role import Role
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.members import enrol, find_member
 from rolecall.redis import keys
-from tests.browser.stage import Stage, staged
+from rolecall.settings import Terms
+from tests.browser.stage import ROLES, Stage, TranslationAgent, staged
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,6 +41,35 @@ async def test_a_conversation_is_opened_while_it_runs_and_followed_to_its_end(pa
         await page.get_by_role("link", name="Download").click()
     assert "one more" in (await (await coming.value).path()).read_text()
     assert await page.evaluate("window.violations") == []
+
+
+async def test_a_hop_tells_its_model_its_tokens_and_its_cost(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    roles = (*ROLES[:3], Role(TranslationAgent, models=("priced@test",), match="/translate"))
+    terms = {"priced@test": Terms(price_in=20_000, price_out=60_000)}
+    async with staged(tmp_path_factory.mktemp("priced"), roles, terms=terms) as stage:
+        page = await browser.new_page(base_url=stage.url)
+        await page.goto("/web/conversations")
+        await stage.deployment.ask("telegram:47", "/translate good morning")
+        await page.locator(".rows li", has_text="telegram:47").click()
+        hops = page.locator(".hop-row")
+        await expect(hops).to_have_count(2)
+        await expect(hops.first.locator(".spent")).to_be_hidden()
+        spent = hops.last.locator(".spent")
+        await expect(spent).to_contain_text("priced@test")
+        await expect(spent).to_have_text(re.compile(r"\d+ tokens in, \d+ out +\$0\.\d{4}$"))
+        await stage.deployment.ask("telegram:47", "/translate good evening to you all")
+        await expect(hops).to_have_count(4)
+        drawn = (await spent.inner_text()).split()
+        await page.reload()
+        assert (await spent.inner_text()).split() == drawn
+        await page.goto("/web/now")
+        row = page.locator("[data-models] tr", has_text="priced@test")
+        await expect(row).to_contain_text("→")
+        await expect(row.locator("td").nth(4)).to_have_text("2")
+        await expect(page.locator("[data-models] tr", has_text="echo@test").locator("td").nth(4)).to_have_text("–")
+        await page.context.close()
 
 
 async def test_a_conversation_is_stopped_and_deleted(page: Page, stage: Stage) -> None:

@@ -19,7 +19,7 @@ ANSWERED = [
     record(10, MANAGER, "STARTED", "hop 0"),
     record(12, MANAGER, "SENT", "to role stream samplellm"),
     record(1012, SAMPLE, "STARTED", "hop 1"),
-    record(4012, SAMPLE, "PROCESSING_COMPLETE", "reply 212 chars, 48 tokens, smollm2@local, model 2.000 s"),
+    record(4012, SAMPLE, "PROCESSING_COMPLETE", "reply 212 chars, smollm2@local, 31 tokens in, 48 out, model 2.000 s"),
     record(4100, "terminal:m4:1:0", "DELIVERED"),
 ]
 
@@ -31,6 +31,27 @@ def test_each_hop_has_its_wait_its_handling_and_its_model_time() -> None:
     assert (manager.role, manager.wait, manager.handling, manager.model) == ("manager", 10, 2, 0)
     assert (sample.role, sample.wait, sample.handling, sample.model) == ("samplellm", 1000, 3000, 2000)
     assert sample.number == 1
+
+
+def used(word: str, text: str) -> tuple[str, int, int, float, int]:
+    (turn,) = timelines([*ANSWERED[:4], record(9012, SAMPLE, word, text)])
+    hop = turn.hops[-1]
+    return hop.models, hop.tokens_in, hop.tokens_out, hop.cost, hop.model
+
+
+def test_each_hop_has_the_models_that_it_asked_with_their_tokens_and_cost() -> None:
+    two = "a@openai + b/c@remote, 1031 tokens in, 48 out, cost 0.002100, model 2.000 s"
+    expected = ("a@openai + b/c@remote", 1031, 48, 0.0021, 2000)
+    assert used("PROCESSING_COMPLETE", f'reply 9 chars, {two}: "model 7.000 s, 5 tokens in"') == expected
+    assert used("SENT", f"to role stream critic, {two}") == expected
+    assert used("SUSPENDED", f'waits for an answer to "Pay 9 €, now?", {two}') == expected
+    assert used("SENT", "to role stream critic") == ("", 0, 0, 0.0, 0)
+    assert used("PROCESSING_COMPLETE", 'reply 44 chars: "it says: \\"x, model 7.000 s\\""') == ("", 0, 0, 0.0, 0)
+
+
+def test_the_record_of_version_0_1_is_read_as_well() -> None:
+    text = 'reply 212 chars, 48 tokens, smollm2@local, model 2.000 s: "Paris."'
+    assert used("PROCESSING_COMPLETE", text) == ("smollm2@local", 0, 48, 0.0, 2000)
 
 
 def test_a_bar_shows_waiting_handling_and_model_in_proportion() -> None:

@@ -49,6 +49,35 @@ def _unnoticed(model: str, usage: Usage) -> None:
 
 
 @dataclass
+class HopUsage:
+    """What the models that one handling asked took so far, recorded answers left out; ``str`` is its form in a
+    transcript. ``price`` is the cost of tokens of a model."""
+
+    price: Callable[[str, Usage], float]
+    models: list[str] = field(default_factory=list)
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, model: str, usage: Usage, seconds: float) -> None:
+        """Add a call of ``model``."""
+        if model not in self.models:
+            self.models.append(model)
+        self.tokens_in += usage.tokens_in
+        self.tokens_out += usage.tokens_out
+        self.cost += self.price(model, usage)
+        self.seconds += seconds
+
+    def __str__(self) -> str:
+        counted = self.tokens_in or self.tokens_out
+        tokens = f"{self.tokens_in} tokens in, {self.tokens_out} out" if counted else ""
+        cost = f"cost {self.cost:.6f}" if self.cost else ""
+        seconds = f"model {self.seconds:.3f} s" if self.models else ""
+        return ", ".join(part for part in (" + ".join(self.models), tokens, cost, seconds) if part)
+
+
+@dataclass
 class ModelTurn:
     """What one call of the model brought: text, tool calls and how it finished."""
 
@@ -95,6 +124,8 @@ class ModelCompletion:
     again: Emit = discard
     replayed: Callable[[str, Usage], None] = _unnoticed
     """Told the model and the tokens of each recorded answer."""
+    used: HopUsage | None = None
+    """What each call of the model took is added to this."""
     seconds: float = 0.0
     dropped: int = 0
     """How many of the oldest messages the model is asked without, because the history is too long for it."""
@@ -138,8 +169,7 @@ class ModelCompletion:
         before = self.usage
 
         def encode(turn: ModelTurn) -> bytes:
-            usage = Usage(self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out)
-            spoke = Spoke(self.speaker, self.spoke.why)
+            usage, spoke = self._since(before), Spoke(self.speaker, self.spoke.why)
             return msgspec.json.encode(
                 ModelRound(turn.text, tuple(turn.calls), turn.finish, usage, spoke, self.dropped)
             )
@@ -173,9 +203,11 @@ class ModelCompletion:
                 turn.calls, turn.finish = [], "interrupted"
                 traced.fail(type(error).__name__, str(error))
             finally:
-                self.seconds += time.monotonic() - began
-            used = self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out
-            traced.set(conventions.answer(self.speaker, *used, turn.finish))
+                seconds, used = time.monotonic() - began, self._since(before)
+                self.seconds += seconds
+                if self.used is not None:
+                    self.used.add(self.speaker, used, seconds)
+            traced.set(conventions.answer(self.speaker, used.tokens_in, used.tokens_out, turn.finish))
         return turn
 
     async def _receive_fitting(self, request: Request, turn: ModelTurn) -> None:
@@ -217,6 +249,9 @@ class ModelCompletion:
 
     def _use(self, usage: Usage) -> None:
         self.usage = Usage(self.usage.tokens_in + usage.tokens_in, self.usage.tokens_out + usage.tokens_out)
+
+    def _since(self, before: Usage) -> Usage:
+        return Usage(self.usage.tokens_in - before.tokens_in, self.usage.tokens_out - before.tokens_out)
 
     def _retract(self, turn: ModelTurn) -> None:
         """Take back what ``turn`` brought so far. Followers see it go when they get the whole answer."""

@@ -15,7 +15,7 @@ from rolecall.agent.agent_services import AgentServices, RoleInfo
 from rolecall.agent.attachments import Attachments, Document, in_context, spoken
 from rolecall.agent.calls import Calls, RoleCall, replies
 from rolecall.agent.client_extras import ClientExtras
-from rolecall.agent.completion import Emit, ModelCompletion, discard
+from rolecall.agent.completion import Emit, HopUsage, ModelCompletion, discard
 from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
 from rolecall.agent.people import People
@@ -56,13 +56,13 @@ class Context:
     ) -> None:
         self.instance = instance
         """The id of the instance that handles, ``<role>:<host>:<pid>:<n>``."""
-        self.model_seconds = 0.0
-        """How long models took to answer so far."""
+        self.used: HopUsage | None = None
+        """What the models that were asked took so far; None before the first."""
         self.called: Answer | None = None
-        self.logprobs = ""
-        """The id of the stored log probabilities of the answer, if an API client asked for them."""
         """The answer in which the model called tools of an API client: it ends the turn, whatever the handler makes of
         it."""
+        self.logprobs = ""
+        """The id of the stored log probabilities of the answer, if an API client asked for them."""
         self._services, self._delivery, self._origin = services, delivery, envelope
         self._records, self._publish, self._lost, self._park = records, publish, lost, park or _never
         self._task = asyncio.current_task()
@@ -426,15 +426,15 @@ class Context:
         again: Emit = discard,
         purpose: str = "stream",
     ) -> Answer:
+        self.used = self.used or HopUsage(self._price)
         completion = ModelCompletion(
             model, self.log, emit, theirs, recorder=self.recorder, purpose=purpose, confirm=self._confirm_tool,
-            again=again, replayed=self._count_replay,
+            again=again, replayed=self._count_replay, used=self.used,
         )  # fmt: skip
         try:
             request = msgspec.structs.replace(request, caller=self._caller)
             return await completion.run(request, Toolbox(tools, ToolLimits.of(self._services.bus.settings)))
         finally:
-            self.model_seconds += completion.seconds
             if completion.emitted and completion.seconds:
                 self._services.meter.time("model", completion.seconds, self._delivery.role, completion.speaker)
 
@@ -447,6 +447,10 @@ class Context:
         answered = self._services.models.get(model)
         if isinstance(answered, Guarded):
             answered.gate.saved(usage)
+
+    def _price(self, model: str, usage: Usage) -> float:
+        asked = self._services.models.get(model)
+        return asked.gate.price(usage) if isinstance(asked, Guarded) else 0.0
 
 
 def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model | None:

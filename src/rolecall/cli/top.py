@@ -99,6 +99,7 @@ def model_rows(figures: Mapping[str, Any]) -> list[tuple[object, ...]]:
     return [
         (visible(name), row["calls"], row["failed"], row["in"] + row["out"], money(row["cost"]),
          seconds(row["average_ms"]), row["in_flight"], row["waiting"], visible(row["state"]))
+        if row["counted"] else (visible(name), *"–––––––", visible(row["state"]))
         for name, row in figures["models"].items()
     ]  # fmt: skip
 

@@ -54,6 +54,8 @@ class ModelBlock(TypedDict):
     room: int
 
 
+UNGUARDED = "@test"
+"""Models that cannot fail have no gate, and nothing is counted of them; with terms of their own they are as others."""
 MODEL_PARTS = ("state", "use", "booked", "busy", "waiting")
 PACKAGE = "rolecall.models"
 ENTER = script(
@@ -152,6 +154,10 @@ class Gate:
         """Count an answer that was recorded and not paid for again. Lost while the server is unavailable."""
         spent, tokens, cost = keys.spent(keys.today()), usage.tokens_in + usage.tokens_out, self._cost(usage)
         self._later(self._count_saved(spent, tokens, cost))
+
+    def price(self, usage: Usage) -> float:
+        """What ``usage`` costs."""
+        return self._cost(usage) / MICRO
 
     async def _count_saved(self, spent: str, tokens: int, cost: int) -> None:
         grown = {"saved_tokens": tokens, "saved_cost": cost}

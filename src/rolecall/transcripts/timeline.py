@@ -11,7 +11,13 @@ from rolecall.transcripts.words import WORDS, Word
 
 WAIT, HANDLING, MODEL = "·", "─", "█"
 LEGEND = f"{WAIT} waiting  {HANDLING} handled  {MODEL} model"
-MODEL_TIME = re.compile(r"\bmodel (\d+(?:\.\d+)?) s\b")
+USAGE = re.compile(
+    r", (?:(?P<only_out>\d+) tokens, )?(?:(?P<models>[^\s,]+(?: \+ [^\s,]+)*), )?"
+    r"(?:(?P<tokens_in>\d+) tokens in, (?P<tokens_out>\d+) out, )?(?:cost (?P<cost>\d+\.\d+), )?"
+    r"model (?P<seconds>\d+(?:\.\d+)?) s(?=$|: \")"
+)
+"""What models took, at the end of a record or before the answer that it quotes; see HopUsage in agent/completion.py.
+Version 0.1 wrote the tokens of the answer first."""
 INDENT = "  "
 HOP_NUMBER = re.compile(r"hop (\d+)")
 
@@ -29,6 +35,12 @@ class Hop:
     """The log word that ended the hop; "" while it runs, TAKEN_OVER when another instance took over."""
     model: int = 0
     """The part of the handling in which a model answered, in ms."""
+    models: str = ""
+    """The models that it asked, joined by " + "."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    """In the currency of the models' prices."""
 
     @property
     def role(self) -> str:
@@ -142,7 +154,8 @@ def _add(turn: TurnTimeline, record: Record) -> None:
         _begin(turn, running, record)
     elif running is not None:
         running.ended = record.since
-        running.model = min(running.model + _model(record.text), running.handling)
+        if word.hop == "ends" and (found := USAGE.search(record.text)):
+            _use(running, found)
         if word.hop == "ends":
             running.word = record.word
             turn.queued = record.since
@@ -158,8 +171,11 @@ def _begin(turn: TurnTimeline, running: Hop | None, record: Record) -> None:
     turn.hops.append(Hop(number, record.instance, turn.queued, record.since, record.since))
 
 
-def _model(text: str) -> int:
-    return sum(round(float(seconds) * 1000) for seconds in MODEL_TIME.findall(text))
+def _use(hop: Hop, found: re.Match[str]) -> None:
+    hop.model = min(round(float(found["seconds"]) * 1000), hop.handling)
+    hop.models = found["models"] or ""
+    hop.tokens_in, hop.tokens_out = int(found["tokens_in"] or 0), int(found["tokens_out"] or found["only_out"] or 0)
+    hop.cost = float(found["cost"] or 0)
 
 
 def _columns(moments: Sequence[int], total: int, width: int) -> list[int]:

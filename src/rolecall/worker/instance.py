@@ -15,6 +15,7 @@ import msgspec
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.agent_services import AgentServices
+from rolecall.agent.completion import HopUsage
 from rolecall.agent.context import Context
 from rolecall.agent.policies import Rules, wrapped
 from rolecall.background import Rarely
@@ -184,7 +185,7 @@ class Instance:
         ctx = Context(
             self.services, delivery, envelope, instance=self.id, records=records,
             publish=_unseen if delivery.call else deltas.publish, lost=lambda: self.cancel("FENCED"),
-            park=lambda awaited: self._suspend(delivery, records, deltas, awaited, ctx.model_seconds),
+            park=lambda awaited: self._suspend(delivery, records, deltas, awaited, ctx.used),
         )  # fmt: skip
         try:
             result = await self._run_steps(delivery, envelope, ctx)
@@ -262,13 +263,12 @@ class Instance:
         return None if self.supplier is None else partial(self.supplier, self, onward)
 
     async def _suspend(
-        self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited, model_seconds: float
+        self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited, used: HopUsage | None
     ) -> tuple[Verdict, int]:  # fmt: skip
         """Suspend the turn, and cancel its handler unless there is nothing to wait for any more."""
         await deltas.drain()
         told = records.copy()
-        spent = f", model {model_seconds:.3f} s" if model_seconds else ""
-        told.add("SUSPENDED", f"waits for {awaited.text}{spent}")
+        told.add("SUSPENDED", _with_usage(f"waits for {awaited.text}", used))
         verdict, now = await suspend(self.services.bus, delivery, awaited, told, self._settles())
         self._settling = False
         if verdict == "CONTROL":
@@ -282,7 +282,7 @@ class Instance:
     async def _settle(self, delivery: Delivery, result: Envelope, ctx: Context, records: Records) -> None:
         bus, (changes, forget) = self.services.bus, ctx.changes
         if not result.answered:
-            records.add("SENT", f"to role stream {result.role}")
+            records.add("SENT", _with_usage(f"to role stream {result.role}", ctx.used))
             supply = self._settles(result.role.partition("@")[0])
             self._note_verdict(delivery, await hop(bus, delivery, result, records, changes, supply))
             return
@@ -295,7 +295,7 @@ class Instance:
             history = remembered(asked.text, result.text, delivery.turn, asked=asked, answered=payload)
         if ctx.logprobs:
             payload["logprobs"] = ctx.logprobs
-        records.add("PROCESSING_COMPLETE", _summary(payload, ctx.model_seconds))
+        records.add("PROCESSING_COMPLETE", _summary(payload, ctx.used))
         verdict = await complete(
             bus, delivery, result, records, history=history, preferences=changes, forget=forget,
             supply=self._settles(),
@@ -428,15 +428,15 @@ async def _unseen(position: int, text: str) -> None:
     """Nobody follows a call."""
 
 
-def _summary(payload: Mapping[str, Any], model_seconds: float) -> str:
-    parts = [f"reply {len(payload['text'])} chars"]
-    if payload.get("tokens_out"):
-        parts.append(f"{payload['tokens_out']} tokens")
-    if payload.get("model"):
-        parts.append(str(payload["model"]))
-    if model_seconds:
-        parts.append(f"model {model_seconds:.3f} s")
-    return f"{', '.join(parts)}: {quoted(payload['text'])}"
+def _summary(payload: Mapping[str, Any], used: HopUsage | None) -> str:
+    said = _with_usage(f"reply {len(payload['text'])} chars", used)
+    if used is None and payload.get("model"):
+        said += f", {payload['model']}"
+    return f"{said}: {quoted(payload['text'])}"
+
+
+def _with_usage(text: str, used: HopUsage | None) -> str:
+    return f"{text}, {used}" if used else text
 
 
 def _raised(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from rolecall.bus.turn import parted
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
-from rolecall.models.gate import Gate, Guarded, Wake
+from rolecall.models.gate import UNGUARDED, Gate, Guarded, Wake
 from rolecall.models.model import Caller, Model
 from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import ServedModel
@@ -43,8 +43,6 @@ from rolecall.worker.watchdog import Watchdog
 from rolecall.worker.worker import END_SECONDS, Worker
 
 logger = logging.getLogger(__name__)
-UNGUARDED = "@test"
-"""Models that cannot fail; with terms of their own they get a gate like any other."""
 GC_THRESHOLD = (50_000, 20, 100)
 """Handling an envelope makes no cycles; with Python's own threshold, a fifth of a worker's CPU goes into looking for
 some."""

@@ -49,7 +49,10 @@ BLANK = {
         "id": "", "title": "", "name": "", "turns": 0, "errors": 0, "last": 0, "running": False, "said": "",
     },
     "turn": {"turn": "", "said": "", "total": 0, "state": "", "tone": "", "hops": (), "depth": 0},
-    "hop": {"instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0},
+    "hop": {
+        "instance": "", "queued": 0, "started": 0, "ended": 0, "model": 0, "models": "", "tokens_in": 0,
+        "tokens_out": 0, "cost": 0,
+    },
     "record": {"ms": 0, "since": 0, "turn": "", "instance": "", "word": "", "text": "", "id": ""},
 }  # fmt: skip
 """Empty rows, which scripts copy and fill."""
@@ -93,6 +96,16 @@ def seconds(ms: float) -> str:
     return f"{ms / 1000:.{2 if ms < 10_000 else 1}f} s"
 
 
+def whole(number: int) -> str:
+    """A count as the scripts format it, with thin spaces between thousands."""
+    return f"{number:,}".replace(",", "\u2009")
+
+
+def money(amount: float) -> str:
+    """A cost as the scripts format it."""
+    return f"${amount:.{4 if amount < 1 else 2}f}" if amount else "$0"
+
+
 def share(ms: float, total: float) -> float:
     """The width of ``ms`` in a bar that is 1000 wide and stands for ``total``."""
     return round(min(1000.0, 1000 * ms / total), 1) if total else 0.0
@@ -116,6 +129,8 @@ def _environment(tz: tzinfo | None) -> jinja2.Environment:
         "clock": lambda ms: f"{at(ms, '%H:%M:%S')}.{ms % 1000:03d}",
         "seconds": seconds,
         "share": share,
+        "whole": whole,
+        "money": money,
         "tone": tone_of,
         "visible": visible,
         "pretty": _pretty,

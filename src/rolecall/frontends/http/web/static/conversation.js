@@ -1,6 +1,6 @@
 // One conversation: its turns as bars, and its log, updated as it grows.
 
-import { ago, all, ask, clock, copy, find, keep, notify, parts, say, seconds, sure, t, tried } from "./dom.js";
+import { ago, all, ask, clock, copy, find, keep, money, notify, parts, say, seconds, sure, t, tried, whole } from "./dom.js";
 import { live } from "./live.js";
 
 const MOST_LINES = 5000;
@@ -96,6 +96,10 @@ function fillHop(element, hop, total) {
   bar(part["model-bar"], hop.ended - hop.model, hop.model, total);
   const times = { wait: seconds(wait), handling: seconds(handling), model: seconds(hop.model) };
   say(part.times, t(hop.model ? "hop_times_model" : "hop_times", times));
+  part.spent.hidden = !hop.models;
+  say(part.models, hop.models);
+  say(part.tokens, hop.tokens_in || hop.tokens_out ? t("hop_tokens", { given: whole(hop.tokens_in), made: whole(hop.tokens_out) }) : "");
+  say(part.cost, hop.cost ? money(hop.cost) : "");
 }
 
 function bar(rect, from, length, total, least = 0) {

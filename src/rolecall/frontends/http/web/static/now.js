@@ -222,10 +222,12 @@ function models({ stats }) {
     say(part.model, row.model);
     say(part.state, row.state);
     part.state.className = `pill ${row.state === "ready" ? "good" : row.state.startsWith("away") ? "bad" : "warn"}`;
-    for (const name of ["in_flight", "waiting", "calls", "failed"]) say(part[name], whole(row[name]));
+    const count = (number) => (row.counted ? whole(number) : "–");
+    element.title = row.counted ? "" : t("not_counted");
+    for (const name of ["in_flight", "waiting", "calls", "failed"]) say(part[name], count(row[name]));
     say(part.average, row.calls ? seconds(row.average_ms) : "–");
-    say(part.tokens, `${whole(row.in)} → ${whole(row.out)}`);
-    say(part.cost, money(row.cost));
+    say(part.tokens, row.counted ? `${whole(row.in)} → ${whole(row.out)}` : "–");
+    say(part.cost, row.counted ? money(row.cost) : "–");
   });
 }
 
