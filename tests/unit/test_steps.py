@@ -51,11 +51,14 @@ class Life:
     model: FakeModel = field(default_factory=FakeModel)
     meter: Metrics = field(default_factory=Metrics)
     lives: int = 0
+    dying: int = 0
+    """The life in which the handler is about to die."""
     done: list[str] = field(default_factory=list)
 
     async def die(self, at: int = 1) -> None:
         """Let the process die here in its life number ``at``."""
         if self.lives == at:
+            self.dying = at
             await asyncio.sleep(60)
 
     async def run(self, does: Handle, deaths: int = 1) -> None:
@@ -68,10 +71,10 @@ class Life:
 
     async def until_death(self, does: Handle, delivery: Delivery) -> Delivery:
         """Handle ``delivery`` until it hangs; returns the delivery of the process that takes over."""
-        instance, before = self._instance(does, self.bus), self.lives
+        instance, life = self._instance(does, self.bus), self.lives + 1
         instance.occupy(delivery)
         task = asyncio.create_task(instance.handle())
-        await wait_until(lambda: self.lives > before)
+        await wait_until(lambda: self.dying == life)
         await asyncio.sleep(0.1)  # longer than the record of a step waits for others
         instance.cancel("DRAIN")
         await task
