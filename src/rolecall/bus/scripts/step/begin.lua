@@ -12,7 +12,6 @@
 if CONTROL then return { 'CONTROL', NOW } end
 local verdict = guard()
 if verdict ~= 'OK' then return { verdict, NOW } end
-begin_steps()
 
 local function call(i)
   local number = redis.call('HINCRBY', JOURNAL, TURN .. ':c', 1)
@@ -34,11 +33,8 @@ local function ask(i)
   record(TURN, 0, INSTANCE, 'ASKED', SAID[i])
 end
 
-local new = {}
-for i, key in ipairs(STEP_KEYS) do
-  if redis.call('HEXISTS', STEPS, key) == 0 then new[#new + 1] = i end
-end
-if not store(STEP_KEYS, DEFINITIONS) then return { 'FULL', NOW } end
+local new = store(STEP_KEYS, DEFINITIONS)
+if not new then return { 'FULL', NOW } end
 for _, i in ipairs(new) do
   if DELAYS[i] ~= '' then redis.call('HSET', STEPS, 'd' .. STEP_KEYS[i], NOW + tonumber(DELAYS[i])) end
   if ENVELOPES[i] ~= '' then call(i) end

@@ -6,7 +6,6 @@
 -- args: received step_keys* values* records*
 local verdict = guard()
 if verdict ~= 'OK' then return verdict end
-begin_steps()
 if not store(STEP_KEYS, VALUES) then return 'FULL' end
 records(RECORDS, received_at(RECEIVED))
 flush()
