@@ -102,6 +102,29 @@ async def test_a_command_and_a_refusal_are_answered_at_once(page: Page) -> None:
     assert len(await page.get_by_label("Message", exact=True).input_value()) == 70_000
 
 
+async def test_a_refusal_covers_no_button_and_goes_with_the_next_message_or_conversation(page: Page) -> None:
+    covering = """(selectors) => selectors.filter((selector) => {
+      const box = document.querySelector(selector).getBoundingClientRect();
+      const there = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+      return !there.closest(selector);
+    })"""
+    notice = page.locator("[data-notice].bad")
+    for size in ((1280, 800), (360, 740)):
+        await page.set_viewport_size({"width": size[0], "height": size[1]})
+        await page.goto("/")
+        await say(page, "x" * 70_000)
+        await expect(notice).to_contain_text("64 kB")
+        await expect(notice).not_to_contain_text("String should")
+        await say(page, "slowly, " + "word after word " * 40)
+        await expect(notice).to_be_hidden()
+        await say(page, "y" * 70_000)
+        await expect(notice).to_be_visible()
+        await expect(page.locator("[data-stop]")).to_be_visible()
+        assert await page.evaluate(covering, ["[data-stop]", "[data-send]", "[data-message]", "[data-new]"]) == []
+        await page.locator("[data-new]").click()
+        await expect(notice).to_be_hidden()
+
+
 async def test_what_failed_or_was_stopped_is_shown_as_such_and_still_after_a_reload(page: Page) -> None:
     await page.goto("/")
     await say(page, "bury me because I say so")

@@ -43,6 +43,22 @@ async def test_a_conversation_is_opened_while_it_runs_and_followed_to_its_end(pa
     assert await page.evaluate("window.violations") == []
 
 
+async def test_turns_behind_another_one_are_shown_as_waiting_and_counted(page: Page, stage: Stage) -> None:
+    await stage.deployment.say("telegram:48", SLOW * 3)
+    for n in range(3):
+        await stage.deployment.say("telegram:48", f"question {n}")
+    await page.goto("/web/conversations/telegram:48")
+    await expect(page.locator(".turn .pill")).to_have_text(["running", "waiting", "waiting", "waiting"])
+    await expect(page.locator("[data-waiting]")).to_have_text("3")
+    await page.goto("/web/now")
+    await expect(page.locator('[data-figure="deferred"]')).to_contain_text("3 waiting")
+    await page.goto("/web/conversations/telegram:48")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator(".turn .pill")).to_have_text(["cancelled"] * 4)
+    await page.goto("/web/now")
+    await expect(page.locator('[data-figure="deferred"]')).not_to_contain_text("waiting")
+
+
 async def test_a_hop_tells_its_model_its_tokens_and_its_cost(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -254,13 +270,23 @@ async def test_everything_fits_a_phone(page: Page, stage: Stage) -> None:
     assert await page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-async def test_the_theme_is_kept(page: Page) -> None:
+async def test_the_theme_is_the_systems_until_one_is_chosen_which_is_kept(page: Page) -> None:
+    light, dark = "rgb(246, 246, 243)", "rgb(18, 20, 22)"
+    body, switch = page.locator("body"), page.get_by_role("button", name="Switch between light and dark")
     await page.goto("/")
-    light = await page.evaluate("getComputedStyle(document.body).backgroundColor")
-    await page.get_by_role("button", name="Switch between light and dark").click()
-    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    await expect(body).to_have_css("background-color", light)
+    await page.emulate_media(color_scheme="dark")
+    await expect(body).to_have_css("background-color", dark)
+    await switch.click()
+    await expect(body).to_have_css("background-color", light)
     await page.goto("/web/now")
-    await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    await expect(body).to_have_css("background-color", light)
+    await switch.click()
+    await expect(body).to_have_css("background-color", dark)
+    await page.emulate_media(color_scheme="light")
+    await page.reload()
+    await expect(body).to_have_css("background-color", dark)
+    await expect(page.locator("html")).to_have_css("color-scheme", "dark")
 
 
 async def test_one_logs_in_with_a_key_and_out_again(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> None:

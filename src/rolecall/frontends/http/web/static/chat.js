@@ -79,6 +79,7 @@ function open(wanted) {
 async function load(wanted) {
   const mine = ++opened;
   name = wanted;
+  quiet(true);
   clear();
   welcome.hidden = Boolean(wanted);
   mark(name);

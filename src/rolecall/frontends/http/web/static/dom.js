@@ -123,9 +123,10 @@ export function sure(button, words, act) {
 
 let hiding;
 
-/** Hides the message in the corner. */
-export function quiet() {
-  find("[data-notice]").hidden = true;
+/** Hides the message in the corner; with `onlyBad` only one of a failure. */
+export function quiet(onlyBad = false) {
+  const notice = find("[data-notice]");
+  if (!onlyBad || notice.classList.contains("bad")) notice.hidden = true;
 }
 
 /** Shows a message in the corner for some seconds. */
@@ -134,6 +135,7 @@ export function notify(text, bad = false) {
   notice.textContent = text;
   notice.classList.toggle("bad", bad);
   notice.hidden = false;
+  notice.onclick = () => quiet();
   clearTimeout(hiding);
   hiding = setTimeout(() => { notice.hidden = true; }, bad ? 9000 : 5000);
 }
