@@ -20,7 +20,7 @@ from a2a.utils.errors import A2AError
 
 from rolecall.bus.access_keys import create_key
 from tests.deployment import Deployment
-from tests.http.server import closed, open_again, serving
+from tests.http.server import closed, open_again
 from tests.http.stage import GateAgent, stage
 from tests.waiting import wait_until
 
@@ -32,12 +32,6 @@ VERSIONS = ("1.0", "0.3")
 async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
     async with stage(tmp_path_factory.mktemp("a2a")) as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def url(deployment: Deployment) -> AsyncIterator[str]:
-    async with serving(deployment.session.application) as url:
-        yield url
 
 
 @asynccontextmanager

@@ -33,12 +33,6 @@ async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def url(deployment: Deployment) -> AsyncIterator[str]:
-    async with serving(deployment.session.application) as url:
-        yield url
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none is needed here", timeout=20) as client:
         yield client

@@ -23,9 +23,8 @@ from agents.samplellm import SampleLLMAgent
 from rolecall.agent.role import Role
 from rolecall.bus.conversation import active_conversations
 from tests.deployment import Deployment, deployed
-from tests.http.server import serving
 from tests.http.stage import GateAgent, TellAgent
-from tests.http.upstream import Upstream, provider
+from tests.http.upstream import Upstream
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -46,24 +45,12 @@ def weather(city: str) -> str:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def upstream() -> AsyncIterator[Upstream]:
-    async with provider() as found:
-        yield found
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> AsyncIterator[Deployment]:
     directory = tmp_path_factory.mktemp("ollama")
     GateAgent.gate = asyncio.Event()
     shutil.copytree(Path(samplellm.__file__).parent / "prompts", directory / "agents" / "prompts")
     async with deployed(directory, ROLES, openai_base_url=upstream.url, embedding_model="words@test") as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def url(deployment: Deployment) -> AsyncIterator[str]:
-    async with serving(deployment.session.application) as url:
-        yield url
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

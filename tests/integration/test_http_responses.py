@@ -24,9 +24,9 @@ from rolecall.agent.role import Role
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.cancel import erase_conversation
 from tests.deployment import Deployment, deployed
-from tests.http.server import closed, open_again, serving
+from tests.http.server import closed, open_again
 from tests.http.stage import GateAgent, TellAgent
-from tests.http.upstream import Upstream, provider
+from tests.http.upstream import Upstream
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,30 +47,12 @@ ROLES = (
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def upstream() -> AsyncIterator[Upstream]:
-    async with provider() as found:
-        yield found
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> AsyncIterator[Deployment]:
     directory = tmp_path_factory.mktemp("responses")
     GateAgent.gate = asyncio.Event()
     shutil.copytree(Path(samplellm.__file__).parent / "prompts", directory / "agents" / "prompts")
     async with deployed(directory, ROLES, openai_base_url=upstream.url) as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def url(deployment: Deployment) -> AsyncIterator[str]:
-    async with serving(deployment.session.application) as url:
-        yield url
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", timeout=20, max_retries=0) as client:
-        yield client
 
 
 async def created(client: openai.AsyncOpenAI, stream: bool, **options: Any) -> Any:

@@ -19,14 +19,13 @@ from rolecall.errors import (
     ImagesRefused,
     MissingExtra,
     ModelError,
-    ModelTimeout,
     ModelUnavailable,
     RateLimited,
 )
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint, key_for
+from rolecall.models.providers.openai import Endpoint, key_for, listed
 from rolecall.models.stream import Patience, Source, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, new_call_id, written
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
 ANTHROPIC_URL = "https://api.anthropic.com"
-LIST_SECONDS = 20
 MAX_TOKENS = 16_384
 """The limit of an answer where the request names none: the API needs one."""
 NOT_SAMPLED = re.compile(r"claude-(opus-4-[7-9]|[a-z]+-([5-9]|\d\d)\b|[a-z]+-preview)")
@@ -144,14 +142,8 @@ class AnthropicModel:
 
 async def list_models(settings: Settings) -> list[str]:
     """``name@anthropic`` of all that the key of the settings may ask, sorted. Raises ConfigError and ModelError."""
-    model = AnthropicModel("anthropic", _endpoint("anthropic", settings))
-    try:
-        async with asyncio.timeout(LIST_SECONDS):
-            return sorted(f"{name}@anthropic" for name in await model.names())
-    except TimeoutError:
-        raise ModelTimeout(f"anthropic: no list of models within {LIST_SECONDS} s") from None
-    finally:
-        await model.aclose()
+    async with aclosing(AnthropicModel("anthropic", _endpoint("anthropic", settings))) as model:
+        return await listed("anthropic", model.names())
 
 
 def _endpoint(name: str, settings: Settings) -> Endpoint:

@@ -7,7 +7,7 @@ import base64
 import importlib.util
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from rolecall.errors import (
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint, key_for
+from rolecall.models.providers.openai import Endpoint, key_for, listed
 from rolecall.models.stream import Patience, Source, closing, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 VERSION = "v1beta"
 """The SDK's own choice, v1, knows neither the aliases that end in -latest nor previews."""
-LIST_SECONDS = 20
 EMBEDDING_SECONDS = 120
 NOT_SIGNED = base64.b64encode(b"skip_thought_signature_validator").decode()
 """Google's word for a call that another model made: Gemini 3 refuses calls without a signature."""
@@ -204,14 +203,8 @@ class GeminiModel:
 
 async def list_models(settings: Settings) -> list[str]:
     """``name@gemini`` of all that the key of the settings may ask, sorted. Raises ConfigError and ModelError."""
-    model = GeminiModel("gemini", _endpoint("gemini", settings))
-    try:
-        async with asyncio.timeout(LIST_SECONDS):
-            return sorted(f"{name}@gemini" for name in await model.names())
-    except TimeoutError:
-        raise ModelTimeout(f"gemini: no list of models within {LIST_SECONDS} s") from None
-    finally:
-        await model.aclose()
+    async with aclosing(GeminiModel("gemini", _endpoint("gemini", settings))) as model:
+        return await listed("gemini", model.names())
 
 
 def _endpoint(name: str, settings: Settings) -> Endpoint:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from rolecall.errors import MissingExtra, ModelError, ModelTimeout, ModelUnavail
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint
+from rolecall.models.providers.openai import Endpoint, listed
 from rolecall.models.stream import Patience, Source, closing, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 
 OLLAMA_URL = "http://127.0.0.1:11434"
-LIST_SECONDS = 20
 EMBEDDING_SECONDS = 120
 TOO_LONG = re.compile(r"exceeds? the (available )?context|exceed_context_size|context (length|size) exceeded", re.I)
 
@@ -205,14 +205,8 @@ class OllamaModel:
 
 async def list_models(settings: Settings) -> list[str]:
     """``name@ollama`` of all that the server of the settings has, sorted. Raises ConfigError and ModelError."""
-    model = OllamaModel("ollama", _endpoint("ollama", settings))
-    try:
-        async with asyncio.timeout(LIST_SECONDS):
-            return sorted(f"{name}@ollama" for name in await model.names())
-    except TimeoutError:
-        raise ModelTimeout(f"ollama: no list of models within {LIST_SECONDS} s") from None
-    finally:
-        await model.aclose()
+    async with aclosing(OllamaModel("ollama", _endpoint("ollama", settings))) as model:
+        return await listed("ollama", model.names())
 
 
 def _endpoint(name: str, settings: Settings) -> Endpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,14 +193,25 @@ async def list_models(settings: Settings) -> list[str]:
     """
     endpoint = _endpoint("openai", settings)
     sdk = await asyncio.to_thread(_connected, "openai", endpoint)
+
+    async def names() -> list[str]:
+        found = [model.id async for model in sdk.models.list()]
+        return [name for name in found if chats(name) or not endpoint.official]
+
     try:
-        async with asyncio.timeout(LIST_SECONDS), sdk:
-            names = [model.id async for model in sdk.models.list()]
-    except TimeoutError:
-        raise ModelTimeout(f"openai: no list of models within {LIST_SECONDS} s") from None
+        async with sdk:
+            return await listed("openai", names())
     except _failures() as error:
         raise translated(error, "openai", endpoint.url, endpoint.key) from None
-    return sorted(f"{name}@openai" for name in names if chats(name) or not endpoint.official)
+
+
+async def listed(provider: str, names: Awaitable[Iterable[str]]) -> list[str]:
+    """``name@provider`` of ``names``, sorted. Raises ModelTimeout where they take longer than LIST_SECONDS."""
+    try:
+        async with asyncio.timeout(LIST_SECONDS):
+            return sorted(f"{name}@{provider}" for name in await names)
+    except TimeoutError:
+        raise ModelTimeout(f"{provider}: no list of models within {LIST_SECONDS} s") from None
 
 
 async def transcribe(model: str, sound: bytes, media_type: str, settings: Settings) -> str:
