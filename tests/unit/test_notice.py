@@ -42,6 +42,15 @@ async def test_a_notice_is_told_remembered_and_logged_once(bus: Bus) -> None:
     assert await turns_in_flight(bus, bus.shards[0]) == 0
 
 
+async def test_events_stay_a_minute_once_a_conversation_rests_and_an_hour_after_a_notice(bus: Bus) -> None:
+    for conversation, seconds in (("http:a", 60), ("http:b", 3600)):
+        await ask(bus, conversation)
+        if seconds == 3600:
+            await notify(bus, conversation, "ready")
+        assert await answer(bus, await take_one(bus)) == "OK"
+        assert seconds - 30 < await bus.server.call("TTL", bus.shards[0].events(conversation)) <= seconds
+
+
 async def test_a_notice_needs_no_more_than_a_conversation_and_a_text(bus: Bus) -> None:
     assert [await notify(bus, "telegram:42:7", "ready"), await notify(bus, "telegram:42:7", "ready")] == ["OK", "OK"]
     told = await entries(bus, bus.shards[0].outbox("telegram"))

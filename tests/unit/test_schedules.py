@@ -111,6 +111,13 @@ async def test_an_answer_goes_to_the_outbox_of_the_conversations_front_end(bus: 
     assert (entry["c"], entry["t"], entry["s"]) == ("telegram:42", "1", made.id)
 
 
+async def test_an_answer_that_followers_read_stays_for_an_hour(bus: Bus) -> None:
+    await due_now(bus, "http:x:1")
+    await wake(bus)
+    await answer(bus, await take_one(bus), "⏰ drink")
+    assert await bus.server.call("TTL", bus.shards[0].events("http:x:1")) > 3000
+
+
 async def test_a_refused_turn_is_tried_again_and_its_time_is_not_lost(bus: Bus) -> None:
     for conversation in "bc":
         await ask(bus, conversation)

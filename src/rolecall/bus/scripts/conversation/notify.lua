@@ -14,6 +14,7 @@ redis.call('SET', IDEMPOTENCY, '|' .. DIGEST, 'PX', REPEAT_MS)
 if TEXT == '' then redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', '', 'e', PAYLOAD)
 else
   event('', 'notice', 'x', TEXT)
+  redis.call('HSET', CONVERSATION, 'told', NOW)
   if redis.call('PTTL', EVENTS) < 3600000 then redis.call('EXPIRE', EVENTS, 3600) end
   redis.call('DEL', OUTBOX) -- what earlier versions wrote there, nobody reads
 end

@@ -31,10 +31,12 @@ local function leave(user)
   end
 end
 
--- Start the idle conversation's time to live, the same for all its parts.
+-- Start the idle conversation's time to live, the same for all its parts but the events: a follower that comes back
+-- later gets the result, and a notice stays for an hour.
 local function rest()
   for _, key in ipairs({ CONVERSATION, HISTORY, PREFERENCES }) do redis.call('PEXPIRE', key, KEEP) end
-  redis.call('EXPIRE', EVENTS, 600)
+  local told = redis.call('HGET', CONVERSATION, 'told')
+  redis.call('EXPIRE', EVENTS, told and NOW - told < 3600000 and 3600 or 60)
 end
 
 local function forget()
@@ -102,7 +104,10 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
   if calls then end_calls(turn, calls) end
   redis.call('HDEL', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':u', turn .. ':o', turn .. ':r',
     turn .. ':g', turn .. ':d', turn .. ':s', turn .. ':c', turn .. ':p')
-  if schedule then redis.call('HDEL', JOURNAL, turn .. ':t') end
+  if schedule then
+    redis.call('HDEL', JOURNAL, turn .. ':t')
+    if not front or front == '' then redis.call('HSET', CONVERSATION, 'told', NOW) end
+  end
   if stepped then redis.call('DEL', STEPS_STEM .. turn) end
   if is_control(turn) then
     redis.call('HINCRBY', CONVERSATION, 'ctl', -1)
