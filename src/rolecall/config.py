@@ -19,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.mcp import ToolServer
@@ -61,6 +62,21 @@ class Config(Settings):
     """Front end classes to run in ``rolecall up``; see frontends/front.py."""
     policies: tuple[Any, ...] = ()
     """Functions that wrap every handler, inside the built-in policies; see agent/policies.py."""
+
+
+class _Environment(Settings, BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
 
 
 @dataclass(frozen=True)
@@ -196,18 +212,13 @@ def read_settings(directory: Path, config: Config | None = None) -> Settings:
     (``<NAME>_FILE``) over ``config`` over the defaults."""
     own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
     dotenv = _dotenv(directory)
+    given = {FORMER_NAMES.get(name, name).lower(): value for name, value in dotenv.items() if name in FORMER_NAMES}
+    given |= {name.lower(): value for name, value in dotenv.items() if name.lower() in Settings.model_fields}
     files = _secrets_in_files({**dotenv, **os.environ})
     try:
-        return Settings(**{**own, **files, **_named(dotenv), **_named(os.environ)})
+        return _Environment(**{**own, **files, **given})
     except ValidationError as error:
         raise ConfigError(_explain(error, _origins(directory, config))) from None
-
-
-def _named(variables: Mapping[str, str]) -> dict[str, str]:
-    """The values among ``variables`` by setting, a new name before the old one. An empty value is none."""
-    given = {name.upper(): value for name, value in variables.items() if value}
-    former = {new.lower(): given[old] for old, new in FORMER_NAMES.items() if old in given}
-    return former | {name.lower(): value for name, value in given.items() if name.lower() in Settings.model_fields}
 
 
 def _import_config(directory: Path) -> Config:
