@@ -90,13 +90,14 @@ async def _kill(place: Place, every: float, most: float, result: Kills) -> None:
 async def _write(api: TelegramApi, user: User, count: int) -> None:
     """Write ``count`` messages, a few ahead of the answers, and return when all are answered."""
     for number in range(count):
-        await api.wait_for(lambda n=number: n - _answered(api, user) < UNANSWERED, seconds=120)
+        await api.wait_for(lambda n=number: n - answered(api, user) < UNANSWERED, seconds=120)
         user.write(f"{user.id}-{number}")
         await asyncio.sleep(random.uniform(0, 0.3))
-    await api.wait_for(lambda: _answered(api, user) >= count, seconds=120)
+    await api.wait_for(lambda: answered(api, user) >= count, seconds=120)
 
 
-def _answered(api: TelegramApi, user: User) -> int:
+def answered(api: TelegramApi, user: User) -> int:
+    """How many answers ``user`` has."""
     if user.id not in api.world.chats:
         return 0
     return sum(message.text.startswith("echo: ") for message in api.chat(user.id).answers)
@@ -133,7 +134,7 @@ def _final_at(message: Message) -> float:
 
 async def placeholder_seconds(place: Place, users: int) -> list[float]:
     """How long each of ``users`` waits for a placeholder, all writing at once while every instance is busy."""
-    await place.up(ECHO_DELAY="600")
+    await place.up(ECHO_DELAY="600", TELEGRAM_PER_SECOND="1000")
     for number in range(OCCUPANTS):
         place.api.user(1 + number).write("keep them busy")
     await place.api.wait_for(lambda: all(place.api.chat(1 + number).answers for number in range(OCCUPANTS)), seconds=30)
@@ -152,7 +153,7 @@ def _waited(api: TelegramApi, user: User) -> float:
 async def flood_seconds(place: Place, users: int, penalty: float) -> tuple[float, float]:
     """The longest wait of ``users`` for their answers, first without and then with a chat beside them that Telegram
     lets wait for ``penalty`` seconds, and which has much to say."""
-    await place.up()
+    await place.up(TELEGRAM_PER_SECOND="1000")
     calm = await _longest(place.api, [place.api.user(2000 + number) for number in range(users)])
     flooded = place.api.user(1)
     for number in range(3):
@@ -166,7 +167,7 @@ async def _longest(api: TelegramApi, people: Sequence[User]) -> float:
     for user in people:
         user.write(f"{user.id}-0")
         await asyncio.sleep(0.05)
-    await api.wait_for(lambda: all(_answered(api, user) for user in people), seconds=60)
+    await api.wait_for(lambda: all(answered(api, user) for user in people), seconds=60)
     waits = [_final_at(api.chat(user.id).answers[0]) - api.chat(user.id).messages[0].looks[0].at for user in people]
     return max(waits)
 
@@ -203,12 +204,12 @@ async def token_leaks(place: Place) -> tuple[list[str], int]:
     place.api.lose(0.3)
     for number in range(5):
         user.write(f"7-{number}")
-    await place.api.wait_for(lambda: _answered(place.api, user) == 5, seconds=60)
+    await place.api.wait_for(lambda: answered(place.api, user) == 5, seconds=60)
     place.api.down()
     user.write("7-5")
     await asyncio.sleep(3)
     place.api.up()
-    await place.api.wait_for(lambda: _answered(place.api, user) == 6, seconds=60)
+    await place.api.wait_for(lambda: answered(place.api, user) == 6, seconds=60)
     for verb in (("check",), ("invite",), ("check", "--json")):
         await asyncio.to_thread(place.start(*verb, LOG_LEVEL="DEBUG").popen.wait, 60)
     assert process.stop() == 0

@@ -20,6 +20,7 @@ from rolecall.redis import keys
 from rolecall.redis.address import ServerAddress, checked_host, checked_url
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
+from rolecall.redis.partitions import Partitions as Partitions
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 
@@ -46,12 +47,19 @@ class Session:
         lock = self.application.state_dir / f"{name}.lock"
         return Leader(self.server, name, self.bus.process, seconds=self.bus.settings.lease_seconds, lock=lock)
 
-    def bot_leader(self, number: int) -> Leader:
-        """A candidate for serving the Telegram bot with that id, against all applications on the server. Processes of
-        one directory replace each other at once."""
-        name, seconds = f"telegram-bot-{number}", self.bus.settings.lease_seconds
-        lock, key = self.application.state_dir / f"{name}.lock", keys.bot_lease(number)
-        return Leader(self.server, name, self.bus.process, seconds=seconds, lock=lock, key=key)
+    def bot_leader(self, number: int, front: str) -> Leader:
+        """A candidate for serving the Telegram bot with that id, against all other applications and front ends on the
+        server. The processes of one ``front`` serve it together."""
+        settings = self.bus.settings
+        return Leader(
+            self.server, f"telegram-bot-{number}", self.bus.process, seconds=settings.lease_seconds,
+            key=keys.bot_lease(number), together=f"{settings.key_prefix}/{front}",
+        )  # fmt: skip
+
+    def partitions(self, name: str) -> Partitions:
+        """This process's share of the work ``name``."""
+        directory, seconds = self.application.state_dir, self.bus.settings.lease_seconds
+        return Partitions(self.server, name, self.bus.process, seconds=seconds, directory=directory / "shares")
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Wakeups]:

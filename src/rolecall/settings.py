@@ -206,6 +206,7 @@ class FrontendSettings(BaseModel, defer_build=True):
     telegram_ring_seconds: float = Field(
         30, ge=0, le=86_400, description="seconds after which a finished answer also notifies; 0 never"
     )
+    telegram_per_second: int = Field(30, ge=1, le=1000, description="messages the bot sends per second, in all")
     telegram_per_minute: int = Field(20, ge=1, le=100_000, description="messages per minute and user")
     telegram_keywords: str = Field(
         "", description="words that address the bot in groups, like its name, comma-separated"

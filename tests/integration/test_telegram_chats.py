@@ -160,7 +160,7 @@ async def test_a_search_deletes_duplicates_that_no_record_knows(api: TelegramApi
 
     successor = Orphans(Chats(chats.bot, edit_seconds=GAP), placeholders)
     for _ in range(2):
-        await successor.resume("telegram")
+        await successor.resume("telegram", lambda conversation: True)
         await successor.drain()
         assert api.chat(7).texts == ["hello", "0", "1", "in between"]
     assert not await placeholders.of("telegram:0", ORPHANS)

@@ -279,13 +279,13 @@ async def test_two_presses_of_regenerate_in_a_row_are_one(tmp_path: Path) -> Non
 async def test_a_press_that_comes_again_after_a_restart_asks_once(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         ada, serving = stage.api.user(ADA), stage.front.serving
-        assert serving is not None
+        assert serving is not None and serving.receiving is not None
         answer = await stage.answered(ada, "one")
         chat = TelegramChat(ADA, "private")
         message = TelegramMessage(answer.id, datetime.now(UTC), chat)
         query = CallbackQuery("55", TelegramUser(ADA, "Ada", False), "1", message, data_of(answer, "🔄 Regenerate"))
         for _ in range(3):
-            await serving.buttons.press(query)
+            await serving.receiving.buttons.press(query)
         await stage.api.wait_for(lambda: stage.done(ADA, 1))
         bus = stage.app.session.bus
         assert await bus.server.call("HGET", bus.shard("telegram:7").conversation("telegram:7"), "seq") == b"2"

@@ -21,7 +21,7 @@ from rolecall.frontends.telegram.bot import open_bot
 from rolecall.session import Session, open_session
 from tests import telegram_proof
 from tests.deployment import Deployment, deployed
-from tests.integration.telegram_process import telegram_place
+from tests.integration.telegram_process import Place, telegram_place
 from tests.telegram.api import TelegramApi
 from tests.telegram.bot import connected
 from tests.waiting import wait_until
@@ -119,7 +119,7 @@ async def test_a_token_that_telegram_does_not_know_is_one_line(api: TelegramApi,
     ]
 
 
-async def test_a_standby_takes_over_when_the_one_that_serves_ends(
+async def test_another_process_receives_when_the_one_that_received_ends(
     api: TelegramApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telegram_front, "STAND_BY_SECONDS", 0.2)
@@ -132,7 +132,8 @@ async def test_a_standby_takes_over_when_the_one_that_serves_ends(
                 await answered(api, "to the first")
                 standby = asyncio.create_task(_serve(session, app, second), name="standby")
                 await wait_until(
-                    lambda: lines(second, "another process serves @rolecall_bot, this one is on standby"), seconds=40
+                    lambda: lines(second, "another process receives what users write to @rolecall_bot"),
+                    seconds=40,
                 )
                 await answered(api, "still to the first")
                 assert not lines(second, "is served")
@@ -251,3 +252,49 @@ async def test_through_kills_and_lost_answers_each_message_is_answered_once_and_
         found = await telegram_proof.kill_front_ends(place, turns=12, users=4, every=1.5, fronts=2, quiet=1.0, most=2)
         assert found.good, found
         assert found.kills, found
+
+
+async def test_processes_deliver_side_by_side_and_one_that_is_killed_loses_and_doubles_nothing(
+    api: TelegramApi, tmp_path: Path
+) -> None:
+    people = [api.user(100 + number) for number in range(12)]
+    written = 0
+
+    async def all_write(times: int = 1) -> None:
+        nonlocal written
+        for _ in range(times):
+            for user in people:
+                user.write(f"{user.id}-{written}")
+            written += 1
+
+    def answered() -> bool:
+        return all(telegram_proof.answered(api, user) >= written for user in people)
+
+    with telegram_place(tmp_path, api) as place:
+        place.start("worker")
+        await place.telegram()
+        helper = place.start("telegram")
+        await helper.says("this one helps to deliver")
+
+        async def shared() -> bool:
+            await all_write()
+            await api.wait_for(answered, seconds=60)
+            return len(delivered_by(place)) == 2
+
+        await wait_until(shared, seconds=60, what="the second process delivers nothing")
+        before = written
+        await all_write(3)
+        await api.wait_for(lambda: any(telegram_proof.answered(api, user) > before for user in people), seconds=60)
+        await asyncio.to_thread(helper.kill)
+        await all_write()
+        await api.wait_for(answered, seconds=60)
+        found = telegram_proof.Kills(written * len(people), kills=1)
+        for user in people:
+            telegram_proof.judge(api, user, written, found)
+        assert found.good, found
+
+
+def delivered_by(place: Place) -> set[str]:
+    """The processes that delivered answers so far, by the transcripts."""
+    lines = (line for path in place.directory.rglob("log/**/*.log") for line in path.read_text("utf-8").splitlines())
+    return {found[0] for line in lines if " DELIVERED" in line and (found := re.search(r"telegram:\S+", line))}

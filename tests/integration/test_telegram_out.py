@@ -127,12 +127,14 @@ async def test_growing_answers_can_be_drafts(tmp_path: Path, go: asyncio.Event) 
         assert stage.texts() == ["re: stream and wait"]
 
 
-async def test_only_the_process_that_holds_the_lease_shows_and_delivers(tmp_path: Path) -> None:
+async def test_only_the_process_that_holds_the_chat_shows_and_delivers_also_what_was_received_before(
+    tmp_path: Path,
+) -> None:
     async with staged(tmp_path, ROLES) as stage:
         stage.process.holds = False
         await stage.say(stage.api.user(7), "stream")
-        await wait_until(lambda: not stage.process.progress.showing)
-        assert stage.texts() == [THINKING]
+        await wait_until(stage.process.outbox.waiting)
+        assert stage.texts() == []
         stage.process.holds = True
         await stage.quiet()
         assert stage.texts() == ["re: stream"]

@@ -14,7 +14,7 @@ from telegram import Bot
 from rolecall import Role
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
-from rolecall.bus.outbox import Outbox, Placeholders
+from rolecall.bus.outbox import Outbox, Placeholders, Whole
 from rolecall.bus.turn import turns_in_flight
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram.bot import open_bot
@@ -39,14 +39,14 @@ class Process:
         self.chats = Chats(bot, edit_seconds=edit_seconds)
         self.turn_messages = TurnMessages(self.chats, Placeholders(self.bus))
         self.turn_messages.orphans.late_seconds = 1.5
-        self.outbox = Outbox(self.bus, app.session.server, "telegram", holding=lambda: self.holds)
+        self.outbox = Outbox(self.bus, app.session.server, "telegram", shares=Whole(lambda: self.holds))
         self.progress = ProgressDisplay(
-            self.bus, app.runtime.wakeups, self.chats, self.turn_messages, holding=lambda: self.holds,
+            self.bus, app.runtime.wakeups, self.chats, self.turn_messages, holding=lambda conversation: self.holds,
             undelivered=self.outbox.holds_back, drafts=drafts,
         )  # fmt: skip
         self.deliverer = Deliverer(
             self.outbox, self.chats, self.progress, self.turn_messages, Blobs(self.bus),
-            holding=lambda: self.holds, ring_seconds=ring_seconds,
+            ring_seconds=ring_seconds,
         )  # fmt: skip
         self._delivering: asyncio.Task[None] | None = None
 

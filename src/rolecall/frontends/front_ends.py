@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from rolecall.background import cancel_and_wait
 from rolecall.bus.envelope import ROLE_NAME
 from rolecall.bus.events import Wakeups
-from rolecall.bus.outbox import Outbox, OutboxEntry
+from rolecall.bus.outbox import Outbox, OutboxEntry, Whole
 from rolecall.bus.turn import Records
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError
@@ -68,7 +68,7 @@ async def serve(make: MakeFrontEnd, name: str, session: Session, wakeups: Wakeup
     delivered for at most DRAIN_SECONDS."""
     leader = session.leader(name)
     front = Front(session.bus, wakeups, name, outbox=True)
-    outbox = Outbox(session.bus, session.server, name, holding=lambda: leader.held)
+    outbox = Outbox(session.bus, session.server, name, shares=Whole(lambda: leader.held))
     electing = asyncio.create_task(leader.run(), name=f"rolecall leader {name}")
     try:
         while True:
@@ -81,7 +81,7 @@ async def serve(make: MakeFrontEnd, name: str, session: Session, wakeups: Wakeup
 
 async def _lead(front_end: FrontEnd, front: Front, outbox: Outbox, losing: asyncio.Task[None]) -> None:
     async def deliver(entry: OutboxEntry) -> bool:
-        if not outbox.holding():
+        if not outbox.holds(entry.conversation):
             return False
         await front_end.deliver(entry)
         records = Records(front.instance)

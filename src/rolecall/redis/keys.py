@@ -110,6 +110,12 @@ def lease(name: str) -> str:
     return f"{GLOBAL}:lease:{name}"
 
 
+def partitions(name: str, part: str) -> str:
+    """How processes share the work ``name``: the sorted set ``processes`` (member → ms at which it expires unless it is
+    renewed) and the hash ``owners`` (part → member)."""
+    return f"{lease(name)}:{part}"
+
+
 def bot_lease(number: int) -> str:
     """String with a TTL: the token of the one process that serves the Telegram bot with that id. The same under every
     prefix: two applications must not serve one bot."""

@@ -42,7 +42,8 @@ class Leader:
     server thinks. With ``lock``, a file in some directory, the lead belongs to the directory: whoever holds the file
     lock speaks for it, so processes of one directory replace each other at once. All others wait until the lead has
     expired. With ``exclusive`` a process without the file lock is no candidate at all. ``key`` is that of the lease, if
-    it is not the application's own.
+    it is not the application's own. Candidates of the same ``together`` hold the lead together until the last of them
+    has ended and it expires.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Leader:
         lock: Path | None = None,
         exclusive: bool = False,
         key: str = "",
+        together: str = "",
     ) -> None:
         self.name = name
         self._key = key or keys.lease(name)
@@ -63,6 +65,7 @@ class Leader:
         self._seconds = seconds
         self._lock = None if lock is None else FileLock(lock)
         self._exclusive = exclusive
+        self._together = together
         self._token = ""
         self._renewed = 0.0
         self._changed = asyncio.Condition()
@@ -71,7 +74,7 @@ class Leader:
     def held(self) -> bool:
         """Whether this process holds the lead for at least another third of its time. Begin what two processes must
         not do at once only while this is true, and finish it within that third."""
-        return bool(self._token) and _now() - self._renewed < self._seconds * 2 / 3
+        return bool(self._token) and elapsed_now() - self._renewed < self._seconds * 2 / 3
 
     async def run(self) -> None:
         """Take the lead whenever it is free, keep it until cancelled, then resign. While the server is unavailable
@@ -97,7 +100,7 @@ class Leader:
     async def renew(self) -> bool:
         """Take the lead if it is free, or keep it; whether this process leads now. Asks the server only when a renewal
         is due. Raises ServerError, and OSError for the lock file."""
-        asked = _now()
+        asked = elapsed_now()
         if self._token and asked - self._renewed < self._seconds / RENEWALS * 0.9:
             return True
         if self._token and asked - self._renewed > self._seconds:  # another process may have led in between
@@ -119,7 +122,7 @@ class Leader:
     async def resign(self) -> None:
         """Give up the lead and the file lock. Waits at most a second for the server."""
         token, self._token = self._token, ""
-        if token:
+        if token and not self._together:
             with suppress(ServerError, TimeoutError):
                 async with asyncio.timeout(1):
                     await self._server.run(LEASE, lease=self._key, token=token, lasts=0)
@@ -128,18 +131,21 @@ class Leader:
 
     def _candidate(self) -> str:
         """The name this process is elected by; empty when it is no candidate."""
+        if self._together:
+            return self._together
         if self._lock is not None:
             make_private(self._lock.path.parent)
             if self._lock.take():
-                return f"{platform.node()}:{_directory_name(self._lock.file)}"
+                return f"{platform.node()}:{directory_name(self._lock.file)}"
         return "" if self._exclusive else self._process
 
 
-def _now() -> float:
+def elapsed_now() -> float:
+    """Seconds on a clock that counts while the machine sleeps."""
     return time.clock_gettime(CLOCK)
 
 
-def _directory_name(lock: int) -> str:
+def directory_name(lock: int) -> str:
     """The random name of a directory, kept in its lock file."""
     name = os.pread(lock, 64, 0).decode("ascii", "replace").strip()
     if not re.fullmatch(r"[0-9a-f]{16}", name):

@@ -331,7 +331,7 @@ def _options(url: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def tag_of(args: Sequence[Arg]) -> str:
     """The hash tag of the first key of a command: every key of Rolecall's begins with one."""
-    for arg in args[1:] if args and args[0] == "XREADGROUP" else args[1:4]:
+    for arg in args[1:] if args and args[0] in ("XREADGROUP", "XREAD") else args[1:4]:
         if isinstance(arg, str | bytes) and arg[:1] in ("{", b"{"):
             found = TAG.match(arg if isinstance(arg, str) else arg.decode("utf-8", "replace"))
             if found is not None:

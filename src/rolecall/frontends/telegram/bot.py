@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -30,6 +32,8 @@ UPDATES_SECONDS = 10.0
 """How much longer than the requested wait getUpdates may take to answer."""
 UPLOAD_SECONDS = 20.0
 """Limit for an upload that sets none, besides the time for its answer."""
+SENDS = re.compile(r"/(send(?!ChatAction)|copy|forward)\w+$")
+"""The methods that count for Telegram's limit of messages per second."""
 HIDDEN = "•••"
 UNREADABLE = "rolecall_unreadable"
 RAW = "rolecall_raw"
@@ -54,6 +58,12 @@ class QuietBot(Bot):
 
     def __repr__(self) -> str:
         return "QuietBot()"
+
+    def share(self, processes: int, per_second: int) -> None:
+        """Take this process's share of the messages that ``processes`` may send ``per_second`` in all."""
+        pace = self.request.pace if isinstance(self.request, BotRequests) else None
+        if pace is not None:
+            pace.most = max(1, per_second // processes)
 
     @property
     def unreadable(self) -> int:
@@ -119,7 +129,8 @@ def open_bot(settings: Settings) -> QuietBot:
     hide_secrets(_secrets(settings))
     url = address("TELEGRAM_API_URL", settings.telegram_api_url)
     proxy = _proxy(settings, url)
-    return QuietBot(token, url, BotRequests(url, proxy, SECONDS), BotRequests(url, proxy, UPDATES_SECONDS))
+    requests = BotRequests(url, proxy, SECONDS, Pace(settings.telegram_per_second))
+    return QuietBot(token, url, requests, BotRequests(url, proxy, UPDATES_SECONDS))
 
 
 def explain(error: Exception) -> str:
@@ -210,6 +221,25 @@ class _Refusal(msgspec.Struct):
     parameters: _Parameters
 
 
+class Pace:
+    """At most ``most`` calls begin within a second, in order."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._begun: deque[float] = deque()
+        self._turn = asyncio.Lock()
+
+    async def wait(self) -> None:
+        """Return when the next call may begin."""
+        async with self._turn:
+            while len(self._begun) >= self.most:
+                if (left := self._begun[0] + 1 - time.monotonic()) <= 0:
+                    self._begun.popleft()
+                else:
+                    await asyncio.sleep(left)
+            self._begun.append(time.monotonic())
+
+
 class BotRequests(BaseRequest):
     """Requests to Telegram, AT_ONCE at a time, in order. ``sendChatAction`` is not worth waiting for: it raises
     TimedOut instead. Raises FloodWait in place of RetryAfter.
@@ -217,10 +247,10 @@ class BotRequests(BaseRequest):
     They use aiohttp because httpx, python-telegram-bot's default, needs two to five times the CPU for each request.
     """
 
-    __slots__ = ("_proxy", "_seconds", "_secure", "_session", "_slots")
+    __slots__ = ("_proxy", "_seconds", "_secure", "_session", "_slots", "pace")
 
-    def __init__(self, url: str, proxy: str | None, seconds: float) -> None:
-        self._proxy, self._seconds = proxy, seconds
+    def __init__(self, url: str, proxy: str | None, seconds: float, pace: Pace | None = None) -> None:
+        self._proxy, self._seconds, self.pace = proxy, seconds, pace
         # httpx's context trusts certifi's authorities, or those of SSL_CERT_FILE, on every system.
         self._secure = httpx.create_ssl_context() if urlsplit(url).scheme == "https" else True
         self._session: aiohttp.ClientSession | None = None
@@ -257,6 +287,8 @@ class BotRequests(BaseRequest):
         timeout = aiohttp.ClientTimeout(read + (_or(write_timeout, UPLOAD_SECONDS) if upload else 0))
         if method == "GET":  # a file, whose download may take longer than an answer
             timeout = aiohttp.ClientTimeout(sock_connect=SECONDS, sock_read=read)
+        if self.pace is not None and SENDS.search(url):
+            await self.pace.wait()
         async with self._slots:
             try:
                 status, payload = await self._exchange(url, method, _form(request_data), timeout)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rolecall.bus.blobs import Blobs
@@ -28,7 +29,7 @@ from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.outlet import ANSWER, Outcome
 from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
-from rolecall.frontends.telegram.progress import RING, ProgressDisplay
+from rolecall.frontends.telegram.progress import RING, SHOWN, ProgressDisplay
 from rolecall.frontends.texts import answer_notes, failure_text, rejection_text, say
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ class TelegramAway(OSError):
 
 
 class Deliverer:
-    """Delivers the entries of ``outbox``. ``holding`` says whether this process is the one that may deliver. Users are
-    notified at the end of turns that took ``ring_seconds`` or longer; 0 for never."""
+    """Delivers the entries of ``outbox``, which says what this process may deliver. Users are notified at the end of
+    turns that took ``ring_seconds`` or longer; 0 for never."""
 
     def __init__(
         self,
@@ -58,7 +59,6 @@ class Deliverer:
         turn_messages: TurnMessages,
         blobs: Blobs,
         *,
-        holding: Callable[[], bool] = lambda: True,
         ring_seconds: float = RING_SECONDS,
     ) -> None:
         self.outbox, self.chats, self.progress, self.turn_messages, self.blobs = (
@@ -68,7 +68,7 @@ class Deliverer:
             turn_messages,
             blobs,
         )
-        self.holding, self.ring_seconds = holding, ring_seconds
+        self.ring_seconds = ring_seconds
         self._failing: dict[tuple[int, str], float] = {}
 
     async def deliver(self, entry: OutboxEntry) -> bool:
@@ -78,6 +78,9 @@ class Deliverer:
         address, turn = Address.of(entry.conversation), entry.turn or f"notice:{entry.id}"
         if address is None:
             return await self._settle(entry, TurnRecord(), f"{entry.conversation} is not a Telegram chat")
+        if entry.kind == SHOWN:
+            await self.progress.show_handed_over(address, entry.payload or {})
+            return await self.outbox.delivered(entry, Records(self.outbox.front))
         if entry.kind == "reply":
             return await self._reply(entry, address, entry.payload or {})
         if entry.kind == "asked":
@@ -108,7 +111,7 @@ class Deliverer:
         keyboard = Keyboard.de_json({"inline_keyboard": rows}, None) if rows else None
         parts = plain(str(payload.get("text", "")))
         for number, part in enumerate(parts):
-            if not self.holding():
+            if not self.outbox.holds(entry.conversation):
                 return False
             sent = await self.turn_messages.create(
                 address, turn, part, name=str(number), after=question, priority=ANSWER,
@@ -194,7 +197,8 @@ class AnswerDelivery:
     def __init__(
         self, deliverer: Deliverer, entry: OutboxEntry, address: Address, turn: str, record: TurnRecord
     ) -> None:
-        self._chats, self._turn_messages, self._holding = deliverer.chats, deliverer.turn_messages, deliverer.holding
+        self._chats, self._turn_messages = deliverer.chats, deliverer.turn_messages
+        self._holding = partial(deliverer.outbox.holds, entry.conversation)
         self._entry, self._address, self._turn, self._record = entry, address, turn, record
         self.messages: list[int] = []
         """The messages that show the entry so far."""

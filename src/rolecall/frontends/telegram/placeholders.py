@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
@@ -220,6 +220,7 @@ class Orphans:
         self.chats, self.placeholders = chats, placeholders
         self.late_seconds = LATE_SECONDS
         self._searches = BackgroundTasks()
+        self._searching: set[str] = set()
         self._slots = asyncio.Semaphore(SEARCHES_AT_ONCE)
 
     async def add(self, address: Address, turn: str, part: str, ids: OrphanRange) -> None:
@@ -229,11 +230,11 @@ class Orphans:
         value = await self.placeholders.record(_no_chat(address.front), ORPHANS, mine, name)
         self._start(address, name, value)
 
-    async def resume(self, front: str) -> None:
-        """Continue the searches that a predecessor left over."""
+    async def resume(self, front: str, holding: Callable[[str], bool]) -> None:
+        """Continue the searches that a predecessor left over in the conversations that this process is ``holding``."""
         for name, value in (await self.placeholders.of(_no_chat(front), ORPHANS)).items():
             address = Address.of(name.partition("/")[0])
-            if address is not None:
+            if address is not None and holding(address.conversation) and name not in self._searching:
                 self._start(address, name, value)
 
     async def drain(self) -> None:
@@ -260,7 +261,9 @@ class Orphans:
             await self.placeholders.record(_whole_chat(address), f"{address.topic}/{turn}", str(message_id), part)
 
     def _start(self, address: Address, name: str, value: str) -> None:
-        self._searches.start(self._search(address, name, value), "rolecall telegram search")
+        self._searching.add(name)
+        searching = self._searches.start(self._search(address, name, value), "rolecall telegram search")
+        searching.add_done_callback(lambda task: self._searching.discard(name))
 
     async def _search(self, address: Address, name: str, value: str) -> None:
         low, guess, high = map(int, value.split("~")[1:])

@@ -11,9 +11,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from telegram.error import TelegramError
 
@@ -22,6 +23,7 @@ from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import active_conversations, running_turn
 from rolecall.bus.events import AnswerText, Event, Wakeups, follow
+from rolecall.bus.outbox import reply
 from rolecall.bus.turn import snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
@@ -46,6 +48,8 @@ THINKING_AFTER = 1.5
 """How long a turn that waited may run before "Thinking…" replaces its place: often its answer comes sooner."""
 LOOK_SECONDS = 0.1
 MAX_ENDED = 4096
+SHOWN = "shown"
+"""The kind of outbox entries by which the process that receives hands a turn over to the one that shows it."""
 RING = "ring"
 """Stands for a turn: the one message of a conversation that says that an answer is ready."""
 
@@ -53,9 +57,9 @@ RING = "ring"
 class ProgressDisplay:
     """Shows the progress of turns.
 
-    Texts are streamed only while ``holding`` says that this process is the one that delivers, and while ``undelivered``
-    says that no answer of the conversation waits. With ``drafts``, private chats see the growing text as a draft
-    instead of a placeholder.
+    Turns are shown by the process that delivers to their conversation, as ``holding`` says: what another one receives
+    it hands over. Texts are streamed only while ``undelivered`` says that no answer of the conversation waits. With
+    ``drafts``, private chats see the growing text as a draft instead of a placeholder.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class ProgressDisplay:
         turn_messages: TurnMessages,
         *,
         front: str = "telegram",
-        holding: Callable[[], bool] = lambda: True,
+        holding: Callable[[str], bool] = lambda conversation: True,
         undelivered: Callable[[str], bool] = lambda conversation: False,
         drafts: bool = False,
     ) -> None:
@@ -78,12 +82,38 @@ class ProgressDisplay:
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def show(self, received: Received, address: Address, message_id: int, language: str | None) -> None:
-        """Start to show the turn's progress; returns at once. Idempotent: a call for the same turn, such as for a
-        message that joined it, changes nothing."""
+        """Start to show the turn's progress, or hand that over to the process that delivers to the conversation;
+        returns at once. Idempotent: a call for the same turn, such as for a message that joined it, changes nothing.
+        Raises ServerError."""
         if message_id:
             self.chats.note(address, message_id)
+        if received.refused or not received.turn:
+            return
+        if not self.holding(received.conversation):
+            return await self._hand_over(received, message_id, language)
+        self._show_here(received, address, message_id, language)
+
+    async def show_handed_over(self, address: Address, payload: Mapping[str, Any]) -> None:
+        """Show a turn that another process has received and handed over."""
+        message_id, language = int(payload["message"]), payload["language"]
+        received = Received(
+            address.conversation, payload["turn"], outcome=payload["outcome"], place=payload["place"], at=payload["at"],
+            before=payload["before"],
+        )  # fmt: skip
+        if message_id:
+            self.chats.note(address, message_id)
+        self._show_here(received, address, message_id, language)
+
+    async def _hand_over(self, received: Received, message_id: int, language: str | None) -> None:
+        await reply(
+            self.bus, self.front, received.conversation, "", idempotency=f"{received.turn}:{message_id}", kind=SHOWN,
+            turn=received.turn, outcome=received.outcome, place=received.place, at=received.at, before=received.before,
+            message=message_id, language=language,
+        )  # fmt: skip
+
+    def _show_here(self, received: Received, address: Address, message_id: int, language: str | None) -> None:
         view = TurnView(received, address, message_id, language, received.place)
-        if received.refused or not received.turn or view.key in self._turns or view.key in self._ended:
+        if view.key in self._turns or view.key in self._ended:
             return
         self._turns[view.key] = view
         name = f"rolecall telegram turn {received.short_id}"
@@ -115,13 +145,14 @@ class ProgressDisplay:
         return len(self._turns)
 
     async def resume(self) -> int:
-        """Show the unfinished turns again, such as after a restart; returns how many."""
+        """Show the unfinished turns of this process's conversations again, such as after a restart; returns how
+        many."""
         count = 0
         for conversation in await active_conversations(self.bus):
             address = Address.of(conversation)
-            if address is not None and address.front == self.front:
+            if address is not None and address.front == self.front and self.holding(conversation):
                 count += await self._resume(conversation, address)
-        await self.turn_messages.orphans.resume(self.front)
+        await self.turn_messages.orphans.resume(self.front, self.holding)
         return count
 
     async def aclose(self) -> None:
@@ -139,7 +170,9 @@ class ProgressDisplay:
         for turn, place in waiting.items():
             record = await self.turn_messages.of(conversation, turn)
             received = Received(conversation, turn, outcome="DUP", place=place, at=record.at)
-            await self.show(received, address, record.question, record.language)
+            if record.question:
+                self.chats.note(address, record.question)
+            self._show_here(received, address, record.question, record.language)
         return len(waiting)
 
     # One turn
@@ -185,7 +218,7 @@ class ProgressDisplay:
         private chat it quotes the question if other messages stand between."""
         conversation, turn = view.key
         apart = not view.address.private or view.place or self.chats.newest(view.address) > view.message_id
-        while not view.over:
+        while not view.over and self.holding(conversation):
             created = await self.turn_messages.create(
                 view.address, turn, view.parts[0], after=view.message_id, keyboard=view.keyboard,
                 reply_to=view.message_id if apart and view.message_id else None,
@@ -234,11 +267,11 @@ class ProgressDisplay:
             while not view.over:
                 view.changed.clear()
                 now, pause = time.monotonic(), 0.0
-                if not view.place and now >= typing:
+                if not view.place and now >= typing and self.holding(view.key[0]):
                     await self.chats.typing(view.address)
                     typing = now + TYPING_SECONDS
                 redraw = view.draft and now - drafted > DRAFT_SECONDS
-                if (view.stale or redraw) and self.holding():
+                if (view.stale or redraw) and self.holding(view.key[0]):
                     pause = self._pause(view)
                     if not pause:
                         drafted = now
@@ -324,7 +357,7 @@ class ProgressDisplay:
         )
 
     def _is_wanted(self, view: TurnView) -> bool:
-        return not view.over and self.holding()
+        return not view.over and self.holding(view.key[0])
 
     async def _draft(self, view: TurnView) -> bool:
         """Show a draft; clients show an empty one as "Thinking…"."""

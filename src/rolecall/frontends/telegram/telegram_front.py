@@ -1,4 +1,5 @@
-"""The Telegram front end: of all processes of a bot, the leader receives updates and delivers; the others stand by."""
+"""The Telegram front end: of all processes of a bot, one receives updates, the leader; all of them deliver, each to its
+share of the chats."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -28,12 +30,13 @@ from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
 from rolecall.frontends.telegram.media import Media
 from rolecall.frontends.telegram.menu import Commands
+from rolecall.frontends.telegram.message import Address
 from rolecall.frontends.telegram.pickers import Choices
 from rolecall.frontends.telegram.placeholders import TurnMessages
 from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import WATCHDOG_SECONDS, Updates
-from rolecall.session import Leader, Session
+from rolecall.session import Leader, Partitions, Session
 
 logger = logging.getLogger(__name__)
 WEBHOOK_PATH = "/telegram/webhook"
@@ -43,6 +46,9 @@ STAND_BY_SECONDS = 2.0
 DRAIN_SECONDS = 5.0
 PRIVACY = "; in groups it sees commands, mentions and replies to it alone (/setprivacy at @BotFather)"
 POLL_SECONDS = 0.05
+RESUME_SECONDS = 0.25
+WATCH_SECONDS = 2.0
+"""How often a process looks which bot is served, and how many processes deliver."""
 
 
 class TelegramFront:
@@ -55,8 +61,9 @@ class TelegramFront:
     ) -> None:  # fmt: skip
         self.bot, self.session, self.wakeups, self.watchdog_seconds = bot, session, wakeups, watchdog_seconds
         self.leader = session.leader(name)
+        self.partitions = session.partitions(f"{name}-chats")
         self.serving: Service | None = None
-        """Set while this process leads."""
+        """Set while this process delivers."""
         self._tell = tell
         self._last_line = ""
 
@@ -76,12 +83,12 @@ class TelegramFront:
         return self.leader.name
 
     def route(self) -> Route:
-        """The webhook as a route of another ASGI application, at WEBHOOK_PATH: 503 while another process leads, or
+        """The webhook as a route of another ASGI application, at WEBHOOK_PATH: 503 while another process receives, or
         while updates are polled."""
         return Route(WEBHOOK_PATH, _Relay(self), methods=None)
 
     async def deliver(self, entry: OutboxEntry) -> None:
-        """Deliver one answer or notice, while this process leads."""
+        """Deliver one answer or notice, while this process may deliver to its chat."""
         if self.serving is not None:
             await self.serving.deliverer.deliver(entry)
 
@@ -112,19 +119,68 @@ class TelegramFront:
             pause = min(LONGEST_PAUSE, pause * 2)
 
     async def _serve(self) -> None:
-        """Work while this process leads this front end, and no other application serves its bot."""
-        alone = self.session.bot_leader(self.bot.bot.id)
+        """Work while no other application serves the bot."""
+        alone = self.session.bot_leader(self.bot.bot.id, self.name)
         elsewhere = f"another application serves @{self.bot.username}, this one is on standby: get a token of its own"
+        try:
+            await alone.renew()
+        except ServerRefused as error:  # this user lacks the right; in the application it is alone all the same
+            logger.warning("whether another application serves the bot cannot be checked: %s", error)
+            return await self._work()
+        await self._while_leading(alone, self._work, lambda: _said(elsewhere))
 
-        async def serve_alone() -> None:
-            try:
-                await alone.renew()
-            except ServerRefused as error:  # this user lacks the right; in the application it is alone all the same
-                logger.warning("whether another application serves the bot cannot be checked: %s", error)
-                return await self._lead()
-            await self._while_leading(alone, self._lead, lambda: _said(elsewhere))
+    async def _work(self) -> None:
+        """Deliver to this process's share of the chats and, while it leads, receive, until cancelled; restart after
+        unexpected errors. Raises what Updates.run raises."""
+        pause = 1.0
+        sharing = asyncio.create_task(self._share(), name="rolecall telegram shares")
+        try:
+            while True:
+                try:
+                    return await self._deliver_and_receive()
+                except (InvalidToken, Forbidden, ConfigError):
+                    raise
+                except Exception:  # the boundary: whatever failed, the bot must be served again
+                    logger.exception("serving @%s failed; restarting in %g s", self.bot.username, pause)
+                await asyncio.sleep(pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+        finally:
+            await cancel_and_wait(sharing)
 
-        await self._while_leading(self.leader, serve_alone, self._why_standby)
+    async def _deliver_and_receive(self) -> None:
+        service = Service(self.bot, self.session, self.wakeups, self.name, self.partitions)
+        receive = partial(self._receive, service)
+        delivering = asyncio.create_task(service.run(), name="rolecall telegram deliveries")
+        leading = asyncio.create_task(
+            self._while_leading(self.leader, receive, self._why_standby), name="rolecall telegram leading"
+        )
+        self.serving = service
+        try:
+            done, _ = await asyncio.wait([delivering, leading], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self.serving = None
+            await cancel_and_wait(leading, delivering)
+
+    async def _share(self) -> None:
+        """Take part in the deliveries while this front end serves this very bot."""
+        sharing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                with suppress(ServerError):
+                    found = await served_bot(self.session.bus, self.name)
+                    ours = found is None or found[0] == self.bot.bot.id
+                    if sharing is None and ours:
+                        sharing = asyncio.create_task(self.partitions.run(), name="rolecall telegram partitions")
+                    elif sharing is not None and not ours:
+                        await cancel_and_wait(sharing)
+                        sharing = None
+                self.bot.share(self.partitions.members, self.session.application.settings.telegram_per_second)
+                await asyncio.sleep(WATCH_SECONDS)
+        finally:
+            if sharing is not None:
+                await cancel_and_wait(sharing)
 
     async def _while_leading(
         self, leader: Leader, work: Callable[[], Coroutine[Any, Any, None]], why: Callable[[], Awaitable[str]]
@@ -158,30 +214,17 @@ class TelegramFront:
         with suppress(ServerError):
             found = await served_bot(self.session.bus, self.name)
         if found is None or found[0] == self.bot.bot.id:
-            return f"another process serves @{own}, this one is on standby"
+            return f"another process receives what users write to @{own}; this one helps to deliver"
         return (
             f"the front end {self.name!r} serves @{found[1]}; @{own} waits until that ends: "
             "`rolecall telegram --name NAME` serves it beside the other"
         )
 
-    async def _lead(self) -> None:
-        """Receive and deliver until cancelled; restart after unexpected errors. Raises what Updates.run raises."""
-        pause = 1.0
-        while True:
-            self.serving = Service(
-                self.bot, self.session, self.wakeups, self.leader, self.tell, watchdog_seconds=self.watchdog_seconds
-            )
-            try:
-                await self._greet(self.serving.access)
-                return await self.serving.run()
-            except (InvalidToken, Forbidden, ConfigError):
-                raise
-            except Exception:  # the boundary: whatever failed, the bot must be served again
-                logger.exception("serving @%s failed; restarting in %g s", self.bot.username, pause)
-            finally:
-                self.serving = None
-            await asyncio.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
+    async def _receive(self, service: Service) -> None:
+        """Receive updates until cancelled. Raises what Updates.run raises."""
+        reception = service.reception(self.tell, self.watchdog_seconds)
+        await self._greet(reception.access)
+        await reception.run()
 
     async def _greet(self, access: Access) -> None:
         user = self.bot.bot
@@ -204,79 +247,126 @@ class _Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._front.serving
-        webhook = None if serving is None else serving.updates.webhook
+        webhook = None if serving is None or serving.receiving is None else serving.receiving.updates.webhook
         await (webhook or Response(status_code=503))(scope, receive, send)
 
 
 class Service:
-    """Receives updates of ``bot`` and delivers answers while ``leader`` leads."""
+    """Shows progress and delivers answers in the chats of ``partitions``, those of topics with their chat."""
 
     def __init__(
-        self, bot: QuietBot, session: Session, wakeups: Wakeups, leader: Leader, tell: Callable[[str], None],
-        *, watchdog_seconds: float,
+        self, bot: QuietBot, session: Session, wakeups: Wakeups, name: str, partitions: Partitions
     ) -> None:  # fmt: skip
         bus, settings = session.bus, session.application.settings
-        front = Front(bus, wakeups, leader.name, outbox=True)
-        placeholders, blobs = Placeholders(bus), Blobs(bus)
-        choices = Choices.of(session.application)
-        self.access = Access(bus, leader.name)
+        self.bot, self.session, self.wakeups, self.name = bot, session, wakeups, name
+        self.placeholders, self.blobs, self.access = Placeholders(bus), Blobs(bus), Access(bus, name)
         self.chats = Chats(bot, edit_seconds=settings.telegram_edit_seconds)
-        self.turn_messages = TurnMessages(self.chats, placeholders)
-        self.outbox = Outbox(bus, session.server, leader.name, holding=lambda: leader.held)
+        self.turn_messages = TurnMessages(self.chats, self.placeholders)
+        self.outbox = Outbox(bus, session.server, name, shares=ChatShares(partitions))
         self.progress = ProgressDisplay(
-            bus, wakeups, self.chats, self.turn_messages, front=leader.name, holding=lambda: leader.held,
+            bus, wakeups, self.chats, self.turn_messages, front=name, holding=self.outbox.holds,
             undelivered=self.outbox.holds_back, drafts=settings.telegram_drafts,
         )  # fmt: skip
         self.deliverer = Deliverer(
-            self.outbox, self.chats, self.progress, self.turn_messages, blobs, holding=lambda: leader.held,
+            self.outbox, self.chats, self.progress, self.turn_messages, self.blobs,
             ring_seconds=settings.telegram_ring_seconds,
         )  # fmt: skip
-        self.admins = Admins(bus, self.access, session.application.model_names)
-        self.commands = Commands(bot, bus, self.access, choices, front=leader.name, admins=self.admins)
-        self.buttons = Buttons(bot, front, self.access, choices, placeholders, self.chats, self.progress)
-        media = Media(bot, blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
-        self.receiver = Receiver(
-            front, bot.bot, media, self.access, self.commands, self.buttons, self.chats, self.progress,
-            keywords=_listed(settings.telegram_keywords),
-        )  # fmt: skip
-        self.updates = Updates(bot, self.receiver.receive, settings, tell, watchdog_seconds)
-        self._receiving: asyncio.Task[None] | None = None
+        self.receiving: Reception | None = None
+        """Set while this process receives updates."""
+        self._partitions = partitions
+
+    def reception(self, tell: Callable[[str], None], watchdog_seconds: float) -> Reception:
+        """What receives updates, while this process leads."""
+        return Reception(self, tell, watchdog_seconds)
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises what Updates.run raises."""
+        """Deliver until cancelled."""
         for new, old in (await self.access.moves()).items():
             self.chats.moved(old, new)
-        self._receiving = asyncio.create_task(self.updates.run(), name="rolecall telegram updates")
-        delivering = asyncio.create_task(self.outbox.run(self.deliverer.deliver), name="rolecall telegram outbox")
-        preparing = asyncio.create_task(self._prepare(), name="rolecall telegram preparation")
-        watching = asyncio.create_task(self.admins.watch(), name="rolecall telegram admins")
+        resuming = asyncio.create_task(self._resume(), name="rolecall telegram progress")
         try:
-            done, _ = await asyncio.wait([self._receiving, delivering], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if not task.cancelled():
-                    task.result()
-            await delivering  # drained: no more updates are received
+            await self.outbox.run(self.deliverer.deliver)
         finally:
-            await cancel_and_wait(self._receiving, delivering, preparing, watching)
-            for part in (self.receiver, self.buttons, self.commands, self.progress, self.turn_messages):
+            await cancel_and_wait(resuming)
+            for part in (self.progress, self.turn_messages):
                 await part.aclose()
 
     async def drain(self, seconds: float) -> None:
         """Stop receiving updates; return when the outbox is empty, or after ``seconds``."""
-        if self._receiving is not None:
-            await cancel_and_wait(self._receiving)
+        if self.receiving is not None:
+            await self.receiving.stop()
         with suppress(ServerError, TimeoutError):
             async with asyncio.timeout(seconds):
                 while await self.outbox.waiting():
                     await asyncio.sleep(POLL_SECONDS)
 
-    async def _prepare(self) -> None:
-        """Resume progress and set the menus; failures are logged."""
+    async def _resume(self) -> None:
+        """Show the progress of unfinished turns whenever there are more chats to deliver to; failures are logged."""
+        before: set[int] = set()
+        while True:
+            held = {tenure for part in range(self._partitions.parts) if (tenure := self._partitions.tenure(part))}
+            if held - before:
+                try:
+                    await self.progress.resume()
+                except ServerError as error:
+                    logger.info("progress of unfinished turns is not shown: %s", error)
+            before = held
+            await asyncio.sleep(RESUME_SECONDS)
+
+
+class ChatShares:
+    """The chats of ``partitions``, those of topics with their chat."""
+
+    def __init__(self, partitions: Partitions) -> None:
+        self._partitions = partitions
+        self.parts, self.tenure = partitions.parts, partitions.tenure
+
+    def part(self, conversation: str) -> int:
+        """See Shares."""
+        address = Address.of(conversation)
+        return self._partitions.part(str(address.chat) if address is not None else conversation)
+
+
+class Reception:
+    """Receives updates into ``service``'s front end."""
+
+    def __init__(self, service: Service, tell: Callable[[str], None], watchdog_seconds: float) -> None:
+        session, bot, chats, progress = service.session, service.bot, service.chats, service.progress
+        bus, settings, self.access = session.bus, session.application.settings, service.access
+        front, choices = Front(bus, service.wakeups, service.name, outbox=True), Choices.of(session.application)
+        self.admins = Admins(bus, self.access, session.application.model_names)
+        self.commands = Commands(bot, bus, self.access, choices, front=service.name, admins=self.admins)
+        self.buttons = Buttons(bot, front, self.access, choices, service.placeholders, chats, progress)
+        media = Media(bot, service.blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
+        self.receiver = Receiver(
+            front, bot.bot, media, self.access, self.commands, self.buttons, chats, progress,
+            keywords=_listed(settings.telegram_keywords),
+        )  # fmt: skip
+        self.updates = Updates(bot, self.receiver.receive, settings, tell, watchdog_seconds)
+        self._service = service
+        self._receiving: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Receive until cancelled. Raises what Updates.run raises."""
+        self._receiving = asyncio.create_task(self.updates.run(), name="rolecall telegram updates")
+        preparing = asyncio.create_task(self.commands.set_menus(), name="rolecall telegram menus")
+        watching = asyncio.create_task(self.admins.watch(), name="rolecall telegram admins")
+        self._service.receiving = self
         try:
-            await self.progress.resume()
-        except ServerError as error:
-            logger.info("progress of unfinished turns is not shown: %s", error)
-        await self.commands.set_menus()
+            await asyncio.wait([self._receiving])
+            if not self._receiving.cancelled():
+                return self._receiving.result()
+            await asyncio.Event().wait()  # drained: no more updates are received
+        finally:
+            self._service.receiving = None
+            await cancel_and_wait(self._receiving, preparing, watching)
+            for part in (self.receiver, self.buttons, self.commands):
+                await part.aclose()
+
+    async def stop(self) -> None:
+        """Receive no more updates."""
+        if self._receiving is not None:
+            await cancel_and_wait(self._receiving)
 
 
 def _listed(words: str) -> tuple[str, ...]:
