@@ -58,8 +58,12 @@ class Player:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.argv], env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
+                self.command(), env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
             )
+
+    def command(self) -> list[str]:
+        """What starts it."""
+        return [sys.executable, "-m", *self.argv]
 
     @property
     def alive(self) -> bool:
