@@ -3,6 +3,8 @@ llms.txt (https://llmstxt.org) and llms-full.txt from the Markdown of the pages.
 
 from __future__ import annotations
 
+import posixpath
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
+from reference.markdown import summary
 from reference.pages import pages
+from reference.python_api import written_out
 
 UNSORTED = "How-to guides"
 _texts: dict[str, str] = {}
@@ -48,14 +52,30 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write the site for language models."""
-    head = f"# {config.site_name}\n\n> {config.site_description}\n"
+    """Write each page's Markdown beside it, a list of them, and all of them in one file."""
+    head, site = f"# {config.site_name}\n\n> {config.site_description}\n", Path(config.site_dir)
     lines, whole = [head], [head]
+    urls = {page.file.src_uri: f"{page.canonical_url}index.md" for found in _sections.values() for page in found}
     for section, found in _sections.items():
-        lines += [f"## {section}", "", *(f"- [{page.title}]({page.canonical_url})" for page in found), ""]
-        whole += [f"<!-- {page.canonical_url} -->\n\n{_texts[page.file.src_uri]}" for page in found]
-    (Path(config.site_dir) / "llms.txt").write_text("\n".join(lines), encoding="utf-8")
-    (Path(config.site_dir) / "llms-full.txt").write_text("\n".join(whole), encoding="utf-8")
+        lines += [f"## {section}", ""]
+        for page in found:
+            text = _linked(written_out(_texts[page.file.src_uri]), posixpath.dirname(page.file.src_uri), urls)
+            about = summary(text)
+            lines.append(f"- [{page.title}]({urls[page.file.src_uri]}){about and f': {about}'}")
+            whole.append(f"<!-- {page.canonical_url} -->\n\n{text}")
+            (site / page.url / "index.md").write_text(text, encoding="utf-8")
+        lines.append("")
+    (site / "llms.txt").write_text("\n".join(lines), encoding="utf-8")
+    (site / "llms-full.txt").write_text("\n".join(whole), encoding="utf-8")
+
+
+def _linked(text: str, directory: str, urls: dict[str, str]) -> str:
+    """``text`` of a page in ``directory``, with addresses in place of the names of other pages."""
+
+    def there(found: re.Match[str]) -> str:
+        return urls.get(posixpath.normpath(posixpath.join(directory, found[0])), found[0])
+
+    return re.sub(r"(?<=\]\()[\w./-]+\.md(?=[#)])", there, text)
 
 
 def _pages(item: Any) -> list[Page]:

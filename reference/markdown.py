@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -21,3 +22,13 @@ def code(*names: str) -> str:
 def sentence(text: str) -> str:
     """A docstring in reST's manner as one line of Markdown."""
     return " ".join(text.replace("``", "`").split())
+
+
+def summary(markdown: str) -> str:
+    """The first sentence of a page, without links; empty if it begins with something else than text."""
+    blocks = (block.strip() for block in re.split(r"\n\s*\n", markdown))
+    first = next((block for block in blocks if block and not block.startswith("#")), "")
+    if not re.match(r"[\w*\[]|`[^`]", first):
+        return ""
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", sentence(first))
+    return re.split(r"(?<=[.!?:]) (?=[A-Z`])", plain, maxsplit=1)[0].rstrip(":")

@@ -20,14 +20,14 @@ class Authority:
         self.certificate, self._key = directory / f"{name}.crt", directory / f"{name}.key"
         _openssl(
             "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-            "-keyout", self._key, "-out", self.certificate,
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", self._key, "-out", self.certificate,
         )  # fmt: skip
 
     def sign(self, name: str) -> tuple[Path, Path]:
         """A certificate for 127.0.0.1, and its key."""
         certificate, key, request = (self._directory / f"{name}.{kind}" for kind in ("crt", "key", "csr"))
         extension = self._directory / f"{name}.ext"
-        extension.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        extension.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nauthorityKeyIdentifier=keyid\n")
         _openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         _openssl(
             "x509", "-req", "-in", request, "-days", "2", "-CA", self.certificate, "-CAkey", self._key,

@@ -15,9 +15,10 @@ import rolecall
 from reference import command_line, http_api, settings
 from reference.events import EVENTS, RECORDS
 from reference.keys import of_a_shard, whole_bus
+from reference.markdown import summary
 from reference.metrics import found
 from reference.pages import pages
-from reference.python_api import MORE
+from reference.python_api import MORE, written_out
 from rolecall.bus.events import Kind
 from rolecall.config import load
 from rolecall.settings import Settings
@@ -50,6 +51,28 @@ def test_the_reference_has_every_verb_setting_route_and_name() -> None:
     routes = [f"### {method.upper()} {path}\n" for path, method, _ in http_api.operations(http_api.document())]
     assert len(routes) > 30 and [route for route in routes if route not in told["http"]] == []
     assert [name for name in rolecall.__all__ if f"::: rolecall.{name}\n" not in told["python"]] == []
+
+
+def test_language_models_read_signatures_and_docstrings_in_place_of_directives() -> None:
+    told = written_out(GENERATED["reference/python.md"])
+    assert ":::" not in told
+    assert "- `handle(self, envelope: 'Envelope', ctx: 'Context') -> 'Envelope'`: Handle `envelope`" in told
+    assert "- `tokens_in: int`" in told and "### rolecall.connect\n" in told
+
+
+@pytest.mark.parametrize(
+    ("markdown", "said"),
+    [
+        ("# Title\n\nA turn is\none message. More.", "A turn is one message."),
+        ("# Title\n\nRead [Models](models.md#a): it helps.", "Read Models: it helps."),
+        ("# Title\n\nGive each a prefix:\n\n```\nx\n```", "Give each a prefix"),
+        ("# Title\n\n```\npip install rolecall\n```", ""),
+        ("# Title\n\n| a | b |\n|---|---|", ""),
+        ("# Title", ""),
+    ],
+)
+def test_the_summary_of_a_page_is_its_first_sentence(markdown: str, said: str) -> None:
+    assert summary(markdown) == said
 
 
 def test_every_event_word_key_and_metric_is_explained() -> None:

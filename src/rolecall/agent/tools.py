@@ -34,7 +34,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 MAX_CALLS = 16
 """At most this many calls of one answer run; a model that asks for more at once is confused."""
 CHOICES = ("anyOf", "oneOf", "allOf", "enum", "not")
-SCHEMA_CHARS = 100_000
+SCHEMA_CHARS, SCHEMA_LEVELS = 100_000, 200
 NOTED = 300
 Confirm = Callable[[str], Awaitable[bool]]
 """Asks the user whether a call of a tool may run; gets the call as text."""
@@ -202,7 +202,7 @@ def parameters_of(schema: object) -> dict[str, Any]:
     schemas at the top, which some refuse. What cannot be sent becomes an object of anything."""
     found = dict(schema) if isinstance(schema, dict) else {}
     try:
-        if len(json.dumps(found)) > SCHEMA_CHARS:
+        if len(json.dumps(found)) > SCHEMA_CHARS or _deeper_than(found, SCHEMA_LEVELS):
             found = {}
     except (TypeError, ValueError, RecursionError):
         found = {}
@@ -218,6 +218,14 @@ def parameters_of(schema: object) -> dict[str, Any]:
     if isinstance(required, list):
         found["required"] = [name for name in required if name in properties]
     return {**found, "type": "object", "properties": properties}
+
+
+def _deeper_than(value: object, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        children = (one.values() if isinstance(one, dict) else one if isinstance(one, list) else () for one in layer)
+        layer = [child for some in children for child in some]
+    return bool(layer)
 
 
 def _flat(offers: Iterable[Offer]) -> Iterator[Tool]:
