@@ -254,3 +254,14 @@ def test_a_process_is_known_by_its_birth_and_a_stranger_with_its_pid_is_spared()
 
 async def _has_host(serving: Launcher) -> bool:
     return any(one.host_pid for one in await serving.directory.servers())
+
+
+def test_all_processes_of_a_machine_without_a_network_card_are_on_the_same_machine() -> None:
+    """As in a container with --network none, where uuid.getnode() is another random number in each process."""
+    program = (
+        "import uuid; uuid._GETTERS, uuid._generate_time_safe = [], None\n"
+        "from rolecall.serving.process import machine; print(uuid.getnode(), machine())"
+    )
+    command = [sys.executable, "-c", program]
+    said = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split() for _ in range(2)]
+    assert said[0][0] != said[1][0] and said[0][1] == said[1][1]

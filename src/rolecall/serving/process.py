@@ -30,7 +30,9 @@ STOP_SECONDS = 5.0
 @cache
 def machine() -> str:
     """An id of this boot and these namespaces: within it, pids and loopback addresses mean the same."""
-    parts = [socket.gethostname(), str(uuid.getnode())]
+    parts, node = [socket.gethostname()], uuid.getnode()
+    if not node >> 40 & 1:  # set where there is no network card: a random number, another one in each process
+        parts.append(str(node))
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid", "/proc/self/ns/net"):
         with suppress(OSError):
             path = Path(source)
