@@ -35,7 +35,6 @@ end
 -- later gets the result, and a notice stays for an hour.
 local function rest()
   for _, key in ipairs({ CONVERSATION, HISTORY, PREFERENCES }) do redis.call('PEXPIRE', key, KEEP) end
-  local told = redis.call('HGET', CONVERSATION, 'told')
   redis.call('EXPIRE', EVENTS, told and NOW - told < 3600000 and 3600 or 60)
 end
 
@@ -106,7 +105,10 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
     turn .. ':g', turn .. ':d', turn .. ':s', turn .. ':c', turn .. ':p')
   if schedule then
     redis.call('HDEL', JOURNAL, turn .. ':t')
-    if not front or front == '' then redis.call('HSET', CONVERSATION, 'told', NOW) end
+    if not front or front == '' then
+      told = NOW
+      redis.call('HSET', CONVERSATION, 'told', told)
+    end
   end
   if stepped then redis.call('DEL', STEPS_STEM .. turn) end
   if is_control(turn) then
@@ -146,9 +148,9 @@ local function run(turn, envelope, parts, band, received, due, ...)
   redis.call('ZADD', ACTIVE, NOW, NAME)
 end
 
--- Run the next waiting turn of the conversation, or let the conversation rest.
+-- Run the next waiting turn of the conversation, or let the conversation rest. None waits if the newest one has run.
 local function release()
-  local turn = redis.call('LPOP', MAILBOX)
+  local turn = newest ~= running and redis.call('LPOP', MAILBOX)
   while turn do
     local envelope, parts, band, received, due =
       unpack(redis.call('HMGET', JOURNAL, turn .. ':e', turn .. ':x', turn .. ':b', turn .. ':r', turn .. ':d'))

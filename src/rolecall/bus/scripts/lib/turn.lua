@@ -6,8 +6,8 @@
 -- args: name turn channel
 local CONTROL, CALL = is_control(TURN), is_call(TURN)
 local ORDERED = not CONTROL and not CALL
-local running, at, session, rested, known_title, newest =
-  unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at', 'session', 'last', 'title', 'seq'))
+local running, at, session, rested, known_title, newest, told =
+  unpack(redis.call('HMGET', CONVERSATION, 'cur', 'at', 'session', 'last', 'title', 'seq', 'told'))
 if CALL then
   at = redis.call('HGET', JOURNAL, TURN .. ':a')
   running = at and TURN
