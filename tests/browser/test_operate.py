@@ -156,14 +156,24 @@ async def test_now_shows_who_does_what(page: Page, stage: Stage) -> None:
     await expect(page.locator("[data-processes]")).to_contain_text("of 64")
 
 
-async def test_a_role_is_paused_and_resumed(page: Page) -> None:
+async def test_a_role_is_scaled_and_its_messages_wait_while_it_is_paused(page: Page, stage: Stage) -> None:
     await page.goto("/web/now")
     row = page.locator("[data-roles] tr", has_text="translation")
+    await row.get_by_role("button", name="One instance of translation more").click()
+    await expect(row.locator(".slots i")).to_have_count(2)
+    await expect(row.locator('[data-f="count"]')).to_have_text("2")
+    await row.get_by_role("button", name="One instance of translation less").click()
+    await expect(row.locator(".slots i")).to_have_count(1)
     await row.get_by_role("button", name="Pause translation").click()
     await expect(row.locator(".slots")).to_have_text("none")
     await expect(row).to_have_class(re.compile("paused"))
+    await expect(row.get_by_role("button", name="One instance of translation less")).to_be_disabled()
+    received = await stage.deployment.say("telegram:49", "/translate while it is paused")
+    await expect(row.locator('[data-f="queue"]')).to_have_text("1")
     await row.get_by_role("button", name="Resume translation").click()
     await expect(row.locator(".slots i")).to_have_count(1)
+    assert (await stage.deployment.answer(received)).text == "echo: while it is paused"
+    await expect(row.locator('[data-f="queue"]')).to_have_text("0")
     await page.get_by_role("link", name="24 hours").click()
     await expect(page).to_have_url(re.compile("span=24h"))
     await expect(page.locator("[data-plot] svg .grid")).to_have_count(12)
@@ -190,6 +200,23 @@ async def test_the_log_of_the_processes_is_followed_and_filtered(page: Page) -> 
     await expect(log.filter(has_text="shard 7")).to_have_count(0)
     await page.goto("/web/log?process=nobody%3A1")
     await expect(page.locator("[data-none]")).to_contain_text("No matches")
+
+
+async def test_the_dead_letters_that_match_are_replayed_at_once(page: Page, stage: Stage) -> None:
+    for n in range(3):
+        await stage.deployment.ask("telegram:50", f"bury me because of the storm, {n}")
+    await stage.deployment.ask("telegram:51", "bury me because of the flood")
+    await page.goto("/web/dead")
+    await page.get_by_role("searchbox").fill("THE STORM")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".letter")).to_have_count(3)
+    await page.get_by_role("button", name="Replay all 3").click()
+    await expect(page.locator("[data-notice]")).to_have_text("3 replayed, 0 refused.")
+    await expect(page.locator(".letter.gone [data-outcome]")).to_have_text(["Replayed."] * 3)
+    await page.goto("/web/conversations/telegram:50")
+    await expect(page.locator(".turn .pill")).to_have_text(["given up"] * 6)
+    await page.goto("/web/conversations/telegram:51")
+    await expect(page.locator(".turn .pill")).to_have_text(["given up"])
 
 
 async def test_many_dead_letters_are_chosen_and_dropped(page: Page, stage: Stage) -> None:

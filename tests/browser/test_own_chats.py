@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.browser.stage import Stage
+from rolecall.agent.role import Role
+from tests.browser.stage import ROLES, Stage, TranslationAgent, staged
 from tests.browser.test_chat import say
 from tests.waiting import wait_until
 
@@ -230,3 +231,73 @@ async def test_reminders_of_a_conversation_are_listed_and_deleted(page: Page) ->
     await expect(dialog.locator("li")).to_contain_text("the ferns again")
     await dialog.get_by_role("button", name="Delete the reminder").click()
     await expect(dialog).to_contain_text("no reminders")
+
+
+async def test_messages_answers_and_code_are_copied_as_they_were_written(page: Page) -> None:
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    copied = "navigator.clipboard.readText()"
+    await page.goto("/")
+    written = "# Herons\n\n**Two** of them & <b>one</b>:\n\n```python\nbirds = 2\n```"
+    await say(page, written)
+    await expect(page.locator(".answer.runs")).to_have_count(0)
+    await expect(page.locator(".answer strong")).to_have_text("Two")
+    await page.get_by_role("button", name="Copy answer").click()
+    await expect(page.get_by_role("button", name="Copy answer")).to_have_text("Copied")
+    assert await page.evaluate(copied) == written
+    await page.locator(".answer .code").get_by_role("button", name="Copy").click()
+    assert (await page.evaluate(copied)).strip() == "birds = 2"
+    await page.locator(".said-row").hover()
+    await page.get_by_role("button", name="Copy message").click()
+    assert await page.evaluate(copied) == written
+    await page.reload()
+    await page.get_by_role("button", name="Copy answer").click()
+    await expect(page.get_by_role("button", name="Copy answer")).to_have_text("Copied")
+    assert await page.evaluate(copied) == written
+
+
+async def test_a_role_and_a_model_are_chosen_for_the_next_message(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    roles = (*ROLES[:3], Role(TranslationAgent, models=("echo@test", "loud@test"), match="/translate"))
+    async with staged(tmp_path_factory.mktemp("models"), roles) as stage:
+        page = await browser.new_page(base_url=stage.url)
+        await page.goto("/")
+        model, role = page.get_by_label("Model", exact=True), page.get_by_label("Role", exact=True)
+        await expect(model.locator("option")).to_have_text(["Any model", "echo@test", "loud@test"])
+        answer = page.locator(".answer").last
+        await role.select_option("translation")
+        for chosen, spoke in (("loud@test", "loud@test"), ("Any model", "echo@test"), ("echo@test", "echo@test")):
+            await model.select_option(chosen)
+            await say(page, f"by {chosen}")
+            await answered(page, f"echo: by {chosen}")
+            await expect(answer.locator(".hop").last).to_have_text("translation")
+            await expect(answer.locator(".facts-line")).to_contain_text(spoke)
+        await role.select_option("Any role")
+        await say(page, "by any")
+        await answered(page, "by any")
+        await expect(answer.locator(".hop").last).to_have_text("samplellm")
+        await page.context.close()
+
+
+async def test_reading_aloud_and_dictation_are_offered_only_where_the_browser_has_them(page: Page) -> None:
+    await page.add_init_script("""
+      window.read = [];
+      if (window.speechSynthesis) speechSynthesis.speak = (utterance) => window.read.push(utterance.text);
+    """)
+    await page.goto("/")
+    assert await page.evaluate("'webkitSpeechRecognition' in window && 'speechSynthesis' in window")
+    await say(page, "read **me**\n\n```\nnot me\n```")
+    await expect(page.locator(".answer.runs")).to_have_count(0)
+    await expect(page.get_by_role("button", name="Dictate")).to_be_visible()
+    await page.get_by_role("button", name="Read aloud").click()
+    assert [text.split() for text in await page.evaluate("window.read")] == [["read", "me"]]
+    await expect(page.get_by_role("button", name="Read aloud")).to_have_attribute("aria-pressed", "true")
+
+    await page.add_init_script("""
+      for (const name of ["SpeechRecognition", "webkitSpeechRecognition", "speechSynthesis"]) delete window[name];
+    """)
+    await page.reload()
+    assert not await page.evaluate("'webkitSpeechRecognition' in window || 'speechSynthesis' in window")
+    await expect(page.get_by_role("button", name="Copy answer")).to_be_visible()
+    await expect(page.get_by_role("button", name="Dictate")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Read aloud")).to_be_hidden()
