@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -132,6 +131,8 @@ def checked_schema(schema: dict[str, Any] | None, param: str) -> dict[str, Any]:
 
 def is_schema(value: dict[str, Any]) -> bool:
     """Whether ``value`` is a JSON schema."""
+    from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
+
     try:
         Draft202012Validator.check_schema(value)
     except (SchemaError, RecursionError):
