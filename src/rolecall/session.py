@@ -82,7 +82,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
     cannot be reached or is too old, ConfigError when the bus there was created with other settings.
     """
     settings = application.settings
-    keys.use(settings.key_prefix)
+    keys.use(settings.key_prefix, spread=settings.shards if settings.clustered else 0)
     _check_connections(settings, len(application.frontends))
     async with _address(application, start) as (url, embedded):
         server = RedisServer(

@@ -13,6 +13,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -37,7 +38,7 @@ from rolecall.models.model import Caller, Model, ModelEvent, Request, Usage
 from rolecall.models.stream import closing
 from rolecall.redis import keys
 from rolecall.redis.leader import extend
-from rolecall.redis.scripts import Arg, script
+from rolecall.redis.scripts import script
 from rolecall.redis.server import Server
 from rolecall.settings import Settings, Terms
 
@@ -60,19 +61,20 @@ MODEL_PARTS = ("state", "use", "booked", "busy", "waiting")
 PACKAGE = "rolecall.models"
 ENTER = script(
     PACKAGE, "scripts/enter", ModelBlock,
-    names="spent ticket tokens rpm tpm minute lease book user_tokens user_tokens_limit tokens_limit user_cost "
-    "user_cost_limit cost_limit",
+    names="ticket tokens rpm tpm minute lease book",
 )  # fmt: skip
 LEAVE = script(
     PACKAGE, "scripts/leave", ModelBlock,
-    names="spent outcome slice reserved used retry_after breaker_failures why probe_ms expected counts",
+    names="outcome slice reserved used retry_after breaker_failures why probe_ms expected",
 )  # fmt: skip
-SAVED = script(PACKAGE, "scripts/saved", names="spent names amounts")
+SPEND = script(PACKAGE, "scripts/spend", names="spent names amounts")
 WAIT = script(PACKAGE, "scripts/wait", ModelBlock, names="conversation")
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
 ANSWER_TOKENS = 400
 """Estimated length of an answer without a limit, until measured use of the model corrects it."""
+SPEND_SECONDS = 0.5
+"""How long what was spent may be known to this process only, if there is no budget."""
 MICRO = 1_000_000
 Outcome = Literal["ANSWERING", "OK", "FAILED", "AWAY", "LIMITED", "NOTHING"]
 Wake = Callable[[str], Coroutine[Any, Any, None]]
@@ -117,16 +119,18 @@ class Gate:
         self._settings = settings
         self._wake = wake
         self._tasks = BackgroundTasks()
+        self._spent: dict[str, int] = {}
+        self._closed = asyncio.Event()
+        s = settings
+        self._budgets = bool(s.user_tokens_per_day or s.user_cost_per_day or s.tokens_per_day or s.cost_per_day)
 
     async def enter(self, request: Request, *, book: bool) -> Call:
         """Begin a call. Raises OverBudget, and NotNow, with ``book`` after booking a place in the quota."""
         caller = request.caller or Caller("", "")
         call_id = secrets.token_hex(8)
-        entering = self._entering(caller, request, book)
-        reply = await self._server.run(ENTER, self._block(call_id), **entering)
+        await self._check_budgets(caller)
+        reply = await self._server.run(ENTER, self._block(call_id), **self._entering(caller, request, book))
         word = reply[0].decode()
-        if word == "OVER":
-            raise _over_budget(reply[1].decode(), reply[2].decode(), entering)
         if word != "GO":
             raise self._not_now(word, reply[1] / 1000, reply[2].decode(), reply[3] / 1000)
         call = Call(
@@ -152,17 +156,14 @@ class Gate:
 
     def saved(self, usage: Usage) -> None:
         """Count an answer that was recorded and not paid for again. Lost while the server is unavailable."""
-        spent, tokens, cost = keys.spent(keys.today()), usage.tokens_in + usage.tokens_out, self._cost(usage)
-        self._later(self._count_saved(spent, tokens, cost))
+        tokens, cost = usage.tokens_in + usage.tokens_out, self._cost(usage)
+        for at in ("", f"m:{self.name}:"):
+            self._spend({f"{at}saved_tokens": tokens, f"{at}saved_cost": cost})
+        self._later(self._flush())
 
     def price(self, usage: Usage) -> float:
         """What ``usage`` costs."""
         return self._cost(usage) / MICRO
-
-    async def _count_saved(self, spent: str, tokens: int, cost: int) -> None:
-        grown = {"saved_tokens": tokens, "saved_cost": cost}
-        flat: list[Arg] = [f"{at}{part}" for at in ("", f"m:{self.name}:") for part in grown]
-        await self._server.run(SAVED, spent=spent, names=flat, amounts=list(grown.values()) * 2)
 
     async def waits(self, conversation: str) -> None:
         """Have the deferred turn of ``conversation`` woken when the model is back; at once if it already is."""
@@ -171,25 +172,36 @@ class Gate:
 
     async def aclose(self) -> None:
         """Wait for pending reports."""
+        self._closed.set()
         await self._tasks.drain()
+        with suppress(ServerError):
+            await self._flush()
+
+    async def _check_budgets(self, caller: Caller) -> None:
+        """Raise OverBudget if the caller, or all, have spent what is allowed today."""
+        if not self._budgets:
+            return
+        s, user = self._settings, f"u:{caller.user}"
+        limits = {
+            ("user", "tokens"): (f"{user}:tokens", _most(caller, s.user_tokens_per_day)),
+            ("user", "cost"): (f"{user}:cost", _most(caller, (s.user_cost_per_day or 0) * MICRO)),
+            ("all", "tokens"): ("tokens", s.tokens_per_day or 0),
+            ("all", "cost"): ("cost", round((s.cost_per_day or 0) * MICRO)),
+        }
+        spent = await self._server.fetch("HMGET", keys.spent(keys.today()), *(field for field, _ in limits.values()))
+        for ((whose, what), (_, limit)), used in zip(limits.items(), spent, strict=True):
+            if limit and int(used or 0) >= limit:
+                raise _over_budget(whose, what, limit)
 
     def _entering(self, caller: Caller, request: Request, book: bool) -> dict[str, Any]:
-        terms, s, user = self.terms, self._settings, f"u:{caller.user}"
         return {
-            "spent": keys.spent(keys.today()),
             "ticket": f"{caller.conversation}/{caller.turn}",
             "tokens": expected_tokens(request),
-            "rpm": terms.rpm or 0,
-            "tpm": terms.tpm or 0,
-            "minute": round(s.quota_minute_seconds * 1000),
+            "rpm": self.terms.rpm or 0,
+            "tpm": self.terms.tpm or 0,
+            "minute": round(self._settings.quota_minute_seconds * 1000),
             "lease": round(LEASE_SECONDS * 1000),
             "book": int(book),
-            "user_tokens": f"{user}:tokens",
-            "user_tokens_limit": _most(caller, s.user_tokens_per_day),
-            "tokens_limit": s.tokens_per_day or 0,
-            "user_cost": f"{user}:cost",
-            "user_cost_limit": _most(caller, (s.user_cost_per_day or 0) * MICRO),
-            "cost_limit": round((s.cost_per_day or 0) * MICRO),
         }
 
     def _not_now(self, word: str, after: float, why: str, silent: float) -> NotNow:
@@ -203,34 +215,52 @@ class Gate:
         return NotNow(f"{self.name} asks to wait: {why}", after, kind="model_limit")
 
     async def _tell(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
-        counts = [] if outcome == "ANSWERING" else self._counts(call, outcome)
+        if outcome != "ANSWERING":
+            self._spend(self._counts(call, outcome))
         used = call.usage.tokens_in + call.usage.tokens_out if call.usage and outcome != "ANSWERING" else -1
         away, after, silent, *names = await self._server.run(
-            LEAVE, self._block(call.id), spent=keys.spent(keys.today()), outcome=outcome, slice=call.slice,
-            reserved=call.reserved, used=used, retry_after=-1 if retry_after is None else round(retry_after * 1000),
+            LEAVE, self._block(call.id), outcome=outcome, slice=call.slice, reserved=call.reserved, used=used,
+            retry_after=-1 if retry_after is None else round(retry_after * 1000),
             breaker_failures=self._settings.breaker_failures, why=why[:300],
-            probe_ms=round(self._settings.probe_seconds * 1000), expected=call.expected, counts=counts,
+            probe_ms=round(self._settings.probe_seconds * 1000), expected=call.expected,
         )  # fmt: skip
+        if self._budgets:
+            await self._flush()
         for name in names:
             self._later(self._wake(name.decode()))
         return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05), silent / 1000)
 
-    def _counts(self, call: Call, outcome: Outcome) -> list[Arg]:
-        """The day's counters, each followed by its increment."""
+    def _spend(self, grown: Mapping[str, int]) -> None:
+        """Note what was spent. Without a budget, what several calls spend is written together."""
+        if not self._spent and not self._budgets:
+            self._later(self._flush_soon())
+        for name, by in grown.items():
+            if by:
+                self._spent[name] = self._spent.get(name, 0) + by
+
+    async def _flush_soon(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SPEND_SECONDS):
+                await self._closed.wait()
+        await self._flush()
+
+    async def _flush(self) -> None:
+        spent, self._spent = self._spent, {}
+        if spent:
+            names, amounts = list(spent), list(spent.values())
+            await self._server.run(SPEND, spent=keys.spent(keys.today()), names=names, amounts=amounts)
+
+    def _counts(self, call: Call, outcome: Outcome) -> dict[str, int]:
+        """What a call adds to the day's counters."""
         usage = call.usage or Usage(0, 0)
         tokens = usage.tokens_in + usage.tokens_out
-        cost = self._cost(usage)
-        grown = {
-            "tokens": tokens, "cost": cost, f"u:{call.caller.user}:tokens": tokens, f"u:{call.caller.user}:cost": cost,
+        cost, user = self._cost(usage), call.caller.user
+        return {
+            "tokens": tokens, "cost": cost, **({f"u:{user}:tokens": tokens, f"u:{user}:cost": cost} if user else {}),
             f"m:{self.name}:in": usage.tokens_in, f"m:{self.name}:out": usage.tokens_out, f"m:{self.name}:cost": cost,
             f"m:{self.name}:calls": 1, f"m:{self.name}:ms": round((time.monotonic() - call.began) * 1000),
             f"m:{self.name}:failed": int(outcome in ("FAILED", "LIMITED")),
         }  # fmt: skip
-        flat: list[Arg] = []
-        for field, by in grown.items():
-            if by and not field.startswith("u::"):
-                flat += [field, by]
-        return flat
 
     def _cost(self, usage: Usage) -> int:
         return round(usage.tokens_in * self.terms.price_in + usage.tokens_out * self.terms.price_out)
@@ -265,9 +295,9 @@ def expected_tokens(request: Request) -> int:
     return characters // 4 + 800 * images + (request.max_tokens or ANSWER_TOKENS)
 
 
-def _over_budget(whose: str, what: str, limits: Mapping[str, Any]) -> OverBudget:
+def _over_budget(whose: str, what: str, limit: int) -> OverBudget:
     """The error for a budget of ``whose`` (user or all) for ``what`` (tokens or cost) that is used up."""
-    limit, kind = limits[f"user_{what}_limit" if whose == "user" else f"{what}_limit"], f"budget_{whose}"
+    kind = f"budget_{whose}"
     if what == "tokens":
         return OverBudget(told(kind, limit=f"{limit} tokens"), kind, tokens=limit)
     return OverBudget(told(kind, limit=money(limit / MICRO)), kind, cost=limit / MICRO)

@@ -17,6 +17,7 @@ SLOTS = 16_384
 BANDS = ("h", "n", "l")
 """High, normal and low priority: each role has one stream per band."""
 _prefix = ""
+_spread = 0
 GLOBAL = "{bus:0}"
 META = f"{GLOBAL}:meta"
 SCALE = f"{GLOBAL}:scale"
@@ -42,10 +43,12 @@ PROCESS_LOG = f"{GLOBAL}:process-log"
 """Capped stream of the lines that processes logged in the last 24 hours."""
 
 
-def use(prefix: str) -> None:
+def use(prefix: str, *, spread: int = 0) -> None:
     """Put ``prefix`` into the hash tags of all keys and channels of this process: ``{<prefix>.bus:N}``, or ``{bus:N}``
-    without one. Takes effect for what is made afterwards; a process keeps its first prefix. Raises ConfigError."""
-    global _prefix  # the one process-wide name: two applications in one process would need two sets of keys
+    without one. Takes effect for what is made afterwards; a process keeps its first prefix. On a cluster of ``spread``
+    shards, the keys of models are with the shards, one by one. Raises ConfigError."""
+    global _prefix, _spread  # process-wide: two applications in one process would need two sets of keys
+    _spread = spread
     if prefix == _prefix:
         return
     if _prefix:
@@ -91,8 +94,14 @@ def worker(process: str) -> str:
 def model(name: str, part: str) -> str:
     """What all processes share about the model ``name@provider``: the hashes ``state``, ``use`` (of its quota) and
     ``booked``, and the sorted sets ``busy`` and ``waiting``; for a model on several servers also the hash
-    ``servers``."""
-    return f"{GLOBAL}:model:{name}:{part}"
+    ``servers``, which stands with the calls of all servers. On a cluster, each model is in the slot of a shard."""
+    tag = _model_tag(name, _spread, _prefix) if _spread and part != "servers" else GLOBAL
+    return f"{tag}:model:{name}:{part}"
+
+
+@lru_cache(1024)
+def _model_tag(name: str, spread: int, prefix: str) -> str:
+    return _spread_tag(crc32(name.encode()) % spread, spread)
 
 
 def spent(day: str) -> str:

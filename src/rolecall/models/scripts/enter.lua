@@ -1,36 +1,28 @@
--- Enter a call of a model, if breaker, quota, concurrency and budgets allow.
---   spent: tokens and money of the day; ticket: of the turn, for its booking; tokens: expected
+-- Enter a call of a model, if breaker, quota and concurrency allow.
+--   ticket: of the turn, for its booking; tokens: expected
 --   rpm, tpm: requests and tokens per minute, 0 for no limit; minute: ms of a minute (shorter in tests)
 --   lease: ms a call is in flight without being extended; book: '1' books a place in a later slice
---   user_tokens, user_cost: fields of the user in `spent`; *_limit: 0 for no limit
--- Returns {GO, slice, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why, ms for which it is away} | {OVER, 'user'|'all', 'tokens'|'cost'}.
+-- Returns {GO, slice or -1 without a quota, tokens reserved, 1 for a probe} | {AWAY|FULL|LATER, ms to the next try, why, ms for which it is away}.
 -- After AWAY and FULL, `wait` gets the conversation woken; LATER only ends with time.
 -- include: clock model
--- keys: spent
--- args: ticket tokens rpm tpm minute lease book user_tokens user_tokens_limit tokens_limit user_cost user_cost_limit cost_limit
-local function spent(field, most)
-  return tonumber(most) > 0 and tonumber(redis.call('HGET', SPENT, field) or 0) >= tonumber(most)
-end
-if spent(USER_TOKENS, USER_TOKENS_LIMIT) then return { 'OVER', 'user', 'tokens' } end
-if spent(USER_COST, USER_COST_LIMIT) then return { 'OVER', 'user', 'cost' } end
-if spent('tokens', TOKENS_LIMIT) then return { 'OVER', 'all', 'tokens' } end
-if spent('cost', COST_LIMIT) then return { 'OVER', 'all', 'cost' } end
-
-local busy, open, why = in_flight(), get('open') == 1, redis.call('HGET', STATE, 'why') or ''
+-- args: ticket tokens rpm tpm minute lease book
+local open, why = get('open') == 1, state.why or ''
 if open and (NOW < get('until') or probing()) then return { 'AWAY', next_look(500), why, silence() } end
 if not open and NOW < get('until') then return { 'LATER', next_look(50), why, 0 } end
-if ROOM > 0 and busy >= ROOM then return { 'FULL', 5000, '', 0 } end
+if ROOM > 0 and in_flight() >= ROOM then return { 'FULL', 5000, '', 0 } end
 
 local rpm, tpm = tonumber(RPM), tonumber(TPM)
 local SLICE = tonumber(MINUTE) / 60
 local present = math.floor(NOW / SLICE)
-local expected = math.floor(tonumber(TOKENS) * tonumber(redis.call('HGET', STATE, 'scale') or 1))
+local expected = math.floor(tonumber(TOKENS) * tonumber(state.scale or 1))
 if tpm > 0 then expected = math.min(expected, tpm) end
 
+local new = false -- whether nothing was used lately
 -- The first slice whose minute has room, never one before a slice that is booked.
 local function free_slice()
   local tokens, requests, last = {}, {}, present
   local flat = redis.call('HGETALL', USE)
+  new = #flat == 0
   for i = 1, #flat, 2 do
     local slice, what = string.match(flat[i], '^(%d+):(.)$')
     slice = tonumber(slice)
@@ -50,14 +42,15 @@ end
 local function use(slice)
   redis.call('HINCRBY', USE, string.format('%.0f', slice) .. ':t', expected)
   redis.call('HINCRBY', USE, string.format('%.0f', slice) .. ':r', 1)
-  redis.call('PEXPIRE', USE, math.floor(SLICE * 1200))
+  if new or a_second_later then redis.call('PEXPIRE', USE, math.floor(SLICE * 1200)) end
 end
 
-local slice = present
+local slice = -1
 if rpm > 0 or tpm > 0 then
+  slice = present
   local booked = tonumber(redis.call('HGET', BOOKED, TICKET) or -1)
   if booked > present then return { 'LATER', math.ceil(booked * SLICE - NOW) + 1, 'quota', 0 } end
-  redis.call('HDEL', BOOKED, TICKET)
+  if booked >= 0 then redis.call('HDEL', BOOKED, TICKET) end
   if booked >= present - 60 then slice = booked
   else
     slice = free_slice() or -1
@@ -71,6 +64,6 @@ if rpm > 0 or tpm > 0 then
   end
 end
 redis.call('ZADD', BUSY, NOW + tonumber(LEASE), CALL)
-redis.call('PEXPIRE', BUSY, 86400000)
-if open then redis.call('HSET', STATE, 'probe', CALL) end
+if a_second_later then redis.call('PEXPIRE', BUSY, 86400000) end
+if open then put('probe', CALL) end
 return { 'GO', slice, expected, open and 1 or 0 }

@@ -1,35 +1,35 @@
--- Leave a call of a model: report its outcome, count its usage, and learn which conversations to wake.
---   spent: tokens and money of the day; outcome: ANSWERING (the first token of a probe; the call goes on) | OK | FAILED
+-- Leave a call of a model: report its outcome, correct its quota, and learn which conversations to wake.
+--   outcome: ANSWERING (the first token of a probe; the call goes on) | OK | FAILED
 --     | LIMITED | NOTHING | AWAY (unavailable for `retry_after` ms)
 --   slice, reserved: as `enter` returned them; used: tokens, -1 if unknown; expected: tokens
 --   retry_after: ms that the provider asks to wait, -1 if it does not say; breaker_failures: in a row open the breaker
---   probe_ms: longest time between two probes; counts: field and increment in turn, for `spent`
+--   probe_ms: longest time between two probes
 -- Returns {1 while the breaker is open, ms to the caller's next try, ms for which it has been open, conversations to wake …}.
 -- include: clock model
--- keys: spent
--- args: outcome slice reserved used retry_after breaker_failures why probe_ms expected counts*
+-- args: outcome slice reserved used retry_after breaker_failures why probe_ms expected
 local outcome = OUTCOME
-local probe = redis.call('HGET', STATE, 'probe') == CALL
+local probe = state.probe == CALL
 if outcome ~= 'ANSWERING' then redis.call('ZREM', BUSY, CALL) end
 
 local used = tonumber(USED)
-if used >= 0 then
+if used >= 0 and SLICE ~= '-1' then
   local field = SLICE .. ':t'
   if redis.call('HEXISTS', USE, field) == 1 then redis.call('HINCRBY', USE, field, used - tonumber(RESERVED)) end
-  local scale = tonumber(redis.call('HGET', STATE, 'scale') or 1)
-  redis.call('HSET', STATE, 'scale', 0.8 * scale + 0.2 * used / math.max(1, tonumber(EXPECTED)))
+  put('scale', 0.8 * tonumber(state.scale or 1) + 0.2 * used / math.max(1, tonumber(EXPECTED)))
 end
-for i = 1, #COUNTS, 2 do redis.call('HINCRBY', SPENT, COUNTS[i], COUNTS[i + 1]) end
-if #COUNTS > 0 then redis.call('EXPIRE', SPENT, 3024000) end
 
+local function raise(name, by)
+  put(name, get(name) + by)
+  return get(name)
+end
 local function pause(most, n) return math.min(most, 250 * 2 ^ math.min(n, 16)) end
 local returned, wait = false, 0
 if outcome == 'OK' or outcome == 'ANSWERING' then
   returned = answered()
-  redis.call('HDEL', STATE, 'limits')
+  clear('limits')
 elseif outcome == 'FAILED' then
-  if probe or redis.call('HINCRBY', STATE, 'fails', 1) >= tonumber(BREAKER_FAILURES) or get('open') == 1 then
-    local n = redis.call('HINCRBY', STATE, 'opens', probe and 1 or 0)
+  if probe or raise('fails', 1) >= tonumber(BREAKER_FAILURES) or get('open') == 1 then
+    local n = raise('opens', probe and 1 or 0)
     open_until(math.floor(NOW + pause(tonumber(PROBE_MS), n)), WHY)
     wait = next_look(500)
   end
@@ -39,12 +39,12 @@ elseif outcome == 'AWAY' then
 elseif outcome == 'LIMITED' then
   returned = answered()
   local asked = tonumber(RETRY_AFTER)
-  if asked < 0 then asked = pause(60000, redis.call('HINCRBY', STATE, 'limits', 1) + 1) end
-  redis.call('HSET', STATE, 'until', math.max(get('until'), math.floor(NOW + asked)), 'why', WHY)
+  if asked < 0 then asked = pause(60000, raise('limits', 1) + 1) end
+  put('until', math.max(get('until'), math.floor(NOW + asked)))
+  put('why', WHY)
   wait = next_look(50)
 end
-if probe and outcome ~= 'ANSWERING' then redis.call('HDEL', STATE, 'probe') end
-redis.call('EXPIRE', STATE, 86400)
+if probe and outcome ~= 'ANSWERING' then clear('probe') end
 local names = woken(returned)
 table.insert(names, 1, silence())
 table.insert(names, 1, wait)

@@ -1,4 +1,4 @@
--- Count an answer that was replayed rather than paid for again.
+-- Add to what was spent on models on a day, or saved by answers that were replayed rather than paid for again.
 -- Returns how many counters there were.
 -- keys: spent
 -- args: names* amounts*
