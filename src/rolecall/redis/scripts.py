@@ -23,7 +23,6 @@ header raise ScriptError then, and so does a call with other names.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -185,16 +184,16 @@ def _load(package: str, path: str) -> Script:
     name = f"{package.rpartition('.')[2]}/{path}.lua"
     included = _INCLUDE.search(text)
     parts = [_prelude(name, package, part) for part in (included.group(1).split() if included else ())]
-    text = "".join([*parts, text])
+    text = "".join(parts := [*parts, text])
     declared: dict[str, tuple[list[str], list[str]]] = {"keys": ([], []), "args": ([], [])}
     for kind, words in _DECLARED.findall(text):
         single, lists = _split(name, words.split())
         declared[kind][0].extend(single)
         declared[kind][1].extend(f"{word}*" for word in lists)
-    return _made(name, text, *([*single, *lists] for single, lists in declared.values()))
+    return _made(name, parts, *([*single, *lists] for single, lists in declared.values()))
 
 
-def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:
+def _made(name: str, parts: Sequence[str], keys: list[str], args: list[str]) -> Script:
     declared = [word.rstrip("*") for word in (*keys, *args)]
     if twice := sorted({word for word in declared if declared.count(word) > 1}):
         raise ScriptError(f"{name} declares {', '.join(twice)} twice")
@@ -202,8 +201,9 @@ def _made(name: str, text: str, keys: list[str], args: list[str]) -> Script:
     if len(lists) > 1:
         raise ScriptError(f"{name} declares the key lists {', '.join(lists)}: expected at most one")
     plain, arg_lists = _split(name, args)
-    body = (_lists(len(single), lists, len(plain), arg_lists) + _placed(_used(text), single, plain)).encode()
+    body = (_lists(len(single), lists, len(plain), arg_lists) + _placed(_used(parts), single, plain)).encode()
     sha = sha1(body, usedforsecurity=False).hexdigest()
+    text = "".join(parts)
     reads = bool(_CHANGES_NOTHING.search(text))
     key_list = lists[0] if lists else ""
     confirmed = bool(_CONFIRMED.search(text))
@@ -227,15 +227,40 @@ def _placed(text: str, keys: Sequence[str], args: Sequence[str]) -> str:
     return _TOKEN.sub(lambda token: places.get(token[0], token[0]), text)
 
 
-def _used(text: str) -> str:
-    """``text`` without the functions that nothing in it calls."""
-    while True:
-        words = Counter(token for token in re.findall(r"--[^\n]*|\w+", text) if not token.startswith("--"))
-        idle = [found for found in _FUNCTION.finditer(text) if words[found[1]] == 1]
-        if not idle:
-            return text
-        for found in reversed(idle):
-            text = text[: found.start()] + text[found.end() :]
+def _used(parts: Iterable[str]) -> str:
+    """The text of ``parts`` without the functions that nothing else in it names."""
+    pieces = [piece for part in parts for piece in _pieces(part)]
+    functions: dict[str, set[str]] = {}
+    for piece in pieces:
+        functions.setdefault(piece.function, set()).update(piece.words)
+    needed, found = {""}, {""}
+    while found:
+        found = set().union(*(functions[name] for name in found)) & functions.keys() - needed
+        needed |= found
+    return "".join(piece.text for piece in pieces if piece.function in needed)
+
+
+class _Piece(NamedTuple):
+    """A function of a script, or what stands before or between functions (``function`` is empty), and its words."""
+
+    function: str
+    text: str
+    words: frozenset[str]
+
+
+@cache
+def _pieces(part: str) -> tuple[_Piece, ...]:
+    """``part`` in pieces; most parts are preludes of many scripts."""
+    found, at = list[_Piece](), 0
+    for function in _FUNCTION.finditer(part):
+        found.append(_Piece("", part[at : function.start()], _words(part[at : function.start()])))
+        found.append(_Piece(function[1], function[0], _words(function[0])))
+        at = function.end()
+    return (*found, _Piece("", part[at:], _words(part[at:])))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word for word in re.findall(r"--[^\n]*|\w+", text) if not word.startswith("--"))
 
 
 def _lists(keys: int, key_lists: list[str], args: int, arg_lists: list[str]) -> str:
