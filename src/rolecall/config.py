@@ -103,6 +103,14 @@ class Application:
         return next((role for role in self.roles if role.name == name), None)
 
     @property
+    def answering_roles(self) -> list[Role]:
+        """The roles to offer to people: those to which config.py gives a prefix or models. GEN_MODEL gives models to
+        all others as well, but most of these only help: they find the language, transcribe, count."""
+        given = {role.name: self.sources.get(f"{role.name} models", "config.py") for role in self.roles}
+        named = {name for name, origin in given.items() if origin == "config.py" or origin.startswith("auto: ")}
+        return [role for role in self.roles if role.match or (role.models and role.name in named)]
+
+    @property
     def model_names(self) -> list[str]:
         """The models of all roles, without duplicates."""
         return list(dict.fromkeys(name for role in self.roles for name in role.models))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from rolecall.errors import ConfigError
 from rolecall.session import configured_url, connections_needed, open_session
 from rolecall.settings import Settings, time_zone
 from tests.applications import AGENTS, CONFIG, clean_environment, make_application, own_modules
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +139,19 @@ def test_gen_model_is_for_the_roles_that_name_none_and_google_is_gemini(tmp_path
     assert [role.models for role in loaded.roles] == [("a@gemini", "b@openai"), ("echo@test",)]
     assert loaded.sources["manager models"] == "GEN_MODEL, .env"
     assert loaded.sources["samplellm models"] == "config.py"
+
+
+def test_roles_that_only_help_are_not_offered_because_gen_model_gives_them_models(tmp_path: Path) -> None:
+    offered = ["calculator", "remind", "research", "samplellm", "translation"]
+    shutil.copy(ROOT / "config.py", tmp_path)
+    shutil.copytree(ROOT / "agents", tmp_path / "agents", ignore=shutil.ignore_patterns("__pycache__"))
+    for dotenv in ("", "GEN_MODEL=echo@test\n"):
+        (tmp_path / ".env").write_text(dotenv)
+        with own_modules():
+            loaded = load(tmp_path)
+        helper = loaded.role("lang")
+        assert helper is not None and bool(helper.models) == bool(dotenv)
+        assert sorted(role.name for role in loaded.answering_roles) == offered
 
 
 AUTO = {'"echo@test"': '"auto"'}

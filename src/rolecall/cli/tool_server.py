@@ -288,7 +288,7 @@ class RoleTools:
     def __init__(self, application: Application, taken: Toolbox) -> None:
         self._application = application
         offered = {ASK: application.role(FIRST_ROLE)}
-        offered |= {f"{ASK}_{role.name}": role for role in application.roles if role.models or role.match}
+        offered |= {f"{ASK}_{role.name}": role for role in application.answering_roles}
         self.names: dict[str, Role] = {
             name: role for name, role in offered.items() if role is not None and name not in taken.tools
         }

@@ -94,7 +94,7 @@ def _card(request: Request, *, extended: bool) -> wire.AgentCard:
     services: Services = request.app.state.services
     scheme = request.headers.get("x-forwarded-proto", request.url.scheme)
     url = f"{scheme}://{request.url.netloc}{RPC_PATH}"
-    roles = [role for role in services.application.roles if role.models or role.match] if extended else []
+    roles = services.application.answering_roles if extended else []
     skills = [wire.AgentSkill(id="ask", name="ask", description="Answers messages.", tags=["chat"])]
     skills += [
         wire.AgentSkill(

@@ -30,7 +30,7 @@ async def show_model(name: str, services: ServicesDep, _: User) -> dict[str, Any
 
 def listed(services: Services) -> list[str]:
     """The names to offer to a person."""
-    roles = sorted(role.name for role in services.application.roles if role.models or role.match)
+    roles = sorted(role.name for role in services.application.answering_roles)
     return [name for name in (AUTO, *roles, *services.application.model_names) if name != FIRST_ROLE]
 
 

@@ -66,9 +66,7 @@ async def chat(request: Request, services: ServicesDep) -> Response:
 
     async def fill(who: Principal) -> Mapping[str, Any]:
         roles = [
-            {"name": role.name, "description": description_of(role)}
-            for role in services.application.roles
-            if role.models or role.match
+            {"name": role.name, "description": description_of(role)} for role in services.application.answering_roles
         ]
         application = services.application
         return {
