@@ -122,7 +122,7 @@ SCHEDULES = [
     ("fire", "  redis.call('ZADD', DEFERRED, FOLLOWING, member)\n", ""),
     ("fire", "(last ~= '' and redis.call('HEXISTS', JOURNAL, last .. ':e') == 1) or ", ""),
     ("remove", "  redis.call('ZREM', DEFERRED, NAME .. '\\31' .. id)\n", ""),
-    ("complete", "  if schedule then redis.call('HDEL', JOURNAL, turn .. ':t') end\n", ""),
+    ("complete", "    redis.call('HDEL', JOURNAL, turn .. ':t')\n", ""),
 ]
 SELDOM = [
     ("work", "complete", "if not own() then return 'FENCED' end", ""),
