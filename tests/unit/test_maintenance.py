@@ -11,11 +11,11 @@ import pytest
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.dead_letters import dead_letters, replay
-from rolecall.bus.leases import renew
-from rolecall.bus.maintenance import audit, audit_one, depart, promote, promote_due, rescue_direct, sweep
+from rolecall.bus.leases import renew, renew_idle
+from rolecall.bus.maintenance import audit, audit_one, depart, promote, promote_due, rescue_direct, sweep, with_sleepers
 from rolecall.bus.process.processes import ProcessState, live_processes, register, unregister
 from rolecall.bus.settle import defer
-from rolecall.bus.turn import Records, note, snapshot
+from rolecall.bus.turn import AwakeTurns, Records, note, snapshot
 from rolecall.redis import keys
 from rolecall.redis.leader import LEASE
 from rolecall.redis.scripts import Arg, Block, Script
@@ -34,6 +34,7 @@ from tests.bus.steps import (
     take_one,
     take_role,
 )
+from tests.waiting import wait_until
 
 ROLES = ("manager", "echo")
 
@@ -286,3 +287,43 @@ async def test_nothing_but_what_expires_grows_with_finished_turns(bus: Bus) -> N
         sizes.append({key: await bus.server.call("MEMORY", "USAGE", key) for key in sorted(await names(bus))})
     assert sizes[0].keys() == sizes[1].keys()
     assert all(after <= before + 64 for before, after in zip(sizes[0].values(), sizes[1].values(), strict=True)), sizes
+
+
+async def test_of_many_shards_on_one_server_those_with_sleepers_are_found_with_one_command(server: RedisServer) -> None:
+    bus = Bus(server, Settings(shards=16), "p")
+    assert await with_sleepers(bus, set()) == []
+    for number in (3, 9):
+        await server.call("ZADD", bus.shards[number].deferred, 1, "a")
+    found = await with_sleepers(bus, set())
+    assert [shard.number for shard in found] == [3, 9]
+    await server.call("ZADD", bus.shards[5].deferred, 1, "a")
+    assert [shard.number for shard in await with_sleepers(bus, {3, 9})] == [3, 5, 9]
+    before = await _commands(server)
+    assert [shard.number for shard in await with_sleepers(bus, {3, 5, 9})] == [3, 5, 9]
+    assert await _commands(server) - before == 1
+
+
+async def test_a_process_that_holds_nothing_gives_its_sign_of_life_in_all_shards_in_one_step(
+    server: RedisServer,
+) -> None:
+    bus = Bus(server, Settings(shards=16), "p")
+    for _ in range(2):
+        await renew_idle(bus, bus.shards)
+        assert all([0 < await server.call("PTTL", shard.alive("p")) <= 15_000 for shard in bus.shards])
+
+
+async def test_a_turn_that_is_awake_is_noticed_in_its_shard_after_the_scan_at_the_latest(server: RedisServer) -> None:
+    bus = Bus(server, Settings(shards=16, scan_seconds=0.3), "p")
+    awake = AwakeTurns(bus)
+    assert not any([await awake.any(shard) for shard in bus.shards])
+    await ask(bus, "a")
+    await wait_until(lambda: awake.any(bus.shard("a")))
+    assert [shard for shard in bus.shards if await awake.any(shard)] == [bus.shard("a")]
+
+
+async def _commands(server: RedisServer) -> int:
+    """How many commands were sent, but for this one."""
+    stats: bytes = await server.call("INFO", "commandstats")
+    counts = (line.partition("calls=")[2].partition(",")[0] for line in stats.decode().splitlines() if "calls=" in line)
+    infos = [line for line in stats.decode().splitlines() if line.startswith("cmdstat_info:")]
+    return sum(map(int, counts)) - sum(int(line.partition("calls=")[2].partition(",")[0]) for line in infos)

@@ -36,6 +36,12 @@ class Bus:
         """The keys of the shard that ``conversation`` lives in."""
         return self.shards[keys.shard_of(conversation, len(self.shards))]
 
+    @property
+    def servers(self) -> tuple[tuple[ShardKeys, ...], ...]:
+        """The shards by what may be done in one step: all of a single server, each of a cluster, where the keys of a
+        step are in one slot."""
+        return tuple((shard,) for shard in self.shards) if self.settings.clustered else (self.shards,)
+
     async def prepare(self) -> None:
         """Store shard count and key schema on first use. Raises ConfigError if the server has other ones."""
         born = hashlib.sha256(f"{self.process}{time.time_ns()}".encode()).hexdigest()[:12]

@@ -40,6 +40,7 @@ STREAMS_PER_ROLE = len(keys.BANDS) + 1
 TAKE = script(PACKAGE, "scripts/turn/take", TakeBlock, names="log streams process demands begun")
 EMIT = script(PACKAGE, "scripts/turn/emit", TurnBlock, names="offset piece")
 RENEW = script(PACKAGE, "scripts/turn/renew", names="alive streams process lease entries")
+ALIVE = script(PACKAGE, "scripts/process/alive", names="alive lease")
 HAND_BACK = script(PACKAGE, "scripts/turn/handback", names="stream conversation journal entry process lease turn")
 SUSPECT = script(PACKAGE, "scripts/turn/suspect", names="stream entry process lease max_deliveries")
 UNCOUNT = script(PACKAGE, "scripts/turn/uncount", names="stream entry")
@@ -176,6 +177,16 @@ async def renew(bus: Bus, shard: ShardKeys, held: Sequence[Delivery]) -> list[De
     )  # fmt: skip
     bus.clocks[shard.number].note(asked, shown)
     return [held[index - 1] for index in lost]
+
+
+async def renew_idle(bus: Bus, shards: Sequence[ShardKeys]) -> None:
+    """As ``renew`` where nothing is held, for ``shards`` of one server in one step."""
+    asked = clock.seconds()
+    shown = await bus.server.run(
+        ALIVE, alive=[shard.alive(bus.process) for shard in shards], lease=milliseconds(bus.settings.lease_seconds)
+    )
+    for shard in shards:
+        bus.clocks[shard.number].note(asked, shown)
 
 
 async def hand_back(bus: Bus, delivery: Delivery) -> Verdict:

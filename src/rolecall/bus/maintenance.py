@@ -3,9 +3,10 @@ processes."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,6 +48,20 @@ async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
     """Wake the deferred turns and begin those of schedules that are due by the server's clock; returns how many.
     ``now_ms`` is what it should show; the earlier time counts. Any number of processes may do this."""
     return (await wake_due(bus, shard, now_ms)).woken
+
+
+async def with_sleepers(bus: Bus, known: Collection[int]) -> list[ShardKeys]:
+    """The shards to wake deferred turns in. On a single server, these are the ``known`` ones, by number, and any other
+    that has some now; that there is no other takes one command."""
+    shards = bus.servers[0]
+    others = [shard for shard in shards if shard.number not in known]
+    if len(shards) == 1:
+        return list(bus.shards)
+    if others and await bus.server.call("EXISTS", *(shard.deferred for shard in others)):
+        found = await asyncio.gather(*(bus.server.call("EXISTS", shard.deferred) for shard in others))
+        others = [shard for shard, there in zip(others, found, strict=True) if there]
+        known = {*known, *(shard.number for shard in others)}
+    return [shard for shard in shards if shard.number in known]
 
 
 class Woken(NamedTuple):

@@ -253,6 +253,31 @@ async def turns_awake(bus: Bus, shard: ShardKeys) -> int:
     return in_flight - int(sleeping) + int(schedules)
 
 
+class AwakeTurns:
+    """Whether turns have entries, so that a dead process may have held one."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._none_until = 0.0
+        self._looking = asyncio.Lock()
+
+    async def any(self, shard: ShardKeys) -> bool:
+        """Whether one of ``shard`` has. Where no shard of a single server has a turn, that is known for all of them for
+        a while: an entry whose lease expires was there a lease ago."""
+        if len(self._bus.servers[0]) > 1:
+            async with self._looking:
+                if await self._none():
+                    return False
+        return await turns_awake(self._bus, shard) > 0
+
+    async def _none(self) -> bool:
+        """Whether no shard has a turn."""
+        now = time.monotonic()
+        if now >= self._none_until and not await self._bus.server.call("EXISTS", *(s.active for s in self._bus.shards)):
+            self._none_until = now + self._bus.settings.scan_seconds
+        return now < self._none_until
+
+
 async def outbox_of(bus: Bus, shard: ShardKeys, conversation: str, *turns: str) -> str:
     """The front end whose outbox the answers to ``turns`` go to, empty for none."""
     fields = [f"{turn}:o" for turn in turns]

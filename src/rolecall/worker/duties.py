@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rolecall.agent.role import Role
@@ -43,6 +43,7 @@ class Duties:
         self._background = BackgroundTasks()
         self._warned: frozenset[str] | None = None
         self._pause = PROMOTE_SECONDS
+        self._sleeping: set[int] = set()
 
     async def run(self) -> None:
         """Do all duties until cancelled."""
@@ -88,7 +89,9 @@ class Duties:
         """Wake the deferred turns and begin those of schedules that are due by the server's clock, which the worker
         reads with every heartbeat."""
         bus = self._runtime.bus
-        await self._in_each_shard(lambda shard: self._wake(bus, shard))
+        sleeping = await maintenance.with_sleepers(bus, self._sleeping)
+        self._sleeping = {shard.number for shard in sleeping}
+        await self._in_each_shard(lambda shard: self._wake(bus, shard), sleeping)
 
     async def _wake(self, bus: Bus, shard: ShardKeys) -> None:
         now = bus.clocks[shard.number].now()
@@ -98,6 +101,7 @@ class Duties:
 
     async def sweep(self) -> None:
         """Audit the running turns, and rescue what was addressed to processes that are gone."""
+        self._sleeping.clear()  # those whose last deferred turn was woken are forgotten
         bus, now = self._runtime.bus, await server_ms(self._server)
         await self._in_each_shard(lambda shard: maintenance.audit(bus, shard, now))
         await maintenance.sweep(bus, [role.name for role in self._runtime.application.roles])
@@ -129,9 +133,14 @@ class Duties:
         """Add what this process counted to the server's metrics."""
         await self._runtime.metrics.flush(self._server)
 
-    async def _in_each_shard(self, work: Callable[[ShardKeys], Awaitable[object]]) -> None:
-        """Do ``work`` in all shards at once: one whose node is away holds up no other. Raises the first error."""
-        found = await asyncio.gather(*map(work, self._runtime.bus.shards), return_exceptions=True)
+    async def _in_each_shard(
+        self, work: Callable[[ShardKeys], Awaitable[object]], shards: Sequence[ShardKeys] | None = None
+    ) -> None:
+        """Do ``work`` in all shards, or in ``shards``, at once: one whose node is away holds up no other. Raises the
+        first error."""
+        found = await asyncio.gather(
+            *map(work, self._runtime.bus.shards if shards is None else shards), return_exceptions=True
+        )
         for error in found:
             if isinstance(error, BaseException):
                 raise error

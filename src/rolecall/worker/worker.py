@@ -24,11 +24,12 @@ from rolecall.bus.leases import (
     hand_back,
     read_entry,
     renew,
+    renew_idle,
     streams_of,
     take_and_begin,
 )
 from rolecall.bus.settle import Refill
-from rolecall.bus.turn import turns_awake
+from rolecall.bus.turn import AwakeTurns
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
@@ -63,6 +64,7 @@ class Worker:
         self._claims_from = [renewed + self._late for renewed in self._renewed]
         self.draining = False
         self.taking = asyncio.Lock()
+        self.awake = AwakeTurns(bus)
         self._boundary = Boundary("heartbeat", count=partial(count_soon, bus.server, "failures"))
         self.claiming: set[str] = set()
         """The roles for which a step is on its way that takes expired leases over: one at a time, so that no role gets
@@ -81,10 +83,10 @@ class Worker:
                 group.create_task(intake.run(), name=f"rolecall intake {intake.shard.number}")
                 for intake in self._intakes
             ]
-            # Each shard has its own: a node that is away must not cost the shards of the others their leases.
+            # On a cluster each shard has its own: a node that is away must not cost those of the others their leases.
             hearts = [
-                group.create_task(self._beat(shard), name=f"rolecall heartbeat {shard.number}")
-                for shard in self.bus.shards
+                group.create_task(self._beat(shards), name=f"rolecall heartbeat {shards[0].number}")
+                for shards in self.bus.servers
             ]
             await self._drained.wait()  # until then running handlers keep their leases
             # An intake that waits for a server that is away would wait for its whole patience.
@@ -184,20 +186,30 @@ class Worker:
                 instance.cancel("FENCED")
         await maintenance.mend_step(self.bus, shard, self.roster.instances)
 
-    async def _beat(self, shard: ShardKeys) -> None:
+    async def _beat(self, shards: Sequence[ShardKeys]) -> None:
+        first = shards[0]
         while True:
             try:
-                await self._boundary.attempt("leases", self._renew_all(shard))
-                if shard is self.bus.shards[0]:
+                await self._boundary.attempt("leases", self._renew_all(shards))
+                if first is self.bus.shards[0]:
                     await self._boundary.attempt("deaf handlers", self._replace_deaf())
             except ServerError as error:
-                logger.log(log_level(error), "shard %d: leases could not be renewed: %s", shard.number, error)
+                logger.log(log_level(error), "shard %d: leases could not be renewed: %s", first.number, error)
             self._end_isolation()
             await asyncio.sleep(self.bus.settings.heartbeat_seconds)
 
-    async def _renew_all(self, shard: ShardKeys) -> None:
-        await self._renew(shard, [(i, delivery) for i, delivery in self._held() if delivery.shard == shard.number])
-        self._note_renewal(shard)
+    async def _renew_all(self, shards: Sequence[ShardKeys]) -> None:
+        held = self._held()
+        for shard in shards:
+            if of_shard := [(i, delivery) for i, delivery in held if delivery.shard == shard.number]:
+                await self._renew(shard, of_shard)
+                self._note_renewal(shard)
+        busy = {delivery.shard for _, delivery in held}
+        if idle := [shard for shard in shards if shard.number not in busy]:
+            await renew_idle(self.bus, idle)
+        for shard in idle:
+            await maintenance.mend_step(self.bus, shard, self.roster.instances)
+            self._note_renewal(shard)
 
     def _note_renewal(self, shard: ShardKeys) -> None:
         now, before = time.monotonic(), self._renewed[shard.number]
@@ -460,7 +472,7 @@ class Intake:
     async def _claim_due(self, demands: list[Demand]) -> bool:
         """Whether to claim expired leases now; never while no turn of the shard has an entry."""
         if self._scan_due():
-            busy = await turns_awake(self._bus, self.shard) > 0
+            busy = await self.worker.awake.any(self.shard)
             self._unclaimed = set(self.worker.roster.instances) if busy else set()
         return any(demand.role in self._unclaimed for demand in demands)
 
