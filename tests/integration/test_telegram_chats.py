@@ -216,3 +216,22 @@ async def test_a_message_that_telegram_sends_late_is_found_and_removed(
     api.user(7).write("and something else")
     await turn_messages.orphans.drain()
     assert [message.id for message in api.chat(7).answers] == [made]
+
+
+async def test_the_messages_of_a_second_are_divided_by_the_processes_and_edits_do_not_count(api: TelegramApi) -> None:
+    api.user(7).write("hello")
+    settings = {"telegram_bot_token": api.token, "telegram_api_url": api.url, "telegram_per_second": 10}
+    bot = open_bot(Settings.model_validate(settings))
+    await bot.initialize()
+    try:
+        bot.share(2, 10)
+        sent = await asyncio.gather(*(bot.send_message(7, str(number)) for number in range(11)))
+        edits = (bot.edit_message_text(f"{one.text}!", 7, one.message_id) for one in sent)
+        await asyncio.gather(*edits)
+    finally:
+        await bot.shutdown()
+    at = {
+        method: [call.at for call in api.log if call.method == method] for method in ("sendMessage", "editMessageText")
+    }
+    assert all(later - earlier > 0.5 for earlier, later in zip(at["sendMessage"], at["sendMessage"][5:], strict=False))
+    assert at["editMessageText"][-1] - at["editMessageText"][0] < 1.5
