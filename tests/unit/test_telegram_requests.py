@@ -151,7 +151,7 @@ def test_requests_go_through_the_configured_proxy(
         monkeypatch.setenv(name, value)
     asked: list[str | None] = []
 
-    def made(url: str, proxy: str | None, seconds: float) -> HTTPXRequest:
+    def made(url: str, proxy: str | None, *rest: object) -> HTTPXRequest:
         asked.append(proxy)
         return HTTPXRequest()
 
