@@ -119,7 +119,7 @@ async def test_a_failover_by_address_loses_nothing_and_is_over_at_once(directory
 
 
 async def not_ready(client: httpx2.AsyncClient, code: str) -> bool:
-    """Not ready because of ``code``. A replica without its primary refuses reads by MASTERDOWN and writes by READONLY."""
+    """Because of ``code``. A replica without its primary refuses reads by MASTERDOWN and writes by READONLY."""
     answer = await client.get("/health/ready")
     codes = (code, "READONLY") if code == "MASTERDOWN" else (code,)
     return answer.status_code == 503 and any(one in answer.json()["why"] for one in codes)
