@@ -235,7 +235,11 @@ class Recorder:
         raise asyncio.CancelledError
 
     async def finish(self) -> None:
-        """The handler has ended. Raises StepError if a step made that worthless."""
+        """The handler has ended: what it does next goes with its result, so that no unhurried step is recorded any more
+        unless ``flush`` is called. Raises StepError if a step made that worthless."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.parking is not None:
             await asyncio.wait((self.parking,))
         if self.broken is not None:
