@@ -55,7 +55,7 @@ def make_application(directory: Path) -> Path:
     """An application in ``directory``: manager, command, samplellm, and broken, which always fails."""
     shutil.copytree(ROOT / "agents", directory / "agents")
     (directory / "config.py").write_text(CONFIG, encoding="utf-8")
-    (directory / "Makefile").write_text(f"run:\n\t@{ROLECALL} up --foreground\n", encoding="utf-8")
+    (directory / "Makefile").write_text(f'run:\n\t@"{ROLECALL}" up --foreground\n', encoding="utf-8")
     return directory
 
 

@@ -127,7 +127,8 @@ def test_a_wrong_call_is_refused_with_what_is_allowed(app: Path, arguments: list
 def test_commands_are_answered_in_the_language_of_the_terminal(app: Path) -> None:
     asked = rolecall(app, "ask", "/help", LANG="de_DE.UTF-8")
     assert "Sprache meiner Antworten" in asked.stdout, asked.stdout
-    assert rolecall(app, "ask", "/clear", LANG="C.UTF-8", LC_ALL="pt_BR.UTF-8").stdout == f"{say('pt', 'forgotten')}\n"
+    cleared = rolecall(app, "ask", "/clear", LANG="C.UTF-8", LC_ALL="pt_BR.UTF-8")
+    assert cleared.stdout == f"{say('pt', 'forgotten')}\n", cleared.stderr
 
 
 def test_a_piped_chat_answers_each_line_in_order(app: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -38,7 +39,7 @@ def file() -> Path:
 
 
 async def test_a_program_that_serves_the_openai_api_answers(serving: Launcher, file: Path) -> None:
-    line = f"{sys.executable} {PROGRAM} -m {file} --port 0 -np {{slots}} -c {{tokens}}"
+    line = f"{quote(sys.executable)} {quote(str(PROGRAM))} -m {file} --port 0 -np {{slots}} -c {{tokens}}"
     model = commanded("tiny@served", ModelCommand(line, slots=2, context=512), Settings(), serving)
     assert (await probe(model)).startswith("tiny@served: first word after")
     (one,) = await serving.directory.servers()
