@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Write each page's Markdown beside it, a list of them, and all of them in one file."""
+    """Write each page's Markdown next to its HTML, a list of the pages, and one file with all of them."""
     head, site = f"# {config.site_name}\n\n> {config.site_description}\n", Path(config.site_dir)
     lines, whole = [head], [head]
     urls = {page.file.src_uri: f"{page.canonical_url}index.md" for found in _sections.values() for page in found}

@@ -54,9 +54,9 @@ async def with_sleepers(bus: Bus, known: Collection[int]) -> list[ShardKeys]:
     """The shards to wake deferred turns in. On a single server, these are the ``known`` ones, by number, and any other
     that has some now; that there is no other takes one command."""
     shards = bus.servers[0]
-    others = [shard for shard in shards if shard.number not in known]
     if len(shards) == 1:
         return list(bus.shards)
+    others = [shard for shard in shards if shard.number not in known]
     if others and await bus.server.call("EXISTS", *(shard.deferred for shard in others)):
         found = await asyncio.gather(*(bus.server.call("EXISTS", shard.deferred) for shard in others))
         others = [shard for shard, there in zip(others, found, strict=True) if there]

@@ -193,7 +193,7 @@ class Outbox:
         self._tenures, self._caught_up = {}, False
         self._read_to = dict.fromkeys(self._streams, "0-0")
         for stream in self._streams:
-            await create_group(self.bus.server, stream)  # so that the stream exists: whoever answers looks for it
+            await create_group(self.bus.server, stream)  # replay of dead letters checks that the stream exists
         while await self._share():
             waiting = ("BLOCK", BLOCK_MS) if self._caught_up else ()
             reply = await self._read(
@@ -242,7 +242,7 @@ class Outbox:
             first = f"({page[-1][0].decode()}"
 
     async def _read(self, *options: Any) -> Any:
-        """On cancellation, let the read finish: a cut-off read would leave the connection unusable."""
+        """On cancellation, let the read finish: interrupting it would leave the connection unusable."""
         if self._reader is None:
             self._reader = self._server.reader()
         reading = asyncio.create_task(self._reader.read(*options), name="rolecall outbox read")

@@ -148,7 +148,8 @@ local function run(turn, envelope, parts, band, received, due, ...)
   redis.call('ZADD', ACTIVE, NOW, NAME)
 end
 
--- Run the next waiting turn of the conversation, or let the conversation rest. None waits if the newest one has run.
+-- Run the next waiting turn of the conversation, or let the conversation rest. If the turn that ended is the newest, none
+-- is waiting.
 local function release()
   local turn = newest ~= running and redis.call('LPOP', MAILBOX)
   while turn do
