@@ -105,6 +105,8 @@ BEFORE := 4bdf14d
 proof: $(VENV)/dev ## the long versions of what the tests run in short: an hour
 	@ROLECALL_OUTAGE_SECONDS=60 ROLECALL_MINUTE_SECONDS=60 $(BIN)/pytest -s --timeout 600 tests/integration/test_model_outage.py
 	@ROLECALL_WALKS=2000 $(BIN)/pytest --timeout 1200 tests/unit/test_state_machine.py
+	@ROLECALL_CUT_STEP=1 ROLECALL_ODD_PIECES=10000 $(BIN)/pytest --timeout 600 -n 2 -k "cut_at_any_byte or thousands_of_odd" \
+	  tests/contract/test_model_failures.py tests/contract/test_model_streams.py tests/integration/test_tool_frames.py
 	@ROLECALL_SCHEMA_EXAMPLES=30 $(BIN)/pytest --timeout 1800 tests/integration/test_http_schema.py
 	@ROLECALL_CONVERSATIONS=10000 $(BIN)/pytest -s tests/unit/test_conversation_index.py -k ten_thousand
 	@ROLECALL_SCRIBE_KILLS=200 $(BIN)/pytest tests/integration/test_scribe.py -k killed

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rolecall.config import APP_MODULES
-
-ROLECALL = Path(sys.executable).with_name("rolecall")
+from tests.command_line import ROLECALL, call
 
 AGENTS = '''\
 from rolecall import Agent, Context, Envelope, Reject
@@ -62,15 +61,7 @@ def run_rolecall(
     *arguments: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, with ``environment`` and nothing else set; ends within 60 s."""
-    return subprocess.run(
-        [ROLECALL, *map(str, arguments)],
-        env=clean_environment(environment),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
+    return call(arguments, clean_environment(environment), cwd)
 
 
 @contextmanager

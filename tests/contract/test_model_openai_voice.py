@@ -14,6 +14,7 @@ from rolecall.models.model import Caller
 from rolecall.models.speech import transcribe
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings, Terms
+from tests.listening import listening
 
 KEY = "sk-not-to-be-seen"
 
@@ -29,11 +30,9 @@ async def provider(status: int, body: bytes, requests: list[bytes]) -> AsyncIter
         writer.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\n" % status)
         writer.write(b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
         await writer.drain()
-        writer.close()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 def settings(url: str, model: str = "whisper-1@openai") -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from tests.contract.model_adapters import ADAPTERS, HELLO, Adapter, answer
 from tests.contract.model_vendor import Connection, Script, Vendor, refusing, saying
 from tests.contract.model_wires import AnthropicWire, GeminiWire, OllamaWire, OpenAIWire, ResponsesWire
 
-CHUNKS = 10_000
+CHUNKS = int(os.environ.get("ROLECALL_ODD_PIECES", "3000"))
 SEED = 20261127
 ODD: tuple[Any, ...] = (
     None, [], {}, "", 0, -1, 1.5, 1e300, True, "odd", "\ud83d", [None], [[]], [{"text": "a"}], {"text": None},
@@ -364,7 +365,7 @@ def pieces_of(vendor: Vendor, rng: random.Random, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS[:4], ids=lambda adapter: str(adapter.id), indirect=True)
-async def test_ten_thousand_odd_chunks_end_in_answers_or_in_known_failures(
+async def test_thousands_of_odd_chunks_end_in_answers_or_in_known_failures(
     adapter: Adapter, vendor: Vendor, model: Model
 ) -> None:
     rng, sent, whole, failed = random.Random(SEED), 0, 0, 0

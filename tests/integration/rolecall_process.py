@@ -16,8 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.command_line import ROLECALL as COMMAND
+from tests.command_line import call
+
 ROOT = Path(__file__).parents[2]
-ROLECALL = str(Path(sys.executable).with_name("rolecall"))
+ROLECALL = str(COMMAND)
 ON_A_TERMINAL = "import os, sys; os.login_tty(0); os.execvp(sys.argv[1], sys.argv[1:])"
 PARTS = re.compile(r"\x1b(?:\[([0-9;?]*)([A-Za-z])|[()].|[=>])|([^\x1b])", re.DOTALL)
 UNFINISHED = re.compile(r"\x1b[^A-Za-z=>]*\Z")
@@ -98,15 +101,7 @@ def running(directory: Path, **settings: str) -> Iterator[subprocess.Popen[str]]
 
 def rolecall(directory: Path, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
     """One call of the command line, without a terminal."""
-    return subprocess.run(
-        [ROLECALL, *arguments],
-        cwd=directory,
-        env=environment(**settings),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    return call(arguments, environment(**settings), directory, stdin=stdin)
 
 
 class Screen:

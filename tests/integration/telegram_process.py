@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.applications import ROLECALL, clean_environment, make_application
+from tests.applications import clean_environment, make_application
+from tests.command_line import ROLECALL
 from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
 

@@ -13,7 +13,8 @@ import pytest
 from dotenv import dotenv_values
 
 from rolecall.config import load
-from tests.applications import CONFIG, ROLECALL, clean_environment, make_application, own_modules
+from tests.applications import CONFIG, clean_environment, make_application, own_modules
+from tests.command_line import ROLECALL
 from tests.contract.model_lists import answering, openai_list
 from tests.contract.model_vendor import Vendor, refusing, saying
 from tests.contract.model_wires import OpenAIWire

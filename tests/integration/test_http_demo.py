@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.applications import ROLECALL, clean_environment
+from tests.applications import clean_environment
+from tests.command_line import ROLECALL
 from tests.http.server import serving
 from tests.http.stage import stage
 

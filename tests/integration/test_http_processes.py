@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import httpx2
 
-from tests.applications import ROLECALL, clean_environment, make_application, run_rolecall, running
+from tests.applications import clean_environment, make_application, run_rolecall, running
+from tests.command_line import ROLECALL
+from tests.waiting import wait_until
 
 
 @contextmanager
@@ -100,8 +103,7 @@ def test_up_serves_beside_its_agents_at_the_next_free_port(tmp_path: Path) -> No
         port = taken.getsockname()[1]
         directory = make_application(tmp_path, dotenv=f"HTTP_PORT={port}\n")
         with running(directory):
-            state = run_rolecall("health", "http", "--app", directory)
-            assert state.returncode == 0, state.stderr
+            asyncio.run(wait_until(lambda: not run_rolecall("health", "http", "--app", directory).returncode))
             for candidate in range(port + 1, port + 20):
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", candidate)):

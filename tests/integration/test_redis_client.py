@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from rolecall.errors import ConfigError, ServerRefused, ServerUnavailable
 from rolecall.redis.leader import LEASE
 from rolecall.redis.server import RedisServer, connected
+from tests.listening import listening
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
 
@@ -108,15 +109,13 @@ async def saying_it_is(info: str) -> AsyncIterator[str]:
             arguments = [await _argument(reader) for _ in range(int(line[1:]))]
             body = f"{info}\r\n" if arguments[0] == b"INFO" else ""
             writer.write(f"${len(body)}\r\n{body}\r\n".encode() if body else b"+OK\r\n")
-        writer.close()
 
     async def _argument(reader: asyncio.StreamReader) -> bytes:
         length = int((await reader.readline())[1:])
         return (await reader.readexactly(length + 2))[:-2]
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with listening(serve) as port:
+        yield f"redis://127.0.0.1:{port}"
 
 
 async def test_a_wrong_password_is_the_settings_fault_and_is_not_shown() -> None:

@@ -22,7 +22,8 @@ from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.tools import Toolbox
 from rolecall.bus.conversation import active_conversations
 from rolecall.errors import ToolError
-from tests.applications import AGENTS, ROLECALL, clean_environment, make_application, own_modules, run_rolecall, running
+from tests.applications import AGENTS, clean_environment, make_application, own_modules, run_rolecall, running
+from tests.command_line import ROLECALL
 from tests.waiting import wait_until
 
 CONFIG = '''\

@@ -14,6 +14,7 @@ import pytest
 
 from rolecall.errors import ModelUnavailable
 from rolecall.serving.weights import CATALOGUE, Weights, ensure_weights
+from tests.listening import listening
 
 CONTENT = bytes(range(256)) * 4096 * 3
 
@@ -39,18 +40,16 @@ class Shelf:
         writer.write(rest[: self.breaks_after])
         with suppress(ConnectionError):
             await writer.drain()
-        writer.close()
 
 
 @pytest.fixture
 async def shelf(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shelf]:
     shelf = Shelf()
-    server = await asyncio.start_server(shelf.serve, "127.0.0.1", 0)
-    shelf.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/tiny.gguf"
-    tiny = Weights("tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), url=shelf.url)
-    monkeypatch.setitem(CATALOGUE, "tiny", tiny)
-    yield shelf
-    server.close()
+    async with listening(shelf.serve) as port:
+        shelf.url = f"http://127.0.0.1:{port}/tiny.gguf"
+        tiny = Weights("tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), url=shelf.url)
+        monkeypatch.setitem(CATALOGUE, "tiny", tiny)
+        yield shelf
 
 
 async def test_a_file_comes_once_whoever_asks_and_its_progress_is_told(shelf: Shelf, tmp_path: Path) -> None:

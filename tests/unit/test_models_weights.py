@@ -15,6 +15,7 @@ import pytest
 
 from rolecall.errors import ModelUnavailable
 from rolecall.serving.weights import CATALOGUE, Weights, default_cache, ensure_weights
+from tests.listening import listening
 
 CONTENT = b"GGUF" + bytes(range(256)) * 4096
 TINY = Weights(
@@ -161,10 +162,9 @@ async def test_cancelling_ends_the_download_and_leaves_nothing(
         while not reader.at_eof():
             await reader.read(1024)
         gone.set()
-        writer.close()
 
-    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        _look_at(monkeypatch, server.sockets[0].getsockname()[1])
+    async with listening(silent) as port:
+        _look_at(monkeypatch, port)
         fetching = asyncio.create_task(ensure_weights("tiny", tmp_path / "cache"))
         await asyncio.wait_for(asked.wait(), 20)
         fetching.cancel()

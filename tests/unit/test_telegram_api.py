@@ -19,6 +19,7 @@ from telegram import (
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken
 
 from rolecall.frontends.telegram.markdown.render import message_entities, render
+from tests.listening import listening
 from tests.telegram.api import TelegramApi
 from tests.telegram.bot import connected, refused
 from tests.telegram.chats import User
@@ -110,10 +111,9 @@ async def test_a_webhook_gets_each_update_with_the_secret_until_it_answers_200(
         status = b"500 No" if len(heard) == 1 else b"200 OK"
         writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         await writer.drain()
-        writer.close()
 
-    async with await asyncio.start_server(hook, "127.0.0.1", 0) as server:
-        await bot.set_webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/t", secret_token="s3cret")
+    async with listening(hook) as port:
+        await bot.set_webhook(f"http://127.0.0.1:{port}/t", secret_token="s3cret")
         await refused(bot.get_updates(), Conflict, "webhook is active")
         await api.wait_for(lambda: not api.world.updates.waiting)
         assert len(heard) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 from telegram.error import InvalidToken, NetworkError, TimedOut
@@ -13,6 +13,7 @@ from telegram.request._requestparameter import RequestParameter
 
 from rolecall.frontends.telegram import bot
 from rolecall.settings import Settings
+from tests.listening import listening
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 TOKEN = "4242:not-to-be-seen"
@@ -23,11 +24,10 @@ async def server(*answers: bytes | None) -> AsyncIterator[tuple[str, list[bytes]
     """Gives these answers, on each connection from the first; None is silence, an empty one the end of it. The bodies
     that came, with the number of their connection in front."""
     came: list[bytes] = []
-    count, serving = 0, set[asyncio.Task[object] | None]()
+    count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal count
-        serving.add(asyncio.current_task())
         count, number = count + 1, count
         for answer in answers:
             try:
@@ -43,14 +43,9 @@ async def server(*answers: bytes | None) -> AsyncIterator[tuple[str, list[bytes]
                 break
             writer.write(answer)
             await writer.drain()
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", came
-    await asyncio.gather(*filter(None, serving))
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}", came
 
 
 @asynccontextmanager

@@ -38,6 +38,7 @@ from tests.contract.model_vendor import Connection, Vendor, saying
 from tests.contract.model_wires import OpenAIWire
 from tests.deployment import deployed
 from tests.http.server import serving
+from tests.listening import listening
 from tests.waiting import wait_until
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -287,10 +288,7 @@ async def collector() -> AsyncIterator[tuple[str, list[ExportTraceServiceRequest
     received: list[ExportTraceServiceRequest] = []
     keys: list[str] = []
 
-    writers: list[asyncio.StreamWriter] = []
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[:-1]
@@ -303,13 +301,8 @@ async def collector() -> AsyncIterator[tuple[str, list[ExportTraceServiceRequest
                 keys.append(headers.get("x-api-key", ""))
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n")
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received, keys
-        for writer in writers:
-            writer.transport.abort()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}", received, keys
 
 
 async def test_a_collector_gets_the_traces_when_the_worker_has_drained(tmp_path: Path) -> None:
@@ -329,23 +322,20 @@ async def test_a_collector_gets_the_traces_when_the_worker_has_drained(tmp_path:
 
 
 async def test_a_collector_that_is_away_or_silent_costs_no_turn_and_no_time(tmp_path: Path) -> None:
-    writers: list[asyncio.StreamWriter] = []
+    asked = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
+        asked.set()
+        await asyncio.Event().wait()
 
-    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        silent_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with listening(silent) as port:
+        silent_url = f"http://127.0.0.1:{port}"
         for number, url in enumerate(("http://127.0.0.1:1", silent_url)):
             began = time.monotonic()
             async with deployed(tmp_path / str(number), ROLES, otel_exporter_otlp_endpoint=url) as deployment:
                 assert (await deployment.ask("terminal:a", "hello")).text == "echo: hello"
             assert time.monotonic() - began < 10
-        assert writers
-        for writer in writers:
-            writer.transport.abort()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+        assert asked.is_set()
 
 
 @pytest.mark.parametrize("given, said", [

@@ -16,6 +16,7 @@ import pytest
 from rolecall.errors import ConfigError
 from rolecall.models.stream import image_type
 from rolecall.settings import address, client_options, is_loopback, proxy_of
+from tests.listening import listening
 
 ELSEWHERE = "http://models.example/v1"
 
@@ -27,29 +28,20 @@ class Proxy:
         self.asked: list[str] = []
         self.where = ""
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.where = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         self.asked.append(" ".join(head.decode().split(" ")[:2]))
         refused = b"HTTP/1.1 502 X" if head.startswith(b"CONNECT") else b"HTTP/1.1 200 X"
         writer.write(refused + b"\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
         await writer.drain()
-        writer.close()
 
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
     proxy = Proxy()
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
+    async with listening(proxy.serve) as port:
+        proxy.where = f"127.0.0.1:{port}"
+        yield proxy
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])

@@ -11,6 +11,7 @@ import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,13 @@ def load_prompts(directory: Path) -> Prompts:
     """The prompts in ``directory``; none when it does not exist. Raises ConfigError, see Prompts."""
     found = ((path, path.relative_to(directory)) for path in sorted(directory.rglob(f"*{SUFFIX}")) if path.is_file())
     seen = [(path, short) for path, short in found if not any(part.startswith(".") for part in short.parts)]
-    return Prompts({short.as_posix(): _read(path, short) for path, short in seen})
+    return _checked(tuple((short.as_posix(), _read(path, short)) for path, short in seen))
+
+
+@lru_cache(maxsize=8)
+def _checked(texts: tuple[tuple[str, str], ...]) -> Prompts:
+    """Prompts never change, so equal files are compiled once: a program with many tests loads them for each."""
+    return Prompts(dict(texts))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ async def reload_on_change(runtime: Runtime) -> None:
     """Watch config.py, ``.env`` and agents/ of the runtime's application and deploy every change, until cancelled. A
     version that does not load is logged, and the running one stays."""
     directory = runtime.application.directory
-    seen = await asyncio.to_thread(_stamps, directory)
+    seen = _stamps(directory)  # at once, so that a change right after the start is one
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         now = await asyncio.to_thread(_stamps, directory)
