@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 
 from rolecall.config import load
 from tests.applications import CONFIG, clean_environment, make_application, own_modules
-from tests.command_line import ROLECALL
+from tests.command_line import call
 from tests.contract.model_lists import answering, openai_list
 from tests.contract.model_vendor import Vendor, refusing, saying
 from tests.contract.model_wires import OpenAIWire
@@ -38,14 +38,8 @@ async def setup(directory: Path, *answers: str, **environment: str) -> subproces
     """`rolecall setup` with ``answers`` on stdin, in an environment without keys."""
 
     def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [ROLECALL, "setup", "--app", directory],
-            input="".join(f"{answer}\n" for answer in answers),
-            env=clean_environment(environment),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        stdin = "".join(f"{answer}\n" for answer in answers)
+        return call(("setup", "--app", directory), clean_environment(environment), stdin=stdin)
 
     return await asyncio.to_thread(run)
 
