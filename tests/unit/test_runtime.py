@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,3 +135,36 @@ async def test_a_server_that_fills_up_or_may_evict_is_said_once_and_so_is_its_en
     deletes = "it deletes keys when it is full (maxmemory-policy allkeys-lru): turns would be lost"
     full = "it uses over 90% of its memory limit"
     assert told == [full, deletes, f"no longer: {full}", f"no longer: {deletes}"]
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class RemembersAgent(Agent):
+    """Uses what a handling has: memory, a model, a step, pieces of an answer."""
+
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        history = await ctx.memory.history()
+        counted = await ctx.once("count", lambda: len(history))
+        return envelope.reply(f"{counted} {await ctx.stream(ctx.model, history, envelope.text)}")
+
+
+async def test_a_turn_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+    """What holds itself stays until the collector looks through everything, which stops all turns meanwhile."""
+    async with deployed(tmp_path, (Role(RemembersAgent, models=("echo@test",)),)) as app:
+        await app.ask("test:1", "the first of its kind, which imports what is needed")
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(20):
+                await app.ask("test:1", f"question {number}")
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = Counter(type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith("rolecall."))
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert {name: count for name, count in left.items() if count > 5} == {}

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,7 +22,7 @@ from rolecall.agent.people import People
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.structured_output import StructuredOutput, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
-from rolecall.agent.waits import Park, Waits
+from rolecall.agent.waits import Waits
 from rolecall.bus.blobs import Blobs, sound_type
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
@@ -52,7 +52,7 @@ class Context:
         records: Records,
         publish: Callable[[int, str], Awaitable[None]],
         lost: Callable[[], None] = lambda: None,
-        park: Park | None = None,
+        park: Callable[[Awaited, HopUsage | None], Awaitable[tuple[Verdict, int]]] | None = None,
     ) -> None:
         self.instance = instance
         """The id of the instance that handles, ``<role>:<host>:<pid>:<n>``."""
@@ -90,10 +90,10 @@ class Context:
     @cached_property
     def recorder(self) -> Recorder:
         """The steps of this handling."""
-        bus, meter = self._services.bus, self._services.meter
+        bus, meter, instance = self._services.bus, self._services.meter, self.instance
         return Recorder(
             bus, self._delivery, identity=self._origin.id, task=self._task,
-            records=lambda: Records(self.instance, bus.settings.redacted), lost=self._lost,
+            records=lambda: Records(instance, bus.settings.redacted), lost=self._lost,
             count=lambda what, kind: meter.count("steps", what, kind),
         )  # fmt: skip
 
@@ -112,7 +112,7 @@ class Context:
     def _extras(self) -> ClientExtras:
         return ClientExtras(self._services.bus, self._delivery.conversation, self._origin.payload)
 
-    @cached_property
+    @property
     def _caller(self) -> Caller:
         delivery, origin = self._delivery, self._origin
         return Caller(delivery.conversation, delivery.turn, str(origin.meta.get("user", "")), _share(origin))
@@ -122,10 +122,6 @@ class Context:
         return Attachments(Blobs(self._services.bus), self._delivery.conversation)
 
     @cached_property
-    def _model(self) -> Model | None:
-        return _model_for(self._services, self._delivery.role, self._origin)
-
-    @cached_property
     def _scheduled(self) -> Counter[str]:
         return Counter()
 
@@ -133,7 +129,7 @@ class Context:
     def _waits(self) -> Waits:
         return Waits(
             self._services.bus, self._delivery, self.recorder, user=self._caller.user, instance=self.instance,
-            park=self._park,
+            park=lambda awaited: self._park(awaited, self.used),
         )  # fmt: skip
 
     @cached_property
@@ -148,11 +144,12 @@ class Context:
     def model(self) -> Model:
         """This role's model: the one the conversation prefers, else the configured ones in fallback order. Raises
         ConfigError for a role without one."""
-        if self._model is None:
+        model = _model_for(self._services, self._delivery.role, self._origin)
+        if model is None:
             raise ConfigError(
                 "this role has no model: give it models=('smollm2@local',) in config.py, or set GEN_MODEL"
             )
-        return self._model
+        return model
 
     def prompt(self, name: str, /, **variables: object) -> str:
         """The text of ``agents/prompts/<name>.md`` with exactly the variables it declares, without surrounding white
@@ -426,7 +423,7 @@ class Context:
         again: Emit = discard,
         purpose: str = "stream",
     ) -> Answer:
-        self.used = self.used or HopUsage(self._price)
+        self.used = self.used or HopUsage(partial(_price, self._services.models))
         completion = ModelCompletion(
             model, self.log, emit, theirs, recorder=self.recorder, purpose=purpose, confirm=self._confirm_tool,
             again=again, replayed=self._count_replay, used=self.used,
@@ -448,9 +445,10 @@ class Context:
         if isinstance(answered, Guarded):
             answered.gate.saved(usage)
 
-    def _price(self, model: str, usage: Usage) -> float:
-        asked = self._services.models.get(model)
-        return asked.gate.price(usage) if isinstance(asked, Guarded) else 0.0
+
+def _price(models: Mapping[str, Model], model: str, usage: Usage) -> float:
+    asked = models.get(model)
+    return asked.gate.price(usage) if isinstance(asked, Guarded) else 0.0
 
 
 def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model | None:
@@ -459,7 +457,7 @@ def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model 
     return preferring(preferred, model) if model and preferred else model
 
 
-async def _never(awaited: Awaited) -> tuple[Verdict, int]:
+async def _never(awaited: Awaited, used: HopUsage | None) -> tuple[Verdict, int]:
     """Where nothing can be suspended."""
     raise StepError("a handler that waits needs a worker to suspend it")
 

@@ -35,7 +35,8 @@ class Scope:
     """Where steps are counted: a task of the handler, or what runs inside one step. Steps in one scope follow each
     other, so that their ordinals are the same each time."""
 
-    recorder: Recorder
+    handling: object
+    """Stands for the recorder. Scopes do not hold it, so that a handling leaves nothing to the garbage collector."""
     task: asyncio.Task[Any] | None
     prefix: str = ""
     within: StepRun | None = None
@@ -143,7 +144,8 @@ class Recorder:
         """Told when a step has ended while others may wait."""
         self.parking: asyncio.Task[None] | None = None
         """The attempt to suspend the turn that is on its way."""
-        self._root = Scope(self, task)
+        self._handling = object()
+        self._root = Scope(self._handling, task)
         self._sure = time.monotonic() - _age_of(bus, delivery)
         self._performing: set[StepRun] = set()
         self._asked: set[str] = set()
@@ -259,7 +261,7 @@ class Recorder:
     @contextmanager
     def working(self, run: StepRun) -> Iterator[None]:
         """``run`` is being performed: what runs inside it counts its steps by itself."""
-        token = SCOPE.set(Scope(self, asyncio.current_task(), f"{run.key}/", run))
+        token = SCOPE.set(Scope(self._handling, asyncio.current_task(), f"{run.key}/", run))
         self._performing.add(run)
         try:
             yield
@@ -282,11 +284,11 @@ class Recorder:
     def _scope(self) -> Scope:
         """That of the running task. A task that the handler has started has one of its own."""
         scope, task = SCOPE.get(), asyncio.current_task()
-        if scope is None or scope.recorder is not self:
+        if scope is None or scope.handling is not self._handling:
             scope = self._root
         if scope.task is not task:
             scope.tasks += 1
-            scope = Scope(self, task, f"{scope.prefix}{scope.tasks}:", scope.within)
+            scope = Scope(self._handling, task, f"{scope.prefix}{scope.tasks}:", scope.within)
             SCOPE.set(scope)
         return scope
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,6 @@ import msgspec
 
 from rolecall.background import Boundary, log_level
 from rolecall.bus.bus import Bus, confirmed
-from rolecall.bus.leases import Delivery, emit
 from rolecall.bus.turn import TurnState, snapshot
 from rolecall.errors import WAITS, RolecallError, ServerError, ServerUnavailable, told
 from rolecall.redis import keys
@@ -41,10 +39,6 @@ EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
 """The text of ``queued`` for a delay of a known kind: kind and seconds."""
 Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled", "notice", "asked", "answered"]
-INTERVAL = 0.05
-"""Seconds between two deltas, and SLOW_INTERVAL once an answer takes longer than SLOW_AFTER."""
-SLOW_INTERVAL = 0.25
-SLOW_AFTER = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,60 +435,3 @@ def _event(event_id: str, fields: dict[bytes, bytes]) -> Event:
         attempt=int(fields.get(b"n", 0)) if kind == "started" else 0,
         payload=payload,
     )
-
-
-class DeltaStream:
-    """Batches the pieces of an answer: sends every 50 ms, after ten seconds every 250 ms, and never blocks the handler.
-
-    ``lost`` is called once the instance has lost its lease.
-    """
-
-    def __init__(self, bus: Bus, delivery: Delivery, lost: Callable[[], None]) -> None:
-        self._bus = bus
-        self._delivery = delivery
-        self._lost = lost
-        self._pieces: list[str] = []
-        self._position = 0
-        self._began = time.monotonic()
-        self._sent = 0.0
-        self._task: asyncio.Task[None] | None = None
-
-    async def publish(self, position: int, text: str) -> None:
-        """Queue ``text``, the piece at ``position`` characters of the answer."""
-        if not self._pieces:
-            self._position = position
-        self._pieces.append(text)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._send(), name="rolecall deltas")
-
-    async def drain(self) -> None:
-        """Wait until what was published is sent."""
-        if self._task is not None:
-            await asyncio.wait((self._task,))
-
-    def close(self) -> None:
-        """Send nothing more; the final event has the whole answer."""
-        self._pieces.clear()
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _send(self) -> None:
-        while self._pieces:
-            interval = SLOW_INTERVAL if time.monotonic() - self._began > SLOW_AFTER else INTERVAL
-            await asyncio.sleep(max(0.0, self._sent + interval - time.monotonic()))
-            position, text = self._position, "".join(self._pieces)
-            self._pieces.clear()
-            self._sent = time.monotonic()
-            if not await self._emit(position, text):
-                self._lost()
-                return
-            self._position = position + len(text)
-
-    async def _emit(self, position: int, text: str) -> bool:
-        """False once the lease is lost. A piece that cannot be sent is left out: followers notice the gap and get the
-        whole answer at the end."""
-        try:
-            return not text or await emit(self._bus, self._delivery, position, text) == "OK"
-        except ServerError as error:
-            logger.debug("a piece of an answer was left out: %s", error)
-            return True

@@ -21,8 +21,8 @@ from rolecall.agent.policies import Rules, wrapped
 from rolecall.background import Rarely
 from rolecall.bus.bus import count_soon
 from rolecall.bus.conversation import Mark, remembered
+from rolecall.bus.deltas import DeltaStream
 from rolecall.bus.envelope import Envelope, short_turn_id
-from rolecall.bus.events import DeltaStream
 from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.process.process_log import public
 from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, discard, hop, quarantine, suspend
@@ -185,7 +185,7 @@ class Instance:
         ctx = Context(
             self.services, delivery, envelope, instance=self.id, records=records,
             publish=_unseen if delivery.call else deltas.publish, lost=lambda: self.cancel("FENCED"),
-            park=lambda awaited: self._suspend(delivery, records, deltas, awaited, ctx.used),
+            park=lambda awaited, used: self._suspend(delivery, records, deltas, awaited, used),
         )  # fmt: skip
         try:
             result = await self._run_steps(delivery, envelope, ctx)
