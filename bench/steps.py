@@ -35,7 +35,7 @@ from tests.valkey import ValkeyProcess
 
 ROOT = Path(__file__).parents[1]
 BATCH = 200
-IDLE_SECONDS = 4.0
+IDLE_SECONDS = 16.0
 TURNS = 2000
 FULL_TURNS = """
 import sys

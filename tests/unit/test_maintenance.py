@@ -312,13 +312,23 @@ async def test_a_process_that_holds_nothing_gives_its_sign_of_life_in_all_shards
         assert all([0 < await server.call("PTTL", shard.alive("p")) <= 15_000 for shard in bus.shards])
 
 
-async def test_a_turn_that_is_awake_is_noticed_in_its_shard_after_the_scan_at_the_latest(server: RedisServer) -> None:
-    bus = Bus(server, Settings(shards=16, scan_seconds=0.3), "p")
+async def test_a_turn_that_is_awake_is_noticed_in_its_shard_before_its_lease_can_expire(server: RedisServer) -> None:
+    bus = Bus(server, Settings(shards=16, lease_seconds=1, heartbeat_seconds=0.3, scan_seconds=0.4), "p")
     awake = AwakeTurns(bus)
     assert not any([await awake.any(shard) for shard in bus.shards])
     await ask(bus, "a")
-    await wait_until(lambda: awake.any(bus.shard("a")))
+    await wait_until(lambda: awake.any(bus.shard("a")), seconds=1)
     assert [shard for shard in bus.shards if await awake.any(shard)] == [bus.shard("a")]
+
+
+async def test_that_turns_only_sleep_is_asked_once_in_a_while(bus: Bus, server: RedisServer) -> None:
+    await ask(bus, "a")
+    await defer(bus, await take_one(bus), 60, None, "", Records("test"))
+    awake = AwakeTurns(bus)
+    assert not await awake.any(bus.shards[0])
+    before = await _commands(server)
+    assert not await awake.any(bus.shards[0])
+    assert await _commands(server) == before
 
 
 async def _commands(server: RedisServer) -> int:

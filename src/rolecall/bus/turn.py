@@ -258,24 +258,24 @@ class AwakeTurns:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._none_until = 0.0
-        self._looking = asyncio.Lock()
+        self._none_until: dict[int, float] = {}
 
     async def any(self, shard: ShardKeys) -> bool:
-        """Whether one of ``shard`` has. Where no shard of a single server has a turn, that is known for all of them for
-        a while: an entry whose lease expires was there a lease ago."""
-        if len(self._bus.servers[0]) > 1:
-            async with self._looking:
-                if await self._none():
-                    return False
-        return await turns_awake(self._bus, shard) > 0
-
-    async def _none(self) -> bool:
-        """Whether no shard has a turn."""
-        now = time.monotonic()
-        if now >= self._none_until and not await self._bus.server.call("EXISTS", *(s.active for s in self._bus.shards)):
-            self._none_until = now + self._bus.settings.scan_seconds
-        return now < self._none_until
+        """Whether one of ``shard`` has. That none has is known for a while: the lease of an entry that comes afterwards
+        has not expired before. On a single server it is known of all shards where none of them has a turn."""
+        asked = time.monotonic()
+        if asked < self._none_until.get(shard.number, 0.0):
+            return False
+        beside, settings = self._bus.servers[0], self._bus.settings
+        if len(beside) > 1 and not await self._bus.server.call("EXISTS", *(one.active for one in beside)):
+            quiet = list(beside)
+        elif await turns_awake(self._bus, shard) == 0:
+            quiet = [shard]
+        else:
+            return True
+        until = asked + settings.lease_seconds - settings.scan_seconds
+        self._none_until |= {one.number: until for one in quiet}
+        return False
 
 
 async def outbox_of(bus: Bus, shard: ShardKeys, conversation: str, *turns: str) -> str:
