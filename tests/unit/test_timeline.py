@@ -69,7 +69,7 @@ def test_all_bars_of_a_turn_are_of_one_width_and_say_their_times() -> None:
     head, manager, sample = bars(timelines(ANSWERED)[0], 40)
     assert head == 'turn 17  "Hello"  delivered, 4.100 s'
     assert manager.index("waited") == sample.index("waited")
-    assert sample.endswith("waited 1.000 s, handled 3.000 s, model 2.000 s")
+    assert sample.endswith("waited 1.000 s, handled 3.000 s, model 2.000 s (smollm2@local, 31 tokens in, 48 out)")
 
 
 def test_a_hop_taken_over_ends_there_and_another_instance_goes_on() -> None:

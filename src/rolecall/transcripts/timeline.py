@@ -48,6 +48,13 @@ class Hop:
         return self.instance.partition(":")[0]
 
     @property
+    def usage(self) -> str:
+        """The models, their tokens and cost, for the end of a line: `` (m@x, 31 tokens in, 48 out, cost 0.002)``."""
+        tokens = f"{self.tokens_in} tokens in, {self.tokens_out} out" if self.tokens_in or self.tokens_out else ""
+        told = [part for part in (self.models, tokens, f"cost {self.cost:.6g}" if self.cost else "") if part]
+        return f" ({', '.join(told)})" if told else ""
+
+    @property
     def wait(self) -> int:
         """Time in the queue in ms."""
         return self.started - self.queued
@@ -128,7 +135,7 @@ def bars(turn: TurnTimeline, width: int = 60, end: int = 0, names: int = 0) -> l
     for hop in turn.hops:
         times = f"waited {_seconds(hop.wait)}, handled {_seconds(hop.handling)}"
         if hop.model:
-            times += f", model {_seconds(hop.model)}"
+            times += f", model {_seconds(hop.model)}{hop.usage}"
         if hop.word not in ("SENT", "PROCESSING_COMPLETE"):
             times += f", {hop.word.lower().replace('_', ' ') or 'running'}"
         lines.append(f"  {hop.instance.ljust(names)}  {bar(hop, end or turn.total, width)}  {times}")
