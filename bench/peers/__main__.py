@@ -271,7 +271,7 @@ def draw(shown: Table, into: Path) -> None:
     """The table as ``peers-light.svg`` and ``peers-dark.svg``."""
     into.mkdir(parents=True, exist_ok=True)
     for name, theme in (("light", DEFAULT_TERMINAL_THEME), ("dark", DIMMED_MONOKAI)):
-        console = Console(record=True, width=104, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+        console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True, color_system="truecolor")
         console.print(shown)
         console.save_svg(str(into / f"peers-{name}.svg"), title="make bench-peers", theme=theme)
 
