@@ -56,6 +56,7 @@ class Plan:
     wait_replicas: int = 0
     coordinated: bool = False
     down_after: int = 5000
+    back: float = BACK_SECONDS
 
     @property
     def conversations(self) -> int:
@@ -111,13 +112,15 @@ class Trouble:
         self._migrate_at = time.monotonic() + plan.every
         self._dice = random.Random(1)
 
-    def tick(self) -> None:
-        """Do what is due."""
+    def tick(self, *, calm: bool = False) -> None:
+        """Do what is due; when ``calm``, nothing but start again who has been dead for long enough."""
         now = time.monotonic()
         for due, node in list(self._dead):
             if now > due:
                 node.start()
                 self._dead.remove((due, node))
+        if calm:
+            return
         if now > self._next:
             self._next += self._plan.every
             self._fail_over()
@@ -146,7 +149,7 @@ class Trouble:
             nodes = self._servers.primaries() if isinstance(self._servers, ClusterSet) else [self._servers.primary()]
             node = self._dice.choice(nodes)
             node.kill()
-            self._dead.append((time.monotonic() + BACK_SECONDS, node))
+            self._dead.append((time.monotonic() + self._plan.back, node))
         self.failovers += 1
 
 
@@ -181,10 +184,7 @@ def _play(plan: Plan, cast: Cast, trouble: Trouble) -> dict[str, Any]:
     while not all(player.done for player in cast.players if player.finite):
         if time.monotonic() - began > plan.seconds + 60:
             break
-        if time.monotonic() - began < plan.seconds - BACK_SECONDS:
-            trouble.tick()
-        else:
-            trouble.heal()
+        trouble.tick(calm=time.monotonic() - began > plan.seconds - BACK_SECONDS)
         cast.revive()
         time.sleep(0.05)
     trouble.heal()
@@ -262,6 +262,7 @@ def main() -> int:
     parser.add_argument("--coordinated", action="store_true", help="the same, as Valkey 9 can: without a lost write")
     parser.add_argument("--wait-replicas", type=int, default=0)
     parser.add_argument("--down-after", type=int, default=5000, help="ms of silence after which a server is down")
+    parser.add_argument("--back", type=float, default=BACK_SECONDS, help="seconds until a killed primary starts again")
     parser.add_argument("--keep", action="store_true", help="keep the books")
     given = parser.parse_args()
     print(f"{'':10}", *(f"{name:>{max(len(name), 5)}}" for name in (*FACTS, *FAULTS)), flush=True)
@@ -270,7 +271,7 @@ def main() -> int:
         directory = Path(tempfile.mkdtemp(prefix="fo"))
         plan = Plan(
             kind, given.seconds, given.rate, given.every, given.planned or given.coordinated, given.wait_replicas,
-            given.coordinated, given.down_after,
+            given.coordinated, given.down_after, given.back,
         )  # fmt: skip
         found = run(plan, directory)
         print(f"{kind:10}", *(f"{found.get(name, 0):>{max(len(name), 5)}}" for name in (*FACTS, *FAULTS)), flush=True)

@@ -10,7 +10,9 @@ import httpx2
 
 from tests.compose.lab import USER, Failed, Lab, expect
 
-LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\] \[ *\d+\.\d{3}s\] \[[^\]]+\] [A-Z_]+: .*  ~c?\d+ \d+-\d+(?:\.\d\d)?")
+LINE = re.compile(
+    r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\] \[ *\d+\.\d{3}s\] \[[^\]]+\] [A-Z_]+: .*  ~c?\d+ \d+-\d+(?:\.\d\d)?"
+)
 
 
 class Talk:
