@@ -27,18 +27,24 @@ KEPT = ("PATH", "HOME", "TMPDIR")
 
 
 def call(
-    arguments: Sequence[str | Path], environment: Mapping[str, str], cwd: Path | None = None, *, stdin: str = ""
+    arguments: Sequence[str | Path],
+    environment: Mapping[str, str],
+    cwd: Path | None = None,
+    *,
+    stdin: str = "",
+    seconds: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """``rolecall`` with these arguments and nothing but ``environment`` set; ends within 60 s."""
+    """``rolecall`` with nothing but ``environment`` set. Raises TimeoutExpired after ``seconds``."""
     command = [str(ROLECALL), *map(str, arguments)]
     if any(_read_at_start(name, value) for name, value in environment.items()):
         return subprocess.run(
-            command, env=environment, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=60
+            command, env=environment, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=seconds
         )
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)
-        status = _Server.of_this_process().run(command, dict(environment), str(cwd or Path.cwd()), (given, out, err))
+        server, files = _Server.of_this_process(), (given, out, err)
+        status = server.run(command, dict(environment), str(cwd or Path.cwd()), files, seconds)
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, status, out.read().decode(), err.read().decode())
@@ -73,7 +79,7 @@ class _Server:
         return cls._known
 
     def run(
-        self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[bytes]], seconds: float = 60
+        self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[bytes]], seconds: float
     ) -> int:
         """The exit status, negative for a signal. Raises TimeoutExpired after ``seconds``, when it has killed it."""
         self._socket.settimeout(seconds)

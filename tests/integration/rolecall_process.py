@@ -101,7 +101,7 @@ def running(directory: Path, **settings: str) -> Iterator[subprocess.Popen[str]]
 
 def rolecall(directory: Path, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
     """One call of the command line, without a terminal."""
-    return call(arguments, environment(**settings), directory, stdin=stdin)
+    return call(arguments, environment(**settings), directory, stdin=stdin, seconds=30)
 
 
 class Screen:

@@ -66,7 +66,7 @@ class ClientExtras:
         """``request`` as the client wants it answered, with the results of its tools. What the agent set itself stays;
         of two limits the smaller holds."""
         client = await self.request()
-        if client is NOTHING or client == NOTHING:
+        if client == NOTHING:
             return request
         limits = [limit for limit in (request.max_tokens, client.max_tokens) if limit is not None]
         return replace(
