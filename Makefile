@@ -17,7 +17,7 @@ run: $(VENV)/all ## the whole system with a local model: sets up once, then open
 	@$(BIN)/rolecall up --foreground
 
 test: $(VENV)/dev ## all tests: five minutes on two cores
-	@$(BIN)/pytest -n 5 --dist worksteal -rs
+	@$(BIN)/pytest -n 5 --dist worksteal -rs $(ARGS)
 	@echo "left out: the web page in a browser (make test-browser), the long versions (make proof, make serving-proof)"
 
 # Test the web page in a real browser. Installs Chromium if it can, otherwise prints how to.

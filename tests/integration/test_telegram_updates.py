@@ -121,7 +121,7 @@ async def test_a_document_waits_for_a_server_that_is_away_as_a_text_does(api: Te
                 await api.wait_for(lambda: not api.world.updates.waiting)
                 api.delay(2, "getFile")
                 api.user(ANN).send_document(b"x = 1", name="a.py", caption="read it")
-                await api.wait_for(lambda: api.calls["getFile"])
+                await api.wait_for(lambda: api.begun["getFile"])
                 process.kill()
                 polled = api.calls["getUpdates"]
                 await api.wait_for(lambda: api.calls["getUpdates"] > polled + 3)

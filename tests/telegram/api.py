@@ -66,7 +66,9 @@ class TelegramApi:
         self.world = World()
         self.log: list[Call] = []
         self.calls: Counter[str] = Counter()
-        """Requests by method, as PTB spells it."""
+        """Answered requests by method, as PTB spells it."""
+        self.begun: Counter[str] = Counter()
+        """Requests by method whose answer may still be delayed."""
         self._methods = Methods(self.world)
         self._random = random.Random(seed)
         self._connections: set[asyncio.StreamWriter] = set()
@@ -231,6 +233,7 @@ class TelegramApi:
                 raise Refused(401, "Unauthorized")
             run = self._methods.find(name)
             method = run.__name__
+            self.begun[method] += 1
             if seconds := self._delays.get(method, self._delays.get("", 0) if method != "getUpdates" else 0):
                 await asyncio.sleep(seconds)
             self._check_flood(method, params)
