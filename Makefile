@@ -16,8 +16,9 @@ help:
 run: $(VENV)/all ## the whole system with a local model: sets up once, then opens a chat
 	@$(BIN)/rolecall up --foreground
 
+# Bytecode is kept here even where the environment says otherwise: hundreds of processes import the same modules.
 test: $(VENV)/dev ## all tests: five minutes on two cores
-	@$(BIN)/pytest -n 5 --dist worksteal -rs $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 5 --dist worksteal -rs $(ARGS)
 	@echo "left out: the web page in a browser (make test-browser), the long versions (make proof, make serving-proof)"
 
 # Test the web page in a real browser. Installs Chromium if it can, otherwise prints how to.

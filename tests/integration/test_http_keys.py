@@ -83,6 +83,15 @@ async def test_a_revoked_key_is_refused_and_its_logins_with_it(deployment: Deplo
         await revoke_key(bus, key.id)
 
 
+async def test_the_first_key_is_its_owners_from_its_first_request(deployment: Deployment) -> None:
+    auth = Authenticator(deployment.session.bus, open_locally=True)
+    assert await auth.open()
+    secret = await new_key(deployment, "ann")
+    found = await auth.find(secret)
+    assert found is not None and found.name == "ann"
+    assert not await auth.open()
+
+
 async def test_a_login_reads_with_its_cookie_and_changes_only_with_its_token(deployment: Deployment) -> None:
     secret = await new_key(deployment, "root", admin=True)
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
