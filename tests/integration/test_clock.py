@@ -97,7 +97,8 @@ async def test_what_runs_and_what_sleeps_is_answered_once_and_in_its_time(
 ) -> None:
     async with at_work(directory, server) as deployment:
         running = [await deployment.say(f"test:{number}", "sleep 3") for number in range(8)]
-        sleeping, told = await deployment.say("test:later", "later 4"), time.monotonic()
+        told = time.monotonic()
+        sleeping = await deployment.say("test:later", "later 4")
         await wait_until(lambda: len(begun) == 9)
         server.step(step)
         assert [(await deployment.answer(turn)).kind for turn in running] == ["final"] * 8
