@@ -13,6 +13,7 @@ import pytest
 from rolecall.bus.bus import Bus
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
+from rolecall.worker.runtime import tune_garbage_collector
 from tests.valkey import ValkeyProcess
 
 
@@ -21,6 +22,10 @@ def pytest_configure() -> None:
     hypothesis.settings.register_profile("same", derandomize=True, database=None)
     if "ROLECALL_RANDOM" not in os.environ:
         hypothesis.settings.load_profile("same")
+
+
+def pytest_collection_finish() -> None:
+    tune_garbage_collector()
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ import pytest
 
 from rolecall.errors import ConfigError
 from rolecall.models.stream import image_type
-from rolecall.settings import address, client_options, is_loopback, proxy_of
+from rolecall.settings import address, client_options, is_loopback, proxy_of, tls_context
 from tests.listening import listening
 
 ELSEWHERE = "http://models.example/v1"
@@ -54,7 +55,7 @@ def http(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mod
 
 
 async def get(http: ModuleType, url: str, proxy: str) -> str:
-    async with http.AsyncClient(timeout=2, **client_options(url, proxy, http.Limits)) as client:
+    async with http.AsyncClient(timeout=2, **client_options(url, proxy, http)) as client:
         answer = await client.get(url)
         return str(answer.text)
 
@@ -102,19 +103,36 @@ async def test_a_proxy_of_the_environment_that_cannot_be_used_is_no_hindrance_wi
     http: ModuleType, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks9://127.0.0.1:9")
-    async with http.AsyncClient(**client_options(url, "NO", http.Limits)):
+    async with http.AsyncClient(**client_options(url, "NO", http)):
         pass
 
 
-def test_certificates_that_the_environment_names_count_without_a_proxy_too(
-    http: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def authorities(http: ModuleType, proxy: str) -> int:
+    context = client_options("https://models.example/v1", proxy, http)["verify"]
+    assert isinstance(context, ssl.SSLContext)
+    return context.cert_store_stats()["x509_ca"]
+
+
+@pytest.mark.parametrize("setting", ["SYSTEM", "NO", "http://127.0.0.1:9"])
+def test_certificates_that_the_environment_names_count_with_any_proxy(
+    http: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     named = tmp_path / "own.pem"
-    named.write_bytes(Path(certifi.where()).read_bytes())
-    url = "https://models.example/v1"
-    assert "verify" not in client_options(url, "NO", http.Limits)
+    named.write_bytes(Path(certifi.where()).read_bytes().partition(b"-----END CERTIFICATE-----")[0])
+    with named.open("ab") as file:
+        file.write(b"-----END CERTIFICATE-----\n")
     monkeypatch.setenv("SSL_CERT_FILE", str(named))
-    assert client_options(url, "NO", http.Limits)["verify"].cert_store_stats()["x509_ca"] > 0
+    assert authorities(http, setting) == 1
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    tls_context.cache_clear()
+    with pytest.raises(ConfigError, match=r"SSL_CERT_FILE or SSL_CERT_DIR in the environment: .*No such file"):
+        authorities(http, setting)
+
+
+def test_all_clients_share_the_authorities_that_the_machine_trusts(http: ModuleType) -> None:
+    one = client_options("https://models.example/v1", "NO", http)["verify"]
+    assert client_options("https://other.example/v1", "SYSTEM", http)["verify"] is one
+    assert one.verify_mode == ssl.CERT_REQUIRED and one.check_hostname
 
 
 @pytest.mark.parametrize(

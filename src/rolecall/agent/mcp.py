@@ -312,7 +312,7 @@ class ToolSession:
             headers=dict(self._server.headers),
             timeout=httpx2.Timeout(self._server.seconds, read=None),
             event_hooks={"response": [remember]},
-            **client_options(self._server.url, proxy_of(self._host.proxy, self._server.url), httpx2.Limits),
+            **client_options(self._server.url, proxy_of(self._host.proxy, self._server.url), httpx2),
         )
         return streamable_http_client(self._server.url, http_client=await stack.enter_async_context(http))
 

@@ -73,7 +73,7 @@ async def _fetch(given: str, settings: Settings, uploads: MutableMapping[str, Up
     try:
         url = httpx2.URL(given)
         # No proxy: it would resolve the name itself, maybe to another address than the one that was checked.
-        async with httpx2.AsyncClient(timeout=FETCH_SECONDS, **client_options(given, "NO", httpx2.Limits)) as client:
+        async with httpx2.AsyncClient(timeout=FETCH_SECONDS, **client_options(given, "NO", httpx2)) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 response = await _sent(client, url, settings)
                 if response.has_redirect_location:

@@ -127,7 +127,7 @@ class AnthropicModel:
         from anthropic import AsyncAnthropic
 
         endpoint = self._endpoint
-        options = client_options(endpoint.url, endpoint.proxy, httpx2.Limits)
+        options = client_options(endpoint.url, endpoint.proxy, httpx2)
         wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
         try:
             http = httpx2.AsyncClient(

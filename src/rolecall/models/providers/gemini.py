@@ -179,7 +179,7 @@ class GeminiModel:
         from google.genai.types import HttpOptions
 
         wait = httpx2.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
-        options = client_options(self._endpoint.url, self._endpoint.proxy, httpx2.Limits)
+        options = client_options(self._endpoint.url, self._endpoint.proxy, httpx2)
 
         async def patient(request: httpx2.Request) -> None:
             # The SDK sends its own timeout with every request, which is for the whole of it or none at all.

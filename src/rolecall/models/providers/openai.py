@@ -251,7 +251,7 @@ def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
     import httpx2
     from openai import AsyncOpenAI
 
-    options = client_options(endpoint.url, endpoint.proxy, httpx2.Limits)
+    options = client_options(endpoint.url, endpoint.proxy, httpx2)
     wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
     try:
         http = httpx2.AsyncClient(

@@ -69,7 +69,7 @@ class ServedModel:
         import httpx2
 
         place = self.places[server]
-        await look(place, client_options(place.url, self._proxies[server], httpx2.Limits))
+        await look(place, client_options(place.url, self._proxies[server], httpx2))
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
