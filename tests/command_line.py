@@ -1,8 +1,8 @@
-"""The command line in processes of its own that start at once.
+"""Processes of Python that start at once: verbs of the command line, and modules such as a worker of a chaos run.
 
-A Python takes half a second to import the command line, and the tests call it some hundred times. So each test process
-has one server that has imported it and forks: the fork gets the caller's arguments, environment, directory and files,
-runs the verb as the console script does and ends like any Python.
+A Python takes half a second to import the command line, and the tests start some hundred. So each test process has a
+server that has imported it, and one that has imported what it stands on, and these fork: the fork gets the caller's
+arguments, environment, directory and files, runs the verb or the module as Python does and ends like any Python.
 """
 
 from __future__ import annotations
@@ -19,11 +19,18 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import IO
+from runpy import run_module
+from typing import IO, Any, ClassVar
 
 ROLECALL = Path(sys.executable).with_name("rolecall")
-IMPORTED = ("rolecall.cli.main", "rolecall.cli.talk", "rolecall.agent.agent", "pydantic.type_adapter")
+VERBS, MODULES = "verbs", "modules"
+IMPORTED = {
+    VERBS: ("rolecall.cli.main", "rolecall.cli.talk", "rolecall.agent.agent", "pydantic.type_adapter"),
+    # Nothing of Rolecall itself: a module may change it before it is imported.
+    MODULES: ("redis.asyncio", "typer", "pydantic_settings", "pydantic.type_adapter", "msgspec", "uvloop", "asyncio"),
+}
 KEPT = ("PATH", "HOME", "TMPDIR")
+WAIT, POLL, RUNS = b"wait %d", b"poll %d", b"runs"
 
 
 def call(
@@ -43,11 +50,53 @@ def call(
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)
-        server, files = _Server.of_this_process(), (given, out, err)
+        server, files = _Server.of_this_process(VERBS), (given, out, err)
         status = server.run(command, dict(environment), str(cwd or Path.cwd()), files, seconds)
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, status, out.read().decode(), err.read().decode())
+
+
+def start(module: str, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, log: IO[bytes]) -> Fork:
+    """``python -m module`` with nothing but ``environment`` set; what it says goes to ``log``. Of what a
+    Python reads from its environment when it starts, only PYTHONPATH counts."""
+    server = _Server.of_this_process(MODULES)
+    with open(os.devnull, "rb") as nothing:
+        pid = server.start([module, *arguments], dict(environment), str(cwd), (nothing, log, log))
+    return Fork(server, pid)
+
+
+class Fork:
+    """A process that ``start`` has forked, as subprocess.Popen would show it."""
+
+    def __init__(self, server: _Server, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._server = server
+
+    def poll(self) -> int | None:
+        """The exit status once it has ended, negative for a signal."""
+        if self.returncode is None:
+            self.returncode = self._server.poll(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 60) -> int:
+        """The exit status. Raises TimeoutExpired."""
+        give_up = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > give_up:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.005)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
 
 
 def _read_at_start(name: str, value: str) -> bool:
@@ -60,32 +109,31 @@ def _read_at_start(name: str, value: str) -> bool:
 class _Server:
     """The process that forks, as the tests see it. It ends with the test process, whose socket then closes."""
 
-    _known: _Server | None = None
+    _known: ClassVar[dict[str, _Server]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, __file__, str(theirs.fileno()), kind],
                 env={name: os.environ[name] for name in KEPT if name in os.environ},
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         atexit.register(self._end)
 
     @classmethod
-    def of_this_process(cls) -> _Server:
-        if cls._known is None:
-            cls._known = cls()
-        return cls._known
+    def of_this_process(cls, kind: str) -> _Server:
+        if kind not in cls._known:
+            cls._known[kind] = cls(kind)
+        return cls._known[kind]
 
     def run(
         self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[bytes]], seconds: float
     ) -> int:
         """The exit status, negative for a signal. Raises TimeoutExpired after ``seconds``, when it has killed it."""
         self._socket.settimeout(seconds)
-        request = json.dumps([command, environment, cwd]).encode()
-        socket.send_fds(self._socket, [request], [file.fileno() for file in files])
-        pid = int(self._socket.recv(64))
+        pid = self.start(command, environment, cwd, files)
+        self._socket.send(WAIT % pid)
         try:
             return int(self._socket.recv(64))
         except TimeoutError:
@@ -93,19 +141,34 @@ class _Server:
             self._socket.recv(64)
             raise subprocess.TimeoutExpired(command, seconds) from None
 
+    def start(self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[Any]]) -> int:
+        """Fork; returns the process id."""
+        request = json.dumps([command, environment, cwd]).encode()
+        socket.send_fds(self._socket, [request], [file.fileno() for file in files])
+        return int(self._socket.recv(64))
+
+    def poll(self, pid: int) -> int | None:
+        """The exit status of a fork that has ended."""
+        self._socket.send(POLL % pid)
+        return int(answer) if (answer := self._socket.recv(64)) != RUNS else None
+
     def _end(self) -> None:
         self._socket.close()
         self._process.wait(10)
 
 
 def serve(requests: socket.socket) -> list[str] | None:
-    """Fork for each request until its sender is gone. Returns twice: None here, the command to run in a fork."""
-    for module in IMPORTED:
-        import_module(module)
+    """Fork, or say what became of a fork, for each request until their sender is gone. Returns twice: None here, the
+    command to run in a fork."""
     while True:
         request, files, _flags, _address = socket.recv_fds(requests, 1 << 20, 3)
         if not request:
             return None
+        if not files:
+            verb, fork = request.split()
+            ended, status = os.waitpid(int(fork), 0 if WAIT.startswith(verb) else os.WNOHANG)
+            requests.send(str(os.waitstatus_to_exitcode(status)).encode() if ended else RUNS)
+            continue
         pid = os.fork()
         if not pid:
             command, environment, cwd = json.loads(request)
@@ -121,13 +184,23 @@ def serve(requests: socket.socket) -> list[str] | None:
         for file in files:
             os.close(file)
         requests.send(str(pid).encode())
-        requests.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+
+
+def main(descriptor: str, kind: str) -> None:
+    """Serve as one of the two servers; in a fork, run what was asked for. A fork may start itself again."""
+    sys.path[0] = str(ROLECALL.parent)  # as for the console script
+    run = import_module("rolecall.cli").main if kind == VERBS else None
+    for module in IMPORTED[kind]:
+        import_module(module)
+    command = serve(socket.socket(fileno=int(descriptor)))
+    if command and run is not None:
+        sys.argv, sys.orig_argv = command, [sys.executable, *command]
+        run()
+    elif command:
+        sys.path[:1] = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        sys.argv[1:], sys.orig_argv = command[1:], [sys.executable, "-m", *command]
+        run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROLECALL.parent)  # as for the console script
-    from rolecall.cli import main
-
-    if command := serve(socket.socket(fileno=int(sys.argv[1]))):
-        sys.argv = command
-        main()
+    main(*sys.argv[1:])

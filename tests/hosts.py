@@ -19,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from redis import Redis
 
 from rolecall.redis.embedded import find_binary
 from rolecall.redis.keys import all_shards
 from tests.chaos.application import ANSWERING, write_application
-from tests.chaos.cast import Cast, Player, environment
+from tests.chaos.cast import ROOT, Cast, Player, environment
 from tests.chaos.checker import FAULTS, Books, Findings, check, transcript_records
 from tests.chaos.producer import FRONT
 from tests.cluster import wait_for
@@ -62,9 +62,10 @@ class HostPlayer(Player):
 
     inside: Sequence[str] = ()
 
-    def command(self) -> list[str]:
+    def started(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         """See Player."""
-        return [*self.inside, *super().command()]
+        command = [*self.inside, sys.executable, "-m", *self.argv]
+        return subprocess.Popen(command, env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log)
 
 
 def run(plan: Plan, directory: Path) -> dict[str, Any]:

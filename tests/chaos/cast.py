@@ -6,13 +6,14 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+from tests.command_line import Fork, start
 from tests.valkey import ValkeyProcess
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ class Player:
     environment: Mapping[str, str]
     log: Path
     finite: bool = False
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Fork | None = None
     frozen_until: float = 0.0
     _log_start: int = 0
     _started: float = 0.0
@@ -57,13 +58,11 @@ class Player:
         self._started = time.monotonic()
         with self.log.open("ab") as log:
             self._log_start = log.tell()
-            self.process = subprocess.Popen(
-                self.command(), env=dict(self.environment), cwd=ROOT, stdout=log, stderr=log
-            )
+            self.process = self.started(log)
 
-    def command(self) -> list[str]:
-        """What starts it."""
-        return [sys.executable, "-m", *self.argv]
+    def started(self, log: IO[bytes]) -> subprocess.Popen[bytes] | Fork:
+        """The process, which has just started."""
+        return start(self.argv[0], self.argv[1:], self.environment, ROOT, log)
 
     @property
     def alive(self) -> bool:
