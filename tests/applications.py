@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
 from rolecall.config import APP_MODULES
-from tests.command_line import ROLECALL, call
+from tests.command_line import Fork, call, start_verb
 
 AGENTS = '''\
 from rolecall import Agent, Context, Envelope, Reject
@@ -68,21 +70,15 @@ def run_rolecall(
 def running(directory: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """``rolecall up`` at work on ``directory`` once it is up, or another long verb; stopped by SIGTERM at the end."""
     verb = arguments or ("up", "--no-chat")
-    process = subprocess.Popen(
-        [ROLECALL, *verb, "--app", str(directory)],
-        env=clean_environment(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        if not arguments:
-            _wait_until_up(process)
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    with tempfile.NamedTemporaryFile() as said, open(os.devnull, "wb") as nowhere:
+        process = start_verb([*verb, "--app", directory], clean_environment(environment), said, nowhere)
+        try:
+            if not arguments:
+                _wait_until_up(process, Path(said.name))
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -107,12 +103,10 @@ def own_modules() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def _wait_until_up(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("talk "):  # the last line of the welcome
-            return
-    raise AssertionError(f"rolecall up ended with status {process.wait()}")
+def _wait_until_up(process: Fork, said: Path) -> None:
+    while "\ntalk " not in said.read_text():  # the last line of the welcome
+        assert process.poll() is None, f"rolecall up ended with status {process.returncode}"
+        time.sleep(0.02)
 
 
 def _app_modules() -> dict[str, ModuleType]:

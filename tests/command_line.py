@@ -57,17 +57,40 @@ def call(
         return subprocess.CompletedProcess(command, status, out.read().decode(), err.read().decode())
 
 
-def start(module: str, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, log: IO[bytes]) -> Fork:
-    """``python -m module`` with nothing but ``environment`` set; what it says goes to ``log``. Of what a
-    Python reads from its environment when it starts, only PYTHONPATH counts."""
-    server = _Server.of_this_process(MODULES)
+def start_verb(
+    arguments: Sequence[str | Path],
+    environment: Mapping[str, str],
+    out: IO[bytes],
+    err: IO[bytes],
+    cwd: Path | None = None,
+) -> Fork:
+    """``rolecall`` as ``call`` has it, for a verb that goes on."""
+    return _started(VERBS, [str(ROLECALL), *map(str, arguments)], environment, cwd, out, err)
+
+
+def start_module(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, log: IO[bytes]
+) -> Fork:
+    """``python -m module`` with nothing but ``environment`` set; what it says goes to ``log``. Of what a Python reads
+    from its environment when it starts, only PYTHONPATH counts."""
+    return _started(MODULES, [module, *arguments], environment, cwd, log, log)
+
+
+def _started(
+    kind: str,
+    command: list[str],
+    environment: Mapping[str, str],
+    cwd: Path | None,
+    out: IO[bytes],
+    err: IO[bytes],
+) -> Fork:
+    server = _Server.of_this_process(kind)
     with open(os.devnull, "rb") as nothing:
-        pid = server.start([module, *arguments], dict(environment), str(cwd), (nothing, log, log))
-    return Fork(server, pid)
+        return Fork(server, server.start(command, dict(environment), str(cwd or Path.cwd()), (nothing, out, err)))
 
 
 class Fork:
-    """A process that ``start`` has forked, as subprocess.Popen would show it."""
+    """A process that was forked and goes on, as subprocess.Popen would show it."""
 
     def __init__(self, server: _Server, pid: int) -> None:
         self.pid = pid
@@ -93,6 +116,10 @@ class Fork:
         """Send it a signal, if it has not ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it at once."""

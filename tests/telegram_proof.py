@@ -211,10 +211,10 @@ async def token_leaks(place: Place) -> tuple[list[str], int]:
     place.api.up()
     await place.api.wait_for(lambda: answered(place.api, user) == 6, seconds=60)
     for verb in (("check",), ("invite",), ("check", "--json")):
-        await asyncio.to_thread(place.start(*verb, LOG_LEVEL="DEBUG").popen.wait, 60)
+        await asyncio.to_thread(place.start(*verb, LOG_LEVEL="DEBUG").fork.wait, 60)
     assert process.stop() == 0
     wrong = place.start("telegram", token=place.api.token + "-but-another", LOG_LEVEL="DEBUG")
-    await asyncio.to_thread(wrong.popen.wait, 60)
+    await asyncio.to_thread(wrong.fork.wait, 60)
     written = sum(len(process.said) + len(process.logged) for process in place.processes)
     return leaks(place), written
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.command_line import Fork, start
+from tests.command_line import Fork, start_module
 from tests.valkey import ValkeyProcess
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ class Player:
 
     def started(self, log: IO[bytes]) -> subprocess.Popen[bytes] | Fork:
         """The process, which has just started."""
-        return start(self.argv[0], self.argv[1:], self.environment, ROOT, log)
+        return start_module(self.argv[0], self.argv[1:], self.environment, ROOT, log)
 
     @property
     def alive(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.applications import clean_environment, make_application
-from tests.command_line import ROLECALL
+from tests.command_line import Fork, start_verb
 from tests.telegram.api import TelegramApi
 from tests.waiting import wait_until
 
@@ -22,7 +22,7 @@ SERVED = "is served"
 class Process:
     """One `rolecall …` process; what it writes is in ``out`` and ``err``."""
 
-    popen: subprocess.Popen[bytes]
+    fork: Fork
     out: Path
     err: Path
 
@@ -38,7 +38,7 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        return self.popen.poll() is not None
+        return self.fork.poll() is not None
 
     async def says(self, text: str, seconds: float = 60) -> None:
         """Wait until it has told operators ``text``."""
@@ -49,21 +49,21 @@ class Process:
 
     def kill(self) -> None:
         """End it as kill -9 does."""
-        self.popen.kill()
-        self.popen.wait()
+        self.fork.kill()
+        self.fork.wait()
 
     def freeze(self) -> None:
-        self.popen.send_signal(signal.SIGSTOP)
+        self.fork.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self.popen.send_signal(signal.SIGCONT)
+        self.fork.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
         """End it as an operator does; its exit status."""
         if not self.ended:
             self.thaw()
-            self.popen.terminate()
-        return self.popen.wait(timeout=30)
+            self.fork.terminate()
+        return self.fork.wait(timeout=30)
 
 
 @dataclass
@@ -85,11 +85,8 @@ class Place:
         }  # fmt: skip
         environment = {name: value for name, value in {**told, **self.settings, **settings}.items() if value}
         with out.open("wb") as stdout, err.open("wb") as stderr:
-            popen = subprocess.Popen(
-                [ROLECALL, *verb, "--app", str(self.directory)], env=clean_environment(environment),
-                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
-            )  # fmt: skip
-        self.processes.append(Process(popen, out, err))
+            fork = start_verb([*verb, "--app", self.directory], clean_environment(environment), stdout, stderr)
+        self.processes.append(Process(fork, out, err))
         return self.processes[-1]
 
     async def serving(self, seconds: float = 60) -> None:
@@ -122,10 +119,10 @@ def telegram_place(directory: Path, api: TelegramApi, **settings: str) -> Iterat
         for process in place.processes:
             if not process.ended:
                 process.thaw()
-                process.popen.terminate()
+                process.fork.terminate()
         for process in place.processes:
             try:
-                process.popen.wait(timeout=30)
+                process.fork.wait(timeout=30)
             except subprocess.TimeoutExpired:
-                os.kill(process.popen.pid, signal.SIGKILL)
+                os.kill(process.fork.pid, signal.SIGKILL)
                 raise
