@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.redis.embedded import find_binary
+from rolecall.redis.embedded import ALLOCATOR, find_binary
 
 
 def server_binary(kind: str) -> Path:
@@ -34,7 +34,7 @@ class ValkeyProcess:
     """A server, by default the bundled one; with ``durable`` it keeps its data over ``kill`` and ``start``. The
     directory's path must be short, for it holds the socket. ROLECALL_SERVER names another server than the
     bundled one. With ``port`` it also listens there on 127.0.0.1.
-    ``environment`` replaces this process's."""
+    ``environment`` is added to this process's and what the bundled one is given."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class ValkeyProcess:
         self._binary = binary or Path(os.environ.get("ROLECALL_SERVER") or find_binary())
         self.socket = directory / "s"
         self.url = f"unix://{self.socket}"
-        self._environment = environment
+        self._environment = environment or {}
         self._options = ("--appendonly", "yes" if durable else "no", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -63,7 +63,7 @@ class ValkeyProcess:
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=self._environment,
+            env={**os.environ, **ALLOCATOR, **self._environment},
         )  # fmt: skip
         give_up = time.monotonic() + 20
         while not self._answers(b"+PONG" if ready else b""):
