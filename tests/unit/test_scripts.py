@@ -59,6 +59,23 @@ return {}
     assert "function" not in unused.body.decode()
 
 
+async def test_fields_that_a_script_does_not_use_are_not_read(bus: Bus) -> None:
+    reading = """
+-- One, two and three of a hash.
+local one, two, three =
+  unpack(redis.call('HMGET', HASH, 'a', 'b', 'c'))
+local function both() return one .. three end
+"""
+    await bus.server.call("HSET", "{bus:0}:h", "a", "1", "b", "2", "c", "3")
+    made = _made("x.lua", [reading, "return both()"], ["hash"], [])
+    assert "local one, three =\n  unpack(redis.call('HMGET', KEYS[1], 'a', 'c'))\n" in made.body.decode()
+    assert await bus.server.run(made, hash="{bus:0}:h") == b"13"
+    whole = _made("x.lua", [reading, "return two .. both()"], ["hash"], [])
+    assert await bus.server.run(whole, hash="{bus:0}:h") == b"213"
+    unused = _made("x.lua", [reading, "return 1"], ["hash"], [])
+    assert "HMGET" not in unused.body.decode() and await bus.server.run(unused, hash="{bus:0}:h") == 1
+
+
 async def test_a_list_may_have_more_items_than_fit_on_the_stack_of_lua(bus: Bus) -> None:
     made = _made("x.lua", ["return { #ITEMS, ITEMS[#ITEMS] }"], [], ["items*"])
     assert await bus.server.run(made, items=[*range(20_000)]) == [20_000, b"19999"]

@@ -13,8 +13,8 @@ Each name in upper case (``DEAD``, ``FINAL``) stands for its value, so no script
 loader puts ``KEYS[1]`` or ``ARGV[2]`` in its place. A trailing ``*`` marks a list, which arrives as a Lua table; lists
 come last in their line, and at most one of the keys is a list. ``include`` puts preludes in front, in that order and
 with the names that their headers declare: files of the package's ``scripts/lib``, or of ``rolecall/redis/lib`` for all
-packages. Functions that a script does not use are left out: the server runs the whole text on every call, and each
-function costs the more to make, the more locals all functions share.
+packages. Functions that a script does not use are left out, and so are fields of a hash that a prelude reads: the
+server runs the whole text on every call, and each function costs the more to make, the more locals all functions share.
 
 A module declares the scripts it calls, and the names it will pass, when it is imported. Names that differ from the
 header raise ScriptError then, and so does a call with other names.
@@ -46,7 +46,12 @@ _CHANGES_NOTHING = re.compile(r"^-- Changes nothing\b", re.MULTILINE)
 _CONFIRMED = re.compile(r"^-- Confirmed by replicas\b", re.MULTILINE)
 _TOKEN = re.compile(r"'[^'\n]*'|--[^\n]*|(?<![\w.])[A-Z][A-Z_]*\b")
 """A string, a comment or a name in upper case."""
-_FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]*\bend|[^\n]*\n(?:.*\n)*?end)\n", re.MULTILINE)
+_PIECE = re.compile(
+    r"^local function (\w+)\((?:[^\n]*\bend|[^\n]*\n(?:.*\n)*?end)\n"
+    r"|^local ([\w, ]+) =\n  unpack\(redis\.call\('HMGET', [A-Z]+, ([^()]+)\)\)\n",
+    re.MULTILINE,
+)
+"""A function with its name, or what reads fields of a hash into locals, with their names and the fields."""
 _LISTS = """\
 local lists_at = {first}
 local function next_list()
@@ -228,7 +233,7 @@ def _placed(text: str, keys: Sequence[str], args: Sequence[str]) -> str:
 
 
 def _used(parts: Iterable[str]) -> str:
-    """The text of ``parts`` without the functions that nothing else in it names."""
+    """The text of ``parts`` without the functions and the fields that nothing else in it names."""
     pieces = [piece for part in parts for piece in _pieces(part)]
     functions: dict[str, set[str]] = {}
     for piece in pieces:
@@ -237,30 +242,45 @@ def _used(parts: Iterable[str]) -> str:
     while found:
         found = set().union(*(functions[name] for name in found)) & functions.keys() - needed
         needed |= found
-    return "".join(piece.text for piece in pieces if piece.function in needed)
+    kept = [piece for piece in pieces if piece.function in needed]
+    return "".join(_asked(piece, kept) if piece.fields else piece.text for piece in kept)
 
 
 class _Piece(NamedTuple):
-    """A function of a script, or what stands before or between functions (``function`` is empty), and its words."""
+    """A function of a script, or what stands before or between functions (``function`` is empty), and its words. What
+    reads fields of a hash is a piece of its own, with the fields by the names of their locals."""
 
     function: str
     text: str
     words: frozenset[str]
+    fields: Mapping[str, str] = {}
 
 
 @cache
 def _pieces(part: str) -> tuple[_Piece, ...]:
     """``part`` in pieces; most parts are preludes of many scripts."""
     found, at = list[_Piece](), 0
-    for function in _FUNCTION.finditer(part):
-        found.append(_Piece("", part[at : function.start()], _words(part[at : function.start()])))
-        found.append(_Piece(function[1], function[0], _words(function[0])))
-        at = function.end()
+    for piece in _PIECE.finditer(part):
+        found.append(_Piece("", part[at : piece.start()], _words(part[at : piece.start()])))
+        fields = dict(zip(piece[2].split(", "), piece[3].split(", "), strict=True)) if piece[2] else {}
+        found.append(_Piece(piece[1] or "", piece[0], _words(piece[0]), fields))
+        at = piece.end()
     return (*found, _Piece("", part[at:], _words(part[at:])))
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(word for word in re.findall(r"--[^\n]*|\w+", text) if not word.startswith("--"))
+
+
+def _asked(reading: _Piece, kept: Sequence[_Piece]) -> str:
+    """What reads a hash, with only those fields whose locals another piece names."""
+    others = [piece.words for piece in kept if piece is not reading]
+    named = [name for name in reading.fields if any(name in words for words in others)]
+    if not named:
+        return ""
+    fields = ", ".join(reading.fields[name] for name in named)
+    before, after = ", ".join(reading.fields), ", ".join(reading.fields.values())
+    return reading.text.replace(before, ", ".join(named), 1).replace(after, fields, 1)
 
 
 def _lists(keys: int, key_lists: list[str], args: int, arg_lists: list[str]) -> str:

@@ -5,8 +5,7 @@
 local function deliveries()
   local rows = redis.pcall('XPENDING', STREAM, 'g', ENTRY, ENTRY, 1, PROCESS)
   if rows.err or #rows == 0 then return nil end
-  local _, _, _, count = unpack(rows[1])
-  return count
+  return rows[1][4]
 end
 
 local function own() return deliveries() ~= nil end

@@ -6,8 +6,8 @@
 local HEARD = 8192
 local function tell(events, channel, turn, kind, ...)
   local id = redis.call('XADD', events, 'MAXLEN', '~', 4000, '*', 't', turn, 'k', kind, ...)
-  local told = table.concat({ id, turn, kind, ... }, '\31')
-  redis.call('PUBLISH', channel, #told < HEARD and told or kind)
+  local heard = table.concat({ id, turn, kind, ... }, '\31')
+  redis.call('PUBLISH', channel, #heard < HEARD and heard or kind)
   return id
 end
 
@@ -34,6 +34,7 @@ local function log_record(conversation, session, turn, received, ms, instance, w
     length, of_turn = length + 6, whose
   end
   unwritten[length + 1] = 'r'
-  unwritten[length + 2] = table.concat({ ms, math.max(0, ms - received), instance, word, text }, '\31')
+  unwritten[length + 2] =
+    ms .. '\31' .. math.max(0, ms - received) .. '\31' .. instance .. '\31' .. word .. '\31' .. text
   length = length + 2
 end

@@ -46,9 +46,9 @@ local function record(turn, ago, instance, word, text, since)
   log_record(NAME, session, turn, received, ms, instance, word, text)
 end
 
--- When the turn was received: `told` by the caller, '0' if it does not know.
-local function received_at(told)
-  return told ~= '0' and told or redis.call('HGET', JOURNAL, TURN .. ':r') or NOW
+-- When the turn was received: `given` by the caller, '0' if it does not know.
+local function received_at(given)
+  return given ~= '0' and given or redis.call('HGET', JOURNAL, TURN .. ':r') or NOW
 end
 
 -- Add the caller's log records: a flat list of ms ago, instance, word, text. `since` is when the turn was received.
