@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench.bus import at_rest, full_turns, plain_messages, two_hops
+from bench.bus import at_rest, first_pieces, full_turns, plain_messages, two_hops, waiting
 from bench.loop import on_fastest_loop
 from bench.raw import fsync_ms, raw_messages, raw_two_hops
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.worker.runtime import GC_THRESHOLD
 
 MODES = ("everysec", "always")
-RAW, PLAIN, FULL, HOPS = 20_000, 100, 2_000, 300
+RAW, PLAIN, FULL, HOPS, WAITING = 20_000, 100, 2_000, 300, 200
 IDLE_SECONDS = 8.0
 RAW_ROW, PLAIN_ROW, FULL_ROW = "raw redis-py loop, messages/s", "plain messages/s", "full turns/s"
 RAW_P50_ROW, RAW_P99_ROW = "raw two hops, p50 ms", "raw two hops, p99 ms"
@@ -63,6 +63,8 @@ async def measure(rounds: int) -> list[Row]:
         Row(RAW_P99_ROW, of("raw99"), "{:.2f}"),
         Row(P50_ROW, of("p50"), "{:.2f}", "<= 1.5", lambda value: value <= 1.5),
         Row(P99_ROW, of("p99"), "{:.2f}"),
+        Row("first piece of an answer, p50 ms", of("piece"), "{:.2f}", "<= 3", lambda value: value <= 3),
+        Row("200 turns of 0.1 s on 50 instances, s", of("waiting"), "{:.2f}", "<= 0.42", lambda value: value <= 0.42),
         Row("fdatasync of 4 kB, p50 ms", of("fsync"), "{:.2f}"),
         *await _measure_rest(),
     ]
@@ -70,7 +72,7 @@ async def measure(rounds: int) -> list[Row]:
 
 async def _measure_mode(mode: str, rounds: int) -> dict[str, float]:
     found: dict[str, list[float]] = {
-        name: [] for name in ("raw", "plain", "full", "raw50", "raw99", "p50", "p99", "fsync")
+        name: [] for name in ("raw", "plain", "full", "raw50", "raw99", "p50", "p99", "piece", "waiting", "fsync")
     }
     async with serving(mode) as (url, directory):
         for _ in range(rounds):
@@ -84,6 +86,8 @@ async def _measure_mode(mode: str, rounds: int) -> dict[str, float]:
             took = await two_hops(url, HOPS)
             found["p50"].append(statistics.median(took))
             found["p99"].append(took[len(took) * 99 // 100])
+            found["piece"].append(statistics.median(await first_pieces(url, HOPS // 3)))
+            found["waiting"].append(await waiting(url, WAITING))
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -112,13 +116,13 @@ async def serving(mode: str) -> AsyncIterator[tuple[str, Path]]:
 
 def _print(rows: list[Row]) -> bool:
     """The table; whether every bar is met."""
-    print(f"{'':36}{'everysec':>12}{'always':>12}   bar")
+    print(f"{'':38}{'everysec':>12}{'always':>12}   bar")
     passed = True
     for row in rows:
         met = all(row.met(value) for value in row.values.values())
         passed &= met
         cells = "".join(f"{row.show.format(row.values[mode]) if mode in row.values else '':>12}" for mode in MODES)
-        print(f"{row.name:36}{cells}   {row.bar}{'' if met else '  missed'}")
+        print(f"{row.name:38}{cells}   {row.bar}{'' if met else '  missed'}")
     return passed
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from rolecall import Agent, Context, Envelope
 from rolecall.agent.role import Role
 from rolecall.config import Application
+from rolecall.models import Delta, Done, ModelEvent, Request
 from rolecall.settings import Settings
 
 HOPS = 40
 """Deliveries of one turn of the plain run: so many that its beginning and its end do not count."""
+WAIT_SECONDS = 0.1
 FILLER = "x" * 800
 """Makes an envelope about 1 kB of JSON."""
 
@@ -45,6 +49,37 @@ class SampleLLMAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         history = await ctx.memory.history()
         return envelope.reply(await ctx.stream(ctx.model, history, envelope.text))
+
+
+class WaitAgent(Agent):
+    """Works for a tenth of a second without needing the processor."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        await asyncio.sleep(WAIT_SECONDS)
+        return envelope.reply("done")
+
+
+class ClockModel:
+    """Answers in two pieces, of which the first is when it came, in seconds of this machine's monotonic clock."""
+
+    name = "clock@bench"
+
+    async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
+        """See Model.stream."""
+        yield Delta(repr(time.monotonic()))
+        await asyncio.sleep(0.02)
+        yield Delta(" it was")
+        yield Done("stop")
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class ClockAgent(Agent):
+    """Answers with the model that tells the time."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply(await ctx.stream(ClockModel(), (), envelope.text))
 
 
 def application(roles: Iterable[Role], shards: int = 1) -> Application:

@@ -8,7 +8,18 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bench.app import FILLER, HOPS, ManagerAgent, PingAgent, PongAgent, SampleLLMAgent, application, settings
+from bench.app import (
+    FILLER,
+    HOPS,
+    ClockAgent,
+    ManagerAgent,
+    PingAgent,
+    PongAgent,
+    SampleLLMAgent,
+    WaitAgent,
+    application,
+    settings,
+)
 from bench.raw import worker_process
 from rolecall import Agent, Context, Envelope
 from rolecall.agent.role import Role
@@ -26,6 +37,8 @@ LONGEST_SECONDS = 120.0
 """After so long, a measurement has failed."""
 PLAIN = (Role(ManagerAgent, INSTANCES), Role(PingAgent, INSTANCES), Role(PongAgent, INSTANCES))
 FULL = (Role(ManagerAgent, INSTANCES), Role(SampleLLMAgent, INSTANCES, ("echo@test",)))
+WAITING = (Role(ManagerAgent, INSTANCES), Role(WaitAgent, 50))
+STREAMING = (Role(ManagerAgent, 1), Role(ClockAgent, 1))
 
 
 async def plain_messages(url: str, conversations: int) -> float:
@@ -42,21 +55,48 @@ async def full_turns(url: str, conversations: int) -> float:
         return conversations / await _all_answered(runtime, conversations, "samplellm")
 
 
+async def waiting(url: str, conversations: int) -> float:
+    """Seconds until so many turns have ended, each of which waits WAIT_SECONDS in one of 50 instances."""
+    async with running(url, WAITING) as runtime:
+        return await _all_answered(runtime, conversations, "wait")
+
+
 async def two_hops(url: str, times: int) -> list[float]:
     """Milliseconds from a user's message to its answer at a front end in this process, over two roles in a worker
     process, one at a time; sorted."""
-    async with _connection(url) as server, worker_process("bus", url):
+    async with _front(url, "bus") as front:
+        return sorted([await one_turn(front, f"bench:{number % 50}") for number in range(times)])
+
+
+async def first_pieces(url: str, times: int) -> list[float]:
+    """Milliseconds from the first piece of a model in a worker process until a front end in this process has it, one
+    answer at a time; sorted."""
+    async with _front(url, "streams") as front:
+        return sorted([await first_piece(front, f"bench:{number % 50}") for number in range(times)])
+
+
+async def first_piece(front: Front, conversation: str) -> float:
+    """The milliseconds of one answer of the clock."""
+    took, received = 0.0, await front.receive(conversation, "?", payload={"to": "clock"})
+    async for event in front.follow(received):
+        if event.kind == "delta" and not event.position:
+            took = (time.monotonic() - float(event.text)) * 1000
+    return took
+
+
+@asynccontextmanager
+async def _front(url: str, work: str) -> AsyncIterator[Front]:
+    """A front end in this process, beside a worker process."""
+    async with _connection(url) as server, worker_process(work, url):
         wakeups = Wakeups(server.pubsub())
         listening = asyncio.create_task(wakeups.run(), name="bench wake-ups")
-        front = Front(Bus(server, settings(), process_name()), wakeups, "bench")
         try:
             async with asyncio.timeout(LONGEST_SECONDS):
-                took = [await one_turn(front, f"bench:{number % 50}") for number in range(times)]
+                yield Front(Bus(server, settings(), process_name()), wakeups, "bench")
         finally:
             listening.cancel()
             await asyncio.wait([listening], timeout=1)
             await wakeups.aclose()
-    return sorted(took)
 
 
 async def one_turn(front: Front, conversation: str) -> float:

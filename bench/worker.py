@@ -1,4 +1,4 @@
-"""Another process of a run: ``python -m bench.worker bus|raw|calls ADDRESS``, until its input closes."""
+"""Another process of a run: ``python -m bench.worker bus|streams|raw|calls ADDRESS``, until its input closes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import sys
 from itertools import pairwise
 
-from bench.bus import FULL, running
+from bench.bus import FULL, STREAMING, running
 from bench.loop import on_fastest_loop
 from bench.raw import CHAIN, pass_on
 from bench.steps import CALLS
@@ -15,6 +15,12 @@ from bench.steps import CALLS
 async def serve_bus(url: str) -> None:
     """Work until the parent goes."""
     async with running(url, FULL):
+        await _until_parent_goes()
+
+
+async def serve_streams(url: str) -> None:
+    """Tell the time until the parent goes."""
+    async with running(url, STREAMING):
         await _until_parent_goes()
 
 
@@ -41,4 +47,5 @@ async def _until_parent_goes() -> None:
 
 if __name__ == "__main__":
     what, address = sys.argv[1:]
-    on_fastest_loop({"raw": serve_raw, "bus": serve_bus, "calls": serve_calls}[what](address))
+    serve = {"raw": serve_raw, "bus": serve_bus, "streams": serve_streams, "calls": serve_calls}
+    on_fastest_loop(serve[what](address))
