@@ -15,12 +15,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from runpy import run_module
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 ROLECALL = Path(sys.executable).with_name("rolecall")
 VERBS, MODULES = "verbs", "modules"
@@ -30,7 +31,6 @@ IMPORTED = {
     MODULES: ("redis.asyncio", "typer", "pydantic_settings", "pydantic.type_adapter", "msgspec", "uvloop", "asyncio"),
 }
 KEPT = ("PATH", "HOME", "TMPDIR")
-WAIT, POLL, RUNS = b"wait %d", b"poll %d", b"runs"
 
 
 def call(
@@ -50,22 +50,21 @@ def call(
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)
-        server, files = _Server.of_this_process(VERBS), (given, out, err)
-        status = server.run(command, dict(environment), str(cwd or Path.cwd()), files, seconds)
+        fork = _started(VERBS, command, environment, cwd, (given, out, err))
+        try:
+            status = fork.wait(seconds)
+        except subprocess.TimeoutExpired:
+            fork.kill()
+            raise subprocess.TimeoutExpired(command, seconds) from None
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, status, out.read().decode(), err.read().decode())
 
 
-def start_verb(
-    arguments: Sequence[str | Path],
-    environment: Mapping[str, str],
-    out: IO[bytes],
-    err: IO[bytes],
-    cwd: Path | None = None,
-) -> Fork:
+def start_verb(arguments: Sequence[str | Path], environment: Mapping[str, str], out: IO[bytes], err: IO[bytes]) -> Fork:
     """``rolecall`` as ``call`` has it, for a verb that goes on."""
-    return _started(VERBS, [str(ROLECALL), *map(str, arguments)], environment, cwd, out, err)
+    with open(os.devnull, "rb") as nothing:
+        return _started(VERBS, [str(ROLECALL), *map(str, arguments)], environment, None, (nothing, out, err))
 
 
 def start_module(
@@ -73,20 +72,15 @@ def start_module(
 ) -> Fork:
     """``python -m module`` with nothing but ``environment`` set; what it says goes to ``log``. Of what a Python reads
     from its environment when it starts, only PYTHONPATH counts."""
-    return _started(MODULES, [module, *arguments], environment, cwd, log, log)
+    with open(os.devnull, "rb") as nothing:
+        return _started(MODULES, [module, *arguments], environment, cwd, (nothing, log, log))
 
 
 def _started(
-    kind: str,
-    command: list[str],
-    environment: Mapping[str, str],
-    cwd: Path | None,
-    out: IO[bytes],
-    err: IO[bytes],
+    kind: str, command: list[str], environment: Mapping[str, str], cwd: Path | None, files: Sequence[IO[bytes]]
 ) -> Fork:
     server = _Server.of_this_process(kind)
-    with open(os.devnull, "rb") as nothing:
-        return Fork(server, server.start(command, dict(environment), str(cwd or Path.cwd()), (nothing, out, err)))
+    return Fork(server, server.start(command, dict(environment), str(cwd or Path.cwd()), files))
 
 
 class Fork:
@@ -139,6 +133,7 @@ class _Server:
     _known: ClassVar[dict[str, _Server]] = {}
 
     def __init__(self, kind: str) -> None:
+        self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -154,30 +149,20 @@ class _Server:
             cls._known[kind] = cls(kind)
         return cls._known[kind]
 
-    def run(
-        self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[bytes]], seconds: float
-    ) -> int:
-        """The exit status, negative for a signal. Raises TimeoutExpired after ``seconds``, when it has killed it."""
-        self._socket.settimeout(seconds)
-        pid = self.start(command, environment, cwd, files)
-        self._socket.send(WAIT % pid)
-        try:
-            return int(self._socket.recv(64))
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            self._socket.recv(64)
-            raise subprocess.TimeoutExpired(command, seconds) from None
-
-    def start(self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[Any]]) -> int:
+    def start(self, command: list[str], environment: dict[str, str], cwd: str, files: Sequence[IO[bytes]]) -> int:
         """Fork; returns the process id."""
         request = json.dumps([command, environment, cwd]).encode()
-        socket.send_fds(self._socket, [request], [file.fileno() for file in files])
-        return int(self._socket.recv(64))
+        return int(self._asked(request, [file.fileno() for file in files]))
 
     def poll(self, pid: int) -> int | None:
         """The exit status of a fork that has ended."""
-        self._socket.send(POLL % pid)
-        return int(answer) if (answer := self._socket.recv(64)) != RUNS else None
+        answer = self._asked(b"%d" % pid)
+        return int(answer) if answer else None
+
+    def _asked(self, request: bytes, files: Sequence[int] = ()) -> bytes:
+        with self._lock:  # threads of a test share it
+            socket.send_fds(self._socket, [request], files)
+            return self._socket.recv(64).strip()
 
     def _end(self) -> None:
         self._socket.close()
@@ -192,9 +177,8 @@ def serve(requests: socket.socket) -> list[str] | None:
         if not request:
             return None
         if not files:
-            verb, fork = request.split()
-            ended, status = os.waitpid(int(fork), 0 if WAIT.startswith(verb) else os.WNOHANG)
-            requests.send(str(os.waitstatus_to_exitcode(status)).encode() if ended else RUNS)
+            ended, status = os.waitpid(int(request), os.WNOHANG)
+            requests.send(str(os.waitstatus_to_exitcode(status)).encode() if ended else b" ")
             continue
         pid = os.fork()
         if not pid:
