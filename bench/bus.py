@@ -55,7 +55,7 @@ async def full_turns(url: str, conversations: int) -> float:
         return conversations / await _all_answered(runtime, conversations, "samplellm")
 
 
-async def waiting(url: str, conversations: int) -> float:
+async def short_waits(url: str, conversations: int) -> float:
     """Seconds until so many turns have ended, each of which waits WAIT_SECONDS in one of 50 instances."""
     async with running(url, WAITING) as runtime:
         return await _all_answered(runtime, conversations, "wait")
@@ -77,11 +77,13 @@ async def first_pieces(url: str, times: int) -> list[float]:
 
 async def first_piece(front: Front, conversation: str) -> float:
     """The milliseconds of one answer of the clock."""
-    took, received = 0.0, await front.receive(conversation, "?", payload={"to": "clock"})
-    async for event in front.follow(received):
-        if event.kind == "delta" and not event.position:
-            took = (time.monotonic() - float(event.text)) * 1000
-    return took
+    received = await front.receive(conversation, "?", payload={"to": "clock"})
+    took = [
+        (time.monotonic() - float(event.text)) * 1000
+        async for event in front.follow(received)
+        if event.kind == "delta" and not event.position
+    ]
+    return took[0]
 
 
 @asynccontextmanager

@@ -34,7 +34,7 @@ class ValkeyProcess:
     """A server, by default the bundled one; with ``durable`` it keeps its data over ``kill`` and ``start``. The
     directory's path must be short, for it holds the socket. ROLECALL_SERVER names another server than the
     bundled one. With ``port`` it also listens there on 127.0.0.1.
-    ``environment`` is added to this process's and what the bundled one is given."""
+    ``environment`` is added to this process's environment and to ALLOCATOR."""
 
     def __init__(
         self,

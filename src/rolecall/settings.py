@@ -471,8 +471,8 @@ def client_options(url: str, proxy: str, http: ModuleType) -> dict[str, Any]:
 
 @cache
 def tls_context(http: ModuleType, named: ssl.DefaultVerifyPaths | None) -> ssl.SSLContext:
-    """The context that all clients share: it takes 20 ms to read the authorities that a machine trusts. ``named`` are
-    those of the environment, which do not count without. Raises ConfigError."""
+    """The TLS context that all clients share: loading a machine's certificates takes 20 ms. SSL_CERT_FILE and
+    SSL_CERT_DIR apply only if ``named``, the paths they lead to, is given. Raises ConfigError."""
     try:
         return http.create_ssl_context(trust_env=named is not None)  # type: ignore[no-any-return]
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -124,5 +123,5 @@ def telegram_place(directory: Path, api: TelegramApi, **settings: str) -> Iterat
             try:
                 process.fork.wait(timeout=30)
             except subprocess.TimeoutExpired:
-                os.kill(process.fork.pid, signal.SIGKILL)
+                process.fork.kill()
                 raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pydantic import SecretStr
 
 from rolecall.bus.access_keys import create_key, revoke_all_keys, revoke_key
 from rolecall.errors import RolecallError
-from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, Authenticator
+from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, NEW_SECONDS, Authenticator
 from rolecall.redis import keys as names
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
@@ -90,6 +92,20 @@ async def test_the_first_key_is_its_owners_from_its_first_request(deployment: De
     found = await auth.find(secret)
     assert found is not None and found.name == "ann"
     assert not await auth.open()
+
+
+async def test_strangers_who_guess_keys_cost_the_bus_next_to_nothing(deployment: Deployment) -> None:
+    auth, bus = Authenticator(deployment.session.bus), deployment.session.bus
+
+    async def looked_up() -> int:
+        found = re.search(rb"cmdstat_hgetall:calls=(\d+)", await bus.server.call("INFO", "commandstats"))
+        return int(found[1]) if found else 0
+
+    await auth.find("rk_0123abcd_" + "g" * 43)
+    before, began = await looked_up(), time.monotonic()
+    for _ in range(200):
+        assert await auth.find("rk_0123abcd_" + "g" * 43) is None
+    assert await looked_up() - before <= 1 + (time.monotonic() - began) / NEW_SECONDS + 10  # the deployment's own
 
 
 async def test_a_login_reads_with_its_cookie_and_changes_only_with_its_token(deployment: Deployment) -> None:

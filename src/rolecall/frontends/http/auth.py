@@ -34,7 +34,8 @@ from rolecall.frontends.sockets import is_direct
 FRESH_SECONDS = 2.0
 """How long a process uses the list of keys as it read it: a revoked key is refused everywhere after that."""
 NEW_SECONDS = 0.2
-"""The same for an unknown key, which may have been created just now; a process that needs no key reads at once."""
+"""The same for an unknown key, which may have been created just now. While localhost needs no key, an unknown one is
+looked up at once: the first key must count from its first request, and no stranger reaches such a server."""
 COOKIE = "rolecall_login"
 CSRF_HEADER = "x-csrf-token"
 KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
@@ -91,7 +92,7 @@ class Authenticator:
         """Whose key ``secret`` is; None for an unknown or revoked key."""
         form, digest, current = KEY_FORM.fullmatch(secret), digest_of(secret), await self._current()
         if form and form[1] not in current:
-            current = await self._current(NEW_SECONDS if self._closed else 0.0)
+            current = await self._current(0.0 if self._open_locally and not self._closed else NEW_SECONDS)
         for key in (current.get(form[1]) if form else None, current.get(GIVEN)):
             known = key.digest if key else digest_of("")
             if hmac.compare_digest(known, digest) and key is not None:
