@@ -25,6 +25,7 @@ from bench.raw import worker_process
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
+from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.answers import Place, answer
 from rolecall.bus.steps.journal import Step, record
 from rolecall.bus.turn import Records
@@ -82,21 +83,37 @@ async def server_cpu(server: RedisServer) -> float:
     return float(found["used_cpu_user"]) + float(found["used_cpu_sys"])
 
 
-async def recorded_step(server: RedisServer, count: int) -> float:
-    """Server CPU in µs of one recorded step with its log record, a handler with 50 steps of 200 bytes at a time."""
+async def recorded_step(server: RedisServer, count: int, handlers: int) -> float:
+    """Server CPU in µs of one recorded step with its log record: so many ``handlers`` at a time record 50 steps of 200
+    bytes each, one after another."""
     await server.call("FLUSHALL")
-    bus, used = Bus(server, Settings(), "bench:1~a"), 0.0
-    value = msgspec.Raw(msgspec.json.encode("x" * 200))
-    for turn in range(count // 50):
-        await ask(bus, f"c{turn}")
-        delivery = await take_one(bus)
+    bus, used, rounds = Bus(server, Settings(), "bench:1~a"), 0.0, count // 50 // handlers
+    for turn in range(rounds):
+        deliveries = []
+        for handler in range(handlers):
+            await ask(bus, f"c{turn}:{handler}")
+            deliveries.append(await take_one(bus))
         before = await server_cpu(server)
-        for number in range(50):
-            records = Records("manager:bench:1:0")
-            records.add("STEP", f"{number} once charge")
-            await record(bus, delivery, [(str(number), Step("once", "charge", value))], records)
+        await asyncio.gather(*(fifty_steps(bus, delivery) for delivery in deliveries))
         used += await server_cpu(server) - before
-    return used / count * 1_000_000
+    return used / (rounds * handlers * 50) * 1_000_000
+
+
+async def fifty_steps(bus: Bus, delivery: Delivery) -> None:
+    """Record them as a handler does."""
+    value = msgspec.Raw(msgspec.json.encode("x" * 200))
+    for number in range(50):
+        records = Records("manager:bench:1:0")
+        records.add("STEP", f"{number} once charge")
+        await record(bus, delivery, [(str(number), Step("once", "charge", value))], records)
+
+
+async def bare_command(server: RedisServer, count: int) -> float:
+    """Server CPU in µs of a PING, one at a time: what reading and answering any command costs."""
+    before = await server_cpu(server)
+    for _ in range(count):
+        await server.call("PING")
+    return (await server_cpu(server) - before) / count * 1_000_000
 
 
 async def suspended(url: str, count: int) -> Suspended:
@@ -193,8 +210,11 @@ async def measure(options: argparse.Namespace) -> None:
         process.start()
         server = RedisServer(process.url)
         try:
-            costs = [await recorded_step(server, options.steps) for _ in range(3)]
-            print(f"a recorded step: {min(costs):.1f} µs of server CPU")
+            for handlers in (1, 16):
+                costs = [await recorded_step(server, options.steps, handlers) for _ in range(3)]
+                print(f"a recorded step, {handlers} at a time: {min(costs):.1f} µs of server CPU")
+            costs = [await bare_command(server, options.steps) for _ in range(3)]
+            print(f"a PING, 1 at a time: {min(costs):.1f} µs of server CPU")
             print(f"20 calls of 1 s over 20 instances in two processes: {await fan_out(server):.3f} s")
             found = await suspended(process.url, options.turns)
             print(f"{options.turns:,} suspended turns: {found.memory:,.0f} bytes each; idle, the worker sends ", end="")

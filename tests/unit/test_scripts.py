@@ -33,7 +33,7 @@ def test_every_declared_name_stands_for_its_value_also_those_of_preludes() -> No
     assert "redis.call('HMGET', KEYS[3], 'cur'" in body  # CONVERSATION, of lib/turn.lua
     assert "redis.call('LPOP', KEYS[7])" in body  # MAILBOX, of lib/finish.lua
     assert re.search(r"finish\(ARGV\[\d+\], KEYS\[\d+\], 'final', ARGV\[\d+\]", body)  # TURN, RESULT and FINAL
-    assert "local RECORDS = next_list()\n" in body
+    assert "local RECORDS = { unpack(ARGV, " in body
 
 
 async def test_a_name_in_a_string_or_a_comment_stays_as_it_is(bus: Bus) -> None:

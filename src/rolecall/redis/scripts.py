@@ -52,17 +52,11 @@ _PIECE = re.compile(
     re.MULTILINE,
 )
 """A function with its name, or what reads fields of a hash into locals, with their names and the fields."""
-_LISTS = """\
-local lists_at = {first}
-local function next_list()
-  local n, from = tonumber(ARGV[lists_at]), lists_at + 1
-  lists_at = lists_at + n + 1
-  if n < 1000 then return {{ unpack(ARGV, from, from + n - 1) }} end
-  local list = {{}}
-  for i = 1, n do list[i] = ARGV[from + i - 1] end
-  return list
-end
+_LIST = """\
+local {name} = {{ unpack(ARGV, from, from + (count < 1000 and count or 999) - 1) }}
+for i = 1000, count do {name}[i] = ARGV[from + i - 1] end
 """
+"""How a list of ``count`` arguments is read: in one call, which Lua can do for some thousand values at most."""
 
 
 class ScriptError(RolecallError):
@@ -286,9 +280,12 @@ def _asked(reading: _Piece, kept: Sequence[_Piece]) -> str:
 def _lists(keys: int, key_lists: list[str], args: int, arg_lists: list[str]) -> str:
     """Locals for the lists, which follow so many single keys and arguments."""
     lines = [f"local {key_lists[0].upper()} = {{ unpack(KEYS, {keys + 1}) }}\n"] if key_lists else []
-    if arg_lists:
-        lines.append(_LISTS.format(first=args + 1))
-        lines += [f"local {word.upper()} = next_list()\n" for word in arg_lists]
+    for number, word in enumerate(arg_lists):
+        if number:
+            lines.append("from = from + count + 1\ncount = tonumber(ARGV[from - 1])\n")
+        else:
+            lines.append(f"local from, count = {args + 2}, tonumber(ARGV[{args + 1}])\n")
+        lines.append(_LIST.format(name=word.upper()))
     return "".join(lines)
 
 

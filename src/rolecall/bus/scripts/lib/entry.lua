@@ -8,8 +8,6 @@ local function deliveries()
   return rows[1][4]
 end
 
-local function own() return deliveries() ~= nil end
-
 local function drop()
   redis.call('XACK', STREAM, 'g', ENTRY)
   redis.call('XDEL', STREAM, ENTRY)

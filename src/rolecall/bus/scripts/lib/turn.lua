@@ -16,7 +16,7 @@ end
 -- OK, FENCED (another process holds the entry), or STALE (the turn has ended or is elsewhere). A stale entry is dropped;
 -- nothing else is written.
 local function guard()
-  if not own() then return 'FENCED' end
+  if not deliveries() then return 'FENCED' end
   if CONTROL then
     if redis.call('HEXISTS', JOURNAL, TURN .. ':e') == 1 then return 'OK' end
   elseif running == TURN and at == place(STREAM, ENTRY) then

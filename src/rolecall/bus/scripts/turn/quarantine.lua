@@ -4,7 +4,7 @@
 -- include: clock entry
 -- keys: dead
 -- args: reason deliveries fields
-if not own() then return 'FENCED' end
+if not deliveries() then return 'FENCED' end
 drop()
 redis.call('XADD', DEAD, 'MAXLEN', '~', 1000, '*', 'c', '', 't', '', 'h', 0, 'e', FIELDS,
   'why', REASON, 'n', DELIVERIES, 's', STREAM, 'ms', NOW)
