@@ -314,6 +314,35 @@ async def test_requests_per_minute_are_those_of_all_processes_and_a_booked_place
     assert await on.ask("b:0")
 
 
+async def test_what_a_call_used_counts_in_its_minute_only_and_leaves_nothing_behind_later(server: RedisServer) -> None:
+    on, use = stage(server, tpm=1000), keys.model("m@test", "use")
+    on.provider.going.clear()
+    asking = asyncio.create_task(on.ask())
+    await wait_until(lambda: on.provider.asked, what="the call")
+    await server.call("DEL", use)
+    on.provider.going.set()
+    assert await asking
+    assert await server.call("EXISTS", use) == 0
+
+    assert await on.ask("a:2")
+    kept = await server.call("HGETALL", use)
+    assert sorted(map(int, kept[1::2])) == [1, 30]  # one request of 30 tokens, instead of those expected
+
+
+async def test_a_call_of_a_model_with_a_limit_and_a_quota_costs_fourteen_commands(server: RedisServer) -> None:
+    on = stage(server, tpm=100_000, rpm=1000, concurrent=10)
+    assert await on.ask()
+
+    async def commands() -> int:
+        counts = await server.info("commandstats")
+        return sum(int(counts[name].split(",")[0].removeprefix("calls=")) for name in counts)
+
+    before = await commands()
+    for number in range(100):
+        assert await on.ask(f"a:{number}")
+    assert 13 < (await commands() - before) / 100 < 15  # with what was spent, now and then
+
+
 async def test_a_fallback_speaks_while_the_first_may_not_be_asked_and_says_why(server: RedisServer) -> None:
     on = stage(server)
     other = Provider("other@test")

@@ -14,14 +14,13 @@ if ROOM > 0 and in_flight() >= ROOM then return { 'FULL', 5000, '', 0 } end
 local rpm, tpm = tonumber(RPM), tonumber(TPM)
 local SLICE = tonumber(MINUTE) / 60
 local present = math.floor(NOW / SLICE)
-local expected = math.floor(tonumber(TOKENS) * tonumber(state.scale or 1))
+local expected = math.max(1, math.floor(tonumber(TOKENS) * tonumber(state.scale or 1)))
 if tpm > 0 then expected = math.min(expected, tpm) end
 
-local new = false -- whether nothing was used lately
+local tokens, requests, new = {}, {}, false -- by slice, and whether nothing was used lately
 -- The first slice whose minute has room, never one before a slice that is booked.
 local function free_slice()
-  local tokens, requests, last = {}, {}, present
-  local flat = redis.call('HGETALL', USE)
+  local last, flat = present, redis.call('HGETALL', USE)
   new = #flat == 0
   for i = 1, #flat, 2 do
     local slice, what = string.match(flat[i], '^(%d+):(.)$')
@@ -40,15 +39,15 @@ local function free_slice()
 end
 
 local function use(slice)
-  redis.call('HINCRBY', USE, string.format('%.0f', slice) .. ':t', expected)
-  redis.call('HINCRBY', USE, string.format('%.0f', slice) .. ':r', 1)
+  local field = string.format('%.0f', slice)
+  redis.call('HSET', USE, field .. ':t', (tokens[slice] or 0) + expected, field .. ':r', (requests[slice] or 0) + 1)
   if new or a_second_later then redis.call('PEXPIRE', USE, math.floor(SLICE * 1200)) end
 end
 
 local slice = -1
 if rpm > 0 or tpm > 0 then
   slice = present
-  local booked = tonumber(redis.call('HGET', BOOKED, TICKET) or -1)
+  local booked = tonumber(get('booked') >= present - 60 and redis.call('HGET', BOOKED, TICKET) or -1)
   if booked > present then return { 'LATER', math.ceil(booked * SLICE - NOW) + 1, 'quota', 0 } end
   if booked >= 0 then redis.call('HDEL', BOOKED, TICKET) end
   if booked >= present - 60 then slice = booked
@@ -59,6 +58,7 @@ if rpm > 0 or tpm > 0 then
     if slice > present and BOOK == '1' then
       redis.call('HSET', BOOKED, TICKET, string.format('%.0f', slice))
       redis.call('EXPIRE', BOOKED, 3600)
+      put('booked', math.max(slice, get('booked')))
     end
     if slice > present then return { 'LATER', math.ceil(slice * SLICE - NOW) + 1, 'quota', 0 } end
   end

@@ -13,8 +13,9 @@ if outcome ~= 'ANSWERING' then redis.call('ZREM', BUSY, CALL) end
 
 local used = tonumber(USED)
 if used >= 0 and SLICE ~= '-1' then
-  local field = SLICE .. ':t'
-  if redis.call('HEXISTS', USE, field) == 1 then redis.call('HINCRBY', USE, field, used - tonumber(RESERVED)) end
+  local field, more = SLICE .. ':t', used - tonumber(RESERVED)
+  -- A slice that is still counted has what was reserved, one at least; of one that is not, nothing may stay.
+  if redis.call('HINCRBY', USE, field, more) == more then redis.call('HDEL', USE, field) end
   put('scale', 0.8 * tonumber(state.scale or 1) + 0.2 * used / math.max(1, tonumber(EXPECTED)))
 end
 

@@ -1,7 +1,7 @@
 -- Prelude of the scripts that share one model among all processes: circuit breaker, quota and concurrency; follows clock.
 --   state: `open` (1 while the breaker is open), `since` (ms; when it opened), `until` (ms; no calls before), `opens` (openings
 --     in a row), `fails` (failures in a row), `probe` (the one call allowed while open), `look` (ms; last time given out by next_look),
---     `scale` (tokens used per token expected), `why`, `seen` (ms; when the model was last used)
+--     `scale` (tokens used per token expected), `why`, `seen` (ms; when the model was last used), `booked` (the last booked slice)
 --   use: tokens and requests by slice of the minute; booked: slice by turn
 --   busy: calls in flight by deadline; waiting: conversations whose turn sleeps until the model has room
 --   room: maximum of concurrent calls, 0 for no limit
@@ -33,7 +33,7 @@ end
 local seen = get('seen')
 local a_second_later = NOW > seen + 1000
 if NOW < seen - 2000 then
-  clear('until', 'since', 'look', 'probe', 'seen')
+  clear('until', 'since', 'look', 'probe', 'seen', 'booked')
   redis.call('DEL', BUSY, USE, BOOKED)
 elseif a_second_later then
   put('seen', NOW)
