@@ -44,7 +44,7 @@ class ManagerAgent(Agent):
         if "long" in envelope.text:
             await ctx.emit("half an answer")
             await asyncio.sleep(60)
-        if envelope.text == "ask me":
+        if envelope.text in ("ask me", "Ben: ask me"):
             return envelope.reply(f"it is {await ctx.choose('Which colour?', ['red', 'green'])}")
         if envelope.text == "sure?":
             return envelope.reply(f"agreed: {await ctx.confirm('Really?')}")
@@ -224,6 +224,14 @@ async def test_a_press_of_stop_that_comes_too_late_is_answered_kindly(tmp_path: 
         assert sorted([await stage.popped(first), await stage.popped(second)]) == [
             "Stopped.", "There is nothing to stop.",
         ]  # fmt: skip
+
+
+async def test_what_an_agent_asks_in_a_group_replies_to_the_question(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        group, ben = stage.api.group(GROUP), stage.api.user(BEN, name="Ben")
+        question = ben.write("@rolecall_bot ask me", chat=GROUP)
+        asked = await stage.until(group, "Which colour?")
+        assert asked.reply_to is question
 
 
 async def test_in_a_group_only_who_asked_and_admins_stop(tmp_path: Path) -> None:

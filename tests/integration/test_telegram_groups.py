@@ -30,10 +30,10 @@ def speak_as(stage: Stage, chat: Chat, text: str, sender_chat: dict[str, Any]) -
     return message
 
 
-def add_bot(stage: Stage, chat: Chat, user: User) -> None:
-    """``user`` adds the bot to the group."""
+def add_bot(stage: Stage, chat: Chat, user: User, **other: Any) -> None:
+    """``user`` adds the bot to the group, which Telegram describes otherwise by ``other``."""
     old, new = ({"user": BOT, "status": status} for status in ("left", "member"))
-    body = {"chat": chat.as_json(), "from": user.as_json(), "date": int(time.time())}
+    body = {"chat": {**chat.as_json(), **other}, "from": user.as_json(), "date": int(time.time())}
     stage.api.world.updates.push("my_chat_member", {**body, "old_chat_member": old, "new_chat_member": new})
 
 
@@ -208,6 +208,37 @@ async def test_a_group_that_an_admin_adds_the_bot_to_is_allowed(tmp_path: Path) 
         add_bot(stage, group, stage.api.user(ADA))
         await stage.until(group, say("en", "group_welcome", bot="rolecall_bot"))
         assert (await stage.answered(stage.api.user(CY), "@rolecall_bot hi", chat=-1005)).text
+
+
+async def test_the_readers_of_a_channel_are_told_nothing_when_the_bot_is_added(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        for number, adder in ((-1005, ADA), (-1006, CY)):
+            add_bot(stage, stage.api.group(number, title="News"), stage.api.user(adder), type="channel")
+        await stage.answered(stage.api.user(ADA), "hello")
+        assert not stage.api.chat(-1005).answers + stage.api.chat(-1006).answers
+        assert len(stage.api.chat(ADA).answers) == 1
+
+
+async def test_a_request_that_several_admins_decide_is_one_welcome_and_takes_no_rank_away(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ada, ben, cy, dan = (stage.api.user(number, name=f"User {number}") for number in (ADA, BEN, CY, 10))
+        for admin in (ben, dan):
+            await stage.answered(ada, f"/allow {admin.id} admin")
+            await stage.answered(admin, "/whoami")
+        await stage.answered(cy, "hello")
+        asked = say("en", "access_request", name="User 9", id=CY)
+        first, second, third = [await stage.until(admin, asked) for admin in (ADA, BEN, dan.id)]
+        allow = data_of(first, say("en", "allow"))
+        presses = [ada.press(first, allow), ada.press(first, allow), ben.press(second, allow)]
+        for press in presses:
+            await stage.popped(press)
+        await stage.until(CY, say("en", "welcome"))
+        await stage.answered(ada, f"/allow {CY} admin")
+        assert await stage.popped(dan.press(third, allow)) == say(
+            "en", "let_in", id="User 9 (9)", rank=say("en", "rank_admin")
+        )
+        assert (await stage.answered(cy, "/whoami")).text.startswith("Your Telegram ID: 9 (admin)")
+        assert [one.text for one in stage.api.chat(CY).answers].count(say("en", "welcome")) == 1
 
 
 async def test_a_link_that_names_its_source_greets_whom_the_bot_knows(tmp_path: Path) -> None:

@@ -88,6 +88,22 @@ async def test_an_answer_that_outgrows_a_message_goes_on_in_the_next_one(
         assert [bool(message.buttons) for message in stage.api.chat(7).answers] == [False, False, True]
 
 
+@pytest.mark.parametrize("grows", [True, False])
+async def test_each_message_of_an_answer_in_a_group_replies_and_so_belongs_to_the_comments_on_a_post(
+    tmp_path: Path, go: asyncio.Event, grows: bool
+) -> None:
+    async with staged(tmp_path, ROLES) as stage:
+        group = stage.api.group(-1001)
+        if not grows:
+            go.set()
+        await stage.say(stage.api.user(7), "grow whole", chat=-1001)
+        if grows:
+            await stage.api.wait_for(lambda: len(group.answers) == 2)
+            go.set()
+        await stage.quiet()
+        assert [message.reply_to for message in group.answers] == group.messages[:3]
+
+
 async def test_messages_that_only_the_growing_text_needed_are_removed(tmp_path: Path, go: asyncio.Event) -> None:
     async with staged(tmp_path, ROLES) as stage:
         await stage.say(stage.api.user(7), "grow")

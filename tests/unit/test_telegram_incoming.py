@@ -135,6 +135,34 @@ def test_a_question_about_another_s_message_quotes_it_and_brings_its_files(
     assert [one.kind for one in incoming.files] == ["image"]
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (
+            {"document": {"file_id": "f", "file_unique_id": "u", "file_name": "a.zip", "mime_type": "application/zip"}},
+            "a.zip",
+        ),
+        ({"video": {"file_id": "f", "file_unique_id": "u", "width": 1, "height": 1, "duration": 1}}, "video"),
+    ],
+)
+def test_a_question_about_a_file_that_cannot_be_read_brings_it_so_that_both_sides_are_told(
+    api: TelegramApi, group: Chat, ann: User, content: dict[str, Any], name: str
+) -> None:
+    said = group.add(api.user(8, name="Bob").as_json(), "", media=content)
+    ann.write("@rolecall_bot what is in it?", chat=GROUP, reply_to=said)
+    assert [(one.kind, one.name or one.media_type, one.quoted) for one in understood(api).files] == [
+        ("unknown", name, True)
+    ]
+
+
+def test_a_comment_on_a_channel_s_post_quotes_the_channel(api: TelegramApi, group: Chat, ann: User) -> None:
+    sender = {"id": 777000, "is_bot": False, "first_name": "Telegram"}
+    post = group.add(sender, "it rains", media={"sender_chat": CHANNEL, "is_automatic_forward": True})
+    ann.write("@rolecall_bot really?", chat=GROUP, reply_to=post)
+    change(api, reply_to_message={**post.as_json(), "text": "it rains"})
+    assert understood(api).quoted == ("News", "it rains")
+
+
 def test_a_keyword_addresses_the_bot_as_a_whole_word(api: TelegramApi, group: Chat, ann: User) -> None:
     for text, meant in (("ROLLO, what time is it?", True), ("rollout day", False)):
         ann.write(text, chat=GROUP)

@@ -19,7 +19,7 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
-from rolecall.bus.members import Rank, applicant
+from rolecall.bus.members import applicant
 from rolecall.bus.outbox import Placeholders, reply
 from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule
@@ -277,13 +277,15 @@ class Buttons:
         number, let_in = int(press.argument), press.verb == "allow"
         name, language = await applicant(self.front.bus, self.front.name, number)
         if let_in:
-            rank: Rank = "user" if number > 0 else "guest"
-            await self.access.allow(number, rank, name)
+            rank = (await self.access.status_of(number, min(number, 0))).rank
+            if rank == "stranger":  # else this was decided before, by another admin or another press
+                rank = "user" if number > 0 else "guest"
+                key = "welcome" if number > 0 else "group_welcome"
+                welcome = say(language, key, bot=str(self.bot.username))
+                place = Address(number, None, self.front.name).conversation
+                await reply(self.front.bus, self.front.name, place, welcome, idempotency=f"allowed:{number}")
+                await self.access.allow(number, rank, name)
             text = press.say("let_in", id=f"{name} ({number})", rank=press.say(f"rank_{rank}"))
-            key = "welcome" if number > 0 else "group_welcome"
-            welcome = say(language, key, bot=str(self.bot.username))
-            place = Address(number, None, self.front.name).conversation
-            await reply(self.front.bus, self.front.name, place, welcome, idempotency=f"allowed:{press.id}")
         else:
             denied = await self.access.deny(number)
             text = press.say("shut_out" if denied else "cannot_deny", id=f"{name} ({number})")

@@ -84,7 +84,9 @@ class Deliverer:
         if entry.kind == "reply":
             return await self._reply(entry, address, entry.payload or {})
         if entry.kind == "asked":
-            return await self._reply(entry, address, question_message(entry.payload or {}))
+            question = (await self.turn_messages.of(entry.conversation, entry.turn)).question
+            shown = question_message(entry.payload or {})
+            return await self._reply(entry, address, {**shown, "question": question, "quote": not address.private})
         seen = self.progress.end(entry.conversation, turn)
         record = await self.turn_messages.of(entry.conversation, turn)
         delivery = AnswerDelivery(self, entry, address, turn, record)
@@ -105,17 +107,17 @@ class Deliverer:
 
     async def _reply(self, entry: OutboxEntry, address: Address, payload: Mapping[str, Any]) -> bool:
         """Deliver what the front end itself says, or what an agent asks. The messages are sent as they are; a duplicate
-        whose sending could not be confirmed is found and deleted."""
+        whose sending could not be confirmed is found and deleted. Quoting, each replies to the one before it."""
         turn = f"{REPLY}{entry.id}"
         question, quote, rows = int(payload.get("question") or 0), bool(payload.get("quote")), payload.get("buttons")
         keyboard = Keyboard.de_json({"inline_keyboard": rows}, None) if rows else None
-        parts = plain(str(payload.get("text", "")))
+        parts, before = plain(str(payload.get("text", ""))), question
         for number, part in enumerate(parts):
             if not self.outbox.holds(entry.conversation):
                 return False
             sent = await self.turn_messages.create(
                 address, turn, part, name=str(number), after=question, priority=ANSWER,
-                reply_to=question if quote and not number else None,
+                reply_to=before if quote and before else None,
                 keyboard=keyboard if number == len(parts) - 1 else None,
             )  # fmt: skip
             if isinstance(sent, Unreachable):
@@ -123,6 +125,7 @@ class Deliverer:
                     return await self._give_up_hopeless(entry, address, TurnRecord())
                 logger.info("%s: a reply was not delivered: %s", entry.conversation, sent.reason)
                 break
+            before = sent
         self._failing.pop((entry.shard, entry.id), None)
         await self.turn_messages.clear(address, turn, await self.turn_messages.of(entry.conversation, turn))
         await self.outbox.delivered(entry, Records(self.outbox.front))
@@ -255,10 +258,10 @@ class AnswerDelivery:
         self, name: str, part: TextPart | None = None, keyboard: Keyboard | None = None
     ) -> int | Unreachable:
         """A new message for a piece. It replies to the piece before it, or to the question, if other messages came
-        between."""
+        between; in groups always, since only replies belong to the comments on a channel's post."""
         before = (self.messages or [self._record.question])[-1]
         notice = self._entry.kind == "notice" or bool(self._entry.schedule)
-        apart = before and (self._chats.newest(self._address) > before or not (self.messages or self._address.private))
+        apart = before and (not self._address.private or self._chats.newest(self._address) > before)
         if part is None:  # until its content is in it; the first of an answer may overtake the placeholder
             part = NOTICE if notice else FURTHER if self.messages else TextPart(say(self._record.language, "thinking"))
         return await self._turn_messages.create(

@@ -66,7 +66,7 @@ class Media:
             result = task.result()
             if isinstance(result, UnusableFile):
                 problems.append(result.problem)
-                payload.setdefault("unread", []).append(attached.name)
+                payload.setdefault("unread", []).append(attached.name or attached.media_type)
                 missing = missing or not attached.quoted
             else:
                 payload.setdefault(result[0], []).append(result[1])

@@ -87,7 +87,7 @@ class Address:
 class Attachment:
     """A file of a message, not downloaded yet. ``size`` is in bytes, 0 if unknown; ``unique`` is the same in every
     update that has the file. The kind unknown cannot be read; what is not a file has no ``name``. ``quoted`` is true
-    for a file of the message that is replied to."""
+    for a file of the message that is replied to. Without a name, ``media_type`` is Telegram's word for the content."""
 
     kind: Kind
     file_id: str
@@ -96,9 +96,6 @@ class Attachment:
     size: int = 0
     unique: str = ""
     quoted: bool = False
-
-
-UNKNOWN = Attachment("unknown", "", "", "")
 
 
 UNREADABLE = ("animation", "video", "story", "game", "invoice", "paid_media", "giveaway", "giveaway_winners")
@@ -112,11 +109,11 @@ def attachments_of(message: Message | ExternalReplyInfo) -> tuple[Attachment, ..
         return (Attachment("image", best.file_id, "photo.jpg", "image/jpeg", best.file_size or 0, best.file_unique_id),)
     if sound := message.voice or message.audio or message.video_note:
         return (_sound(sound),)
-    if any(getattr(message, name, None) for name in UNREADABLE):
-        return (UNKNOWN,)
+    if kind := next((name for name in UNREADABLE if getattr(message, name, None)), ""):
+        return (_unknown(kind),)
     if message.document:
         return (_document(message.document),)
-    return (UNKNOWN,) if message.sticker and not message.sticker.emoji else ()
+    return (_unknown("sticker"),) if message.sticker and not message.sticker.emoji else ()
 
 
 def content_of(message: Message | ExternalReplyInfo) -> str:
@@ -140,6 +137,10 @@ def _content(message: Message | ExternalReplyInfo) -> str:
     if message.checklist:
         return "\n- ".join([f"☑ {message.checklist.title}", *(task.text for task in message.checklist.tasks)])
     return f"{message.dice.emoji} {message.dice.value}" if message.dice else ""
+
+
+def _unknown(kind: str) -> Attachment:
+    return Attachment("unknown", "", "", kind)
 
 
 def _sound(sound: Voice | Audio | VideoNote) -> Attachment:
@@ -325,7 +326,7 @@ def _spoken(message: Message, sender: Sender, text: str) -> str:
 def _unreadable(update: Update, message: Message, sender: Sender, me: User, front: str) -> Incoming | None:
     """A private message with content that the library does not know yet; None for one that says nothing, such as that
     the user changed a setting."""
-    return _incoming(update, message, sender, me, front, "", (UNKNOWN,)) if message.api_kwargs else None
+    return _incoming(update, message, sender, me, front, "", (_unknown("message"),)) if message.api_kwargs else None
 
 
 def _origin(origin: MessageOrigin) -> str:
@@ -398,7 +399,7 @@ def _quoted(message: Message, me: User) -> tuple[str, str] | None:
 
 
 def _author(message: Message) -> str:
-    author = message.from_user or message.sender_chat
+    author = message.sender_chat or message.from_user  # a channel's post in its group is from the user "Telegram"
     return name_of(author) if author else "?"
 
 
@@ -407,7 +408,7 @@ def _of_quoted(message: Message, me: User) -> tuple[Attachment, ...]:
     replied = _replied(message) or message.external_reply
     if replied is None or _is_reply_to(message, me):
         return ()
-    return tuple(replace(one, quoted=True) for one in attachments_of(replied) if one.kind != "unknown")
+    return tuple(replace(one, quoted=True) for one in attachments_of(replied))
 
 
 def _plain(name: str) -> str:

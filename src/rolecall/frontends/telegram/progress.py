@@ -342,9 +342,10 @@ class ProgressDisplay:
                 return outcome
         if not self._is_wanted(view):
             return "DROPPED"
+        before = (view.messages or [0])[-1]
         created = await self.turn_messages.create(
-            view.address, view.key[1], parts[number], name=str(number), after=(view.messages or [0])[-1],
-            keyboard=None if view.draft else view.keyboard,
+            view.address, view.key[1], parts[number], name=str(number), after=before,
+            keyboard=None if view.draft else view.keyboard, reply_to=None if view.address.private else before,
         )  # fmt: skip
         if isinstance(created, Unreachable):
             return "FAILING" if created.failing else "BLOCKED"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from telegram import ChatMemberUpdated, Message, Update, User
+from telegram import Chat, ChatMemberUpdated, Message, Update, User
 
 from rolecall.background import Attempt, BackgroundTasks, Boundary
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
@@ -170,9 +170,13 @@ class Receiver:
 
     async def _joined(self, change: ChatMemberUpdated, update: int) -> None:
         """The bot was added to a group: say how to reach it there, or ask the admins whether to answer. An admin of the
-        bot who adds it has decided that. In a group that was denied, nothing is said."""
+        bot who adds it has decided that. Nothing is said in a group that was denied, nor to a channel's readers."""
         here = ("member", "administrator")
-        if change.chat.id > 0 or change.old_chat_member.status in here or change.new_chat_member.status not in here:
+        if (
+            change.chat.type not in (Chat.GROUP, Chat.SUPERGROUP)
+            or change.old_chat_member.status in here
+            or change.new_chat_member.status not in here
+        ):
             return
         person, title = change.from_user, name_of(change.chat)
         if (await self.access.status_of(person.id)).rank == "admin":
@@ -242,7 +246,7 @@ class Receiver:
             await self._ask(incoming, group, status, fetched)
 
     async def _ask(self, incoming: Incoming, group: MessageGroup, status: UserStatus, fetched: FetchedFiles) -> None:
-        if incoming.text or fetched.payload:
+        if incoming.text or fetched.payload.keys() - {"unread"}:
             await self._admit_or_edit(incoming, group, status, fetched.payload)
         elif not fetched.problems:  # nothing but the bot's name
             await self._tell(incoming, "welcome")
