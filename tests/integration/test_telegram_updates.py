@@ -17,6 +17,8 @@ from rolecall.bus.events import Wakeups
 from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
+from tests.integration.test_telegram_control import ADA, BEN, CY, data_of, staged
+from tests.integration.test_telegram_control import GROUP as SHARED
 from tests.integration.test_telegram_in import ANN, GROUP, HERE, answers, at_work
 from tests.telegram.api import Message, TelegramApi
 from tests.telegram.fuzz import Fuzz
@@ -187,6 +189,52 @@ async def test_an_edit_of_a_command_is_a_new_one_only_if_it_changed(api: Telegra
     assert len(answers(api)) == 1
     push_edit(api, helped, text="/help", entities=[{"type": "bot_command", "offset": 0, "length": 5}])
     await api.wait_for(lambda: len(answers(api)) == 2)
+
+
+@pytest.mark.parametrize(("command", "said"), [("/stop", "stopped"), ("/clear", "forgotten")])
+async def test_a_waiting_message_that_is_edited_into_a_command_does_what_the_command_says(
+    tmp_path: Path, command: str, said: str
+) -> None:
+    async with staged(tmp_path) as stage:
+        ada = stage.api.user(ADA)
+        await stage.answered(ada, "one")
+        ada.write("long question")
+        running = await stage.until(ADA, "half an answer")
+        waiting = ada.write("two")
+        await stage.until(ADA, "Queued: number 1")
+        ada.edit(waiting, command)
+        await stage.until(ADA, say("en", said))
+        await stage.api.wait_for(lambda: "Stopped." in running.text)
+        if said == "forgotten":
+            assert (await stage.answered(ada, "three")).text == "three by any after []"
+
+
+async def test_a_broadcast_that_is_edited_is_sent_as_the_bot_says(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ada = stage.api.user(ADA)
+        await stage.answered(stage.api.user(BEN), "hello")
+        await stage.answered(ada, "/broadcast We are bak.")
+        message = stage.api.chat(ADA).messages[0]
+        ada.edit(message, "/broadcast We are back.")
+        await stage.until(BEN, "We are bak.")
+        await stage.until(BEN, "We are back.")
+
+
+async def test_an_offer_to_answer_an_edited_message_is_used_once_and_cancels_nothing_for_others(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        group, ben, cy = stage.api.group(SHARED), stage.api.user(BEN, name="Ben"), stage.api.user(CY)
+        question = ben.write("@rolecall_bot long question", chat=SHARED)
+        running = await stage.until(group, "half an answer")
+        ben.edit(question, "@rolecall_bot short")
+        offer = await stage.until(group, say("en", "edited"))
+        again = data_of(offer, "🔄 Answer again")
+        assert await stage.toast(cy, offer, again) == say("en", "not_yours")
+        assert (running.text, offer.deleted) == ("half an answer", False)
+        for press in [ben.press(offer, again), ben.press(offer, again)]:
+            assert await stage.popped(press) == say("en", "again")
+        await stage.until(group, "Ben: short by any after []")
+        assert (await stage.answered(ben, "@rolecall_bot next", chat=SHARED)).text.startswith("Ben: next by")
+        assert sum(one.text.startswith("Ben: short by") for one in group.answers) == 1
 
 
 async def test_a_location_is_answered_once_however_often_it_moves(api: TelegramApi, way: WayIn) -> None:

@@ -46,6 +46,8 @@ CHOICE = re.compile(r"\d{1,2} [\w.:/-]{1,60}", re.ASCII)
 TOAST_CHARS = 200
 TWICE_MS = 3000
 """Two presses of Regenerate within this time count as one."""
+OFFER_MS = 86_400_000
+"""Presses of one offer within this time count as one."""
 
 
 def stop_keyboard(turn: str, language: str | None = None) -> InlineKeyboardMarkup:
@@ -178,15 +180,18 @@ class Buttons:
     async def _stop(self, press: ButtonPress) -> str:
         """Cancel the turn and keep the text so far in the history. In a group, only its user and admins may."""
         bus, turn = self.front.bus, press.argument
-        asker = await asker_of(bus, press.conversation, turn)
-        if asker is None:
+        if await asker_of(bus, press.conversation, turn) is None:
             if not await self._shows(press):  # a message that was left behind
                 self._later(self.bot.edit_message_reply_markup(press.address.chat, press.message_id), "keyboard")
             return press.say("nothing_to_stop")
-        if asker != press.principal and not await self.rights.include(press.status, press.address):
+        if not await self._may_end(press):
             return press.say("not_yours")
         ended = await self._end(press, turn, press.say("stopped"))
         return press.say("stopped" if ended else "nothing_to_stop")
+
+    async def _may_end(self, press: ButtonPress) -> bool:
+        asker = await asker_of(self.front.bus, press.conversation, press.argument)
+        return asker in (None, press.principal) or await self.rights.include(press.status, press.address)
 
     async def _end(self, press: ButtonPress, turn: str, text: str) -> bool:
         bus, conversation = self.front.bus, press.conversation
@@ -204,10 +209,16 @@ class Buttons:
         return press.say("again") if doubled else await self._ask(press)
 
     async def _edit(self, press: ButtonPress) -> str:
-        """Answer the edited message; a turn that still runs for it is cancelled."""
+        """Answer the edited message, once for each offer; a turn that still runs for it is cancelled, by its user or an
+        admin."""
         shown = await self.placeholders.turn_of(press.conversation, str(press.message_id))
         if shown and not shown.startswith(REPLY):  # an answer, not an offer
             return await self._unknown(press)
+        if not await self._may_end(press):
+            return press.say("not_yours")
+        offer = (self.front.bus, press.conversation, f"{press.argument}/{press.message_id}")
+        if await pressed_before(*offer, press.id, ms=OFFER_MS):
+            return press.say("again")
         self._later(self.chats.delete(press.address, press.message_id), "offer")
         await close_offer(self.front.bus, press.conversation, press.argument)
         if await question_of(self.front.bus, press.conversation, press.argument) is None:

@@ -222,7 +222,7 @@ class Commands:
         users = [one.user for one in await self.admins.members() if one.allowed and 0 < one.user != status.user]
         for user in users:
             await notify(self.bus, 
-                f"{self.front}:{user}", incoming.argument, idempotency=incoming.idempotency,
+                f"{self.front}:{user}", incoming.argument, idempotency=incoming.edition,
                 front=self.front, remember=False,
             )  # fmt: skip
         return CommandReply(say(incoming.language, "broadcast", count=len(users)))

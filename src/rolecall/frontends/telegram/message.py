@@ -233,6 +233,11 @@ class Incoming:
         return principal_of(self.user)
 
     @property
+    def edition(self) -> str:
+        """The idempotency key of the message as it stands: an edit has one of its own."""
+        return f"{self.idempotency}:{self.version}" if self.version else self.idempotency
+
+    @property
     def fingerprint(self) -> str:
         """A digest of what the user wrote and attached; a link preview or a reaction does not change it."""
         said = (self.text.removeprefix(f"{self.name}: "), [one.unique for one in self.files])

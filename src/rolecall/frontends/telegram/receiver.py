@@ -288,8 +288,7 @@ class Receiver:
         """Have a command of the bus carried out. An edit into a command is a new one."""
         if command.lane == "front":
             return await self._carry_out(incoming, status)
-        version = f":{incoming.version}" if incoming.version else ""
-        await self._admit(incoming, MessageGroup(), status, _payload(incoming, {}), incoming.idempotency + version)
+        await self._admit(incoming, MessageGroup(), status, _payload(incoming, {}), incoming.edition)
 
     async def _admit_or_edit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, files: Mapping[str, Any]
@@ -355,9 +354,9 @@ class Receiver:
         admin of a group stops only their own turns."""
         bus, conversation = self.front.bus, incoming.address.conversation
         told = "stopped" if incoming.command == "stop" else "forgotten"
-        if not await answered_without_turn(bus, conversation, incoming.idempotency):
+        if not await answered_without_turn(bus, conversation, incoming.edition):
             told = await self._carried_out(incoming, status)
-            await mark_answered(bus, conversation, incoming.idempotency)
+            await mark_answered(bus, conversation, incoming.edition)
         await self._say(incoming, say(incoming.language, told), purpose="carried out")
 
     async def _carried_out(self, incoming: Incoming, status: UserStatus) -> str:
@@ -403,8 +402,7 @@ class Receiver:
         """The turn of the edited message has started: interrupt it if that is configured, otherwise offer a new
         answer."""
         if running and await self._mode(incoming.address) == "interrupt":
-            idempotency = f"{incoming.idempotency}:{incoming.version}"
-            return await self._admit(incoming, MessageGroup(), status, payload, idempotency)
+            return await self._admit(incoming, MessageGroup(), status, payload, incoming.edition)
         edit = (self.front.bus, incoming.address.conversation, turn, str(incoming.version))
         if await offer_once(*edit):
             await self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
