@@ -28,8 +28,8 @@ REAL = "ROLECALL_LIVENESS" in os.environ
 SCALE = 1.0 if REAL else 0.1
 MOST_SECONDS = 30 * SCALE
 LIMITS = (
-    (pipeline, "CONNECT_SECONDS"), (reads, "SILENCE_SECONDS"), (reads, "BLOCK_MS"), (subscriber, "PING_SECONDS"),
-    (subscriber, "ANSWER_SECONDS"),
+    (pipeline, "CONNECT_SECONDS"), (reads, "SILENCE_SECONDS"), (reads, "ANSWER_SECONDS"), (reads, "BLOCK_MS"),
+    (subscriber, "PING_SECONDS"), (subscriber, "ANSWER_SECONDS"),
 )  # fmt: skip
 
 
@@ -92,6 +92,23 @@ async def test_a_blocking_reader_notices_a_silent_peer(proxy: Proxy, through: Re
     await through.call("XADD", "s", "*", "a", "b")
     assert await reader.read(*read)
     within(began, "reader")
+
+
+async def test_a_reader_that_waits_for_long_is_given_up_with_a_silent_command_connection(
+    proxy: Proxy, through: RedisServer
+) -> None:
+    await through.call("PING")
+    reader = through.reader()
+    reading = asyncio.create_task(reader.read("XREAD", "BLOCK", 600_000, "STREAMS", "s", "$"), name="reading")
+    await wait_until(lambda: proxy.of("reader"))
+    proxy.silence()
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable):
+        await through.call("PING")
+    with pytest.raises(ServerUnavailable):
+        await reading
+    assert await reader.read("XREAD", "BLOCK", 1, "STREAMS", "s", "$") is None
+    within(began, "reader beside commands")
 
 
 async def test_a_subscriber_notices_a_silent_peer_and_hears_again(proxy: Proxy, through: RedisServer) -> None:

@@ -92,7 +92,7 @@ def test_the_bus_keeps_its_promises_in_whatever_order(
 
 
 WORK = [
-    ("hop", "if not own() then return 'FENCED' end", ""),
+    ("hop", "if not deliveries() then return 'FENCED' end", ""),
     ("complete", "\ndrop()\n", "\n"),
     ("bury", "  leave(user)\n", ""),
     ("hop", "moved(place(stream, id))", ""),
@@ -125,7 +125,7 @@ SCHEDULES = [
     ("complete", "    redis.call('HDEL', JOURNAL, turn .. ':t')\n", ""),
 ]
 SELDOM = [
-    ("work", "complete", "if not own() then return 'FENCED' end", ""),
+    ("work", "complete", "if not deliveries() then return 'FENCED' end", ""),
     ("work", "complete", "if ORDERED then release() end", ""),
     ("work", "defer", "moved(SLEEPING)", ""),
     ("work", "promote", "  redis.call('ZREM', DEFERRED, member(NAME, turn))\n", ""),

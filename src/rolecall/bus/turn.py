@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -259,14 +259,25 @@ class AwakeTurns:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._none_until: dict[int, float] = {}
+        self._asking = asyncio.Lock()
+
+    def none_until(self, shard: ShardKeys) -> float:
+        """Until when, by the monotonic clock, no turn of ``shard`` can have an entry whose lease has expired."""
+        return self._none_until.get(shard.number, 0.0)
 
     async def any(self, shard: ShardKeys) -> bool:
         """Whether one of ``shard`` has. That none has is known for a while: the lease of an entry that comes afterwards
         has not expired before. On a single server it is known of all shards where none of them has a turn."""
-        asked = time.monotonic()
-        if asked < self._none_until.get(shard.number, 0.0):
+        beside = self._bus.servers[0]
+        if len(beside) == 1:  # on a cluster, a node that is away holds nobody up
+            return await self._any(shard, beside)
+        async with self._asking:
+            return await self._any(shard, beside)
+
+    async def _any(self, shard: ShardKeys, beside: Sequence[ShardKeys]) -> bool:
+        asked, settings = time.monotonic(), self._bus.settings
+        if asked < self.none_until(shard):
             return False
-        beside, settings = self._bus.servers[0], self._bus.settings
         if len(beside) > 1 and not await self._bus.server.call("EXISTS", *(one.active for one in beside)):
             quiet = list(beside)
         elif await turns_awake(self._bus, shard) == 0:

@@ -54,6 +54,10 @@ class WireOwner(Protocol):
         """The connection failed, or the node does not answer."""
         ...
 
+    def silent(self) -> None:
+        """The node has not answered for so long that the connection is given up: others to it may hang as well."""
+        ...
+
     def redirected(self, error: AskError, command: Command) -> None:
         """The node answered that another one has the keys of ``command``, which it did not run: send it there."""
         ...
@@ -218,6 +222,7 @@ class Wire:
                 self._heard()
             silent = time.monotonic() - self._heard_at if self._waiting else 0.0
             if silent > self._timeout:
+                self._owner.silent()
                 raise RedisTimeoutError(f"no answer within {self._timeout:g} s")
             if silent > self._timeout / 4:
                 self._owner.lost()  # it may hang, and have a successor already

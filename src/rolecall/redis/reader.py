@@ -20,10 +20,12 @@ from rolecall.redis.topology import SERVER, Place, tag_of
 if TYPE_CHECKING:
     from rolecall.redis.server import RedisServer
 
-BLOCK_MS = 3000
+BLOCK_MS = 12_000
 """How long a blocking read waits at the server, at most."""
-SILENCE_SECONDS = BLOCK_MS / 1000 + 1.5
-"""A reader's server that says nothing for so long is taken to be away."""
+SILENCE_SECONDS = 4.5
+"""A reader's server that says nothing for so long is taken to be away, unless it was told to wait for longer."""
+ANSWER_SECONDS = 1.5
+"""How long the answer may take that a read was told to wait for."""
 
 
 class Reader(Protocol):
@@ -77,14 +79,16 @@ class BlockingReader:
         return reply
 
     async def _read(self, args: Sequence[Arg]) -> Any:
+        waits = float(args[args.index("BLOCK") + 1]) / 1000 if "BLOCK" in args else 0.0
+        silence = max(SILENCE_SECONDS, waits + ANSWER_SECONDS)
         if not self.connections:
             await self._connect(args)
         try:
-            async with asyncio.timeout(SILENCE_SECONDS) as self._limit:
+            async with asyncio.timeout(silence) as self._limit:
                 await self._connection.send_packed_command(packed(args))
                 return await self._connection.read_response()
         except TimeoutError:
-            raise RedisTimeoutError(f"no answer within {SILENCE_SECONDS:g} s") from None
+            raise RedisTimeoutError(f"no answer within {silence:g} s") from None
         except AskError as moved:
             self._server.topology.redirected(moved)
             raise

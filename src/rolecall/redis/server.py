@@ -331,6 +331,10 @@ class _Node:
     def lost(self) -> None:
         self.server.topology.lost(self.place)
 
+    def silent(self) -> None:
+        for reader in self.server._readers:
+            reader.leave([self.place])
+
     def redirected(self, error: AskError, command: Command) -> None:
         place = self.server.topology.redirected(error)
         self.server._wire(self.wires, place).put(command, asking=not isinstance(error, MovedError))

@@ -142,7 +142,7 @@ class Scribe:
     async def _read(self, start: str, count: int) -> Batch:
         if self._reader is None:
             self._reader = self.server.reader()
-        block = int(min(BLOCK_MS, self._lease_seconds * 250))
+        block = int(min(BLOCK_MS, self._lease_seconds * 1000 / 3))
         reply = await _uninterrupted(
             self._reader.read(
                 "XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", count, "BLOCK", block,

@@ -436,11 +436,12 @@ class Intake:
         roles = [demand.role for demand in demands]
         streams = [(role, stream) for role in roles for stream in streams_of(self._bus, self.shard, role)]
         due = max(self._next_claim, self.worker.claims_from(self.shard)) - time.monotonic()
-        wait = BLOCK_MS if due == math.inf else max(10, min(BLOCK_MS, round(due * 1000)))
+        wait = self._bus.settings.scan_seconds if due == math.inf else due
         self._listening = frozenset(roles)
         try:
             reply = await self.reader.read(
-                "XREADGROUP", "GROUP", keys.GROUP, self._bus.process, "COUNT", 1, "BLOCK", wait,
+                "XREADGROUP", "GROUP", keys.GROUP, self._bus.process, "COUNT", 1, "BLOCK",
+                max(10, min(BLOCK_MS, round(wait * 1000))),
                 "STREAMS", *(stream for _, stream in streams), *([">"] * len(streams)),
             )  # fmt: skip
         finally:
@@ -474,6 +475,7 @@ class Intake:
         if self._scan_due():
             busy = await self.worker.awake.any(self.shard)
             self._unclaimed = set(self.worker.roster.instances) if busy else set()
+            self._next_claim = max(self._next_claim, self.worker.awake.none_until(self.shard))
         return any(demand.role in self._unclaimed for demand in demands)
 
     def _scan_due(self) -> bool:
