@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
+from rolecall.bus.conversation import notify
 from tests.browser.stage import Stage
 from tests.waiting import wait_until
 
@@ -64,6 +65,54 @@ async def test_an_answer_goes_on_after_the_page_was_left_and_opened_again(page: 
     await expect(page.locator(".answer").last.locator(".body")).to_have_text("and this afterwards")
     assert await page.locator(".answer").first.locator(".body").inner_text() == text
     await expect(page.locator(".answer.runs")).to_have_count(0)
+
+
+async def test_the_page_answers_and_stops_however_many_messages_wait(page: Page) -> None:
+    await page.goto("/")
+    for number in range(8):
+        await say(page, f"slowly {number}: " + "word after word " * 40)
+        await expect(page.locator(".answer.runs")).to_have_count(number + 1)
+    await expect(page.locator(".answer").last.locator(".trail")).to_have_text("queued behind 7")
+    await page.locator(".said-row").last.locator("[data-act=cancel]").click()
+    await expect(page.locator(".answer.stopped")).to_have_count(1)
+    await expect(page.locator(".answer").first.locator(".body")).to_contain_text("slowly 0")
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.locator(".answer.stopped")).to_have_count(8)
+    await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+async def test_hidden_pages_hold_no_connection_and_show_later_what_came_meanwhile(page: Page, stage: Stage) -> None:
+    async with page.expect_response("**/chat/notices/*"):
+        await page.goto("/#web-many")
+    hide = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    opened = [page]
+    for _ in range(7):  # a browser has six connections for all pages of a server
+        await opened[-1].evaluate(hide, True)
+        opened.append(await page.context.new_page())
+        async with opened[-1].expect_response("**/chat/notices/*"):
+            await opened[-1].goto("/#web-many")
+    assert await notify(stage.deployment.session.bus, "http:local:web-many", "told meanwhile") == "OK"
+    await expect(opened[-1].locator(".answer")).to_have_text(re.compile("told meanwhile"))
+    await page.evaluate(hide, False)
+    await expect(page.locator(".answer")).to_have_text(re.compile("told meanwhile"))
+
+
+async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) -> None:
+    await page.goto("/")
+    refused: list[str] = []
+
+    async def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        await (route.fulfill(status=503) if len(refused) == 1 else route.continue_())
+
+    await page.route("**/web/chat/tasks/*/events", refuse)
+    await say(page, "slowly, but " + "surely " * 8 + "in the end")
+    await expect(page.locator(".answer .body")).to_contain_text("in the end")
+    await expect(page.locator(".answer").last).not_to_have_class(re.compile("runs|failed"))
+    assert len(refused) == 2
 
 
 async def test_nothing_jumps_while_an_answer_streams_in(page: Page) -> None:

@@ -205,6 +205,8 @@ async def test_notices_are_followed_across_replicas_while_turns_go_on(deployment
         async with replica.client.stream("GET", where) as response:
             events = aiter(Events(response))
 
+            assert (await anext(events))[1] == "listening"
+
             async def next_one() -> tuple[str, str, Any]:
                 return await anext(events)
 
@@ -218,6 +220,19 @@ async def test_notices_are_followed_across_replicas_while_turns_go_on(deployment
         async with other.client.stream("GET", where, headers={"Last-Event-ID": first[0]}) as response:
             assert (await anext(aiter(Events(response))))[2] == {"text": "and the next"}
         assert (await other.client.get(where, params={"after": "x"})).status_code == 422
+
+
+async def test_a_client_that_was_cut_off_before_the_first_notice_misses_none(deployment: Deployment) -> None:
+    bus, name, conversation = deployment.session.bus, "cut off", "http:local:cut off"
+    where = f"/chat/notices/{quote(name)}"
+    for number in range(2):  # in a conversation without events, and in one that has some
+        async with Replica(deployment) as replica:
+            async with replica.client.stream("GET", where) as response:
+                began = await anext(aiter(Events(response)))
+            assert began[1] == "listening"
+            assert await notify(bus, conversation, f"told meanwhile {number}") == "OK"
+            async with replica.client.stream("GET", where, headers={"Last-Event-ID": began[0]}) as response:
+                assert (await anext(aiter(Events(response))))[1:] == ("notice", {"text": f"told meanwhile {number}"})
 
 
 async def _listened(deployment: Deployment, conversation: str) -> bool:

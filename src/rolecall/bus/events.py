@@ -240,7 +240,7 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
             listener.woken.clear()
             seconds = LOOK_AGAIN_SECONDS
             try:
-                last = last or await _newest(bus, shard.events(conversation))
+                last = last or await newest_event(bus, conversation)
                 async for event_id, fields in _news(bus, listener, conversation, last):
                     last = event_id
                     if fields[b"k"] == b"notice" or b"s" in fields:
@@ -251,8 +251,9 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
             await _doze(listener, seconds)
 
 
-async def _newest(bus: Bus, stream: str) -> str:
-    found = await bus.server.call("XREVRANGE", stream, "+", "-", "COUNT", 1)
+async def newest_event(bus: Bus, conversation: str) -> str:
+    """The id of the newest event of a conversation, 0-0 if there is none."""
+    found = await bus.server.call("XREVRANGE", bus.shard(conversation).events(conversation), "+", "-", "COUNT", 1)
     return found[0][0].decode() if found else "0-0"
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, HTTPException, Path, Query, Request, Response
-from fastapi.sse import EventSourceResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
-from rolecall.bus.events import keeps, told_length
+from rolecall.bus.events import keeps, newest_event, told_length
 from rolecall.bus.steps.answers import MOST_OPTIONS, Answered
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal, User
@@ -27,7 +27,7 @@ from rolecall.frontends.http.intake import (
     headers_of,
     submit,
 )
-from rolecall.frontends.http.problems import NO_RETRY, Problem, problem_responses, text
+from rolecall.frontends.http.problems import NO_RETRY, Problem, bus_timeout, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
 from rolecall.frontends.http.task import (
@@ -200,9 +200,13 @@ async def _notices_after(
     last_event_id: Annotated[str, Header(alias="Last-Event-ID", description="resume after this event")] = "",
     after: Annotated[str, Query(description="the same, for clients that cannot set that header")] = "",
 ) -> Events:  # fmt: skip
+    conversation = conversation_of(who, conversation_id)
     if after := last_event_id or after:
         _order_of(after)
-    return _notices(services, conversation_of(who, conversation_id), after)
+        return _notices(services, conversation, after, ())
+    async with bus_timeout():
+        newest = await newest_event(services.bus, conversation)
+    return _notices(services, conversation, newest, (event("listening", {}, newest),))
 
 
 @router.get("/chat/notices/{conversation_id:path}", summary="Stream a conversation's notices",
@@ -210,7 +214,7 @@ async def _notices_after(
             responses=problem_responses(403, 422, 429))  # fmt: skip
 async def notices(found: Annotated[Events, Depends(_notices_after)], services: ServicesDep) -> Events:
     """A `notice` for each text that was sent to the conversation without a question; from now on, or after the id of
-    one. Does not end by itself."""
+    one. Without an id it starts with `listening`, whose id is where it begins. Does not end by itself."""
     async with aclosing(until_stopped(services, found)) as events:
         async for one in events:
             yield one
@@ -290,8 +294,9 @@ async def _events_after(services: Services, ref: TaskRef, after: str, length: in
             yield event(*event_data(ref, one), one.id)
 
 
-async def _notices(services: Services, conversation: str, after: str) -> Events:
-    yield RETRY
+async def _notices(services: Services, conversation: str, after: str, first: tuple[ServerSentEvent, ...]) -> Events:
+    for opening in (RETRY, *first):
+        yield opening
     async with aclosing(services.front.notices(conversation, after)) as following:
         async for one in following:
             yield event("notice", {"text": one.text}, one.id)

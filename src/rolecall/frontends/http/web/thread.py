@@ -177,6 +177,7 @@ async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, Any]]:
     envelopes = await envelopes_of(bus, conversation, [*filter(None, [running]), *waiting])
     return [
         {"id": TaskRef(conversation, turn).id, "turn": turn, "said": envelope.said, "at": envelope.created,
+         "place": waiting.get(turn, 0),
          "images": [one for one in envelope.payload.get("images") or () if isinstance(one, str)],
          "files": [one for one in envelope.payload.get("files") or () if isinstance(one, dict)]}
         for turn, envelope in envelopes.items()

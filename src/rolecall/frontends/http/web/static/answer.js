@@ -15,6 +15,14 @@ export const running = new Map();
 export const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
 export const toEnd = () => { scroll.scrollTop = scroll.scrollHeight; };
 
+/** Follows the oldest unfinished answer and the commands. The turns of a conversation end in order, and a browser has
+ *  six connections for all pages of a server. */
+function followNext() {
+  const turns = [...running.values()].filter(({ turn }) => turn);
+  const oldest = Math.min(...turns.map(({ turn }) => turn));
+  for (const answer of running.values()) if (!answer.turn || answer.turn === oldest) answer.listen();
+}
+
 export class Answer {
   /** Adds an empty answer to the thread. `question` is the message it answers, if there is one; `changed` is called when
    *  it begins or ends. */
@@ -30,23 +38,32 @@ export class Answer {
     return this.characters.join("");
   }
 
-  follow(id) {
+  /** Follows the task `id`, which waits behind `place` others. */
+  follow(id, place = 0) {
     this.id = id;
+    this.turn = Number(id.split(".").at(-1)) || 0;
     this.began = Date.now();
     this.element.classList.add("runs");
     running.set(id, this);
     this.ticking = setInterval(() => this.tick(), 1000);
     this.tick();
-    this.source = new EventSource(`/web/chat/tasks/${id}/events`);
+    if (place) this.wait({ place });
+    followNext();
+    this.changed();
+  }
+
+  listen() {
+    if (this.source) return;
+    this.source = new EventSource(`/web/chat/tasks/${this.id}/events`);
     for (const kind of ["queued", "started", "delta", "asked", "answered", ...ENDS]) {
       this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data), parseInt(event.lastEventId, 10)));
     }
     this.source.addEventListener("error", () => this.lost());
-    this.changed();
   }
 
   leave() {
     this.source?.close();
+    clearTimeout(this.retry);
     clearInterval(this.ticking);
     running.delete(this.id);
   }
@@ -110,6 +127,7 @@ export class Answer {
   }
 
   wait({ place, reason }) {
+    this.place = place;
     this.waits(Boolean(place));
     say(this.trail, place ? t("queued_behind", { count: place }) : reason ? t("waiting_because", { reason }) : t("queued"));
   }
@@ -168,10 +186,22 @@ export class Answer {
   lost() {
     document.dispatchEvent(new Event("lost"));
     if (this.source.readyState !== EventSource.CLOSED) return;
-    // The stream cannot be resumed; the task says how it ended.
-    ask("GET", `/chat/task/${this.id}`).then((task) => this.hear(task.state, task), (error) => this.end({
-      state: "failed", text: "", error: { text: error.message }, usage: {},
-    }));
+    // The stream was refused: the task says how it ended, else it is followed again.
+    ask("GET", `/chat/task/${this.id}`).then((task) => {
+      this.hear(task.state, task);
+      this.listenLater();
+    }, (error) => {
+      if (![404, 410].includes(error.status)) this.listenLater();
+      else this.end({ state: "failed", text: "", error: { text: error.message }, usage: {} });
+    });
+  }
+
+  listenLater() {
+    if (!running.has(this.id)) return;
+    this.retry = setTimeout(() => {
+      this.source = null;
+      this.listen();
+    }, 2000);
   }
 
   end(task) {
@@ -184,6 +214,8 @@ export class Answer {
       ms: this.lasted || Date.now() - this.began, model: task.model, tokens: task.usage?.tokens_out, cut: task.finish === "length",
     });
     if (task.state === "done") say(find("[data-spoken]"), task.text.slice(0, 600));
+    for (const other of running.values()) if (other.turn > this.turn && other.place > 1) other.wait({ place: other.place - 1 });
+    followNext();
     this.changed();
   }
 

@@ -2,10 +2,12 @@
 
 import { Answer, atEnd, running, toEnd } from "./answer.js";
 import { anything, bodyOf, giveBack, listen as listenForFiles, shownAs, taken } from "./attach.js";
-import { all, ask, clock, copy, copyText, find, notify, parts, quiet, Refused, say, t, tried } from "./dom.js";
+import { all, ask, clock, copy, copyText, find, make, notify, parts, quiet, Refused, say, t, tried } from "./dom.js";
 import { begin as beginList, mark, remember } from "./kept.js";
-import { settleCommand } from "./reminders.js";
+import { live } from "./live.js";
 import { dictation, readAloud } from "./speech.js";
+
+const REMINDERS = "/reminders";
 
 const chat = find("[data-chat]");
 const thread = find("[data-thread]");
@@ -21,8 +23,8 @@ let opening;
 let lastSaid = "";
 /** The message that the next one replaces: its row. */
 let editing = null;
-/** The notices of the conversation shown. */
-let notices;
+/** The id of the last notice shown, or where the stream of notices began. */
+let heard = "";
 
 // ── the thread ─────────────────────────────────────────────────────────────────────────────────
 
@@ -51,24 +53,22 @@ function put(text, { turn = "", at = Date.now(), shown = [] } = {}) {
 
 function clear() {
   for (const answer of [...running.values()]) answer.leave();
-  notices?.close();
-  notices = undefined;
   edit(null);
   for (const element of [...thread.children]) if (element !== welcome) element.remove();
   changed();
 }
 
-/** Shows what agents and programs send to this conversation without a question. */
-function listen() {
-  if (notices || !name) return;
-  notices = new EventSource(`/chat/notices/${encodeURIComponent(name)}`);
-  notices.addEventListener("notice", (event) => {
+/** Shows what agents and programs send to this conversation without a question; called again, in another one. */
+const listen = live(() => name && `/chat/notices/${encodeURIComponent(name)}?after=${heard}`, {
+  listening: (_, id) => { heard = id; },
+  notice: ({ text }, id) => {
+    heard = id;
     const follows = atEnd();
     welcome.hidden = true;
-    new Answer().settle("done", JSON.parse(event.data).text);
+    new Answer().settle("done", text);
     if (follows) toEnd();
-  });
-}
+  },
+});
 
 /** Shows the conversation `wanted`, or a new one. Messages sent meanwhile wait for it. */
 function open(wanted) {
@@ -78,7 +78,7 @@ function open(wanted) {
 
 async function load(wanted) {
   const mine = ++opened;
-  name = wanted;
+  [name, heard] = [wanted, ""];
   quiet(true);
   clear();
   welcome.hidden = Boolean(wanted);
@@ -87,7 +87,7 @@ async function load(wanted) {
   if (mine !== opened) return;
   for (const one of found?.exchanges ?? []) showExchange(one);
   for (const task of found?.tasks ?? []) {
-    new Answer(put(task.said, { turn: task.turn, at: task.at, shown: stored(task) }), changed).follow(task.id);
+    new Answer(put(task.said, { turn: task.turn, at: task.at, shown: stored(task) }), changed).follow(task.id, task.place);
   }
   if (found && !found.exchanges.length && !found.tasks.length) welcome.hidden = false;
   listen();
@@ -112,6 +112,7 @@ async function send(text, files = [], again = null) {
   if (!name) {
     name = `web-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
     history.pushState(null, "", `#${name}`);
+    listen();
   }
   const here = opened;
   const before = again ? cutFrom(again) : [];
@@ -126,9 +127,8 @@ async function send(text, files = [], again = null) {
     }, { "Idempotency-Key": crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}` });
     if (here !== opened) return;
     row.turn = task.turn;
-    if (task.id) answer.follow(task.id);
+    if (task.id) answer.follow(task.id, task.place);
     else await settleCommand(answer, name, text, task);
-    listen();
     remember(name, text);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
@@ -140,6 +140,23 @@ async function send(text, files = [], again = null) {
     if (!box.value && !again) write(text);
     if (thread.childElementCount === 1) welcome.hidden = false;
   }
+}
+
+/** Shows the reply of a command in the conversation `name`; under that of /reminders a button deletes each. */
+async function settleCommand(answer, name, text, task) {
+  answer.settle(task.state, task.text);
+  if (text.trim() !== REMINDERS) return;
+  const { reminders } = await ask("GET", `/chat/reminders?conversation_id=${encodeURIComponent(name)}`);
+  answer.foot.append(...reminders.map(({ id }, place) => {
+    const button = make("button", { type: "button", class: "plain" }, t("delete_reminder", { number: place + 1 }));
+    button.addEventListener("click", () => tried(() => removeReminder(answer, name, id)));
+    return button;
+  }));
+}
+
+async function removeReminder(answer, name, id) {
+  await ask("DELETE", `/chat/reminders/${id}?conversation_id=${encodeURIComponent(name)}`);
+  await settleCommand(answer, name, REMINDERS, await ask("POST", "/chat/async", { text: REMINDERS, conversation_id: name }));
 }
 
 /** Takes a message and what follows it out of the thread. */
@@ -164,7 +181,10 @@ function grow() {
 }
 
 const stop = () => Promise.all([...running.keys()].map(cancel));
-const cancel = (id) => tried(() => ask("POST", `/chat/task/${id}/cancel`));
+const cancel = (id) => tried(async () => {
+  const task = await ask("POST", `/chat/task/${id}/cancel`);
+  running.get(id)?.hear(task.state, task);
+});
 
 /** Begins to edit a message, or ends that with null. */
 function edit(row) {

@@ -3,8 +3,9 @@
 import { ask } from "./dom.js";
 
 /**
- * Follows the events at `address()`; `handlers`, by event name, get their data. The stream is closed while the page is
- * hidden. Returns a function that reopens it at once.
+ * Follows the events at `address()`, if there is one; `handlers`, by event name, get their data and id. The stream is
+ * closed while the page is hidden: a browser has six connections for all pages of a server. Returns a function that
+ * reopens it at once.
  */
 export function live(address, handlers) {
   let source;
@@ -14,7 +15,9 @@ export function live(address, handlers) {
   function open() {
     source?.close();
     clearTimeout(again);
-    source = new EventSource(address());
+    const where = address();
+    if (!where) return;
+    source = new EventSource(where);
     for (const [name, handle] of Object.entries(handlers)) {
       source.addEventListener(name, (event) => {
         wait = 1000;
