@@ -18,6 +18,7 @@ from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.telegram_front import TelegramFront
+from rolecall.frontends.texts import say
 from rolecall.redis.server import server_ms
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
@@ -100,6 +101,22 @@ async def test_a_button_deletes_a_reminder_and_shows_the_rest(tmp_path: Path) ->
         assert [one.text for one in await schedules_of(app.session.bus, CHAT)] == ["bread"]
         ann.press(shown, shown.buttons[0]["callback_data"])
         await api.wait_for(lambda: shown.text.startswith("There are no reminders.") and not shown.buttons)
+
+
+async def test_a_command_deletes_a_reminder_in_a_group_for_who_set_it_and_admins(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        group, ann, bob = api.group(GROUP), api.user(ANN), api.user(BOB)
+        group.admins.add(BOB)
+        place, bus = f"telegram:{GROUP}", app.session.bus
+        for text, user in (("tea", ANN), ("bread", BOB), ("milk", BOB)):
+            await schedule(bus, place, text, when=f"in {10 + len(text)} minutes", user=f"telegram:user:{user}")
+        for person, number, said in (
+            (ann, 2, say("en", "not_yours")), (ann, 1, "Deleted: tea"), (bob, 1, "Deleted: milk"),
+            (ann, 7, "There is no such reminder."),
+        ):  # fmt: skip
+            person.write(f"/reminders delete {number}", chat=GROUP)
+            await api.wait_for(lambda said=said: group.answers and group.answers[-1].text == said, what=said)
+        assert [one.text for one in await schedules_of(bus, place)] == ["bread"]
 
 
 async def test_a_denied_user_has_no_reminders_left_and_a_denied_group_none_of_anyone(tmp_path: Path) -> None:

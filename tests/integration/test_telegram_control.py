@@ -244,7 +244,7 @@ async def test_in_a_group_only_who_asked_and_admins_stop(tmp_path: Path) -> None
             await stage.api.wait_for(lambda count=count: len(group.answers) > count)
             shown = group.answers[-1]
             data = data_of(shown, "⏹ Stop")
-            assert await stage.toast(cy, shown, data) == "Only the person who asked can stop this."
+            assert await stage.toast(cy, shown, data) == say("en", "not_yours")
             assert await stage.toast(stopper, shown, data) == "Stopped."
             await stage.api.wait_for(lambda shown=shown: "Stopped." in shown.text)
 

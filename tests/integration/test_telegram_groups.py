@@ -60,7 +60,9 @@ async def test_in_a_group_the_asker_and_admins_stop_an_answer_and_nobody_else(tm
             )
 
 
-@pytest.mark.parametrize("command", ["/clear", "/reset", "/model", "/role weather", "/queue", "/lang de"])
+@pytest.mark.parametrize(
+    "command", ["/clear", "/reset", "/model", "/role weather", "/queue", "/lang de", "/files clear"]
+)
 async def test_only_admins_change_what_concerns_a_whole_group(tmp_path: Path, command: str) -> None:
     async with staged(tmp_path) as stage:
         ben, dan = stage.api.user(BEN), stage.api.user(10)

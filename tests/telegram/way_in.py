@@ -95,7 +95,7 @@ async def way_in(
     turn_messages = TurnMessages(chats, placeholders)
     live = ProgressDisplay(bus, wakeups, chats, turn_messages)
     buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
-    commands = Commands(bot, bus, access, choices, admins=Admins(bus, access))
+    commands = Commands(bot, bus, access, choices, admins=Admins(bus, access), rights=buttons.rights)
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
     receiver = Receiver(
         front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords,

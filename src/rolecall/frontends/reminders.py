@@ -16,15 +16,24 @@ DELETING = ("delete", "del", "rm")
 async def reminders_reply(bus: Bus, conversation: str, argument: str, *, instance: str, language: str = "en") -> str:
     """What to say to ``/reminders`` and ``/reminders delete NUMBER``, which it does, where there are no buttons."""
     found = await schedules_of(bus, conversation)
-    word, _, number = argument.partition(" ")
-    if word.lower() in DELETING and number.strip():
-        wanted = number.strip().lower()
-        chosen = next((one for place, one in enumerate(found, 1) if wanted in (str(place), one.id)), None)
+    if wanted := to_delete(argument):
+        chosen = reminder_of(found, wanted)
         if chosen is None or not await unschedule(bus, conversation, chosen.id, instance=instance):
             return say(language, "reminder_unknown")
         return say(language, "reminder_deleted", text=shortened(chosen.text))
     text = reminders_text(found, language)
     return f"{text}\n{say(language, 'reminders_how')}" if found else text
+
+
+def to_delete(argument: str) -> str:
+    """The number or id in ``delete NUMBER``; empty for anything else."""
+    word, _, number = argument.partition(" ")
+    return number.strip().lower() if word.lower() in DELETING else ""
+
+
+def reminder_of(found: Sequence[Schedule], wanted: str) -> Schedule | None:
+    """The reminder with that number in the list, or with that id."""
+    return next((one for place, one in enumerate(found, 1) if wanted in (str(place), one.id)), None)
 
 
 def reminders_text(found: Sequence[Schedule], language: str | None) -> str:

@@ -133,7 +133,7 @@ def _clock(found: re.Match[str]) -> tuple[int, int]:
 
 
 FORMS: tuple[tuple[str, Callable[[re.Match[str], datetime], Times]], ...] = (
-    (r"cron:?\s+(?P<line>\S+(?:\s+\S+){4})", _cron),
+    (r"cron:?\s+(?P<line>(?:\S+\s+){4}[^\s:]+)", _cron),
     (rf"(?:every|each)\s+{WEEKLY}\s+(?:at\s+)?{CLOCK}", _weekly),
     (rf"daily\s+(?:at\s+)?{CLOCK}", _weekly),
     (rf"(?:every|each|alle|каждые|кожні|toutes les|tous les|cada|a cada|ogni|كل)\s+{SPAN}", _interval),

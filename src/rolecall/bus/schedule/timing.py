@@ -138,11 +138,13 @@ def zone_of(settings: Settings, name: str = "") -> tzinfo:
 
 def known_zone(name: str) -> str:
     """The full name of the time zone ``name``, which may be in lower case or, where that is unique, only the city.
-    Raises BadSchedule."""
+    ``GMT+2`` is none: the zone Etc/GMT+2 is two hours behind UTC. Raises BadSchedule."""
     asked = name.strip().replace(" ", "_").lower()
     found = _zones().get(asked)
     if found is None:
-        cities = [full for key, full in _zones().items() if key.rpartition("/")[2] == asked]
+        cities = [
+            full for key, full in _zones().items() if key.rpartition("/")[2] == asked and not key.startswith("etc/")
+        ]
         found = cities[0] if len(cities) == 1 else None
     if found is None:
         raise BadSchedule(f"time zone {name[:60]!r} is unknown: expected a name such as Europe/Berlin or UTC")

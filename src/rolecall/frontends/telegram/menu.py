@@ -20,12 +20,14 @@ from telegram.error import BadRequest, Forbidden, TelegramError
 
 from rolecall import stats
 from rolecall.background import BackgroundTasks
+from rolecall.bus.admission import answered_without_turn, mark_answered
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify, preferences_of
 from rolecall.bus.members import Member, Rank, applicant
-from rolecall.bus.schedule.schedules import schedules_of
-from rolecall.frontends.telegram.access import Access, UserStatus
+from rolecall.bus.schedule.schedules import schedules_of, unschedule
+from rolecall.frontends.reminders import reminder_of, shortened, to_delete
+from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.admins import Admins
 from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming
@@ -59,6 +61,7 @@ class Commands:
     choices: Choices
     front: str = "telegram"
     admins: Admins = field(kw_only=True)
+    rights: GroupAdmins = field(kw_only=True)
     _tasks: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
     @property
@@ -160,8 +163,21 @@ class Commands:
         return lines
 
     async def _reminders(self, incoming: Incoming, status: UserStatus) -> CommandReply:
-        found = await schedules_of(self.bus, incoming.address.conversation)
-        return reminders_message(found, incoming.language)
+        """The list with its buttons. ``delete NUMBER`` deletes a reminder, for who set it or an admin; once, as the
+        numbers of the others change."""
+        conversation, language, key = incoming.address.conversation, incoming.language, incoming.edition
+        found, wanted = await schedules_of(self.bus, conversation), to_delete(incoming.argument)
+        if not wanted or await answered_without_turn(self.bus, conversation, key):
+            return reminders_message(found, language)
+        chosen = reminder_of(found, wanted)
+        if chosen is None:
+            return CommandReply(say(language, "reminder_unknown"))
+        own = chosen.definition.user == incoming.principal
+        if not own and not await self.rights.include(status, incoming.address, anonymous=incoming.anonymous):
+            return CommandReply(say(language, "not_yours"))
+        await unschedule(self.bus, conversation, chosen.id, instance=f"{self.front}:commands:0")
+        await mark_answered(self.bus, conversation, key)
+        return CommandReply(say(language, "reminder_deleted", text=shortened(chosen.text)))
 
     async def _pick(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
         """The buttons; None if the command belongs to the bus: it has an argument, or there are no languages."""

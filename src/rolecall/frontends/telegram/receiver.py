@@ -48,7 +48,8 @@ LONGEST_PAUSE = 5.0
 TRIES = 3
 """How often an update is tried that fails for another reason than an unavailable server."""
 FOR_ADMINS = frozenset(("clear", "reset", "model", "role", "queue"))
-"""Commands that change something for a whole group."""
+"""Commands that change something for a whole group; SETTERS do with an argument."""
+SETTERS = frozenset(("lang", "timezone", "files"))
 PEOPLE = 10_000
 REFUSAL_SECONDS = 60.0
 """A chat is told at most this often that a message was not accepted."""
@@ -253,7 +254,7 @@ class Receiver:
 
     async def _is_for_admins(self, incoming: Incoming, status: UserStatus) -> bool:
         """Whether a command changes something for a whole group, and its user is not one of its admins."""
-        changes = incoming.command in FOR_ADMINS or (incoming.command in ("lang", "timezone") and incoming.argument)
+        changes = incoming.command in FOR_ADMINS or (incoming.command in SETTERS and incoming.argument)
         return bool(changes) and not await self._decides(incoming, status)
 
     async def _decides(self, incoming: Incoming, status: UserStatus) -> bool:

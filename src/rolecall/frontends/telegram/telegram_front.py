@@ -335,8 +335,10 @@ class Reception:
         bus, settings, self.access = session.bus, session.application.settings, service.access
         front, choices = Front(bus, service.wakeups, service.name, outbox=True), Choices.of(session.application)
         self.admins = Admins(bus, self.access, session.application.model_names)
-        self.commands = Commands(bot, bus, self.access, choices, front=service.name, admins=self.admins)
         self.buttons = Buttons(bot, front, self.access, choices, service.placeholders, chats, progress)
+        self.commands = Commands(
+            bot, bus, self.access, choices, front=service.name, admins=self.admins, rights=self.buttons.rights
+        )
         media = Media(bot, service.blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
         self.receiver = Receiver(
             front, bot.bot, media, self.access, self.commands, self.buttons, chats, progress,
