@@ -50,6 +50,7 @@ async def test_an_answer_is_stopped_by_escape_and_by_the_button(page: Page) -> N
             await page.get_by_role("button", name="Stop").click()
         await expect(answer).to_have_class(re.compile("stopped"))
         await expect(answer.locator(".foot")).to_contain_text("stopped")
+        await expect(answer.locator(".body")).to_contain_text("word after")
         await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
 
 

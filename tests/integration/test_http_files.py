@@ -299,6 +299,20 @@ async def test_a_file_that_cannot_be_used_is_one_clear_error(url: str, file: Any
     assert (answer.status_code, error["param"]) == (status, "messages.0"), error
 
 
+async def test_each_upload_is_a_file_of_its_own_even_of_the_same_content(client: openai.AsyncOpenAI) -> None:
+    one = await client.files.create(file=("one.txt", b"the same"), purpose="user_data")
+    other = await client.files.create(
+        file=("other.txt", b"the same"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    kept = await client.files.retrieve(one.id)
+    assert (kept.filename, kept.expires_at) == ("one.txt", one.expires_at) and one.id != other.id
+    await client.files.delete(other.id)
+    assert (await client.files.content(one.id)).read() == b"the same"
+    await client.files.delete(one.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.files.content(one.id)
+
+
 async def test_files_have_limits_and_owners(deployment: Deployment, client: openai.AsyncOpenAI, url: str) -> None:
     with pytest.raises(openai.APIStatusError) as caught:
         await client.files.create(file=("a.bin", b"x" * 3_000_000), purpose="user_data")

@@ -160,6 +160,18 @@ async def test_a_task_is_there_at_once_and_its_answer_later(client: httpx2.Async
     assert (await client.get(where, params={"wait": 20})).json()["text"] == "0 1 2 3 "
 
 
+async def test_a_cancelled_task_has_what_there_was_of_its_answer(client: httpx2.AsyncClient) -> None:
+    GateAgent.gate.clear()
+    async with client.stream("POST", "/chat/stream", json={"text": "hello", "role": "gate"}) as response:
+        async for _, name, data in Events(response):
+            if name == "delta":
+                cancelled = (await client.post(f"{response.headers['location']}/cancel")).json()
+            last = (name, data)
+    assert last == ("cancelled", cancelled)
+    assert (cancelled["state"], cancelled["text"]) == ("cancelled", "one ")
+    assert (await client.get(response.headers["location"])).json() == cancelled
+
+
 async def test_waiting_ends_when_its_time_is_over(client: httpx2.AsyncClient) -> None:
     task = await asked(client, text="1 60", role="slow")
     now = (await client.get(f"/chat/task/{task['id']}", params={"wait": 0.05})).json()

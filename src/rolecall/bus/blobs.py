@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import time
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ class Blobs:
 
 
 class StoredFile(msgspec.Struct, frozen=True):
-    """A blob that its owner uploaded to use it in several messages; times in seconds since the epoch."""
+    """A blob that its owner uploaded to use it in several messages; times in seconds since the epoch. ``blob`` is its
+    own blob if it is stored apart, else the file's id is that of its blob."""
 
     id: str
     name: str
@@ -92,6 +94,7 @@ class StoredFile(msgspec.Struct, frozen=True):
     purpose: str
     created: int
     expires: int
+    blob: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,22 @@ class Files:
     owner: str
     most: int
 
-    async def store(self, data: bytes, name: str, media_type: str, purpose: str, seconds: int) -> StoredFile:
-        """Store a file for that long. The same data has the same id. Raises BlobTooLarge, also when the files together
-        would be too large, and RolecallError as Blobs.put does."""
+    async def store(
+        self, data: bytes, name: str, media_type: str, purpose: str, seconds: int, *, apart: bool = False
+    ) -> StoredFile:
+        """Store a file for that long. The same data has the same id, unless it is stored ``apart``. Raises
+        BlobTooLarge, also when the files together would be too large, and RolecallError as Blobs.put does."""
         others = await self.list()
         if sum(file.size for file in others) + len(data) > self.most:
             raise BlobTooLarge(f"your files may have {self.most // 1024**2} MB together; delete some")
-        blob = await Blobs(self.bus, seconds / 3600).put(self.owner, data, media_type)
+        own = secrets.token_hex(16) if apart else ""
+        blob = await Blobs(self.bus, seconds / 3600).put(self._place(own), data, media_type)
         now = int(time.time())
-        file = StoredFile(blob, name, media_type, len(data), purpose, now, now + seconds)
+        file = StoredFile(
+            own or blob, name, media_type, len(data), purpose, now, now + seconds, blob if apart else ""
+        )  # fmt: skip
         last = max(one.expires for one in (*others, file))
-        await self.bus.server.call("HSET", self._key, blob, msgspec.json.encode(file))
+        await self.bus.server.call("HSET", self._key, file.id, msgspec.json.encode(file))
         await self.bus.server.call("PEXPIRE", self._key, milliseconds(last - now))
         return file
 
@@ -127,13 +135,21 @@ class Files:
     async def find(self, file_id: str) -> tuple[StoredFile, bytes] | None:
         """A file and its data; None if there is none of that id, any more or ever."""
         file = next((file for file in await self.list() if file.id == file_id), None)
-        blob = await Blobs(self.bus).get(self.owner, file_id) if file is not None else None
-        return (file, blob.data) if file is not None and blob is not None else None
+        if file is None:
+            return None
+        blob = await Blobs(self.bus).get(self._place(file.blob and file.id), file.blob or file.id)
+        return (file, blob.data) if blob is not None else None
 
     async def delete(self, file_id: str) -> None:
         """Delete a file. Idempotent."""
+        file = next((file for file in await self.list() if file.id == file_id), None)
         await self.bus.server.fetch("HDEL", self._key, file_id)
-        await Blobs(self.bus).delete(self.owner, file_id)
+        if file is not None:
+            await Blobs(self.bus).delete(self._place(file.blob and file.id), file.blob or file.id)
+
+    def _place(self, own: str) -> str:
+        """The conversation in whose name a blob is stored; ``own`` is the id of a file that is stored apart."""
+        return f"{self.owner}:{own}" if own else self.owner
 
     @property
     def _key(self) -> str:

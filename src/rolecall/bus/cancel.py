@@ -45,14 +45,14 @@ STOP = script(
 async def cancel_turn(
     bus: Bus, conversation: str, turn: str, *, instance: str = "front", kind: str = "cancelled",
     text: str = "Stopped.", reason: str = "by the user", history: Sequence[bytes] = (),
-    failure: Mapping[str, Any] | None = None,
+    failure: Mapping[str, Any] | None = None, answer: str = "",
 ) -> bool:  # fmt: skip
     """End one turn or call now, with all calls it has made; False when it had ended already, and its answer stands.
-    ``kind`` is cancelled or error, ``text`` is what the user reads, ``failure`` that of Event. Atomic; raises
-    RolecallError if the turn keeps moving on meanwhile."""
+    ``kind`` is cancelled or error, ``text`` is what the user reads, ``failure`` that of Event, ``answer`` as far as it
+    was streamed. Atomic; raises RolecallError if the turn keeps moving on meanwhile."""
     records, more = Records(instance), {"failure": failure} if failure else {}
     records.add("CANCELLED" if kind == "cancelled" else "DEAD_LETTER", reason)
-    final, flat = final_event(kind, {"text": text, "reason": reason, **more}), records.flat()
+    final, flat = final_event(kind, {"text": text, "reason": reason, "answer": answer, **more}), records.flat()
     for _ in range(MOVED_TRIES):
         found = await _find(bus, conversation, turn)
         verdict = await bus.server.run(
@@ -74,7 +74,7 @@ async def cancel_by_user(
         return False
     answer = await so_far(bus, conversation, turn) if envelope.text else ""
     history = remembered(envelope.text, answer, turn, "stopped", asked=envelope) if envelope.text else []
-    return await cancel_turn(bus, conversation, turn, instance=instance, text=text, history=history)
+    return await cancel_turn(bus, conversation, turn, instance=instance, text=text, history=history, answer=answer)
 
 
 async def stop_turns_of(

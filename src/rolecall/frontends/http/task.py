@@ -141,6 +141,8 @@ class TaskRef:
         state, answer = END_STATES[str(final["kind"])], str(final.get("text", ""))
         if state == "failed":
             return self.task(state, error=Failure(reason=str(final.get("reason", "")), text=answer))
+        if state == "cancelled":
+            return self.task(state, text=str(final.get("answer") or ""))
         task = self.task(
             state,
             text=answer,

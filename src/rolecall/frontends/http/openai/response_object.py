@@ -35,9 +35,11 @@ def response_object(task: Task, response_id: str, created: float, shown: dict[st
 
 
 def output_items(task: Task) -> list[dict[str, Any]]:
-    """The answer as output items: a message unless it is empty, then the calls."""
+    """The answer as output items: a message unless it is empty, then the calls. Of a cancelled one what there was."""
     if task.state == "failed":
         return []
+    if task.state == "cancelled":
+        return [{**message_item(task), "status": "incomplete"}] if task.text else []
     said = [message_item(task)] if task.text or not task.calls else []
     return [*said, *(call_item(task, number) for number in range(len(task.calls)))]
 

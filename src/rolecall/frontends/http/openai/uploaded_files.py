@@ -54,7 +54,7 @@ async def upload(
         raise Problem(400, text("empty_file"), "invalid_request", param="file")
     name = (file.filename or "file")[:200]
     kind = _media_type(file.content_type or "", name)
-    return _shown(await _files(services, who).store(data, name, kind, purpose, seconds))
+    return _shown(await _files(services, who).store(data, name, kind, purpose, seconds, apart=True))
 
 
 @router.get("/files", summary="List the files", responses=problem_responses())
