@@ -42,7 +42,7 @@ class CalculatorAgent(Agent):
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Compute an expression directly; for anything else the model must call the tool. Its calculations follow the
         answer, so that users can check them."""
-        text, sums = envelope.text.strip(), list[str]()
+        text, sums = envelope.words.strip(), list[str]()
         if not text:
             return envelope.reply((await speaker(envelope, ctx)).say("calculator_how"), remember=False)
         try:

@@ -23,7 +23,7 @@ class LangAgent(Agent):
         """Add ``lang`` (detected) and ``answer_lang`` (preferred); route through translation if they differ."""
         wanted = (await ctx.memory.preferences()).get("lang", "")
         recent = [message.text for message in await ctx.memory.history() if message.role == "user"]
-        spoken = await asyncio.to_thread(spoken_language, envelope.text, recent[-RECENT:], wanted)
+        spoken = await asyncio.to_thread(spoken_language, envelope.words, recent[-RECENT:], wanted)
         if not envelope.route:
             text = (await speaker(envelope, ctx)).say("looks_like", language=language_name(spoken))
             return envelope.reply(text, remember=False)

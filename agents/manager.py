@@ -13,8 +13,10 @@ Decision = tuple[str, str]  # a role, and the text it gets
 
 
 class Asked(NamedTuple):
-    """The input of the rules; ``word`` and ``rest`` are the parts of ``/word rest``."""
+    """The input of the rules; ``said`` has the name of who speaks in a group before ``text``; ``word`` and ``rest`` are
+    the parts of ``/word rest``."""
 
+    said: str
     text: str
     word: str
     rest: str
@@ -28,11 +30,11 @@ class ManagerAgent(Agent):
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Route by the first rule that matches; to the answering role through ``lang``."""
-        text, preferences = envelope.text.strip(), await ctx.memory.preferences()
+        said, preferences = envelope.text.strip(), await ctx.memory.preferences()
         verbatim = bool(envelope.payload.get("verbatim"))  # an API client's prompt, where /etc is no command
         roles = {name: info for name, info in ctx.roles.items() if name != self.role}
-        words = ("", "") if verbatim else parse_command(text) or ("", "")
-        asked = Asked(text, *words, envelope.payload, preferences, roles)
+        words = ("", "") if verbatim else parse_command(said) or ("", "")
+        asked = Asked(said, envelope.words.strip(), *words, envelope.payload, preferences, roles)
         rules = RULES[RULES.index(role_asked_for) :] if verbatim else RULES
         role, text = next(filter(None, (rule(asked) for rule in rules)))
         if role not in roles:
@@ -81,11 +83,11 @@ def unknown_command(asked: Asked) -> Decision | None:
 
 def role_asked_for(asked: Asked) -> Decision | None:
     role = asked.payload.get("role") or asked.preferences.get("role")
-    return (str(role), asked.text) if role else None
+    return (str(role), asked.said) if role else None
 
 
 def picture(asked: Asked) -> Decision | None:
-    return ("vision", asked.text) if asked.payload.get("images") and "vision" in asked.roles else None
+    return ("vision", asked.said) if asked.payload.get("images") and "vision" in asked.roles else None
 
 
 def arithmetic(asked: Asked) -> Decision | None:
@@ -110,5 +112,5 @@ RULES: tuple[Callable[[Asked], Decision | None], ...] = (
     picture,          # payload["images"]                            vision, where there is one
     reminder,         # Remind me tomorrow at 9 to call Ann          remind, where there is one
     arithmetic,       # What is 17 times 23?                         calculator, where there is one
-    lambda asked: (ANSWERING, asked.text),
+    lambda asked: (ANSWERING, asked.said),
 )  # fmt: skip

@@ -49,7 +49,7 @@ class RemindAgent(Agent):
         directly is for the model, which must call the tool."""
         if envelope.payload.get("scheduled"):
             return envelope.reply(f"{BELL} {envelope.text}")
-        asked = ASKING.sub("", envelope.text.strip(), count=1)
+        asked = ASKING.sub("", envelope.words.strip(), count=1)
         when, text = split_when(LINKING.sub("", asked, count=1) if LINKING.match(asked) else asked)
         text = LINKING.sub("", text, count=1) if LINKING.match(text) else text
         if when and text:

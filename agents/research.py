@@ -21,7 +21,7 @@ class ResearchAgent(Agent):
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         """Each step is recorded: after a crash nothing is asked, and paid for, twice."""
-        question = envelope.text.strip()
+        question = envelope.words.strip()
         if not question:
             return envelope.reply(USAGE, remember=False)
         split = await ctx.ask(ctx.model, [], question, system=ctx.prompt("research_split", most=MOST_PARTS))

@@ -14,6 +14,7 @@ from agents.command import CommandAgent
 from agents.manager import ManagerAgent
 from agents.remind import RemindAgent
 from rolecall import Role
+from rolecall.bus.conversation import preferences_of
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import open_bot
@@ -101,6 +102,17 @@ async def test_a_button_deletes_a_reminder_and_shows_the_rest(tmp_path: Path) ->
         assert [one.text for one in await schedules_of(app.session.bus, CHAT)] == ["bread"]
         ann.press(shown, shown.buttons[0]["callback_data"])
         await api.wait_for(lambda: shown.text.startswith("There are no reminders.") and not shown.buttons)
+
+
+async def test_a_request_in_a_group_is_read_without_the_name_of_who_speaks(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        group, ann, bus = api.group(GROUP), api.user(ANN, name="Ann"), app.session.bus
+        ann.write("@rolecall_bot remind me in 10 minutes of tea", chat=GROUP)
+        await api.wait_for(lambda: any("tea\n/reminders" in answer.text for answer in group.answers))
+        assert [one.text for one in await schedules_of(bus, f"telegram:{GROUP}")] == ["tea"]
+        ann.write("@rolecall_bot /timezone\u00a0Asia/Tokyo", chat=GROUP)  # to Telegram's rules no command
+        await api.wait_for(lambda: len(group.answers) == 2 and "Thinking" not in group.answers[-1].text)
+        assert await preferences_of(bus, f"telegram:{GROUP}") == {}
 
 
 async def test_a_command_deletes_a_reminder_in_a_group_for_who_set_it_and_admins(tmp_path: Path) -> None:

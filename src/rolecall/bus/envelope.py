@@ -59,6 +59,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return text if isinstance(text, str) else ""
 
     @property
+    def words(self) -> str:
+        """The text without the name of its sender, which stands before it in a group: ``sender`` in the payload."""
+        sender = self.payload.get("sender")
+        return self.text.removeprefix(f"{sender.get('name')}: ") if isinstance(sender, dict) else self.text
+
+    @property
     def said(self) -> str:
         """The user's own words, also where a role has made another text of them."""
         return str(self.meta.get(SAID) or self.text)

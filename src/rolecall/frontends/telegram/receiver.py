@@ -425,6 +425,8 @@ class Receiver:
 
 def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
     payload = {**files, "text": incoming.text}
+    if not incoming.address.private and not incoming.command:
+        payload["sender"] = {"name": incoming.name}
     if incoming.quoted:
         payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
     if incoming.origin and "images" in files and not incoming.text:  # else the text says so
