@@ -177,10 +177,13 @@ async def test_one_dead_letter_of_any_shape_hides_no_other(deployment: Deploymen
         ({"content-type": "text/plain"}, b'{"text":"hi"}', 415, "unsupported_media_type"),
         ({"content-type": "application/json", "content-encoding": "gzip"}, b"x", 415, "unsupported_media_type"),
         ({"content-type": "application/json"}, b'{"text":', 400, "invalid_json"),
+        ({"content-type": "application/json"}, b'{"text":"\xff"}', 400, "invalid_json"),
+        ({"content-type": "application/json"}, b"[" * 100_000, 400, "invalid_json"),
+        ({"content-type": "application/json"}, b'{"priority":' + b"9" * 10_000 + b"}", 400, "invalid_json"),
         ({"content-type": "application/json"}, b'{"text": "' + b"x" * 65_537 + b'"}', 413, "text_too_long"),
         ({"content-type": "application/json"}, b'{"text": "' + "€".encode() * 30_000 + b'"}', 413,
          "text_too_long"),
-        ({"content-type": "application/json"}, DEEP.encode(), 400, "bad_request"),
+        ({"content-type": "application/json"}, DEEP.encode(), 400, "invalid_json"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])

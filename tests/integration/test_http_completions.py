@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote, unquote
 
 import httpx2
 import openai
@@ -61,6 +63,12 @@ async def test_a_stream_brings_the_answer_as_it_is_made(client: openai.AsyncOpen
             pieces.append(piece)
             GateAgent.gate.set()
     assert pieces == ["one ", "two"]
+
+
+async def test_who_names_a_model_that_does_not_exist_is_told_all_that_do(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        await client.chat.completions.create(model="gpt-0", messages=HELLO)
+    assert {model.id async for model in client.models.list()} <= set(re.findall(r"[\w@.-]*\w", str(caught.value)))
 
 
 async def test_comments_in_the_silence_disturb_nobody(
@@ -213,6 +221,15 @@ async def test_a_named_conversation_is_remembered_here(client: openai.AsyncOpenA
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
     found = await told(client, messages, **named)
     assert found["history"] == [["system", "Be brief."], ["user", "hello there"], ["assistant", "echo: hello there"]]
+
+
+@pytest.mark.parametrize("header", [quote("日本 é 100%"), "日本 é 100%".encode(), "日本 é 100%25".encode()])
+async def test_a_conversation_has_the_same_name_in_a_header_as_in_a_body(url: str, header: str | bytes) -> None:
+    async with httpx2.AsyncClient(base_url=url, timeout=20) as plain:
+        answer = await plain.post(
+            "/v1/chat/completions", json={"model": "auto", "messages": HELLO}, headers={"X-Conversation-Id": header}
+        )
+        assert unquote(answer.headers["x-conversation-id"]) == "http:local:日本 é 100%"
 
 
 USERS: list[dict[str, Any]] = [

@@ -140,6 +140,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     if error.status_code == HTTPStatus.NO_CONTENT:
         return Response(status_code=error.status_code, headers=error.headers)
+    if error.status_code == HTTPStatus.BAD_REQUEST and isinstance(error.__cause__, ValueError | RecursionError):
+        return _response(request, Problem(400, text("unreadable_json"), "invalid_json"))
     return _response(request, Problem.of(error))
 
 
@@ -151,7 +153,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     errors = sorted(error.errors(), key=lambda one: -len(one["loc"]))
     found = [{"field": _field(one["loc"]), "message": str(one["msg"])} for one in errors]
     first = found[0]
-    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    detail = f"{first['field'] or 'body'}: {first['message']}"
     return _response(request, Problem(422, detail, "invalid_request", param=first["field"] or None, errors=found))
 
 

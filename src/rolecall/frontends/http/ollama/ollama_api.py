@@ -9,7 +9,6 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import unquote
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -68,7 +67,7 @@ class OllamaAnswer:
 async def _submitted(
     body: OllamaChat | OllamaPrompt, response: Response, services: Services, who: User, uploads: Uploads, given: str
 ) -> AsyncIterator[OllamaAnswer]:
-    request = body.request(model_names(services), unquote(given))
+    request = body.request(model_names(services), given)
     async with admitted(services, who, request, None, uploads, kept=bool(given)) as pending:
         response.headers.update(pending.headers)
         yield OllamaAnswer(pending, body.model, body.stream is not False, isinstance(body, OllamaChat))

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote
@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import msgspec
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import ServerSentEvent
+from pydantic import AfterValidator
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from rolecall.bus.client_request import TokenLogprobs, load_value
@@ -38,7 +39,16 @@ from rolecall.frontends.http.sse import Events, until_stopped
 from rolecall.frontends.http.task import Task, TaskCall, note_delivered
 
 DONE = ServerSentEvent(raw_data="[DONE]")
-ConversationId = Annotated[str, Header(alias="X-Conversation-Id", max_length=2000)]
+
+
+def _from_header(value: str) -> str:
+    """The text of a header that is percent-encoded or UTF-8, which the protocol takes for Latin-1."""
+    with suppress(UnicodeError):
+        value = value.encode("latin-1").decode()
+    return unquote(value)
+
+
+ConversationId = Annotated[str, Header(alias="X-Conversation-Id", max_length=2000), AfterValidator(_from_header)]
 RESPONSES: dict[int | str, dict[str, Any]] = {
     **problem_responses(400, 403, 404, 409, 410, 413, 422, 429, 502),
     200: {"content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}}},
@@ -167,7 +177,7 @@ async def _submit(
 ) -> AsyncIterator[ChatCompletion]:  # fmt: skip
     await place_in_chat(services, who, body.messages, uploads)
     count = body.choices(services.settings.http_choices, named=bool(conversation))
-    request = body.request(model_names(services), unquote(conversation))
+    request = body.request(model_names(services), conversation)
     async with admitted_choices(
         services, who, [request] * count, key, uploads, kept=bool(conversation or key)
     ) as choices:  # fmt: skip

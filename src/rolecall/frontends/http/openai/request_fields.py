@@ -97,7 +97,7 @@ class ModelNames:
     def check(self, name: str) -> None:
         """Raise Problem (404) unless there is such a model."""
         if name not in {AUTO, *self.roles, *self.models}:
-            known = ", ".join((AUTO, *sorted(self.roles)))
+            known = ", ".join((AUTO, *sorted(self.roles), *sorted(self.models)))
             detail = text("model_not_found", name=repr(name[:100]), models=known)
             raise Problem(404, detail, "model_not_found", param="model")
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import unquote
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -70,7 +69,7 @@ async def _create(
 ) -> AsyncIterator[NewResponse]:  # fmt: skip
     body.check()
     model_names(services).check(body.model)
-    bus, named = services.bus, unquote(conversation) or body.conversation_name
+    bus, named = services.bus, conversation or body.conversation_name
     previous = await _previous(services, body, who)
     at = previous.ref.conversation if previous else conversation_of(who, named, key)
     items = body.items
