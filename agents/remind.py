@@ -25,6 +25,9 @@ LINKING = re.compile(
     r"(me\s+)?(to|that|of|about|for|daran|an|dass|zu|de|que|di|che|о|об|что|чтобы|про|щоб|أن)\s+|me\s+|d['’]",
     re.IGNORECASE,
 )
+THIS = frozenset(("", "this", "it", "that"))
+"""What stands for the message that is replied to."""
+QUOTED_CHARS = 500
 CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 DAY = "monday|tuesday|wednesday|thursday|friday|saturday|sunday"
 When = Annotated[
@@ -51,7 +54,9 @@ class RemindAgent(Agent):
             return envelope.reply(f"{BELL} {envelope.text}")
         asked = ASKING.sub("", envelope.words.strip(), count=1)
         when, text = split_when(LINKING.sub("", asked, count=1) if LINKING.match(asked) else asked)
-        text = LINKING.sub("", text, count=1) if LINKING.match(text) else text
+        text = (LINKING.sub("", text, count=1) if LINKING.match(text) else text).strip()
+        if when and text.lower().strip(" .!") in THIS:
+            text = replied_to(envelope) or text
         if when and text:
             try:
                 return envelope.reply(confirmed(await ctx.schedule(text, when=when, role=self.role)))
@@ -66,6 +71,13 @@ class RemindAgent(Agent):
         tool = reminder_tool(ctx, made)
         answer = await ctx.ask(ctx.model, (), asked, system=ctx.prompt("remind"), tools=[tool], must_call=True)
         return envelope.reply(answer, text="\n".join(made) or (await speaker(envelope, ctx)).say("remind_how"))
+
+
+def replied_to(envelope: Envelope) -> str:
+    """The beginning of the message that this one replies to; empty if it replies to none."""
+    quoted = envelope.payload.get("quoted")
+    text = str(quoted.get("text", "")) if isinstance(quoted, dict) else ""
+    return text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]} …"
 
 
 def reminder_tool(ctx: Context, made: list[str] | None = None) -> Tool:

@@ -96,6 +96,15 @@ async def test_a_reminder_that_cannot_be_set_says_why(asked: str, says: str) -> 
     assert says in turn.text and "\n" not in turn.text
 
 
+@pytest.mark.parametrize("asked", ["/remind tomorrow at 9", "remind me of this in 10 minutes", "remind me in 2 hours."])
+async def test_a_reminder_without_a_text_is_about_the_message_that_it_replies_to(asked: str) -> None:
+    turn, model = await sent(asked, payload={"quoted": {"from": "Bob", "text": "The rent is due."}})
+    found = re.fullmatch(SET, turn.text)
+    assert found is not None and found["text"] == "The rent is due.", turn.text
+    assert model.requests == []
+    assert (await sent("/remind in 10 minutes", payload={"quoted": {"text": "x" * 2001}}))[0].text.count("x") == 500
+
+
 async def test_a_reminder_whose_time_has_come_is_said_whatever_its_text_looks_like() -> None:
     turn, _ = await sent("/help", payload={"role": "remind", "scheduled": {"id": "x"}})
     assert turn.text == "⏰ /help"
