@@ -92,11 +92,11 @@ class User:
 
 
 @asynccontextmanager
-async def users(count: int, url: str, logs: Path, file: Path) -> AsyncIterator[list[User]]:
-    """So many of them, killed at the end if they still live."""
+async def users(count: int, url: str, logs: Path, file: Path, prefix: str = "") -> AsyncIterator[list[User]]:
+    """So many of them, with ``prefix`` before all keys, killed at the end if they still live."""
     started = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, str(USER), url, str(logs), str(file)),
+            *(sys.executable, str(USER), url, str(logs), str(file), prefix),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

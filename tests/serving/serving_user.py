@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from rolecall.errors import ModelUnavailable
+from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.spec import ModelServer, Spec
 
 
-async def main(url: str, logs: Path, file: str) -> None:
+async def main(url: str, logs: Path, file: str, prefix: str) -> None:
+    keys.use(prefix)
     server = RedisServer(url)
     await server.check()
     serving = Launcher(server, f"user-{os.getpid()}", logs)
@@ -30,4 +32,4 @@ async def main(url: str, logs: Path, file: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

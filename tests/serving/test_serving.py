@@ -65,6 +65,16 @@ async def test_all_who_ask_in_several_processes_share_one_engine_and_two_models_
     await server.call("DEL", keys.SERVED_USERS)  # else the dead are waited for
 
 
+async def test_a_model_is_found_by_those_who_started_it_under_a_key_prefix(
+    server: RedisServer, server_url: str, tmp_path: Path, file: Path
+) -> None:
+    async with users(1, server_url, tmp_path, file, "staging") as (user,):
+        await user.ensure("tiny")
+        assert (await user.said())[0] == "ready"
+        assert await server.call("KEYS", "{bus:0}*") == []
+    await wait_until(lambda: not running(tmp_path, "host.py"), seconds=USER_SECONDS + ALONE_SECONDS + 2)
+
+
 async def test_ten_rapid_calls_start_one_and_later_ones_find_it_at_once(serving: Launcher, file: Path) -> None:
     spec = tiny(file)
     found = await asyncio.gather(*(serving.ensure(spec) for _ in range(10)))

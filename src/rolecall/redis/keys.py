@@ -59,6 +59,11 @@ def use(prefix: str, *, spread: int = 0) -> None:
             globals()[name] = _tag(0) + value.removeprefix(before)
 
 
+def prefix() -> str:
+    """The prefix that ``use`` put into the keys of this process; empty without one."""
+    return _prefix
+
+
 def _tag(number: int) -> str:
     return f"{{{_prefix}.bus:{number}}}" if _prefix else f"{{bus:{number}}}"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from rolecall.errors import ServerError
+from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.serving.directory import Directory, Pulse
 from rolecall.serving.process import birth_of, memory_of, ports_of
@@ -38,11 +39,13 @@ TAIL_BYTES = 64_000
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What a host is told: its server's place, what to serve, the Redis server's address, the file it may write to."""
+    """What a host is told: its server's place, what to serve, the Redis server's address and the prefix of all keys
+    there, the file it may write to."""
 
     server: ModelServer
     spec: Spec
     redis: str
+    prefix: str
     log: str
 
 
@@ -50,6 +53,7 @@ async def keep(raw: bytes, engine: subprocess.Popen[bytes] | OSError, port: int)
     """Keep ``engine`` until it ends or has to; then it is gone, and its place is free."""
     orders = msgspec.json.decode(raw, type=Orders)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s host %(process)d: %(message)s")
+    keys.use(orders.prefix)
     redis = RedisServer(orders.redis, name=f"model {orders.spec.model}"[:40].replace(" ", "-"), patience=0)
     try:
         if isinstance(engine, OSError):

@@ -21,6 +21,7 @@ import msgspec
 
 from rolecall.background import BackgroundTasks
 from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerError
+from rolecall.redis import keys
 from rolecall.redis.file_lock import make_private
 from rolecall.redis.server import RedisServer
 from rolecall.serving import footprint
@@ -185,7 +186,7 @@ class Launcher:
         """Start the host, which starts the engine. It outlives the process that started it."""
         log = self._log(spec)
         make_private(log.parent)
-        orders = {"server": wanted, "spec": spec, "redis": self._redis, "log": str(log)}
+        orders = {"server": wanted, "spec": spec, "redis": self._redis, "prefix": keys.prefix(), "log": str(log)}
         with log.open("wb") as file:
             child = subprocess.Popen(
                 # -P: a file in the current directory must not shadow a module of the standard library.
