@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from dotenv import dotenv_values
+from dotenv.parser import Binding, parse_stream
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -43,6 +43,8 @@ APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
 OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers", "providers", "frontends", "policies"})
 """Fields of Config that are not in Settings."""
+NEARLY = 0.9
+"""How alike, of 1, a name and the one that was meant are."""
 PROVIDER_ALIASES = {"google": "gemini"}
 
 
@@ -195,6 +197,8 @@ def resolve(config: Config, directory: Path) -> Application:
     for former, name in FORMER_NAMES.items():
         if environ.get(former):
             logger.warning("%s still works, but is called %s now: rename it", former, name)
+    for line in (binding.original.line for binding in _bindings(directory) if binding.error):
+        logger.warning("%s, line %d is ignored: expected NAME=value", directory / ".env", line)
     roles = tuple(_resolve(role, environ, settings) for role in config.roles)
     sources = _sources(directory, config, settings)
     _check_roles(roles, settings)
@@ -267,14 +271,30 @@ def _check_origin(directory: Path) -> None:
             )
 
 
+def misspelt(application: Application) -> dict[str, str]:
+    """Names in ``.env`` that are no setting, but nearly one → that one."""
+    known = [name.upper() for name in Settings.model_fields]
+    known += [f"{name}_FILE" for name in known] + [role.variable for role in application.roles] + [*FORMER_NAMES]
+    unknown = [name for name in _dotenv(application.directory) if name not in known]
+    return {name: close for name in unknown for close in difflib.get_close_matches(name, known, 1, NEARLY)}
+
+
 def _dotenv(directory: Path) -> dict[str, str]:
+    found = {binding.key: binding.value for binding in _bindings(directory) if binding.key}
+    return {name.upper(): value for name, value in found.items() if value}
+
+
+def _bindings(directory: Path) -> list[Binding]:
+    """What ``.env`` says, value by value, with its errors. Raises ConfigError."""
     try:
-        found = dotenv_values(directory / ".env", encoding="utf-8-sig", interpolate=False)
+        with open(directory / ".env", encoding="utf-8-sig") as file:
+            return list(parse_stream(file))
+    except (FileNotFoundError, IsADirectoryError):  # a directory of that name may be a virtual environment
+        return []
     except OSError as error:
         raise ConfigError(f"{directory / '.env'} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{directory / '.env'} is not UTF-8 text") from None
-    return {name.upper(): value for name, value in found.items() if value}
 
 
 def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
@@ -392,6 +412,8 @@ def _expected(field: FieldInfo) -> str:
     choices = [choice for kind in _types(field) if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices:
         return " or ".join(choices)
+    if bool in _types(field):
+        return "true or false"
     words = ("gt", "ge", "le")
     limits = {word: getattr(rule, word) for rule in field.metadata for word in words if hasattr(rule, word)}
     kind = "an integer" if int in _types(field) else "a number" if float in _types(field) else "text"

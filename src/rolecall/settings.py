@@ -33,11 +33,11 @@ HIDDEN = "•••"
 SHORTEST_SECRET = 4
 """Shorter ones would take ordinary words apart, and hide nothing."""
 LOOKS_SECRET = re.compile(
-    r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"  # user and password in a URL
+    r"(?<=://)(?!user:password@)[^\s/@:]*:[^\s/@]+(?=@)"  # user and password in a URL, but for our examples
     r"|(?i:(?<=bearer )|(?<=basic ))[\w+/.~-]{12,}=*"
     r"|\b(?:sk|pk|rk|gsk|xai|ghp|gho|ghs|github_pat|glpat|xox[abprs]|hf)[-_][\w-]{16,}"  # keys of common services
     r"|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{16}\b|\b\d{6,12}:[\w-]{30,}"
-    r"|(?i:(?<=password=)|(?<=passwd=)|(?<=secret=)|(?<=token=)|(?<=api_key=)|(?<=apikey=))[^\s&;,\"']+",
+    r"|(?i:(?<=password=)|(?<=passwd=)|(?<=secret=)|(?<=token=)|(?<=api_key=)|(?<=apikey=))[^\s&;,\"'…]+",
     re.ASCII,
 )
 """What is a secret by its looks, whoever it belongs to."""
@@ -64,7 +64,7 @@ class ServerSettings(BaseModel, defer_build=True):
     redis_socket_timeout: Seconds = Field(5, description="timeout of a command in seconds")
     appendfsync: Literal["always", "everysec"] = Field("always", description="fsync policy of the bundled Valkey")
     key_prefix: str = Field(
-        "", pattern=r"[a-z0-9_-]{0,40}", examples=["staging"],
+        "", pattern=r"^[a-z0-9_-]{0,40}$", examples=["staging"],
         description="prefix of all keys, to keep applications on one server apart; a-z 0-9 _ -",
     )  # fmt: skip
     app_name: str = Field(
@@ -155,10 +155,10 @@ class ModelSettings(BaseModel, defer_build=True):
         None, gt=0, description="budget of all users together in money per UTC day, by the prices in config.py"
     )
     voice_model: str | None = Field(
-        None, pattern=r"\S+@(openai|test)", examples=["whisper-1@openai"],
+        None, pattern=r"^\S+@(openai|test)$", examples=["whisper-1@openai"],
         description="model that transcribes voice messages",
     )  # fmt: skip
-    embedding_model: str | None = Field(None, pattern=r"\S+@\S+", description="model of vectors; by key if unset")
+    embedding_model: str | None = Field(None, pattern=r"^\S+@\S+$", description="model of vectors; by key if unset")
     echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos")
     echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test; for tests and demos")
     tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model must answer")
@@ -181,7 +181,7 @@ class ModelSettings(BaseModel, defer_build=True):
         64, ge=1, le=1_000_000, description="memory reserved per instance in MB when instances is auto"
     )
     local_url: str | None = Field(
-        None, pattern=r"https?://[^\s@]+", examples=["http://model:10009"],
+        None, pattern=r"^https?://[^\s@]+$", examples=["http://model:10009"],
         description="URL of a server for the local models; without it they run as processes on this machine",
     )  # fmt: skip
     local_key: SecretStr | None = Field(None, description="API key of the server at LOCAL_URL")
@@ -213,7 +213,7 @@ class FrontendSettings(BaseModel, defer_build=True):
         "", description="words that address the bot in groups, like its name, comma-separated"
     )
     telegram_webhook_url: str | None = Field(
-        None, pattern=r"https?://[^\s@]+", examples=["https://bot.example.org/telegram"],
+        None, pattern=r"^https?://[^\s@]+$", examples=["https://bot.example.org/telegram"],
         description="public URL where Telegram sends updates; without it the bot polls",
     )  # fmt: skip
     telegram_webhook_secret: SecretStr | None = Field(
@@ -320,8 +320,9 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:
-        """Every secret among the settings, the longest first, and the password within REDIS_URL."""
-        given = [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
+        """Every secret among the settings, the longest first; of REDIS_URL the password alone, as its host is none."""
+        secret = [value for name, value in self if isinstance(value, SecretStr) and name != "redis_url"]
+        given = [value.get_secret_value() for value in secret]
         url = self.redis_url.get_secret_value() if self.redis_url else ""
         found = {secret for secret in (*given, *_passwords(url)) if len(secret) >= SHORTEST_SECRET}
         return tuple(sorted(found, key=len, reverse=True))

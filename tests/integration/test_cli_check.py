@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -56,7 +57,9 @@ def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
     config = CONFIG.replace("(Role(ManagerAgent),", '(Role(ManagerAgent, match="/x"), Role(TwinAgent, match="/X"),')
     config = config.replace("ManagerAgent, S", "ManagerAgent, TwinAgent, S").replace("echo@test", "x@nowhere")
     agents = f'{AGENTS}\n\nclass TwinAgent(Agent):\n    """Never asked."""\n'
-    directory = make_application(tmp_path, config=config, agents=agents, dotenv="OPENAI_API_KEY=sk-verysecret\n")
+    directory = make_application(
+        tmp_path, config=config, agents=agents, dotenv="OPENAI_API_KEY=sk-verysecret\nLEASE_SECOND=20\nMY_OWN=1\n"
+    )
     (directory / ".env").chmod(0o644)
     (directory / "log").touch()
     done = run_rolecall("check", "--app", directory, environment={"TZ": "Mars/Base", "SHARDS": "100"})
@@ -66,12 +69,14 @@ def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
         "role samplellm has no other model",
         "match='/X' is another role's too",
         f"chmod 600 {directory}/.env",
+        "LEASE_SECOND is no setting of Rolecall",
+        "did you mean LEASE_SECONDS?",
         "TZ=Mars/Base is invalid",
         "set REDIS_MAX_CONNECTIONS=103 or more",
         "log directory",
     ):
         assert said in done.stdout
-    assert "sk-verysecret" not in done.stdout
+    assert "sk-verysecret" not in done.stdout and "MY_OWN" not in done.stdout
 
 
 def test_a_server_that_is_away_is_a_finding_without_its_password(tmp_path: Path) -> None:
@@ -80,6 +85,10 @@ def test_a_server_that_is_away_is_a_finding_without_its_password(tmp_path: Path)
     assert (done.stderr, done.returncode) == ("", 1)
     assert "no server answers at redis://127.0.0.1:1/0" in done.stdout
     assert "hunter2" not in done.stdout
+    done = run_rolecall("check", "--app", directory, environment={"REDIS_URL": "redis://127.0.0.1:1/0"})
+    assert "no server answers at redis://127.0.0.1:1/0" in done.stdout
+    done = run_rolecall("check", "--app", directory, environment={"REDIS_URL": "127.0.0.1:1"})
+    assert "expected redis://user:password@host:6379/0" in done.stdout
 
 
 def test_a_server_of_one_s_own_is_judged_and_nothing_is_written_to_it(tmp_path: Path) -> None:
@@ -97,6 +106,36 @@ def test_a_server_of_one_s_own_is_judged_and_nothing_is_written_to_it(tmp_path: 
         )
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize(
+    ("rights", "refused"),
+    [
+        (["~*", "resetchannels", "+@all"], "channel"),  # what a new user of Redis 7 may do
+        (["~other:*", "&*", "+@all"], "key"),
+        (["~*", "&*", "+ping", "+hello", "+client", "+info"], "command"),
+    ],
+)
+async def test_a_user_of_the_server_who_may_too_little_is_told_what_is_needed(
+    tmp_path: Path, rights: list[str], refused: str
+) -> None:
+    process = ValkeyProcess(tmp_path)
+    process.start()
+    server = RedisServer(process.url)
+    try:
+        await server.call("ACL", "SETUSER", "few", "on", ">secret", *rights)
+        directory = make_application(tmp_path / "app")
+        environment = {"REDIS_URL": process.url.replace("://", "://few:secret@")}
+        for verb in ("worker", "stats", "check"):
+            done = await asyncio.to_thread(run_rolecall, verb, "--app", directory, environment=environment)
+            said = done.stdout if verb == "check" else done.stderr.splitlines()[-1]
+            told = (
+                rf"o permissions to [^;]*{refused}[^;]*; its ACL must allow the keys ~{{bus:\*, the channels &{{bus:\*"
+            )
+            assert done.returncode and re.search(told, said), said
+    finally:
+        await server.aclose()
+        process.kill()
 
 
 async def test_a_server_nearly_full_and_a_scribe_that_cannot_write_are_named(tmp_path: Path) -> None:

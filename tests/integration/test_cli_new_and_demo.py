@@ -69,10 +69,10 @@ def test_one_user_s_messages_are_answered_one_after_the_other(cwd: Path) -> None
 
 
 def test_a_new_application_checks_and_runs_as_it_is(tmp_path: Path) -> None:
-    directory = tmp_path / "mine"
+    directory = tmp_path / "my own bot"
     done = run_rolecall("new", directory)
     assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout.splitlines()[-3:] == [f"  cd {directory}", "  rolecall check", "  rolecall up"]
+    assert done.stdout.splitlines()[-3:] == [f"  cd '{directory}'", "  rolecall check", "  rolecall up"]
     assert not list(directory.rglob("__pycache__")) and not list(directory.glob(".*_cache"))
     environment = {"GEN_MODEL": "echo@test", "HOME": str(tmp_path)}  # no weights in this home: none are asked for
     checked = run_rolecall("check", "--app", directory, environment=environment)

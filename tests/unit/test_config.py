@@ -215,11 +215,30 @@ def test_the_directory_is_the_one_given_else_rolecall_app_else_here(
         ("SAMPLELLM_INSTANCES=two", "SAMPLELLM_INSTANCES=two is invalid: expected an integer from 0 to 1024, or auto"),
         ("TOTAL_INSTANCES=2", "3 instances are configured, more than TOTAL_INSTANCES=2"),
         ("GEN_MODEL=gpt", "GEN_MODEL=gpt is invalid: expected name@provider, such as smollm2@local"),
+        ("KEY_PREFIX=a}b", "KEY_PREFIX=a}b from .env is invalid: expected text such as staging"),
+        ("TELEGRAM_DRAFTS=maybe", "TELEGRAM_DRAFTS=maybe from .env is invalid: expected true or false"),
         ("LEASE_SECONDS=0.9", "HEARTBEAT_SECONDS=0.5 must be at most half of LEASE_SECONDS=0.9"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(tmp_path: Path, line: str, said: str) -> None:
     assert refusal(tmp_path, line + "\n") == said
+
+
+def test_the_pattern_of_a_setting_is_about_its_whole_value() -> None:
+    patterns = {
+        name: str(rule.pattern)
+        for name, field in Settings.model_fields.items()
+        for rule in field.metadata
+        if getattr(rule, "pattern", None)
+    }
+    assert len(patterns) > 5
+    assert not {name for name, text in patterns.items() if not (text.startswith("^") and text.endswith("$"))}
+
+
+def test_a_line_of_dotenv_that_cannot_be_read_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = application(tmp_path, "SCAN_SECONDS=2\nLEASE_SECONDS: 20\n\n# said\nMAX_DELIVERIES=5\n")
+    assert (loaded.settings.scan_seconds, loaded.settings.max_deliveries) == (2, 5)
+    assert caplog.messages == [f"{tmp_path}/.env, line 2 is ignored: expected NAME=value"]
 
 
 def test_a_bad_value_in_config_names_the_file(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class Bus:
         return tuple((shard,) for shard in self.shards) if self.settings.clustered else (self.shards,)
 
     async def prepare(self) -> None:
-        """Store shard count and key schema on first use. Raises ConfigError if the server has other ones."""
+        """Store shard count and key schema on first use. Raises ConfigError if the server has other ones, ServerRefused
+        if its user may not use our keys and channels."""
         born = hashlib.sha256(f"{self.process}{time.time_ns()}".encode()).hexdigest()[:12]
         for name, value in (("shards", len(self.shards)), ("schema", SCHEMA), ("born", born)):
             await self.server.fetch("HSETNX", keys.META, name, value)
@@ -55,6 +56,12 @@ class Bus:
             )
         if int(schema) != SCHEMA:
             raise ConfigError(f"this server has key schema {int(schema)}, but this version of rolecall needs {SCHEMA}")
+        await self.check_channels()
+
+    async def check_channels(self) -> None:
+        """Raises ServerRefused if the server's user may not use our channels: since Redis 7, a new user may use none.
+        Nobody hears what is published."""
+        await self.server.fetch("PUBLISH", self.shards[0].channel(""), b"")
 
     async def claim(self, application: str) -> None:
         """Serve ``application`` on this server, under this prefix, from its first claim on. Raises ConfigError when

@@ -21,7 +21,7 @@ from rolecall.cli.output import columns, load_quietly, print_lines, print_table,
 from rolecall.cli.scale import source_of_count
 from rolecall.config import Application
 from rolecall.errors import RolecallError
-from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings, redacted
+from rolecall.settings import HIDDEN, BusSettings, FrontendSettings, ModelSettings, ServerSettings, Settings
 from rolecall.version import __version__
 
 STYLES = {"passed": "green", "failed": "bold red", "not set up": "dim"}
@@ -46,7 +46,7 @@ async def check(app_dir: Path | None, console: Console) -> int:
         ("Deployment checklist", await _survived("list", asyncio.to_thread(look_at_deployment, application, server))),
     )
     for title, findings in sections:
-        _show_findings(title, findings, _secrets(application), console)
+        _show_findings(title, findings, application.settings, console)
     failed = sum(finding.state == "failed" for _, findings in sections for finding in findings)
     verdict = f"{failed} of these failed; what to do stands below each" if failed else "Nothing failed."
     print_lines(console, ["", verdict], style="bold")
@@ -111,16 +111,16 @@ def _show_roles(application: Application, live: Mapping[str, int], console: Cons
     print_table(console, ("role", "instances", "from", "models", "match"), rows, right=(1,))
 
 
-def _show_findings(title: str, findings: Sequence[Finding], secrets: Sequence[str], console: Console) -> None:
+def _show_findings(title: str, findings: Sequence[Finding], settings: Settings, console: Console) -> None:
     print_lines(console, ["", title], style="bold")
     lines = columns((finding.state, finding.name, finding.text) for finding in findings)
     indent = " " * (len(lines[0]) - len(findings[0].text)) if findings else ""
     for line, finding in zip(lines, findings, strict=True):
-        shown = Text(redacted(line, secrets))
+        shown = Text(settings.redacted(line))
         shown.stylize(STYLES[finding.state], 0, len(finding.state))
         console.print(shown, soft_wrap=True)
         if finding.remedy:
-            print_lines(console, [f"{indent}→ {redacted(finding.remedy, secrets)}"])
+            print_lines(console, [f"{indent}→ {settings.redacted(finding.remedy)}"])
 
 
 def _shown(value: object) -> str:
@@ -129,8 +129,3 @@ def _shown(value: object) -> str:
     if isinstance(value, SecretStr):
         return "(set, secret)" if value.get_secret_value() else "-"
     return LOGIN.sub(rf"\1{HIDDEN}@", f"{value:g}" if isinstance(value, float) else str(value))
-
-
-def _secrets(application: Application) -> list[str]:
-    values: Iterable[object] = (getattr(application.settings, name) for name in type(application.settings).model_fields)
-    return [value.get_secret_value() for value in values if isinstance(value, SecretStr) and value.get_secret_value()]

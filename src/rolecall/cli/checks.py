@@ -9,6 +9,7 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from pydantic import SecretStr
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 from rolecall.agent.prompts import PLACE
 from rolecall.agent.role import Role
 from rolecall.bus.commands import COMMANDS
-from rolecall.config import Application
+from rolecall.config import Application, misspelt
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
 
@@ -51,6 +52,7 @@ def look_at_application(application: Application) -> list[Finding]:
         _writable("log directory", application.log_dir, "LOG_DIR"),
         _writable("state directory", application.state_dir, "--app"),
         _private(application),
+        *_misspelt(application),
         _time_zone(application),
     ]
 
@@ -108,8 +110,16 @@ def _private(application: Application) -> Finding:
     open_to = [who for who, bits in (("the group", stat.S_IRWXG), ("others", stat.S_IRWXO)) if mode & bits]
     if open_to and any(application.sources.get(name) == ".env" for name in _secret_names()):
         text = f"holds keys, and {' and '.join(open_to)} may use it (mode {stat.S_IMODE(mode):o})"
-        return Finding("failed", ".env", text, f"chmod 600 {path}")
+        return Finding("failed", ".env", text, f"chmod 600 {quote(str(path))}")
     return Finding("passed", ".env", f"mode {stat.S_IMODE(mode):o}{'' if open_to else ', this user alone'}")
+
+
+def _misspelt(application: Application) -> list[Finding]:
+    """Another program may read such a name, so this is no failure."""
+    return [
+        Finding("not set up", ".env", f"{name} is no setting of Rolecall", f"did you mean {close}?")
+        for name, close in misspelt(application).items()
+    ]
 
 
 def _secret_names() -> list[str]:

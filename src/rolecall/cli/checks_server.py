@@ -77,7 +77,7 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
             look.appendfsync = await _appendfsync(server)
             await _look_at_bus(look, Bus(server, application.settings, process_name()), application)
     except ServerRefused as error:
-        remedy = "see that the user may run INFO, EVAL and the stream commands (deploy/ has an ACL)"
+        remedy = "see that the user may do this, then run `rolecall check` again"
         look.findings.append(Finding("failed", "server", f"it refused: {error}", remedy))
     except RolecallError as error:
         remedy = "see that it runs and that REDIS_URL or REDIS_HOST name it; unset both for the bundled one"
@@ -143,6 +143,7 @@ async def _replication(
 
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
     look.live = await live_counts(bus, application.counts)
+    await bus.check_channels()
     made, wanted = await bus.stored_shards(), application.settings.shards
     if made is None:
         look.findings.append(Finding("passed", "bus", f"none there yet; the first start makes {wanted} shards"))
@@ -214,6 +215,7 @@ async def _served(application: Application, names: list[str]) -> AsyncIterator[L
         if local or any(name in application.commands for name in names):
             with suppress(RolecallError):
                 server, _ = await stack.enter_async_context(reached(application))
+                await server.check()
                 logs, limit = application.state_dir / "models", application.settings.local_ram
                 serving = Launcher(server, process_name(), logs, limit=limit, patience=0)
                 stack.push_async_callback(serving.aclose)

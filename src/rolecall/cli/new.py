@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
@@ -22,7 +23,7 @@ def new(directory: Path, console: Console) -> int:
     except OSError as error:
         raise ConfigError(f"{directory} cannot be created: {error.strerror or error}") from error
     print_lines(console, [f"A new application is in {directory}. Next:", ""])
-    print_lines(console, [f"  cd {directory}", "  rolecall check", "  rolecall up"])
+    print_lines(console, [f"  cd {quote(str(directory))}", "  rolecall check", "  rolecall up"])
     return 0
 
 

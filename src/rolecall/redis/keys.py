@@ -64,6 +64,11 @@ def prefix() -> str:
     return _prefix
 
 
+def pattern() -> str:
+    """The pattern of all keys and channels, as a server's ACL has it."""
+    return f"{_tag(0).partition(':')[0]}:*"
+
+
 def _tag(number: int) -> str:
     return f"{{{_prefix}.bus:{number}}}" if _prefix else f"{{bus:{number}}}"
 

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavailable
+from rolecall.redis import keys
 
 logger = logging.getLogger(__name__)
 TRANSIENT = {
@@ -116,10 +117,18 @@ def server_error(error: BaseException) -> ServerError:
         found = ServerUnavailable(f"{UNAVAILABLE}{_reason(code)}", code)
     elif isinstance(error, LOST):
         found = ServerUnavailable(f"{UNAVAILABLE}{text}")
+    elif code == "NOPERM":
+        found = ServerRefused(f"{text}; its ACL must allow {rights()}", code)
     else:
         found = ServerRefused(text, code)
     found.__cause__ = error
     return found
+
+
+def rights() -> str:
+    """What the user on the server has to be allowed, for messages."""
+    place = keys.pattern()
+    return f"the keys ~{place}, the channels &{place} and the commands in deploy/valkey/users.acl.template"
 
 
 @contextmanager

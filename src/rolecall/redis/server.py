@@ -174,6 +174,8 @@ class RedisServer:
         except ServerError as error:
             if error.code == "NOPERM" and await self._lets_us_in():
                 return "a server that does not tell its version"
+            if error.code == "NOPERM":
+                raise ConfigError(f"the server at {self.address} does not let its user work: {error}") from error
             if _is_unauthorised(error):
                 raise ConfigError(
                     f"the server at {self.address} does not let us in: {error.__cause__}; check user and password in "
