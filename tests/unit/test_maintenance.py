@@ -59,6 +59,9 @@ class Meanwhile:
     async def fetch(self, *args: Arg) -> Any:
         return await self.call(*args)
 
+    def start(self, script: Script, /, *blocks: Block, **values: Any) -> asyncio.Future[Any]:
+        return self._server.start(script, *blocks, **values)
+
     async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         return await self._server.run(script, *blocks, **values)
 

@@ -53,9 +53,12 @@ class Broken:
         self._body = script.body.replace(there, instead)
 
     def send(self, *args: Arg) -> asyncio.Future[Any]:
-        if len(args) > 1 and args[1] == self._script.sha:
-            args = ("EVAL", self._body, *args[2:])
         return self._server.send(*args)
+
+    def start(self, script: Script, /, *blocks: Block, **values: Any) -> asyncio.Future[Any]:
+        if script is self._script:
+            return self.send("EVAL", self._body, *script.arguments(blocks, values))
+        return self._server.start(script, *blocks, **values)
 
     async def call(self, *args: Arg) -> Any:
         return await self._server.call(*args)
@@ -65,7 +68,7 @@ class Broken:
 
     async def run(self, script: Script, /, *blocks: Block, **values: Any) -> Any:
         if script is self._script:
-            return await self._server.call("EVAL", self._body, *script.arguments(blocks, values))
+            return await self.start(script, *blocks, **values)
         return await self._server.run(script, *blocks, **values)
 
 

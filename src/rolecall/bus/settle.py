@@ -236,10 +236,8 @@ async def _settle_and_take(
             answered.set_exception(error) if error else answered.set_result(sent.result()[0])
 
     try:
-        rest = script.arguments(
-            (*blocks, take_block(bus, shard, order)), {**values, "streams": streams, "demands": order.flat()}
-        )
-        bus.server.send("EVALSHA", script.sha, *rest).add_done_callback(replied)
+        values |= {"streams": streams, "demands": order.flat()}
+        bus.server.start(script, *blocks, take_block(bus, shard, order), **values).add_done_callback(replied)
     except BaseException:
         refill.deliver([])
         raise

@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeAlias
 
@@ -18,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerUnavailable, cause_of
 from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
-from rolecall.redis.scripts import Arg
+from rolecall.redis.scripts import Arg, Script
 
 CONNECT_SECONDS = 5.0
 """How long opening a connection may take in all: name, TCP, TLS, user and password, scripts. A peer that accepts and
@@ -40,10 +40,6 @@ class WireOwner(Protocol):
 
     def connection(self) -> Connection:
         """A new connection to the node."""
-        ...
-
-    def scripts(self) -> Iterable[bytes]:
-        """The scripts to load when a connection is opened."""
         ...
 
     def demoted(self) -> None:
@@ -76,6 +72,7 @@ class Wire:
         self._opening: Connection = None
         self._queued: list[Command] = []
         self._waiting: deque[Command] = deque()
+        self._loaded: set[str] = set()
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._heard_at = 0.0
@@ -93,6 +90,13 @@ class Wire:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.put((future, packed(args), 0))
         return future
+
+    def run(self, command: str, script: Script, arguments: Sequence[Arg]) -> asyncio.Future[Any]:
+        """Send ``command``, a kind of EVALSHA, and load the script before, once for each connection."""
+        if script.sha not in self._loaded:
+            self._loaded.add(script.sha)
+            self.put((nobody(), packed(("SCRIPT", "LOAD", script.body)), REDIRECTIONS))
+        return self.send((command, script.sha, *arguments))
 
     def put(self, command: Command, *, asking: bool = False) -> None:
         """Send ``command``; with ``asking``, to a node that is about to get its keys."""
@@ -140,12 +144,9 @@ class Wire:
 
     async def _connect(self) -> Connection:
         connection = self._opening = self._owner.connection()
-        loads = [packed(("SCRIPT", "LOAD", body)) for body in self._owner.scripts()]
         try:
             async with connecting(connection):
-                await connection.send_packed_command(b"".join(loads))
-                for _ in loads:
-                    await connection.read_response()
+                pass
         except BaseException:
             await close(connection)
             raise
@@ -181,7 +182,7 @@ class Wire:
                 self._refuse(command, error)
                 continue
             self._answer(command, reply)
-            if self._failing:
+            if self._failing and command[2] < REDIRECTIONS:  # what is sent beside commands works while those do not
                 self._works()
 
     def _answer(self, command: Command, reply: Any) -> None:
@@ -236,6 +237,7 @@ class Wire:
         pending = [command[0] for command in (*self._waiting, *self._queued)]
         self._waiting.clear()
         self._queued.clear()
+        self._loaded.clear()
         self._something.clear()
         for future in pending:
             if not future.done():

@@ -65,7 +65,8 @@ class ScriptError(RolecallError):
 
 @dataclass(frozen=True, eq=False)
 class Script:
-    """A loaded script: the whole text that the server runs and the SHA-1 it knows it by.
+    """A declared script. Its ``body``, the whole text that the server runs, and ``sha``, the SHA-1 the server knows it
+    by, are made of its ``parts`` when it is first called.
 
     A call passes the names of each prelude as one mapping, in the order of ``blocks``, and the other names one by one.
     ``keys`` and ``args`` are the names of single values in order; ``key_list`` is the name of the list of keys or "",
@@ -74,21 +75,36 @@ class Script:
     """
 
     name: str
-    body: bytes
-    sha: str
+    parts: tuple[str, ...]
     keys: tuple[str, ...]
     key_list: str
     args: tuple[str, ...]
     arg_lists: tuple[str, ...]
     blocks: tuple[frozenset[str], ...] = ()
-    reads: bool = False
-    confirmed: bool = False
+    publish: str = "PUBLISH"
+
+    @cached_property
+    def body(self) -> bytes:
+        lists = _lists(len(self.keys), self.key_list, len(self.args), self.arg_lists)
+        text = lists + _placed(_used(self.parts), self.keys, self.args)
+        return text.replace("redis.call('PUBLISH'", f"redis.call('{self.publish}'").encode()
+
+    @cached_property
+    def sha(self) -> str:
+        return sha1(self.body, usedforsecurity=False).hexdigest()
+
+    @cached_property
+    def reads(self) -> bool:
+        return any(_CHANGES_NOTHING.search(part) for part in self.parts)
+
+    @cached_property
+    def confirmed(self) -> bool:
+        return any(_CONFIRMED.search(part) for part in self.parts)
 
     @cached_property
     def sharded(self) -> Script:
         """The same for a cluster, where what a script publishes goes to the node of its keys only."""
-        body = self.body.replace(b"redis.call('PUBLISH'", b"redis.call('SPUBLISH'")
-        return replace(self, body=body, sha=sha1(body, usedforsecurity=False).hexdigest())
+        return replace(self, publish="SPUBLISH")
 
     @property
     def names(self) -> frozenset[str]:
@@ -183,9 +199,9 @@ def _load(package: str, path: str) -> Script:
     name = f"{package.rpartition('.')[2]}/{path}.lua"
     included = _INCLUDE.search(text)
     parts = [_prelude(name, package, part) for part in (included.group(1).split() if included else ())]
-    text = "".join(parts := [*parts, text])
+    parts.append(text)
     declared: dict[str, tuple[list[str], list[str]]] = {"keys": ([], []), "args": ([], [])}
-    for kind, words in _DECLARED.findall(text):
+    for kind, words in _DECLARED.findall("".join(parts)):
         single, lists = _split(name, words.split())
         declared[kind][0].extend(single)
         declared[kind][1].extend(f"{word}*" for word in lists)
@@ -200,14 +216,7 @@ def _made(name: str, parts: Sequence[str], keys: list[str], args: list[str]) -> 
     if len(lists) > 1:
         raise ScriptError(f"{name} declares the key lists {', '.join(lists)}: expected at most one")
     plain, arg_lists = _split(name, args)
-    body = (_lists(len(single), lists, len(plain), arg_lists) + _placed(_used(parts), single, plain)).encode()
-    sha = sha1(body, usedforsecurity=False).hexdigest()
-    text = "".join(parts)
-    reads = bool(_CHANGES_NOTHING.search(text))
-    key_list = lists[0] if lists else ""
-    confirmed = bool(_CONFIRMED.search(text))
-    keys_, args_ = (tuple(single), key_list), (tuple(plain), tuple(arg_lists))
-    return Script(name, body, sha, *keys_, *args_, reads=reads, confirmed=confirmed)
+    return Script(name, tuple(parts), tuple(single), lists[0] if lists else "", tuple(plain), tuple(arg_lists))
 
 
 def _split(name: str, words: list[str]) -> tuple[list[str], list[str]]:
@@ -277,9 +286,9 @@ def _asked(reading: _Piece, kept: Sequence[_Piece]) -> str:
     return reading.text.replace(before, ", ".join(named), 1).replace(after, fields, 1)
 
 
-def _lists(keys: int, key_lists: list[str], args: int, arg_lists: list[str]) -> str:
+def _lists(keys: int, key_list: str, args: int, arg_lists: Sequence[str]) -> str:
     """Locals for the lists, which follow so many single keys and arguments."""
-    lines = [f"local {key_lists[0].upper()} = {{ unpack(KEYS, {keys + 1}) }}\n"] if key_lists else []
+    lines = [f"local {key_list.upper()} = {{ unpack(KEYS, {keys + 1}) }}\n"] if key_list else []
     for number, word in enumerate(arg_lists):
         if number:
             lines.append("from = from + count + 1\ncount = tonumber(ARGV[from - 1])\n")

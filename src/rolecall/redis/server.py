@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from rolecall.redis.reader import BLOCK_MS as BLOCK_MS
 from rolecall.redis.reader import BlockingReader, ShardedReader
 from rolecall.redis.reader import Reader as Reader
 from rolecall.redis.replication import ConfirmedWire
-from rolecall.redis.scripts import Arg, Block, Script, loaded_scripts
+from rolecall.redis.scripts import Arg, Block, Script
 from rolecall.redis.subscriber import ShardedSubscriber, Subscriber
 from rolecall.redis.topology import Place, Topology
 
@@ -46,6 +46,11 @@ class Server(Protocol):
 
     async def call(self, *args: Arg) -> Any:
         """The raw reply of one command, which is sent once. Raises ServerError."""
+        ...
+
+    def start(self, script: Script, /, *blocks: Block, **values: Any) -> asyncio.Future[Any]:
+        """Send ``script`` once, as ``send`` sends a command, with its keys and arguments by name. A server that has
+        lost its scripts refuses it with NOSCRIPT. Raises ScriptError for a missing or unexpected name."""
         ...
 
     async def fetch(self, *args: Arg) -> Any:
@@ -98,6 +103,10 @@ class RedisServer:
     async def call(self, *args: Arg) -> Any:
         """See Server.call."""
         return await self.send(*args)
+
+    def start(self, script: Script, /, *blocks: Block, **values: Any) -> asyncio.Future[Any]:
+        """See Server.start."""
+        return self._started(script, script.arguments(blocks, values))
 
     async def fetch(self, *args: Arg) -> Any:
         """See Server.fetch."""
@@ -299,17 +308,21 @@ class RedisServer:
                 return reply
 
     async def _evaluate(self, script: Script, arguments: Sequence[Arg]) -> Any:
-        known, whole = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
-        if self.topology.sharded:
-            script = script.sharded
-        wires = self._confirmed if script.confirmed and self._replicas else self._wires
-        place = self.topology.place((known, script.sha, *arguments[:2]))
         try:
-            return await self._wire(wires, place).send((known, script.sha, *arguments))
+            return await self._started(script, arguments)
         except ServerRefused as error:
             if error.code != "NOSCRIPT":
                 raise
-            return await self._wire(wires, place).send((whole, script.body, *arguments))
+            return await self._started(script, arguments, whole=True)
+
+    def _started(self, script: Script, arguments: Sequence[Arg], *, whole: bool = False) -> asyncio.Future[Any]:
+        """Send ``script`` by its digest, or as a ``whole`` to a server that does not have it."""
+        if self.topology.sharded:
+            script = script.sharded
+        command = ("EVAL" if whole else "EVALSHA") + ("_RO" if script.reads else "")
+        place = self.topology.place((command, script.sha, *arguments[:2]))
+        wire = self._wire(self._confirmed if script.confirmed and self._replicas else self._wires, place)
+        return wire.send((command, script.body, *arguments)) if whole else wire.run(command, script, arguments)
 
 
 @dataclass(frozen=True)
@@ -322,10 +335,6 @@ class _Node:
 
     def connection(self) -> Connection:
         return self.server.topology.connection(self.place)
-
-    def scripts(self) -> Iterable[bytes]:
-        sharded = self.server.topology.sharded
-        return ((known.sharded if sharded else known).body for known in loaded_scripts())
 
     def demoted(self) -> None:
         self.server.leave([self.place])
