@@ -46,18 +46,23 @@ class CalculatorAgent(Agent):
         if not text:
             return envelope.reply((await speaker(envelope, ctx)).say("calculator_how"), remember=False)
         try:
-            return envelope.reply(f"{text} = {calculate(text)}")
+            return envelope.reply(f"{spaced(text)} = {calculate(text)}")
         except ToolError:
             pass
 
         def noted(expression: Expression) -> str:
             value = calculate(expression)
-            sums.append(f"{expression} = {value}")
+            sums.append(f"{spaced(expression)} = {value}")
             return value
 
         tool = Tool.of(noted, name="calculate", description=calculate.__doc__ or "")
         answer = await ctx.ask(ctx.model, (), text, system=ctx.prompt("calculator"), tools=[tool], must_call=True)
         return envelope.reply(answer, text="\n".join([answer.text, *(f"({each})" for each in sums)]))
+
+
+def spaced(expression: str) -> str:
+    """``expression`` with spaces around its stars, which would be marks of emphasis otherwise: ``2 * 3 * 4``."""
+    return re.sub(r"\s*(\*+)\s*", r" \1 ", expression)
 
 
 def sum_in(text: str) -> str:

@@ -34,9 +34,9 @@ class CommandAgent(Agent):
             return envelope.via("stats")
         call = Call(argument, ctx, await speaker(envelope, ctx))
         if word in ANSWERS:
-            return envelope.reply(await ANSWERS[word](call), remember=False)
+            return envelope.reply(await ANSWERS[word](call), remember=False, plain=True)
         key = "add_question" if word in ctx.roles else "unknown_command"
-        return envelope.reply(call.speaker.say(key, word=word), remember=False)
+        return envelope.reply(call.speaker.say(key, word=word), remember=False, plain=True)
 
 
 async def show_help(call: Call) -> str:

@@ -51,7 +51,7 @@ class RemindAgent(Agent):
         """Say a reminder whose time has come. Otherwise set the one that the text asks for; what cannot be read
         directly is for the model, which must call the tool."""
         if envelope.payload.get("scheduled"):
-            return envelope.reply(f"{BELL} {envelope.text}")
+            return envelope.reply(f"{BELL} {envelope.text}", plain=True)
         asked = ASKING.sub("", envelope.words.strip(), count=1)
         when, text = split_when(LINKING.sub("", asked, count=1) if LINKING.match(asked) else asked)
         text = (LINKING.sub("", text, count=1) if LINKING.match(text) else text).strip()
@@ -59,9 +59,9 @@ class RemindAgent(Agent):
             text = replied_to(envelope) or text
         if when and text:
             try:
-                return envelope.reply(confirmed(await ctx.schedule(text, when=when, role=self.role)))
+                return envelope.reply(confirmed(await ctx.schedule(text, when=when, role=self.role)), plain=True)
             except BadSchedule as error:
-                return envelope.reply(refused(error, await speaker(envelope, ctx)), remember=False)
+                return envelope.reply(refused(error, await speaker(envelope, ctx)), remember=False, plain=True)
         if asked:
             return await self._ask_model(envelope, ctx, asked)
         return envelope.reply((await speaker(envelope, ctx)).say("remind_how"), remember=False)
@@ -70,7 +70,8 @@ class RemindAgent(Agent):
         made = list[str]()
         tool = reminder_tool(ctx, made)
         answer = await ctx.ask(ctx.model, (), asked, system=ctx.prompt("remind"), tools=[tool], must_call=True)
-        return envelope.reply(answer, text="\n".join(made) or (await speaker(envelope, ctx)).say("remind_how"))
+        text = "\n".join(made) or (await speaker(envelope, ctx)).say("remind_how")
+        return envelope.reply(answer, text=text, plain=True)
 
 
 def replied_to(envelope: Envelope) -> str:

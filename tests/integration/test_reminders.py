@@ -86,6 +86,19 @@ async def test_one_that_comes_late_says_so_in_the_language_of_the_chat(tmp_path:
         assert api.chat(ANN).answers[-2].text.startswith("Fällig seit 20")
 
 
+async def test_what_a_user_wrote_is_repeated_as_it_is_written(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        ann = api.user(ANN)
+        chat, text = api.world.private(ann), "fix __init__.py, 2*3*4 and <b>x</b>"
+        ann.write(f"/remind in 10 minutes: {text}")
+        await api.wait_for(lambda: chat.answers and chat.answers[-1].text.endswith(f": {text}\n/reminders"))
+        (made,) = await schedules_of(app.session.bus, CHAT)
+        await overdue(app, made, 1)
+        await api.wait_for(lambda: chat.answers[-1].text == f"⏰ {text}")
+        ann.write("/timezone *a*b*")
+        await api.wait_for(lambda: "*a*b*" in chat.answers[-1].text)
+
+
 async def test_a_button_deletes_a_reminder_and_shows_the_rest(tmp_path: Path) -> None:
     async with bot(tmp_path) as (api, app):
         ann = api.user(ANN)

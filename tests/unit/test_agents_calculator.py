@@ -30,6 +30,11 @@ def test_arithmetic_is_worked_out(expression: str, value: str) -> None:
     assert calculate(expression) == value
 
 
+@pytest.mark.parametrize(("asked", "said"), [("2*3*4", "2 * 3 * 4 = 24"), ("2**3**2", "2 ** 3 ** 2 = 512")])
+async def test_a_sum_is_repeated_without_marks_of_emphasis(asked: str, said: str) -> None:
+    assert (await run_turn((Role(ManagerAgent), Role(CalculatorAgent)), asked)).text == said
+
+
 @pytest.mark.parametrize(
     "expression",
     [

@@ -93,7 +93,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self._next(role=self.route[0], route=self.route[1:], payload={**self.payload, **changes})
 
     def reply(self, answer: Any, **extra: Any) -> Envelope:
-        """End the turn with ``answer``: a text, or an Answer with its model and token counts."""
+        """End the turn with ``answer``: a text, or an Answer with its model and token counts. Texts are Markdown;
+        ``plain=True`` says that this one is not, such as one that repeats what the user wrote."""
         payload: dict[str, Any] = {"text": answer} if isinstance(answer, str) else msgspec.to_builtins(answer)
         payload["text"] = cut(payload["text"])
         for name in ("calls", "logprobs", "shortened"):

@@ -303,7 +303,10 @@ def _texts(entry: OutboxEntry, payload: Mapping[str, Any], language: str | None,
         turn = short_turn_id(entry.conversation, entry.turn)
         return plain(rejection_text(language, payload, turn) or text)
     if kind in ("final", "notice"):
-        return render("\n\n".join([text, *(f"_{note}_" for note in answer_notes(language, payload))]))
+        notes = answer_notes(language, payload)
+        if payload.get("plain"):
+            return plain("\n\n".join([text, *notes]))
+        return render("\n\n".join([text, *(f"_{note}_" for note in notes)]))
     if kind == "cancelled" and payload.get("reason") == "interrupted":
         text = say(language, "interrupted")
     elif kind == "cancelled" and text == say(None, "stopped"):  # by another front end or the operator
