@@ -172,6 +172,17 @@ def log_level(error: ServerError) -> int:
     return logging.DEBUG if isinstance(error, ServerUnavailable) else logging.WARNING
 
 
+async def finish(work: Coroutine[Any, Any, object], name: str, seconds: float) -> None:
+    """Await ``work`` for up to ``seconds``, however often the calling task is cancelled meanwhile, and log what it
+    raises; for what a task that was cancelled has to do before it ends."""
+    tasks, give_up = BackgroundTasks(), time.monotonic() + seconds
+    tasks.start(work, name)
+    while tasks and (left := give_up - time.monotonic()) > 0:
+        with suppress(asyncio.CancelledError):
+            await tasks.drain(left)
+    tasks.cancel()
+
+
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel ``tasks`` until they have ended. On Python 3.11, wait_for, which redis-py sends with, may swallow a
     cancel."""

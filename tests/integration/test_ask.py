@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -97,14 +98,21 @@ def test_the_timeout_stops_the_turn(app: Path) -> None:
     assert "nothing to stop" in rolecall(app, "ask", "/stop", "--conversation", "terminal:late").stdout
 
 
-def test_an_interrupt_stops_the_turn(app: Path) -> None:
+def test_an_interrupt_stops_the_turn_however_slow_the_server_is(app: Path) -> None:
     command = [ROLECALL, "ask", "Hello", "--conversation", "terminal:cut"]
     with subprocess.Popen(command, cwd=app, env=environment(), stderr=subprocess.PIPE, text=True) as asking:
         give_up = time.monotonic() + 10
         while not list(app.glob("log/conversations/terminal*cut*/*/*.log")):
             assert time.monotonic() < give_up
             time.sleep(0.01)
-        asking.send_signal(signal.SIGINT)
+        server = json.loads((app / ".rolecall" / "server.json").read_bytes())["pid"]
+        os.kill(server, signal.SIGSTOP)  # busy, or far away
+        try:
+            asking.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                asking.wait(1)
+        finally:
+            os.kill(server, signal.SIGCONT)
         told = asking.communicate(timeout=10)[1]
     assert (told, asking.returncode) == ("rolecall: stopped\n", 130)
     assert "nothing to stop" in rolecall(app, "ask", "/stop", "--conversation", "terminal:cut").stdout

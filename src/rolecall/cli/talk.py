@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from rolecall.background import finish
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from rolecall.frontends.terminal.terminal import Unanswered
 
 T = TypeVar("T")
+STOP_SECONDS = 5.0
+"""How long the server may take to stop the turn of someone who leaves."""
 NOTIFIED = {
     "OK": "sent to {conversation}",
     "DUP": "a notice with the key {key} was sent before",
@@ -224,7 +227,7 @@ async def _final_event(assistant: Assistant, ref: TurnRef, seconds: float | None
         await assistant.cancel(ref.conversation, ref.turn, reason=reason)
         return Event("cancelled", "", ref.turn, reason)
     except asyncio.CancelledError:
-        await asyncio.shield(assistant.cancel(ref.conversation, ref.turn))
+        await finish(assistant.cancel(ref.conversation, ref.turn), "stopping the turn", STOP_SECONDS)
         raise
 
 

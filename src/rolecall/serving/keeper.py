@@ -39,14 +39,15 @@ TAIL_BYTES = 64_000
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What a host is told: its server's place, what to serve, the Redis server's address and the prefix of all keys
-    there, the file it may write to."""
+    """What a host is told: its server's place, what to serve, the Redis server's address, the file it may write to, and
+    the prefix of all keys."""
 
     server: ModelServer
     spec: Spec
     redis: str
-    prefix: str
     log: str
+    prefix: str = ""
+    """A process of a version before has none to tell."""
 
 
 async def keep(raw: bytes, engine: subprocess.Popen[bytes] | OSError, port: int) -> None:
