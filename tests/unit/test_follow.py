@@ -99,6 +99,21 @@ async def test_a_follower_hears_the_events_and_reads_only_to_begin(
     assert await calls(server, "xrange") == before
 
 
+@pytest.mark.parametrize("role", ["x", "t", "p"])
+async def test_a_role_may_have_the_name_of_a_field_of_its_events(bus: Bus, wakeups: Wakeups, role: str) -> None:
+    await ask(bus)
+    follower = Follower(bus, wakeups)
+    await follower.saw("accepted")
+    await send(bus, await take_one(bus, instances=("manager:h:1:0",)), role)
+    held = await take_one(bus, role, instances=(f"{role}:h:1:0",))
+    await wait_until(lambda: follower.task.done() or any(event.role == role for event in follower.events))
+    await emit(bus, held, 0, "hel\x1fx\x1flo")
+    await answer(bus, held, "hello")
+    assert [(event.kind, event.role, event.text) for event in await follower.done()][2:] == [
+        ("started", role, ""), ("delta", "", "hel\x1fx\x1flo"), ("final", "", "hello"),
+    ]  # fmt: skip
+
+
 async def test_an_answer_too_large_to_be_told_is_read(bus: Bus, wakeups: Wakeups, server: RedisServer) -> None:
     await ask(bus)
     follower = Follower(bus, wakeups)

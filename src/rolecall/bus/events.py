@@ -29,8 +29,8 @@ READ_AGAIN_SECONDS = 1.0
 """When a follower reads again whose read failed."""
 MAX_HEARD = 1000
 """How many messages wait for a follower. It reads the stream when there are more."""
-SEPARATOR, TEXT = b"\x1f", b"\x1fx\x1f"
-"""Between the parts of a message that brings an event, and before its text."""
+SEPARATOR = b"\x1f"
+"""Between the parts of a message that brings an event, of which the text ``x`` is the last."""
 LINGERING = 256
 """Subscriptions kept without a follower."""
 PAGE = 500
@@ -377,13 +377,14 @@ async def _news(
 
 def _heard(data: bytes) -> tuple[str, dict[bytes, bytes]] | None:
     """Id and fields of the event that a message brings; None for a message that only wakes."""
-    head, told, text = data.partition(TEXT)
-    event_id, *parts = head.split(SEPARATOR)
+    event_id, *parts = data.split(SEPARATOR, 3)
     if len(parts) < 2:
         return None
-    turn, kind, *flat = parts
-    fields = {b"t": turn, b"k": kind, **field_map(flat)}
-    return event_id.decode(), fields | {b"x": text} if told else fields
+    fields, rest = {b"t": parts[0], b"k": parts[1]}, b"".join(parts[2:])
+    while rest:
+        name, _, rest = rest.partition(SEPARATOR)
+        fields[name], _, rest = (rest, b"", b"") if name == b"x" else rest.partition(SEPARATOR)
+    return event_id.decode(), fields
 
 
 async def _ending(bus: Bus, conversation: str, turn: str, after: str, last: str) -> list[Event] | None:
