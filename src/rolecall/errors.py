@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -167,6 +168,8 @@ class Retry(RolecallError):
         models: tuple[str, ...] = (),
         kind: str = "",
     ) -> None:
+        if not isinstance(after, int | float) or not abs(after) < math.inf:
+            raise TypeError(f"Retry(after={after!r}) is invalid: expected a number of seconds")
         super().__init__(reason)
         self.after = after
         self.free = free or bool(models)

@@ -233,3 +233,11 @@ def test_images_and_files_of_merged_messages_follow_each_other() -> None:
 def test_what_is_no_part_is_a_decode_error(parts: bytes) -> None:
     with pytest.raises(DecodeError):
         decode(encode(question()), parts=parts)
+
+
+@pytest.mark.parametrize("answer", [None, 5, {"answer": "hi"}, object(), ["hi"]])
+def test_a_reply_says_what_it_expects(answer: object) -> None:
+    with pytest.raises(TypeError, match="expected a text or a model's Answer"):
+        question().reply(answer)
+    with pytest.raises(TypeError, match="expected a text"):
+        question().reply("hi", text=answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -144,6 +145,106 @@ async def test_a_failure_becomes_a_dead_letter_and_one_apology(bus: Bus, error: 
     assert await finals(bus) == [("1", "error")]
     assert [letter["why"] for letter in await entries(bus, bus.shards[0].dead)] == [why]
     assert instance.errors == 1
+
+
+class Silent(Exception):
+    """An error that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+def soon(seconds: Any) -> Retry:
+    retry = Retry()
+    retry.after = seconds
+    return retry
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (Silent(), "manager failed: Silent"),
+        (soon("soon"), "manager failed: TypeError"),
+        (soon(float("inf")), "manager failed: OverflowError"),
+        (Envelope(conversation="a", payload={}, role="echo", priority="high"), "manager failed: TypeError"),  # type: ignore[arg-type]
+        (Envelope(conversation="a", payload={"text": None}, role=""), "manager failed: TypeError"),
+    ],
+)
+async def test_what_cannot_be_settled_ends_the_turn_at_once(bus: Bus, result: Exception | Envelope, why: str) -> None:
+    async def left(envelope: Envelope, ctx: Context) -> Envelope:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    instance = await handled(left, bus)
+    assert await finals(bus) == [("1", "error")]
+    assert (await entries(bus, bus.shards[0].dead))[0]["why"].startswith(why)
+    assert instance.free
+
+
+@pytest.mark.parametrize("after", ["soon", timedelta(seconds=5), float("nan"), None])
+def test_a_retry_after_no_number_of_seconds_is_refused_where_it_is_raised(after: Any) -> None:
+    with pytest.raises(TypeError, match="expected a number of seconds"):
+        Retry(after)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("We are closed.", "Sorry, this did not work: We are closed."),
+        ("we are closed", "Sorry, this did not work: we are closed."),
+        ("", "Sorry, this did not work: it gave no reason."),
+    ],
+)
+async def test_a_refusal_reads_as_one_sentence(bus: Bus, said: str, told: str) -> None:
+    async def refuse(envelope: Envelope, ctx: Context) -> Envelope:
+        raise Reject(said)
+
+    await handled(refuse, bus)
+    final = (await snapshot(bus, "a", "1")).final
+    assert final is not None
+    assert final["text"].startswith(f"{told} (turn ")
+
+
+async def begin_step(ctx: Context) -> None:
+    await ctx.once("late", str)
+
+
+async def emit_piece(ctx: Context) -> None:
+    await ctx.emit("late")
+
+
+async def call_echo(ctx: Context) -> None:
+    await ctx.call("echo", "late")
+
+
+@pytest.mark.parametrize("stepped", [True, False])
+@pytest.mark.parametrize("late", [begin_step, emit_piece, call_echo])
+async def test_a_task_that_a_handler_left_behind_does_not_disturb_the_next_turn(
+    bus: Bus, late: Callable[[Context], Awaitable[None]], stepped: bool
+) -> None:
+    tasks, go_on = list[asyncio.Task[None]](), asyncio.Event()
+
+    async def handle(envelope: Envelope, ctx: Context) -> Envelope:
+        async def left() -> None:
+            await go_on.wait()
+            await late(ctx)
+
+        if not tasks:
+            if stepped:
+                await ctx.once("first", str)
+            tasks.append(asyncio.create_task(left()))
+        else:
+            go_on.set()
+            await asyncio.wait(tasks, timeout=5)
+        return envelope.reply("hello")
+
+    instance = await handled(handle, bus)
+    await ask(bus)
+    instance.occupy(await take_one(bus))
+    await instance.handle()
+    assert await finals(bus) == [("1", "final"), ("2", "final")]
+    assert tasks[0].done()
 
 
 async def test_what_an_exception_says_is_for_operators_and_without_secrets(bus: Bus) -> None:

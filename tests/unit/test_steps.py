@@ -534,3 +534,48 @@ async def test_a_test_runs_calls_and_timers_without_waiting() -> None:
     assert (turn.kind, turn.text) == ("final", "A B")
     assert turn.trace.count("research") == 3
     assert [text for _, text in turn.history] == ["go", "A B"]
+
+
+class CleanAgent(Agent):
+    """Records that it cleaned up, also when it is suspended."""
+
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        try:
+            await ctx.sleep(hours=1)
+        finally:
+            await ctx.once("clean", str)
+        return envelope.reply("clean")
+
+
+class ThreadAgent(Agent):
+    """Calls from a thread, with a loop of its own or with that of the handler."""
+
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        loop = asyncio.get_running_loop()
+
+        async def part() -> str:
+            return (await ctx.call("part", "a")).text
+
+        def asked() -> str:
+            if envelope.text == "own":
+                return asyncio.run(part())
+            return asyncio.run_coroutine_threadsafe(part(), loop).result()
+
+        return envelope.reply(await asyncio.to_thread(asked))
+
+
+async def test_a_suspended_handler_that_asks_for_steps_to_clean_up_ends_all_the_same() -> None:
+    async with asyncio.timeout(10):
+        assert (await run_turn((Role(CleanAgent),), "go")).text == "clean"
+
+
+async def test_a_thread_calls_through_the_loop_of_its_handler() -> None:
+    roles = (Role(ThreadAgent), Role(PartAgent))
+    async with asyncio.timeout(10):
+        assert (await run_turn(roles, "its handler's")).text == "A"
+        turn = await run_turn(roles, "own")
+    assert (turn.kind, turn.payload["reason"]) == ("error", "defect")

@@ -66,7 +66,7 @@ class Context:
         self._services, self._delivery, self._origin = services, delivery, envelope
         self._records, self._publish, self._lost, self._park = records, publish, lost, park or _never
         self._task = asyncio.current_task()
-        self._position = 0
+        self._position, self._ended = 0, False
 
     # A light handling uses little of what there is: each of these is made when it is first asked for.
 
@@ -91,16 +91,25 @@ class Context:
     def recorder(self) -> Recorder:
         """The steps of this handling."""
         bus, meter, instance = self._services.bus, self._services.meter, self.instance
-        return Recorder(
+        recorder = Recorder(
             bus, self._delivery, identity=self._origin.id, task=self._task,
             records=lambda: Records(instance, bus.settings.redacted), lost=self._lost,
             count=lambda what, kind: meter.count("steps", what, kind),
         )  # fmt: skip
+        if self._ended:
+            recorder.close()
+        return recorder
 
     @property
     def stepped(self) -> Recorder | None:
         """``recorder``, if the handling asked for a step or one was recorded before."""
         return self.recorder if self._delivery.stepped or "recorder" in self.__dict__ else None
+
+    def close(self) -> None:
+        """The handling has ended: tasks that it left behind record nothing."""
+        self._ended = True
+        if (recorder := self.stepped) is not None:
+            recorder.close()
 
     @property
     def changes(self) -> tuple[dict[str, str], bool]:

@@ -27,6 +27,8 @@ TRACED = ("model", "tool")
 UNHURRIED_SECONDS = 0.05
 """How long the record of an unhurried step may wait for something to go with. A handler that ends meanwhile needs no
 record."""
+CLEANUP_SECONDS = 0.05
+"""How long a step waits that a cancelled handler asks for, so that one that never gives up does not block others."""
 ADVICE = "a handler must ask for the same steps each time it runs; was it changed while the turn was in flight?"
 
 
@@ -148,6 +150,7 @@ class Recorder:
         self._root = Scope(self._handling, task)
         self._sure = time.monotonic() - _age_of(bus, delivery)
         self._performing: set[StepRun] = set()
+        self._blocked: set[asyncio.Future[None]] = set()
         self._asked: set[str] = set()
         self._pending: list[tuple[str, Step]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -223,18 +226,35 @@ class Recorder:
             await asyncio.shield(self._writing)
 
     def close(self) -> None:
-        """Record nothing more: the handler has ended, and so have its steps."""
+        """Record nothing more: the handler has ended, and so have its steps. Cancels tasks that it left waiting."""
+        self.broken = self.broken or StepError(
+            f"the handler of {self._delivery.role} has ended: await the tasks that it starts before it returns"
+        )
         self._pending.clear()
+        for waiting in tuple(self._blocked):
+            waiting.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._writing is not None:
             self._writing.cancel()
 
     async def gone(self) -> NoReturn:
-        """Another process owns the entry, or the turn is suspended: block until the handler is cancelled."""
+        """Another process owns the entry, or the turn is suspended: block until the handler is cancelled. One that has
+        been, and still asks for steps to clean up, is told so again."""
         self._lost()
-        await asyncio.get_running_loop().create_future()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            await asyncio.sleep(CLEANUP_SECONDS)
+        else:
+            await self.blocked()
         raise asyncio.CancelledError
+
+    def blocked(self) -> asyncio.Future[None]:
+        """A future to wait for, which is cancelled when the handler ends first."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._blocked.add(waiting)
+        waiting.add_done_callback(self._blocked.discard)
+        return waiting
 
     async def finish(self) -> None:
         """The handler has ended: what it does next goes with its result, so that no unhurried step is recorded any more
@@ -284,6 +304,11 @@ class Recorder:
     def _scope(self) -> Scope:
         """That of the running task. A task that the handler has started has one of its own."""
         scope, task = SCOPE.get(), asyncio.current_task()
+        if task is not None and self._root.task is not None and task.get_loop() is not self._root.task.get_loop():
+            raise StepError(
+                "ctx belongs to the event loop of its handler: from a thread, use "
+                "asyncio.run_coroutine_threadsafe(…, loop).result()"
+            )
         if scope is None or scope.handling is not self._handling:
             scope = self._root
         if scope.task is not task:

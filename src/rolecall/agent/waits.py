@@ -106,7 +106,7 @@ class Waits:
                 await asyncio.gather(*late)
                 await recorder.load()
             else:
-                await self._wait(Group(waits, asyncio.get_running_loop().create_future()))
+                await self._wait(Group(waits, recorder.blocked()))
         return [recorder.journal.results.get(wait.key) for wait in waits]
 
     def wait(self, kind: str, name: str, **more: Any) -> Wait:

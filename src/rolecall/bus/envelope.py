@@ -94,19 +94,34 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def reply(self, answer: Any, **extra: Any) -> Envelope:
         """End the turn with ``answer``: a text, or an Answer with its model and token counts. Texts are Markdown;
-        ``plain=True`` says that this one is not, such as one that repeats what the user wrote."""
-        payload: dict[str, Any] = {"text": answer} if isinstance(answer, str) else msgspec.to_builtins(answer)
-        payload["text"] = cut(payload["text"])
+        ``plain=True`` says that this one is not, such as one that repeats what the user wrote. Raises TypeError for any
+        other answer."""
+        payload = {"text": answer} if isinstance(answer, str) else _answer_fields(answer)
         for name in ("calls", "logprobs", "shortened"):
             if not payload.get(name):
                 payload.pop(name, None)
-        return self._next(role="", route=(), payload={**payload, **extra})
+        payload |= extra
+        if not isinstance(payload["text"], str):
+            raise TypeError(f"reply(text={payload['text']!r}) is invalid: expected a text")
+        payload["text"] = cut(payload["text"])
+        return self._next(role="", route=(), payload=payload)
 
     def _next(self, **changes: Any) -> Envelope:
         text, first = changes["payload"].get("text"), self.text.strip()
         if changes["role"] and first and SAID not in self.meta and isinstance(text, str) and text.strip() != first:
             changes["meta"] = {**self.meta, SAID: first}
         return msgspec.structs.replace(self, hops=self.hops + 1, attempt=0, **changes)
+
+
+def _answer_fields(answer: object) -> dict[str, Any]:
+    """Those of an Answer, or of what is like one. Raises TypeError."""
+    try:
+        fields = msgspec.to_builtins(answer)
+    except TypeError:
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        raise TypeError(f"reply() got a value of type {type(answer).__name__}: expected a text or a model's Answer")
+    return fields
 
 
 class Part(msgspec.Struct, frozen=True, omit_defaults=True):

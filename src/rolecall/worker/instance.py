@@ -112,6 +112,11 @@ class Instance:
             self.lost, self.cancelled = reason, time.monotonic()
             self._task.cancel()
 
+    def _fence(self, delivery: Delivery) -> None:
+        """Another instance owns ``delivery``, which a task that the handler left behind may say after the handling."""
+        if self.delivery is delivery:
+            self.cancel("FENCED")
+
     def deaf(self) -> bool:
         """Whether the handler goes on DEAF_SECONDS after it was cancelled or should have been."""
         now = time.monotonic()
@@ -138,6 +143,10 @@ class Instance:
                     await self._handle(self.delivery, records)
                 except asyncio.CancelledError:
                     await self._after_cancellation(self.delivery, records)
+                except ServerError:
+                    raise
+                except Exception as error:  # the boundary, once more: nothing can be made of what the handler left
+                    await self._bury_failed(self.delivery, error, self._new_records())
             if self.lost == "FENCED":
                 await uncount(self.services.bus, self.delivery)
         except ServerError as error:
@@ -181,10 +190,10 @@ class Instance:
 
     async def _run_handler(self, delivery: Delivery, envelope: Envelope, records: Records) -> None:
         bus = self.services.bus
-        deltas = DeltaStream(bus, delivery, lambda: self.cancel("FENCED"))
+        deltas = DeltaStream(bus, delivery, lambda: self._fence(delivery))
         ctx = Context(
             self.services, delivery, envelope, instance=self.id, records=records,
-            publish=_unseen if delivery.call else deltas.publish, lost=lambda: self.cancel("FENCED"),
+            publish=_unseen if delivery.call else deltas.publish, lost=lambda: self._fence(delivery),
             park=lambda awaited, used: self._suspend(delivery, records, deltas, awaited, used),
         )  # fmt: skip
         try:
@@ -202,15 +211,13 @@ class Instance:
         except BaseException as error:  # the boundary: whatever an agent does, sys.exit() included, has an outcome
             if self._ends_this_task(error):
                 raise
-            logger.error("failed at %s", _where(delivery), exc_info=error)
-            await self._bury(delivery, f"{self.role} failed: {_raised(error)}", records, failure=DEFECT)
+            await self._bury_failed(delivery, error, records)
         else:
             deltas.close()  # a piece sent after the settling step would be told that the entry is gone
             await self._settle(delivery, result, ctx, records)
         finally:
             deltas.close()
-            if (recorder := ctx.stepped) is not None:
-                recorder.close()
+            ctx.close()
 
     async def _run_steps(self, delivery: Delivery, envelope: Envelope, ctx: Context) -> Envelope:
         """What the handler returns, run from the steps that earlier handlings have recorded."""
@@ -266,6 +273,8 @@ class Instance:
         self, delivery: Delivery, records: Records, deltas: DeltaStream, awaited: Awaited, used: HopUsage | None
     ) -> tuple[Verdict, int]:  # fmt: skip
         """Suspend the turn, and cancel its handler unless there is nothing to wait for any more."""
+        if self.delivery is not delivery:  # only a task that the handler left behind waits
+            return "FENCED", 0
         await deltas.drain()
         told = records.copy()
         told.add("SUSPENDED", _with_usage(f"waits for {awaited.text}", used))
@@ -344,7 +353,8 @@ class Instance:
         self.errors += 1
         self.services.meter.count("errors", self.role)
         self._failure = failure[0] or "rejected"
-        reason = self.services.bus.settings.redacted(reason)[:MAX_REASON_CHARS]
+        reason = self.services.bus.settings.redacted(reason)[:MAX_REASON_CHARS].strip().removesuffix(".")
+        reason = reason or "it gave no reason"
         turn = short_turn_id(delivery.conversation, delivery.turn)
         kind, wait = failure
         sentence = told(kind, wait) if kind else f"Sorry, this did not work: {reason}."
@@ -358,6 +368,10 @@ class Instance:
         logger.warning("gave up %s: %s", where, reason, extra=public(f"gave up {where}"))
         verdict = await bury(self.services.bus, delivery, reason, apology, records, history, details, self._settles())
         self._note_verdict(delivery, verdict, ended=True)
+
+    async def _bury_failed(self, delivery: Delivery, error: BaseException, records: Records) -> None:
+        logger.error("failed at %s", _where(delivery), exc_info=error)
+        await self._bury(delivery, f"{self.role} failed: {_raised(error)}", records, failure=DEFECT)
 
     async def _bury_late(self, delivery: Delivery, records: Records) -> None:
         await self._bury(delivery, "it took too long", records, failure=TOO_LONG)
@@ -444,7 +458,11 @@ def _raised(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code if error.code is not None else ''})"
-    return f"{name}: {error}" if str(error) else name
+    try:
+        text = str(error)
+    except Exception:  # the boundary: its class is anybody's code
+        return name
+    return f"{name}: {text}" if text else name
 
 
 def _runs(task: asyncio.Task[None] | None) -> bool:
