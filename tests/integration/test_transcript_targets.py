@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from rolecall.errors import ConfigError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
-from rolecall.transcripts.object_storage import TranscriptObjects
+from rolecall.transcripts.object_storage import StorageUnavailable, TranscriptObjects
 from rolecall.transcripts.record import Record, conversation_dir, parse_line
 from rolecall.transcripts.scribe import Batch, Scribe
 from rolecall.transcripts.targets import JsonLines, TranscriptTarget, open_targets
@@ -173,6 +173,23 @@ async def test_a_storage_that_is_away_holds_records_on_the_server_and_is_said_on
         assert not scribe.problem
     assert storage.texts() == ["one", "two"]
     assert len([record for record in caplog.records if "cannot be written" in record.message]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"bucket": "misspelt"}, "NoSuchBucket: The specified bucket does not exist"),
+        ({"url": "http://127.0.0.1:9"}, "Generic S3 error: HTTP error: error sending request"),
+    ],
+)
+def test_an_error_of_the_storage_is_one_line_that_stays_the_same(
+    storage: Storage, changed: dict[str, str], told: str
+) -> None:
+    target = replace(storage, **changed).target()
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable) as caught:
+            target.begin("born")
+        assert str(caught.value) == f"{target.name}: {told}"
 
 
 async def test_several_targets_get_the_same_and_a_conversation_is_erased_everywhere(

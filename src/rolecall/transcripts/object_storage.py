@@ -8,6 +8,7 @@ finds the number taken, reads what is there, and writes the rest.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,10 @@ SESSIONS = 10_000
 """Sessions whose last object is remembered."""
 WRITERS = 16
 TIMEOUT = "10s"
+REQUEST = re.compile(r"Error performing \S+ \S+ in \S+?(, after [^-]*)?\s+- ")
+"""What an error says of the request: durations and addresses."""
+TOLD = re.compile("<Code>([^<]+)</Code>.*?<Message>([^<]+)</Message>", re.DOTALL)
+"""What a storage that answers says, such as NoSuchBucket."""
 T = TypeVar("T")
 
 
@@ -186,9 +191,15 @@ class TranscriptObjects:
 
         try:
             return work(obstore)
-        except obstore.exceptions.BaseError as error:
-            first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise StorageUnavailable(f"{self.name}: {first}") from None
+        except (obstore.exceptions.BaseError, OSError) as error:  # FileNotFoundError: there is no such bucket
+            raise StorageUnavailable(f"{self.name}: {_cause(str(error)) or type(error).__name__}") from None
+
+
+def _cause(text: str) -> str:
+    """What the storage says in an error, else its first line, without what differs each time."""
+    if told := TOLD.search(text):
+        return ": ".join(told.groups())[:200]
+    return REQUEST.sub("", text).strip().partition("\n")[0][:200]
 
 
 def _directory(path: PurePosixPath) -> str:
