@@ -116,6 +116,36 @@ async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) ->
     assert len(refused) == 2
 
 
+async def test_a_message_whose_acceptance_was_lost_is_asked_once_when_sent_again(page: Page) -> None:
+    await page.goto("/")
+
+    async def lose(route: Route) -> None:
+        await route.fetch()
+        await route.abort()
+
+    await page.route("**/chat/page", lose, times=1)
+    await say(page, "only once")
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("only once")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".answer .body")).to_have_text("only once")
+    await page.reload()
+    await expect(page.locator(".answer .body")).to_have_text("only once")
+    for _ in range(2):  # whoever means it may say the same twice
+        await say(page, "and again")
+    await expect(page.locator(".answer .body", has_text="and again")).to_have_count(2)
+
+
+async def test_each_block_runs_in_the_direction_of_its_script(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "مرحبا، هذه `code --flag` إجابة.\n\n- واحد\n\nAnd English.\n\n```\nx = 1\n```")
+    body = page.locator(".answer .body")
+    await expect(body.locator("pre")).to_be_visible()
+    for selector, direction in (("p >> nth=0", "rtl"), ("ul", "rtl"), ("p >> nth=1", "ltr"), ("pre", "ltr"),
+                                ("p code", "ltr")):  # fmt: skip
+        assert await body.locator(selector).evaluate("(one) => getComputedStyle(one).direction") == direction, selector
+    assert await page.locator(".said").evaluate("(one) => getComputedStyle(one).direction") == "rtl"
+
+
 async def test_nothing_jumps_while_an_answer_streams_in(page: Page) -> None:
     await page.goto("/")
     await say(page, "slowly, " + "a line of words that wraps around at some point " * 6)

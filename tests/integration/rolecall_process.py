@@ -170,9 +170,9 @@ class Terminal:
         )
         os.close(slave)
 
-    def send(self, keys: str) -> None:
+    def send(self, keys: str | bytes) -> None:
         """Type ``keys``."""
-        os.write(self._master, keys.encode())
+        os.write(self._master, keys.encode() if isinstance(keys, str) else keys)
 
     def wait_for(self, *texts: str, poke: str = "", seconds: float = 15) -> None:
         """Return once all ``texts`` are seen, in this order; ``poke`` is typed now and then until they are."""

@@ -85,6 +85,18 @@ def test_an_argument_that_is_no_text_is_named_in_one_line(tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_output_that_cannot_be_written_is_one_line_on_stderr(app: Path) -> None:
+    for verb in (["ask", "hi"], ["models", "list"], ["--help"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [ROLECALL, *verb], cwd=app, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert (done.stderr, done.returncode) == (
+            "rolecall: cannot write the output: No space left on device\n", 1
+        )  # fmt: skip
+
+
 def test_a_text_that_is_too_long_is_refused(app: Path) -> None:
     done = rolecall(app, "ask", "-", "--json", stdin="x" * 70_000)
     assert (json.loads(done.stdout)["kind"], done.returncode) == ("refused", 1)

@@ -98,6 +98,15 @@ def test_a_command_is_completed_by_the_tab_key(app: Path, open_terminal: Open) -
     assert terminal.end() == 0
 
 
+def test_keys_that_are_no_utf_8_are_sent_as_from_a_pipe(app: Path, open_terminal: Open) -> None:
+    terminal = open_terminal(app, ROLECALL, "chat", "--name", "fay")
+    terminal.wait_for("›")
+    terminal.send(b"caf\xe9 now\r")
+    terminal.wait_for("echo: caf\ufffd now\n")
+    terminal.send(CTRL_C)
+    assert terminal.end() == 0
+
+
 def test_an_answer_that_was_cut_says_so(app: Path, open_terminal: Open) -> None:
     terminal = open_terminal(app, ROLECALL, "chat", "--name", "cut")
     terminal.wait_for("›")

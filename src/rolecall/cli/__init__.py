@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -19,6 +21,9 @@ GC_THRESHOLD = 50_000
 """New objects before the cyclic garbage collector runs. What is imported stays and has hardly any cycles; with Python's
 own threshold, looking for some takes a tenth of the time of a start."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Why nothing more can be written."""
+
 
 def main() -> None:
     """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure."""
@@ -32,7 +37,10 @@ def main() -> None:
         if not given.isprintable() and _is_no_text(given):
             _end(f"{given!r} is no UTF-8 text: check the encoding of the terminal or script", 2)
     try:
-        called(app, [word for word in sys.argv[1:] if not word.startswith("-")])()
+        try:
+            called(app, [word for word in sys.argv[1:] if not word.startswith("-")])()
+        finally:
+            sys.stdout.flush()
     except (RolecallError, BaseExceptionGroup) as error:
         cause = _first(error)
         if not isinstance(cause, RolecallError):
@@ -41,6 +49,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered
+        _end(f"cannot write the output: {error.strerror}", 1)
 
 
 def called(app: Typer, words: Sequence[str]) -> Typer:

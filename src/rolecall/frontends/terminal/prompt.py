@@ -97,6 +97,7 @@ class Prompt:
         return [*rows, ("class:mark", MARK)]
 
     def _accepted(self, buffer: Buffer) -> bool:
+        buffer.text = buffer.text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # keys of no UTF-8
         self._on_text(buffer.text)
         return False
 

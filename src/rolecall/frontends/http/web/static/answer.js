@@ -96,7 +96,7 @@ export class Answer {
     const words = (option) => (style !== "confirm" ? option : t(option === "yes" ? "yes" : "no"));
     const buttons = options.map((option, choice) => make("button", { type: "button", "data-choice": choice, class: choice ? "" : "first" }, words(option)));
     this.asked.append(make("div", { class: "question", role: "group", "aria-label": text, "data-question": id },
-      make("p", {}, text), make("div", { class: "choices" }, ...buttons)));
+      make("p", { dir: "auto" }, text), make("div", { class: "choices" }, ...buttons)));
     say(find("[data-spoken]"), text);
     if (follows) toEnd();
   }

@@ -21,6 +21,8 @@ let name = "";
 let opened = 0;
 let opening;
 let lastSaid = "";
+/** The message that failed last, as JSON, and its key: the server may have it, so that sent again it is the same. */
+let unsure = {};
 /** The message that the next one replaces: its row. */
 let editing = null;
 /** The id of the last notice shown, or where the stream of notices began. */
@@ -121,10 +123,12 @@ async function send(text, files = [], again = null) {
   toEnd();
   quiet();
   lastSaid = text;
+  const body = { name, text, role: role.value, model: model?.value ?? "", again: again?.turn ?? "", ...bodyOf(files) };
+  const message = JSON.stringify(body);
+  const key = unsure.message === message ? unsure.key : crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+  unsure = {};
   try {
-    const task = await ask("POST", "/chat/page", {
-      name, text, role: role.value, model: model?.value ?? "", again: again?.turn ?? "", ...bodyOf(files),
-    }, { "Idempotency-Key": crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}` });
+    const task = await ask("POST", "/chat/page", body, { "Idempotency-Key": key });
     if (here !== opened) return;
     row.turn = task.turn;
     if (task.id) answer.follow(task.id, task.place);
@@ -132,6 +136,7 @@ async function send(text, files = [], again = null) {
     remember(name, text);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
+    unsure = { message, key };
     notify(error.message, true);
     row.remove();
     answer.element.remove();

@@ -44,11 +44,13 @@ function split(tokens) {
 /** Where the links of a block lead, which a definition elsewhere may say. */
 const linked = (tokens) => tokens.flatMap((token) => (token.children ?? []).flatMap(({ attrs, meta }) => [attrs, meta])).filter(Boolean);
 
-/** The element of a block. */
+/** The element of a block, which runs in the direction of its script. */
 function build(tokens) {
   const root = make("div");
   fill(root, tokens);
-  return root.childElementCount === 1 ? root.firstElementChild : root;
+  const block = root.childElementCount === 1 ? root.firstElementChild : root;
+  if (!block.matches(".code")) block.dir = "auto";
+  return block;
 }
 
 function fill(root, tokens) {

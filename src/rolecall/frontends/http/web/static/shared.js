@@ -8,7 +8,7 @@ const thread = find("[data-thread]");
 
 const found = await tried(() => ask("GET", `/web/shared/${page.dataset.shared}/thread`));
 for (const one of found?.exchanges ?? []) {
-  if (one.said) thread.append(make("div", { class: "said" }, one.said));
+  if (one.said) thread.append(make("div", { class: "said", dir: "auto" }, one.said));
   if (!one.answer) continue;
   const body = make("div", { class: "body prose" });
   thread.append(make("article", { class: `answer ${one.state === "failed" ? "failed" : ""}` }, body));
