@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -31,6 +33,24 @@ def test_a_task_that_ends_the_loop_does_not_end_the_verb(does: Callable[[], Coro
         return 7
 
     assert run_loop(verb()) == 7
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_the_end_of_the_terminal_stops_a_verb_gently_unless_it_was_started_with_nohup(ignored: bool) -> None:
+    async def verb() -> int:
+        async with stop_requested() as wanted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            if not ignored:
+                await asyncio.wait_for(wanted.wait(), 5)
+            assert wanted.is_set() is not ignored
+        return 7
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        assert run_loop(verb()) == 7
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_of_the_verb_itself_is_raised() -> None:

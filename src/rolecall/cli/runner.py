@@ -24,6 +24,8 @@ from rolecall.settings import Settings, redacted
 from rolecall.tracing.traceparent import trace_id
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANG_UP = getattr(signal, "SIGHUP", None)
+"""The terminal was closed; Windows has no such signal."""
 LEAVE_SECONDS = 1.0
 """How long what outlasts a verb may take to end before the process ends all the same."""
 STOP_GRACE_SECONDS = 4.0
@@ -120,13 +122,16 @@ def restart(reason: str) -> None:
 
 @asynccontextmanager
 async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets. The process ends at once after a second one, and at the latest
-    STOP_GRACE_SECONDS after ``drain_seconds``, which handlers have to finish."""
+    """An event that the first Ctrl-C or SIGTERM sets, or the end of the terminal unless the process was started with
+    nohup. The process ends at once after a second one, and at the latest STOP_GRACE_SECONDS after ``drain_seconds``,
+    which handlers have to finish."""
     loop, wanted = asyncio.get_running_loop(), asyncio.Event()
     deadline = _deadline(drain_seconds + STOP_GRACE_SECONDS, "stopping was not done")
     asked, requests = list[int](), SimpleQueue[bool]()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if asked and number == HANG_UP:  # a terminal that closes may say so twice
+            return
         if asked:
             print("rolecall: ended without waiting", file=sys.stderr)
             os._exit(130)
@@ -141,7 +146,8 @@ async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Eve
             deadline.cancel()
 
     # Not loop.add_signal_handler: a handler that blocks the loop must not keep the process from being stopped.
-    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    hang_up = [HANG_UP] if HANG_UP and signal.getsignal(HANG_UP) != signal.SIG_IGN else []
+    before = {number: signal.signal(number, ask) for number in (*STOP_SIGNALS, *hang_up)}
     threading.Thread(target=limit, name="rolecall stop limit", daemon=True).start()
     try:
         yield wanted
