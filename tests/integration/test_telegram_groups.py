@@ -204,6 +204,17 @@ async def test_a_group_is_allowed_by_a_button_and_says_how_to_reach_the_bot(tmp_
         assert answer.text.startswith("Cy: hi by")
 
 
+async def test_a_stranger_s_link_that_adds_the_bot_to_a_group_is_refused_once_and_is_no_code(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        group, cy = stage.api.group(-1005, title="Club"), stage.api.user(CY, name="Cy")
+        add_bot(stage, group, cy)
+        await stage.until(group, say("en", "group_closed"))
+        cy.write("/start@rolecall_bot true", chat=group.id)  # what t.me/rolecall_bot?startgroup=true sends
+        await stage.answered(stage.api.user(ADA), "hello")
+        assert [one.text for one in group.answers] == [say("en", "group_closed")]
+        assert (await stage.answered(cy, "/start nope")).text == say("en", "code_wrong", id=CY)
+
+
 async def test_a_group_that_an_admin_adds_the_bot_to_is_allowed(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         group = stage.api.group(-1005, title="Club")

@@ -182,15 +182,14 @@ class Receiver:
         person, title = change.from_user, name_of(change.chat)
         if (await self.access.status_of(person.id)).rank == "admin":
             await self.access.allow(change.chat.id, "guest", title)
-        group = await self.access.status_of(0, change.chat.id)
-        if group.allowed:
-            text = say(person.language_code, "group_welcome", bot=str(self.me.username))
-        elif group.denied or not await self.admins.request_group(
-            change.chat.id, title, name_of(person), person.language_code
-        ):
+        group, asked = await self.access.status_of(0, change.chat.id), False
+        if not (group.allowed or group.denied):
+            asked = await self.admins.request_group(change.chat.id, title, name_of(person), person.language_code)
+            asked = asked and await self.access.first_refusal(change.chat.id)
+        if not (group.allowed or asked):
             return
-        else:
-            text = say(person.language_code, "group_closed")
+        key = "group_welcome" if group.allowed else "group_closed"
+        text = say(person.language_code, key, bot=str(self.me.username))
         conversation = Address(change.chat.id, None, self.front.name).conversation
         await reply(self.front.bus, self.front.name, conversation, text, idempotency=f"update:{update}")
 
@@ -214,7 +213,7 @@ class Receiver:
         if not status.allowed:
             await ticket.wait()
             status = await self.access.status_of(incoming.user, incoming.address.chat)
-        if status.allowed or incoming.command == "start":
+        if status.allowed or (incoming.command == "start" and incoming.address.private):
             await self._take_allowed(incoming, group, ticket, status)
         else:
             await self._refuse_stranger(incoming, status)
