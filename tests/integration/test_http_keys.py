@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from rolecall.bus.access_keys import create_key, revoke_all_keys, revoke_key
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, NEW_SECONDS, Authenticator
+from rolecall.frontends.texts import section
 from rolecall.redis import keys as names
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
@@ -56,6 +57,17 @@ async def test_with_a_key_everyone_needs_one(deployment: Deployment) -> None:
             header = wrong if isinstance(wrong, bytes) else wrong.encode()
             answer = await client.get("/info", headers={b"authorization": b"Bearer " + header})
             assert answer.status_code == 401, wrong
+
+
+async def test_who_sends_a_key_that_is_not_known_is_told_another_reason_than_who_sends_none(
+    deployment: Deployment,
+) -> None:
+    await new_key(deployment, "ann")
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        for given, key in ((bearing("rk_revoked"), "unknown_key"), ({}, "key_required"),
+                           ({"authorization": "rk_without_bearer"}, "key_required")):  # fmt: skip
+            answer = (await client.get("/info", headers=given)).json()
+            assert (answer["detail"], answer["code"]) == (section("http")[key], "invalid_api_key")
 
 
 async def test_what_is_the_operators_needs_an_operators_key(deployment: Deployment) -> None:

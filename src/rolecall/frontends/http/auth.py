@@ -166,7 +166,9 @@ async def require(request: Request, admin: bool = False) -> Principal:
     async with bus_timeout():
         principal = await _principal(request, found)
     if principal is None:
-        raise HTTPException(401, text("key_required"), {"WWW-Authenticate": "Bearer"})
+        bearer_given = request.headers.get("authorization", "").lower().startswith("bearer ")
+        why = "unknown_key" if bearer_given else "key_required"
+        raise HTTPException(401, text(why), {"WWW-Authenticate": "Bearer"})
     if admin and not principal.admin:
         raise HTTPException(403, text("operator_key_required"))
     return principal
