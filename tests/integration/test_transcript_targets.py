@@ -26,6 +26,8 @@ from rolecall.transcripts.object_storage import StorageUnavailable, TranscriptOb
 from rolecall.transcripts.record import Record, conversation_dir, parse_line
 from rolecall.transcripts.scribe import Batch, Scribe
 from rolecall.transcripts.targets import JsonLines, TranscriptTarget, open_targets
+from tests.applications import clean_environment, make_application, run_rolecall
+from tests.command_line import start_verb
 from tests.integration.test_scribe import LOG, add, drained, written
 from tests.waiting import wait_until
 
@@ -244,3 +246,17 @@ def test_standard_output_has_nothing_but_the_lines(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=USER.parents[2])
     assert json.loads(done.stdout)["text"] == "hello", done.stderr
+
+
+def test_standard_output_of_a_whole_deployment_is_one_json_object_a_line(tmp_path: Path) -> None:
+    directory, environment = make_application(tmp_path / "app"), clean_environment({"LOG_TARGETS": "stdout"})
+    with open(tmp_path / "out", "w+b") as out, open(tmp_path / "err", "w+b") as err:
+        process = start_verb(["up", "--no-chat", "--app", directory], environment, out, err)
+        try:
+            asyncio.run(wait_until(lambda: "is up in" in (tmp_path / "err").read_text(), seconds=20))
+            assert run_rolecall("ask", "--app", directory, "hello").returncode == 0
+            asyncio.run(wait_until(lambda: "PROCESSING_COMPLETE" in (tmp_path / "out").read_text(), seconds=20))
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert all(json.loads(line)["event"] for line in (tmp_path / "out").read_text().splitlines())

@@ -15,6 +15,8 @@ from rolecall.settings import Settings
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.object_storage import TranscriptObjects
 
+STDOUT = "stdout"
+
 
 class TranscriptTarget(Protocol):
     """What the scribe writes to. One thread of one process uses it at a time."""
@@ -61,13 +63,18 @@ class JsonLines:
         """See TranscriptTarget."""
 
 
+def target_names(settings: Settings) -> list[str]:
+    """What LOG_TARGETS names, one by one."""
+    return [name for part in settings.log_targets.split(",") if (name := part.strip())]
+
+
 def open_targets(settings: Settings, log_dir: Path, tz: tzinfo | None) -> Sequence[TranscriptTarget]:
     """The targets that LOG_TARGETS names. Raises ConfigError, for a missing extra too."""
     found: list[TranscriptTarget] = []
-    for name in (part.strip() for part in settings.log_targets.split(",") if part.strip()):
+    for name in target_names(settings):
         if name == "directory":
             found.append(TranscriptFiles(log_dir, tz))
-        elif name == "stdout":
+        elif name == STDOUT:
             found.append(JsonLines())
         else:
             found.append(TranscriptObjects.open(name, settings, tz))
