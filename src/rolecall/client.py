@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import REFUSALS, Admission, admit
+from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import FOLLOWED, notify
@@ -26,7 +27,7 @@ from rolecall.bus.process.processes import instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
-from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed
+from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed, cause_of
 from rolecall.session import Session, open_session
 from rolecall.tracing.traceparent import carried
 
@@ -82,9 +83,14 @@ class Assistant:
     def __init__(self, session: Session, wakeups: Wakeups, name: str = FRONT) -> None:
         self.session = session
         self.name = name
-        self._bus = session.bus
         self.wakeups = wakeups
         self._instance = f"{name}:{session.bus.process.partition('~')[0]}:0"
+
+    @property
+    def _bus(self) -> Bus:
+        if self.session.server.closed:
+            raise RolecallError("this assistant is closed: use it inside the `async with` block that opened it")
+        return self.session.bus
 
     async def ask(
         self,
@@ -335,19 +341,27 @@ async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -
         targets=open_targets(application.settings, application.log_dir, application.tz),
     )  # fmt: skip
     runtime.scribe, runtime.problem = scribe, lambda: writer.problem
-    async with asyncio.TaskGroup() as group:
-        working = group.create_task(runtime.run(), name="rolecall runtime")
-        writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None
-        await runtime.ready()
-        try:
-            yield runtime
-        finally:
-            await runtime.stop()
-            await working
-            if writing is not None:
-                await writer.stop()
-                await asyncio.wait([writing], timeout=END_SECONDS)
-                await cancel_and_wait(writing)  # what it did not write is written by the next scribe
+    raised: Exception | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(runtime.run(), name="rolecall runtime")
+            writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None
+            await runtime.ready()
+            try:
+                yield runtime
+            except Exception as error:  # raised below: a group is what no caller expects
+                raised = error
+            finally:
+                await runtime.stop()
+                await working
+                if writing is not None:
+                    await writer.stop()
+                    await asyncio.wait([writing], timeout=END_SECONDS)
+                    await cancel_and_wait(writing)  # what it did not write is written by the next scribe
+    except BaseExceptionGroup as failures:
+        raise cause_of(failures) from failures
+    if raised is not None:
+        raise raised
 
 
 def _accepted(conversation: str, admission: Admission) -> TurnRef:

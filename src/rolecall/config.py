@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from functools import cached_property
@@ -318,9 +320,25 @@ def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _check_handler(agent: type[Agent]) -> None:
+    handle, where = inspect.unwrap(agent.handle), f"{agent.__module__}.{agent.__qualname__}"
+    if handle is Agent.handle or (inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle)):
+        raise ConfigError(
+            f"{where} is invalid: expected an async method handle(envelope, ctx) that returns an envelope"
+        )
+    for call, takes, count in ((agent, "no arguments", 0), (agent.handle, "handle(self, envelope, ctx)", 3)):
+        with suppress(ValueError):  # there is no signature to be seen
+            try:
+                inspect.signature(call).bind(*[None] * count)
+            except TypeError as error:
+                what = "is made with arguments" if count == 0 else "has a handler of other arguments"
+                raise ConfigError(f"{where} {what}: expected {takes}: {error}") from None
+
+
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
     if not (isinstance(role.agent, type) and issubclass(role.agent, Agent)):
         raise ConfigError(f"config.py: Role({role.agent!r}) is invalid: expected a subclass of Agent")
+    _check_handler(role.agent)
     instances = _instances(role.variable, role.instances, environ)
     chosen, _ = models_by_key(settings)
     own = (role.models,) if isinstance(role.models, str) else role.models

@@ -13,7 +13,7 @@ import pytest
 import rolecall
 from rolecall import Agent, Config, Context, Envelope, Reject, Role
 from rolecall.client import Assistant
-from rolecall.errors import BadSchedule, ConfigError, NothingRunning, Refused, TurnFailed
+from rolecall.errors import BadSchedule, ConfigError, NothingRunning, Refused, RolecallError, TurnFailed
 from tests.waiting import wait_until
 
 
@@ -158,3 +158,38 @@ async def test_connect_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises((NothingRunning, ConfigError), match=r"nothing is running|was imported from"):
         async with rolecall.connect(app=tmp_path):
             pass
+
+
+async def test_what_the_block_of_a_worker_raises_is_raised_as_it_is(tmp_path: Path) -> None:
+    own = ExceptionGroup("of the program itself", [ValueError("one"), ValueError("two")])
+    for error in (KeyError("a mistake"), own):
+        with pytest.raises(type(error)) as raised:
+            async with rolecall.run(CONFIG, app=tmp_path):
+                raise error
+        assert raised.value is error
+    with pytest.raises(TurnFailed, match="I was asked to"):
+        async with rolecall.run(CONFIG, app=tmp_path) as assistant:
+            await assistant.ask("reject")
+
+
+class FragileAgent(ManagerAgent):
+    """Needs what is not there."""
+
+    role = "manager"
+
+    def __init__(self) -> None:
+        raise OSError("no such database")
+
+
+async def test_an_agent_that_cannot_be_made_is_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="role manager: its agent cannot be made: OSError: no such database"):
+        async with rolecall.run(Config(roles=(Role(FragileAgent),)), app=tmp_path):
+            pass
+
+
+async def test_an_assistant_says_that_it_is_closed(tmp_path: Path) -> None:
+    async with rolecall.run(CONFIG, app=tmp_path) as assistant:
+        await assistant.ask("Ann")
+    async with asyncio.timeout(10):
+        with pytest.raises(RolecallError, match="this assistant is closed"):
+            await assistant.ask("Ann")

@@ -285,6 +285,27 @@ def test_a_role_name_that_no_stream_can_have_is_refused(tmp_path: Path) -> None:
         load(make_application(tmp_path, agents=agents))
 
 
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("def handle(self, envelope, ctx): return envelope", "expected an async method handle(envelope, ctx)"),
+        ("async def handle(self, envelope, ctx): yield envelope", "expected an async method handle(envelope, ctx)"),
+        ("role = 'manager'", "expected an async method handle(envelope, ctx)"),
+        ("async def handle(self, envelope): return envelope", "expected handle(self, envelope, ctx): too many"),
+        (
+            "async def handle(self, envelope, ctx): ...\n    def __init__(self, db): ...",
+            "expected no arguments: missing",
+        ),
+    ],
+)
+def test_an_agent_that_can_handle_nothing_is_refused_at_the_start(tmp_path: Path, handler: str, said: str) -> None:
+    agents = f"from rolecall import Agent\nclass ManagerAgent(Agent):\n    {handler}\nSampleLLMAgent = ManagerAgent\n"
+    with pytest.raises(ConfigError) as refused:
+        load(make_application(tmp_path, agents=agents))
+    assert str(refused.value).startswith("agents.all.ManagerAgent ")
+    assert said in str(refused.value)
+
+
 def test_a_directory_without_config_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.py in .*--app DIR.*rolecall new DIR"):
         load(tmp_path)

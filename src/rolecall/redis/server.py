@@ -74,6 +74,7 @@ class RedisServer:
     ) -> None:  # fmt: skip
         self.url = url
         self.patience = patience
+        self.closed = False
         self._socket_timeout = socket_timeout
         self._options: dict[str, Any] = {
             "decode_responses": False,
@@ -279,6 +280,7 @@ class RedisServer:
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
+        self.closed = True
         for part in self._parts():
             await part.aclose()
         await self.topology.aclose()

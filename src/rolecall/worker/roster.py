@@ -10,6 +10,7 @@ from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import Role
 from rolecall.bus.leases import Demand
 from rolecall.bus.settle import Refill
+from rolecall.errors import ConfigError
 from rolecall.worker.instance import Instance
 
 
@@ -106,7 +107,11 @@ class Roster:
         return wanted
 
     def _made(self, role: str, group: list[Instance]) -> Instance:
-        agent, name = self.roles[role].agent(), self._id(role, group)
+        name = self._id(role, group)
+        try:
+            agent = self.roles[role].agent()
+        except Exception as error:  # the boundary: an agent is anybody's code
+            raise ConfigError(f"role {role}: its agent cannot be made: {type(error).__name__}: {error}") from error
         return Instance(name, role, agent, self.services, supplier=self.supplier, suspects=self.suspects)
 
     def _id(self, role: str, group: list[Instance]) -> str:
