@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rolecall.background import cancel_and_wait
+from rolecall.bus.admission import CONTROL_ROLE
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.bus.process.process_log import publishing
@@ -92,6 +93,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
         try:
             found = await server.check()
             bus = Bus(server, settings, process)
+            bus.answers_commands = not application.roles or application.role(CONTROL_ROLE) is not None
             await bus.prepare()
             if application.roles and embedded is None:  # a program without roles only visits
                 await bus.claim(application.name)

@@ -187,6 +187,10 @@ async def test_an_agent_that_cannot_be_made_is_named_in_one_line(tmp_path: Path)
             pass
 
 
+async def test_without_a_role_for_commands_the_manager_gets_them(assistant: Assistant) -> None:
+    assert (await assistant.ask("/help", timeout=10)).text == "Hello, /help!"
+
+
 async def test_an_assistant_says_that_it_is_closed(tmp_path: Path) -> None:
     async with rolecall.run(CONFIG, app=tmp_path) as assistant:
         await assistant.ask("Ann")

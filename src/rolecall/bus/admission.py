@@ -145,8 +145,8 @@ async def admit(
 
     ``idempotency`` (default: the envelope's id) makes a repeat DUP for IDEMPOTENCY_SECONDS. ``principal`` is the user
     whose limits apply. With ``outbox`` the answer is delivered through the outbox of ``reply_to``. A ``control`` turn
-    runs outside the conversation's order; a conversation has at most 4 of them at once. ``mode`` applies while the
-    conversation is busy.
+    runs outside the conversation's order, if there is a role for it; a conversation has at most 4 of them at once.
+    ``mode`` applies while the conversation is busy.
 
     With ``hold`` the turn sleeps for that many seconds before it runs, so that more messages of the same ``group`` can
     join it; each of them renews the hold, up to five times as long in all. A message that joins a turn is MERGED and
@@ -156,7 +156,7 @@ async def admit(
     """
     offer = Offer(
         from_user(envelope, principal), idempotency or envelope.id, principal, instance, title,
-        envelope.reply_to if outbox else "", control, mode, hold, group,
+        envelope.reply_to if outbox else "", control and bus.answers_commands, mode, hold, group,
     )  # fmt: skip
     for tries in range(MOVED_TRIES):
         if tries:  # spread out, or concurrent interrupts would keep failing together

@@ -29,6 +29,8 @@ class Bus:
         self.server = server
         self.settings = settings
         self.process = process
+        self.answers_commands = True
+        """Whether the application has a role for control turns; without one, commands are messages like any other."""
         self.shards = keys.all_shards(settings.shards, clustered=settings.clustered)
         self.clocks = tuple(ServerClock() for _ in self.shards)
 
