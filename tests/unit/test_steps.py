@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -579,3 +580,34 @@ async def test_a_thread_calls_through_the_loop_of_its_handler() -> None:
         assert (await run_turn(roles, "its handler's")).text == "A"
         turn = await run_turn(roles, "own")
     assert (turn.kind, turn.payload["reason"]) == ("error", "defect")
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (
+            lambda ctx: ctx.gather([ctx.call("part", "a")]),
+            "gather() got a value of type list: expected calls",
+        ),
+        (
+            lambda ctx: ctx.call("part", "a", timeout=timedelta(seconds=5)),
+            "timeout=datetime.timedelta(seconds=5) is",
+        ),
+        (lambda ctx: ctx.confirm("Pay?", timeout=30), "timeout=30 is invalid: expected a timedelta"),
+        (
+            lambda ctx: ctx.schedule("a", when="tomorrow", role="parts"),
+            "there is no role 'parts' to schedule",
+        ),
+    ],
+)
+async def test_what_a_handler_waits_for_wrongly_is_named(
+    caplog: pytest.LogCaptureFixture, ask: Callable[[Context], Awaitable[object]], said: str
+) -> None:
+    class WrongAgent(Agent):
+        role = "manager"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            return envelope.reply(str(await ask(ctx)))
+
+    await run_turn((Role(WrongAgent), Role(PartAgent)), "go")
+    assert said in caplog.messages[-1]

@@ -59,6 +59,10 @@ class RoleCall:
 
 async def replies(waits: Waits, calls: Sequence[RoleCall]) -> list[CallReply | CallFailed]:
     """What became of ``calls``, in order, once all have ended."""
+    for call in calls:
+        if not isinstance(call, RoleCall):
+            what = f"gather() got a value of type {type(call).__name__}"
+            raise TypeError(f"{what}: expected calls, each an argument of its own, such as gather(*calls)")
     results = await waits.results([call.wait for call in calls])
     return [_outcome(call.role, result or b"{}") for call, result in zip(calls, results, strict=True)]
 
@@ -85,8 +89,8 @@ class Calls:
             self._waits.recorder.broke(
                 StepError(f"calls are nested deeper than {limit}, see CALL_DEPTH: {self._delivery.role} calls {role}")
             )
-        if timeout is not None and not 0 < timeout <= 86_400:
-            self._waits.recorder.broke(StepError(f"timeout={timeout:g} is invalid: expected more than 0 s to one day"))
+        if timeout is not None and not (isinstance(timeout, int | float) and 0 < timeout <= 86_400):
+            self._waits.recorder.broke(StepError(f"timeout={timeout!r} is invalid: expected more than 0 s to one day"))
         parent = self._envelope
         inherited = {name: parent.meta[name] for name in INHERITED if name in parent.meta}
         envelope = Envelope(

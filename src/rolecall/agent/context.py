@@ -29,7 +29,7 @@ from rolecall.bus.leases import Delivery
 from rolecall.bus.schedule.schedules import Schedule, schedule
 from rolecall.bus.settle import Awaited
 from rolecall.bus.turn import Records, Verdict
-from rolecall.errors import CallFailed, ConfigError, StepError
+from rolecall.errors import BadSchedule, CallFailed, ConfigError, StepError
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Guarded
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
@@ -274,6 +274,8 @@ class Context:
         ``scheduled`` tells ``due`` and ``late_ms``, and how many were ``missed``, which users are told. A schedule is
         stored at once, and once however often this turn is handled. Raises BadSchedule.
         """
+        if role and role not in self.roles:
+            raise BadSchedule(f"there is no role {role!r} to schedule; there are {', '.join(sorted(self.roles))}")
         origin, text = self._origin, text.strip()
         self._scheduled[text] += 1
         kept = {name: origin.meta[name] for name in ("share", "language") if origin.meta.get(name) is not None}

@@ -54,6 +54,8 @@ class People:
     async def _ask(
         self, style: str, text: str, options: Sequence[str], timeout: timedelta, default: int, who: Sequence[str]
     ) -> int:  # fmt: skip
+        if not isinstance(timeout, timedelta):
+            self._refuse(f"timeout={timeout!r} is invalid: expected a timedelta")
         seconds = timeout.total_seconds()
         if not 0 < seconds <= MAX_DAYS * 86_400:
             self._refuse(f"timeout={seconds:g} s is invalid: expected more than 0 s to {MAX_DAYS} days")
