@@ -16,7 +16,7 @@ from rolecall.frontends.terminal.text import Rows, plain, rows_of
 from tests.applications import own_modules
 from tests.integration.rolecall_process import ROLECALL, Terminal, make_application, running
 
-CTRL_C, CTRL_D = "\x03", "\x04"
+CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
 LONG = "please say all of this again, slowly, so that there is time to see it"
 Open = Callable[..., Terminal]
 
@@ -104,6 +104,24 @@ def test_keys_that_are_no_utf_8_are_sent_as_from_a_pipe(app: Path, open_terminal
     terminal.send(b"caf\xe9 now\r")
     terminal.wait_for("echo: caf\ufffd now\n")
     terminal.send(CTRL_C)
+    assert terminal.end() == 0
+
+
+def test_ctrl_z_suspends_the_chat_until_it_is_brought_back(app: Path, open_terminal: Open) -> None:
+    terminal = open_terminal(app, "bash", "--norc", "-i", PS1="shell> ")
+    terminal.send(f"{ROLECALL} chat --name gil\r")
+    terminal.wait_for("›")
+    terminal.send("half a line" + CTRL_Z)
+    terminal.wait_for("Stopped")
+    terminal.send("echo $((40 + 2))\r")
+    terminal.wait_for("Stopped", "\n42")
+    terminal.send("fg\r")
+    terminal.wait_for("› half a line")
+    terminal.send(" and the rest\r")
+    terminal.wait_for("echo: half a line and the rest\n")
+    terminal.send(CTRL_C)
+    terminal.wait_for("echo: half a line and the rest\n", "shell>")
+    terminal.send("exit\r")
     assert terminal.end() == 0
 
 

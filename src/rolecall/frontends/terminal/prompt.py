@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,7 +34,8 @@ class Prompt:
     """A prompt at the foot of the terminal that stays while text comes in above it.
 
     ``on_text`` is given each line entered; ``on_interrupt`` is told of Ctrl-C, and whether something stood in the
-    line; ``status`` says what to show dimly right above the line.
+    line; ``status`` says what to show dimly right above the line. ``suspends``: Ctrl-Z hands the terminal back to the
+    shell until `fg`; else it does nothing, for a process that others rely on.
     """
 
     def __init__(
@@ -43,14 +45,17 @@ class Prompt:
         status: Callable[[], Sequence[str]],
         words: Sequence[tuple[str, str]] = (),
         history: Path | None = None,
+        suspends: bool = False,
     ) -> None:
         self._on_text = on_text
+        self._suspends = suspends
         self._on_interrupt = on_interrupt
         self._status = status
         self._growing = ""
+        self._input = _AlwaysRaw(sys.stdin)
         self._session: PromptSession[str] = PromptSession(
             self._above,
-            input=_AlwaysRaw(sys.stdin),
+            input=self._input,
             completer=_Words(words),
             complete_while_typing=Condition(self._typing_command),
             history=_history(history),
@@ -104,6 +109,11 @@ class Prompt:
     def _typing_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
 
+    async def _suspend(self) -> None:
+        async with in_terminal():
+            with self._input.cooked():
+                os.kill(0, signal.SIGTSTP)
+
     def _keys(self) -> KeyBindings:
         keys = KeyBindings()
 
@@ -114,6 +124,11 @@ class Prompt:
         @keys.add("c-d", filter=Condition(lambda: not self._session.default_buffer.text))
         def leave(event: KeyPressEvent) -> None:
             self.leave()
+
+        @keys.add("c-z")
+        def suspend(event: KeyPressEvent) -> None:
+            if self._suspends:
+                event.app.create_background_task(self._suspend())
 
         @keys.add("escape", "enter")
         def newline(event: KeyPressEvent) -> None:
@@ -128,6 +143,10 @@ class _AlwaysRaw(Vt100Input):
 
     def cooked_mode(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def cooked(self) -> AbstractContextManager[None]:
+        """The terminal as the shell expects it."""
+        return super().cooked_mode()
 
 
 class _Words(Completer):

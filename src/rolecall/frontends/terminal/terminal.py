@@ -82,7 +82,8 @@ async def chat(
     known = [(f"/{command.name}", say(language, f"menu_{command.name}")) for command in COMMANDS]
     if unanswered is not None:
         unanswered.of(talk)
-    talk.prompt = Prompt(talk.say, talk.interrupt, talk.status, [*known, *words], history)
+    words = [*known, *words]
+    talk.prompt = Prompt(talk.say, talk.interrupt, talk.status, words, history, suspends=unanswered is None)
     await talk.run()
 
 
