@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rolecall.cli.runner import run_loop, stop_requested
+from rolecall.errors import RolecallError
 
 
 async def _exit() -> None:
@@ -51,6 +52,17 @@ def test_the_end_of_the_terminal_stops_a_verb_gently_unless_it_was_started_with_
         assert run_loop(verb()) == 7
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_verb_that_is_still_starting_ends_when_it_is_stopped() -> None:
+    async def verb() -> int:
+        async with stop_requested():
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()  # the server that it waits for
+        return 7
+
+    with pytest.raises(RolecallError, match="stopped before the start was over"):
+        run_loop(verb())
 
 
 def test_an_error_of_the_verb_itself_is_raised() -> None:

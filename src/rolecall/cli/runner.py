@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.leases import WHO
+from rolecall.errors import RolecallError
 from rolecall.settings import Settings, redacted
 from rolecall.tracing.traceparent import trace_id
 
@@ -120,12 +121,38 @@ def restart(reason: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+class Stop(asyncio.Event):
+    """Set when the process is to stop. Until somebody waits for it, ``verb`` is still starting, and is cancelled."""
+
+    def __init__(self, verb: asyncio.Task[Any] | None) -> None:
+        super().__init__()
+        self._verb = verb
+        self._awaited = False
+
+    @property
+    def too_early(self) -> bool:
+        """Whether it was requested before the start was over."""
+        return self.is_set() and not self._awaited
+
+    async def wait(self) -> Literal[True]:
+        """See asyncio.Event."""
+        self._awaited = True
+        return await super().wait()
+
+    def request(self) -> None:
+        """Set it."""
+        self.set()
+        if self.too_early and self._verb is not None:
+            self._verb.cancel()
+
+
 @asynccontextmanager
 async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Event]:
     """An event that the first Ctrl-C or SIGTERM sets, or the end of the terminal unless the process was started with
     nohup. The process ends at once after a second one, and at the latest STOP_GRACE_SECONDS after ``drain_seconds``,
-    which handlers have to finish."""
-    loop, wanted = asyncio.get_running_loop(), asyncio.Event()
+    which handlers have to finish. A verb that is still starting, as while it waits for the server, is cancelled. Raises
+    RolecallError then."""
+    loop, wanted = asyncio.get_running_loop(), Stop(asyncio.current_task())
     deadline = _deadline(drain_seconds + STOP_GRACE_SECONDS, "stopping was not done")
     asked, requests = list[int](), SimpleQueue[bool]()
 
@@ -137,7 +164,7 @@ async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Eve
             os._exit(130)
         asked.append(number)
         requests.put(True)  # a thread is not started here: a signal handler must not wait for a lock
-        loop.call_soon_threadsafe(wanted.set)
+        loop.call_soon_threadsafe(wanted.request)
 
     def limit() -> None:
         if requests.get():
@@ -151,6 +178,10 @@ async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Eve
     threading.Thread(target=limit, name="rolecall stop limit", daemon=True).start()
     try:
         yield wanted
+    except asyncio.CancelledError:
+        if not wanted.too_early:
+            raise
+        raise RolecallError("stopped before the start was over") from None
     finally:
         requests.put(False)
         for number, handler in before.items():
