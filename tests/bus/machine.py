@@ -4,7 +4,7 @@ whole shard has to be what the model says."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -249,7 +249,7 @@ class BusMachine(RuleBasedStateMachine):
     def take(self, process: int, free: int, last_ok: bool, start: int, claim: int) -> None:
         bus = self.buses[process]
         demands = [Demand(role, free, last_ok) for role in ROLES]
-        expected = [found for demand in demands for found in self._due_to(bus, demand, start, bool(claim))]
+        expected = self._due_to(bus, demands, start, bool(claim))
         taken = self.now(take(bus, SHARD, demands, start, bool(claim)))
         assert [(d.stream, d.id, d.count, d.previous) for d in taken] == expected
         for delivery in taken:
@@ -261,20 +261,23 @@ class BusMachine(RuleBasedStateMachine):
         waits = any(t.where == "entry" and (t.expired or not t.holder) for t in self.model.turns())
         return waits or "" in self.model.forged.values()
 
-    def _due_to(self, bus: Bus, demand: Demand, start: int, claim: bool) -> list[tuple[str, str, int, str]]:
+    def _due_to(self, bus: Bus, demands: Sequence[Demand], start: int, claim: bool) -> list[tuple[str, str, int, str]]:
+        """What a take brings for ``demands``: of entries on their last delivery, one at most for all of them."""
         found: list[tuple[str, str, int, str]] = []
-        free, last = demand.free, demand.last_ok
-        for stream in streams_of(bus, SHARD, demand.role, start) if claim else ():
-            for entry, (holder, count) in self.shown.pending(stream).items():
-                turn = self._turn_at(stream, entry)
-                if turn and turn.expired and free and (last or count + 1 != SETTINGS.max_deliveries):
-                    found.append((stream, entry, count + 1, holder))
-                    free, last = free - 1, last and count + 1 != SETTINGS.max_deliveries
-        for stream in streams_of(bus, SHARD, demand.role, start):
-            held = self.shown.pending(stream)
-            new = [entry for entry, _ in self.shown.entries(stream) if entry not in held][:free]
-            found += [(stream, entry, 1, "") for entry in new]
-            free -= len(new)
+        last = True
+        for demand in demands:
+            free = demand.free
+            for stream in streams_of(bus, SHARD, demand.role, start) if claim else ():
+                for entry, (holder, count) in self.shown.pending(stream).items():
+                    turn, is_last = self._turn_at(stream, entry), count + 1 == SETTINGS.max_deliveries
+                    if turn and turn.expired and free and (not is_last or (last and demand.last_ok)):
+                        found.append((stream, entry, count + 1, holder))
+                        free, last = free - 1, last and not is_last
+            for stream in streams_of(bus, SHARD, demand.role, start):
+                held = self.shown.pending(stream)
+                new = [entry for entry, _ in self.shown.entries(stream) if entry not in held][:free]
+                found += [(stream, entry, 1, "") for entry in new]
+                free -= len(new)
         return found
 
     def _taken(self, bus: Bus, delivery: Delivery) -> None:
@@ -410,6 +413,7 @@ class BusMachine(RuleBasedStateMachine):
             conversation.history = 0 if forget else min(conversation.history + 1, SETTINGS.assistant_history_limit)
             self._prefer(turn, prefers)
             bus = self._bus_of(turn)
+            self.model.counted = True  # the tokens of a call as well
             self.model.end(turn, "final")
             self._took(bus, takes, "manager")
         self.check()
@@ -574,7 +578,7 @@ class BusMachine(RuleBasedStateMachine):
         moved = [] if gone in self.model.alive else found
         assert self.now(rescue_direct(self.buses[0], SHARD, ROLES, gone)) == len(moved)
         for turn in moved:
-            turn.put(SHARD.stream("echo", "n"), turn.hop)
+            turn.put(SHARD.stream("echo", keys.band(turn.priority)), turn.hop)
         self.check()
 
     @precondition(lambda self: self.focus != "fronts" and any(c.running for c in self.model.conversations.values()))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.dead_letters import dead_letters, replay
+from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import renew, renew_idle
 from rolecall.bus.maintenance import audit, audit_one, depart, promote, promote_due, rescue_direct, sweep, with_sleepers
 from rolecall.bus.process.processes import ProcessState, live_processes, register, unregister
@@ -183,6 +185,21 @@ async def test_what_was_addressed_to_a_process_moves_only_when_that_is_gone(bus:
     await die(bus, other)
     assert await rescue_direct(bus, bus.shards[0], ROLES, other.process) == 1
     assert await answer(bus, await take_one(bus, "echo")) == "OK"
+
+
+@pytest.mark.parametrize(("priority", "band"), [(90, "h"), (50, "n"), (10, "l")])
+async def test_what_was_addressed_to_a_dead_process_keeps_its_priority(
+    bus: Bus, other: Bus, priority: int, band: str
+) -> None:
+    await live(other)
+    await admit(bus, Envelope(conversation="a", payload={"text": "x"}, priority=priority))
+    await send(bus, await take_one(bus), f"echo@{other.process}")
+    await die(bus, other)
+    assert await rescue_direct(bus, bus.shards[0], ROLES, other.process) == 1
+    moved = await take_one(bus, "echo")
+    assert moved.stream == bus.shards[0].stream("echo", band)
+    await send(bus, moved, "manager")
+    assert (await take_one(bus)).stream == bus.shards[0].stream("manager", band)
 
 
 async def test_a_sweep_moves_all_that_was_addressed_to_the_dead_and_removes_every_trace(server: RedisServer) -> None:

@@ -15,14 +15,14 @@ from rolecall.bus.bus import Bus, count_soon
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
-from rolecall.bus.leases import RELEASED_MS
+from rolecall.bus.leases import RELEASED_MS, read_entry
 from rolecall.bus.schedule.schedules import fire
 from rolecall.bus.turn import FIRST_ROLE, EntryPlace, member_of, parted
 from rolecall.errors import told
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.scripts import script
-from rolecall.redis.server import field_map, pairs, text_map
+from rolecall.redis.server import pairs, text_map
 
 logger = logging.getLogger(__name__)
 PAGE = 100
@@ -234,13 +234,14 @@ async def depart(bus: Bus, roles: Sequence[str]) -> None:
 
 
 async def _rescue_page(bus: Bus, shard: ShardKeys, role: str, gone: str) -> int:
-    stream, destination, moved = shard.direct(role, gone), shard.stream(role, "n"), 0
-    for entry_id, flat in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
-        fields = field_map(flat)
-        name = fields.get(b"c", b"").decode("utf-8", "replace")
+    stream, moved = shard.direct(role, gone), 0
+    for entry in await bus.server.call("XRANGE", stream, "-", "+", "COUNT", PAGE):
+        found = read_entry(shard.number, stream, role, entry)
+        band = keys.band(found.envelope.priority) if found.envelope else "n"
         verdict = await bus.server.run(
-            FALLBACK, stream=stream, destination=destination, conversation=shard.conversation(name),
-            journal=shard.journal(name), alive=shard.alive(gone), entry=entry_id, turn=fields.get(b"t", b""),
+            FALLBACK, stream=stream, destination=shard.stream(role, band), entry=found.id, turn=found.turn,
+            conversation=shard.conversation(found.conversation), journal=shard.journal(found.conversation),
+            alive=shard.alive(gone),
         )  # fmt: skip
         moved += verdict == b"OK"
     return moved
