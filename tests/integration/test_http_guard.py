@@ -55,6 +55,16 @@ async def test_two_hosts_are_refused(url: str) -> None:
     assert answer.splitlines()[0].split()[1] in ("400", "403")
 
 
+async def test_a_health_check_by_http_1_0_needs_no_host(url: str) -> None:
+    for sent, status in (
+        ("/health/live HTTP/1.0", 200), ("/health/live HTTP/1.0\r\nHost: evil.example", 403),
+        ("/health/live HTTP/1.0\r\nHost:", 403), ("/health/live HTTP/1.0\r\nOrigin: null", 403),
+        ("/health/live HTTP/1.1", 400), ("/info HTTP/1.0", 401),
+    ):  # fmt: skip
+        answer = await spoken(url, f"GET {sent}\r\n\r\n")
+        assert answer.splitlines()[0].split()[1] == str(status), sent
+
+
 async def test_a_tunnel_to_this_machine_is_no_forgery(url: str) -> None:
     async with httpx2.AsyncClient(base_url=url) as client:
         assert (await client.get("/health/live", headers={"host": "localhost:8080"})).status_code == 200

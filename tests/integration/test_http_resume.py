@@ -250,6 +250,30 @@ async def test_a_stream_cut_after_its_first_event_is_resumed_too(deployment: Dep
         assert (rest[0][1], rest[-1][1]) == ("snapshot", "done")
 
 
+async def test_the_head_of_a_stream_ends_at_once_and_leaves_its_connection_and_its_place_free(
+    deployment: Deployment,
+) -> None:
+    application = deployment.session.application
+    few = Application(
+        application.directory, application.roles, application.settings.model_copy(update={"http_streams": 1}), {}
+    )
+    limits = httpx2.Limits(max_connections=1)
+    async with serving(few) as url, httpx2.AsyncClient(base_url=url, timeout=5, limits=limits) as client:
+        asked = await client.post("/chat/async", json={"text": "1 60", "role": "slow"})
+        task = asked.json()["id"]
+        for path in (
+            f"/chat/task/{task}/events", "/chat/notices/heads", f"/web/chat/tasks/{task}/events",
+            "/web/conversations/events", "/web/now/events", "/web/log/events",
+        ):  # fmt: skip
+
+            async def is_stream(path: str = path) -> bool:
+                head = await client.head(path)
+                return (head.status_code, head.headers["content-type"][:17]) == (200, "text/event-stream")
+
+            await wait_until(is_stream)
+        assert (await client.post(f"/chat/task/{task}/cancel")).json()["state"] == "cancelled"
+
+
 async def test_while_the_bus_is_away_one_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "BUS_SECONDS", 0.3)
     with tempfile.TemporaryDirectory(prefix="rc") as directory:

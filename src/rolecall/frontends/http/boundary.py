@@ -47,9 +47,10 @@ class RequestBoundary:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        if scope["method"] == "HEAD":  # what GET answers, of which uvicorn sends the head only
+        head_only = scope["method"] == "HEAD"
+        if head_only:  # what GET answers, up to its body
             scope = {**scope, "method": "GET"}
-        answer = _Answer(send, f"req_{secrets.token_hex(12)}", self._count)
+        answer = _Answer(send, f"req_{secrets.token_hex(12)}", self._count, head_only)
         scope.setdefault("state", {}).update(request_id=answer.request_id, redacted=self._redacted)
         try:
             await self._app(scope, receive, answer)
@@ -82,12 +83,13 @@ class RequestBoundary:
 
 
 class _Answer:
-    """Passes an answer on with the request's id and HEADERS."""
+    """Passes an answer on with the request's id and HEADERS. With ``head_only`` it ends before the body, which a stream
+    takes as the disconnection of its client."""
 
-    def __init__(self, send: Send, request_id: str, count: Callable[[int], None]) -> None:
+    def __init__(self, send: Send, request_id: str, count: Callable[[int], None], head_only: bool) -> None:
         self.request_id = request_id
         self.started = False
-        self._send, self._count = send, count
+        self._send, self._count, self._head_only = send, count, head_only
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -96,8 +98,11 @@ class _Answer:
             present = {name.lower() for name, _ in message.get("headers", ())}
             added = {REQUEST_ID: self.request_id, **HEADERS}
             missing = [(n.encode(), v.encode()) for n, v in added.items() if n.encode() not in present]
-            message = {**message, "headers": [*message.get("headers", ()), *missing]}
-        await self._send(message)
+            await self._send({**message, "headers": [*message.get("headers", ()), *missing]})
+            if self._head_only:
+                await self._send({"type": "http.response.body", "body": b""})
+        elif not self._head_only:
+            await self._send(message)
 
 
 async def _discard(receive: Receive) -> None:

@@ -71,11 +71,12 @@ class RequestGuard:
         if any(coding.lower() not in ("", "identity") for coding in _header_values(scope, b"content-encoding")):
             raise Problem(415, text("encoded_body"), "unsupported_media_type", headers={"accept-encoding": "identity"})
         hosts = _header_values(scope, b"host")
-        if len(hosts) != 1 or not self._hosts.allows(hosts[0]):
+        # Only a request by HTTP/1.0 has none. Browsers always send one, so it cannot be DNS rebinding.
+        if len(hosts) > 1 or not all(map(self._hosts.allows, hosts)):
             names = ", ".join(hosts)[:100] or "(none)"
             raise Problem(403, text("forbidden_host", host=repr(names)), "forbidden_host")
         origins = _header_values(scope, b"origin")
-        foreign = [origin for origin in origins if not self._is_allowed_origin(origin, hosts[0])]
+        foreign = [origin for origin in origins if not any(self._is_allowed_origin(origin, host) for host in hosts)]
         sites = _header_values(scope, b"sec-fetch-site")
         unsafe = scope["method"] not in SAFE_METHODS
         if foreign or (unsafe and not origins and sites and sites[0] not in ("same-origin", "none")):
