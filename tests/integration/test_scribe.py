@@ -13,8 +13,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, tzinfo
 from io import StringIO
@@ -29,6 +30,7 @@ from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts import reading
+from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.record import (
     Record,
     conversation_dir,
@@ -174,6 +176,28 @@ async def test_records_become_lines_of_a_private_file_and_leave_the_stream(serve
     assert [record.text for record in written(log_dir)] == ["session of telegram:42 title Ana", 'telegram:42/1 "Hello"']
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert {stat.S_IMODE(parent.stat().st_mode) for parent in file.parents[:3]} == {0o700}
+
+
+async def test_a_scribe_that_is_stopped_while_it_writes_also_writes_what_came_meanwhile(
+    server: RedisServer, log_dir: Path
+) -> None:
+    begun, free = threading.Event(), threading.Event()
+
+    class SlowDisk(TranscriptFiles):
+        def write(self, entries: Iterable[LogEntry]) -> None:
+            begun.set()
+            assert free.wait(20)
+            super().write(entries)
+
+    await add(server, "1")
+    scribe = Scribe(server, 1, log_dir, process="m4:1", targets=[SlowDisk(log_dir, UTC)])
+    task = asyncio.create_task(scribe.run())
+    await until(begun.is_set, "the first write")
+    await add(server, "2")
+    await scribe.stop()
+    free.set()
+    await task
+    assert [record.text for record in written(log_dir)] == ["1", "2"]
 
 
 async def test_no_line_is_lost_doubled_or_torn_however_often_the_scribe_is_killed(

@@ -19,7 +19,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, ServerUnavailable
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.transcripts.object_storage import StorageUnavailable, TranscriptObjects
@@ -101,6 +101,7 @@ class HaltingScribe(Scribe):
 
     async def _remove(self, batch: Batch) -> None:
         self._stopped.set()
+        raise ServerUnavailable("it died")
 
 
 async def test_records_become_numbered_objects_of_a_session_and_leave_the_stream(

@@ -144,8 +144,7 @@ class ShardedReader:
         self._reading: dict[str, asyncio.Task[Any]] = {}
 
     async def read(self, *args: Arg) -> Any:
-        """See Reader.read: XREADGROUP or XREAD. One that does not block is complete, and so is a read of what this
-        consumer has read before."""
+        """See Reader.read: XREADGROUP or XREAD. One that does not block is complete."""
         first = args.index("STREAMS") + 1
         half = (len(args) - first) // 2
         streams: dict[str, list[tuple[Arg, Arg]]] = {}
@@ -156,7 +155,7 @@ class ShardedReader:
                 names, starts = zip(*of_shard, strict=True)
                 reading = self._reader(tag).read(*args[:first], *names, *starts)
                 self._reading[tag] = asyncio.create_task(reading, name="rolecall reader")
-        enough = asyncio.FIRST_COMPLETED if args[-1] == ">" or "BLOCK" in args else asyncio.ALL_COMPLETED
+        enough = asyncio.FIRST_COMPLETED if "BLOCK" in args else asyncio.ALL_COMPLETED
         await asyncio.wait(self._reading.values(), return_when=enough)
         found: list[Any] = []
         for tag in [tag for tag, task in self._reading.items() if task.done()]:

@@ -94,7 +94,7 @@ class Scribe:
             await self._leave()
 
     async def stop(self) -> None:
-        """Make ``run`` return once the current batch is written and acknowledged."""
+        """Make ``run`` return once the records that are there are written and acknowledged."""
         self._stopped.set()
         if self._reader is not None:
             await self._reader.wake()
@@ -107,16 +107,19 @@ class Scribe:
         self.writing = True
         pause = min(max(target.pause for target in self._targets), self._lease_seconds / RENEWALS)
         start, count = "0", COUNT  # first what this consumer read before, then what is new
-        while not self._stopped.is_set() and await self._leader.renew():
-            batch = await self._read(start, count)
+        while await self._leader.renew():
+            ending = self._stopped.is_set()
+            batch = await self._read(start, count, wait=not ending)
             self._report_recovery()
+            full = max((len(ids) for _, ids, _ in batch), default=0) >= count
+            if batch and not await self._write(batch):
+                return
+            await self._remove(batch)
+            if ending and start == ">" and not full:
+                return
             if not batch:
                 start, count = ">", COUNT
-            elif not await self._write(batch):
-                return
             else:
-                await self._remove(batch)
-                full = max(len(ids) for _, ids, _ in batch) >= count
                 count = min(count * 2, MAX_COUNT) if full or pause else COUNT
                 if pause and not full:
                     await self._pause(pause)
@@ -139,13 +142,13 @@ class Scribe:
             self._reader = None
         await self._leader.resign()
 
-    async def _read(self, start: str, count: int) -> Batch:
+    async def _read(self, start: str, count: int, *, wait: bool) -> Batch:
         if self._reader is None:
             self._reader = self.server.reader()
         block = int(min(BLOCK_MS, self._lease_seconds * 1000 / 3))
         reply = await _uninterrupted(
             self._reader.read(
-                "XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", count, "BLOCK", block,
+                "XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", count, *(("BLOCK", block) if wait else ()),
                 "STREAMS", *self._streams, *[start] * len(self._streams),
             ),
             self._reader.wake,
