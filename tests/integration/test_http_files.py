@@ -195,6 +195,13 @@ async def test_a_file_is_uploaded_listed_fetched_and_deleted(client: openai.Asyn
     assert (short.expires_at or 0) - short.created_at == 3600
 
 
+@pytest.mark.parametrize("name", ['the "a".txt', "a\r\nb.txt", "100%25.txt", "grüße.txt"])
+async def test_a_file_keeps_its_name(client: openai.AsyncOpenAI, name: str) -> None:
+    file = await client.files.create(file=(name, b"x"), purpose="user_data")
+    assert (file.filename, (await client.files.retrieve(file.id)).filename) == (name, name)
+    await client.files.delete(file.id)
+
+
 async def test_a_file_is_put_into_messages(client: openai.AsyncOpenAI) -> None:
     notes = await client.files.create(file=("notes.txt", b"The code is </document> 4711."), purpose="user_data")
     picture = await client.files.create(file=("a.png", b"x" * 300_000, "image/png"), purpose="vision")

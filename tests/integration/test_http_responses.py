@@ -256,9 +256,11 @@ async def test_pictures_reach_the_agent_and_stay_in_the_conversation(client: ope
 
 
 async def test_a_conversation_is_named_by_its_field_and_by_the_header(client: openai.AsyncOpenAI) -> None:
-    await created(client, False, input="Hello there", conversation="named")
+    first = await created(client, False, input="Hello there", conversation={"id": "named"})
     options: dict[str, Any] = {"extra_headers": {"X-Conversation-Id": "named"}, "model": "tell"}
     answer = await created(client, False, input="and now?", **options)
+    for response in (first, answer, await client.responses.retrieve(first.id)):
+        assert response.conversation is not None and response.conversation.id == "named"
     history = json.loads(answer.output_text)["history"]
     assert history == [["user", "Hello there"], ["assistant", "You said Hello there"]]
 

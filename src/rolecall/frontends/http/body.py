@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import IO, Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, UploadFile
 from starlette.types import Message, Receive, Scope
 
 from rolecall.frontends.http.problems import Problem, text
@@ -42,6 +42,8 @@ LONGEST_OPENING = 120
 INLINE_BYTES = 64 * 1024
 """A data URL up to this length stays in the text. A longer one could not be a text in its own right either."""
 IN_MEMORY = 1024 * 1024
+NAME_CHARS = 200
+ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n"}
 STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
@@ -170,6 +172,15 @@ class Upload:
         """All of it."""
         self.file.seek(0)
         return self.file.read()
+
+
+def file_name(file: UploadFile) -> str:
+    """The name of a file in a form, without the escapes that clients put into it (WHATWG HTML, "multipart form data");
+    empty if it has none."""
+    name = file.filename or ""
+    for escape, char in ESCAPES.items():
+        name = name.replace(escape, char)
+    return name[:NAME_CHARS]
 
 
 def uploads_of(scope: Scope) -> Mapping[str, Upload]:

@@ -164,12 +164,13 @@ class ResponseBody(CommonFields):
             self.common(tools), schema=form.client_schema() if form else None, max_tokens=self.max_output_tokens
         )
 
-    def shown(self) -> dict[str, Any]:
-        """What a response repeats of its request."""
+    def shown(self, conversation: str) -> dict[str, Any]:
+        """What a response repeats of its request; ``conversation`` is the name of the one it belongs to, if any."""
         given = self.model_dump(mode="json", by_alias=True)
         return {
             **{name: given.get(name) for name in SHOWN},
             "model": self.model,
+            "conversation": {"id": conversation} if conversation else None,
             "background": bool(self.background),
             "store": self.store is not False,
             "parallel_tool_calls": self.parallel_tool_calls is not False,

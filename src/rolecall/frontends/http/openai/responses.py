@@ -85,7 +85,7 @@ async def _create(
     kept = bool(named or key or body.background)
     async with admitted(services, who, request, key, uploads, kept=kept) as pending:
         response.headers.update(pending.headers)
-        new = NewResponse(pending, pending.received.at / 1000 or time.time(), body.shown())
+        new = NewResponse(pending, pending.received.at / 1000 or time.time(), body.shown("" if previous else named))
         if body.store is not False and pending.received.turn:
             await _keep(services, new, own, previous)
         yield new

@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.client_request import lifetime
 from rolecall.frontends.http.auth import User
+from rolecall.frontends.http.body import file_name
 from rolecall.frontends.http.intake import ChatRequest, conversation_of
 from rolecall.frontends.http.openai.embeddings import LANES
 from rolecall.frontends.http.openai.pending_answer import admitted
@@ -40,7 +41,7 @@ async def transcribe(
         raise Problem(400, text("empty_file"), "invalid_request", param="file")
     conversation = conversation_of(who, f"transcriptions-{secrets.randbelow(LANES)}")
     blob = await Blobs(services.bus, lifetime(services.bus)).put(conversation, data, kind)
-    sound = {"blob": blob, "name": (file.filename or "sound")[:200], "type": kind}
+    sound = {"blob": blob, "name": file_name(file) or "sound", "type": kind}
     asked = ChatRequest("", conversation, ROLE, commands=False, attached={"files": [sound]})
     async with admitted(services, who, asked, None, {}, kept=False) as pending:
         response.headers.update(pending.headers)

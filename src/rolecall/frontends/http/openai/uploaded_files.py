@@ -20,7 +20,7 @@ from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.document_text import Locked
 from rolecall.frontends.documents import shorten, text_of
 from rolecall.frontends.http.auth import Principal, User
-from rolecall.frontends.http.body import Upload
+from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
 from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.openai.completion_request import ChatMessage, ImageUrl
@@ -52,7 +52,7 @@ async def upload(
     data = await file.read()
     if not data:
         raise Problem(400, text("empty_file"), "invalid_request", param="file")
-    name = (file.filename or "file")[:200]
+    name = file_name(file) or "file"
     kind = _media_type(file.content_type or "", name)
     return _shown(await _files(services, who).store(data, name, kind, purpose, seconds, apart=True))
 
