@@ -12,8 +12,8 @@ import httpx2
 import pytest
 from pydantic import SecretStr
 
-from rolecall.bus.access_keys import create_key, revoke_all_keys, revoke_key
-from rolecall.errors import RolecallError
+from rolecall.bus.access_keys import create_key, list_keys, revoke_all_keys, revoke_key
+from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, NEW_SECONDS, Authenticator
 from rolecall.frontends.texts import section
 from rolecall.redis import keys as names
@@ -150,6 +150,16 @@ async def test_a_key_of_the_settings_is_an_operators_beside_the_others(deploymen
     logged_in = Authenticator(deployment.session.bus, given=given)
     login = await logged_in.log_in(given)
     assert login is not None and await logged_in.logged_in(login[1]) is not None
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a" * 61])
+async def test_a_key_has_a_name_of_printable_characters_wherever_it_is_named(deployment: Deployment, name: str) -> None:
+    with pytest.raises(ConfigError, match="expected 1 to 60 printable characters"):
+        await new_key(deployment, name)
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:
+        answer = await client.post("/web/people/keys", json={"name": name})
+        assert answer.status_code == 422 and "expected 1 to 60 printable characters" in answer.json()["detail"]
+    assert await list_keys(deployment.session.bus) == []
 
 
 FOREIGN = [

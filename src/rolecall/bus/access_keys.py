@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.errors import RolecallError
+from rolecall.errors import ConfigError, RolecallError
 from rolecall.redis import keys
 
 logger = logging.getLogger(__name__)
 RULE = "keys"
 """The field of the bus's own hash that says whether requests need a key: REQUIRED or OPEN, absent before the first."""
 REQUIRED, OPEN = b"required", b"open"
+NAME_CHARS = 60
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -50,7 +51,10 @@ class AccessRule:
 
 async def create_key(bus: Bus, name: str, *, admin: bool = False) -> tuple[ApiKey, str]:
     """Create a key. The text returned with it is the only copy. From now on requests need a key, whatever becomes of
-    this one."""
+    this one. Raises ConfigError for a ``name`` without or with too many characters, or with some that do not print."""
+    name = name.strip(" ")
+    if not (name.isprintable() and 0 < len(name) <= NAME_CHARS):
+        raise ConfigError(f"the name {name[:NAME_CHARS]!r} is invalid: expected 1 to {NAME_CHARS} printable characters")
     key_id = secrets.token_hex(4)
     secret = f"rk_{key_id}_{secrets.token_urlsafe(32)}"
     key = ApiKey(key_id, name, digest_of(secret), admin, time.time_ns() // 1_000_000)

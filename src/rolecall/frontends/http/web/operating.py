@@ -17,7 +17,7 @@ from rolecall.bus.dead_letters import DeadLetter, dead_letters, deliver_again, d
 from rolecall.bus.members import enrol, list_members, store_code
 from rolecall.bus.process.processes import scale
 from rolecall.config import MAX_INSTANCES
-from rolecall.errors import RolecallError, ServerError
+from rolecall.errors import ConfigError, RolecallError, ServerError
 from rolecall.frontends.http.auth import Operator
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -50,7 +50,7 @@ class LettersAct(BaseModel):
 class NewKey(BaseModel):
     """A key to create."""
 
-    name: str = Field(min_length=1, max_length=60)
+    name: str
     admin: bool = False
 
 
@@ -166,7 +166,10 @@ async def read_people(services: ServicesDep, _: Operator) -> dict[str, Any]:
 @router.post("/web/people/keys", status_code=201)
 async def make_key(services: ServicesDep, _: Operator, body: NewKey) -> dict[str, str]:
     """Create an API key; its secret is told this once."""
-    key, secret = await create_key(services.bus, " ".join(body.name.split()), admin=body.admin)
+    try:
+        key, secret = await create_key(services.bus, body.name, admin=body.admin)
+    except ConfigError as error:
+        raise Problem(422, str(error), param="name") from None
     return {"id": key.id, "secret": secret}
 
 
