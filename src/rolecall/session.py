@@ -18,7 +18,7 @@ from rolecall.bus.process.process_log import publishing
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis import keys
-from rolecall.redis.address import ServerAddress, checked_host, checked_url
+from rolecall.redis.address import ServerAddress, check_tls_files, checked_host, checked_url
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.partitions import Partitions as Partitions
@@ -108,7 +108,9 @@ async def open_session(application: Application, process: str, *, start: bool) -
 def configured_url(settings: Settings) -> str | None:
     """The URL from REDIS_URL or REDIS_HOST; None means the bundled server. Raises ConfigError."""
     if settings.redis_url is not None:
-        return checked_url(settings.redis_url.get_secret_value())
+        url = checked_url(settings.redis_url.get_secret_value())
+        check_tls_files(url)
+        return url
     if settings.redis_host is None:
         return None
     user = quote(settings.redis_username or "", safe="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -11,7 +12,9 @@ from pydantic import SecretStr
 from rolecall.errors import ConfigError, ServerError
 from rolecall.redis.address import ServerAddress, checked_host, checked_url, without_secrets
 from rolecall.redis.server import RedisServer
+from rolecall.session import configured_url
 from rolecall.settings import Settings
+from tests.certificates import Authority
 
 HOST = "redis://127.0.0.1:6379/0"
 
@@ -129,3 +132,30 @@ async def test_a_connection_that_cannot_even_be_made_fails_what_waits_for_it() -
         async with asyncio.timeout(2):
             await server.call("PING")
     await server.aclose()
+
+
+def test_a_file_of_tls_that_cannot_be_used_is_named_with_its_option_before_anything_connects(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    (certificate, key), (_, other) = authority.sign("me"), authority.sign("other")
+    junk = tmp_path / "junk"
+    junk.write_text("no certificate")
+    mine = f"ssl_certfile={certificate}&ssl_keyfile="
+    assert configured(f"ssl_ca_certs={authority.certificate}&{mine}{key}")
+    for options, named in (
+        ("ssl_ca_certs=/nope.pem", "ssl_ca_certs=/nope.pem cannot be read: No such file or directory"),
+        (f"ssl_ca_certs={tmp_path}", f"ssl_ca_certs={tmp_path} cannot be read: Is a directory"),
+        (f"ssl_ca_certs={junk}", f"ssl_ca_certs={junk} is invalid: expected a PEM certificate"),
+        ("ssl_ca_path=/nope", "ssl_ca_path=/nope cannot be read: No such file or directory"),
+        (f"ssl_certfile=/nope&ssl_keyfile={key}", "ssl_certfile=/nope cannot be read"),
+        (f"{mine}/nope", "ssl_keyfile=/nope cannot be read"),
+        (f"{mine}{other}", f"ssl_certfile={certificate} is invalid: expected a PEM certificate, and its key"),
+        (f"{mine}{junk}", f"ssl_certfile={certificate} is invalid: expected a PEM certificate, and its key"),
+        (f"ssl_keyfile={key}", "set ssl_certfile too"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            configured(options)
+        assert str(caught.value).startswith("REDIS_URL: ") and named in str(caught.value)
+
+
+def configured(options: str) -> str | None:
+    return configured_url(Settings(redis_url=SecretStr(f"rediss://user:hunter2@127.0.0.1:1?{options}")))

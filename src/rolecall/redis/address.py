@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import logging
+import os
 import re
+import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
@@ -103,6 +107,31 @@ def checked_url(url: str, variable: str = "REDIS_URL") -> str:
         ) from None
     _check_kind(address, parts, variable)
     return checked
+
+
+def check_tls_files(url: str, variable: str = "REDIS_URL") -> None:
+    """Read the certificates and the key that ``url``, which is valid, names. Raises ConfigError, which names
+    ``variable``, the option and the file at fault."""
+    options = dict(parse_qsl(split_address(url).query))
+    context, key = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), options.get("ssl_keyfile")
+    reads: dict[str, Callable[[str], object]] = {
+        "ssl_ca_path": os.listdir,
+        "ssl_keyfile": lambda file: Path(file).read_bytes(),
+        "ssl_ca_certs": context.load_verify_locations,
+        "ssl_certfile": lambda file: context.load_cert_chain(file, key, options.get("ssl_password", "")),
+    }
+    if key and "ssl_certfile" not in options:
+        raise ConfigError(f"{variable}: ssl_keyfile={key} is the key of no certificate: set ssl_certfile too")
+    for name in (name for name in reads if name in options):
+        try:
+            reads[name](options[name])
+        except ssl.SSLError:
+            pair = ", and its key there or in ssl_keyfile, which ssl_password opens"
+            expected = f"expected a PEM certificate{pair if name == 'ssl_certfile' else ''}"
+            raise ConfigError(f"{variable}: {name}={options[name]} is invalid: {expected}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{variable}: {name}={options[name]} cannot be read: {why}") from None
 
 
 def split_address(url: str) -> SplitResult:
