@@ -22,7 +22,7 @@ from rolecall.redis.address import ServerAddress, check_tls_files, checked_host,
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.partitions import Partitions as Partitions
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import PATIENCE_SECONDS, RedisServer
 from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,11 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(application: Application, process: str, *, start: bool) -> AsyncIterator[Session]:
+async def open_session(
+    application: Application, process: str, *, start: bool, patience: float = PATIENCE_SECONDS
+) -> AsyncIterator[Session]:
     """Connect to the application's server; with ``start`` start the bundled one if it is not running, and publish what
-    this process logs.
+    this process logs. ``patience`` is how many seconds to wait for a server that refuses or does not answer.
 
     Raises NothingRunning when the bundled server is not running and ``start`` is False, ServerUnavailable when a server
     cannot be reached or is too old, ConfigError when the bus there was created with other settings.
@@ -88,7 +90,7 @@ async def open_session(application: Application, process: str, *, start: bool) -
     async with _address(application, start) as (url, embedded):
         server = RedisServer(
             url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout,
-            wait_replicas=settings.wait_replicas, wait_seconds=settings.wait_seconds,
+            patience=patience, wait_replicas=settings.wait_replicas, wait_seconds=settings.wait_seconds,
         )  # fmt: skip
         try:
             found = await server.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -209,3 +210,19 @@ def test_whatever_it_finds_it_goes_on_to_its_end(tmp_path: Path, strange: str) -
         assert done.stdout.splitlines()[-1] == "Nothing failed." or "of these failed" in done.stdout.splitlines()[-1]
     else:
         assert done.stderr.startswith("rolecall: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("state", ["replica", "frozen", "gone"])
+def test_a_health_check_answers_before_its_probe_gives_up(tmp_path: Path, state: str) -> None:
+    server = ValkeyProcess(tmp_path, *(["--replicaof", "127.0.0.1 1"] if state == "replica" else []))
+    server.start()
+    try:
+        directory = make_application(tmp_path / "app")
+        if state != "replica":
+            server.freeze() if state == "frozen" else server.kill()
+        began = time.monotonic()
+        done = run_rolecall("health", "worker", "--app", directory, environment={"REDIS_URL": server.url})
+        assert time.monotonic() - began < 10, done.stderr  # the shortest timeout, of deploy/kubernetes
+        assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("rolecall: ")
+    finally:
+        server.kill()

@@ -26,6 +26,8 @@ from rolecall.version import __version__
 
 STYLES = {"passed": "green", "failed": "bold red", "not set up": "dim"}
 GROUPS = (ServerSettings, BusSettings, ModelSettings, FrontendSettings)
+HEALTH_SECONDS = 2.0
+"""How long a health check waits for the server: containers give it 10 s, and a silent server takes 5 s of them."""
 LOGIN = re.compile(r"(//)[^/@\s]*@")
 
 
@@ -77,7 +79,7 @@ async def health(app_dir: Path | None, kind: str, console: Console) -> int:
     if kind == "telegram" and load_quietly(app_dir).settings.telegram_bot_token is None:
         print_lines(console, ["idle: no TELEGRAM_BOT_TOKEN is set"])
         return 0
-    async with visiting(app_dir) as session:
+    async with visiting(app_dir, patience=HEALTH_SECONDS) as session:
         alive = [state for state in await live_processes(session.bus) if _is(state, kind, host)]
     names = ", ".join(state.process.partition("~")[0] for state in alive)
     print_lines(console, [f"alive: {names}" if alive else f"no process of kind {kind} on {host} is alive"])

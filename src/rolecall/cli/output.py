@@ -13,6 +13,7 @@ from rich.text import Text
 from rolecall.bus.process.processes import process_name
 from rolecall.cli.runner import log_to_stderr
 from rolecall.config import Application, load
+from rolecall.redis.server import PATIENCE_SECONDS
 from rolecall.session import Session, open_session
 
 GAP = "  "
@@ -54,9 +55,9 @@ def load_quietly(app_dir: Path | None) -> Application:
 
 
 @asynccontextmanager
-async def visiting(app_dir: Path | None) -> AsyncIterator[Session]:
+async def visiting(app_dir: Path | None, *, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Session]:
     """The server that the application's processes use; none is started. Raises NothingRunning, ServerUnavailable,
     ConfigError."""
     application = load_quietly(app_dir)
-    async with open_session(application, process_name(), start=False) as session:
+    async with open_session(application, process_name(), start=False, patience=patience) as session:
         yield session

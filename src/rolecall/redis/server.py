@@ -33,6 +33,8 @@ from rolecall.redis.subscriber import ShardedSubscriber, Subscriber
 from rolecall.redis.topology import Place, Topology
 
 MINIMUM_VERSION = (7, 0)
+PATIENCE_SECONDS = 30.0
+"""How long what may be repeated is repeated while the server is unavailable."""
 
 
 class Server(Protocol):
@@ -69,7 +71,8 @@ class RedisServer:
     from using it. Scripts that are ``confirmed`` are repeated until ``wait_replicas`` replicas have what they wrote."""
 
     def __init__(
-        self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0, patience: float = 30.0,
+        self, url: str, *, name: str = "rolecall", socket_timeout: float = 5.0,
+        patience: float = PATIENCE_SECONDS,
         wait_replicas: int = 0, wait_seconds: float = 1.0,
     ) -> None:  # fmt: skip
         self.url = url
