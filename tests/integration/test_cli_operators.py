@@ -71,10 +71,11 @@ def test_scale_takes_effect_within_two_seconds_and_stays_listed_as_live(app: Pat
         ("samplellm", "'samplellm' is invalid: expected role=count with a role of manager, samplellm"),
         ("nobody=2", "'nobody=2' is invalid: expected role=count with a role of manager, samplellm"),
         ("samplellm=256", "that makes 257 instances in one process, more than TOTAL_INSTANCES=256"),
+        ("samplellm=3 samplellm=4", "samplellm is named twice: expected one count for a role"),
     ],
 )
 def test_a_wrong_scale_order_changes_nothing_and_says_what_is_allowed(app: Path, order: str, said: str) -> None:
-    done = at(app, "scale", order)
+    done = at(app, "scale", *order.split())
     assert (done.stdout, done.stderr, done.returncode) == ("", f"rolecall: {said}\n", 2)
 
 
@@ -207,3 +208,12 @@ def test_a_shell_beside_a_stopped_deployment_is_told_how_to_start_it(tmp_path: P
         assert done.stderr == (
             f"rolecall: nothing is running in {directory}: start it with `make run` or `rolecall up`\n"
         )
+
+
+def test_logs_without_conversations_say_so_and_where_they_looked(app: Path, tmp_path: Path) -> None:
+    new = make_application(tmp_path)
+    done = at(new, "logs")
+    assert (done.stdout, done.returncode) == (f"there are no conversations yet, in {new}/log/conversations\n", 0)
+    assert at(new, "logs", "--json").stdout == ""
+    done = at(app, "logs", "--user", "nobody")
+    assert (done.stdout, done.returncode) == (f"no conversation matches, in {app}/log/conversations\n", 0)

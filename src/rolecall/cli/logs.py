@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from rolecall.cli.output import print_lines
 from rolecall.cli.runner import stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError
@@ -53,7 +54,11 @@ def print_conversations(
     log_dir: Path, filters: Filters, console: Console, *, as_json: bool = False, tz: tzinfo | None = None
 ) -> None:
     """One row per conversation, or one JSON object a line."""
-    for summary in conversations(log_dir, filters, tz):
+    found = conversations(log_dir, filters, tz)
+    if not (found or as_json):
+        what = "there are no conversations yet" if filters == Filters() else "no conversation matches"
+        print_lines(console, [f"{what}, in {log_dir / 'conversations'}"])
+    for summary in found:
         if as_json:
             _print_json(summary, console)
             continue

@@ -46,7 +46,7 @@ def source_of_count(application: Application, role: Role, live: bool) -> str:
 
 
 def _wanted(orders: Sequence[str], application: Application) -> Wanted:
-    wanted = {}
+    wanted: Wanted = {}
     for order in orders:
         name, equals, count = order.partition("=")
         role = application.role(name.strip().lower())
@@ -55,6 +55,8 @@ def _wanted(orders: Sequence[str], application: Application) -> Wanted:
             raise ConfigError(f"{order!r} is invalid: expected role=count with a role of {known}")
         if not (count.isascii() and count.isdigit() and int(count[:9]) <= MAX_INSTANCES):
             raise ConfigError(f"{name}={count} is invalid: expected an integer from 0 to {MAX_INSTANCES}")
+        if role in wanted:
+            raise ConfigError(f"{role.name} is named twice: expected one count for a role")
         wanted[role] = int(count)
     return wanted
 
