@@ -20,7 +20,7 @@ from rolecall.bus.admission import REFUSALS, Admission, admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
-from rolecall.bus.conversation import FOLLOWED, notify
+from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.process.processes import instances_of, process_name
@@ -201,7 +201,10 @@ class Assistant:
         """Tell the user of ``conversation`` (such as ``telegram:42``) something they did not ask for. It is delivered,
         remembered and logged once; with an ``idempotency`` key a repeat returns False and does nothing. Raises Refused
         if the key was used for another text or the server is full."""
-        verdict = await notify(self._bus, conversation, text, idempotency=idempotency, instance=self._instance)
+        front = self._front_of(conversation) if self.session.application.roles else ""
+        verdict = await notify(
+            self._bus, conversation, text, idempotency=idempotency, front=front, instance=self._instance
+        )
         if verdict in REFUSALS:
             raise Refused(REFUSALS[verdict], verdict)
         return verdict == "OK"
@@ -219,12 +222,9 @@ class Assistant:
         answers (default: as the manager decides); ``user`` is whom limits count (default: the conversation). The same
         ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same schedule. Raises BadSchedule.
         """
-        own = {str(getattr(one, "name", "")) for one in self.session.application.frontends}
-        front = conversation.partition(":")[0]
         return await schedule(
             self._bus, conversation, text, at=at, every=every, cron=cron, when=when, zone=zone, role=role, user=user,
-            front=front if front in {*own, *FOLLOWED, "telegram"} else FRONT, idempotency=idempotency,
-            instance=self._instance,
+            front=self._front_of(conversation), idempotency=idempotency, instance=self._instance,
         )  # fmt: skip
 
     async def schedules(self, conversation: str) -> list[Schedule]:
@@ -272,6 +272,9 @@ class Assistant:
         """Raise NothingRunning unless a worker is there to answer."""
         if not await instances_of(self._bus, FIRST_ROLE):
             raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
+
+    def _front_of(self, conversation: str) -> str:
+        return self.session.application.front_of(conversation) or FRONT
 
     async def _replied(self, ref: TurnRef, event: Event) -> Reply:
         if event.kind != "final":

@@ -31,6 +31,7 @@ from rolecall.agent.role import MAX_INSTANCES as MAX_INSTANCES
 from rolecall.agent.role import Instances
 from rolecall.agent.role import Role as Role
 from rolecall.agent.tools import Toolbox, ToolLimits
+from rolecall.bus.conversation import FOLLOWED, TELEGRAM_ID
 from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
 from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, models_by_key
@@ -38,6 +39,7 @@ from rolecall.models.vectors import embedding_model
 from rolecall.serving.balance import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms, time_zone
+from rolecall.version import plugins
 
 Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
 logger = logging.getLogger(__name__)
@@ -105,6 +107,21 @@ class Application:
     def role(self, name: str) -> Role | None:
         """The role called ``name``, or None."""
         return next((role for role in self.roles if role.name == name), None)
+
+    def front_of(self, conversation: str) -> str:
+        """The front end that ``conversation`` belongs to by its ID; empty if there is none, as for those of programs.
+        Raises ConfigError for an ID that Telegram cannot have."""
+        name, _, place = conversation.partition(":")
+        own = (*plugins("rolecall.frontends", "front end").values(), *self.frontends)
+        names = {*FOLLOWED, *(getattr(kind, "name", "") for kind in own)}
+        if TELEGRAM_ID.fullmatch(conversation) or (place and name in names):
+            return name
+        if name == "telegram":
+            shown = conversation[:60]
+            raise ConfigError(
+                f"{shown!r} is no conversation of Telegram: expected telegram:CHAT or telegram:CHAT:TOPIC"
+            )
+        return ""
 
     @property
     def answering_roles(self) -> list[Role]:

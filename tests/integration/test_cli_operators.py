@@ -46,6 +46,31 @@ def test_a_notice_is_sent_once_for_each_key(app: Path) -> None:
     assert at(app, "notify", "terminal:ann", " ").returncode != 0
 
 
+@pytest.mark.parametrize(
+    ("conversation", "said"),
+    [
+        ("nonsense", "expected an ID such as telegram:42 or terminal:ann, or one that `rolecall logs` lists"),
+        ("tg:1", "expected an ID such as telegram:42 or terminal:ann, or one that `rolecall logs` lists"),
+        ("terminal", "expected an ID such as telegram:42 or terminal:ann, or one that `rolecall logs` lists"),
+        ("telegram:abc", "expected telegram:CHAT or telegram:CHAT:TOPIC"),
+        ("telegram", "expected telegram:CHAT or telegram:CHAT:TOPIC"),
+    ],
+)
+def test_a_notice_to_a_conversation_that_nobody_has_is_refused_in_one_line(
+    app: Path, conversation: str, said: str
+) -> None:
+    done = at(app, "notify", conversation, "hi")
+    assert (done.stdout, done.returncode, done.stderr.count("\n")) == ("", 2, 1)
+    assert done.stderr.startswith(f"rolecall: {conversation!r} ") and said in done.stderr
+
+
+def test_a_notice_to_a_program_s_conversation_and_to_a_second_bot_s_is_taken(app: Path) -> None:
+    assert at(app, "notify", "crm:42", "hi").returncode == 2
+    assert at(app, "ask", "hello", "--conversation", "crm:42").returncode == 0
+    assert at(app, "notify", "crm:42", "hi").stdout == "sent to crm:42\n"
+    assert at(app, "notify", "telegram2:-42:7", "hi").stdout == "sent to telegram2:-42:7\n"
+
+
 # ── scale ───────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -34,6 +34,16 @@ class ManagerAgent(Agent):
 CONFIG = Config(roles=(Role(ManagerAgent, instances=2),), drain_seconds=0.1, mailbox_limit=1)
 
 
+class Silent:
+    """A front end that delivers nothing."""
+
+    async def run(self) -> None: ...
+
+    async def deliver(self, entry: object) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
 @pytest.fixture
 async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
     async with rolecall.run(CONFIG, app=tmp_path) as assistant:
@@ -114,6 +124,26 @@ async def test_a_notice_is_told_once(assistant: Assistant) -> None:
     assert not await assistant.notify("telegram:42", "Your export is ready.", idempotency="export-7")
     with pytest.raises(Refused):
         await assistant.notify("telegram:42", "Something else.", idempotency="export-7")
+
+
+async def test_notices_and_answers_of_schedules_go_to_who_has_the_conversation(tmp_path: Path) -> None:
+    class Webhook(Silent):
+        name = "webhook"
+
+    config = CONFIG.model_copy(update={"frontends": (Webhook,)})
+    async with rolecall.run(config, app=tmp_path) as assistant:
+        async with aclosing(assistant.notices("crm:42", "0-0")) as notices, asyncio.timeout(10):
+            assert await assistant.notify("crm:42", "Your export is ready.")
+            assert (await anext(notices)).text == "Your export is ready."
+        outbox = assistant.session.bus.shards[0].outbox
+        for conversation, front in (("telegram2:42", "telegram2"), ("webhook:7", "webhook"), ("crm:42", "program")):
+            made = await assistant.schedule("report", conversation=conversation, when="every day at 9")
+            assert made.definition.front == front
+            await assistant.notify(conversation, "ready")
+            waiting = await assistant.session.bus.server.call("XLEN", outbox(front))
+            assert waiting == (0 if front == "program" else 1)
+        with pytest.raises(ConfigError, match="expected telegram:CHAT"):
+            await assistant.notify("telegram:abc", "ready")
 
 
 async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assistant) -> None:

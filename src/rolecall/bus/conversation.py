@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ REPLACES = "replaces all from turn "
 """The beginning of the log record that names the first turn of those that this one is asked in place of."""
 FOLLOWED = frozenset(("http", "terminal", "program"))
 """Front ends without an outbox: their users follow notices, see follow_notices in bus/events.py."""
+TELEGRAM_ID = re.compile(r"(telegram[a-z0-9_-]{0,20}):-?\d{1,19}(?::\d{1,19})?", re.ASCII)
+"""The conversations of Telegram: front end, chat, and the topic if there are topics."""
 PACKAGE = "rolecall.bus"
 NOTIFY = script(
     PACKAGE, "scripts/conversation/notify", TurnBlock,
@@ -115,6 +118,11 @@ async def history(bus: Bus, conversation: str, limit: int) -> list[Remembered]:
         return []
     raw = await bus.server.fetch("LRANGE", bus.shard(conversation).history(conversation), -limit, -1)
     return [_decoder.decode(entry) for entry in raw]
+
+
+async def has_begun(bus: Bus, conversation: str) -> bool:
+    """Whether anything is known of ``conversation``."""
+    return bool(await bus.server.fetch("EXISTS", bus.shard(conversation).conversation(conversation)))
 
 
 async def preferences_of(bus: Bus, conversation: str) -> dict[str, str]:

@@ -18,11 +18,12 @@ import msgspec
 
 from rolecall.background import finish
 from rolecall.bus.commands import find_command
+from rolecall.bus.conversation import has_begun
 from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.bus.process.processes import process_name
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
-from rolecall.client import Assistant, TurnRef
+from rolecall.client import FRONT, Assistant, TurnRef
 from rolecall.config import Application, load, user_language
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
 from rolecall.frontends.terminal.text import plain
@@ -247,14 +248,23 @@ async def _followed(assistant: Assistant, ref: TurnRef, answer: AnswerText | Non
 async def notify(
     app_dir: Path | None, conversation: str, text: str, console: Console, *, key: str = "", remember: bool = True
 ) -> int:
-    """Send a notice; exit status 1 if it was not accepted. ``-`` for the text reads standard input."""
+    """Send a notice; exit status 1 if it was not accepted. ``-`` for the text reads standard input. Raises ConfigError
+    for a conversation that no front end or program has."""
     from rolecall.cli.output import print_lines, visiting
 
     text = sys.stdin.read().strip() if text == "-" else text.strip()
     if not text:
         raise ConfigError("the notice is empty: rolecall notify CONVERSATION TEXT")
     async with visiting(app_dir) as session:
-        verdict = await notify_conversation(session.bus, conversation, text, idempotency=key, remember=remember)
+        front = session.application.front_of(conversation)
+        if not (front or await has_begun(session.bus, conversation)):
+            raise ConfigError(
+                f"{conversation[:60]!r} belongs to no front end: expected an ID such as telegram:42 or terminal:ann, "
+                "or one that `rolecall logs` lists"
+            )
+        verdict = await notify_conversation(
+            session.bus, conversation, text, idempotency=key, front=front or FRONT, remember=remember
+        )
     print_lines(console, [NOTIFIED[verdict].format(conversation=conversation, key=key)])
     return 0 if verdict in ("OK", "DUP") else 1
 
