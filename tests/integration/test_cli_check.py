@@ -57,7 +57,7 @@ def test_check_leaves_no_server_behind(tmp_path: Path) -> None:
 def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
     config = CONFIG.replace("(Role(ManagerAgent),", '(Role(ManagerAgent, match="/x"), Role(TwinAgent, match="/X"),')
     config = config.replace("ManagerAgent, S", "ManagerAgent, TwinAgent, S").replace("echo@test", "x@nowhere")
-    agents = f'{AGENTS}\n\nclass TwinAgent(Agent):\n    """Never asked."""\n'
+    agents = f'{AGENTS}\n\nclass TwinAgent(Agent):\n    """Never asked."""\n\n    handle = ManagerAgent.handle\n'
     directory = make_application(
         tmp_path, config=config, agents=agents, dotenv="OPENAI_API_KEY=sk-verysecret\nLEASE_SECOND=20\nMY_OWN=1\n"
     )
