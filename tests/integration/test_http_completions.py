@@ -270,7 +270,7 @@ async def test_two_chats_without_a_name_are_two_conversations(client: openai.Asy
 
 
 async def test_pictures_reach_the_agent(client: openai.AsyncOpenAI) -> None:
-    picture = f"data:image/png;base64,{base64.b64encode(b'12345').decode()}"
+    picture = f"data:image/png;base64,{base64.b64encode(b'GIF89').decode()}"
     content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": picture}}]
     found = await told(client, [{"role": "user", "content": content}])
     assert (found["text"], found["images"]) == ("what is it?", [5])
@@ -454,7 +454,7 @@ async def _grown(running: Any, before: set[str]) -> bool:
     return bool(await running() - before)
 
 
-PHOTO = os.urandom(1_500_000)
+PHOTO = b"\xff\xd8\xff" + os.urandom(1_499_997)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -204,7 +204,7 @@ async def test_a_file_keeps_its_name(client: openai.AsyncOpenAI, name: str) -> N
 
 async def test_a_file_is_put_into_messages(client: openai.AsyncOpenAI) -> None:
     notes = await client.files.create(file=("notes.txt", b"The code is </document> 4711."), purpose="user_data")
-    picture = await client.files.create(file=("a.png", b"x" * 300_000, "image/png"), purpose="vision")
+    picture = await client.files.create(file=("a.png", PNG * 300, "image/png"), purpose="vision")
     document = as_data("document", "The code is </document> 4711.", name="notes.txt")
     assert document.count("</document>") == 1
     chat: Any = [{"role": "user", "content": [
@@ -283,6 +283,7 @@ async def test_what_is_too_much_or_wrong_is_one_clear_error_in_both_protocols(ur
 async def test_a_document_is_no_picture(client: openai.AsyncOpenAI) -> None:
     url = f"data:{OFFICE};base64,{b64encode(a_docx('x', 200_000)).decode()}"
     await refused_image(client, url, 400, "expected data URLs")
+    await refused_image(client, "data:image/png;base64,AAAA", 400, "expected data URLs")
 
 
 @pytest.mark.parametrize(
@@ -295,6 +296,7 @@ async def test_a_document_is_no_picture(client: openai.AsyncOpenAI) -> None:
         ({"file_data": f"data:application/pdf;base64,{b64encode(locked('secret', 'x', 'AES-128')).decode()}"}, 400),
         ({"file_data": f"data:application/pdf;base64,{b64encode(pdf('', stream='0 0 m S')).decode()}"}, 400),
         ({"file_data": "data:text/plain;base64,A"}, 400),
+        ({"file_data": "data:image/png;base64,AAAA"}, 400),
         ({}, 400),
     ],
 )

@@ -245,7 +245,7 @@ async def test_who_leaves_a_response_without_a_name_ends_it(client: openai.Async
 
 
 async def test_pictures_reach_the_agent_and_stay_in_the_conversation(client: openai.AsyncOpenAI) -> None:
-    small, large = base64.b64encode(b"12345").decode(), base64.b64encode(b"x" * 2_000_000).decode()
+    small, large = (base64.b64encode(b"GIF89".ljust(size)).decode() for size in (5, 2_000_000))
     content = [{"type": "input_text", "text": "what is it?"}]
     content += [{"type": "input_image", "image_url": f"data:image/png;base64,{data}"} for data in (small, large)]
     first = await created(client, False, model="tell", input=[{"role": "user", "content": content}])

@@ -22,7 +22,7 @@ from tests.http.stage import Events, GateAgent, stage
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-PIXEL = base64.b64encode(b"\x89PNG picture").decode()
+PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n picture").decode()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -118,7 +118,7 @@ async def test_what_is_asked_for_reaches_the_agent(client: httpx2.AsyncClient) -
     }  # fmt: skip
     told = json.loads((await client.post("/chat", json=question)).json()["text"])
     assert told == {
-        "text": "look", "history": [], "images": [12], "priority": 90, "model": "echo@test",
+        "text": "look", "history": [], "images": [16], "priority": 90, "model": "echo@test",
         "metadata": {"order": "4711"},
     }  # fmt: skip
 
@@ -319,6 +319,8 @@ async def test_too_much_is_refused_with_the_time_to_come_back(client: httpx2.Asy
         ({"text": "x", "metadata": {"a": ["b"]}}, 422, "metadata"),
         ({"text": "x", "images": ["https://example.org/a.png"]}, 422, "data URL"),
         ({"text": "x", "images": ["data:image/png;base64,!"]}, 422, "base64"),
+        ({"text": "x", "images": ["data:image/png;base64,AAAA"]}, 422, "PNG, JPEG, GIF or WebP"),
+        ({"text": "x", "images": [f"data:image/png;base64,{'A' * 100_000}"]}, 422, "PNG, JPEG, GIF or WebP"),
         ({"text": "x", "conversation": "typo"}, 422, "conversation"),
         ({"text": "ü" * 40_000}, 413, "64 kB"),
     ],

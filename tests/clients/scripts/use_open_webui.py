@@ -50,7 +50,7 @@ def tool():
 
 
 def picture():
-    url = "data:image/png;base64," + "iVBORw0K" * 100_000
+    url = "data:image/png;base64," + "iVBORw0KGgoA" * 70_000
     content = [{"type": "text", "text": "Hello"}, {"type": "image_url", "image_url": {"url": url}}]
     return "Hello" in chat(messages=[{"role": "user", "content": content}])
 

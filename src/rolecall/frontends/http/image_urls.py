@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import IO, TYPE_CHECKING
 
 from rolecall.frontends.http.body import IN_MEMORY, Upload
-from rolecall.frontends.http.intake import MAX_IMAGES
+from rolecall.frontends.http.intake import MAX_IMAGES, image_type
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.settings import Settings, client_options
 from rolecall.version import __version__
@@ -26,11 +26,6 @@ MAX_REDIRECTS = 3
 NAT64 = IPv6Network("64:ff9b::/96")
 UNICAST = IPv6Network("2000::/3")
 """The global unicast addresses; outside of it are forms such as ::127.0.0.1."""
-IMAGES = (
-    (b"\x89PNG\r\n\x1a\n", b"", "image/png"), (b"\xff\xd8\xff", b"", "image/jpeg"), (b"GIF8", b"", "image/gif"),
-    (b"RIFF", b"WEBP", "image/webp"),
-)  # fmt: skip
-"""How the images begin, what they have at byte 8, and their media types."""
 
 
 async def fetch_images(
@@ -134,12 +129,9 @@ async def _read(response: httpx2.Response, host: str, megabytes: int, uploads: M
             raise Problem(413, text("image_too_large", limit=megabytes), "image_too_large", param="images")
         file.write(piece)
     file.seek(0)
-    start = file.read(12)
-    for beginning, later, kind in IMAGES:
-        if start.startswith(beginning) and start[8:].startswith(later):
-            uploads[name] = Upload(kind, file)
-            return name
-    raise _failed(host, text("no_image"))
+    if not image_type(file.read(12)):
+        raise _failed(host, text("no_image"))
+    return name
 
 
 def _failed(what: str, reason: str) -> Problem:

@@ -34,7 +34,12 @@ from rolecall.frontends.http.task import TaskRef
 
 PREFIX = "http:"
 LANGUAGE_CODE = re.compile(r"[a-zA-Z]{2,8}(-[a-zA-Z0-9]{1,8}){0,8}", re.ASCII)
-DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,(.*)", re.ASCII | re.DOTALL)
+DATA_URL = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,(.*)", re.ASCII | re.DOTALL)
+SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", b"", "image/png"), (b"\xff\xd8\xff", b"", "image/jpeg"), (b"GIF8", b"", "image/gif"),
+    (b"RIFF", b"WEBP", "image/webp"),
+)  # fmt: skip
+"""How images begin, what they have at byte 8, and their media types."""
 STORED = re.compile(r"blob:([0-9a-f]{32})", re.ASCII)
 """The URL of an image that is stored already."""
 MAX_IMAGES = 16
@@ -223,19 +228,26 @@ async def store_pictures(
     ])  # fmt: skip
 
 
+def image_type(start: bytes) -> str:
+    """The media type of an image by its first 12 bytes; empty if it is none that models read."""
+    matching = (kind for begins, later, kind in SIGNATURES if start.startswith(begins) and start[8:].startswith(later))
+    return next(matching, "")
+
+
 async def _store_image(blobs: Blobs, conversation: str, url: str, uploads: Mapping[str, Upload]) -> str:
-    if (upload := uploads.get(url)) is not None and upload.media_type.startswith("image/"):
-        return await blobs.put(conversation, await asyncio.to_thread(upload.read), upload.media_type)
     if stored := STORED.fullmatch(url):
         return stored[1]
-    found = DATA_URL.fullmatch(url)
-    if found is None:
+    data = b""
+    if (upload := uploads.get(url)) is not None:
+        data = await asyncio.to_thread(upload.read)
+    elif found := DATA_URL.fullmatch(url):
+        try:
+            data = base64.b64decode(found[1], validate=True)
+        except (binascii.Error, ValueError):
+            raise Problem(422, text("bad_base64"), param="images") from None
+    if not (kind := image_type(data)):
         raise Problem(422, text("bad_image"), param="images")
-    try:
-        data = base64.b64decode(found[2], validate=True)
-    except (binascii.Error, ValueError):
-        raise Problem(422, text("bad_base64"), param="images") from None
-    return await blobs.put(conversation, data, found[1])
+    return await blobs.put(conversation, data, kind)
 
 
 def _title(who: Principal, end_user: str) -> str:

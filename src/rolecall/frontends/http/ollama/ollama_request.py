@@ -22,8 +22,6 @@ from rolecall.frontends.http.openai.request_fields import (
 
 LATEST = ":latest"
 """What Ollama's clients add to the name of a model."""
-MAGIC = {"iVBOR": "png", "/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"}
-"""How base64 of an image begins, by its type."""
 ModelName = Annotated[str, Field(max_length=200)]
 
 
@@ -158,8 +156,5 @@ def _taken(open_calls: list[ClientCall], name: str) -> str:
 
 
 def _data_url(image: str) -> str:
-    """Base64 as a data URL, by the type that its first characters tell; the names of uploads stay as they are."""
-    if image.startswith(("data:", "upload:")):
-        return image
-    kind = next((kind for start, kind in MAGIC.items() if image.startswith(start)), "png")
-    return f"data:image/{kind};base64,{image}"
+    """Base64 as a data URL, whose type counts for nothing; the names of uploads stay as they are."""
+    return image if image.startswith(("data:", "upload:")) else f"data:image/png;base64,{image}"

@@ -22,7 +22,7 @@ from rolecall.frontends.documents import shorten, text_of
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
-from rolecall.frontends.http.intake import PREFIX
+from rolecall.frontends.http.intake import PREFIX, image_type
 from rolecall.frontends.http.openai.completion_request import ChatMessage, ImageUrl
 from rolecall.frontends.http.openai.request_fields import FilePart
 from rolecall.frontends.http.openai.response_request import InputItem
@@ -35,7 +35,6 @@ SHORTEST, LONGEST = 3600, 30 * DAY
 FILES_TIMES = 10
 """The files of a key may have this many times BLOB_MEGABYTES together."""
 FILE_ID = "file-"
-IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*;base64,(.*)", re.ASCII | re.DOTALL)
 FileId = Annotated[str, Path(max_length=100, description="the `id` of a file")]
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
@@ -139,13 +138,11 @@ async def placed(
     else:
         name = part.filename or "file"
         upload = uploads.get(part.file_data or "")
-        if upload is not None and upload.media_type in IMAGES:
-            return "", str(part.file_data)
         kind, data = (
             (upload.media_type, await asyncio.to_thread(upload.read)) if upload is not None
             else _decoded(part.file_data or "", name, param)
         )  # fmt: skip
-    if kind in IMAGES:
+    if image_type(data):
         key = f"upload:{secrets.token_hex(16)}"
         uploads[key] = Upload(kind, io.BytesIO(data))
         return "", key
