@@ -204,6 +204,25 @@ async def test_a_group_is_allowed_by_a_button_and_says_how_to_reach_the_bot(tmp_
         assert answer.text.startswith("Cy: hi by")
 
 
+async def test_who_is_let_in_by_a_command_is_welcomed_as_by_the_button(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with staged(tmp_path) as stage:
+        ada, cy = stage.api.user(ADA), stage.api.user(CY, name="Cy", language_code="fr")
+        group = stage.api.group(-1005, title="Club")
+        await stage.answered(cy, "hello")
+        add_bot(stage, group, cy)
+        await stage.until(group, say("fr", "group_closed"))
+        for _ in range(2):
+            for number in (CY, group.id, 99):  # 99 never wrote to the bot
+                await stage.answered(ada, f"/allow {number}")
+        await stage.until(CY, say("fr", "welcome"))
+        await stage.until(group, say("fr", "group_welcome", bot="rolecall_bot"))
+        assert (await stage.answered(cy, "hello")).text.startswith("hello by")
+        assert [one.text for one in stage.api.chat(CY).answers].count(say("fr", "welcome")) == 1
+    assert "telegram:99" not in caplog.text  # where Telegram would have refused a message
+
+
 async def test_a_stranger_s_link_that_adds_the_bot_to_a_group_is_refused_once_and_is_no_code(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         group, cy = stage.api.group(-1005, title="Club"), stage.api.user(CY, name="Cy")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rolecall import stats
 from rolecall.bus.bus import Bus
-from rolecall.bus.members import Member, applicant, note_applicant
+from rolecall.bus.members import Member, Rank, applicant, note_applicant
 from rolecall.bus.outbox import reply
 from rolecall.errors import ServerError
 from rolecall.frontends.telegram.access import Access
@@ -125,6 +125,18 @@ class Admins:
             elif count == REQUESTS_PER_HOUR + 1:
                 await self.tell("more_requests", {})
         return True
+
+
+async def let_in(access: Access, number: int, rank: Rank, bot: str) -> str:
+    """Give a user or a group a ``rank``. Who was a stranger and has written to the ``bot`` is welcomed, once; returns
+    the name, empty if it is unknown."""
+    name, language = await applicant(access.bus, access.front, number)
+    if name and (await access.status_of(number, min(number, 0))).rank == "stranger":
+        key = "group_welcome" if number < 0 else "welcome_admin" if rank == "admin" else "welcome"
+        place = Address(number, None, access.front).conversation
+        await reply(access.bus, access.front, place, say(language, key, bot=bot), idempotency=f"allowed:{number}")
+    await access.allow(number, rank, name)
+    return name
 
 
 def request_buttons(number: int, language: str | None) -> list[list[dict[str, str]]]:

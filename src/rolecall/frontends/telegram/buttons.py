@@ -20,12 +20,13 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.members import applicant
-from rolecall.bus.outbox import Placeholders, reply
+from rolecall.bus.outbox import Placeholders
 from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule
 from rolecall.bus.steps.answers import find_question
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
+from rolecall.frontends.telegram.admins import let_in
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
@@ -285,17 +286,13 @@ class Buttons:
         """Let in, or deny, who asked for access: a user or a group. Only admins, in their private chats."""
         if press.status.rank != "admin" or not press.address.private:
             return press.say("admins_only")
-        number, let_in = int(press.argument), press.verb == "allow"
-        name, language = await applicant(self.front.bus, self.front.name, number)
-        if let_in:
+        number, allowed = int(press.argument), press.verb == "allow"
+        name, _ = await applicant(self.front.bus, self.front.name, number)
+        if allowed:
             rank = (await self.access.status_of(number, min(number, 0))).rank
             if rank == "stranger":  # else this was decided before, by another admin or another press
                 rank = "user" if number > 0 else "guest"
-                key = "welcome" if number > 0 else "group_welcome"
-                welcome = say(language, key, bot=str(self.bot.username))
-                place = Address(number, None, self.front.name).conversation
-                await reply(self.front.bus, self.front.name, place, welcome, idempotency=f"allowed:{number}")
-                await self.access.allow(number, rank, name)
+                await let_in(self.access, number, rank, str(self.bot.username))
             text = press.say("let_in", id=f"{name} ({number})", rank=press.say(f"rank_{rank}"))
         else:
             denied = await self.access.deny(number)

@@ -24,11 +24,11 @@ from rolecall.bus.admission import answered_without_turn, mark_answered
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify, preferences_of
-from rolecall.bus.members import Member, Rank, applicant
+from rolecall.bus.members import Member, Rank
 from rolecall.bus.schedule.schedules import schedules_of, unschedule
 from rolecall.frontends.reminders import reminder_of, shortened, to_delete
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
-from rolecall.frontends.telegram.admins import Admins
+from rolecall.frontends.telegram.admins import Admins, let_in
 from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming
 from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message, reminders_message
@@ -215,8 +215,7 @@ class Commands:
         if not _is_chat(number) or rank is None:
             return CommandReply(say(incoming.language, "which_user", usage=USAGE["allow"]))
         rank = rank if int(number) > 0 else "guest"
-        name, _ = await applicant(self.bus, self.front, int(number))
-        await self.access.allow(int(number), rank, name)
+        name = await let_in(self.access, int(number), rank, str(self.bot.username))
         self._menu_later(int(number), rank)
         shown = f"{name} ({number})" if name else number
         return CommandReply(say(incoming.language, "let_in", id=shown, rank=say(incoming.language, f"rank_{rank}")))
