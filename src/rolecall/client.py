@@ -21,13 +21,13 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
-from rolecall.bus.envelope import Envelope, short_turn_id
+from rolecall.bus.envelope import Envelope, check_conversation, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.process.processes import instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
-from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed, cause_of
+from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed, cause_of, expect
 from rolecall.session import Session, open_session
 from rolecall.tracing.traceparent import carried
 
@@ -166,6 +166,7 @@ class Assistant:
         The same ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same turn. Atomic: a message is accepted, or
         Refused is raised and nothing is written. Raises ServerUnavailable and EnvelopeTooLarge.
         """
+        expect(isinstance(text, str), "the text of a message", text)
         conversation = conversation or f"{self.name}:{secrets.token_hex(6)}"
         chosen = {name: value for name, value in (("role", role), ("model", model)) if value}
         envelope = Envelope(
@@ -201,6 +202,7 @@ class Assistant:
         """Tell the user of ``conversation`` (such as ``telegram:42``) something they did not ask for. It is delivered,
         remembered and logged once; with an ``idempotency`` key a repeat returns False and does nothing. Raises Refused
         if the key was used for another text or the server is full."""
+        expect(isinstance(text, str), "the text of a notice", text)
         front = self._front_of(conversation) if self.session.application.roles else ""
         verdict = await notify(
             self._bus, conversation, text, idempotency=idempotency, front=front, instance=self._instance
@@ -223,7 +225,8 @@ class Assistant:
         ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same schedule. Raises BadSchedule.
         """
         return await schedule(
-            self._bus, conversation, text, at=at, every=every, cron=cron, when=when, zone=zone, role=role, user=user,
+            self._bus, conversation, text, at=at, every=every, cron=cron, when=when, zone=zone, role=role,
+            roles=[one.name for one in self.session.application.roles], user=user,
             front=self._front_of(conversation), idempotency=idempotency, instance=self._instance,
         )  # fmt: skip
 
@@ -274,7 +277,7 @@ class Assistant:
             raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
 
     def _front_of(self, conversation: str) -> str:
-        return self.session.application.front_of(conversation) or FRONT
+        return self.session.application.front_of(check_conversation(conversation)) or FRONT
 
     async def _replied(self, ref: TurnRef, event: Event) -> Reply:
         if event.kind != "final":

@@ -332,6 +332,12 @@ class ModelUnauthorised(ModelRefused):
     """Raised when the provider refuses the key."""
 
 
+def expect(fits: bool, name: str, value: object, expected: str = "a text") -> None:
+    """Raise TypeError unless the argument ``name`` of a public method ``fits``; ``value`` is what was given."""
+    if not fits:
+        raise TypeError(f"{name} is of type {type(value).__name__}: expected {expected}")
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The one error that stands for ``error``: of an exception group, an unavailable server if there is one among its
     members, since what else went wrong shows again without it; otherwise the first member."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -156,6 +157,30 @@ async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assista
         async with asyncio.timeout(10):
             assert (await anext(notices)).text == "Hello, Ann!"
     assert await assistant.schedules("crm:42") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda assistant: assistant.ask(None), "the text of a message is of type NoneType: expected a text"),
+        (lambda assistant: assistant.ask(b"hi"), "the text of a message is of type bytes: expected a text"),
+        (lambda assistant: assistant.ask("hi", conversation=5), "a conversation id is a text of 1 to 200 characters"),
+        (lambda assistant: assistant.notify("crm:42", None), "the text of a notice is of type NoneType"),
+        (
+            lambda assistant: assistant.schedule("hi", conversation="crm:42", when="tomorrow", role="nobody"),
+            "there is no role 'nobody' to schedule; there are manager",
+        ),
+        (
+            lambda assistant: assistant.schedule("hi", conversation=5, when="tomorrow"),
+            "a conversation id is a text of 1 to 200 characters",
+        ),
+    ],
+)
+async def test_what_a_program_asks_for_wrongly_is_named(
+    assistant: Assistant, wrong: Callable[[Assistant], Awaitable[object]], said: str
+) -> None:
+    with pytest.raises((TypeError, RolecallError), match=re.escape(said)):
+        await wrong(assistant)
 
 
 async def test_a_program_lists_and_removes_schedules_of_any_conversation(assistant: Assistant) -> None:

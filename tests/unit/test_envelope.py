@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from typing import Any
 
@@ -241,3 +242,18 @@ def test_a_reply_says_what_it_expects(answer: object) -> None:
         question().reply(answer)
     with pytest.raises(TypeError, match="expected a text"):
         question().reply("hi", text=answer)
+
+
+def test_what_no_json_can_hold_is_named_by_its_field() -> None:
+    for envelope, field in (
+        (question().via("echo", thing=object()), "payload['thing']: Encoding objects of type object"),
+        (question(meta={"note": "\ud800"}), "meta['note']: "),
+    ):
+        with pytest.raises(RolecallError, match=re.escape(f"cannot be written as JSON: {field}")):
+            encode(envelope)
+
+
+@pytest.mark.parametrize("role", [Envelope, None, 5])
+def test_a_route_that_is_no_text_is_refused_as_one_that_is_no_name(role: Any) -> None:
+    with pytest.raises(UnknownRole, match="is not a role name: expected up to 40 characters"):
+        question().via(role)

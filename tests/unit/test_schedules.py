@@ -201,8 +201,9 @@ async def test_a_wall_time_is_meant_in_the_conversations_time_zone(bus: Bus) -> 
     [
         ("", {"at": HOUR}, "a schedule needs a text of 1 to 2000 characters"),
         ("x" * 2001, {"at": HOUR}, "a schedule needs a text of 1 to 2000 characters"),
-        ("x", {}, "expected one of at, every and cron"),
-        ("x", {"at": HOUR, "every": HOUR}, "expected one of at, every and cron"),
+        ("x", {}, "expected one of at, every, cron and when"),
+        ("x", {"at": HOUR, "every": HOUR}, "expected one of at, every, cron and when"),
+        ("x", {"when": "tomorrow at 9", "cron": "0 9 * * *"}, "expected one of at, every, cron and when"),
         ("x", {"at": -HOUR}, "is in the past: it is"),
         ("x", {"at": datetime(2020, 1, 1, 9)}, "2020-01-01 09:00 is in the past: it is"),
         ("x", {"at": timedelta(days=5000)}, "is too far away: expected a time in the next ten years"),

@@ -12,6 +12,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Retry, Role
 from rolecall.agent.agent_services import AgentServices
+from rolecall.agent.calls import RoleCall
 from rolecall.agent.role import role_infos
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
@@ -582,6 +583,26 @@ async def test_a_thread_calls_through_the_loop_of_its_handler() -> None:
     assert (turn.kind, turn.payload["reason"]) == ("error", "defect")
 
 
+async def test_calls_begun_one_by_one_at_once_are_limited_as_those_that_are_gathered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class ManyAgent(Agent):
+        role = "manager"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            calls = [ctx.call("part", str(number)) for number in range(int(envelope.text))]
+
+            async def reply(call: RoleCall) -> str:
+                return (await call).text
+
+            return envelope.reply(str(len(await asyncio.gather(*map(reply, calls)))))
+
+    roles = (Role(ManyAgent), Role(PartAgent, instances=4))
+    assert (await run_turn(roles, "32")).text == "32"
+    assert (await run_turn(roles, "33")).kind == "error"
+    assert "a handler may have 32 calls at once, see CALL_LIMIT" in caplog.messages[-1]
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
@@ -598,9 +619,22 @@ async def test_a_thread_calls_through_the_loop_of_its_handler() -> None:
             lambda ctx: ctx.schedule("a", when="tomorrow", role="parts"),
             "there is no role 'parts' to schedule",
         ),
+        (lambda ctx: ctx.schedule("a", at="tomorrow"), "at is of type str: expected a datetime, or a timedelta"),
+        (lambda ctx: ctx.schedule(None, when="tomorrow"), "the text of a schedule is of type NoneType"),
+        (lambda ctx: ctx.call("part", None), "the text of a call is of type NoneType: expected a text"),
+        (lambda ctx: ctx.sleep(timedelta(hours=1)), "sleep() is of type timedelta: expected numbers"),
+        (lambda ctx: ctx.confirm(5), "the question is of type int: expected a text"),
+        (lambda ctx: ctx.stream("smollm2@local", [], "a"), "model is of type str: expected a model"),
+        (lambda ctx: ctx.ask(FakeModel(), [{"role": "user"}], "a"), "history is of type dict: expected a Message"),
+        (lambda ctx: ctx.ask(FakeModel(), None, "a"), "history is of type NoneType: expected messages"),
+        (lambda ctx: ctx.extract(int, FakeModel(), [], None), "the text of the user message is of type NoneType"),
+        (lambda ctx: ctx.ask(FakeModel(), [], "a", images=["a.png"]), "an image is of type str: expected the bytes"),
+        (lambda ctx: ctx.emit(5), "the text of emit() is of type int: expected a text"),
+        (lambda ctx: ctx.embed("a"), "texts is of type str: expected several texts"),
+        (lambda ctx: ctx.log({}), "the text of log() is of type dict: expected a text"),
     ],
 )
-async def test_what_a_handler_waits_for_wrongly_is_named(
+async def test_what_a_handler_asks_for_wrongly_is_named(
     caplog: pytest.LogCaptureFixture, ask: Callable[[Context], Awaitable[object]], said: str
 ) -> None:
     class WrongAgent(Agent):

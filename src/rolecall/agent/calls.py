@@ -14,7 +14,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
-from rolecall.errors import CallFailed, StepError, UnknownRole, duration
+from rolecall.errors import CallFailed, StepError, UnknownRole, duration, expect
 from rolecall.tracing.traceparent import HEADER, carried
 
 INHERITED = ("user", "share", "language", "asks", "front", HEADER)
@@ -85,6 +85,7 @@ class Calls:
         if role not in self._roles:
             names = ", ".join(sorted(self._roles))
             raise UnknownRole(f"there is no role {role!r} to call; there are {names}")
+        expect(isinstance(text, str), "the text of a call", text)
         if depth > limit:
             self._waits.recorder.broke(
                 StepError(f"calls are nested deeper than {limit}, see CALL_DEPTH: {self._delivery.role} calls {role}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from rolecall.bus.leases import Delivery
 from rolecall.bus.schedule.schedules import Schedule, schedule
 from rolecall.bus.settle import Awaited
 from rolecall.bus.turn import Records, Verdict
-from rolecall.errors import BadSchedule, CallFailed, ConfigError, StepError
+from rolecall.errors import CallFailed, ConfigError, StepError, expect
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Guarded
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
@@ -188,7 +188,7 @@ class Context:
         What an API client wants of the answer applies here: its sampling, its JSON schema, and its own tools. A call of
         one of those is not run: it ends the turn, as ``calls`` of the answer, and the client runs it.
         """
-        request = await self._extras.wanted(_request(history, text, system, options, images))
+        request = await self._extras.wanted(_request(model, history, text, system, options, images))
         theirs, form = await self._extras.tools(), await self._extras.form()
         if form is None or request.schema is not None:
             answer = await self._complete(model, request, self.emit, tools, theirs, self._emit_again)
@@ -214,7 +214,7 @@ class Context:
         **options: Any,
     ) -> Answer:
         """Like ``stream``, but nothing is shown to the user."""
-        request = _request(history, text, system, options, images)
+        request = _request(model, history, text, system, options, images)
         return await self._complete(model, request, discard, tools, purpose="ask")
 
     async def extract(
@@ -233,7 +233,7 @@ class Context:
         and ConfigError for a type that has no JSON schema.
         """
         output = StructuredOutput.of(kind)
-        request = _request(history, text, f"{system}\n\n{output.instruction}".strip(), options)
+        request = _request(model, history, text, f"{system}\n\n{output.instruction}".strip(), options)
         return await run_structured(
             output, request, lambda asked: self._complete(model, asked, discard, purpose="extract"), self.log
         )
@@ -274,15 +274,13 @@ class Context:
         ``scheduled`` tells ``due`` and ``late_ms``, and how many were ``missed``, which users are told. A schedule is
         stored at once, and once however often this turn is handled. Raises BadSchedule.
         """
-        if role and role not in self.roles:
-            raise BadSchedule(f"there is no role {role!r} to schedule; there are {', '.join(sorted(self.roles))}")
-        origin, text = self._origin, text.strip()
-        self._scheduled[text] += 1
+        origin, said = self._origin, str(text).strip()
+        self._scheduled[said] += 1
         kept = {name: origin.meta[name] for name in ("share", "language") if origin.meta.get(name) is not None}
         return await schedule(
             self._services.bus, origin.conversation, text, at=at, every=every, cron=cron, when=when, zone=zone,
-            role=role, user=self._caller.user, front=origin.reply_to, meta=kept,
-            idempotency=f"{origin.id}:{self._scheduled[text]}:{text}", instance=self.instance,
+            role=role, roles=self.roles, user=self._caller.user, front=origin.reply_to, meta=kept,
+            idempotency=f"{origin.id}:{self._scheduled[said]}:{said}", instance=self.instance,
         )  # fmt: skip
 
     def call(self, role: str, text: str, *, timeout: float | None = None, **payload: Any) -> RoleCall:
@@ -308,6 +306,8 @@ class Context:
     async def sleep(self, seconds: float = 0, *, minutes: float = 0, hours: float = 0, days: float = 0) -> None:
         """Wait that long, to within a second. Holds no instance, survives restarts, and does not use up the time of the
         turn. At most 366 days."""
+        for span in (seconds, minutes, hours, days):
+            expect(isinstance(span, int | float), "sleep()", span, "numbers, such as seconds=30 or hours=2")
         await self._waits.sleep(seconds + 60 * minutes + 3_600 * hours + 86_400 * days)
 
     async def confirm(
@@ -396,6 +396,7 @@ class Context:
         return await self._extras.embed(envelope.payload, self._embedded)
 
     async def _embedded(self, texts: Sequence[str], dimensions: int | None) -> Vectors:
+        expect(not isinstance(texts, str), "texts", texts, "several texts, such as [text]")
         if self._services.embed is None:
             raise ConfigError("nothing here can make vectors")
         return await self._services.embed(texts, dimensions, self._caller)
@@ -406,6 +407,7 @@ class Context:
 
     async def emit(self, text: str) -> None:
         """Show ``text`` to the user as the next piece of the answer."""
+        expect(isinstance(text, str), "the text of emit()", text)
         position, self._position = self._position, self._position + len(text)
         await self._publish(position, text)
 
@@ -418,6 +420,7 @@ class Context:
 
     def log(self, text: str) -> None:
         """Write a NOTE to the conversation's transcript when this handling settles."""
+        expect(isinstance(text, str), "the text of log()", text)
         self._records.add("NOTE", text)
 
     async def stats(self) -> Mapping[str, Any]:
@@ -474,10 +477,19 @@ async def _never(awaited: Awaited, used: HopUsage | None) -> tuple[Verdict, int]
 
 
 def _request(
-    history: Sequence[Message], text: str, system: str, options: dict[str, Any], images: Sequence[bytes] = ()
-) -> Request:
+    model: Model, history: Iterable[Message], text: str, system: str, options: dict[str, Any],
+    images: Iterable[bytes] = (),
+) -> Request:  # fmt: skip
+    expect(hasattr(model, "stream"), "model", model, "a model, such as ctx.model or ctx.models['smollm2@local']")
+    expect(isinstance(history, Iterable), "history", history, "messages, such as those of await ctx.memory.history()")
     opening = (Message("system", system),) if system else ()
-    return Request(messages=(*opening, *history, Message("user", text, tuple(images))), **options)
+    messages = (*opening, *history, Message("user", text, tuple(images)))
+    for message in messages:
+        expect(isinstance(message, Message), "a message of history", message, "a Message(role, text)")
+        expect(isinstance(message.text, str), f"the text of the {message.role} message", message.text)
+    for image in messages[-1].images:
+        expect(isinstance(image, bytes), "an image", image, "the bytes of an image file")
+    return Request(messages=messages, **options)
 
 
 def _share(envelope: Envelope) -> float:

@@ -14,7 +14,7 @@ from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.answers import CONFIRM, MOST_OPTIONS, Place, UserQuestion, expire
 from rolecall.bus.turn import quoted
-from rolecall.errors import CannotAsk, StepError
+from rolecall.errors import CannotAsk, StepError, expect
 
 ASKS = "asks"
 """In the meta of an envelope whose front end can put questions to its user: true, or the user's language."""
@@ -59,6 +59,7 @@ class People:
         seconds = timeout.total_seconds()
         if not 0 < seconds <= MAX_DAYS * 86_400:
             self._refuse(f"timeout={seconds:g} s is invalid: expected more than 0 s to {MAX_DAYS} days")
+        expect(isinstance(text, str), "the question", text)
         if not 0 < len(text) <= MOST_CHARS:
             self._refuse(f"the question has {len(text)} characters: expected 1 to {MOST_CHARS}")
         wait = self._waits.wait("question", style, seconds=seconds, still=True, text=f"an answer to {quoted(text)}")

@@ -126,10 +126,8 @@ class Waits:
             return
         recorder, limit = self.recorder, self._bus.settings.call_limit
         journal = recorder.journal
-        if (
-            sum(wait.envelope is not None for wait in waits) + len(journal.calls.keys() - journal.results.keys())
-            > limit
-        ):
+        journal.calls.update((wait.key, "") for wait in waits if wait.envelope is not None)
+        if len(journal.calls.keys() - journal.results.keys()) > limit:
             recorder.broke(StepError(f"a handler may have {limit} calls at once, see CALL_LIMIT"))
         await recorder.before(waits[0].run.scope)
         new = [wait.new_step() for wait in waits]
@@ -145,8 +143,6 @@ class Waits:
             recorder.count("recorded", wait.run.kind)
             if wait.seconds is not None:
                 journal.due[wait.key] = now + round(wait.seconds * 1000)
-            if wait.envelope is not None:
-                journal.calls[wait.key] = ""
 
     async def _wait(self, group: Group) -> None:
         around = [run for run in group.waits[0].run.around()]

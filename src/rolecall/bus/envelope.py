@@ -24,6 +24,8 @@ LISTS = ("images", "files")
 """What a payload may list besides its text; see blobs.py."""
 SAID = "said"
 """In ``meta``: the text before a role changed it."""
+UNWRITABLE = (UnicodeEncodeError, TypeError, RecursionError)
+"""What the encoder raises for a value that is no JSON."""
 CUT_MARK = " … [cut]"
 ROLE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 DESTINATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}(@[^\s@]{1,120})?")
@@ -82,7 +84,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if not roles:
             raise UnknownRole("via() needs at least one role")
         for role in roles:
-            if not DESTINATION.fullmatch(role):
+            if not isinstance(role, str) or not DESTINATION.fullmatch(role):
                 raise UnknownRole(f"{role!r} is not a role name: expected up to 40 characters of a-z 0-9 _ -")
         return self._next(role=roles[0], route=roles[1:], payload={**self.payload, **changes})
 
@@ -148,13 +150,24 @@ def encode(envelope: Envelope) -> bytes:
     """JSON of ``envelope``. Raises EnvelopeTooLarge over 256 kB, and for text over 64 kB of UTF-8."""
     try:
         raw = _encoder.encode(_flat(envelope) if envelope.others else envelope)
-    except (UnicodeEncodeError, TypeError, RecursionError) as error:
-        raise RolecallError(f"this envelope cannot be written as JSON: {error}") from None
+    except UNWRITABLE as error:
+        raise RolecallError(f"this envelope cannot be written as JSON: {_unwritable(envelope)}{error}") from None
     if len(raw) > MAX_BYTES:
         raise EnvelopeTooLarge(f"the envelope has {len(raw):,} bytes; the limit is {MAX_BYTES:,}")
     if len(raw) > MAX_TEXT_BYTES and len(envelope.text.encode()) > MAX_TEXT_BYTES:
         raise EnvelopeTooLarge(f"the text is longer than {MAX_TEXT_BYTES // 1024} kB")
     return raw
+
+
+def _unwritable(envelope: Envelope) -> str:
+    """Which field of ``envelope`` cannot be written, as the beginning of a message; empty if it is not known."""
+    for of, fields in (("payload", envelope.payload), ("meta", envelope.meta)):
+        for name, value in fields.items():
+            try:
+                _encoder.encode({name: value})
+            except UNWRITABLE:
+                return f"{of}[{name!r}]: "
+    return ""
 
 
 def encode_part(envelope: Envelope) -> bytes:
@@ -211,8 +224,8 @@ def _flat(envelope: Envelope) -> dict[str, Any]:
 
 def check_conversation(conversation: str) -> str:
     """``conversation`` if it is a valid id: 1 to 200 characters, no control characters. Raises RolecallError."""
-    if not 0 < len(conversation) <= 200:
-        raise RolecallError("a conversation id has 1 to 200 characters")
+    if not isinstance(conversation, str) or not 0 < len(conversation) <= 200:
+        raise RolecallError("a conversation id is a text of 1 to 200 characters")
     if not conversation.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in conversation):
         raise RolecallError("a conversation id has no control characters")
     return conversation

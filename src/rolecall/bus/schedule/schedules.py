@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, NamedTuple
@@ -21,10 +21,9 @@ from rolecall.bus.admission import AdmitBlock, Offer, Running, from_user
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import FOLLOWED, preferences_of
 from rolecall.bus.envelope import Envelope, check_conversation
-from rolecall.bus.schedule.phrase import read_when
 from rolecall.bus.schedule.timing import Timing, clock, known_zone, timing_of, zone_name, zone_of
 from rolecall.bus.turn import FinishBlock, TurnBlock, final_event, quoted, turn_block
-from rolecall.errors import BadSchedule
+from rolecall.errors import BadSchedule, expect
 from rolecall.redis.clock import NOW
 from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import text_map
@@ -95,8 +94,8 @@ _decoder = msgspec.json.Decoder(Definition)
 
 async def schedule(
     bus: Bus, conversation: str, text: str, *, at: datetime | timedelta | None = None, every: timedelta | None = None,
-    cron: str = "", when: str = "", zone: str = "", role: str = "", user: str = "", front: str = "",
-    meta: Mapping[str, Any] | None = None, idempotency: str = "", instance: str = "front",
+    cron: str = "", when: str = "", zone: str = "", role: str = "", roles: Collection[str] = (), user: str = "",
+    front: str = "", meta: Mapping[str, Any] | None = None, idempotency: str = "", instance: str = "front",
 ) -> Schedule:  # fmt: skip
     """Have a turn of ``conversation`` with the message ``text`` begin by itself: once ``at`` a time or after a
     duration, ``every`` so often, or whenever the ``cron`` line says; or ``when``
@@ -104,21 +103,24 @@ async def schedule(
 
     A naive ``at`` and a cron line are meant in the time zone ``zone``, by default the conversation's preference
     ``timezone``, else the deployment's. The answer goes where those of the conversation go, by ``front`` (default: the
-    first part of the conversation's name). ``role`` answers; ``user`` is whose limits the turns count towards.
+    first part of the conversation's name). ``role`` answers, one of ``roles`` if they are known; ``user`` is whose
+    limits the turns count towards.
 
     With an ``idempotency`` key a schedule is stored once, for IDEMPOTENCY_SECONDS; the repeat returns the same id.
     Atomic. Raises BadSchedule.
     """
-    text, now = text.strip(), int(await bus.server.run(NOW, clock=bus.shard(conversation).clock))
+    expect(isinstance(text, str), "the text of a schedule", text)
+    if role and roles and role not in roles:
+        raise BadSchedule(f"there is no role {role!r} to schedule; there are {', '.join(sorted(roles))}")
+    shard = bus.shard(check_conversation(conversation))
+    text, now = text.strip(), int(await bus.server.run(NOW, clock=shard.clock))
     if not text or len(text) > TEXT_CHARS:
         raise BadSchedule(f"a schedule needs a text of 1 to {TEXT_CHARS} characters", "long" if text else "")
-    name = zone or (await preferences_of(bus, check_conversation(conversation))).get("timezone", "")
+    name = zone or (await preferences_of(bus, conversation)).get("timezone", "")
     name, front = known_zone(name) if name else "", front or conversation.partition(":")[0]
     here = zone_of(bus.settings, name)
     wall = datetime.fromtimestamp(now / 1000, here)
-    if when:
-        at, every, cron = read_when(when, wall)
-    timing = timing_of(wall, at=at, every=every, cron=cron, zone=name)
+    timing = timing_of(wall, at=at, every=every, cron=cron, when=when, zone=name)
     digest = hashlib.sha256((idempotency or secrets.token_hex(16)).encode()).hexdigest()[:8]
     repeated = idempotency and await bus.server.fetch("EXISTS", _idempotency(bus, conversation, digest))
     due = timing.at if timing.at and repeated else timing.first(now, here)

@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo, available_timezones
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from rolecall.errors import BadSchedule, ConfigError
+from rolecall.bus.schedule.phrase import read_when
+from rolecall.errors import BadSchedule, ConfigError, expect
 from rolecall.settings import SYSTEM_ZONE, Settings, time_zone
 
 SHORTEST = timedelta(minutes=1)
@@ -82,12 +83,16 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def timing_of(
     now: datetime, *, at: datetime | timedelta | None = None, every: timedelta | None = None, cron: str = "",
-    zone: str = "",
+    when: str = "", zone: str = "",
 ) -> Timing:  # fmt: skip
-    """The timing of exactly one of ``at``, ``every`` and ``cron``. ``now`` is aware, in the zone that a naive ``at`` is
-    meant in. Raises BadSchedule."""
-    if (at is not None) + (every is not None) + bool(cron) != 1:
-        raise BadSchedule("expected one of at, every and cron")
+    """The timing of exactly one of ``at``, ``every``, ``cron`` and ``when``. ``now`` is aware, in the zone that a naive
+    ``at`` is meant in. Raises BadSchedule, and TypeError."""
+    expect(at is None or isinstance(at, datetime | timedelta), "at", at, "a datetime, or a timedelta from now on")
+    expect(every is None or isinstance(every, timedelta), "every", every, "a timedelta")
+    if (at is not None) + (every is not None) + bool(cron) + bool(when) != 1:
+        raise BadSchedule("expected one of at, every, cron and when")
+    if when:
+        at, every, cron = read_when(when, now)
     try:
         if isinstance(at, timedelta):
             at = now.astimezone(UTC) + at
