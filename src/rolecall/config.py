@@ -9,17 +9,17 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from dotenv.parser import Binding, parse_stream
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -64,10 +64,18 @@ class Config(Settings):
     servers: Servers = Field(default_factory=dict)
     providers: dict[str, Any] = Field(default_factory=dict)
     """Additional model providers: classes or ``"module:Class"``, by the name after the ``@``."""
-    frontends: tuple[Any, ...] = ()
+    frontends: tuple[Callable[..., Any], ...] = ()
     """Front end classes to run in ``rolecall up``; see frontends/front.py."""
     policies: tuple[Any, ...] = ()
     """Functions that wrap every handler, inside the built-in policies; see agent/policies.py."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, given: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return build(given)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
 
 
 class _Environment(Settings, BaseSettings):
@@ -258,11 +266,11 @@ def _import_config(directory: Path) -> Config:
             f"no config.py in {directory}: go to an application directory, name one with --app DIR "
             "or ROLECALL_APP, or make one with `rolecall new DIR`"
         )
-    _first_on_path(str(directory))
+    sys.path[:] = [str(directory), *(path for path in sys.path if path != str(directory))]
     try:
         module = importlib.import_module("config")
-    except ValidationError as error:
-        raise ConfigError(f"{directory / 'config.py'}: {_explain(error)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{directory / 'config.py'}: {error}") from None
     except Exception as error:  # the boundary: config.py and what it imports are the user's own code
         _check_origin(directory)
         raise ConfigError(f"{directory / 'config.py'} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -271,12 +279,6 @@ def _import_config(directory: Path) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"{directory / 'config.py'} must define `config = Config(roles=(…))`")
     return config
-
-
-def _first_on_path(directory: str) -> None:
-    if directory in sys.path:
-        sys.path.remove(directory)
-    sys.path.insert(0, directory)
 
 
 def _check_origin(directory: Path) -> None:
@@ -433,7 +435,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyTy
         return message
     name = str(first["loc"][0])
     if name in OWN:
-        return f"{name}: {message.lower()}"
+        return f"{name}: {message[:1].lower()}{message[1:]}"
     field = Settings.model_fields.get(name)
     if field is None:
         close = difflib.get_close_matches(name, Settings.model_fields, 1)

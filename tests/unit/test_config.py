@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rolecall import Agent, Config, Role
 from rolecall.config import Application, application_directory, load
 from rolecall.errors import ConfigError
 from rolecall.session import configured_url, connections_needed, open_session
@@ -273,6 +275,23 @@ def test_a_secret_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
 )
 def test_a_wrong_config_is_one_line_that_says_what_it_needs(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert said in refusal(tmp_path, **{old: new})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"roles": (Agent,)}, "roles: input should be a dictionary or an instance of Role"),
+        ({"roles": (), "turn_second": 5}, "turn_second: there is no such setting; did you mean turn_seconds?"),
+        ({"roles": (), "turn_seconds": 0}, "TURN_SECONDS=0 is invalid: expected a number over 0 and up to 86400"),
+        ({"roles": (), "frontends": (5,)}, "frontends: input should be callable"),
+        ({"match": 5}, "Role(match=5) is invalid: expected a text such as '/weather'"),
+        ({"models": (5,)}, "Role(models=(5,)) is invalid: expected names such as ('smollm2@local',)"),
+    ],
+)
+def test_a_program_is_told_in_one_line_what_its_config_needs(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Config(**given) if "roles" in given else Role(Agent, **given)
+    assert str(refused.value) == said
 
 
 def test_a_role_may_name_its_only_model_without_a_tuple(tmp_path: Path) -> None:

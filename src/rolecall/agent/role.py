@@ -8,6 +8,7 @@ from typing import Literal
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.agent_services import RoleInfo
+from rolecall.errors import ConfigError
 
 Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024
@@ -23,6 +24,13 @@ class Role:
     instances: Instances = 1
     models: tuple[str, ...] = ()
     match: str | None = None
+
+    def __post_init__(self) -> None:
+        own = (self.models,) if isinstance(self.models, str) else self.models
+        if not isinstance(own, Iterable) or not all(isinstance(name, str) for name in own):
+            raise ConfigError(f"Role(models={own!r}) is invalid: expected names such as ('smollm2@local',)")
+        if not isinstance(self.match, str | None):
+            raise ConfigError(f"Role(match={self.match!r}) is invalid: expected a text such as '/weather'")
 
     @property
     def name(self) -> str:
