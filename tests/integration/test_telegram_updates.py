@@ -209,6 +209,21 @@ async def test_a_waiting_message_that_is_edited_into_a_command_does_what_the_com
             assert (await stage.answered(ada, "three")).text == "three by any after []"
 
 
+@pytest.mark.parametrize("changed", ["/whoami", "/stats", "/model", "/lang de", "never mind"])
+async def test_a_waiting_message_that_is_edited_into_no_question_is_not_answered(tmp_path: Path, changed: str) -> None:
+    async with staged(tmp_path) as stage:
+        group, ben = stage.api.group(SHARED), stage.api.user(BEN, name="Ben")
+        ben.write("@rolecall_bot long question", chat=SHARED)
+        running = await stage.until(group, "half an answer")
+        waiting = ben.write("@rolecall_bot second", chat=SHARED)
+        queued = await stage.until(group, "Queued: number 1")
+        ben.edit(waiting, changed)
+        await stage.api.wait_for(lambda: "Stopped." in queued.text)
+        assert running.text == "half an answer"
+        ben.edit(waiting, "@rolecall_bot second")
+        await stage.until(group, say("en", "edited"))
+
+
 async def test_a_broadcast_that_is_edited_is_sent_as_the_bot_says(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         ada = stage.api.user(ADA)

@@ -90,6 +90,22 @@ async def stop_turns_of(
     return sum([await cancel_by_user(bus, conversation, turn, instance=instance, text=text) for turn in own])
 
 
+async def withdraw_message(
+    bus: Bus, conversation: str, *, idempotency: str, instance: str = "front", text: str = "Stopped."
+) -> bool:  # fmt: skip
+    """Cancel the turn of the message that was admitted under ``idempotency`` while it waits for others, unless more
+    messages have joined it. False when nothing was cancelled. Idempotent."""
+    shard = bus.shard(conversation)
+    known = await bus.server.fetch("GET", shard.idempotency(conversation, idempotency))
+    turn = (known or b"").decode().partition("|")[0]
+    if not turn or await bus.server.fetch("LPOS", shard.mailbox(conversation), turn) is None:
+        return False
+    if await bus.server.fetch("HEXISTS", shard.journal(conversation), f"{turn}:x"):
+        return False
+    reason = "the message was changed"
+    return await cancel_turn(bus, conversation, turn, instance=instance, text=text, reason=reason)
+
+
 async def stop_conversation(
     bus: Bus, conversation: str, *, instance: str = "front", forget: bool = False, text: str = "Stopped.",
     history: Sequence[bytes] = (),

@@ -283,6 +283,11 @@ def incoming_of(
     return _incoming(update, message, sender, me, front, text, files)
 
 
+def idempotency_of(message: Message, me: User) -> str:
+    """The idempotency key of ``message``, which its edits have too."""
+    return f"tg:{me.id}:{message.chat.id}:{message.message_id}"
+
+
 def address_of(message: Message, front: str) -> Address:
     """The address of ``message``. In a group without topics, a thread of replies is not a topic."""
     topic = message.message_thread_id if message.is_topic_message else None
@@ -303,7 +308,7 @@ def _incoming(
         language=sender.language,
         message_id=message.message_id,
         text=f"/{command[1]} {argument}".strip() if command else _spoken(message, sender, text),
-        idempotency=f"tg:{me.id}:{message.chat.id}:{message.message_id}",
+        idempotency=idempotency_of(message, me),
         version=update.update_id if update.edited_message else 0,
         date=message.date.timestamp(),
         age=(message.edit_date - message.date).total_seconds() if message.edit_date else 0.0,

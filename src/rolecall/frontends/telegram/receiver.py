@@ -16,8 +16,8 @@ from telegram import Chat, ChatMemberUpdated, Message, Update, User
 from rolecall.background import Attempt, BackgroundTasks, Boundary
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
 from rolecall.bus.bus import count_soon
-from rolecall.bus.cancel import stop_turns_of
-from rolecall.bus.commands import Command, find_command
+from rolecall.bus.cancel import stop_turns_of, withdraw_message
+from rolecall.bus.commands import COMMANDS, Command, find_command
 from rolecall.bus.conversation import preference, running_turn
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
@@ -36,7 +36,15 @@ from rolecall.frontends.telegram.chats import Chats, Keyboard
 from rolecall.frontends.telegram.grouping import ChatQueue, MessageGroup, MessageGroups, Ticket
 from rolecall.frontends.telegram.media import FetchedFiles, Media
 from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS, Commands
-from rolecall.frontends.telegram.message import PLAIN_COMMANDS, Address, Incoming, address_of, incoming_of, name_of
+from rolecall.frontends.telegram.message import (
+    PLAIN_COMMANDS,
+    Address,
+    Incoming,
+    address_of,
+    idempotency_of,
+    incoming_of,
+    name_of,
+)
 from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.texts import meta_of, say
 
@@ -50,6 +58,8 @@ TRIES = 3
 FOR_ADMINS = frozenset(("clear", "reset", "model", "role", "queue"))
 """Commands that change something for a whole group; SETTERS do with an argument."""
 SETTERS = frozenset(("lang", "timezone", "files"))
+ANSWERED_BESIDE = TELEGRAM_COMMANDS | {command.name for command in COMMANDS if command.lane == "control"}
+"""Commands that are answered while a turn runs, and end none."""
 PEOPLE = 10_000
 REFUSAL_SECONDS = 60.0
 """A chat is told at most this often that a message was not accepted."""
@@ -117,6 +127,9 @@ class Receiver:
             with self.queue.enter(message.chat.id) as ticket:
                 self.chats.note(address_of(message, self.front.name), message.message_id)
                 incoming = self._read(update, message)
+                if update.edited_message and not (message.location or _is_turn(incoming)):
+                    await ticket.wait()
+                    await self._insist(update, lambda: self._withdraw(message))
                 if incoming is not None:
                     group = self.groups.group(incoming)
                     with self.groups.arriving(group):
@@ -370,6 +383,14 @@ class Receiver:
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
 
+    async def _withdraw(self, message: Message) -> None:
+        """Cancel what ``message`` asked before its edit, which asks nothing, if that still waits."""
+        address = await self.access.home(address_of(message, self.front.name))
+        language = message.from_user.language_code if message.from_user else None
+        where, key = (self.front.bus, address.conversation), idempotency_of(message, self.me)
+        if await withdraw_message(*where, idempotency=key, instance=self.front.instance, text=say(language, "stopped")):
+            await note_fingerprint(*where, key, "")  # edited back, it is a change
+
     async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> bool:
         """Replace the admitted message by the edited one; False if it was never admitted, so that this one is new."""
         bus, conversation = self.front.bus, incoming.address.conversation
@@ -433,6 +454,11 @@ def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
     if incoming.origin and "files" in files:
         payload["files"] = [{**one, "from": incoming.origin} for one in files["files"]]
     return payload
+
+
+def _is_turn(incoming: Incoming | None) -> bool:
+    """Whether a message is for the bot and no command that is answered while a turn runs."""
+    return incoming is not None and incoming.command not in ANSWERED_BESIDE
 
 
 def _item(update: Update) -> str:
