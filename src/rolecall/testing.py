@@ -27,6 +27,7 @@ from rolecall.bus.admission import admit
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Remembered
+from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.events import progress
 from rolecall.bus.leases import take
@@ -34,7 +35,7 @@ from rolecall.bus.maintenance import promote
 from rolecall.bus.steps.answers import answer
 from rolecall.bus.turn import parted, snapshot
 from rolecall.config import Config
-from rolecall.errors import MissingExtra, RolecallError
+from rolecall.errors import ConfigError, MissingExtra, RolecallError
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
 from rolecall.redis.outage import translated
 from rolecall.redis.scripts import Arg, Block, Script
@@ -121,7 +122,8 @@ class FakeServer:
 
 @dataclass(frozen=True)
 class Turn:
-    """What became of a turn: its answer, the roles it passed in order, and what is remembered afterwards."""
+    """What became of a turn: its answer, the roles it passed in order, and what is remembered afterwards. ``reason`` is
+    why a turn was given up, as operators read it."""
 
     kind: str
     text: str
@@ -129,6 +131,7 @@ class Turn:
     trace: tuple[str, ...]
     preferences: Mapping[str, str] = field(default_factory=dict)
     history: tuple[tuple[str, str], ...] = ()
+    reason: str = ""
 
 
 async def run_turn(
@@ -186,7 +189,10 @@ def _roster(
     prompts: Prompts | None,
 ) -> Roster:
     async def tools_of(server: str) -> Sequence[Tool]:
-        return tuple(Toolbox(tools.get(server, ())).tools.values())
+        if server not in tools:
+            known = ", ".join(tools) or "none"
+            raise ConfigError(f"there is no tool server {server!r} in tools= of run_turn; there are: {known}")
+        return tuple(Toolbox(tools[server]).tools.values())
 
     services = AgentServices(
         bus,
@@ -279,4 +285,5 @@ async def _outcome(bus: Bus, conversation: str, turn: str, trace: tuple[str, ...
     final = (await snapshot(bus, conversation, turn)).final or {}
     memory = Memory(bus, conversation)
     entries = tuple((entry.role, entry.text) for entry in await memory.entries())
-    return Turn(final["kind"], final.get("text", ""), final, trace, await memory.preferences(), entries)
+    reason = next((letter.reason for letter in await dead_letters(bus) if letter.turn == turn), "")
+    return Turn(final["kind"], final.get("text", ""), final, trace, await memory.preferences(), entries, reason)

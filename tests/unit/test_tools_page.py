@@ -40,6 +40,14 @@ def defined(file: str) -> dict[str, Any]:
     return names
 
 
+async def test_a_tool_server_that_no_function_stands_in_for_ends_the_turn_of_a_test_with_its_reason() -> None:
+    roles = [Role(ManagerAgent), Role(defined("agents/office.py")["OfficeAgent"], models=("fake@test",))]
+    turn = await run_turn(roles, "Is there any tea?", tools={"shop": []})
+    assert turn.kind == "error"
+    assert "there is no tool server 'office' in tools= of run_turn; there are: shop" in turn.reason
+    assert (await run_turn(roles, "Is there any tea?", tools={"office": []})).reason == ""
+
+
 async def asked(agent: type[Agent], model: FakeModel, **options: Any) -> str:
     roles = [Role(ManagerAgent), Role(agent, models=("fake@test",))]
     return (await run_turn(roles, "Is there any tea?", model=model, **options)).text
