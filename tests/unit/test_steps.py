@@ -631,6 +631,14 @@ async def test_calls_begun_one_by_one_at_once_are_limited_as_those_that_are_gath
         (lambda ctx: ctx.ask(FakeModel(), [], "a", images=["a.png"]), "an image is of type str: expected the bytes"),
         (lambda ctx: ctx.emit(5), "the text of emit() is of type int: expected a text"),
         (lambda ctx: ctx.embed("a"), "texts is of type str: expected several texts"),
+        (lambda ctx: ctx.once(str, 1), "the name of once() is of type type: expected a text"),
+        (lambda ctx: ctx.once("paid", 1), "the function of once() is of type int: expected a function"),
+        (lambda ctx: ctx.choose("Which?", None), "options is of type NoneType: expected a list of texts"),
+        (
+            lambda ctx: ctx.ask(FakeModel(), [], "a", tools=5),
+            "tools is of type int: expected a list of functions and tools",
+        ),
+        (lambda ctx: ctx.memory.prefer(lang=None), "preference lang is of type NoneType: expected a text"),
         (lambda ctx: ctx.log({}), "the text of log() is of type dict: expected a text"),
     ],
 )

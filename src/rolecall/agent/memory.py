@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Remembered, history, preferences_of, without
+from rolecall.errors import expect
 from rolecall.models.model import Message
 
 
@@ -45,6 +46,8 @@ class Memory:
 
     def prefer(self, **changes: str) -> None:
         """Set preferences when this handling settles; an empty value removes one."""
+        for name, value in changes.items():
+            expect(isinstance(value, str | int | float), f"preference {name}", value)
         self.changes.update(changes)
 
     def forget(self) -> None:

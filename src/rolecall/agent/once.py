@@ -15,10 +15,13 @@ from pydantic.errors import PydanticUserError
 
 from rolecall.agent.recorder import StepRun
 from rolecall.agent.tools import in_thread
+from rolecall.errors import expect
 
 
 async def run_once(step: StepRun, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The recorded result of ``function``, which is run if there is none."""
+    expect(isinstance(step.name, str), "the name of once()", step.name)
+    expect(callable(function), "the function of once()", function, "a function")
     result = _result_type(function)
     if step.found is not None:
         return _decoded(result, step.result())

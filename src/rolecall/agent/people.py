@@ -41,6 +41,7 @@ class People:
         self, text: str, options: Sequence[str], timeout: timedelta, default: str | None, who: Sequence[str]
     ) -> str | None:  # fmt: skip
         """See Context.choose."""
+        expect(isinstance(options, Sequence), "options", options, "a list of texts")
         if not 1 <= len(options) <= MOST_OPTIONS or len(set(options)) < len(options):
             self._refuse(f"choose() has {len(options)} options: expected 1 to {MOST_OPTIONS} different ones")
         if any(not isinstance(one, str) or not 0 < len(one) <= OPTION_CHARS for one in options):

@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 
 from rolecall.agent.recorder import Recorder, StepRun
 from rolecall.bus.foreign_text import defused
-from rolecall.errors import ConfigError, ToolError
+from rolecall.errors import ConfigError, ToolError, expect
 from rolecall.models.model import Message, ToolCall, ToolSpec
 from rolecall.settings import Settings
 from rolecall.tracing import conventions
@@ -112,6 +112,7 @@ class Toolbox:
     def __init__(self, offers: Iterable[Offer] = (), limits: ToolLimits | None = None) -> None:
         self.limits = limits or ToolLimits()
         self.tools: dict[str, Tool] = {}
+        expect(isinstance(offers, Iterable), "tools", offers, "a list of functions and tools")
         for tool in _flat(offers):
             if tool.name in self.tools:
                 raise ConfigError(f"the tool {tool.name} is offered twice: tools need distinct names")
