@@ -48,8 +48,8 @@ def whole_bus() -> Iterator[tuple[str, str]]:
             yield value, written.get(name) or PLAIN.get(value.rpartition(":")[2], "")
     for name, function in inspect.getmembers(keys, inspect.isfunction):
         signature = inspect.signature(function)
-        texts = {one.annotation for one in signature.parameters.values()} | {signature.return_annotation}
-        if not name.startswith("_") and texts == {"str"} and function.__module__ == keys.__name__:
+        takes, gives = {one.annotation for one in signature.parameters.values()}, {signature.return_annotation}
+        if not name.startswith("_") and takes == gives == {"str"} and function.__module__ == keys.__name__:
             yield function(*placeholders(signature)), sentence(function.__doc__ or "")
 
 
