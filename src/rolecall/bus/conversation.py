@@ -73,7 +73,7 @@ async def notify(
 class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a history; ``mark`` says if its turn failed or was stopped. Of a user's message, ``said`` is what
     the user wrote where a role made another text of it, and ``images`` and ``files`` are those of its payload. Of an
-    answer, ``model`` and ``tokens`` (those of the answer itself)."""
+    answer, ``model`` and ``tokens`` (those of the answer itself), and whether it is ``plain``: no Markdown."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -84,6 +84,7 @@ class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
     files: tuple[dict[str, str], ...] = ()
     model: str = ""
     tokens: int = 0
+    plain: bool = False
 
 
 _decoder = msgspec.json.Decoder(Remembered)
@@ -108,7 +109,8 @@ def remembered(
         found = answered or {}
         tokens = found.get("tokens_out")
         model, tokens = str(found.get("model") or ""), tokens if isinstance(tokens, int) else 0
-        entries.append(Remembered("assistant", answer, turn, mark, model=model, tokens=tokens))
+        plain = bool(found.get("plain"))
+        entries.append(Remembered("assistant", answer, turn, mark, model=model, tokens=tokens, plain=plain))
     return [msgspec.json.encode(entry) for entry in entries]
 
 

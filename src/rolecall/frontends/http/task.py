@@ -82,6 +82,7 @@ class Task(BaseModel):
     place: int = 0
     role: str = Field("", description="the role working on it", examples=[""])
     text: str = Field("", description="the answer so far", examples=["Paris."])
+    plain: bool = Field(False, description="whether the text is no Markdown but to be shown as it is")
     error: Failure | None = Field(None, examples=[None])
     model: str = Field("", description="the model that answered", examples=["smollm2@local"])
     finish: str = Field("", examples=["stop"])
@@ -146,6 +147,7 @@ class TaskRef:
         task = self.task(
             state,
             text=answer,
+            plain=bool(final.get("plain")),
             model=str(final.get("model") or ""),
             finish=str(final.get("finish") or ""),
             calls=[
@@ -173,7 +175,8 @@ class TaskSnapshot:
         """A task just accepted, or a command executed at once."""
         ref = TaskRef(received.conversation, received.turn)
         if not received.turn:
-            return cls(ref, Task(id=None, conversation_id=received.conversation, state="done", text=received.reply))
+            told = Task(id=None, conversation_id=received.conversation, state="done", text=received.reply, plain=True)
+            return cls(ref, told)
         return cls(ref, ref.task("pending", place=received.place), received.before)
 
 

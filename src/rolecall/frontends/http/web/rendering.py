@@ -202,10 +202,10 @@ def compressed(name: str) -> bytes:
 @cache
 def files() -> dict[str, bytes]:
     """The static files by name; the scripts' texts are one of them."""
-    texts = f"export const texts = {json.dumps(dict(section('page')), ensure_ascii=False)};\n"
+    texts = json.dumps(dict(section("page")), ensure_ascii=False, separators=(",", ":"))
     paths = sorted([*STATIC.iterdir(), *(STATIC / "lib").iterdir()])
     found = {path.name: path.read_bytes() for path in paths if path.suffix in TYPES}
-    return {**found, "texts.js": texts.encode()}
+    return {**found, "texts.js": f"export const texts={texts}".encode()}
 
 
 @cache

@@ -33,7 +33,8 @@ ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 class Exchange(msgspec.Struct, omit_defaults=True):
     """One turn of a thread: what was said at ``at`` (ms since 1970) and what was answered. ``state`` is ``done``,
-    ``failed``, ``cancelled`` or ``running``; ``roles`` worked on it, for ``ms`` together. A notice has no turn."""
+    ``failed``, ``cancelled`` or ``running``; ``roles`` worked on it, for ``ms`` together. A ``plain`` answer is no
+    Markdown. A notice has no turn."""
 
     turn: str = ""
     said: str = ""
@@ -44,6 +45,7 @@ class Exchange(msgspec.Struct, omit_defaults=True):
     roles: list[str] = []
     model: str = ""
     tokens: int = 0
+    plain: bool = False
     images: tuple[str, ...] = ()
     files: tuple[dict[str, str], ...] = ()
 
@@ -146,7 +148,7 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
 def _remember(one: Exchange, entry: Remembered) -> None:
     one.state = MARKS.get(entry.mark, "done")
     if entry.role == "assistant":
-        one.answer, one.model, one.tokens = entry.text, entry.model, entry.tokens
+        one.answer, one.model, one.tokens, one.plain = entry.text, entry.model, entry.tokens, entry.plain
     else:
         one.said, one.images, one.files = entry.said or entry.text, entry.images, entry.files
 

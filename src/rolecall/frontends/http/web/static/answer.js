@@ -211,7 +211,7 @@ export class Answer {
     this.element.classList.remove("runs");
     for (const hop of all(".now", this.trail)) hop.classList.remove("now");
     this.settle(task.state, task.state === "failed" ? task.error?.text ?? "" : task.text, {
-      ms: this.lasted || Date.now() - this.began, model: task.model, tokens: task.usage?.tokens_out, cut: task.finish === "length",
+      ms: this.lasted || Date.now() - this.began, model: task.model, tokens: task.usage?.tokens_out, cut: task.finish === "length", plain: task.plain,
     });
     if (task.state === "done") say(find("[data-spoken]"), task.text.slice(0, 600));
     for (const other of running.values()) if (other.turn > this.turn && other.place > 1) other.wait({ place: other.place - 1 });
@@ -220,7 +220,7 @@ export class Answer {
   }
 
   /** Shows the final state. */
-  settle(state, text, { ms, model, tokens, cut, roles } = {}) {
+  settle(state, text, { ms, model, tokens, cut, roles, plain } = {}) {
     const follows = atEnd();
     this.state = state;
     this.characters = [...(text || (state === "cancelled" ? this.characters : ""))];
@@ -228,7 +228,7 @@ export class Answer {
     this.element.classList.toggle("stopped", state === "cancelled");
     if (this.drawing) cancelAnimationFrame(this.drawing);
     this.drawing = null;
-    show(this.body, this.text);
+    show(this.body, this.text, plain || state === "failed");
     if (roles) this.walked(roles.map((role) => ({ role, instance: role })));
     const facts = [
       state === "cancelled" ? t("stopped") : "", ms ? seconds(ms) : "", model, tokens ? t("tokens", { count: tokens }) : "",

@@ -63,11 +63,11 @@ function clear() {
 /** Shows what agents and programs send to this conversation without a question; called again, in another one. */
 const listen = live(() => name && `/chat/notices/${encodeURIComponent(name)}?after=${heard}`, {
   listening: (_, id) => { heard = id; },
-  notice: ({ text }, id) => {
+  notice: ({ text, plain }, id) => {
     heard = id;
     const follows = atEnd();
     welcome.hidden = true;
-    new Answer().settle("done", text);
+    new Answer().settle("done", text, { plain });
     if (follows) toEnd();
   },
 });
@@ -149,7 +149,7 @@ async function send(text, files = [], again = null) {
 
 /** Shows the reply of a command in the conversation `name`; under that of /reminders a button deletes each. */
 async function settleCommand(answer, name, text, task) {
-  answer.settle(task.state, task.text);
+  answer.settle(task.state, task.text, task);
   if (text.trim() !== REMINDERS) return;
   const { reminders } = await ask("GET", `/chat/reminders?conversation_id=${encodeURIComponent(name)}`);
   answer.foot.append(...reminders.map(({ id }, place) => {

@@ -13,8 +13,9 @@ const parser = new MarkdownIt({ html: false, linkify: true, breaks: true, maxNes
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false, fuzzyIP: false });
 parser.validateLink = (address) => Boolean(harmless(address)) || !/^[a-z][a-z0-9+.-]*:/i.test(address);
 
-/** Shows `text` in `container`. Blocks that did not change since the last call are kept. */
-export function show(container, text) {
+/** Shows `text` in `container`, as it is if `plain`. Blocks that did not change since the last call are kept. */
+export function show(container, text, plain) {
+  if (plain) return container.replaceChildren(make("p", { class: "written", dir: "auto" }, text));
   const shown = [...container.children];
   const lines = text.split(/\r\n|[\n\r]/);
   const blocks = split(parser.parse(text, {}));

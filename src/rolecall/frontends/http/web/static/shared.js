@@ -12,7 +12,7 @@ for (const one of found?.exchanges ?? []) {
   if (!one.answer) continue;
   const body = make("div", { class: "body prose" });
   thread.append(make("article", { class: `answer ${one.state === "failed" ? "failed" : ""}` }, body));
-  show(body, one.answer);
+  show(body, one.answer, one.plain || one.state === "failed");
 }
 thread.addEventListener("click", (event) => {
   const target = event.target.closest("[data-copy]");
