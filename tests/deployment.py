@@ -11,6 +11,7 @@ from typing import Any
 
 from rolecall.agent.mcp import ToolServer
 from rolecall.agent.role import Role
+from rolecall.background import cancel_and_wait
 from rolecall.bus.events import Event
 from rolecall.config import Application
 from rolecall.frontends.front import Front, Received
@@ -19,6 +20,7 @@ from rolecall.session import Session, open_session
 from rolecall.settings import Settings, Terms
 from rolecall.transcripts.scribe import Scribe
 from rolecall.worker.runtime import Runtime
+from rolecall.worker.worker import END_SECONDS
 
 
 @dataclass
@@ -96,4 +98,5 @@ async def deployed(
             await asyncio.wait(working)
             if writing is not None:
                 await writer.stop()
-                await writing
+                await asyncio.wait([writing], timeout=END_SECONDS)
+                await cancel_and_wait(writing)  # the server may be gone
