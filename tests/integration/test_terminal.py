@@ -109,7 +109,7 @@ def test_keys_that_are_no_utf_8_are_sent_as_from_a_pipe(app: Path, open_terminal
 
 def test_ctrl_z_suspends_the_chat_until_it_is_brought_back(app: Path, open_terminal: Open) -> None:
     terminal = open_terminal(app, "bash", "--norc", "-i", PS1="shell> ")
-    terminal.send(f"{ROLECALL} chat --name gil\r")
+    terminal.send(f'"{ROLECALL}" chat --name gil\r')
     terminal.wait_for("›")
     terminal.send("half a line" + CTRL_Z)
     terminal.wait_for("Stopped")
