@@ -151,13 +151,11 @@ async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
             assert [answer.text for answer in answers] == ["after 2.5"] * 5
             assert (await deployment.answer(await taken)).text == "after 0"
         assert await count_dead_letters(deployment.session.bus) == 0
-        sentinels.stop_sentinels(2)
-        sentinels.primary().kill()
-        await wait_until(lambda: complains(sentinels.url, "1 of 3 Sentinels answer and have not elected another"))
-        sentinels.stop_sentinels(3)
-        assert "no Sentinel answers" in await complaint(sentinels.url)
-        for node in sentinels.nodes:  # so that the deployment can leave
-            node.kill()
+    sentinels.stop_sentinels(2)
+    sentinels.primary().kill()
+    await wait_until(lambda: complains(sentinels.url, "1 of 3 Sentinels answer and have not elected another"))
+    sentinels.stop_sentinels(3)
+    assert "no Sentinel answers" in await complaint(sentinels.url)
 
 
 async def test_a_cluster_that_is_not_whole_is_named(directory: Path) -> None:

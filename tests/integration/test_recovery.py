@@ -125,6 +125,10 @@ class Stage:
     async def _alive(self, count: int) -> bool:
         return len(await live_processes(self.bus)) >= count
 
+    async def _at_work(self) -> bool:
+        """Whether a process has given its second sign of life, so that its start is over."""
+        return any(process.uptime > 0.2 for process in await live_processes(self.bus))
+
     async def say(self, conversation: str, text: str) -> Received:
         """Send ``text``, which is taken."""
         received = await self.front.receive(conversation, text)
@@ -297,7 +301,7 @@ async def test_a_process_without_work_to_wait_for_ends_on_sigterm(stage: Stage) 
         environment(stage.server.url, stage.clocks), stage.directory / "scribe.log",
     ))  # fmt: skip
     scribe.start()
-    await wait_until(lambda: stage._alive(1), seconds=30)
+    await wait_until(stage._at_work, seconds=30)
     scribe.send(signal.SIGTERM)
     assert await exit_status(scribe) == 0
 
