@@ -17,7 +17,7 @@ run: $(VENV)/all ## the whole system with a local model: sets up once, then open
 	@$(BIN)/rolecall up --foreground
 
 # Bytecode is kept here even where the environment says otherwise: hundreds of processes import the same modules.
-test: $(VENV)/dev ## all tests: four to five minutes on two cores
+test: $(VENV)/dev ## all tests: about five minutes on two cores
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 5 --dist worksteal -rs $(ARGS)
 	@echo "left out: the web page in a browser (make test-browser), the long versions (make proof, make serving-proof)"
 
