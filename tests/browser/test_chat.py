@@ -149,7 +149,7 @@ async def test_a_message_whose_acceptance_was_lost_is_asked_once_when_sent_again
     await expect(page.locator(".answer .body")).to_have_text("only once")
     await page.reload()
     await expect(page.locator(".answer .body")).to_have_text("only once")
-    for _ in range(2):  # whoever means it may say the same twice
+    for _ in range(2):  # the same text may be sent twice on purpose
         await say(page, "and again")
     await expect(page.locator(".answer .body", has_text="and again")).to_have_count(2)
 

@@ -239,8 +239,8 @@ class Recorder:
             self._writing.cancel()
 
     async def gone(self) -> NoReturn:
-        """Another process owns the entry, or the turn is suspended: block until the handler is cancelled. One that has
-        been, and still asks for steps to clean up, is told so again."""
+        """Another process owns the entry, or the turn is suspended: block until the handler is cancelled. A handler
+        that asks for steps while it cleans up after a cancellation is cancelled again."""
         self._lost()
         task = asyncio.current_task()
         if task is not None and task.cancelling():

@@ -134,18 +134,24 @@ class Files:
 
     async def find(self, file_id: str) -> tuple[StoredFile, bytes] | None:
         """A file and its data; None if there is none of that id, any more or ever."""
-        file = next((file for file in await self.list() if file.id == file_id), None)
-        if file is None:
+        if (file := await self._known(file_id)) is None:
             return None
-        blob = await Blobs(self.bus).get(self._place(file.blob and file.id), file.blob or file.id)
+        blob = await Blobs(self.bus).get(*self._blob_of(file))
         return (file, blob.data) if blob is not None else None
 
     async def delete(self, file_id: str) -> None:
         """Delete a file. Idempotent."""
-        file = next((file for file in await self.list() if file.id == file_id), None)
+        file = await self._known(file_id)
         await self.bus.server.fetch("HDEL", self._key, file_id)
         if file is not None:
-            await Blobs(self.bus).delete(self._place(file.blob and file.id), file.blob or file.id)
+            await Blobs(self.bus).delete(*self._blob_of(file))
+
+    async def _known(self, file_id: str) -> StoredFile | None:
+        return next((file for file in await self.list() if file.id == file_id), None)
+
+    def _blob_of(self, file: StoredFile) -> tuple[str, str]:
+        """In whose name the blob of ``file`` is stored, and its id."""
+        return (self._place(file.id), file.blob) if file.blob else (self.owner, file.id)
 
     def _place(self, own: str) -> str:
         """The conversation in whose name a blob is stored; ``own`` is the id of a file that is stored apart."""

@@ -236,8 +236,9 @@ async def _settle_and_take(
             answered.set_exception(error) if error else answered.set_result(sent.result()[0])
 
     try:
-        values |= {"streams": streams, "demands": order.flat()}
-        bus.server.start(script, *blocks, take_block(bus, shard, order), **values).add_done_callback(replied)
+        block, demands = take_block(bus, shard, order), order.flat()
+        sent = bus.server.start(script, *blocks, block, **values, streams=streams, demands=demands)
+        sent.add_done_callback(replied)
     except BaseException:
         refill.deliver([])
         raise

@@ -157,7 +157,7 @@ async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Eve
     asked, requests = list[int](), SimpleQueue[bool]()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked and number == HANG_UP:  # a terminal that closes may say so twice
+        if asked and number == HANG_UP:  # a closing terminal may send it twice
             return
         if asked:
             print("rolecall: ended without waiting", file=sys.stderr)
