@@ -217,6 +217,9 @@ async def test_with_wait_replicas_nothing_is_accepted_that_no_replica_has(direct
         freeze(replica)
         with pytest.raises(ServerUnavailable, match="0 of 1 replicas confirmed"):
             await admit(bus, message, idempotency="second")
+        burst = [Envelope(conversation=f"test:{n}", payload={"text": "hello"}) for n in range(2, 22)]
+        refused = await asyncio.gather(*(admit(bus, one) for one in burst), return_exceptions=True)
+        assert {type(admission) for admission in refused} == {ServerUnavailable}
         replica.process.thaw()
         assert (await admit(bus, message, idempotency="second")).outcome == "DUP"
         assert replica.client.hget(bus.shard("test:1").conversation("test:1"), "seq") == "2"

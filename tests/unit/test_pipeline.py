@@ -12,6 +12,7 @@ import pytest
 from rolecall.errors import ServerFull, ServerRefused, ServerUnavailable
 from rolecall.redis import keys
 from rolecall.redis.leader import LEASE
+from rolecall.redis.pipeline import BURST
 from rolecall.redis.server import RedisServer
 from tests.valkey import ValkeyProcess
 
@@ -79,3 +80,21 @@ async def test_closing_fails_what_is_unanswered(tmp_path: Path) -> None:
         await server.aclose()
         with pytest.raises(ServerUnavailable, match="closed"):
             await blocked
+
+
+async def test_commands_in_the_moment_the_connection_breaks_fail_as_all_others_do(tmp_path: Path) -> None:
+    process = ValkeyProcess(tmp_path)
+    process.start()
+    server = RedisServer(process.url)
+    try:
+        await server.call("PING")
+        process.kill()
+        futures = []
+        while server.connected:
+            futures += [server.send("PING") for _ in range(BURST)]
+            await asyncio.sleep(0)
+        replies = await asyncio.gather(*futures, return_exceptions=True)
+        assert {type(reply) for reply in replies} == {ServerUnavailable}
+    finally:
+        await server.aclose()
+        process.kill()

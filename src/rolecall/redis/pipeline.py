@@ -1,5 +1,5 @@
-"""One pipelined connection: commands issued in the same tick of the event loop are sent in one write, and no command
-waits for another's reply. redis-py connects, authenticates, encrypts and parses."""
+"""One pipelined connection: no command waits for another's reply, and those issued in the same tick of the event loop
+share a few writes. redis-py connects, authenticates, encrypts and parses."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from rolecall.redis.scripts import Arg, Script
 CONNECT_SECONDS = 5.0
 """How long opening a connection may take in all: name, TCP, TLS, user and password, scripts. A peer that accepts and
 then says nothing is given up like one that does not accept."""
+BURST = 8
+"""So many commands are written without waiting for more of the same tick: the server works on them while the rest of a
+burst is still being made."""
 SETTLED_SECONDS = 1.0
 """The age at which a connection to a replica is opened anew: once a second while the address still leads there."""
 
@@ -70,6 +73,7 @@ class Wire:
         self._opened = 0.0
         self._connection: Connection = None
         self._opening: Connection = None
+        self._writer: asyncio.StreamWriter | None = None
         self._queued: list[Command] = []
         self._waiting: deque[Command] = deque()
         self._loaded: set[str] = set()
@@ -105,7 +109,11 @@ class Wire:
         if asking:
             self._queued.append((nobody(), ASKING, REDIRECTIONS))
         self._queued.append(command)
-        self._something.set()
+        enough = not self._waiting or len(self._queued) >= BURST
+        if enough and self._writer is not None:
+            self._flush(self._writer)
+        else:
+            self._something.set()
 
     def reconnect(self) -> None:
         """Open the connection anew; what waits for a reply fails."""
@@ -153,20 +161,30 @@ class Wire:
         finally:
             self._opening = None
         on_bytes(connection, self._heard)
+        connection._writer.transport.set_write_buffer_limits(high=0)  # else uvloop writes only at the end of a tick
         self._connection = connection
         self._opened = time.monotonic()
         self._works()
         return connection
 
     async def _write(self, connection: Connection) -> None:
+        # Kept, because redis-py forgets its own when a read fails, which is before this wire learns of it.
+        writer: asyncio.StreamWriter = connection._writer
+        self._writer = writer
         while True:
             await self._something.wait()
             self._something.clear()
-            batch, self._queued = self._queued, []
-            if not self._waiting:
-                self._heard()
-            self._waiting.extend(batch)
-            await connection.send_packed_command(b"".join([data for _, data, _ in batch]), check_health=False)
+            if self._queued:
+                self._flush(writer)
+                await writer.drain()
+
+    def _flush(self, writer: asyncio.StreamWriter) -> None:
+        """Write what is queued. What comes too late for the connection fails with it."""
+        batch, self._queued = self._queued, []
+        if not self._waiting:
+            self._heard()
+        self._waiting.extend(batch)
+        writer.write(b"".join([data for _, data, _ in batch]))
 
     async def _read(self, connection: Connection) -> None:
         while True:
@@ -232,6 +250,7 @@ class Wire:
         self._heard_at = time.monotonic()
 
     def _fail(self, error: BaseException) -> None:
+        self._writer = None
         if isinstance(found := server_error(error), ServerUnavailable) and not self._closed:
             self._note(found)
         pending = [command[0] for command in (*self._waiting, *self._queued)]
@@ -244,7 +263,7 @@ class Wire:
                 future.set_exception(server_error(error))
 
     async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._writer = self._connection, None, None
         if connection is not None:
             await close(connection)
 
