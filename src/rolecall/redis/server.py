@@ -92,6 +92,8 @@ class RedisServer:
         self.topology = Topology.of(url, {"socket_timeout": None, **self._options}, self.leave)
         self._socket_timeout = socket_timeout
         self._wires: dict[Place, Wire] = {}
+        # Scripts that are confirmed take messages in. They have connections of their own also where none confirms, so that
+        # a burst of messages does not go before the steps of the turns at work.
         self._confirmed: dict[Place, Wire] = {}
         self._replicas, self._wait_seconds = wait_replicas, wait_seconds
         self._readers: list[BlockingReader | ShardedReader] = []
@@ -150,7 +152,7 @@ class RedisServer:
     def _wire(self, wires: dict[Place, Wire], place: Place) -> Wire:
         wire = wires.get(place)
         if wire is None:
-            node, confirming = _Node(self, wires, place), wires is self._confirmed
+            node, confirming = _Node(self, wires, place), wires is self._confirmed and self._replicas > 0
             wire = self._confirming(node) if confirming else Wire(node, self._socket_timeout, self.outage)
             wires[place] = wire
         return wire
@@ -326,7 +328,7 @@ class RedisServer:
             script = script.sharded
         command = ("EVAL" if whole else "EVALSHA") + ("_RO" if script.reads else "")
         place = self.topology.place((command, script.sha, *arguments[:2]))
-        wire = self._wire(self._confirmed if script.confirmed and self._replicas else self._wires, place)
+        wire = self._wire(self._confirmed if script.confirmed else self._wires, place)
         return wire.send((command, script.body, *arguments)) if whole else wire.run(command, script, arguments)
 
 
