@@ -39,6 +39,7 @@ from rolecall.errors import RolecallError
 Arg: TypeAlias = str | bytes | int | float
 Block: TypeAlias = Mapping[str, object]
 """Values by name: single ones, or lists of them."""
+LISTS = (list, tuple)
 _Getter: TypeAlias = Callable[[Block], tuple[Any, ...]]
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
@@ -140,7 +141,7 @@ class Script:
         if passed.keys() != self.names:
             return _difference(self.name, self.names, passed)
         lists = {self.key_list, *self.arg_lists}
-        wrong = sorted(name for name, value in passed.items() if isinstance(value, list | tuple) != (name in lists))
+        wrong = sorted(name for name, value in passed.items() if isinstance(value, LISTS) != (name in lists))
         kinds = (f"{name} takes {'a list' if name in lists else 'a single value'}" for name in wrong)
         return ScriptError(f"{self.name}: {'; '.join(kinds) or 'expected strings, bytes and numbers'}")
 
@@ -303,7 +304,7 @@ def _getter(names: Sequence[str]) -> _Getter:
 
 
 def _listed(items: object) -> Sequence[Any]:
-    if isinstance(items, list | tuple):
+    if isinstance(items, LISTS):
         return items
     raise TypeError("a list is expected")
 

@@ -62,7 +62,8 @@ class Roster:
         if self.isolated():
             return None
         for instance in self.instances.get(role, ()):
-            if instance.free and (found is None or instance.handled < found.handled):
+            # Most of a busy role have a delivery, which is cheaper to tell than whether one is free.
+            if instance.delivery is None and instance.free and (found is None or instance.handled < found.handled):
                 found = instance
         return found
 
