@@ -16,8 +16,11 @@ from rolecall.redis.scripts import milliseconds
 from rolecall.redis.server import text_map
 
 MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,60}/[A-Za-z0-9.+_-]{1,100}", re.ASCII)
-
-
+IMAGES = (
+    (b"\x89PNG\r\n\x1a\n", b"", "image/png"), (b"\xff\xd8\xff", b"", "image/jpeg"), (b"GIF8", b"", "image/gif"),
+    (b"RIFF", b"WEBP", "image/webp"),
+)  # fmt: skip
+"""How images begin, what they have at byte 8, and their media types."""
 SOUNDS = (
     (0, b"OggS", "audio/ogg"), (0, b"fLaC", "audio/flac"), (0, b"RIFF", "audio/wav"), (0, b"ID3", "audio/mpeg"),
     (0, b"\x1aE\xdf\xa3", "audio/webm"), (4, b"ftyp", "audio/mp4"), (0, b"\xff\xf1", "audio/aac"),
@@ -165,6 +168,12 @@ class Files:
 async def forget_files(bus: Bus, owner: str) -> None:
     """Forget which files ``owner`` has; the blobs expire. Idempotent."""
     await bus.server.fetch("DEL", bus.shard(owner).files(owner))
+
+
+def image_type(start: bytes) -> str:
+    """The media type of an image by its first 12 bytes; empty if it is none that models read."""
+    matching = (kind for begins, later, kind in IMAGES if start.startswith(begins) and start[8:].startswith(later))
+    return next(matching, "")
 
 
 def sound_type(data: bytes, claimed: str) -> str:

@@ -92,7 +92,7 @@ class RedisServer:
         self.topology = Topology.of(url, {"socket_timeout": None, **self._options}, self.leave)
         self._socket_timeout = socket_timeout
         self._wires: dict[Place, Wire] = {}
-        # Confirmed scripts take messages in. They have connections of their own also where no replica confirms anything,
+        # Confirmed scripts take messages in. They have connections of their own also where no replica confirms,
         # so that a burst of messages does not go before the steps of the turns at work.
         self._confirmed: dict[Place, Wire] = {}
         self._replicas, self._wait_seconds = wait_replicas, wait_seconds

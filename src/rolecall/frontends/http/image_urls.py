@@ -10,8 +10,9 @@ from collections.abc import Collection, MutableMapping
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import IO, TYPE_CHECKING
 
+from rolecall.bus.blobs import image_type
 from rolecall.frontends.http.body import IN_MEMORY, Upload
-from rolecall.frontends.http.intake import MAX_IMAGES, image_type
+from rolecall.frontends.http.intake import MAX_IMAGES
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.settings import Settings, client_options
 from rolecall.version import __version__

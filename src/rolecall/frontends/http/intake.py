@@ -19,7 +19,7 @@ from urllib.parse import quote
 from fastapi import Header
 from msgspec.structs import replace
 
-from rolecall.bus.blobs import Blobs
+from rolecall.bus.blobs import Blobs, image_type
 from rolecall.bus.client_request import MAX_BYTES, ClientMessage, ClientRequest, fitting, lifetime, store_request
 from rolecall.bus.conversation import replace_turns
 from rolecall.bus.envelope import MAX_TEXT_BYTES, check_conversation
@@ -35,11 +35,6 @@ from rolecall.frontends.http.task import TaskRef
 PREFIX = "http:"
 LANGUAGE_CODE = re.compile(r"[a-zA-Z]{2,8}(-[a-zA-Z0-9]{1,8}){0,8}", re.ASCII)
 DATA_URL = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,(.*)", re.ASCII | re.DOTALL)
-SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", b"", "image/png"), (b"\xff\xd8\xff", b"", "image/jpeg"), (b"GIF8", b"", "image/gif"),
-    (b"RIFF", b"WEBP", "image/webp"),
-)  # fmt: skip
-"""How images begin, what they have at byte 8, and their media types."""
 STORED = re.compile(r"blob:([0-9a-f]{32})", re.ASCII)
 """The URL of an image that is stored already."""
 MAX_IMAGES = 16
@@ -226,12 +221,6 @@ async def store_pictures(
         if one.images else one
         for one in messages
     ])  # fmt: skip
-
-
-def image_type(start: bytes) -> str:
-    """The media type of an image by its first 12 bytes; empty if it is none that models read."""
-    matching = (kind for begins, later, kind in SIGNATURES if start.startswith(begins) and start[8:].startswith(later))
-    return next(matching, "")
 
 
 async def _store_image(blobs: Blobs, conversation: str, url: str, uploads: Mapping[str, Upload]) -> str:

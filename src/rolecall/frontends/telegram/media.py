@@ -11,7 +11,7 @@ from typing import Any
 from telegram import Bot
 from telegram.error import BadRequest, Forbidden, NetworkError, TelegramError
 
-from rolecall.bus.blobs import UNHEARD, Blobs, sound_type
+from rolecall.bus.blobs import UNHEARD, Blobs, image_type, sound_type
 from rolecall.errors import BlobTooLarge
 from rolecall.frontends.document_text import Locked
 from rolecall.frontends.documents import shorten, text_of
@@ -78,6 +78,8 @@ class Media:
             self._check(attached)
             data, media_type = await self._fetch_one(attached), attached.media_type
             if attached.kind == "image":
+                if not (media_type := image_type(data)):  # whatever its sender calls it
+                    raise UnusableFile("file_unknown", name=attached.name)
                 return "images", await self.blobs.put(conversation, data, media_type)
             if attached.kind == "voice" and (media_type := sound_type(data, media_type)) in UNHEARD:
                 raise UnusableFile("file_unknown", name=attached.name)

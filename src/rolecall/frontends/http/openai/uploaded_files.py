@@ -15,14 +15,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Path, Query, Response, UploadFile
 
-from rolecall.bus.blobs import Files, StoredFile
+from rolecall.bus.blobs import Files, StoredFile, image_type
 from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.document_text import Locked
 from rolecall.frontends.documents import shorten, text_of
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
-from rolecall.frontends.http.intake import PREFIX, image_type
+from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.openai.completion_request import ChatMessage, ImageUrl
 from rolecall.frontends.http.openai.request_fields import FilePart
 from rolecall.frontends.http.openai.response_request import InputItem
