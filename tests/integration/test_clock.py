@@ -17,11 +17,14 @@ from rolecall import Agent, Context, Envelope, Retry
 from rolecall.agent.role import Role
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.bus.leases import ensure_groups
+from rolecall.bus.leases import ensure_groups, renew_idle
+from rolecall.bus.maintenance import mend_step
+from rolecall.bus.settle import defer
+from rolecall.bus.turn import Records
 from rolecall.redis.leader import Leader
-from rolecall.redis.server import RedisServer
+from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings
-from tests.bus.steps import ask, finals, take_role
+from tests.bus.steps import ask, finals, take_one, take_role
 from tests.deployment import Deployment, deployed
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until
@@ -107,6 +110,32 @@ async def test_what_runs_and_what_sleeps_is_answered_once_and_in_its_time(
         assert (await deployment.ask("test:new", "sleep 0")).kind == "final"
         assert sorted(begun) == sorted([*(f"test:{n}" for n in range(8)), "test:later", "test:later", "test:new"])
         assert await count_dead_letters(deployment.session.bus) == 0
+
+
+@needs_library
+@pytest.mark.parametrize("step", STEPS)
+async def test_turns_sleep_as_long_as_they_were_to_whether_they_fell_asleep_before_or_after_the_step(
+    server: Clocked, step: int
+) -> None:
+    connection = RedisServer(server.url)
+    bus = Bus(connection, Settings(**CLOCKS), "host:1~aaaaaa")
+    shard = bus.shards[0]
+
+    async def falls_asleep(conversation: str) -> None:
+        await ask(bus, conversation)
+        await defer(bus, await take_one(bus), 60, None, "later", Records("i"))
+
+    await ensure_groups(bus, shard, ["manager"])
+    await renew_idle(bus, [shard])
+    await falls_asleep("test:before")
+    server.step(step)
+    await falls_asleep("test:after")
+    await renew_idle(bus, [shard])
+    await mend_step(bus, shard, ["manager"])
+    now = await server_ms(connection)
+    due = [float(await connection.call("ZSCORE", shard.deferred, name)) for name in ("test:before", "test:after")]
+    assert [(at - now) / 1000 for at in due] == pytest.approx([60, 60], abs=5)
+    await connection.aclose()
 
 
 @needs_library

@@ -1,7 +1,7 @@
 """Every verb of the bus in any order by any process, right or wrong: the promises of the design hold after each step.
 
 The negative controls show that the checks would notice: each breaks one line of one script, and has to be caught.
-`make proof` walks four times as long, and breaks the lines too that are seldom come by (``ROLECALL_WALKS``).
+`make proof` walks seven times as long, and breaks the lines too that are seldom come by (``ROLECALL_WALKS``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rolecall.redis.scripts import Arg, Block, Script, _placed, loaded_scripts
 from rolecall.redis.server import RedisServer
 from tests.bus.machine import Focus, machine_on
 
-WALKS = int(os.environ.get("ROLECALL_WALKS", "500"))
+WALKS = int(os.environ.get("ROLECALL_WALKS", "300"))
 LONG = WALKS >= 1000
 PARTS = 5
 """The walks are divided, so that several processes can walk."""

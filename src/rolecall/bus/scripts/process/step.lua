@@ -33,11 +33,13 @@ local function move(key, low, high, to)
   end
 end
 
--- What was written after the step, until it was noticed, is told apart by its time.
+-- What was written after the step, until it was noticed, is told apart by its time: who slept before is due after what the
+-- clock showed, give or take a late promotion. A sleep that began in that moment and is longer than a step back ends early.
 if shift > 0 then
   move(DEFERRED, '-inf', before + shift - 10000, function(due) return due + shift end)
   move(ACTIVE, '-inf', before, function(since) return since + shift end)
 else
-  move(DEFERRED, '(' .. string.format('%.0f', NOW), '+inf', function(due) return math.max(NOW, due + shift) end)
+  local first = string.format('%.0f', math.max(NOW, before - 10000))
+  move(DEFERRED, '(' .. first, '+inf', function(due) return math.max(NOW, due + shift) end)
 end
 return 1
