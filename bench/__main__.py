@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bench.bus import at_rest, first_pieces, full_turns, plain_messages, short_waits, two_hops
+from bench.bus import at_rest, first_pieces, full_turns, one_role_turns, plain_messages, short_waits, two_hops
 from bench.loop import on_fastest_loop
 from bench.raw import fsync_ms, raw_messages, raw_two_hops
 from rolecall.redis.embedded import EmbeddedServer
@@ -27,6 +27,7 @@ from rolecall.worker.runtime import GC_THRESHOLD
 MODES = ("everysec", "always")
 RAW, PLAIN, FULL, HOPS, WAITS = 20_000, 100, 2_000, 300, 200
 IDLE_SECONDS = 8.0
+FIGURES = ("raw", "plain", "full", "own", "shared", "raw50", "raw99", "p50", "p99", "piece", "waits", "fsync")
 RAW_ROW, PLAIN_ROW, FULL_ROW = "raw redis-py loop, messages/s", "plain messages/s", "full turns/s"
 RAW_P50_ROW, RAW_P99_ROW = "raw two hops, p50 ms", "raw two hops, p99 ms"
 P50_ROW, P99_ROW = "two hops, p50 ms", "two hops, p99 ms"
@@ -75,6 +76,10 @@ async def measure(rounds: int) -> list[Row]:
         Row("  as a share of raw, %", ratio("plain", "raw", 100), "{:.1f}", least=25),
         Row(FULL_ROW, of("full")),
         Row("  as a share of raw, %", ratio("full", "raw", 100), "{:.1f}", least=6.2),
+        Row("one-role turns/s", of("own")),
+        Row("  as a share of raw, %", ratio("own", "raw", 100), "{:.1f}", least=14),
+        Row("one-role turns/s in 64 conversations", of("shared")),
+        Row("  as a share of raw, %", ratio("shared", "raw", 100), "{:.1f}", least=12),
         Row(RAW_P50_ROW, of("raw50"), "{:.2f}"),
         Row(RAW_P99_ROW, of("raw99"), "{:.2f}"),
         Row(P50_ROW, of("p50"), "{:.2f}"),
@@ -89,15 +94,15 @@ async def measure(rounds: int) -> list[Row]:
 
 
 async def _measure_mode(mode: str, rounds: int) -> dict[str, float]:
-    found: dict[str, list[float]] = {
-        name: [] for name in ("raw", "plain", "full", "raw50", "raw99", "p50", "p99", "piece", "waits", "fsync")
-    }
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
     async with serving(mode) as (url, directory):
         for _ in range(rounds):
             found["fsync"].append(fsync_ms(directory))
             found["raw"].append(await raw_messages(url, RAW))
             found["plain"].append(await plain_messages(url, PLAIN))
             found["full"].append(await full_turns(url, FULL))
+            found["own"].append(await one_role_turns(url, FULL, FULL))
+            found["shared"].append(await one_role_turns(url, FULL, 64))
             bare = await raw_two_hops(url, HOPS)
             found["raw50"].append(statistics.median(bare))
             found["raw99"].append(bare[len(bare) * 99 // 100])

@@ -88,5 +88,5 @@ def application(roles: Iterable[Role], shards: int = 1) -> Application:
 
 
 def settings(shards: int = 1) -> Settings:
-    """The settings as they come, but for the hops of the plain run and the number of turns that wait."""
-    return Settings(shards=shards, hop_limit=100, in_flight_limit=1_000_000)
+    """The settings as they come, but for the hops of the plain run and the numbers of turns that wait."""
+    return Settings(shards=shards, hop_limit=100, in_flight_limit=1_000_000, mailbox_limit=1000)

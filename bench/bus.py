@@ -58,6 +58,12 @@ async def full_turns(url: str, conversations: int) -> float:
         return conversations / await _all_answered(runtime, conversations, "samplellm")
 
 
+async def one_role_turns(url: str, turns: int, conversations: int) -> float:
+    """Turns per second over the manager alone, which answers at once; so many ``turns`` in ``conversations``."""
+    async with running(url, FULL[:1]) as runtime:
+        return turns / await _all_answered(runtime, turns, "", conversations)
+
+
 async def short_waits(url: str, conversations: int) -> float:
     """Seconds until so many turns have ended, each of which waits WAIT_SECONDS in one of 50 instances."""
     async with running(url, WAITING) as runtime:
@@ -127,10 +133,12 @@ async def at_rest(url: str, log_dir: Path, shards: int, seconds: float) -> tuple
         return rate, listed.count(b"\n") - 1
 
 
-async def _all_answered(runtime: Runtime, conversations: int, to: str) -> float:
+async def _all_answered(runtime: Runtime, turns: int, to: str, conversations: int = 0) -> float:
+    """Seconds until ``turns`` that go on to the role ``to`` are answered, by default each in its own conversation."""
     began, active = time.perf_counter(), runtime.bus.shards[0].active
+    payload = {"text": FILLER, "to": to} if to else {"text": FILLER}
     envelopes = [
-        Envelope(conversation=f"bench:{number}", payload={"text": FILLER, "to": to}) for number in range(conversations)
+        Envelope(conversation=f"bench:{number % (conversations or turns)}", payload=payload) for number in range(turns)
     ]
     coming = iter(envelopes)
 
