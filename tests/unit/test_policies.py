@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -221,6 +222,30 @@ async def test_a_handler_gets_its_time_and_no_more() -> None:
 
     with pytest.raises(TurnTimeout, match=r"echo took more than 0\.01 s"):
         await handled(forever, rules=Rules("echo", RULES.roles, 16, 0.01))
+
+
+async def test_a_handler_that_goes_on_after_its_time_leaves_its_task_uncancelled() -> None:
+    async def stubborn(envelope: Envelope, ctx: Context) -> Envelope:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return envelope.reply("at last")
+
+    assert (await handled(stubborn, rules=Rules("echo", RULES.roles, 16, 0.01))).text == "at last"
+    task = asyncio.current_task()
+    assert task is not None and not task.cancelling()
+
+
+async def test_a_handler_that_is_cancelled_at_the_end_of_its_time_stays_cancelled() -> None:
+    async def cancelled_twice(envelope: Envelope, ctx: Context) -> Envelope:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            task.cancel()
+        return envelope
+
+    task = asyncio.create_task(handled(cancelled_twice, rules=Rules("echo", RULES.roles, 16, 0.01)))
+    await asyncio.wait([task])
+    assert task.cancelled() and task.cancelling() == 1
 
 
 async def test_a_handler_that_is_cancelled_stays_cancelled() -> None:

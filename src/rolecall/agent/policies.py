@@ -140,16 +140,30 @@ def refuse(handler: Handler, rules: Rules) -> Handler:
 
 
 def timeout(handler: Handler, rules: Rules) -> Handler:
-    """Cancel a handler that exceeds its time."""
+    """Cancel a handler that exceeds its time. As asyncio.timeout does, which is a thirteenth of what a light handling
+    costs; this is half of that."""
 
     async def timed(envelope: Envelope, ctx: Context) -> Envelope:
+        task, expired = asyncio.current_task(), False
+        assert task is not None
+        cancelled_before = task.cancelling()
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(rules.timeout, expire)
         try:
-            async with asyncio.timeout(rules.timeout) as limit:
-                return await handler(envelope, ctx)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TurnTimeout(f"{rules.role} took more than {rules.timeout:g} s") from error
+            return await handler(envelope, ctx)
+        except asyncio.CancelledError as error:
+            if expired and task.cancelling() == cancelled_before + 1:  # by nobody else
+                raise TurnTimeout(f"{rules.role} took more than {rules.timeout:g} s") from error
+            raise
+        finally:
+            timer.cancel()
+            if expired:
+                task.uncancel()
 
     return timed
 
