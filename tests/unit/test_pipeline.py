@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from rolecall.errors import ServerFull, ServerRefused, ServerUnavailable
 from rolecall.redis import keys
@@ -82,19 +83,26 @@ async def test_closing_fails_what_is_unanswered(tmp_path: Path) -> None:
             await blocked
 
 
-async def test_commands_in_the_moment_the_connection_breaks_fail_as_all_others_do(tmp_path: Path) -> None:
-    process = ValkeyProcess(tmp_path)
-    process.start()
-    server = RedisServer(process.url)
-    try:
-        await server.call("PING")
-        process.kill()
-        futures = []
-        while server.connected:
-            futures += [server.send("PING") for _ in range(BURST)]
-            await asyncio.sleep(0)
-        replies = await asyncio.gather(*futures, return_exceptions=True)
-        assert {type(reply) for reply in replies} == {ServerUnavailable}
-    finally:
-        await server.aclose()
-        process.kill()
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_commands_in_the_moment_the_connection_breaks_fail_as_all_others_do(
+    tmp_path: Path, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def send_while_it_breaks() -> list[object]:
+        process = ValkeyProcess(tmp_path)
+        process.start()
+        server = RedisServer(process.url)
+        try:
+            await server.call("PING")
+            process.kill()
+            futures = []
+            while server.connected:
+                futures += [server.send("PING") for _ in range(BURST)]
+                await asyncio.sleep(0)
+            return [*await asyncio.gather(*futures, return_exceptions=True)]
+        finally:
+            await server.aclose()
+            process.kill()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        replies = runner.run(send_while_it_breaks())
+    assert {type(reply) for reply in replies} == {ServerUnavailable}

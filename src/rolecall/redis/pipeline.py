@@ -179,12 +179,13 @@ class Wire:
                 await writer.drain()
 
     def _flush(self, writer: asyncio.StreamWriter) -> None:
-        """Write what is queued. What comes too late for the connection fails with it."""
+        """Write what is queued. What comes too late for the connection fails with it: uvloop would raise for a write."""
         batch, self._queued = self._queued, []
         if not self._waiting:
             self._heard()
         self._waiting.extend(batch)
-        writer.write(b"".join([data for _, data, _ in batch]))
+        if not writer.is_closing():
+            writer.write(b"".join([data for _, data, _ in batch]))
 
     async def _read(self, connection: Connection) -> None:
         while True:
