@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rolecall.errors import ServerRefused
 from rolecall.redis.server import RedisServer
 from tests.proxy import Proxy
 from tests.valkey import ValkeyProcess
@@ -28,20 +30,24 @@ async def lose_the_disk(server: RedisServer, directory: Path) -> None:
     await server.call("CONFIG", "SET", "save", "3600 1")
     (directory / SNAPSHOT).unlink(missing_ok=True)  # a replica has one
     (directory / SNAPSHOT).mkdir()  # where the file should be
-    await server.call("BGSAVE", "SCHEDULE")
     await saved(server, "err")
 
 
 async def find_the_disk(server: RedisServer, directory: Path) -> None:
     (directory / SNAPSHOT).rmdir()
-    await server.call("BGSAVE", "SCHEDULE")
     await saved(server, "ok")
 
 
 async def saved(server: RedisServer, how: str) -> None:
+    async def begun() -> bool:
+        with suppress(ServerRefused):  # one is in progress already
+            return bool(await server.call("BGSAVE", "SCHEDULE"))
+        return False
+
     async def ended() -> bool:
         return (await server.info("persistence"))["rdb_last_bgsave_status"] == how
 
+    await wait_until(begun)
     await wait_until(ended)
 
 

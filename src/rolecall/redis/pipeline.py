@@ -179,7 +179,7 @@ class Wire:
                 await writer.drain()
 
     def _flush(self, writer: asyncio.StreamWriter) -> None:
-        """Write what is queued. What comes too late for the connection fails with it: uvloop would raise for a write."""
+        """Write what is queued. What comes too late for the connection fails with it; uvloop would raise here."""
         batch, self._queued = self._queued, []
         if not self._waiting:
             self._heard()
