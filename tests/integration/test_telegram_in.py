@@ -359,7 +359,8 @@ async def test_documents_are_context_and_what_cannot_be_read_is_said(api: Telegr
     assert "Hello PDF" in await way.answer(HERE, 2)
     ann.send_document(b"PK\3\4", name="c.zip", mime_type="application/zip")
     ann.send_document(b"\0\1\2", name="d.txt", caption="and this?")
-    await api.wait_for(lambda: {text.partition(":")[0] for text in answers(api)} >= {"c.zip", "d.txt"})
+    ann.send_document(b"<html>not found</html>", name="e.png", mime_type="image/png", caption="what is it?")
+    await api.wait_for(lambda: {text.partition(":")[0] for text in answers(api)} >= {"c.zip", "d.txt", "e.png"})
     ann.write("next")
     assert (await way.answer(HERE, 3)).endswith("\n\nnext"), "a caption is not answered without its file"
     assert await way.turns(HERE) == 3
