@@ -140,30 +140,16 @@ def refuse(handler: Handler, rules: Rules) -> Handler:
 
 
 def timeout(handler: Handler, rules: Rules) -> Handler:
-    """Cancel a handler that exceeds its time. asyncio.timeout does the same and takes a thirteenth of a light handling;
-    this takes half of that."""
+    """Cancel a handler that exceeds its time."""
 
     async def timed(envelope: Envelope, ctx: Context) -> Envelope:
-        task, expired = asyncio.current_task(), False
-        assert task is not None
-        cancelled_before = task.cancelling()
-
-        def expire() -> None:
-            nonlocal expired
-            expired = True
-            task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(rules.timeout, expire)
         try:
-            return await handler(envelope, ctx)
-        except asyncio.CancelledError as error:
-            if expired and task.cancelling() == cancelled_before + 1:  # by nobody else
-                raise TurnTimeout(f"{rules.role} took more than {rules.timeout:g} s") from error
-            raise
-        finally:
-            timer.cancel()
-            if expired:
-                task.uncancel()
+            async with asyncio.timeout(rules.timeout) as limit:
+                return await handler(envelope, ctx)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TurnTimeout(f"{rules.role} took more than {rules.timeout:g} s") from error
 
     return timed
 
