@@ -33,18 +33,17 @@ class ConfirmedWire(Wire):
         return super().send(args)
 
     async def _write(self, connection: Connection) -> None:
+        writer: asyncio.StreamWriter = connection._writer
         while True:
             await self._something.wait()
             self._something.clear()
-            batch, self._queued = self._queued, []
-            self._heard()
             # WAIT waits for this connection's writes only, and the commands may have written nothing: a message that
             # nobody receives is replicated after all that came before it.
             self._confirming = asyncio.get_running_loop().create_future()
-            batch.append((nobody(), packed(("SPUBLISH", self._channel, "")), REDIRECTIONS))
-            batch.append((self._confirming, self._wait, REDIRECTIONS))
-            self._waiting.extend(batch)
-            await connection.send_packed_command(b"".join([data for _, data, _ in batch]), check_health=False)
+            self._queued.append((nobody(), packed(("SPUBLISH", self._channel, "")), REDIRECTIONS))
+            self._queued.append((self._confirming, self._wait, REDIRECTIONS))
+            self._flush(writer)
+            await writer.drain()
             self._confirmed(await self._confirming)
 
     def _answer(self, command: Command, reply: Any) -> None:

@@ -1,5 +1,5 @@
-"""A process's connections to its server: for each node a pipelined one for commands and one for pub/sub, and one per
-blocking reader.
+"""A process's connections to its server: for each node a pipelined one for commands, another one for the messages that
+it takes in, and one for pub/sub; and one per blocking reader.
 
 redis-py connects, authenticates, encrypts and parses; pipeline.py holds the pipelined connection, topology.py knows the
 nodes.
@@ -275,8 +275,8 @@ class RedisServer:
 
     @property
     def connected(self) -> bool:
-        """Whether the command connection is open; the first command opens it."""
-        return any(wire.connected for wire in self._wires.values())
+        """Whether a connection for commands is open; the first command opens it."""
+        return any(wire.connected for wire in (*self._wires.values(), *self._confirmed.values()))
 
     @property
     def connections(self) -> int:
