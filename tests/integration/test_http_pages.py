@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
+from markdown_it import MarkdownIt
 
 from rolecall import stats
 from rolecall.bus.access_keys import create_key
@@ -173,6 +174,16 @@ async def test_the_chat_keeps_conversations_and_knows_what_is_being_answered(cli
     assert [(row["name"], row["title"]) for row in kept] == [("web-1", "a **bold** word")]
     never = (await client.get("/web/chat/never")).json()
     assert (never["exchanges"], never["tasks"]) == ([], [])
+
+
+async def test_an_export_keeps_what_is_no_markdown_as_it_was_written(client: httpx2.AsyncClient) -> None:
+    written = "1. in   *ten*\n\n```\n# minutes"
+    for said in (f"repeat {written}", "a **bold** word"):
+        await client.post("/chat", json={"text": said, "conversation_id": "web-md"})
+    shown = MarkdownIt().parse((await client.get("/web/export/md/web-md")).text)
+    assert [token.content for token in shown if token.type == "fence"] == ["# minutes\n", f"{written}\n"]
+    words = [token.content for token in shown if token.type == "inline"]
+    assert words[-5:] == ["**Assistant**", "**You**", "a **bold** word", "**Assistant**", "a **bold** word"]
 
 
 async def test_a_conversation_is_changed_replaced_and_shared_by_its_owner_only(

@@ -197,3 +197,37 @@ async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) ->
             assert refused.status_code == 422 and "Traceback" not in refused.text
         said = (await client.post("/chat", json={"text": "/reminders", "conversation_id": "c1"})).json()
         assert said["text"].startswith("There are no reminders.")
+
+
+async def test_a_request_that_is_asked_again_or_changed_has_one_reminder(tmp_path: Path) -> None:
+    async with (
+        deployed(tmp_path, ROLES) as app, serving(app.session.application) as url,
+        httpx2.AsyncClient(base_url=url, timeout=20) as client,
+    ):  # fmt: skip
+
+        async def ask(text: str, again: str = "") -> str:
+            sent = (await client.post("/chat/page", json={"name": "c1", "text": text, "again": again})).json()
+            task = (await client.get(f"/chat/task/{sent['id']}?wait=20")).json()
+            return str(task["turn"])
+
+        async def set_now() -> list[str]:
+            listed = (await client.get("/chat/reminders", params={"conversation_id": "c1"})).json()
+            return [one["text"] for one in listed["reminders"]]
+
+        tea = await ask("/remind in 10 minutes tea")
+        await ask("/remind in 20 minutes walk")
+        tea = await ask("/remind in 10 minutes tea", again=tea)
+        assert await set_now() == ["tea", "walk"]  # the walk was not asked again
+        await ask("/remind in 10 minutes coffee", again=tea)
+        assert await set_now() == ["coffee", "walk"]
+
+
+async def test_a_request_that_is_regenerated_in_telegram_has_one_reminder(tmp_path: Path) -> None:
+    async with bot(tmp_path) as (api, app):
+        ann = api.user(ANN)
+        chat = api.world.private(ann)
+        ann.write("/remind in 10 minutes: tea")
+        await api.wait_for(lambda: chat.answers and len(chat.answers[0].buttons) == 3)
+        ann.press(chat.answers[0], chat.answers[0].buttons[0]["callback_data"])
+        await api.wait_for(lambda: len(chat.answers) == 2 and "tea" in chat.answers[1].text)
+        assert [one.text for one in await schedules_of(app.session.bus, CHAT)] == ["tea"]

@@ -32,6 +32,13 @@ def test_the_transcript_tells_what_the_history_no_longer_has() -> None:
     assert (new.said, new.answer, new.model, new.tokens) == ("/write two", "no", "m", 4)
 
 
+def test_what_is_no_markdown_is_known_as_such_by_the_transcript_too() -> None:
+    said, plain, markdown = record("1", 0, "RECEIVED", 'http:a:b/1 "x"'), "plain reply 5 chars", "reply 5 chars"
+    for words, expected in ((plain, True), (markdown, False)):
+        (one,) = exchanges([said, record("1", 9, "PROCESSING_COMPLETE", f'{words}: "*x*: y"')], [])
+        assert (one.answer, one.plain) == ("*x*: y", expected)
+
+
 def test_replaced_and_cleared_turns_are_not_shown() -> None:
     records = [*turn("1", "a", "A"), record("", 0, "NOTE", CLEARED), *turn("2", "b", "B"), *turn("3", "c", "C")]
     records += [*turn("4", "d", "D"), *turn("5", "c2", "C2"), record("5", 10, "NOTE", f"{REPLACES}3")]

@@ -28,7 +28,7 @@ from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
 from rolecall.bus.schedule.schedules import Schedule, schedule
 from rolecall.bus.settle import Awaited
-from rolecall.bus.turn import Records, Verdict
+from rolecall.bus.turn import Records, Verdict, root_of
 from rolecall.errors import CallFailed, ConfigError, StepError, expect
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Guarded
@@ -280,7 +280,8 @@ class Context:
         return await schedule(
             self._services.bus, origin.conversation, text, at=at, every=every, cron=cron, when=when, zone=zone,
             role=role, roles=self.roles, user=self._caller.user, front=origin.reply_to, meta=kept,
-            idempotency=f"{origin.id}:{self._scheduled[said]}:{said}", instance=self.instance,
+            turn=root_of(self._delivery.turn), idempotency=f"{origin.id}:{self._scheduled[said]}:{said}",
+            instance=self.instance,
         )  # fmt: skip
 
     def call(self, role: str, text: str, *, timeout: float | None = None, **payload: Any) -> RoleCall:

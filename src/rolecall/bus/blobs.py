@@ -21,6 +21,7 @@ IMAGES = (
     (b"RIFF", b"WEBP", "image/webp"),
 )  # fmt: skip
 """How images begin, what they have at byte 8, and their media types."""
+IMAGE_TYPES = tuple(kind for _, _, kind in IMAGES)
 SOUNDS = (
     (0, b"OggS", "audio/ogg"), (0, b"fLaC", "audio/flac"), (0, b"RIFF", "audio/wav"), (0, b"ID3", "audio/mpeg"),
     (0, b"\x1aE\xdf\xa3", "audio/webm"), (4, b"ftyp", "audio/mp4"), (0, b"\xff\xf1", "audio/aac"),

@@ -50,7 +50,8 @@ FIRE = script(
 
 class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a schedule says: ``text`` is the message of its turns, ``role`` who answers them (empty: the manager
-    decides), ``user`` whose limits they count towards, ``front`` the front end that delivers the answers."""
+    decides), ``user`` whose limits they count towards, ``front`` the front end that delivers the answers, ``turn`` the
+    one that set it, if one did."""
 
     text: str
     timing: Timing
@@ -58,6 +59,7 @@ class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
     user: str = ""
     front: str = ""
     meta: dict[str, Any] = {}
+    turn: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ _decoder = msgspec.json.Decoder(Definition)
 async def schedule(
     bus: Bus, conversation: str, text: str, *, at: datetime | timedelta | None = None, every: timedelta | None = None,
     cron: str = "", when: str = "", zone: str = "", role: str = "", roles: Collection[str] = (), user: str = "",
-    front: str = "", meta: Mapping[str, Any] | None = None, idempotency: str = "", instance: str = "front",
+    front: str = "", meta: Mapping[str, Any] | None = None, turn: str = "", idempotency: str = "",
+    instance: str = "front",
 ) -> Schedule:  # fmt: skip
     """Have a turn of ``conversation`` with the message ``text`` begin by itself: once ``at`` a time or after a
     duration, ``every`` so often, or whenever the ``cron`` line says; or ``when``
@@ -104,7 +107,7 @@ async def schedule(
     A naive ``at`` and a cron line are meant in the time zone ``zone``, by default the conversation's preference
     ``timezone``, else the deployment's. The answer goes where those of the conversation go, by ``front`` (default: the
     first part of the conversation's name). ``role`` answers, one of ``roles`` if they are known; ``user`` is whose
-    limits the turns count towards.
+    limits the turns count towards, and ``turn`` the one that sets the schedule.
 
     With an ``idempotency`` key a schedule is stored once, for IDEMPOTENCY_SECONDS; the repeat returns the same id.
     Atomic. Raises BadSchedule.
@@ -124,7 +127,7 @@ async def schedule(
     digest = hashlib.sha256((idempotency or secrets.token_hex(16)).encode()).hexdigest()[:8]
     repeated = idempotency and await bus.server.fetch("EXISTS", _idempotency(bus, conversation, digest))
     due = timing.at if timing.at and repeated else timing.first(now, here)
-    definition = Definition(text, timing, role, user or conversation, front, dict(meta or {}))
+    definition = Definition(text, timing, role, user or conversation, front, dict(meta or {}), turn)
     made = Schedule(digest, conversation, definition, due, here)
     await _store(bus, made, instance)
     return made
@@ -146,6 +149,12 @@ async def unschedule(bus: Bus, conversation: str, *ids: str, instance: str = "fr
         schedules=shard.schedules(conversation), instance=instance, ids=ids,
     )  # fmt: skip
     return int(removed)
+
+
+async def unschedule_turn(bus: Bus, conversation: str, turn: str, *, instance: str = "front") -> int:
+    """Remove the schedules that ``turn`` set, because it is asked again. Returns how many there were. Idempotent."""
+    ids = [one.id for one in await schedules_of(bus, conversation) if one.definition.turn == turn]
+    return await unschedule(bus, conversation, *ids, instance=instance) if ids else 0
 
 
 async def unschedule_user(bus: Bus, user: str, place: str = "", *, instance: str = "front") -> int:

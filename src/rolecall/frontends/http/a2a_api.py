@@ -32,6 +32,7 @@ from fastapi import HTTPException, Request, Response
 from google.protobuf.json_format import MessageToDict
 from starlette.responses import JSONResponse
 
+from rolecall.bus.blobs import IMAGE_TYPES
 from rolecall.bus.events import AnswerText, Event
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
@@ -70,7 +71,6 @@ STATES = {
 }  # fmt: skip
 ASKS = wire.TASK_STATE_INPUT_REQUIRED
 TEXT_TYPES = ("text/plain", "text/markdown")
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 Happened = wire.Task | wire.Message | wire.TaskStatusUpdateEvent | wire.TaskArtifactUpdateEvent
 
 

@@ -23,6 +23,7 @@ from rolecall.bus.blobs import Blobs, image_type
 from rolecall.bus.client_request import MAX_BYTES, ClientMessage, ClientRequest, fitting, lifetime, store_request
 from rolecall.bus.conversation import replace_turns
 from rolecall.bus.envelope import MAX_TEXT_BYTES, check_conversation
+from rolecall.bus.schedule.schedules import unschedule_turn
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Received
@@ -125,6 +126,7 @@ async def submit(
             raise _refused(received)
         if request.again and received.turn:
             await replace_turns(services.bus, conversation, request.again, received.turn, services.front.instance)
+            await unschedule_turn(services.bus, conversation, request.again, instance=services.front.instance)
     return received
 
 

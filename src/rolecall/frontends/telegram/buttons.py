@@ -22,7 +22,7 @@ from rolecall.bus.events import so_far
 from rolecall.bus.members import applicant
 from rolecall.bus.outbox import Placeholders
 from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
-from rolecall.bus.schedule.schedules import schedules_of, unschedule
+from rolecall.bus.schedule.schedules import schedules_of, unschedule, unschedule_turn
 from rolecall.bus.steps.answers import find_question
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
@@ -249,6 +249,7 @@ class Buttons:
             return press.say(keys.get(received.outcome, "not_received"))
         # Only now, so that a refusal changes nothing; until then "again" in the meta hides the old answer from it.
         await forget_turn(self.front.bus, press.conversation, press.argument)
+        await unschedule_turn(self.front.bus, press.conversation, press.argument, instance=self.front.instance)
         await keep_question(self.front.bus, press.conversation, received.turn, key, payload)
         asked = await self.progress.turn_messages.of(press.conversation, press.argument)
         await self.progress.show(received, press.address, asked.question or press.message_id, press.language)

@@ -24,13 +24,13 @@ from telegram import (
     Voice,
 )
 
+from rolecall.bus.blobs import IMAGE_TYPES
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.foreign_text import ATTRIBUTE, as_data, defused
 from rolecall.frontends.telegram.markdown.entities import utf16_len
 
 CONVERSATION = re.compile(r"([a-z0-9_-]+):(-?\d{1,19})(?::(\d{1,19}))?", re.ASCII)
 Kind = Literal["image", "voice", "document", "unknown"]
-IMAGES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 TEXT_EXTENSIONS = """
     txt text md markdown rst adoc tex log csv tsv json jsonl yaml yml toml ini cfg conf env xml html htm css scss svg
     py pyi ipynb js mjs ts tsx jsx vue svelte java kt kts scala groovy clj c h cc cpp cxx hpp hh cs go rs swift m mm rb
@@ -153,7 +153,7 @@ def _document(document: Document) -> Attachment:
     name, media_type = document.file_name or "file", (document.mime_type or "").lower()
     ending = PurePosixPath(name.lower()).suffix.lstrip(".") or name.lower()
     kind: Kind = "unknown"
-    if media_type in IMAGES:
+    if media_type in IMAGE_TYPES:
         kind = "image"
     elif media_type == "application/pdf" or ending == "pdf":
         kind, media_type = "document", "application/pdf"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from rolecall.bus.blobs import Blobs
+from rolecall.bus.blobs import IMAGE_TYPES, Blobs
 from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import history, prefer, preferences_of
 from rolecall.errors import RolecallError
@@ -43,7 +43,8 @@ TITLE_CHARS = 100
 UNNAMED = re.compile(r"[0-9a-f]{16}")
 """The names of conversations that a program began without naming them."""
 PICTURE = re.compile(r"[0-9a-f]{32}")
-SAFE_PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+FENCE = re.compile(r"^ {0,3}(```+(?=[^`\n]*$)|~~~+)(.*)$", re.MULTILINE)
+"""A line that begins or ends a code block of Markdown."""
 SHARED = re.compile(r"([A-Za-z0-9_-]{1,400})\.([A-Za-z0-9_-]{22})", re.ASCII)
 Name = Annotated[str, Path(max_length=200)]
 
@@ -150,7 +151,8 @@ async def export(services: ServicesDep, who: User, form: Literal["md", "json"], 
         thread_of(services, conversation), preferences_of(services.bus, conversation)
     )
     found = thread["exchanges"]
-    title = settings.get("title") or next((one["said"] for one in found if one.get("said")), name)[:TITLE_CHARS]
+    first = next((one["said"] for one in found if one.get("said")), name)
+    title = settings.get("title") or " ".join(first[:TITLE_CHARS].split())
     headers = {"content-disposition": f'attachment; filename="{conversation_dir(conversation)}.{form}"'}
     if form == "json":
         document = {"conversation": conversation, "title": title, "messages": found}
@@ -166,7 +168,7 @@ async def show_picture(services: ServicesDep, who: User, picture: str, name: Nam
     found = None
     if PICTURE.fullmatch(picture):
         found = await Blobs(services.bus).get(conversation_of(who, name), picture)
-    if found is None or found.media_type not in SAFE_PICTURES:
+    if found is None or found.media_type not in IMAGE_TYPES:
         raise Problem(404, text("no_file"))
     return Response(found.data, media_type=found.media_type, headers={"cache-control": "private, max-age=86400"})
 
@@ -251,7 +253,28 @@ async def _store(services: Services, conversation: str, file: PageFile) -> dict[
 
 
 def _markdown(title: str, found: list[dict[str, Any]]) -> str:
-    parts, speakers = [f"# {title}"], {"said": text("export_user"), "answer": text("export_assistant")}
+    parts, you, assistant = [f"# {title}"], text("export_user"), text("export_assistant")
     for one in found:
-        parts += [f"**{speaker}**\n\n{one[part]}" for part, speaker in speakers.items() if one.get(part)]
+        if said := one.get("said"):
+            parts += [f"**{you}**", _closed(said)]
+        if answer := one.get("answer"):
+            plain = one.get("plain") or one.get("state") == "failed"
+            parts += [f"**{assistant}**", _fenced(answer) if plain else _closed(answer)]
     return "\n\n".join(parts) + "\n"
+
+
+def _closed(markdown: str) -> str:
+    """``markdown`` whose last code block ends with it, also where an answer was cut off."""
+    begun = ""
+    for fence, more in FENCE.findall(markdown):
+        if not begun:
+            begun = fence
+        elif fence.startswith(begun) and not more.strip():
+            begun = ""
+    return f"{markdown}\n{begun}" if begun else markdown
+
+
+def _fenced(written: str) -> str:
+    """A code block of Markdown, which shows ``written`` as it is."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", written))])
+    return f"{fence}\n{written}\n{fence}"

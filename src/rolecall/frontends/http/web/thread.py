@@ -134,12 +134,13 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
         elif record.word == "NOTE" and record.text.startswith(REPLACES):
             replaced[record.turn] = _number(record.text.removeprefix(REPLACES))
         kept.append(record)
-    answers = {one.turn: one.text.partition(": ")[2] for one in kept if one.word == "PROCESSING_COMPLETE"}
+    answers = {one.turn: one.text for one in kept if one.word == "PROCESSING_COMPLETE"}
     gone = {n for turn, first in replaced.items() for n in range(first, _number(turn))}
     return [
         Exchange(
-            turn.turn, unquoted(turn.said), unquoted(answers.get(turn.turn, "")), STATES.get(turn.state, "done"),
-            turn.ms, turn.total, _visited(hop.role for hop in turn.hops),
+            turn.turn, unquoted(turn.said), unquoted(answers.get(turn.turn, "").partition(": ")[2]),
+            STATES.get(turn.state, "done"), turn.ms, turn.total, _visited(hop.role for hop in turn.hops),
+            plain=answers.get(turn.turn, "").startswith("plain "),
         )
         for turn in timelines(kept) if turn.turn.isdigit() and _number(turn.turn) not in gone and turn.said
     ]  # fmt: skip
