@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 
 from rolecall.cli.runner import run_loop, stop_requested
-from rolecall.errors import RolecallError
 
 
 async def _exit() -> None:
@@ -54,15 +54,47 @@ def test_the_end_of_the_terminal_stops_a_verb_gently_unless_it_was_started_with_
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_verb_that_is_still_starting_ends_when_it_is_stopped() -> None:
+@pytest.mark.parametrize("status", [0, 130])
+def test_a_verb_that_is_stopped_while_it_starts_ends_with_the_status_it_has_for_this(
+    status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def verb() -> int:
-        async with stop_requested():
+        async with stop_requested(status=status):
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.Event().wait()  # the server that it waits for
         return 7
 
-    with pytest.raises(RolecallError, match="stopped before the start was over"):
+    assert run_loop(verb()) == status
+    assert capsys.readouterr().err == "rolecall: stopped before the start was over\n"
+
+
+def test_a_ctrl_c_while_a_verb_reads_its_configuration_ends_it() -> None:
+    async def verb() -> int:
+        os.kill(os.getpid(), signal.SIGINT)  # the configuration is read here, before the first await
+        async with stop_requested() as wanted:
+            await wanted.wait()
+        return 7
+
+    with pytest.raises(KeyboardInterrupt):
         run_loop(verb())
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_serving_verb_that_is_stopped_while_it_loads_ends_well(signal_number: int) -> None:
+    """The module that is imported last stands for all of them."""
+    program = f"""
+import os, sys, types
+class Loads(types.ModuleType):
+    @property
+    def app(self):
+        os.kill(os.getpid(), {int(signal_number)})
+        return lambda: sys.exit("it went on")
+sys.modules["rolecall.cli.main"] = Loads("main")
+sys.argv = ["rolecall", "worker"]
+from rolecall.cli import main
+main()
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_an_error_of_the_verb_itself_is_raised() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ConfigError, RolecallError
@@ -21,24 +23,27 @@ GC_THRESHOLD = 50_000
 """New objects before the cyclic garbage collector runs. What is imported stays and has hardly any cycles; with Python's
 own threshold, looking for some takes a tenth of the time of a start."""
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = 130
+"""The exit status of a verb that a Ctrl-C kept from its end, as a shell gives it."""
+SERVING = ("up", "worker", "telegram", "http", "tools")
+"""The verbs that run until they are told to stop."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Why nothing more can be written."""
 
 
 def main() -> None:
-    """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure."""
+    """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure; 0 for a stop of a
+    verb that serves, wherever it comes."""
     gc.set_threshold(GC_THRESHOLD)
-    from rolecall.cli.main import app
-
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # bars and other people's letters, on a terminal that has none
-    for given in sys.argv[1:]:
-        if not given.isprintable() and _is_no_text(given):
-            _end(f"{given!r} is no UTF-8 text: check the encoding of the terminal or script", 2)
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if words and words[0] in SERVING:
+        for number in STOP_SIGNALS:
+            signal.signal(number, _leave)
     try:
         try:
-            called(app, [word for word in sys.argv[1:] if not word.startswith("-")])()
+            _run(words)
         finally:
             sys.stdout.flush()
     except (RolecallError, BaseExceptionGroup) as error:
@@ -46,6 +51,8 @@ def main() -> None:
         if not isinstance(cause, RolecallError):
             raise
         _end(str(cause), 2 if isinstance(cause, ConfigError) else 1)
+    except KeyboardInterrupt:  # before Typer is there to hear of it
+        sys.exit(STOPPED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -54,6 +61,24 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered
         _end(f"cannot write the output: {error.strerror}", 1)
+
+
+def _run(words: Sequence[str]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bars and other people's letters, on a terminal that has none
+    for given in sys.argv[1:]:
+        if not given.isprintable() and _is_no_text(given):
+            _end(f"{given!r} is no UTF-8 text: check the encoding of the terminal or script", 2)
+    from rolecall.cli.main import app
+
+    called(app, words)()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End at once: nothing has begun yet. A container's first process does not hear a signal that it has no handler
+    for."""
+    os._exit(0)
 
 
 def called(app: Typer, words: Sequence[str]) -> Typer:

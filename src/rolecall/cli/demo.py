@@ -23,6 +23,7 @@ from rolecall.agent.role import Role
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.events import Event
 from rolecall.bus.process.processes import process_name
+from rolecall.cli import STOPPED
 from rolecall.cli.output import columns, print_lines
 from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import Application
@@ -90,7 +91,7 @@ async def demo(load: Load, console: Console) -> int:
     settings = _settings(load)
     log_to_stderr(settings.model_copy(update={"log_level": "WARNING"}))
     with tempfile.TemporaryDirectory(prefix="rolecall-demo-") as directory:
-        async with stop_requested() as wanted, _deployed(Path(directory), load, settings) as front:
+        async with stop_requested(status=STOPPED) as wanted, _deployed(Path(directory), load, settings) as front:
             print_lines(console, [_plan(load)])
             sending = asyncio.create_task(_send_all(front, load), name="rolecall demo users")
             stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
@@ -99,7 +100,7 @@ async def demo(load: Load, console: Console) -> int:
             if not sending.done():
                 sending.cancel()
                 await asyncio.wait([sending])
-                return 130
+                return STOPPED
             wall, turns = sending.result()
     print_lines(console, draw(turns, console.width))
     print_lines(console, [f"wall {wall:.2f} s, ideal {load.ideal:.2f} s: {verdict(turns)}"], style="bold")
@@ -241,7 +242,7 @@ async def demo_http(target: Target, users: int, messages: int, console: Console)
     def say(what: str) -> None:
         print_lines(console, [f"{time.monotonic() - began:7.2f} s  {what}"])
 
-    async with stop_requested() as wanted:
+    async with stop_requested(status=STOPPED) as wanted:
         asking = asyncio.create_task(_ask_all(target, users, messages, name, say), name="rolecall demo users")
         stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")
         await asyncio.wait([asking, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -249,7 +250,7 @@ async def demo_http(target: Target, users: int, messages: int, console: Console)
         if not asking.done():
             asking.cancel()
             await asyncio.wait([asking])
-            return 130
+            return STOPPED
         turns = _turns(asking)
     total = time.monotonic() - began
     print_lines(console, draw(turns, console.width))

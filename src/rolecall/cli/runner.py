@@ -20,11 +20,10 @@ import msgspec
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.leases import WHO
-from rolecall.errors import RolecallError
+from rolecall.cli import STOP_SIGNALS, STOPPED
 from rolecall.settings import Settings, redacted
 from rolecall.tracing.traceparent import trace_id
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANG_UP = getattr(signal, "SIGHUP", None)
 """The terminal was closed; Windows has no such signal."""
 LEAVE_SECONDS = 1.0
@@ -37,7 +36,7 @@ T = TypeVar("T")
 
 
 def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False) -> int | None:
-    """Run ``work`` on uvloop where it is installed. ``foreground``: see own_foreground.
+    """Run ``work`` on uvloop where it is installed; returns its exit status. ``foreground``: see own_foreground.
 
     Tasks and threads that outlast ``work`` end with the process after LEAVE_SECONDS, whatever they do: an agent's
     handler may swallow its cancellation.
@@ -50,26 +49,31 @@ def run_loop(work: Coroutine[Any, Any, int | None], *, foreground: bool = False)
         status: int | None = 1
         try:
             status = _run(runner, work)
-            return status
+        except StoppedEarly as stopped:
+            print(f"rolecall: {stopped}", file=sys.stderr)
+            status = stopped.status
         finally:
             timer = _deadline(LEAVE_SECONDS, "some work did not end", status or 0)
             leaving.callback(timer.cancel)
             timer.start()
+        return status
 
 
 def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
     """Run ``work``. asyncio leaves its loop when *any* task calls sys.exit() or stops the loop, such as one that an
     agent's handler started: the loop is entered again, for this is no reason to end a worker."""
-    task = runner.get_loop().create_task(work)
+    task: asyncio.Task[T] | None = None
 
     async def ended() -> T:
+        nonlocal task
+        task = task or asyncio.create_task(work)  # only now: a Ctrl-C while it is being started cancels both
         return await task
 
     while True:
         try:
             return runner.run(ended())
         except (SystemExit, KeyboardInterrupt, RuntimeError) as error:  # RuntimeError: the loop was stopped
-            if task.done() or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            if task is None or task.done() or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 raise  # the verb itself ended, or the user pressed Ctrl-C
             logger.error("a task ended with %s; the process goes on", type(error).__name__, exc_info=error)
 
@@ -121,6 +125,14 @@ def restart(reason: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+class StoppedEarly(Exception):
+    """Raised by a verb that was stopped before its start was over, with the exit ``status`` for this."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("stopped before the start was over")
+        self.status = status
+
+
 class Stop(asyncio.Event):
     """Set when the process is to stop. Until somebody waits for it, ``verb`` is still starting, and is cancelled."""
 
@@ -147,11 +159,11 @@ class Stop(asyncio.Event):
 
 
 @asynccontextmanager
-async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Event]:
+async def stop_requested(drain_seconds: float = 20, *, status: int = 0) -> AsyncIterator[asyncio.Event]:
     """An event that the first Ctrl-C or SIGTERM sets, or the end of the terminal unless the process was started with
     nohup. The process ends at once after a second one, and at the latest STOP_GRACE_SECONDS after ``drain_seconds``,
     which handlers have to finish. A verb that is still starting, as while it waits for the server, is cancelled. Raises
-    RolecallError then."""
+    StoppedEarly with ``status`` then: 0 suits what serves until it is stopped."""
     loop, wanted = asyncio.get_running_loop(), Stop(asyncio.current_task())
     deadline = _deadline(drain_seconds + STOP_GRACE_SECONDS, "stopping was not done")
     asked, requests = list[int](), SimpleQueue[bool]()
@@ -161,7 +173,7 @@ async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Eve
             return
         if asked:
             print("rolecall: ended without waiting", file=sys.stderr)
-            os._exit(130)
+            os._exit(STOPPED)
         asked.append(number)
         requests.put(True)  # a thread is not started here: a signal handler must not wait for a lock
         loop.call_soon_threadsafe(wanted.request)
@@ -181,7 +193,7 @@ async def stop_requested(drain_seconds: float = 20) -> AsyncIterator[asyncio.Eve
     except asyncio.CancelledError:
         if not wanted.too_early:
             raise
-        raise RolecallError("stopped before the start was over") from None
+        raise StoppedEarly(status) from None
     finally:
         requests.put(False)
         for number, handler in before.items():

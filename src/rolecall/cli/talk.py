@@ -22,6 +22,7 @@ from rolecall.bus.conversation import has_begun
 from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.bus.process.processes import process_name
+from rolecall.cli import STOPPED
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import FRONT, Assistant, TurnRef
 from rolecall.config import Application, load, user_language
@@ -97,13 +98,13 @@ async def ask(app_dir: Path | None, question: Question, *, as_json: bool) -> int
     application = load(app_dir)
     _check(question, application)
     streaming = sys.stdout.isatty() and not as_json
-    async with stop_requested() as wanted, _at_the_bus(application) as assistant:
+    async with stop_requested(status=STOPPED) as wanted, _at_the_bus(application) as assistant:
         answer = AnswerText()
         asking = asyncio.create_task(_ask(assistant, question, answer, streaming), name="rolecall ask")
         outcome = await until_stopped(asking, wanted)
         if outcome is None:
             print("rolecall: stopped", file=sys.stderr)
-            return 130
+            return STOPPED
         return outcome.print(as_json, answer)
 
 

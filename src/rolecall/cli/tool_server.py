@@ -29,7 +29,7 @@ from rolecall.bus.envelope import check_conversation
 from rolecall.bus.events import Event
 from rolecall.bus.process.processes import process_name
 from rolecall.bus.turn import FIRST_ROLE
-from rolecall.cli.runner import log_to_stderr, run_loop, stop_requested
+from rolecall.cli.runner import log_to_stderr, run_loop, stop_requested, until_stopped
 from rolecall.client import Assistant
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra, RolecallError
@@ -108,7 +108,9 @@ def offered(directory: Path, host: str, roles: bool) -> Any:
 
 
 async def _serve_stdio(application: Application, roles: bool) -> int:
-    await serve_stdio(application.tools, _roles(application, roles))
+    serving = serve_stdio(application.tools, _roles(application, roles))
+    async with stop_requested() as wanted:
+        await until_stopped(asyncio.create_task(serving, name="rolecall tools"), wanted)
     return 0
 
 
