@@ -7,6 +7,7 @@ async with rolecall.connect() as assistant:
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -27,7 +28,16 @@ from rolecall.bus.process.processes import instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
-from rolecall.errors import NothingRunning, Refused, RolecallError, ServerUnavailable, TurnFailed, cause_of, expect
+from rolecall.errors import (
+    NothingRunning,
+    Refused,
+    RolecallError,
+    ServerUnavailable,
+    TurnFailed,
+    cause_of,
+    expect,
+    expect_texts,
+)
 from rolecall.session import Session, open_session
 from rolecall.tracing.traceparent import carried
 
@@ -111,6 +121,8 @@ class Assistant:
         does cancelling this call. ``on_event`` is awaited with each event of the turn. Raises Refused if the message is
         not accepted, TurnFailed if the turn is given up or cancelled, TimeoutError, and ServerUnavailable.
         """
+        expect(isinstance(timeout, int | float | None), "timeout", timeout, "a number of seconds")
+        expect(on_event is None or callable(on_event), "on_event", on_event, "an async function")
         sending = asyncio.create_task(
             self.send(
                 text, conversation=conversation, role=role, model=model, user=user, payload=payload,
@@ -167,6 +179,10 @@ class Assistant:
         Refused is raised and nothing is written. Raises ServerUnavailable and EnvelopeTooLarge.
         """
         expect(isinstance(text, str), "the text of a message", text)
+        expect_texts(role=role, model=model, user=user, language=language, idempotency=idempotency or "")
+        expect(isinstance(payload, Mapping | None), "payload", payload, "a dict")
+        whole = isinstance(priority, int | None) and not isinstance(priority, bool)
+        expect(whole, "priority", priority, "an integer from 0 to 100")
         conversation = conversation or f"{self.name}:{secrets.token_hex(6)}"
         chosen = {name: value for name, value in (("role", role), ("model", model)) if value}
         envelope = Envelope(
@@ -184,10 +200,13 @@ class Assistant:
     async def reply(self, ref: TurnRef, on_event: Told | None = None) -> Reply:
         """Wait for the answer of a turn; ``on_event`` is awaited with each of its events. Raises TurnFailed and
         ServerUnavailable."""
+        _check_ref(ref)
         async with aclosing(self.follow(ref.conversation, ref.turn, ref.after)) as events:
             async for event in events:
                 if on_event is not None:
-                    await on_event(event)
+                    told = on_event(event)
+                    expect(inspect.isawaitable(told), "what on_event returned", told, "an awaitable")
+                    await told
                 if event.last:
                     return await self._replied(ref, event)
         raise ServerUnavailable(f"the events of turn {ref.turn} of {ref.conversation} ended early")
@@ -195,6 +214,8 @@ class Assistant:
     async def follow(self, conversation: str, turn: str, after: str = "0-0") -> AsyncGenerator[Event]:
         """The events of a turn after the event ID ``after``, its last one included. Resumes across lost connections;
         a turn that has ended yields its last event only."""
+        check_conversation(conversation)
+        expect_texts(turn=turn, after=after)
         async for event in follow(self._bus, self.wakeups, conversation, turn, after):
             yield event
 
@@ -203,6 +224,7 @@ class Assistant:
         remembered and logged once; with an ``idempotency`` key a repeat returns False and does nothing. Raises Refused
         if the key was used for another text or the server is full."""
         expect(isinstance(text, str), "the text of a notice", text)
+        expect_texts(idempotency=idempotency)
         front = self._front_of(conversation) if self.session.application.roles else ""
         verdict = await notify(
             self._bus, conversation, text, idempotency=idempotency, front=front, instance=self._instance
@@ -232,40 +254,49 @@ class Assistant:
 
     async def schedules(self, conversation: str) -> list[Schedule]:
         """The schedules of ``conversation``, the next one first."""
-        return await schedules_of(self._bus, conversation)
+        return await schedules_of(self._bus, check_conversation(conversation))
 
     async def unschedule(self, conversation: str, *ids: str) -> int:
         """Remove schedules of ``conversation`` by their ids, all of them without ``ids``; returns how many there were.
         Idempotent."""
-        return await unschedule(self._bus, conversation, *ids, instance=self._instance)
+        for one in ids:
+            expect(isinstance(one, str), "the id of a schedule", one)
+        return await unschedule(self._bus, check_conversation(conversation), *ids, instance=self._instance)
 
     async def notices(self, conversation: str, after: str = "") -> AsyncGenerator[Event]:
         """What the user of ``conversation`` is told without having asked: notices, and the answers to its schedules,
         after the event ID ``after``, by default those from now on, without an end. Only of conversations without a
         front end that delivers, such as those of programs."""
+        check_conversation(conversation)
+        expect_texts(after=after)
         async for event in follow_notices(self._bus, self.wakeups, conversation, after):
             yield event
 
     async def cancel(self, conversation: str, turn: str, *, reason: str = "by the user") -> bool:
         """Cancel one turn, wherever it is; ``reason`` goes into the transcript. False if it had already ended.
         Idempotent."""
-        return await cancel_turn(self._bus, conversation, turn, instance=self._instance, reason=reason)
+        expect_texts(turn=turn, reason=reason)
+        return await cancel_turn(
+            self._bus, check_conversation(conversation), turn, instance=self._instance, reason=reason
+        )
 
     async def stop(self, conversation: str) -> int:
         """Cancel the running turn and every waiting one of a conversation; returns how many there were."""
-        return await stop_conversation(self._bus, conversation, instance=self._instance)
+        return await stop_conversation(self._bus, check_conversation(conversation), instance=self._instance)
 
     async def conversations(self, *, user: str = "", grep: str = "") -> list[Summary]:
         """The conversations with transcripts on this host, least recently active first. ``user`` is a part of the ID or
-        title, ``grep`` a regular expression that one of the records matches."""
+        title, ``grep`` a regular expression that one of the records matches. Raises ConfigError if that is invalid."""
         from rolecall.transcripts.reading import Filters, conversations
 
+        expect_texts(user=user, grep=grep)
         application = self.session.application
         filters = Filters(user=user, grep=grep)
         return await asyncio.to_thread(conversations, application.log_dir, filters, application.tz)
 
     async def delivered(self, ref: TurnRef) -> None:
         """Note in the transcript that the user has the answer; ``ask`` and ``reply`` do so themselves."""
+        _check_ref(ref)
         records = Records(self._instance)
         records.add("DELIVERED", "")
         shard = self._bus.shard(ref.conversation)
@@ -368,6 +399,10 @@ async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -
         raise cause_of(failures) from failures
     if raised is not None:
         raise raised
+
+
+def _check_ref(ref: object) -> None:
+    expect(isinstance(ref, TurnRef), "ref", ref, "a TurnRef, as send() returns it")
 
 
 def _accepted(conversation: str, admission: Admission) -> TurnRef:

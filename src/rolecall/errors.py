@@ -338,6 +338,12 @@ def expect(fits: bool, name: str, value: object, expected: str = "a text") -> No
         raise TypeError(f"{name} is of type {type(value).__name__}: expected {expected}")
 
 
+def expect_texts(**given: object) -> None:
+    """``expect`` a text of each argument."""
+    for name, value in given.items():
+        expect(isinstance(value, str), name, value)
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The one error that stands for ``error``: of an exception group, an unavailable server if there is one among its
     members, since what else went wrong shows again without it; otherwise the first member."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -33,6 +34,9 @@ class ManagerAgent(Agent):
 
 
 CONFIG = Config(roles=(Role(ManagerAgent, instances=2),), drain_seconds=0.1, mailbox_limit=1)
+
+
+DEEP = json.loads("[" * 40 + "]" * 40)
 
 
 class Silent:
@@ -165,6 +169,21 @@ async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assista
         (lambda assistant: assistant.ask(None), "the text of a message is of type NoneType: expected a text"),
         (lambda assistant: assistant.ask(b"hi"), "the text of a message is of type bytes: expected a text"),
         (lambda assistant: assistant.ask("hi", conversation=5), "a conversation id is a text of 1 to 200 characters"),
+        (lambda assistant: assistant.ask("hi", user=["Ann"]), "user is of type list: expected a text"),
+        (lambda assistant: assistant.ask("hi", role=5), "role is of type int: expected a text"),
+        (lambda assistant: assistant.ask("hi", payload="text"), "payload is of type str: expected a dict"),
+        (lambda assistant: assistant.ask("hi", payload={"a": DEEP}), "the payload is nested deeper than 32 levels"),
+        (lambda assistant: assistant.ask("hi", timeout="5"), "timeout is of type str: expected a number of seconds"),
+        (lambda assistant: assistant.ask("hi", on_event=print), "what on_event returned is of type NoneType"),
+        (lambda assistant: assistant.send("hi", priority=5.5), "priority is of type float: expected an integer"),
+        (lambda assistant: assistant.reply("1"), "ref is of type str: expected a TurnRef, as send() returns it"),
+        (lambda assistant: anext(assistant.follow(5, "1")), "a conversation id is a text of 1 to 200 characters"),
+        (lambda assistant: anext(assistant.follow("crm:42", 1)), "turn is of type int: expected a text"),
+        (lambda assistant: anext(assistant.notices(5)), "a conversation id is a text of 1 to 200 characters"),
+        (lambda assistant: assistant.cancel("crm:42", 1), "turn is of type int: expected a text"),
+        (lambda assistant: assistant.stop(None), "a conversation id is a text of 1 to 200 characters"),
+        (lambda assistant: assistant.unschedule("crm:42", 5), "the id of a schedule is of type int: expected a text"),
+        (lambda assistant: assistant.conversations(grep="("), "grep (: no regular expression: missing )"),
         (lambda assistant: assistant.notify("crm:42", None), "the text of a notice is of type NoneType"),
         (
             lambda assistant: assistant.schedule("hi", conversation="crm:42", when="tomorrow", role="nobody"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
@@ -13,7 +15,7 @@ from rolecall.bus.conversation import Mark, Remembered, remembered
 from rolecall.models.model import Message
 from rolecall.redis.keys import ShardKeys
 from rolecall.settings import Settings
-from rolecall.testing import FakeServer
+from rolecall.testing import FakeServer, run_turn
 
 SHARD = ShardKeys(0)
 
@@ -84,6 +86,16 @@ async def test_forgetting_is_noted_and_done_when_the_turn_completes(bus: Bus) ->
 def test_an_answer_that_is_empty_is_not_remembered() -> None:
     assert remembered("hi", "", "1") == [b'{"role":"user","text":"hi","turn":"1"}']
     assert Remembered("user", "hi").mark == ""
+
+
+@pytest.mark.parametrize("payload", [{"images": 5}, {"files": "a.txt"}, {"tokens_out": True}])
+async def test_a_turn_is_remembered_whatever_its_payload_holds(payload: dict[str, Any]) -> None:
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            return envelope.reply("hello", **payload)
+
+    turn = await run_turn((Role(ManagerAgent),), "hi", payload=payload)
+    assert turn.history == (("user", "hi"), ("assistant", "hello"))
 
 
 async def test_messages_that_came_along_stand_for_the_remembered_ones(bus: Bus) -> None:

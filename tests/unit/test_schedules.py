@@ -207,6 +207,7 @@ async def test_a_wall_time_is_meant_in_the_conversations_time_zone(bus: Bus) -> 
         ("x", {"at": -HOUR}, "is in the past: it is"),
         ("x", {"at": datetime(2020, 1, 1, 9)}, "2020-01-01 09:00 is in the past: it is"),
         ("x", {"at": timedelta(days=5000)}, "is too far away: expected a time in the next ten years"),
+        ("x", {"at": datetime.max}, "too far away: expected a time in the next ten years"),
         ("x", {"at": timedelta.max}, "too far away: expected a time in the next ten years"),
         ("x", {"every": timedelta(seconds=59)}, "every 59 s is too often: expected at least every minute"),
         ("x", {"every": timedelta.max}, "the interval is too long: expected at most ten years"),

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rolecall.bus.blobs import Blob, Blobs, Files, forget_files
+from rolecall.bus.envelope import Envelope, listed
 from rolecall.bus.foreign_text import as_data, context_of
+from rolecall.errors import expect
 
 LOST = "(this file has expired)"
 UNREAD = "(this file could not be read)"
@@ -46,7 +48,7 @@ class Attachments:
 
     async def images(self, payload: Mapping[str, Any]) -> tuple[bytes, ...]:
         """The images as whole encoded files; expired ones are left out."""
-        found = [await self.blobs.get(self.conversation, str(one)) for one in _listed(payload, "images")]
+        found = [await self.blobs.get(self.conversation, str(one)) for one in listed(payload, "images")]
         return tuple(blob.data for blob in found if blob)
 
     async def documents(self, payload: Mapping[str, Any]) -> tuple[Document, ...]:
@@ -62,7 +64,7 @@ class Attachments:
     async def earlier(self, payload: Mapping[str, Any], characters: int) -> tuple[Document, ...]:
         """The documents of earlier messages that still exist, the last one first, as many as have ``characters``
         together."""
-        own = {str(one.get("blob", "")) for one in _listed(payload, "files") if isinstance(one, dict)}
+        own = {str(one.get("blob", "")) for one in listed(payload, "files") if isinstance(one, dict)}
         found = list[Document]()
         for file in await self._known.list():
             blob = None if file.id in own else await self.blobs.get(self.conversation, file.id)
@@ -72,7 +74,7 @@ class Attachments:
 
     async def keep(self, payload: Mapping[str, Any]) -> None:
         """Have later turns know the documents of this one, for as long as they are stored; the oldest give way."""
-        if not _listed(payload, "files"):
+        if not listed(payload, "files"):
             return
         known = {file.id for file in await self._known.list()}
         for one, blob in await self._files(payload, "text/"):
@@ -101,26 +103,28 @@ class Attachments:
         return tuple(blob for _, blob in found if blob)
 
     async def _files(self, payload: Mapping[str, Any], kind: str) -> list[tuple[Mapping[str, Any], Blob | None]]:
-        wanted = [one for one in _listed(payload, "files") if isinstance(one, dict)]
+        wanted = [one for one in listed(payload, "files") if isinstance(one, dict)]
         wanted = [one for one in wanted if str(one.get("type", "")).startswith(kind)]
         return [(one, await self.blobs.get(self.conversation, str(one.get("blob", "")))) for one in wanted]
 
 
+def payload_of(envelope: Envelope) -> Mapping[str, Any]:
+    """What came with the argument ``envelope``. Raises TypeError."""
+    expect(isinstance(envelope, Envelope), "envelope", envelope, "the Envelope that is handled")
+    return envelope.payload
+
+
 def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[str, Any]) -> str:
     """``question`` preceded by the documents that came with it and the message it replies to."""
+    expect(isinstance(question, str), "the text of question()", question)
     parts = [one.marked for one in documents]
-    parts += [as_data("document", UNREAD, name=str(name)) for name in _listed(payload, "unread")]
+    parts += [as_data("document", UNREAD, name=str(name)) for name in listed(payload, "unread")]
     parts += context_of(payload)
     return "\n\n".join([*parts, question] if question else parts)
 
 
 def spoken(words: str, payload: Mapping[str, Any]) -> str:
     """The words of a recording: those of the user, or marked as those of whom it was forwarded from."""
-    authors = [one.get("from") for one in _listed(payload, "files") if isinstance(one, dict)]
+    authors = [one.get("from") for one in listed(payload, "files") if isinstance(one, dict)]
     origin = next(filter(None, authors), None)
     return as_data("forwarded", words, **{"from": str(origin)}) if origin and words else words
-
-
-def _listed(payload: Mapping[str, Any], name: str) -> list[Any]:
-    found = payload.get(name)
-    return found if isinstance(found, list) else []

@@ -82,6 +82,7 @@ class Calls:
     def call(self, role: str, text: str, timeout: float | None, payload: Mapping[str, Any]) -> RoleCall:
         """See Context.call."""
         depth, limit = self._delivery.turn.count(".") + 1, self._bus.settings.call_depth
+        expect(isinstance(role, str), "the role of a call", role)
         if role not in self._roles:
             names = ", ".join(sorted(self._roles))
             raise UnknownRole(f"there is no role {role!r} to call; there are {names}")

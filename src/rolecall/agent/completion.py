@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.tools import Confirm, Toolbox
-from rolecall.errors import ContextTooLong, Truncated
+from rolecall.errors import ContextTooLong, Truncated, expect
 from rolecall.models.model import (
     Answer,
     Delta,
@@ -37,6 +37,8 @@ MESSAGE_CHARS = 16
 IMAGE_CHARS = 4000
 BETWEEN_ROUNDS = "\n\n"
 """Between what a model says before its tool calls and after them."""
+OPTIONS = frozenset(Request.__struct_fields__) - {"messages", "tools", "caller"}
+"""What a handler may say of a request besides its messages and tools."""
 Emit = Callable[[str], Awaitable[None]]
 
 
@@ -46,6 +48,30 @@ async def discard(text: str) -> None:
 
 def _unnoticed(model: str, usage: Usage) -> None:
     """Nobody counts what was replayed."""
+
+
+def request_of(
+    model: Model, history: Iterable[Message], text: str, system: str, options: Mapping[str, Any],
+    images: Iterable[bytes] = (),
+) -> Request:  # fmt: skip
+    """The Request for the answer of ``model`` to ``text`` after ``history``. Raises TypeError for what cannot be asked,
+    such as ``options`` that are no fields of Request."""
+    expect(hasattr(model, "stream"), "model", model, "a model, such as ctx.model or ctx.models['smollm2@local']")
+    expect(isinstance(history, Iterable), "history", history, "messages, such as those of await ctx.memory.history()")
+    expect(isinstance(images, Iterable) and not isinstance(images, str | bytes), "images", images, "a list of images")
+    opening = (Message("system", system),) if system else ()
+    messages = (*opening, *history, Message("user", text, tuple(images)))
+    for message in messages:
+        expect(isinstance(message, Message), "a message of history", message, "a Message(role, text)")
+        expect(isinstance(message.text, str), f"the text of the {message.role} message", message.text)
+    for image in messages[-1].images:
+        expect(isinstance(image, bytes), "an image", image, "the bytes of an image file")
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(sorted(OPTIONS))}")
+    try:
+        return msgspec.convert({**options, "messages": messages}, Request)
+    except msgspec.ValidationError as error:
+        raise TypeError(f"an option of the request is invalid: {error}") from None
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from rolecall.agent.agent_services import AgentServices, RoleInfo
-from rolecall.agent.attachments import Attachments, Document, in_context, spoken
+from rolecall.agent.attachments import Attachments, Document, in_context, payload_of, spoken
 from rolecall.agent.calls import Calls, RoleCall, replies
 from rolecall.agent.client_extras import ClientExtras
-from rolecall.agent.completion import Emit, HopUsage, ModelCompletion, discard
+from rolecall.agent.completion import Emit, HopUsage, ModelCompletion, discard, request_of
 from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
 from rolecall.agent.people import People
@@ -188,7 +188,7 @@ class Context:
         What an API client wants of the answer applies here: its sampling, its JSON schema, and its own tools. A call of
         one of those is not run: it ends the turn, as ``calls`` of the answer, and the client runs it.
         """
-        request = await self._extras.wanted(_request(model, history, text, system, options, images))
+        request = await self._extras.wanted(request_of(model, history, text, system, options, images))
         theirs, form = await self._extras.tools(), await self._extras.form()
         if form is None or request.schema is not None:
             answer = await self._complete(model, request, self.emit, tools, theirs, self._emit_again)
@@ -214,7 +214,7 @@ class Context:
         **options: Any,
     ) -> Answer:
         """Like ``stream``, but nothing is shown to the user."""
-        request = _request(model, history, text, system, options, images)
+        request = request_of(model, history, text, system, options, images)
         return await self._complete(model, request, discard, tools, purpose="ask")
 
     async def extract(
@@ -233,7 +233,7 @@ class Context:
         and ConfigError for a type that has no JSON schema.
         """
         output = StructuredOutput.of(kind)
-        request = _request(model, history, text, f"{system}\n\n{output.instruction}".strip(), options)
+        request = request_of(model, history, text, f"{system}\n\n{output.instruction}".strip(), options)
         return await run_structured(
             output, request, lambda asked: self._complete(model, asked, discard, purpose="extract"), self.log
         )
@@ -343,16 +343,16 @@ class Context:
 
     async def images(self, envelope: Envelope) -> tuple[bytes, ...]:
         """The images that came with ``envelope``, as whole encoded files."""
-        return await self._attachments.images(envelope.payload)
+        return await self._attachments.images(payload_of(envelope))
 
     async def documents(self, envelope: Envelope) -> tuple[Document, ...]:
         """The documents that came with ``envelope``, as text."""
-        return await self._attachments.documents(envelope.payload)
+        return await self._attachments.documents(payload_of(envelope))
 
     async def question(self, envelope: Envelope, text: str | None = None, *, earlier: bool = True) -> str:
         """The question for a model: ``text``, or that of ``envelope``, preceded by the documents that came with it and
         the message it replies to. With ``earlier``, those of earlier messages come first, up to DOCUMENT_CHARS."""
-        attached, payload, found = self._attachments, envelope.payload, tuple[Document, ...]()
+        attached, payload, found = self._attachments, payload_of(envelope), tuple[Document, ...]()
         if earlier:
             found = (await attached.earlier(payload, self._services.bus.settings.document_chars))[::-1]
         await attached.keep(payload)
@@ -370,18 +370,18 @@ class Context:
     async def transcribe(self, envelope: Envelope) -> str:
         """The words in the recordings that came with ``envelope``, transcribed by VOICE_MODEL. Raises ModelError, and
         ConfigError when VOICE_MODEL names no model that can transcribe."""
-        settings, voice = self._services.bus.settings, self._services.voice
+        settings, voice, payload = self._services.bus.settings, self._services.voice, payload_of(envelope)
         step = self.recorder.next("model", "transcribe")
         if step.found is not None:
             return msgspec.json.decode(step.result(), type=str)
 
         async def transcribed() -> str:
-            sounds = await self._attachments.sounds(envelope.payload)
+            sounds = await self._attachments.sounds(payload)
             words = "\n".join([
                 await transcribe(one.data, sound_type(one.data, one.media_type), settings, voice, self._caller)
                 for one in sounds
             ])  # fmt: skip
-            return spoken(words, envelope.payload)
+            return spoken(words, payload)
 
         words: str = await step.perform(transcribed, msgspec.json.encode, hurried=False)
         return words
@@ -394,10 +394,13 @@ class Context:
     async def embed_for_client(self, envelope: Envelope) -> str:
         """Embed the texts that a client of /v1/embeddings sent. Returns the answer that its front end reads: the id of
         the stored vectors."""
-        return await self._extras.embed(envelope.payload, self._embedded)
+        return await self._extras.embed(payload_of(envelope), self._embedded)
 
     async def _embedded(self, texts: Sequence[str], dimensions: int | None) -> Vectors:
-        expect(not isinstance(texts, str), "texts", texts, "several texts, such as [text]")
+        expect(isinstance(texts, Sequence) and not isinstance(texts, str), "texts", texts, "a list of texts")
+        for text in texts:
+            expect(isinstance(text, str), "a text to embed", text)
+        expect(isinstance(dimensions, int | None), "dimensions", dimensions, "a number of dimensions")
         if self._services.embed is None:
             raise ConfigError("nothing here can make vectors")
         return await self._services.embed(texts, dimensions, self._caller)
@@ -475,22 +478,6 @@ def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model 
 async def _never(awaited: Awaited, used: HopUsage | None) -> tuple[Verdict, int]:
     """Where nothing can be suspended."""
     raise StepError("a handler that waits needs a worker to suspend it")
-
-
-def _request(
-    model: Model, history: Iterable[Message], text: str, system: str, options: dict[str, Any],
-    images: Iterable[bytes] = (),
-) -> Request:  # fmt: skip
-    expect(hasattr(model, "stream"), "model", model, "a model, such as ctx.model or ctx.models['smollm2@local']")
-    expect(isinstance(history, Iterable), "history", history, "messages, such as those of await ctx.memory.history()")
-    opening = (Message("system", system),) if system else ()
-    messages = (*opening, *history, Message("user", text, tuple(images)))
-    for message in messages:
-        expect(isinstance(message, Message), "a message of history", message, "a Message(role, text)")
-        expect(isinstance(message.text, str), f"the text of the {message.role} message", message.text)
-    for image in messages[-1].images:
-        expect(isinstance(image, bytes), "an image", image, "the bytes of an image file")
-    return Request(messages=messages, **options)
 
 
 def _share(envelope: Envelope) -> float:

@@ -44,11 +44,11 @@ class Memory:
         stored = await preferences_of(self.bus, self.conversation)
         return {name: value for name, value in {**stored, **self.changes}.items() if value}
 
-    def prefer(self, **changes: str) -> None:
-        """Set preferences when this handling settles; an empty value removes one."""
+    def prefer(self, **changes: str | float) -> None:
+        """Set preferences when this handling settles; an empty value removes one. A number becomes a text."""
         for name, value in changes.items():
-            expect(isinstance(value, str | int | float), f"preference {name}", value)
-        self.changes.update(changes)
+            expect(isinstance(value, str | int | float) and not isinstance(value, bool), f"preference {name}", value)
+        self.changes.update({name: str(value) for name, value in changes.items()})
 
     def forget(self) -> None:
         """Clear the history when this handling completes its turn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -35,16 +35,19 @@ class People:
 
     async def confirm(self, text: str, timeout: timedelta, default: bool, who: Sequence[str]) -> bool:
         """See Context.confirm."""
+        expect(isinstance(default, bool), "default", default, "True or False")
         return await self._ask("confirm", text, CONFIRM, timeout, 0 if default else 1, who) == 0
 
     async def choose(
         self, text: str, options: Sequence[str], timeout: timedelta, default: str | None, who: Sequence[str]
     ) -> str | None:  # fmt: skip
         """See Context.choose."""
-        expect(isinstance(options, Sequence), "options", options, "a list of texts")
+        expect(isinstance(options, Sequence) and not isinstance(options, str), "options", options, "a list of texts")
+        for one in options:
+            expect(isinstance(one, str), "an option of choose()", one)
         if not 1 <= len(options) <= MOST_OPTIONS or len(set(options)) < len(options):
             self._refuse(f"choose() has {len(options)} options: expected 1 to {MOST_OPTIONS} different ones")
-        if any(not isinstance(one, str) or not 0 < len(one) <= OPTION_CHARS for one in options):
+        if any(not 0 < len(one) <= OPTION_CHARS for one in options):
             self._refuse(f"choose() has an option that is no text of 1 to {OPTION_CHARS} characters")
         if default is not None and default not in options:
             self._refuse(f"choose(default={default!r}) is invalid: expected one of the options")
@@ -61,6 +64,9 @@ class People:
         if not 0 < seconds <= MAX_DAYS * 86_400:
             self._refuse(f"timeout={seconds:g} s is invalid: expected more than 0 s to {MAX_DAYS} days")
         expect(isinstance(text, str), "the question", text)
+        expect(isinstance(who, Iterable) and not isinstance(who, str), "who", who, "users, such as ['telegram:42']")
+        for one in who:
+            expect(isinstance(one, str), "a user of who", one)
         if not 0 < len(text) <= MOST_CHARS:
             self._refuse(f"the question has {len(text)} characters: expected 1 to {MOST_CHARS}")
         wait = self._waits.wait("question", style, seconds=seconds, still=True, text=f"an answer to {quoted(text)}")

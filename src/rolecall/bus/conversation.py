@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import LISTS, Envelope, check_conversation, cut, decode
+from rolecall.bus.envelope import LISTS, Envelope, check_conversation, cut, decode, listed
 from rolecall.bus.turn import Records, TurnBlock, final_event, note, quoted, turn_block
 from rolecall.errors import DecodeError, ServerFull
 from rolecall.redis.keys import today
@@ -98,7 +98,7 @@ def remembered(
     and ``answered`` the payload of the answer, if they are known."""
     question = Remembered("user", text, turn, mark)
     if asked is not None and (asked.payload.keys() & LISTS or asked.said != text):
-        images, files = (asked.payload.get(name) or () for name in LISTS)
+        images, files = (listed(asked.payload, name) for name in LISTS)
         question = msgspec.structs.replace(
             question, said=asked.said if asked.said != text else "",
             images=tuple(image for image in images if isinstance(image, str)),
@@ -108,7 +108,7 @@ def remembered(
     if answer:
         found = answered or {}
         tokens = found.get("tokens_out")
-        model, tokens = str(found.get("model") or ""), tokens if isinstance(tokens, int) else 0
+        model, tokens = str(found.get("model") or ""), tokens if type(tokens) is int else 0
         plain = bool(found.get("plain"))
         entries.append(Remembered("assistant", answer, turn, mark, model=model, tokens=tokens, plain=plain))
     return [msgspec.json.encode(entry) for entry in entries]

@@ -147,7 +147,8 @@ _any_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def encode(envelope: Envelope) -> bytes:
-    """JSON of ``envelope``. Raises EnvelopeTooLarge over 256 kB, and for text over 64 kB of UTF-8."""
+    """JSON of ``envelope``. Raises EnvelopeTooLarge over 256 kB, and for text over 64 kB of UTF-8; RolecallError for a
+    payload that is no JSON or nested deeper than MAX_DEPTH."""
     try:
         raw = _encoder.encode(_flat(envelope) if envelope.others else envelope)
     except UNWRITABLE as error:
@@ -156,6 +157,8 @@ def encode(envelope: Envelope) -> bytes:
         raise EnvelopeTooLarge(f"the envelope has {len(raw):,} bytes; the limit is {MAX_BYTES:,}")
     if len(raw) > MAX_TEXT_BYTES and len(envelope.text.encode()) > MAX_TEXT_BYTES:
         raise EnvelopeTooLarge(f"the text is longer than {MAX_TEXT_BYTES // 1024} kB")
+    if _openings(raw) > MAX_DEPTH and depth_of(_any_decoder.decode(raw)["payload"]) > MAX_DEPTH:
+        raise RolecallError(f"the payload is nested deeper than {MAX_DEPTH} levels")
     return raw
 
 
@@ -173,7 +176,7 @@ def _unwritable(envelope: Envelope) -> str:
 def encode_part(envelope: Envelope) -> bytes:
     """JSON of what ``envelope`` adds to a turn that it joins: its text with what it refers to, its images and files. It
     contains no newline."""
-    lists = {name: found for name in LISTS if (found := _listed(envelope.payload, name))}
+    lists = {name: found for name in LISTS if (found := listed(envelope.payload, name))}
     text = part_text(envelope.payload)
     return _encoder.encode(Part(text, **lists) if lists else text)
 
@@ -250,12 +253,13 @@ def _merged(payload: dict[str, Any], raw: bytes) -> dict[str, Any]:
     texts = [first if isinstance(first, str) else "", *(part.text for part in parts)]
     merged["text"] = "\n".join(text for text in texts if text)
     for name in LISTS:
-        if found := [*_listed(payload, name), *(item for part in parts for item in getattr(part, name))]:
+        if found := [*listed(payload, name), *(item for part in parts for item in getattr(part, name))]:
             merged[name] = found
     return merged
 
 
-def _listed(payload: dict[str, Any], name: str) -> list[Any]:
+def listed(payload: Mapping[str, Any], name: str) -> list[Any]:
+    """The list ``name`` of ``payload``; empty if that is no list."""
     found = payload.get(name)
     return found if isinstance(found, list) else []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -36,11 +35,11 @@ STYLES = {"begins": "bold", "good": "green", "warn": "yellow", "bad": "red"}
 
 def make_filters(user: str, since_text: str, errors: bool, grep: str, tz: tzinfo | None = None) -> Filters:
     """The filters of a command line. Raises ConfigError that names the option at fault."""
+    moment = _since(since_text, tz) if since_text else None
     try:
-        re.compile(grep)
-    except re.error as error:
-        raise ConfigError(f"--grep {escape(grep)}: no regular expression: {error}") from None
-    return Filters(user, _since(since_text, tz) if since_text else None, errors, grep)
+        return Filters(user, moment, errors, grep)
+    except ConfigError as error:
+        raise ConfigError(f"--{error}") from None
 
 
 def _since(text: str, tz: tzinfo | None) -> int:

@@ -38,7 +38,7 @@ class Filters:
     """Which conversations, or which records of one; all given filters must match.
 
     ``user`` is part of an id or a title, ``since`` ms since 1970 by the server's clock, ``grep`` a regular expression.
-    ``search``, which only the index knows, is part of an id, a title or a record.
+    ``search``, which only the index knows, is part of an id, a title or a record. Raises ConfigError.
     """
 
     user: str = ""
@@ -46,6 +46,12 @@ class Filters:
     errors: bool = False
     grep: str = ""
     search: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.grep)
+        except re.error as error:
+            raise ConfigError(f"grep {escape(self.grep)}: no regular expression: {error}") from None
 
     def match(self, record: Record) -> bool:
         """Whether a record matches ``since``, ``errors`` and ``grep``."""

@@ -23,7 +23,7 @@ from rolecall.bus.conversation import FOLLOWED, preferences_of
 from rolecall.bus.envelope import Envelope, check_conversation
 from rolecall.bus.schedule.timing import Timing, clock, known_zone, timing_of, zone_name, zone_of
 from rolecall.bus.turn import FinishBlock, TurnBlock, final_event, quoted, turn_block
-from rolecall.errors import BadSchedule, expect
+from rolecall.errors import BadSchedule, expect, expect_texts
 from rolecall.redis.clock import NOW
 from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import text_map
@@ -113,6 +113,7 @@ async def schedule(
     Atomic. Raises BadSchedule.
     """
     expect(isinstance(text, str), "the text of a schedule", text)
+    expect_texts(cron=cron, when=when, zone=zone, role=role, user=user, idempotency=idempotency)
     if role and roles and role not in roles:
         raise BadSchedule(f"there is no role {role!r} to schedule; there are {', '.join(sorted(roles))}")
     shard = bus.shard(check_conversation(conversation))
