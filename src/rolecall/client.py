@@ -24,7 +24,7 @@ from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, check_conversation, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
-from rolecall.bus.process.processes import instances_of, process_name
+from rolecall.bus.process.processes import Deployment, deployment, instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
@@ -225,7 +225,7 @@ class Assistant:
         if the key was used for another text or the server is full."""
         expect(isinstance(text, str), "the text of a notice", text)
         expect_texts(idempotency=idempotency)
-        front = self._front_of(conversation) if self.session.application.roles else ""
+        front = self._front_of(conversation, await self._deployment())
         verdict = await notify(
             self._bus, conversation, text, idempotency=idempotency, front=front, instance=self._instance
         )
@@ -246,10 +246,11 @@ class Assistant:
         answers (default: as the manager decides); ``user`` is whom limits count (default: the conversation). The same
         ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same schedule. Raises BadSchedule.
         """
+        known = await self._deployment()
         return await schedule(
             self._bus, conversation, text, at=at, every=every, cron=cron, when=when, zone=zone, role=role,
-            roles=[one.name for one in self.session.application.roles], user=user,
-            front=self._front_of(conversation), idempotency=idempotency, instance=self._instance,
+            roles=known.roles, user=user, front=self._front_of(conversation, known), idempotency=idempotency,
+            instance=self._instance,
         )  # fmt: skip
 
     async def schedules(self, conversation: str) -> list[Schedule]:
@@ -307,8 +308,15 @@ class Assistant:
         if not await instances_of(self._bus, FIRST_ROLE):
             raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
 
-    def _front_of(self, conversation: str) -> str:
-        return self.session.application.front_of(check_conversation(conversation)) or FRONT
+    async def _deployment(self) -> Deployment:
+        """What the application says of itself; one that only knows its server asks the workers there."""
+        application = self.session.application
+        if not application.roles:
+            return await deployment(self._bus)
+        return Deployment(frozenset(role.name for role in application.roles), application.front_names)
+
+    def _front_of(self, conversation: str, known: Deployment) -> str:
+        return self.session.application.front_of(check_conversation(conversation), known.fronts) or FRONT
 
     async def _replied(self, ref: TurnRef, event: Event) -> Reply:
         if event.kind != "final":
@@ -326,7 +334,8 @@ async def connect(url: str | None = None, app: str | os.PathLike[str] | None = N
     """Connect to a running assistant.
 
     ``app`` is its application directory (default: ROLECALL_APP, else the current directory), which says where the
-    server is. ``url``, such as ``redis://host:6379/0``, overrides that and needs no application directory. Raises
+    server is. ``url``, such as ``redis://host:6379/0``, overrides that and needs no application directory: roles and
+    front ends are then those that the running workers know, and settings those of the environment and ``.env``. Raises
     NothingRunning if no server or no worker runs, ServerUnavailable, and ConfigError.
     """
     application = load(app) if url is None else standalone(url, app)

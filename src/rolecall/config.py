@@ -116,12 +116,17 @@ class Application:
         """The role called ``name``, or None."""
         return next((role for role in self.roles if role.name == name), None)
 
-    def front_of(self, conversation: str) -> str:
-        """The front end that ``conversation`` belongs to by its ID; empty if there is none, as for those of programs.
-        Raises ConfigError for an ID that Telegram cannot have."""
-        name, _, place = conversation.partition(":")
+    @property
+    def front_names(self) -> frozenset[str]:
+        """The names of the front ends that it or an installed package adds. Raises ConfigError."""
         own = (*plugins("rolecall.frontends", "front end").values(), *self.frontends)
-        names = {*FOLLOWED, *(getattr(kind, "name", "") for kind in own)}
+        return frozenset(getattr(kind, "name", "") for kind in own)
+
+    def front_of(self, conversation: str, others: frozenset[str] = frozenset()) -> str:
+        """The front end that ``conversation`` belongs to by its ID, one of its own, the built-in or the ``others``;
+        empty if there is none, as for those of programs. Raises ConfigError for an ID that Telegram cannot have."""
+        name, _, place = conversation.partition(":")
+        names = FOLLOWED | self.front_names | others
         if TELEGRAM_ID.fullmatch(conversation) or (place and name in names):
             return name
         if name == "telegram":

@@ -15,6 +15,7 @@ from rolecall.bus.admission import CONTROL_ROLE
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.bus.process.process_log import publishing
+from rolecall.bus.process.processes import deployment
 from rolecall.config import Application, runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis import keys
@@ -95,8 +96,9 @@ async def open_session(
         try:
             found = await server.check()
             bus = Bus(server, settings, process)
-            bus.answers_commands = not application.roles or application.role(CONTROL_ROLE) is not None
             await bus.prepare()
+            roles = [role.name for role in application.roles] or (await deployment(bus)).roles
+            bus.answers_commands = CONTROL_ROLE in roles
             if application.roles and embedded is None:  # a program without roles only visits
                 await bus.claim(application.name)
             async with _kept_alive(server, embedded), publishing(bus) if start else nullcontext():

@@ -151,6 +151,25 @@ async def test_notices_and_answers_of_schedules_go_to_who_has_the_conversation(t
             await assistant.notify("telegram:abc", "ready")
 
 
+async def test_a_program_that_only_knows_the_server_learns_the_rest_from_its_workers(tmp_path: Path) -> None:
+    class Webhook(Silent):
+        name = "webhook"
+
+    config = CONFIG.model_copy(update={"frontends": (Webhook,)})
+    async with rolecall.run(config, app=tmp_path) as worker:
+        url = worker.session.server.url
+        async with rolecall.connect(url, tmp_path) as assistant:
+            assert await assistant.notify("crm:42", "Your export is ready.")
+            async with aclosing(assistant.notices("crm:42", "0-0")) as notices, asyncio.timeout(10):
+                assert (await anext(notices)).text == "Your export is ready."
+            for conversation, front in (("webhook:7", "webhook"), ("telegram:42", "telegram"), ("crm:42", "program")):
+                made = await assistant.schedule("report", conversation=conversation, when="every day at 9")
+                assert made.definition.front == front
+            with pytest.raises(BadSchedule, match="there is no role 'nobody' to schedule; there are manager"):
+                await assistant.schedule("report", conversation="crm:42", when="every day at 9", role="nobody")
+            assert (await assistant.ask("/help", timeout=10)).text == "Hello, /help!"
+
+
 async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assistant) -> None:
     soon = timedelta(seconds=0.2)
     async with aclosing(assistant.notices("crm:42", "0-0")) as notices:

@@ -14,6 +14,8 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
 from rolecall.bus.process.processes import InstanceState, ProcessState, live_processes, register
+from rolecall.config import Application
+from rolecall.errors import ConfigError
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import server_ms
 from rolecall.serving.balance import Watch
@@ -75,6 +77,8 @@ class Duties:
             version=__version__,
             http=runtime.http,
             problem=runtime.problem(),
+            roles=tuple(role.name for role in runtime.application.roles),
+            fronts=_fronts(runtime.application),
         )
         await register(runtime.bus, state)
 
@@ -150,6 +154,14 @@ class Duties:
         running = {state.process for state in alive if any(one.role == role.name for one in state.instances)}
         names = sorted(running | {process})
         return Follower(role.models, len(names), names.index(process), len(self._runtime.roster.instances[role.name]))
+
+
+def _fronts(application: Application) -> tuple[str, ...]:
+    """The names of its front ends; none if one of them cannot be loaded, which `rolecall up` says when it runs them."""
+    try:
+        return tuple(sorted(application.front_names))
+    except ConfigError:
+        return ()
 
 
 def instance_state(instance: Instance) -> InstanceState:

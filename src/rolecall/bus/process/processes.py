@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,9 +39,17 @@ class InstanceState(msgspec.Struct, frozen=True, omit_defaults=True):
     busy_seconds: float = 0.0
 
 
+class Deployment(NamedTuple):
+    """The names of all roles, and of the front ends that an application or a package adds."""
+
+    roles: frozenset[str]
+    fronts: frozenset[str]
+
+
 class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One process as it registered itself: ``uptime`` in seconds, ``connections`` to the server, ``http`` the address
-    it serves at, ``problem`` what keeps its scribe from writing."""
+    it serves at, ``problem`` what keeps its scribe from writing. ``roles`` and ``fronts`` are those of its Deployment,
+    wherever they run."""
 
     process: str
     kind: str = "worker"
@@ -52,6 +61,8 @@ class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     http: str = ""
     problem: str = ""
+    roles: tuple[str, ...] = ()
+    fronts: tuple[str, ...] = ()
 
 
 async def register(bus: Bus, state: ProcessState) -> None:
@@ -80,6 +91,13 @@ async def live_processes(bus: Bus) -> list[ProcessState]:
     names = [name.decode() for name in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1)]
     found = await asyncio.gather(*(bus.server.call("GET", keys.worker(name)) for name in names))
     return [msgspec.json.decode(raw, type=ProcessState) for raw in found if raw]
+
+
+async def deployment(bus: Bus) -> Deployment:
+    """The deployment as the live workers know it. Those of an earlier version only know the roles that they run."""
+    alive = await live_processes(bus)
+    roles = {name for state in alive for name in (*state.roles, *(instance.role for instance in state.instances))}
+    return Deployment(frozenset(roles), frozenset(name for state in alive for name in state.fronts))
 
 
 async def instances_of(bus: Bus, role: str) -> int:
