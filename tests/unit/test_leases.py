@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.leases import Demand, emit, hand_back, owns_turn, renew, take
+from rolecall.bus.leases import Along, Demand, emit, hand_back, owns_turn, renew, take
 from rolecall.bus.settle import bury
 from rolecall.bus.turn import Records, snapshot
 from rolecall.redis.clock import ServerClock, seconds
@@ -43,6 +43,23 @@ async def test_no_take_brings_more_than_there_are_free_slots_over_all_bands_and_
     got = await take(bus, bus.shards[0], demands, claim=True)
     assert [delivery.role for delivery in got] == ["manager"] * 2 + ["echo"] * 3
     assert [delivery.count for delivery in got] == [2, 2, 1, 1, 1]
+
+
+async def test_what_a_role_reads_of_a_conversation_comes_along_with_its_entry(bus: Bus) -> None:
+    shard = bus.shards[0]
+    await bus.server.call("RPUSH", shard.history("a"), "one", "two", "three")
+    await bus.server.call("HSET", shard.preferences("b"), "lang", "de")
+    for conversation in "ab":
+        await ask(bus, conversation)
+    demand = Demand("manager", 2, history=2, preferences=True)
+    assert [delivery.along for delivery in await take(bus, shard, [demand])] == [
+        Along([b"two", b"three"], []), Along([], [b"lang", b"de"]),
+    ]  # fmt: skip
+
+
+async def test_nothing_comes_along_that_is_not_read(bus: Bus) -> None:
+    await ask(bus)
+    assert (await take_one(bus)).along == Along(None, None)
 
 
 async def test_a_take_of_nothing_is_empty_and_makes_the_groups(bus: Bus) -> None:

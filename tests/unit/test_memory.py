@@ -12,6 +12,7 @@ from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Mark, Remembered, remembered
+from rolecall.bus.leases import Along
 from rolecall.models.model import Message
 from rolecall.redis.keys import ShardKeys
 from rolecall.settings import Settings
@@ -73,6 +74,14 @@ async def test_a_preference_is_seen_at_once_and_kept_only_when_the_handling_sett
     assert await memory.preferences() == {"lang": "de"}
     assert await Memory(bus, "a").preferences() == {"lang": "en", "model": "m@test"}
     assert memory.changes == {"lang": "de", "model": ""}
+
+
+async def test_what_came_along_counts_once_and_then_what_the_server_has(bus: Bus) -> None:
+    await keep(bus, ("now", "", ""))
+    await bus.server.call("HSET", SHARD.preferences("a"), "lang", "en")
+    memory = Memory(bus, "a", along=Along(remembered("then", "", "1"), [b"lang", b"de"]))
+    assert [[message.text for message in await memory.history()] for _ in range(2)] == [["then"], ["now"]]
+    assert [await memory.preferences() for _ in range(2)] == [{"lang": "de"}, {"lang": "en"}]
 
 
 async def test_forgetting_is_noted_and_done_when_the_turn_completes(bus: Bus) -> None:

@@ -18,6 +18,7 @@ from rolecall.errors import ConfigError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.duties import Duties
+from rolecall.worker.instance import Reads
 from rolecall.worker.runtime import Runtime
 from tests.deployment import deployed
 from tests.waiting import wait_until
@@ -135,6 +136,30 @@ async def test_a_server_that_fills_up_or_may_evict_is_said_once_and_so_is_its_en
     deletes = "it deletes keys when it is full (maxmemory-policy allkeys-lru): turns would be lost"
     full = "it uses over 90% of its memory limit"
     assert told == [full, deletes, f"no longer: {full}", f"no longer: {deletes}"]
+
+
+class RoutesAgent(Agent):
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.via("reads")
+
+
+class ReadsAgent(Agent):
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        ctx.memory.prefer(seen=envelope.text)
+        return envelope.reply(" ".join([message.text for message in await ctx.memory.history()]))
+
+
+async def test_what_a_role_read_comes_along_with_its_next_envelopes(tmp_path: Path) -> None:
+    async with deployed(tmp_path, (Role(RoutesAgent), Role(ReadsAgent))) as app:
+        assert [(await app.ask("test:1", text)).text for text in ("one", "two", "three")] == [
+            "", "one", "one two one",
+        ]  # fmt: skip
+        worker = app.runtimes[0].worker
+        assert worker is not None
+        read = {role: group[0].reads for role, group in worker.roster.instances.items()}
+    assert read == {"manager": Reads(), "reads": Reads(history=True)}
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────

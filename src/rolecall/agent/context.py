@@ -83,9 +83,9 @@ class Context:
     @cached_property
     def memory(self) -> Memory:
         """The conversation's history and preferences."""
-        bus, again = self._services.bus, str(self._origin.meta.get("again", ""))
+        bus, delivery, again = self._services.bus, self._delivery, str(self._origin.meta.get("again", ""))
         limit = bus.settings.assistant_history_limit
-        return Memory(bus, self._delivery.conversation, limit, without=again, extras=self._extras)
+        return Memory(bus, delivery.conversation, limit, without=again, extras=self._extras, along=delivery.along)
 
     @cached_property
     def recorder(self) -> Recorder:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import Remembered, history, preferences_of, without
+from rolecall.bus.conversation import Remembered, history, preferences_of, read_history, without
+from rolecall.bus.leases import Along
 from rolecall.errors import expect
 from rolecall.models.model import Message
+from rolecall.redis.server import text_map
 
 
 @dataclass
@@ -25,10 +27,14 @@ class Memory:
     """What came with the envelope."""
     changes: dict[str, str] = field(default_factory=dict)
     forgotten: bool = False
+    along: Along = field(default_factory=Along)
+    """What came along with the envelope."""
 
     async def entries(self) -> list[Remembered]:
-        """The remembered messages, oldest first, at most ``limit``, with their marks."""
-        entries = await history(self.bus, self.conversation, self.limit)
+        """The remembered messages, oldest first, at most ``limit``, with their marks. The first look may show them as
+        they were when the handling began, see Along."""
+        raw = self.along.take_history()
+        entries = await history(self.bus, self.conversation, self.limit) if raw is None else read_history(raw)
         return without(entries, self.without.removesuffix("+"), self.without.endswith("+")) if self.without else entries
 
     async def history(self) -> list[Message]:
@@ -40,8 +46,10 @@ class Memory:
         return [*brought, *kept]
 
     async def preferences(self) -> dict[str, str]:
-        """The conversation's preferences, including those set in this handling."""
-        stored = await preferences_of(self.bus, self.conversation)
+        """The conversation's preferences, including those set in this handling. The first look may show the others as
+        they were when the handling began, see Along."""
+        raw = self.along.take_preferences()
+        stored = await preferences_of(self.bus, self.conversation) if raw is None else text_map(raw)
         return {name: value for name, value in {**stored, **self.changes}.items() if value}
 
     def prefer(self, **changes: str | float) -> None:

@@ -118,7 +118,11 @@ async def history(bus: Bus, conversation: str, limit: int) -> list[Remembered]:
     """The last ``limit`` messages of the history, oldest first."""
     if limit == 0:
         return []
-    raw = await bus.server.fetch("LRANGE", bus.shard(conversation).history(conversation), -limit, -1)
+    return read_history(await bus.server.fetch("LRANGE", bus.shard(conversation).history(conversation), -limit, -1))
+
+
+def read_history(raw: Sequence[bytes]) -> list[Remembered]:
+    """The messages of a history as the server has them."""
     return [_decoder.decode(entry) for entry in raw]
 
 

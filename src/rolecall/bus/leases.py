@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
@@ -28,6 +28,8 @@ class TakeBlock(TypedDict):
     journal_stem: str
     events_stem: str
     channel_stem: str
+    history_stem: str
+    preferences_stem: str
     lease: int
     expected: int
     max_deliveries: int
@@ -53,12 +55,15 @@ WHO = ContextVar("rolecall instance", default="")
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a process can take for one role: its free slots, and whether one entry may be on its last delivery.
-    ``instances`` are the ids of the instances in these slots, where they are known."""
+    ``instances`` are the ids of the instances in these slots, where they are known. With each entry come so many
+    messages of its conversation's ``history``, and its ``preferences``."""
 
     role: str
     free: int
     last_ok: bool = True
     instances: tuple[str, ...] = ()
+    history: int = 0
+    preferences: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ class Order:
         """The demands as scripts take them."""
         result: list[Arg] = []
         for demand in self.demands:
-            result += (demand.role, int(demand.last_ok), STREAMS_PER_ROLE, demand.free, *demand.instances)
+            result += (demand.role, int(demand.last_ok), STREAMS_PER_ROLE, demand.history, int(demand.preferences))
+            result += (demand.free, *demand.instances)
             result += [""] * (demand.free - len(demand.instances))
         return result
 
@@ -93,8 +99,9 @@ class Order:
             read_entry(
                 shard.number, streams[k - 1], self.demands[(k - 1) // STREAMS_PER_ROLE].role, (entry_id, fields),
                 count, previous, beginning=Beginning(received, age / 1000, waited / 1000), slot=slot - 1,
+                along=Along(remembered, preferred),
             )
-            for k, entry_id, count, previous, fields, slot, received, age, waited in rows
+            for k, entry_id, count, previous, fields, slot, received, age, waited, remembered, preferred in rows
         ]  # fmt: skip
 
 
@@ -138,6 +145,8 @@ def take_block(bus: Bus, shard: ShardKeys, order: Order) -> TakeBlock:
         "journal_stem": shard.journal(""),
         "events_stem": shard.events(""),
         "channel_stem": shard.channel(""),
+        "history_stem": shard.history(""),
+        "preferences_stem": shard.preferences(""),
         "lease": (RELEASED_MS if order.released else milliseconds(bus.settings.lease_seconds)) if order.claim else 0,
         "expected": round(bus.clocks[shard.number].now()) if order.claim else 0,
         "max_deliveries": bus.settings.max_deliveries,
@@ -267,6 +276,28 @@ class Beginning(NamedTuple):
 
 
 @dataclass(slots=True)
+class Along:
+    """What came along with an entry because handlers of its role read it: the raw messages of the conversation's
+    history, and its preferences as HGETALL has them, both as of the taking; None for what did not come. It counts for
+    the handler's first look; later ones ask the server."""
+
+    history: list[bytes] | None = None
+    preferences: list[bytes] | None = None
+    history_read: bool = False
+    preferences_read: bool = False
+
+    def take_history(self) -> list[bytes] | None:
+        """The history, once."""
+        raw, self.history, self.history_read = self.history, None, True
+        return raw
+
+    def take_preferences(self) -> list[bytes] | None:
+        """The preferences, once."""
+        raw, self.preferences, self.preferences_read = self.preferences, None, True
+        return raw
+
+
+@dataclass(slots=True)
 class Delivery:
     """One leased entry. ``envelope`` is None if it could not be read; ``problem`` then says why.
 
@@ -276,7 +307,7 @@ class Delivery:
     ``stepped`` for one whose handler may have recorded steps. Of a turn that was suspended, ``resumed`` is the time as
     of which its timers count, in ms of the server's clock, and ``paused`` how many ms its time stood still.
     ``beginning`` is None until the entry has begun; ``slot`` is the number of its instance in the order it was taken
-    for.
+    for, and ``along`` what came with it then.
     """
 
     shard: int
@@ -299,6 +330,7 @@ class Delivery:
     stepped: bool = False
     resumed: int = 0
     paused: int = 0
+    along: Along = field(default_factory=Along)
 
     @property
     def received(self) -> int:
@@ -327,7 +359,7 @@ Begun: TypeAlias = tuple[Delivery, str]
 
 def read_entry(
     shard: int, stream: str, role: str, entry: Any, count: int = 1, previous: bytes = b"", *,
-    beginning: Beginning | None = None, slot: int = 0,
+    beginning: Beginning | None = None, slot: int = 0, along: Along | None = None,
 ) -> Delivery:  # fmt: skip
     """The delivery for a raw stream entry ``[id, [field, value, …]]``, whatever it contains."""
     raw_id, flat = entry
@@ -337,6 +369,7 @@ def read_entry(
     found = Delivery(
         shard, stream, raw_id.decode(), role, count, previous.decode("utf-8", "replace"), "", "", 0, raw, None,
         quiet=quiet, beginning=beginning, slot=slot, stepped=count > 1 or bool(previous) or b"s" in fields,
+        along=along or Along(),
     )  # fmt: skip
     try:
         found.resumed, found.paused = int(fields.get(b"w", 0)), int(fields.get(b"p", 0))

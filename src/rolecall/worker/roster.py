@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rolecall.agent.agent_services import AgentServices
@@ -11,7 +11,7 @@ from rolecall.agent.role import Role
 from rolecall.bus.leases import Demand
 from rolecall.bus.settle import Refill
 from rolecall.errors import ConfigError
-from rolecall.worker.instance import Instance
+from rolecall.worker.instance import Instance, Reads
 
 
 @dataclass
@@ -101,11 +101,14 @@ class Roster:
 
     def demands(self, roles: Iterable[str] | None = None) -> list[Demand]:
         """What there is room for, in all roles or in some."""
-        wanted = []
-        for role in self.instances if roles is None else roles:
-            if idle := self.idle(role):
-                wanted.append(Demand(role, len(idle), self.last_ok(), tuple(i.id for i in idle)))
-        return wanted
+        found = ((role, self.idle(role)) for role in (self.instances if roles is None else roles))
+        return [self.demand(role, idle) for role, idle in found if idle]
+
+    def demand(self, role: str, idle: Sequence[Instance]) -> Demand:
+        """What to take for the ``idle`` instances of ``role``."""
+        reads, ids = idle[0].reads, tuple([instance.id for instance in idle])
+        history = self.services.bus.settings.assistant_history_limit if reads.history else 0
+        return Demand(role, len(idle), self.last_ok(), ids, history, reads.preferences)
 
     def _made(self, role: str, group: list[Instance]) -> Instance:
         name = self._id(role, group)
@@ -113,7 +116,8 @@ class Roster:
             agent = self.roles[role].agent()
         except Exception as error:  # the boundary: an agent is anybody's code
             raise ConfigError(f"role {role}: its agent cannot be made: {type(error).__name__}: {error}") from error
-        return Instance(name, role, agent, self.services, supplier=self.supplier, suspects=self.suspects)
+        reads = group[0].reads if group else Reads()
+        return Instance(name, role, agent, self.services, supplier=self.supplier, suspects=self.suspects, reads=reads)
 
     def _id(self, role: str, group: list[Instance]) -> str:
         """The id with the lowest number that is not in use in ``group``."""

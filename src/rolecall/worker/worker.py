@@ -354,7 +354,7 @@ class Intake:
             slots.append(instance)
         if not slots:
             return None
-        demands = [Demand(slot.role, 1, roster.last_ok(), (slot.id,)) for slot in slots]
+        demands = [roster.demand(slot.role, [slot]) for slot in slots]
         order = self._ordered(demands, slots, start)
         telling = {role} if instance in slots else set[str]()
         return Refill(order, lambda deliveries: self._delivered(order, slots, deliveries, telling))
@@ -377,7 +377,7 @@ class Intake:
         roster, demands, slots = self.worker.roster, list[Demand](), list[Instance]()
         for role in roster.instances:
             if role in roles and (idle := roster.idle(role)):
-                demands.append(Demand(role, len(idle), roster.last_ok(), tuple(i.id for i in idle)))
+                demands.append(roster.demand(role, idle))
                 slots += idle
         self._poll.difference_update(roles)
         if not slots and not begun:

@@ -4,9 +4,11 @@
 --   lease: ms, 0 leaves expired leases alone
 --   expected: what the clock should show, 0 if that is not known; after a step, idle times are wrong
 --   demands: one by one: role, '1' if an entry may be on its last delivery here (one in all), number of streams, number
---     of free slots, then the instance in each slot
+--     of messages of the history and '1' for the preferences to come along with each entry, number of free slots, then
+--     the instance in each slot
 -- keys: streams*
--- args: conversation_stem journal_stem events_stem channel_stem lease expected max_deliveries
+-- args: conversation_stem journal_stem events_stem channel_stem history_stem preferences_stem
+-- args: lease expected max_deliveries
 -- args: demands*
 
 -- Record that an instance begins an entry that this process has just leased. If the process dies mid-attempt, this is all
@@ -38,22 +40,25 @@ local function begin(stream, id, count, previous, name, turn, hop, received, qui
 end
 
 -- Lease what the demands ask for: first entries whose lease expired, then new ones. Returns {{index in `streams`, entry
--- id, delivery count, previous holder or '', {field, value …}, number of the slot, and what `begin` returns} …}.
+-- id, delivery count, previous holder or '', {field, value …}, number of the slot, what `begin` returns, and the messages
+-- and preferences that come along or nothing} …}.
 local function take()
   local lease, most, taken = tonumber(LEASE), tonumber(MAX_DELIVERIES), {}
-  local role, last, free, slot, before
+  local role, last, messages, preferences, free, slot, before
   local suspect = false
   if EXPECTED ~= '0' and math.abs(NOW - tonumber(EXPECTED)) > 2000 then lease = 0 end
 
   local function add(k, id, count, previous, fields)
     local entry = { c = nil, t = nil, h = nil, e = nil, x = nil, r = nil, q = nil, p = nil } -- room for them
-    local received, age, waited = 0, 0, 0
+    local received, age, waited, remembered, preferred = 0, 0, 0, false, false
     for f = 1, #fields, 2 do entry[fields[f]] = fields[f + 1] end
     if entry.c and entry.t then
       received, age, waited = begin(STREAMS[k], id, count, previous, entry.c, entry.t, entry.h or '', entry.r,
         count == 1 and entry.q, entry.p, role, DEMANDS[slot])
+      if messages ~= '0' then remembered = redis.call('LRANGE', HISTORY_STEM .. entry.c, -messages, -1) end
+      if preferences == '1' then preferred = redis.call('HGETALL', PREFERENCES_STEM .. entry.c) end
     end
-    taken[#taken + 1] = { k, id, count, previous, fields, slot - before, received, age, waited }
+    taken[#taken + 1] = { k, id, count, previous, fields, slot - before, received, age, waited, remembered, preferred }
     free, slot = free - 1, slot + 1
   end
 
@@ -85,8 +90,8 @@ local function take()
   local first, d = 1, 1
   before = 0
   while DEMANDS[d] do
-    role, last, free, slot = DEMANDS[d], DEMANDS[d + 1] == '1' and not suspect, tonumber(DEMANDS[d + 3]), d + 4
-    before = before + 4
+    role, last, messages, preferences = DEMANDS[d], DEMANDS[d + 1] == '1' and not suspect, DEMANDS[d + 3], DEMANDS[d + 4]
+    free, slot, before = tonumber(DEMANDS[d + 5]), d + 6, before + 6
     local beyond, following = first + tonumber(DEMANDS[d + 2]), slot + free
     for k = first, beyond - 1 do if lease > 0 and free > 0 then claim(k) end end
     for k = first, beyond - 1 do if free > 0 then read(k) end end
