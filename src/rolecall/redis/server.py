@@ -92,9 +92,9 @@ class RedisServer:
         self.topology = Topology.of(url, {"socket_timeout": None, **self._options}, self.leave)
         self._socket_timeout = socket_timeout
         self._wires: dict[Place, Wire] = {}
-        # Confirmed scripts take messages in. They have connections of their own also where no replica confirms,
-        # so that a burst of messages does not go before the steps of the turns at work.
-        self._confirmed: dict[Place, Wire] = {}
+        # What takes messages in, the confirmed scripts, has connections of its own also where no replica confirms, so that
+        # a burst of messages does not go before the steps of the turns at work.
+        self._incoming: dict[Place, Wire] = {}
         self._replicas, self._wait_seconds = wait_replicas, wait_seconds
         self._readers: list[BlockingReader | ShardedReader] = []
         self._subscribers: list[Subscriber] = []
@@ -152,7 +152,7 @@ class RedisServer:
     def _wire(self, wires: dict[Place, Wire], place: Place) -> Wire:
         wire = wires.get(place)
         if wire is None:
-            node, confirming = _Node(self, wires, place), wires is self._confirmed and self._replicas > 0
+            node, confirming = _Node(self, wires, place), wires is self._incoming and self._replicas > 0
             wire = self._confirming(node) if confirming else Wire(node, self._socket_timeout, self.outage)
             wires[place] = wire
         return wire
@@ -165,7 +165,7 @@ class RedisServer:
     def leave(self, places: Collection[Place]) -> None:
         """Give up all connections to ``places``: what is sent from now on goes where the topology says."""
         for place in places:
-            for wires in (self._wires, self._confirmed):
+            for wires in (self._wires, self._incoming):
                 if (wire := wires.get(place)) is None:
                     continue
                 if place in self.topology.places():
@@ -276,7 +276,7 @@ class RedisServer:
     @property
     def connected(self) -> bool:
         """Whether a connection for commands is open; the first command opens it."""
-        return any(wire.connected for wire in (*self._wires.values(), *self._confirmed.values()))
+        return any(wire.connected for wire in (*self._wires.values(), *self._incoming.values()))
 
     @property
     def connections(self) -> int:
@@ -292,7 +292,7 @@ class RedisServer:
         await self._background.drain(0)
 
     def _parts(self) -> list[Wire | BlockingReader | ShardedReader | Subscriber]:
-        return [*self._readers, *self._subscribers, *self._wires.values(), *self._confirmed.values()]
+        return [*self._readers, *self._subscribers, *self._wires.values(), *self._incoming.values()]
 
     async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         give_up, refused = time.monotonic() + self.patience, False
@@ -328,7 +328,7 @@ class RedisServer:
             script = script.sharded
         command = ("EVAL" if whole else "EVALSHA") + ("_RO" if script.reads else "")
         place = self.topology.place((command, script.sha, *arguments[:2]))
-        wire = self._wire(self._confirmed if script.confirmed else self._wires, place)
+        wire = self._wire(self._incoming if script.confirmed else self._wires, place)
         return wire.send((command, script.body, *arguments)) if whole else wire.run(command, script, arguments)
 
 
