@@ -92,8 +92,8 @@ class RedisServer:
         self.topology = Topology.of(url, {"socket_timeout": None, **self._options}, self.leave)
         self._socket_timeout = socket_timeout
         self._wires: dict[Place, Wire] = {}
-        # What takes messages in, the confirmed scripts, has connections of its own also where no replica confirms, so that
-        # a burst of messages does not go before the steps of the turns at work.
+        # What takes messages in, the confirmed scripts, has connections of its own, also where no replica confirms: a
+        # burst of messages does not go before the steps of the turns at work.
         self._incoming: dict[Place, Wire] = {}
         self._replicas, self._wait_seconds = wait_replicas, wait_seconds
         self._readers: list[BlockingReader | ShardedReader] = []
