@@ -13,6 +13,11 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+HIDE = """(hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
 
 async def say(page: Page, text: str) -> None:
     await page.get_by_label("Message", exact=True).fill(text)
@@ -104,20 +109,36 @@ async def test_the_page_answers_and_stops_however_many_messages_wait(page: Page)
 async def test_hidden_pages_hold_no_connection_and_show_later_what_came_meanwhile(page: Page, stage: Stage) -> None:
     async with page.expect_response("**/chat/notices/*"):
         await page.goto("/#web-many")
-    hide = """(hidden) => {
-        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
-        document.dispatchEvent(new Event("visibilitychange"));
-    }"""
     opened = [page]
     for _ in range(7):  # a browser has six connections for all pages of a server
-        await opened[-1].evaluate(hide, True)
+        await opened[-1].evaluate(HIDE, True)
         opened.append(await page.context.new_page())
         async with opened[-1].expect_response("**/chat/notices/*"):
             await opened[-1].goto("/#web-many")
     assert await notify(stage.deployment.session.bus, "http:local:web-many", "told meanwhile") == "OK"
     await expect(opened[-1].locator(".answer")).to_have_text(re.compile("told meanwhile"))
-    await page.evaluate(hide, False)
+    await page.evaluate(HIDE, False)
     await expect(page.locator(".answer")).to_have_text(re.compile("told meanwhile"))
+
+
+async def test_a_tab_shows_what_was_said_in_another_one_once_it_is_looked_at(page: Page) -> None:
+    await page.goto("/#web-tabs")
+    await say(page, "first")
+    await expect(page.locator(".answer .body")).to_have_text("first")
+    await say(page, "/stop")  # kept by no one, so it must stay
+    await expect(page.locator(".answer .written")).to_have_count(1)
+    await page.evaluate(HIDE, True)
+    async with page.expect_response("**/web/chat/web-tabs"):
+        await page.evaluate(HIDE, False)
+    await expect(page.locator(".said")).to_have_text(["first", "/stop"])
+    await page.evaluate(HIDE, True)
+    other = await page.context.new_page()
+    await other.goto("/#web-tabs")
+    await expect(other.locator(".answer .body")).to_have_text("first")
+    await say(other, "second")
+    await expect(other.locator(".answer .body").last).to_have_text("second")
+    await page.evaluate(HIDE, False)
+    await expect(page.locator(".answer .body")).to_have_text(["first", "second"])
 
 
 async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) -> None:

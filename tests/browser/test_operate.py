@@ -337,7 +337,14 @@ async def test_one_logs_in_with_a_key_and_out_again(browser: Browser, tmp_path_f
         assert (await stage.deployment.answer(received)).kind == "cancelled"
         await page.get_by_role("button", name="Log out").click()
         await page.wait_for_url("**/web/login")
-        await page.goto("/web/now")
+        await page.goto("/#web-kept")
+        await page.get_by_label("API key").fill(secret)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{stage.url}/#web-kept")
+        await page.context.clear_cookies()
+        await page.get_by_label("Message", exact=True).fill("after the login ended")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(lambda url: url.endswith("/web/login?next=%2F#web-kept"))
         await expect(page.get_by_label("API key")).to_be_visible()
         await page.context.close()
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from rolecall.agent.role import Role
 from tests.browser.stage import ROLES, Stage, TranslationAgent, staged
@@ -46,6 +46,23 @@ async def test_a_message_is_edited_and_sent_again_in_place_of_all_that_followed(
     await page.reload()
     await expect(page.locator(".said")).to_have_text(["first", "second, changed"])
     await expect(page.locator(".answer .body")).to_have_text(["first", "second, changed"])
+
+
+async def test_nothing_is_replaced_while_a_message_is_on_its_way(page: Page) -> None:
+    await page.goto("/")
+    await ask(page, "first")
+    held: list[Route] = []
+    await page.route("**/chat/page", lambda route: held.append(route), times=1)
+    await say(page, "second")
+    row = page.locator(".said-row").last
+    await row.hover()
+    await expect(row.get_by_role("button", name="Copy message")).to_be_visible()
+    await expect(row.get_by_role("button", name="Edit and send again")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Answer again").first).to_be_hidden()
+    await wait_until(lambda: bool(held), what="the message")
+    await held[0].abort()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("second")
+    await expect(page.get_by_role("button", name="Answer again").first).to_be_visible()
 
 
 async def test_an_answer_is_made_again_and_a_failure_tried_again(page: Page) -> None:

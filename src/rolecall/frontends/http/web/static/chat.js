@@ -23,6 +23,8 @@ let opening;
 let lastSaid = "";
 /** The message that failed last, as JSON, and its key: the server may have it, so that sent again it is the same. */
 let unsure = {};
+/** How many messages are on their way to the server. */
+let sending = 0;
 /** The message that the next one replaces: its row. */
 let editing = null;
 /** The id of the last notice shown, or where the stream of notices began. */
@@ -30,10 +32,15 @@ let heard = "";
 
 // ── the thread ─────────────────────────────────────────────────────────────────────────────────
 
+/** While a message is sent or answered, no other one can be replaced. */
+function isBusy() {
+  return thread.classList.toggle("busy", running.size + sending > 0);
+}
+
 function changed() {
   stopButton.hidden = running.size === 0;
   find("[data-keys]").hidden = running.size > 0;
-  thread.classList.toggle("busy", running.size > 0);
+  isBusy();
   if (!running.size) remember(name, lastSaid);
 }
 
@@ -96,6 +103,16 @@ async function load(wanted) {
   toEnd();
 }
 
+/** Shows what was said elsewhere while the page was hidden: in another tab, on another device. */
+async function catchUp() {
+  if (document.hidden || !name || isBusy() || editing) return;
+  const here = opened;
+  const found = await ask("GET", `/web/chat/${encodeURIComponent(name)}`).catch(() => null);
+  if (!found || here !== opened || isBusy() || editing) return;
+  const newest = (rows) => rows.filter(({ turn }) => Number(turn)).at(-1)?.turn; // commands have none that is a number
+  if (newest([...found.exchanges, ...found.tasks]) !== newest(all(".said-row", thread))) open(name);
+}
+
 function showExchange(one) {
   const shown = stored(one);
   const row = one.said || shown.length ? put(one.said, { turn: one.turn, at: one.at, shown }) : null;
@@ -127,6 +144,8 @@ async function send(text, files = [], again = null) {
   const message = JSON.stringify(body);
   const key = unsure.message === message ? unsure.key : crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   unsure = {};
+  sending += 1;
+  isBusy();
   try {
     const task = await ask("POST", "/chat/page", body, { "Idempotency-Key": key });
     if (here !== opened) return;
@@ -140,10 +159,13 @@ async function send(text, files = [], again = null) {
     notify(error.message, true);
     row.remove();
     answer.element.remove();
-    thread.append(...before);
+    if (here === opened) thread.append(...before);
     giveBack(files);
     if (!box.value && !again) write(text);
     if (thread.childElementCount === 1) welcome.hidden = false;
+  } finally {
+    sending -= 1;
+    isBusy();
   }
 }
 
@@ -293,11 +315,11 @@ chat.addEventListener("click", (event) => {
   else if (target?.matches("[data-act]")) act(target);
 });
 addEventListener("popstate", () => { if (fromAddress() !== name) open(fromAddress()); });
+document.addEventListener("visibilitychange", catchUp);
 addEventListener("pageshow", (event) => { if (event.persisted) open(name); });
 addEventListener("pagehide", () => window.speechSynthesis?.cancel());
 listenForFiles(chat, box);
 dictation(box);
 beginList((gone) => { if (gone === name) begin(); });
 
-await open(fromAddress());
-remember(name);
+open(fromAddress());

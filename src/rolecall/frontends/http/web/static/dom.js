@@ -89,9 +89,9 @@ export async function ask(method, path, body = undefined, headers = {}) {
   return told;
 }
 
-/** Opens the login page, which leads back here. */
+/** Opens the login page, which leads back here; the part after # goes with it, as when the server leads there. */
 export function logIn() {
-  location.assign(`/web/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+  location.assign(`/web/login?next=${encodeURIComponent(location.pathname + location.search)}${location.hash}`);
 }
 
 /** Copies `text`, and says so on the button for a moment. */

@@ -12,7 +12,7 @@ form.addEventListener("submit", async (event) => {
   problem.textContent = "";
   try {
     await ask("POST", "/login", { key: form.elements.key.value.trim() });
-    location.assign(form.dataset.next);
+    location.assign(form.dataset.next + location.hash);
   } catch (error) {
     problem.textContent = error.message;
     form.elements.key.select();
