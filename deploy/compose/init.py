@@ -85,7 +85,10 @@ def make(environ: Mapping[str, str], made: Path) -> list[str]:
     passwords["health"] = secret("password of health", "", password, "valkey/health")
     secret("API key", "HTTP_KEY", api_key, "front/http-key")
     secret("key of the local model", "LOCAL_KEY", password, "worker/local-key", "model/local-key")
-    write(made / "valkey" / "users.acl", rendered(TEMPLATE.read_text(), passwords))
+    acl, users = made / "valkey" / "users.acl", rendered(TEMPLATE.read_text(), passwords)
+    if not fresh and read(acl) != users.strip():
+        fresh.append("permissions of the services")
+    write(acl, users)
     return fresh
 
 

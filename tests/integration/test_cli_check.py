@@ -139,6 +139,23 @@ async def test_a_user_of_the_server_who_may_too_little_is_told_what_is_needed(
         process.kill()
 
 
+async def test_a_user_who_may_only_read_is_a_failure_that_names_the_rights(tmp_path: Path) -> None:
+    process = ValkeyProcess(tmp_path)
+    process.start()
+    server = RedisServer(process.url)
+    try:
+        await server.call("ACL", "SETUSER", "few", "on", ">secret", "~*", "&*", "+@all", "-@write")
+        environment = {"REDIS_URL": process.url.replace("://", "://few:secret@")}
+        directory = make_application(tmp_path / "app")
+        done = await asyncio.to_thread(run_rolecall, "check", "--app", directory, environment=environment)
+        assert await server.call("DBSIZE") == 0
+    finally:
+        await server.aclose()
+        process.kill()
+    assert done.returncode == 1
+    assert re.search(r"failed +rights +the server's user lacks .*\+set \+del", done.stdout)
+
+
 async def test_a_server_nearly_full_and_a_scribe_that_cannot_write_are_named(tmp_path: Path) -> None:
     process = ValkeyProcess(tmp_path)
     process.start()

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.config import Application
-from rolecall.errors import ModelError, ServerUnavailable
+from rolecall.errors import ModelError, ServerRefused, ServerUnavailable
 from rolecall.frontends.http.app import build
 from rolecall.frontends.http.hosting import HttpFrontEnd
 from rolecall.frontends.http.services import open_services
@@ -36,6 +36,7 @@ FAILURES: dict[str, BaseException] = {
     "error": ValueError(f"the upstream answered {SECRET}"),
     "rolecall": ModelError(f"no answer with {SECRET}"),
     "group": ExceptionGroup("two", [ExceptionGroup("one", [ServerUnavailable("away")]), ValueError("x")]),
+    "rights": ServerRefused("No permissions to access a key", "NOPERM"),
     "unknown-group": ExceptionGroup("two", [ValueError(SECRET)]),
     "exit": SystemExit(3),
     "cancelled": asyncio.CancelledError(),
@@ -43,8 +44,8 @@ FAILURES: dict[str, BaseException] = {
 }
 EXPECTED = {
     "error": (500, "error"), "rolecall": (422, "invalid_request"), "group": (503, "bus_unavailable"),
-    "unknown-group": (500, "error"), "exit": (500, "error"), "cancelled": (503, "server_stopping"),
-    "deep": (500, "error"),
+    "rights": (403, "bus_forbidden"), "unknown-group": (500, "error"), "exit": (500, "error"),
+    "cancelled": (503, "server_stopping"), "deep": (500, "error"),
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rolecall.redis import keys
-from rolecall.redis.server import RedisServer
+from rolecall.redis import keys, rights
+from rolecall.redis.server import RedisServer, connected
 from rolecall.settings import Settings
 from tests.unit.test_env_example import rendered as env_example
 from tests.unit.test_keys import all_keys
@@ -180,15 +180,68 @@ async def test_a_shards_keys_are_for_all_services_and_the_others_for_who_needs_t
         keys.model("m@p", "state"): {"worker", "operator"}, keys.spent("20261121"): {"worker", "operator"},
         keys.lease("scribe"): {"worker", "operator"}, keys.lease("telegram"): {"telegram", "operator"},
         keys.front("telegram", "members"): {"telegram", "operator"}, "{bus:0}:served": {"worker", "operator"},
+        f"{keys.ShardKeys(3, 8).prefix}:model:m@p:state": {"worker", "operator"},  # of a cluster
+        keys.SERIES: {"front", "operator"}, keys.SERIES_DAY: {"front", "operator"},
     }  # fmt: skip
     for key, who in may_write.items():
         assert {user for user in INIT.USERS if await allowed(users, user, "DEL", key)} == who, key
     assert await allowed(users, "front", "HGETALL", keys.API_KEYS)
     assert not await allowed(users, "worker", "HGETALL", keys.API_KEYS)
+    assert await allowed(users, "front", "HGETALL", keys.front("telegram", "members"))
     servers = (keys.SERVED, keys.SERVED_CALLS, keys.SERVED_USERS, keys.SERVED_FAILED)
     assert await allowed(users, "front", "EVALSHA_RO", "0" * 40, str(len(servers)), *servers)
     assert not await allowed(users, "front", "EVALSHA", "0" * 40, str(len(servers)), *servers)
     assert not await allowed(users, "telegram", "GET", keys.login("x"))
+
+
+def test_the_users_are_given_the_commands_that_are_asked_for() -> None:
+    line = re.search(r"^define commands -@all ([^\n]*(?:\n  [^\n]*)*)", INIT.TEMPLATE.read_text(), re.MULTILINE)
+    assert line is not None
+    asked = {*rights.CALLS, *rights.CALLS_OF_CLUSTERS, *rights.WELCOME}
+    assert set(line[1].split()) == {f"+{command}" for command in asked}
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize(
+    ("user", "verbs"),
+    [("worker", "worker"), ("front", "http"), ("telegram", "telegram"), ("operator", "worker http telegram key scale")],
+)
+async def test_each_user_has_the_rights_for_its_process(
+    users: RedisServer, user: str, verbs: str, clustered: bool
+) -> None:
+    async with connected(users.url.replace("://", f"://{user}:{'x' * 22}@")) as its:
+        missing = await rights.missing_rights(its, keys.all_shards(2), clustered=clustered)
+    assert [verb for verb, rules in missing.items() if not rules] == ["", *verbs.split()]
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        ("~* &* +@all -xadd -xgroup|create", {"+xadd", "+xgroup|create"}),
+        ("~* +@all resetchannels", {"&{bus:0}:control", "&{bus:0}:ev:*", "&{bus:1}:ev:*"}),
+        ("~{bus:0}* &* +@all", {f"~{{bus:1}}:{key}" for key in ("c:*", "l", "zs", "clock", "up:*")}),
+        ("~{bus:*}:?:* ~{bus:0}:m* ~{bus:0}:p* ~{bus:*}:zs &* +@all", {
+            *(f"~{{bus:{shard}}}:{key}" for shard in (0, 1) for key in ("l", "clock", "up:*")),
+        }),
+    ],
+)  # fmt: skip
+async def test_what_a_user_lacks_is_named_as_its_acl_would_have_it(
+    server: RedisServer, given: str, lacking: set[str]
+) -> None:
+    await server.call("ACL", "SETUSER", "few", "reset", "on", ">secret", *given.split())
+    async with connected(server.url.replace("://", "://few:secret@")) as its:
+        missing = await rights.missing_rights(its, keys.all_shards(2), clustered=False)
+    await server.call("ACL", "DELUSER", "few")
+    assert set(missing[""]) == lacking
+
+
+async def test_who_may_only_read_lacks_every_command_that_writes(server: RedisServer) -> None:
+    await server.call("ACL", "SETUSER", "reader", "reset", "on", ">secret", "~*", "&*", "+@all", "-@write")
+    async with connected(server.url.replace("://", "://reader:secret@")) as its:
+        missing = await rights.missing_rights(its, keys.all_shards(1), clustered=False)
+    await server.call("ACL", "DELUSER", "reader")
+    assert {"+set", "+xadd", "+hset", "+xreadgroup"} <= set(missing[""])
+    assert not {"+get", "+xread", "+eval", "+publish"} & set(missing[""])
 
 
 async def test_nobody_may_do_more(users: RedisServer) -> None:
@@ -223,6 +276,13 @@ def test_it_makes_what_is_not_given_for_the_owner_alone_and_changes_nothing_the_
     assert [line.split()[1] for line in acl.splitlines()] == ["default", "health", *INIT.USERS]
     assert made(tmp_path) == []
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_permissions_of_a_newer_version_are_told_as_new_once(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "valkey" / "users.acl").write_text("user default off\n")
+    assert made(tmp_path) == ["permissions of the services"]
+    assert made(tmp_path) == []
 
 
 def test_what_is_given_is_taken_and_told_as_new_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,8 @@ from rolecall.models.providers.remote import unbalanced
 from rolecall.models.registry import open_model, probe
 from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
-from rolecall.redis.outage import ServerCondition
+from rolecall.redis.outage import ServerCondition, rights
+from rolecall.redis.rights import missing_rights
 from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.weights import CATALOGUE, default_cache
@@ -40,6 +41,7 @@ from rolecall.session import configured_url
 from rolecall.settings import Settings
 from rolecall.stats import problems
 
+MOST_RULES = 8
 PINGS = 20
 SYNCS = 20
 SYNC_BYTES = 4096
@@ -91,7 +93,7 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
 async def reached(application: Application) -> AsyncIterator[tuple[RedisServer, bool]]:
     """A connection to the server, and whether it was up before. The bundled one is started if need be, and ended."""
     settings, embedded, was_up = application.settings, None, True
-    keys.use(settings.key_prefix)
+    keys.use(settings.key_prefix, spread=settings.shards if settings.clustered else 0)
     url = configured_url(settings)
     if url is None:
         where = {"runtime_dir": runtime_directory()}
@@ -142,6 +144,8 @@ async def _replication(
 
 
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
+    if configured_url(application.settings) is not None:
+        look.findings.append(await _rights(bus, application.settings))
     look.live = await live_counts(bus, application.counts)
     await bus.check_channels()
     made, wanted = await bus.stored_shards(), application.settings.shards
@@ -163,6 +167,24 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
     remedy = "`rolecall up` or `make run` starts it all"
     look.findings.append(judged("processes", bool(alive), text, remedy, otherwise="not set up"))
+
+
+async def _rights(bus: Bus, settings: Settings) -> Finding:
+    """Whether the server's user may do what a process does, of which there is one at least."""
+    missing = await missing_rights(bus.server, bus.shards, clustered=settings.clustered)
+    lacking = missing.pop("")
+    able = [f"`rolecall {verb}`" for verb, rules in missing.items() if not rules]
+    others = "; ".join(f"`rolecall {verb}` lacks {_some(rules)}" for verb, rules in missing.items() if rules)
+    if lacking or not able:
+        text = f"the server's user lacks {_some(lacking)}" if lacking else f"the server's user: {others}"
+        return Finding("failed", "rights", text, f"its ACL must allow {rights()}")
+    text = f"the server's user is allowed {', '.join(able)}; {others}" if others else "the server's user has all"
+    return Finding("passed", "rights", text)
+
+
+def _some(rules: Sequence[str]) -> str:
+    more = f" and {len(rules) - MOST_RULES} more" if len(rules) > MOST_RULES else ""
+    return f"{' '.join(rules[:MOST_RULES])}{more}"
 
 
 async def _appendfsync(server: RedisServer) -> str:

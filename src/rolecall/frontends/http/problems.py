@@ -175,8 +175,11 @@ async def _not_accepted(request: Request, error: Exception) -> Response:
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
-    if isinstance(error, ServerRefused):
+    if isinstance(error, ServerRefused) and error.code != "NOPERM":
         raise error
+    if isinstance(error, ServerRefused):
+        logger.warning("%s %s: %s", request.method, request.url.path, error)
+        return _response(request, Problem(403, text("not_permitted"), "bus_forbidden"))
     logger.info("%s %s: %s", request.method, request.url.path, error)
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return _response(request, Problem(503, text("unavailable"), "bus_unavailable", headers=retry))
