@@ -98,6 +98,22 @@ class Listener:
         self.behind = True
         self.woken.set()
 
+    async def doze(self, seconds: float) -> bool:
+        """Whether a message came before ``seconds`` were over, after which the stream is read in any case."""
+        came = True
+
+        def rouse() -> None:
+            nonlocal came
+            came = False
+            self.lose()
+
+        timer = asyncio.get_running_loop().call_later(seconds, rouse)
+        try:
+            await self.woken.wait()
+        finally:
+            timer.cancel()
+        return came
+
     def begin(self) -> None:
         """Called right before a read of the stream, which has all that was told up to now."""
         self.behind = False
@@ -155,9 +171,10 @@ class Wakeups:
         if channel not in self._confirmed:
             self._confirmed[channel] = asyncio.Event()
             await self._pubsub.subscribe(channel)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_AGAIN_SECONDS):
-                await self._confirmed[channel].wait()
+        if not self._confirmed[channel].is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                    await self._confirmed[channel].wait()
 
     async def _linger(self, channel: str) -> None:
         """Keep the subscription for a while: the conversation's next turn often follows soon."""
@@ -224,7 +241,7 @@ async def follow(
                 logger.debug("following %s: %s", conversation, error)
                 seconds = READ_AGAIN_SECONDS  # what woke us was not read
             # A wake-up means a new event; a turn without events any more is looked up at intervals.
-            look = not await _doze(listener, seconds)
+            look = not await listener.doze(seconds)
 
 
 async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
@@ -248,7 +265,7 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
             except ServerUnavailable as error:
                 logger.debug("following %s: %s", conversation, error)
                 seconds = READ_AGAIN_SECONDS
-            await _doze(listener, seconds)
+            await listener.doze(seconds)
 
 
 async def newest_event(bus: Bus, conversation: str) -> str:
@@ -402,16 +419,6 @@ async def _ending(bus: Bus, conversation: str, turn: str, after: str, last: str)
         payload = {"kind": "error", "text": text, "reason": found.state}
         return [Event("error", max(last, found.last, key=_order), turn, text, payload=payload)]
     return None
-
-
-async def _doze(listener: Listener, seconds: float) -> bool:
-    """Whether a wake-up came before the poll interval ended, after which the stream is read in any case."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await listener.woken.wait()
-            return True
-    listener.behind = True
-    return False
 
 
 def _order(event_id: str) -> tuple[int, int]:
