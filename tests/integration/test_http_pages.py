@@ -18,7 +18,7 @@ from rolecall import stats
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.conversation import history
 from rolecall.frontends.http import problems
-from rolecall.frontends.http.web import rendering
+from rolecall.frontends.http.web import own_chats, rendering
 from rolecall.frontends.texts import section
 from rolecall.redis import keys
 from rolecall.serving.directory import Directory
@@ -174,6 +174,34 @@ async def test_the_chat_keeps_conversations_and_knows_what_is_being_answered(cli
     assert [(row["name"], row["title"]) for row in kept] == [("web-1", "a **bold** word")]
     never = (await client.get("/web/chat/never")).json()
     assert (never["exchanges"], never["tasks"]) == ([], [])
+
+
+async def test_own_conversations_are_found_by_what_was_said_and_not_crowded_out(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def listed(search: str = "") -> list[str]:
+        answer = await client.get("/web/chat", params={"search": search})
+        return [row["name"] for row in answer.json()["conversations"]]
+
+    monkeypatch.setattr(own_chats, "MOST_ROWS", 1)
+    for name, said in (
+        ("web-found", "a rare page"),
+        ("crm:42", "a rare desk"),
+        ("", "a rare call"),
+        ("", "a rare call"),
+    ):
+        sent = await client.post("/chat", json={"text": said, "conversation_id": name})
+        await transcribed(client, sent.json()["conversation_id"], "answered|delivered")
+    assert await listed() == ["crm:42"]
+    await client.post("/web/chat/web-found", json={"title": "Zanzibar", "pinned": True})
+    await wait_until(lambda: listed("zanzibar"), what="the title in the transcript")
+    assert await listed() == ["web-found"]
+    monkeypatch.undo()
+    assert "crm:42" in await listed() and len(await listed("a rare call")) == 2
+    assert await listed("a rare desk") == await listed("crm:") == ["crm:42"]
+    for word in ("samplellm", "PROCESSING_COMPLETE", "session of", "http:local", "web-"):
+        assert await listed(word) == [], word
+    await client.post("/web/chat/web-found", json={"pinned": False})
 
 
 async def test_an_export_keeps_what_is_no_markdown_as_it_was_written(client: httpx2.AsyncClient) -> None:

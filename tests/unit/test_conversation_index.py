@@ -88,6 +88,12 @@ def test_it_says_what_the_transcripts_say(tmp_path: Path, index: Summaries) -> N
         ({"errors": True, "since": MS + 2001}, []),
         ({"since": MS + 1}, ["http:local:a"]),
         ({"user": "local", "search": "tower"}, []),
+        ({"search": "RECEIVED"}, ["http:local:a", "telegram:42"]),
+        ({"words": "RECEIVED"}, []),
+        ({"words": "local"}, []),
+        ({"words": "eiffel TOWER"}, ["telegram:42"]),
+        ({"words": "0%"}, ["http:local:a"]),
+        ({"words": "three deliveries"}, []),
     ],
 )
 def test_it_finds_by_what_is_asked_for(index: Summaries, filters: dict[str, object], expected: list[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rolecall.bus.conversation import REPLACES, Remembered
 from rolecall.bus.turn import CLEARED
-from rolecall.frontends.http.web.thread import exchanges, unquoted
-from rolecall.transcripts.record import Record
+from rolecall.frontends.http.web.thread import exchanges
+from rolecall.transcripts.record import Record, unquoted
 
 
 def record(turn: str, since: int, word: str, text: str, instance: str = "manager:h:1:0") -> Record:

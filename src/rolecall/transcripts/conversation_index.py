@@ -16,23 +16,25 @@ from datetime import tzinfo
 from pathlib import Path
 
 from rolecall.transcripts.reading import Filters, Summary
-from rolecall.transcripts.record import Record, format_line, identity, read_records, visible
+from rolecall.transcripts.record import Record, format_line, identity, read_records, visible, words_of
 from rolecall.transcripts.words import FAILURES
 
 logger = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 """Of the tables: another one is built anew."""
 TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
     id INTEGER PRIMARY KEY, name TEXT UNIQUE, stamp INTEGER, conversation TEXT, title TEXT, named TEXT, first INTEGER,
     last INTEGER, turns INTEGER, errors INTEGER, failed INTEGER, line TEXT);
 CREATE INDEX IF NOT EXISTS by_last ON conversations (last);
-CREATE VIRTUAL TABLE IF NOT EXISTS said USING fts5 (text, tokenize = 'trigram');
+CREATE VIRTUAL TABLE IF NOT EXISTS said USING fts5 (text, words, tokenize = 'trigram');
 """
 ROW = "conversation, title, name, first, last, turns, errors, line"
 SHORTEST_WORD = 3
 """Of the text that is searched for: the index knows pieces of three characters. Shorter ones are searched by reading
 the texts that it holds."""
+TITLED = "title is "
+"""How the record begins that tells a title which a user gave."""
 AT_ONCE = 100
 """Conversations that are read in one transaction."""
 BUSY_SECONDS = 10.0
@@ -168,16 +170,23 @@ def _condition(filters: Filters) -> tuple[str, list[str | int]]:
     elif filters.errors:
         parts.append("errors")
     if filters.search:
-        among = "said MATCH ?" if len(filters.search) >= SHORTEST_WORD else "text LIKE ? ESCAPE '\\'"
-        parts.append(f"(instr(named, ?) OR id IN (SELECT rowid FROM said WHERE {among}))")
-        values += [filters.search.casefold(), _pattern(filters.search)]
+        among, pattern = _within("text", filters.search)
+        parts.append(f"(instr(named, ?) OR {among})")
+        values += [filters.search.casefold(), pattern]
+    if filters.words:
+        among, pattern = _within("words", filters.words)
+        parts.append(among)
+        values.append(pattern)
     return " AND ".join(parts), values
 
 
-def _pattern(search: str) -> str:
+def _within(column: str, search: str) -> tuple[str, str]:
+    """What is asked of a row whose ``column`` of the table ``said`` contains ``search``, and the value for that."""
     if len(search) >= SHORTEST_WORD:
-        return '"' + search.replace('"', '""') + '"'
-    return "%" + "".join(f"\\{char}" if char in "%_\\" else char for char in search) + "%"
+        phrase = search.replace('"', '""')
+        return "id IN (SELECT rowid FROM said WHERE said MATCH ?)", f'{column} : "{phrase}"'
+    escaped = "".join(f"\\{char}" if char in "%_\\" else char for char in search)
+    return f"id IN (SELECT rowid FROM said WHERE {column} LIKE ? ESCAPE '\\')", f"%{escaped}%"
 
 
 def _forget(database: sqlite3.Connection, name: str) -> None:
@@ -203,4 +212,10 @@ def _store(database: sqlite3.Connection, stamp: int, directory: Path, records: l
     columns = "name, stamp, conversation, title, named, first, last, turns, errors, failed, line"
     stored = database.execute(f"INSERT INTO conversations ({columns}) VALUES ({places})", row)
     text = "\n".join(f"{record.word}: {record.text}" for record in records)
-    database.execute("INSERT INTO said (rowid, text) VALUES (?, ?)", (stored.lastrowid, text))
+    words = "\n".join(filter(None, map(_said, records)))
+    database.execute("INSERT INTO said (rowid, text, words) VALUES (?, ?, ?)", (stored.lastrowid, text, words))
+
+
+def _said(record: Record) -> str:
+    """What ``record`` says to a user; a title that the user gave, too."""
+    return record.text.removeprefix(TITLED) if record.text.startswith(TITLED) else words_of(record)

@@ -38,7 +38,8 @@ class Filters:
     """Which conversations, or which records of one; all given filters must match.
 
     ``user`` is part of an id or a title, ``since`` ms since 1970 by the server's clock, ``grep`` a regular expression.
-    ``search``, which only the index knows, is part of an id, a title or a record. Raises ConfigError.
+    Only the index knows ``search``, part of an id, a title or a record, and ``words``, part of what is said. Raises
+    ConfigError.
     """
 
     user: str = ""
@@ -46,6 +47,7 @@ class Filters:
     errors: bool = False
     grep: str = ""
     search: str = ""
+    words: str = ""
 
     def __post_init__(self) -> None:
         try:

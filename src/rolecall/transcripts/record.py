@@ -31,6 +31,9 @@ HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 SHORT_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 PLAIN = {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
 ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))")
+NOTICE = "notice: "
+"""How the record begins that tells a notice."""
+QUOTED = re.compile(r"\\(.)", re.DOTALL)
 LINE = re.compile(
     r"\[(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3})\] \[ *(?P<seconds>\d+)\.(?P<millis>\d{3})s\] "
     r"\[(?P<instance>[^\[\]]*)\] (?P<word>[A-Z_]+): (?P<text>.*)  ~(?P<turn>[^ ]+) (?P<id>\d+-\d+(?:\.\d\d)?)",
@@ -135,6 +138,22 @@ def _ms(at: str, tz: tzinfo | None, near: int) -> int:
     local = datetime.fromisoformat(at)
     moments = (local.replace(tzinfo=tz, fold=fold).astimezone(UTC) for fold in (0, 1))
     return min(((m - EPOCH) // timedelta(milliseconds=1) for m in moments), key=lambda ms: abs(ms - near))
+
+
+def unquoted(text: str) -> str:
+    """The words in a record that shows them in double quotes, also if it was cut."""
+    if not text.startswith('"'):
+        return text
+    return QUOTED.sub(r"\1", text[1:].removesuffix('"'))
+
+
+def words_of(record: Record) -> str:
+    """What a user or an agent says in ``record``; empty if it tells something else."""
+    if record.word == "RECEIVED":
+        return unquoted(record.text.partition(f"/{record.turn} ")[2])
+    if record.word == "PROCESSING_COMPLETE":
+        return unquoted(record.text.partition(": ")[2])
+    return unquoted(record.text.removeprefix(NOTICE)) if record.text.startswith(NOTICE) else ""
 
 
 # ── names ───────────────────────────────────────────────────────────────────────────────────────

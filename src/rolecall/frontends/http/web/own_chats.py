@@ -38,6 +38,10 @@ from rolecall.transcripts.record import conversation_dir
 
 router = APIRouter(include_in_schema=False)
 MOST_ROWS = 200
+MOST_READ = 1000
+"""Of how many conversations it is looked up whether they are pinned."""
+OF_PAGE = "web-"
+"""How the names begin that the page gives to conversations."""
 MAX_FILES = 8
 TITLE_CHARS = 100
 UNNAMED = re.compile(r"[0-9a-f]{16}")
@@ -148,7 +152,7 @@ async def export(services: ServicesDep, who: User, form: Literal["md", "json"], 
     """Download a conversation as Markdown or JSON."""
     conversation = conversation_of(who, name)
     thread, settings = await asyncio.gather(
-        thread_of(services, conversation), preferences_of(services.bus, conversation)
+        thread_of(services, conversation, 0), preferences_of(services.bus, conversation)
     )
     found = thread["exchanges"]
     first = next((one["said"] for one in found if one.get("said")), name)
@@ -203,21 +207,36 @@ async def stored_conversations(services: Services, who: Principal, search: str =
     own = f"{PREFIX}{who.id}:"
     found = await asyncio.to_thread(_find, services, own, search)
     async with bus_timeout():
-        settings = await asyncio.gather(*(preferences_of(services.bus, row.conversation) for row in found))
-    firsts = await asyncio.to_thread(lambda: [first_words(services, row.name) for row in found])
-    rows = []
-    for summary, first, chosen in zip(found, firsts, settings, strict=True):
-        name = summary.conversation.removeprefix(own)
-        if UNNAMED.fullmatch(name) and not chosen.get("pinned") and not search:
-            continue
-        shown = _settings(summary.conversation, chosen)
-        rows.append({"name": name, **shown, "title": shown["title"] or first, "last": summary.last})
-    return sorted(rows, key=lambda row: not row["pinned"])[:MOST_ROWS]
+        settings = await asyncio.gather(*(preferences_of(services.bus, row.conversation) for row in found.values()))
+    rows = [
+        {"name": name, **_settings(summary.conversation, chosen), "last": summary.last}
+        for (name, summary), chosen in zip(found.items(), settings, strict=True)
+        if search or chosen.get("pinned") or not UNNAMED.fullmatch(name)
+    ]
+    rows = sorted(rows, key=lambda row: (not row["pinned"], -row["last"]))[:MOST_ROWS]
+    firsts = await asyncio.to_thread(lambda: [first_words(services, found[row["name"]].name) for row in rows])
+    return [{**row, "title": row["title"] or first} for row, first in zip(rows, firsts, strict=True)]
 
 
-def _find(services: Services, own: str, search: str) -> list[Summary]:
-    found = services.summaries.find(Filters(own, search=search))
-    return [summary for summary in found if summary.conversation.startswith(own)][:MOST_ROWS]
+def _find(services: Services, own: str, search: str) -> dict[str, Summary]:
+    """The conversations whose name begins with ``own``, by the rest of it: those in which ``search`` was said, or that
+    a program gave such a name. However many have no name, those that have one are among them."""
+    found = {
+        summary.conversation.removeprefix(own): summary
+        for summary in services.summaries.find(Filters(own))
+        if summary.conversation.startswith(own)
+    }
+    if search:
+        said = {summary.name for summary in services.summaries.find(Filters(own, words=search))}
+        part = search.casefold()
+        found = {
+            name: summary
+            for name, summary in found.items()
+            if summary.name in said or (part in name.casefold() and not name.startswith(OF_PAGE))
+        }
+    named = [name for name in found if not UNNAMED.fullmatch(name)][:MOST_READ]
+    unnamed = [name for name in found if UNNAMED.fullmatch(name)][:MOST_ROWS]
+    return {name: found[name] for name in (*named, *unnamed)}
 
 
 def _settings(conversation: str, chosen: dict[str, str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import tzinfo
@@ -19,7 +18,16 @@ from rolecall.bus.conversation import REPLACES, Remembered, envelopes_of, histor
 from rolecall.bus.turn import CLEARED
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
-from rolecall.transcripts.record import Record, conversation_dir, parse_line, read_lines, read_records, session_files
+from rolecall.transcripts.record import (
+    Record,
+    conversation_dir,
+    parse_line,
+    read_lines,
+    read_records,
+    session_files,
+    unquoted,
+    words_of,
+)
 from rolecall.transcripts.timeline import timelines
 
 MOST_TURNS = 200
@@ -28,7 +36,6 @@ WORDS_CHARS = 100
 STATES = {"cancelled": "cancelled", "given up": "failed", "running": "running"}
 """How a turn ended, by its state in the timeline; otherwise it is done."""
 MARKS = {"error": "failed", "stopped": "cancelled"}
-ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Exchange(msgspec.Struct, omit_defaults=True):
@@ -50,8 +57,9 @@ class Exchange(msgspec.Struct, omit_defaults=True):
     files: tuple[dict[str, str], ...] = ()
 
 
-async def thread_of(services: Services, conversation: str) -> dict[str, Any]:
-    """The last exchanges of ``conversation``, oldest first, and its ``tasks`` that have not ended."""
+async def thread_of(services: Services, conversation: str, most: int = MOST_TURNS) -> dict[str, Any]:
+    """The last exchanges of ``conversation``, oldest first, at most so many unless that is 0, and its ``tasks`` that
+    have not ended."""
     entries, tasks, records = await asyncio.gather(
         history(services.bus, conversation, MOST_ENTRIES),
         _unfinished(services.bus, conversation),
@@ -59,7 +67,7 @@ async def thread_of(services: Services, conversation: str) -> dict[str, Any]:
     )
     open_turns = {task["turn"] for task in tasks}
     found = [one for one in exchanges(records, entries) if one.state != "running" and one.turn not in open_turns]
-    return {"exchanges": [msgspec.to_builtins(one) for one in found[-MOST_TURNS:]], "tasks": tasks}
+    return {"exchanges": [msgspec.to_builtins(one) for one in found[-most:]], "tasks": tasks}
 
 
 def exchanges(records: Iterable[Record], entries: Sequence[Remembered]) -> list[Exchange]:
@@ -79,13 +87,6 @@ def exchanges(records: Iterable[Record], entries: Sequence[Remembered]) -> list[
         before = key
         _remember(found.setdefault(key, Exchange(key)), entry)
     return list(found.values())
-
-
-def unquoted(text: str) -> str:
-    """The words in a log record that shows them in double quotes, also if it was cut."""
-    if not text.startswith('"'):
-        return text
-    return ESCAPED.sub(r"\1", text[1:].removesuffix('"'))
 
 
 def first_words(services: Services, name: str) -> str:
@@ -117,11 +118,8 @@ def _last_words(path: Path, size: int, tz: tzinfo | None) -> str:
 def _words(lines: Iterable[str], tz: tzinfo | None) -> Iterator[str]:
     """What was said and answered in these lines of a transcript. Raises LookupError at the end."""
     for line in lines:
-        record = parse_line(line, tz)
-        if record is not None and record.word == "RECEIVED":
-            yield unquoted(record.text.partition(f"/{record.turn} ")[2])
-        elif record is not None and record.word == "PROCESSING_COMPLETE":
-            yield unquoted(record.text.partition(": ")[2])
+        if (record := parse_line(line, tz)) is not None and (words := words_of(record)):
+            yield words
     raise LookupError("no words")
 
 
@@ -134,15 +132,17 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
         elif record.word == "NOTE" and record.text.startswith(REPLACES):
             replaced[record.turn] = _number(record.text.removeprefix(REPLACES))
         kept.append(record)
-    answers = {one.turn: one.text for one in kept if one.word == "PROCESSING_COMPLETE"}
+    answers = {
+        one.turn: (words_of(one), one.text.startswith("plain ")) for one in kept if one.word == "PROCESSING_COMPLETE"
+    }
     gone = {n for turn, first in replaced.items() for n in range(first, _number(turn))}
     return [
         Exchange(
-            turn.turn, unquoted(turn.said), unquoted(answers.get(turn.turn, "").partition(": ")[2]),
-            STATES.get(turn.state, "done"), turn.ms, turn.total, _visited(hop.role for hop in turn.hops),
-            plain=answers.get(turn.turn, "").startswith("plain "),
+            turn.turn, unquoted(turn.said), answer, STATES.get(turn.state, "done"), turn.ms, turn.total,
+            _visited(hop.role for hop in turn.hops), plain=plain,
         )
         for turn in timelines(kept) if turn.turn.isdigit() and _number(turn.turn) not in gone and turn.said
+        for answer, plain in [answers.get(turn.turn, ("", False))]
     ]  # fmt: skip
 
 

@@ -22,11 +22,12 @@ from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.intake import PREFIX
 from rolecall.frontends.http.probes import missing_roles
 from rolecall.frontends.http.services import Services
-from rolecall.frontends.http.web.thread import first_words, last_words, unquoted
+from rolecall.frontends.http.web.thread import first_words, last_words
 from rolecall.transcripts.record import (
     Record,
     conversation_dir,
     read_records,
+    unquoted,
     visible,
 )
 from rolecall.transcripts.timeline import TurnTimeline, trees
