@@ -8,6 +8,7 @@ arguments, environment, directory and files, runs the verb or the module as Pyth
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import signal
@@ -26,7 +27,16 @@ from typing import IO, ClassVar
 ROLECALL = Path(sys.executable).with_name("rolecall")
 VERBS, MODULES = "verbs", "modules"
 IMPORTED = {
-    VERBS: ("rolecall.cli.main", "rolecall.cli.talk", "rolecall.agent.agent", "pydantic.type_adapter"),
+    VERBS: (
+        "rolecall.cli.main",
+        "rolecall.cli.talk",
+        "rolecall.cli.top",
+        "rolecall.agent.agent",
+        "pydantic.type_adapter",
+        "uvloop",
+        "rich.live",
+        "rich.table",
+    ),
     # Nothing of Rolecall itself: a module may change it before it is imported.
     MODULES: ("redis.asyncio", "typer", "pydantic_settings", "pydantic.type_adapter", "msgspec", "uvloop", "asyncio"),
 }
@@ -203,6 +213,9 @@ def main(descriptor: str, kind: str) -> None:
     run = import_module("rolecall.cli").main if kind == VERBS else None
     for module in IMPORTED[kind]:
         import_module(module)
+    if run is not None:
+        import_module("rolecall.settings").Settings.model_rebuild()
+    gc.freeze()  # else each fork visits all of these objects when it ends, and copies their pages
     command = serve(socket.socket(fileno=int(descriptor)))
     if command and run is not None:
         sys.argv, sys.orig_argv = command, [sys.executable, *command]

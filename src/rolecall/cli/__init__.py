@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import gc
 import os
@@ -37,6 +38,7 @@ def main() -> None:
     """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure; 0 for a stop of a
     verb that serves, wherever it comes."""
     gc.set_threshold(GC_THRESHOLD)
+    atexit.register(gc.freeze)  # the collection at the end would take a tenth to a quarter of a short command's time
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
     if words and words[0] in SERVING:
         for number in STOP_SIGNALS:
