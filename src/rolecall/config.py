@@ -79,7 +79,7 @@ class Config(Settings):
 
 
 class _Environment(Settings, BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
     @classmethod
     def settings_customise_sources(

@@ -295,7 +295,7 @@ class FrontendSettings(BaseModel, defer_build=True):
 class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, str_strip_whitespace=True)
 
     @model_validator(mode="before")
     @classmethod

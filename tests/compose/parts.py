@@ -122,7 +122,7 @@ def local_model(lab: Lab) -> None:
 LOOKED_AT = (
     "/health/live", "/info", "/v1/models", "/metrics", "/agents", "/queues", "/stats", "/dead", "/conversations",
     "/conversations/{}", "/conversations/{}/log", "/conversations/{}/log.txt", "/conversations/{}/timeline",
-    "/", "/web/conversations", "/web/now", "/web/dead", "/web/pulse",
+    "/", "/web/conversations", "/web/now", "/web/dead", "/web/pulse", "/web/usage/data", "/web/people/data",
 )  # fmt: skip
 
 

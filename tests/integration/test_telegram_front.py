@@ -16,6 +16,7 @@ import pytest
 
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.members import note_bot
+from rolecall.errors import ConfigError
 from rolecall.frontends.telegram import telegram_front
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.session import Session, open_session
@@ -117,10 +118,9 @@ async def test_a_token_that_telegram_does_not_know_is_one_line(api: TelegramApi,
         deployment(tmp_path, api, telegram_bot_token="4242:some-other-token") as app,
         serving(app, told) as running,
     ):
-        await asyncio.wait_for(running, 10)
-    assert told == [
-        "Telegram: Telegram does not know the token: see TELEGRAM_BOT_TOKEN, or get a new one from @BotFather"
-    ]
+        with pytest.raises(ConfigError, match="Telegram does not know the token: see TELEGRAM_BOT_TOKEN"):
+            await asyncio.wait_for(running, 10)
+    assert told == []
 
 
 async def test_another_process_receives_when_the_one_that_received_ends(
@@ -239,12 +239,18 @@ async def test_up_prints_the_link_that_makes_its_first_user_admin_and_the_token_
         assert telegram_proof.leaks(place) == []
 
 
-async def test_with_a_wrong_token_the_rest_of_up_goes_on(api: TelegramApi, tmp_path: Path) -> None:
+async def test_with_a_wrong_token_the_rest_of_up_goes_on_and_other_verbs_end(api: TelegramApi, tmp_path: Path) -> None:
     with telegram_place(tmp_path, api) as place:
         process = place.start("up", "--no-chat", token="4242:some-other-token")
-        await process.says("Telegram: Telegram does not know the token")
         await process.says("talk ")
+        await wait_until(lambda: "is not served, everything else is: Telegram does not know the" in process.logged)
         assert not process.ended
+        for verb in ("telegram", "invite"):
+            other = place.start(verb, token="4242:some-other-token")
+            await wait_until(lambda other=other: other.ended, seconds=40)
+            assert other.stop() == 2
+            assert other.logged.splitlines()[-1].startswith("rolecall: Telegram does not know the token: see")
+            assert other.said == ""
         assert await asyncio.to_thread(process.stop) == 0
         assert "Traceback" not in process.said + process.logged
 

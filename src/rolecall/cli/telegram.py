@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Tell = Callable[[str], None]
+UNSERVED = "Telegram is not served, everything else is: %s"
 NO_TOKEN = "no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env"
 
 
 async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: str) -> int:
-    """Serve the bot until SIGTERM; exit status 1 when Telegram does not know it. Without a token: ConfigError, or with
-    ``idle`` nothing but waiting."""
+    """Serve the bot until SIGTERM. Raises ConfigError without a token, unless ``idle``: then it only waits; and for a
+    token that Telegram does not know."""
     application = load(app_dir)
     log_to_stderr(application.settings)
     async with stop_requested(application.settings.drain_seconds) as wanted:
@@ -52,14 +53,14 @@ async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: 
 
 async def invite(app_dir: Path | None, console: Console, *, admin: bool, days: float, name: str) -> int:
     """Print a link that lets in whoever opens it first; what to send the bot, when Telegram cannot be asked for its
-    name."""
+    name. Raises ConfigError for a token that Telegram does not know."""
     application = load_quietly(app_dir)
     bot = open_bot(application.settings)
     from rolecall.frontends.telegram.access import Access
 
+    bot_name = await _name(bot)
     async with open_session(application, process_name(), start=True) as session:
         code = await Access(session.bus, name).invite("admin" if admin else "user", days)
-    bot_name = await _name(bot)
     say(console, f"https://t.me/{bot_name}?start={code}" if bot_name else f"/start {code}")
     who, lasting = "an admin" if admin else "a user", f"{days:g} day{'' if days == 1 else 's'}"
     does = "open this link" if bot_name else "send this to the bot"
@@ -89,18 +90,18 @@ async def at_work(
 @asynccontextmanager
 async def beside(session: Session, tell: Tell) -> AsyncIterator[list[Route]]:
     """The front end at work as a part of something larger, if it has a token, and its routes for the HTTP server. What
-    is wrong with it is a line."""
+    is wrong with it is a line of the log."""
     if session.application.settings.telegram_bot_token is None:
         yield []
         return
     try:
         bot = open_bot(session.application.settings)
     except ConfigError as error:
-        tell(f"Telegram: {error}")
+        logger.error(UNSERVED, error)
         yield []
         return
     async with at_work(session, bot, tell) as (serving, route):
-        serving.add_done_callback(lambda task: _report(task, tell))
+        serving.add_done_callback(_report)
         yield [route]
 
 
@@ -120,21 +121,26 @@ def say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _report(task: asyncio.Task[None], tell: Tell) -> None:
-    """Tell what ended a front end whose company goes on."""
+def _report(task: asyncio.Task[None]) -> None:
+    """Log what ended a front end whose company goes on."""
     error = None if task.cancelled() else task.exception()
     if isinstance(error, ConfigError):
-        tell(f"Telegram: {error}")
+        logger.error(UNSERVED, error)
     elif error is not None:
         logger.error("the Telegram front end broke off", exc_info=error)
 
 
 async def _name(bot: QuietBot) -> str:
-    from telegram.error import TelegramError
+    """The bot's name; empty when Telegram cannot be asked. Raises ConfigError for a token that Telegram rejects."""
+    from telegram.error import InvalidToken, TelegramError
+
+    from rolecall.frontends.telegram.bot import explain
 
     try:
         await bot.initialize()
         return str(bot.username)
+    except InvalidToken as error:
+        raise ConfigError(explain(error)) from error
     except TelegramError:
         return ""
     finally:

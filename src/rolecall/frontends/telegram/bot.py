@@ -125,7 +125,9 @@ def open_bot(settings: Settings) -> QuietBot:
     if not token:
         raise ConfigError("no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env")
     if not TOKEN.fullmatch(token):
-        raise ConfigError("TELEGRAM_BOT_TOKEN=(secret): it must read like 123456789:AAE…, as @BotFather gave it")
+        raise ConfigError(
+            "TELEGRAM_BOT_TOKEN is invalid: expected one such as 123456789:AAE… from @BotFather"
+        )
     hide_secrets(_secrets(settings))
     url = address("TELEGRAM_API_URL", settings.telegram_api_url)
     proxy = _proxy(settings, url)

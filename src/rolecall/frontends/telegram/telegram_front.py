@@ -68,12 +68,12 @@ class TelegramFront:
         self._last_line = ""
 
     async def run(self) -> None:
-        """Serve until cancelled, or until Telegram rejects the token. Raises ConfigError for an invalid webhook."""
+        """Serve until cancelled. Raises ConfigError when Telegram rejects the token, and for an invalid webhook."""
         try:
-            if await self._connect():
-                await self._serve()
+            await self._connect()
+            await self._serve()
         except (InvalidToken, Forbidden) as error:
-            self.tell(explain(error))
+            raise ConfigError(explain(error)) from error
         finally:
             await self.bot.shutdown()
 
@@ -103,16 +103,14 @@ class TelegramFront:
             self._last_line = line
             self._tell(f"Telegram: {line}")
 
-    async def _connect(self) -> bool:
-        """Connect to Telegram, retrying until it answers; False if it rejects the token."""
+    async def _connect(self) -> None:
+        """Connect to Telegram, retrying until it answers. Raises InvalidToken."""
         pause = 0.5
         while True:
             try:
-                await self.bot.initialize()
-                return True
-            except InvalidToken as error:
-                self.tell(explain(error))
-                return False
+                return await self.bot.initialize()
+            except InvalidToken:
+                raise
             except TelegramError as error:
                 self.tell(f"{explain(error)}; retrying")
             await asyncio.sleep(pause)
