@@ -125,9 +125,7 @@ def open_bot(settings: Settings) -> QuietBot:
     if not token:
         raise ConfigError("no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env")
     if not TOKEN.fullmatch(token):
-        raise ConfigError(
-            "TELEGRAM_BOT_TOKEN is invalid: expected one such as 123456789:AAE… from @BotFather"
-        )
+        raise ConfigError("TELEGRAM_BOT_TOKEN is invalid: expected one such as 123456789:AAE… from @BotFather")
     hide_secrets(_secrets(settings))
     url = address("TELEGRAM_API_URL", settings.telegram_api_url)
     proxy = _proxy(settings, url)
