@@ -217,6 +217,14 @@ async def test_shortcuts_are_explained_and_the_page_can_be_installed(page: Page)
     for icon in manifest["icons"]:
         assert (await page.request.get(icon["src"])).headers["content-type"] == "image/png"
     assert await page.evaluate("navigator.serviceWorker.ready.then((worker) => worker.active.scriptURL)")
+    kept = await page.evaluate("""async () => {
+        const kept = await caches.open("rolecall");
+        await kept.put("/web/offline", new Response("of the version before"));
+        await kept.put("/static/before/page.css", new Response(""));
+        await fetch(document.querySelector("link[rel=icon]").href.replace("icon.svg", "login.js"));
+        return [await kept.match("/static/before/page.css"), await (await kept.match("/web/offline")).text()];
+    }""")
+    assert kept[0] is None and "<!doctype html>" in kept[1]
     await page.context.set_offline(True)
     await page.goto("/web/now")
     await expect(page.locator("main")).to_contain_text("Server unreachable")

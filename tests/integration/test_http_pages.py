@@ -176,6 +176,19 @@ async def test_the_chat_keeps_conversations_and_knows_what_is_being_answered(cli
     assert (never["exchanges"], never["tasks"]) == ([], [])
 
 
+async def test_a_message_that_the_history_no_longer_has_is_replaced_with_all_that_followed(
+    stage: Stage, client: httpx2.AsyncClient
+) -> None:
+    bus, limit = stage.deployment.session.bus, stage.deployment.session.bus.settings.assistant_history_limit
+    turns = limit // 2 + 1
+    for number in range(turns):
+        await client.post("/chat", json={"text": f"no {number}", "conversation_id": "web-long"})
+    assert "1" not in {entry.turn for entry in await history(bus, "http:local:web-long", limit)}
+    again = await client.post("/chat/page", json={"name": "web-long", "text": "anew", "again": "1"})
+    await client.get(f"/chat/task/{again.json()['id']}?wait=20")
+    assert {entry.turn for entry in await history(bus, "http:local:web-long", limit)} == {str(turns + 1)}
+
+
 async def test_own_conversations_are_found_by_what_was_said_and_not_crowded_out(
     client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import LISTS, Envelope, check_conversation, cut, decode, listed
-from rolecall.bus.turn import Records, TurnBlock, final_event, note, quoted, turn_block
+from rolecall.bus.turn import Records, TurnBlock, final_event, note, number_of, quoted, turn_block
 from rolecall.errors import DecodeError, ServerFull
 from rolecall.redis.keys import today
 from rolecall.redis.scripts import milliseconds, script
@@ -171,7 +171,7 @@ async def replace_turns(bus: Bus, conversation: str, first: str, turn: str, inst
     entries = [_decoder.decode(one) for one in raw]
     kept = len(without(entries, first, onward=True))
     for one, entry in zip(raw[kept:], entries[kept:], strict=True):
-        if entry.turn != turn:
+        if number_of(entry.turn) < number_of(turn):
             await bus.server.call("LREM", key, 0, one)
     records = Records(instance)
     records.add("NOTE", f"{REPLACES}{first}")
@@ -179,9 +179,12 @@ async def replace_turns(bus: Bus, conversation: str, first: str, turn: str, inst
 
 
 def without(entries: Sequence[Remembered], turn: str, onward: bool = False) -> list[Remembered]:
-    """``entries`` but for those of ``turn``; with ``onward`` also without what came after it."""
-    first = next((place for place, entry in enumerate(entries) if entry.turn == turn), len(entries))
-    return list(entries[:first]) if onward else [entry for entry in entries if entry.turn != turn]
+    """``entries`` but for those of ``turn``; with ``onward`` also without what came after it, also where ``entries`` no
+    longer go back to it."""
+    if not onward:
+        return [entry for entry in entries if entry.turn != turn]
+    after = (place for place, entry in enumerate(entries) if 0 < number_of(turn) <= number_of(entry.turn))
+    return list(entries[: next(after, len(entries))])
 
 
 async def active_conversations(bus: Bus) -> set[str]:

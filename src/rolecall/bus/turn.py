@@ -95,6 +95,11 @@ def root_of(turn: str) -> str:
     return turn.partition(".")[0]
 
 
+def number_of(turn: str) -> int:
+    """The place of ``turn`` in the order of its conversation; 0 for a call, a control turn, or none."""
+    return int(turn) if turn.isascii() and turn.isdigit() else 0
+
+
 def is_control(turn: str) -> bool:
     """Whether ``turn`` is a control turn, which runs outside its conversation's order."""
     return turn.startswith("c")

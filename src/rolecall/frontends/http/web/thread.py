@@ -15,7 +15,7 @@ import msgspec
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import REPLACES, Remembered, envelopes_of, history, running_turn
-from rolecall.bus.turn import CLEARED
+from rolecall.bus.turn import CLEARED, number_of
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
 from rolecall.transcripts.record import (
@@ -130,18 +130,18 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
         if record.word == "NOTE" and record.text == CLEARED:
             kept.clear()
         elif record.word == "NOTE" and record.text.startswith(REPLACES):
-            replaced[record.turn] = _number(record.text.removeprefix(REPLACES))
+            replaced[record.turn] = number_of(record.text.removeprefix(REPLACES))
         kept.append(record)
     answers = {
         one.turn: (words_of(one), one.text.startswith("plain ")) for one in kept if one.word == "PROCESSING_COMPLETE"
     }
-    gone = {n for turn, first in replaced.items() for n in range(first, _number(turn))}
+    gone = {n for turn, first in replaced.items() for n in range(first, number_of(turn))}
     return [
         Exchange(
             turn.turn, unquoted(turn.said), answer, STATES.get(turn.state, "done"), turn.ms, turn.total,
             _visited(hop.role for hop in turn.hops), plain=plain,
         )
-        for turn in timelines(kept) if turn.turn.isdigit() and _number(turn.turn) not in gone and turn.said
+        for turn in timelines(kept) if turn.turn.isdigit() and number_of(turn.turn) not in gone and turn.said
         for answer, plain in [answers.get(turn.turn, ("", False))]
     ]  # fmt: skip
 
@@ -169,10 +169,6 @@ def _visited(roles: Iterable[str]) -> list[str]:
         if not found or found[-1] != role:
             found.append(role)
     return found
-
-
-def _number(turn: str) -> int:
-    return int(turn) if turn.isascii() and turn.isdigit() else 0
 
 
 async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, Any]]:

@@ -16,11 +16,10 @@ async function file(request) {
   if (kept) return kept;
   const answer = await fetch(request);
   if (answer.ok) {
-    const version = new URL(request.url).pathname.split("/")[2];
-    for (const old of await cache.keys()) {
-      const path = new URL(old.url).pathname;
-      if (path.startsWith("/static/") && path.split("/")[2] !== version) await cache.delete(old);
-    }
+    const place = request.url.slice(0, request.url.lastIndexOf("/"));
+    const old = (await cache.keys()).filter(({ url }) => url.includes("/static/") && !url.startsWith(place));
+    for (const one of old) await cache.delete(one);
+    if (old.length) await cache.add(OFFLINE).catch(() => {}); // it names the new files
     await cache.put(request, answer.clone());
   }
   return answer;
