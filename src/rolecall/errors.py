@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 FAILURES: Mapping[str, str] = {
     "model_away": "Sorry, the model isn't answering. Please try again later.",
@@ -58,6 +59,10 @@ def rounded(seconds: float) -> tuple[int, Literal["s", "min", "h"]]:
 
 class RolecallError(Exception):
     """Root of every error that this package raises on purpose; its text is written for people."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle and copy: an exception is made again from its text, whatever arguments its class takes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigError(RolecallError):
@@ -170,10 +175,12 @@ class Retry(RolecallError):
     ) -> None:
         if not isinstance(after, int | float) or not abs(after) < math.inf:
             raise TypeError(f"Retry(after={after!r}) is invalid: expected a number of seconds")
+        if isinstance(models, str) or not all(isinstance(name, str) for name in models):
+            raise TypeError(f"Retry(models={models!r}) is invalid: expected names such as ('smollm2@local',)")
         super().__init__(reason)
         self.after = after
         self.free = free or bool(models)
-        self.models = models
+        self.models = tuple(models)
         self.kind = kind
 
 
@@ -182,6 +189,10 @@ class Reject(RolecallError):
     the user is told that sentence instead, with ``wait`` in seconds, and only operators see the text."""
 
     def __init__(self, reason: str = "", *, kind: str = "", wait: float = 0.0) -> None:
+        if kind and kind not in FAILURES:
+            raise TypeError(f"Reject(kind={kind!r}) is invalid: expected one of {', '.join(FAILURES)}")
+        if not isinstance(wait, int | float) or not abs(wait) < math.inf:
+            raise TypeError(f"Reject(wait={wait!r}) is invalid: expected a number of seconds")
         super().__init__(reason)
         self.kind = kind
         self.wait = wait

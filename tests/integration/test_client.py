@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import rolecall
-from rolecall import Agent, Config, Context, Envelope, Reject, Role
+from rolecall import Agent, Config, Context, Envelope, Reject, Retry, Role
 from rolecall.client import Assistant
 from rolecall.errors import BadSchedule, ConfigError, NothingRunning, Refused, RolecallError, TurnFailed
 from tests.waiting import wait_until
@@ -282,6 +284,26 @@ async def test_an_agent_that_cannot_be_made_is_named_in_one_line(tmp_path: Path)
 
 async def test_without_a_role_for_commands_the_manager_gets_them(assistant: Assistant) -> None:
     assert (await assistant.ask("/help", timeout=10)).text == "Hello, /help!"
+
+
+async def test_a_thread_asks_through_the_event_loop_of_the_assistant(assistant: Assistant) -> None:
+    loop = asyncio.get_running_loop()
+    reply = await asyncio.to_thread(
+        lambda: asyncio.run_coroutine_threadsafe(assistant.ask("Ann"), loop).result(timeout=10)
+    )
+    assert reply.text == "Hello, Ann!"
+    with pytest.raises(RolecallError, match=r"opened in another event loop: from a thread, use asyncio\.run_coroutine"):
+        await asyncio.to_thread(lambda: asyncio.run(assistant.ask("Ann")))
+
+
+def test_errors_can_be_pickled_and_copied() -> None:
+    for error in (
+        Refused("full", "FULL"),
+        TurnFailed("Sorry.", "crm:1", "7", cancelled=True),
+        Retry(5),
+    ):
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 async def test_an_assistant_says_that_it_is_closed(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -261,3 +263,17 @@ async def test_a_handler_that_is_cancelled_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (lambda wrong: Retry(wrong), "Retry(after='soon') is invalid: expected a number of seconds"),
+        (lambda wrong: Retry(5, models=wrong), "Retry(models='soon') is invalid: expected names such as"),
+        (lambda wrong: Reject("no", kind=wrong), "Reject(kind='soon') is invalid: expected one of model_away, "),
+        (lambda wrong: Reject("no", wait=wrong), "Reject(wait='soon') is invalid: expected a number of seconds"),
+    ],
+)
+def test_what_a_handler_raises_wrongly_is_named(raised: Callable[[Any], object], said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(said)):
+        raised("soon")

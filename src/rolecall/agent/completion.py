@@ -11,6 +11,7 @@ import msgspec
 
 from rolecall.agent.recorder import Recorder
 from rolecall.agent.tools import Confirm, Toolbox
+from rolecall.bus.turn import usage_text
 from rolecall.errors import ContextTooLong, Truncated, expect
 from rolecall.models.model import (
     Answer,
@@ -96,11 +97,8 @@ class HopUsage:
         self.seconds += seconds
 
     def __str__(self) -> str:
-        counted = self.tokens_in or self.tokens_out
-        tokens = f"{self.tokens_in} tokens in, {self.tokens_out} out" if counted else ""
-        cost = f"cost {self.cost:.6f}" if self.cost else ""
-        seconds = f"model {self.seconds:.3f} s" if self.models else ""
-        return ", ".join(part for part in (" + ".join(self.models), tokens, cost, seconds) if part)
+        took = usage_text(" + ".join(self.models), self.tokens_in, self.tokens_out, self.cost)
+        return f"{took}, model {self.seconds:.3f} s" if self.models else took
 
 
 @dataclass

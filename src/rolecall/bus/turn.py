@@ -363,5 +363,12 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
+def usage_text(models: str, tokens_in: int, tokens_out: int, cost: float) -> str:
+    """What models took, as log records and timelines show it: ``m@x, 31 tokens in, 48 out, cost 0.002000``; what is not
+    known is left out."""
+    tokens = f"{tokens_in} tokens in, {tokens_out} out" if tokens_in or tokens_out else ""
+    return ", ".join(filter(None, (models, tokens, f"cost {cost:.6f}" if cost else "")))
+
+
 def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -16,7 +16,7 @@ from redis.exceptions import AskError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rolecall.errors import ServerUnavailable, cause_of
+from rolecall.errors import RolecallError, ServerUnavailable, cause_of
 from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
 from rolecall.redis.scripts import Arg, Script
 
@@ -79,6 +79,7 @@ class Wire:
         self._loaded: set[str] = set()
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._heard_at = 0.0
         self._closed = False
 
@@ -95,6 +96,15 @@ class Wire:
         self.put((future, packed(args), 0))
         return future
 
+    def _use(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve callers in ``loop``. Raises RolecallError while the connection is open in another one."""
+        if self._task is not None and not self._task.done():
+            raise RolecallError(
+                "this was opened in another event loop: from a thread, use "
+                "asyncio.run_coroutine_threadsafe(…, loop).result() with that loop"
+            )
+        self._loop = loop
+
     def run(self, command: str, script: Script, arguments: Sequence[Arg]) -> asyncio.Future[Any]:
         """Send ``command``, a kind of EVALSHA, and load the script before, once for each connection."""
         if script.sha not in self._loaded:
@@ -103,7 +113,10 @@ class Wire:
         return self.send((command, script.sha, *arguments))
 
     def put(self, command: Command, *, asking: bool = False) -> None:
-        """Send ``command``; with ``asking``, to a node that is about to get its keys."""
+        """Send ``command``; with ``asking``, to a node that is about to get its keys. Raises RolecallError in another
+        event loop than that of the connection."""
+        if (loop := asyncio.get_running_loop()) is not self._loop:
+            self._use(loop)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve(), name="rolecall wire")
         if asking:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from rolecall.bus.turn import usage_text
 from rolecall.transcripts.record import Record
 from rolecall.transcripts.words import WORDS, Word
 
@@ -49,10 +50,8 @@ class Hop:
 
     @property
     def usage(self) -> str:
-        """The models, their tokens and cost, for the end of a line: `` (m@x, 31 tokens in, 48 out, cost 0.002)``."""
-        tokens = f"{self.tokens_in} tokens in, {self.tokens_out} out" if self.tokens_in or self.tokens_out else ""
-        told = [part for part in (self.models, tokens, f"cost {self.cost:.6g}" if self.cost else "") if part]
-        return f" ({', '.join(told)})" if told else ""
+        """The models, their tokens and cost."""
+        return usage_text(self.models, self.tokens_in, self.tokens_out, self.cost)
 
     @property
     def wait(self) -> int:
@@ -135,7 +134,7 @@ def bars(turn: TurnTimeline, width: int = 60, end: int = 0, names: int = 0) -> l
     for hop in turn.hops:
         times = f"waited {_seconds(hop.wait)}, handled {_seconds(hop.handling)}"
         if hop.model:
-            times += f", model {_seconds(hop.model)}{hop.usage}"
+            times += f", model {_seconds(hop.model)}" + (f" ({hop.usage})" if hop.usage else "")
         if hop.word not in ("SENT", "PROCESSING_COMPLETE"):
             times += f", {hop.word.lower().replace('_', ' ') or 'running'}"
         lines.append(f"  {hop.instance.ljust(names)}  {bar(hop, end or turn.total, width)}  {times}")
