@@ -68,6 +68,16 @@ def test_a_verb_that_is_stopped_while_it_starts_ends_with_the_status_it_has_for_
     assert capsys.readouterr().err == "rolecall: stopped before the start was over\n"
 
 
+def test_a_stop_just_when_a_verb_begins_to_wait_for_it_is_waited_for() -> None:
+    async def verb() -> int:
+        async with stop_requested() as wanted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.create_task(wanted.wait())
+        return 7
+
+    assert run_loop(verb()) == 7
+
+
 def test_a_ctrl_c_while_a_verb_reads_its_configuration_ends_it() -> None:
     async def verb() -> int:
         os.kill(os.getpid(), signal.SIGINT)  # the configuration is read here, before the first await

@@ -140,21 +140,19 @@ class Stop(asyncio.Event):
         super().__init__()
         self._verb = verb
         self._awaited = False
+        self.too_early = False
+        """Whether it was requested, and the verb cancelled, before the start was over."""
 
-    @property
-    def too_early(self) -> bool:
-        """Whether it was requested before the start was over."""
-        return self.is_set() and not self._awaited
-
-    async def wait(self) -> Literal[True]:
-        """See asyncio.Event."""
+    def wait(self) -> Coroutine[Any, Any, Literal[True]]:
+        """See asyncio.Event. The start is over with this call, even if a task is still to wait."""
         self._awaited = True
-        return await super().wait()
+        return super().wait()
 
     def request(self) -> None:
         """Set it."""
         self.set()
-        if self.too_early and self._verb is not None:
+        if not self._awaited and self._verb is not None:
+            self.too_early = True
             self._verb.cancel()
 
 
