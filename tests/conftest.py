@@ -22,6 +22,7 @@ def pytest_configure() -> None:
     hypothesis.settings.register_profile("same", derandomize=True, database=None)
     if "ROLECALL_RANDOM" not in os.environ:
         hypothesis.settings.load_profile("same")
+    tune_garbage_collector()
 
 
 def pytest_collection_finish() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -31,8 +32,6 @@ DOCS = ROOT / "docs"
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (*DOCS.rglob("*.md"), ROOT / "README.md")
 }
-GENERATED = pages()
-EVERYTHING = {**PAGES, **{f"docs/{name}": text for name, text in GENERATED.items()}}
 LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} (.*?)(?: \{#[\w-]+\})?$", re.MULTILINE)
 
@@ -44,8 +43,18 @@ class Navigation(yaml.SafeLoader):
 Navigation.add_multi_constructor("", lambda loader, suffix, node: None)
 
 
-def test_the_reference_has_every_verb_setting_route_and_name() -> None:
-    told = {name: GENERATED[f"reference/{name}.md"] for name in ("command-line", "settings", "http", "python")}
+@pytest.fixture(scope="module")
+def generated() -> Mapping[str, str]:
+    return pages()
+
+
+@pytest.fixture(scope="module")
+def everything(generated: Mapping[str, str]) -> Mapping[str, str]:
+    return {**PAGES, **{f"docs/{name}": text for name, text in generated.items()}}
+
+
+def test_the_reference_has_every_verb_setting_route_and_name(generated: Mapping[str, str]) -> None:
+    told = {name: generated[f"reference/{name}.md"] for name in ("command-line", "settings", "http", "python")}
     assert [name for name, _ in command_line.commands() if f"## rolecall {name}\n" not in told["command-line"]] == []
     assert [name for name in Settings.model_fields if f"| `{name.upper()}` |" not in told["settings"]] == []
     routes = [f"### {method.upper()} {path}\n" for path, method, _ in http_api.operations(http_api.document())]
@@ -53,8 +62,8 @@ def test_the_reference_has_every_verb_setting_route_and_name() -> None:
     assert [name for name in rolecall.__all__ if f"::: rolecall.{name}\n" not in told["python"]] == []
 
 
-def test_language_models_read_signatures_and_docstrings_in_place_of_directives() -> None:
-    told = written_out(GENERATED["reference/python.md"])
+def test_language_models_read_signatures_and_docstrings_in_place_of_directives(generated: Mapping[str, str]) -> None:
+    told = written_out(generated["reference/python.md"])
     assert ":::" not in told
     assert "- `handle(self, envelope: 'Envelope', ctx: 'Context') -> 'Envelope'`: Handle `envelope`" in told
     assert "- `tokens_in: int`" in told and "### rolecall.connect\n" in told
@@ -132,16 +141,16 @@ def test_settings_in_the_documentation_exist() -> None:
     assert wrong == []
 
 
-def test_links_between_the_pages_lead_somewhere() -> None:
+def test_links_between_the_pages_lead_somewhere(everything: Mapping[str, str]) -> None:
     wrong = []
-    for page, text in EVERYTHING.items():
+    for page, text in everything.items():
         for link in LINK.findall("".join(re.split(r"^```.*?^```$", text, flags=re.MULTILINE | re.DOTALL))):
             if re.match(r"[a-z]+:", link):
                 continue
             path, _, anchor = link.partition("#")
             target = str((ROOT / page).parent.joinpath(path).resolve().relative_to(ROOT)) if path else page
-            there = target in EVERYTHING or (ROOT / target).exists()
-            if not there or (anchor and target in EVERYTHING and anchor not in anchors(EVERYTHING[target])):
+            there = target in everything or (ROOT / target).exists()
+            if not there or (anchor and target in everything and anchor not in anchors(everything[target])):
                 wrong.append(f"{page}: {link}")
     assert wrong == []
 
@@ -152,10 +161,10 @@ def test_the_pages_of_faults_and_of_telegram_name_tests_that_exist() -> None:
     assert len(named_tests(PAGES["docs/telegram.md"])) > 35
 
 
-def test_the_navigation_names_pages_that_exist_once() -> None:
+def test_the_navigation_names_pages_that_exist_once(everything: Mapping[str, str]) -> None:
     names = list(leaves(yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Navigation)["nav"]))
     assert len(names) == len(set(names))
-    assert [name for name in names if f"docs/{name}" not in EVERYTHING] == []
+    assert [name for name in names if f"docs/{name}" not in everything] == []
 
 
 @pytest.mark.parametrize("concept", sorted((DOCS / "concepts").glob("*.md")), ids=lambda path: path.stem)
