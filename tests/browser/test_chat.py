@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from rolecall.bus.conversation import notify
+from rolecall.bus.conversation import notify, running_turn
+from rolecall.bus.schedule.schedules import schedule
+from rolecall.redis.server import server_ms
 from tests.browser.stage import Stage
 from tests.waiting import wait_until
 
@@ -139,6 +142,26 @@ async def test_a_tab_shows_what_was_said_in_another_one_once_it_is_looked_at(pag
     await expect(other.locator(".answer .body").last).to_have_text("second")
     await page.evaluate(HIDE, False)
     await expect(page.locator(".answer .body")).to_have_text(["first", "second"])
+
+
+async def test_the_answer_of_a_schedule_is_shown_once_also_if_it_ran_when_the_page_was_opened(
+    page: Page, stage: Stage
+) -> None:
+    await page.goto("/#web-due")
+    await say(page, "first")
+    await expect(page.locator(".answer .body")).to_have_text("first")
+    bus, conversation = stage.deployment.session.bus, "http:local:web-due"
+    made = await schedule(bus, conversation, "slowly, but surely it comes", at=timedelta(hours=1))
+    shard, due = bus.shard(conversation), round(await server_ms(bus.server))
+    for key in (shard.planned, shard.deferred):
+        await bus.server.call("ZADD", key, "XX", due, f"{conversation}\x1f{made.id}")
+    await wait_until(lambda: running_turn(bus, conversation), what="its turn")
+    await page.reload()
+    await expect(page.locator(".answer.runs")).to_have_count(1)
+    async with page.expect_response("**/web/chat?search=*"):
+        await expect(page.locator(".answer.runs")).to_have_count(0)
+    assert await notify(bus, conversation, "and a notice") == "OK"
+    await expect(page.locator(".answer .body")).to_have_text(["first", "slowly, but surely it comes", "and a notice"])
 
 
 async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) -> None:

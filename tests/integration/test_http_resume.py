@@ -215,7 +215,7 @@ async def test_notices_are_followed_across_replicas_while_turns_go_on(deployment
             await replica.client.post("/chat", json={"text": "hi", "role": "tell", "conversation_id": name})
             assert await notify(bus, conversation, "the *report* is ready") == "OK"
             first = await telling
-        assert (first[1], first[2]) == ("notice", {"text": "the *report* is ready", "plain": False})
+        assert (first[1], first[2]) == ("notice", {"text": "the *report* is ready", "plain": False, "turn": ""})
         assert await notify(bus, conversation, "and the next") == "OK"
         async with other.client.stream("GET", where, headers={"Last-Event-ID": first[0]}) as response:
             assert (await anext(aiter(Events(response))))[2]["text"] == "and the next"

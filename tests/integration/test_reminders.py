@@ -177,7 +177,7 @@ async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) ->
         await overdue(app, (await schedules_of(app.session.bus, conversation))[0], 1)
         async for _, kind, data in found:
             if kind == "notice":
-                assert data == {"text": "⏰ tea", "plain": True}
+                assert data == {"text": "⏰ tea", "plain": True, "turn": "1"}
                 break
         listed = (await client.get("/chat/reminders", params={"conversation_id": "c1"})).json()
         task = (await client.get(f"/chat/task/{listed['reminders'][0]['last_task']}")).json()

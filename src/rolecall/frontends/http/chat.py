@@ -299,7 +299,8 @@ async def _notices(services: Services, conversation: str, after: str, first: tup
         yield opening
     async with aclosing(services.front.notices(conversation, after)) as following:
         async for one in following:
-            yield event("notice", {"text": one.text, "plain": bool(one.payload.get("plain"))}, one.id)
+            told = {"text": one.text, "plain": bool(one.payload.get("plain")), "turn": one.turn}
+            yield event("notice", told, one.id)
 
 
 def _order_of(event_id: str) -> tuple[int, int]:

@@ -70,8 +70,9 @@ function clear() {
 /** Shows what agents and programs send to this conversation without a question; called again, in another one. */
 const listen = live(() => name && `/chat/notices/${encodeURIComponent(name)}?after=${heard}`, {
   listening: (_, id) => { heard = id; },
-  notice: ({ text, plain }, id) => {
+  notice: ({ text, plain, turn }, id) => {
     heard = id;
+    if (turn && all(".said-row", thread).some((row) => row.turn === turn)) return; // of a schedule, and followed as a task
     const follows = atEnd();
     welcome.hidden = true;
     new Answer().settle("done", text, { plain });
@@ -87,7 +88,9 @@ function open(wanted) {
 
 async function load(wanted) {
   const mine = ++opened;
-  [name, heard] = [wanted, ""];
+  name = heard = "";
+  listen(); // no longer to what the conversation before is told
+  name = wanted;
   quiet(true);
   clear();
   welcome.hidden = Boolean(wanted);
