@@ -89,6 +89,19 @@ async def test_ten_rapid_calls_start_one_and_later_ones_find_it_at_once(serving:
     assert sorted(took)[20] < (0.005 if LONG else 0.1)
 
 
+async def test_a_log_that_cannot_be_written_is_one_line_and_holds_no_place(
+    server: RedisServer, tmp_path: Path, file: Path
+) -> None:
+    (tmp_path / "state").touch()
+    serving = Launcher(server, "p1", tmp_path / "state" / "models")
+    try:
+        with pytest.raises(ModelUnavailable, match=f"cannot be started: Not a directory: {tmp_path}/state/models"):
+            await serving.ensure(tiny(file))
+        assert await serving.directory.servers() == []
+    finally:
+        await serving.aclose()
+
+
 @long
 async def test_threads_with_loops_of_their_own_share_it_too(server_url: str, tmp_path: Path, file: Path) -> None:
     pids: set[int] = set()

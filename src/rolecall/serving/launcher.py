@@ -129,7 +129,11 @@ class Launcher:
                 return claim.server
             passed = time.monotonic() - begun
             if claim.word == "START":
-                self._start(spec, wanted)
+                try:
+                    self._start(spec, wanted)
+                except OSError as error:  # a directory that cannot be written, a full disk, no more processes
+                    why = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+                    await self.directory.end(wanted.id, f"{spec.model}: its server cannot be started: {why}")
             hungry = (hungry or time.monotonic()) if claim.word == "FULL" else None
             self._give_up(spec, wanted, claim, passed, waited)
             await asyncio.sleep(0.03 if passed < EAGER_SECONDS else 0.2)
