@@ -161,7 +161,7 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
         look.findings.append(judged("application", owner == application.name, text, remedy))
     states = await live_processes(bus)
     for problem in await problems(bus, states):
-        remedy = "free space, or let this user write there; `rolecall up`, or a worker with the role scribe, writes them"
+        remedy = "free space, or let this user write there; `rolecall up` or a worker with the role scribe, writes them"
         look.findings.append(Finding("failed", "transcripts", problem, remedy))
     alive = [state.process for state in states]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
