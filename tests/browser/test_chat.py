@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from rolecall.bus.conversation import notify, running_turn
 from rolecall.bus.schedule.schedules import schedule
@@ -207,6 +207,28 @@ async def test_each_block_runs_in_the_direction_of_its_script(page: Page) -> Non
                                 ("p code", "ltr")):  # fmt: skip
         assert await body.locator(selector).evaluate("(one) => getComputedStyle(one).direction") == direction, selector
     assert await page.locator(".said").evaluate("(one) => getComputedStyle(one).direction") == "rtl"
+
+
+async def test_enter_begins_a_line_on_a_phone_and_belongs_to_an_input_method_that_composes(
+    page: Page, stage: Stage, browser: Browser
+) -> None:
+    phone = await browser.new_context(base_url=stage.url, has_touch=True, is_mobile=True)
+    touched = await phone.new_page()
+    await touched.goto("/")
+    await touched.get_by_label("Message", exact=True).fill("one")
+    await touched.keyboard.press("Enter")
+    await touched.keyboard.type("two")
+    await touched.get_by_role("button", name="Send").tap()
+    await expect(touched.locator(".said")).to_have_text("one\ntwo")
+    await phone.close()
+    await page.goto("/")
+    box = page.get_by_label("Message", exact=True)
+    await box.fill("かな")
+    for composing in ({"isComposing": True}, {"keyCode": 229}):  # Safari: the key after the composition
+        await box.dispatch_event("keydown", {"key": "Enter", **composing})
+        assert await box.input_value() == "かな"
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".said")).to_have_text("かな")
 
 
 async def test_nothing_jumps_while_an_answer_streams_in(page: Page) -> None:

@@ -273,9 +273,14 @@ function begin() {
   box.focus();
 }
 
+/** Whether the key belongs to an input method; Safari ends the composition before the key that does so. */
+const composes = (event) => event.isComposing || event.keyCode === 229;
+/** Where there is no Shift key, Enter is for new lines. */
+const touched = matchMedia("(pointer: coarse)");
+
 box.addEventListener("input", grow);
 box.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  if (event.key === "Enter" && !event.shiftKey && !composes(event) && !touched.matches) {
     event.preventDefault();
     submit();
   } else if (event.key === "ArrowUp" && !box.value && lastSaid) {
@@ -288,7 +293,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && editing) {
     edit(null);
     write("");
-  } else if (event.key === "Escape" && running.size && !event.isComposing) stop();
+  } else if (event.key === "Escape" && running.size && !composes(event)) stop();
   else if (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     toggleKept(true);
