@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rolecall.errors import ConfigError
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from tests.applications import make_application, run_rolecall, running
@@ -52,12 +53,17 @@ async def test_data_without_a_prefix_goes_on_and_a_prefix_touches_none_of_it(
     assert names["META"] == "{bus:0}:meta" and keys.ShardKeys(3).log == "{bus:3}:l"
     for name, value in names.items():
         monkeypatch.setattr(keys, name, value)
-    monkeypatch.setattr(keys, "_prefix", "")
+    monkeypatch.setattr(keys, "_prefix", None)
     keys.use("staging")
     try:
+        with pytest.raises(ConfigError, match="this process works with KEY_PREFIX=staging already"):
+            keys.use("test")
         assert (keys.META, keys.worker("p")) == ("{staging.bus:0}:meta", "{staging.bus:0}:w:p")
         assert keys.ShardKeys(3).log == "{staging.bus:3}:l"
         assert names["GROUP"] == keys.GROUP
     finally:
         monkeypatch.undo()
     assert keys.META == "{bus:0}:meta"
+    monkeypatch.setattr(keys, "_prefix", "")
+    with pytest.raises(ConfigError, match="KEY_PREFIX=staging cannot be used: this process works without a prefix"):
+        keys.use("staging")

@@ -16,7 +16,8 @@ SLOTS = 16_384
 """Hash slots of a cluster."""
 BANDS = ("h", "n", "l")
 """High, normal and low priority: each role has one stream per band."""
-_prefix = ""
+_prefix: str | None = None
+"""None until it is chosen."""
 _spread = 0
 GLOBAL = "{bus:0}"
 META = f"{GLOBAL}:meta"
@@ -51,8 +52,9 @@ def use(prefix: str, *, spread: int = 0) -> None:
     _spread = spread
     if prefix == _prefix:
         return
-    if _prefix:
-        raise ConfigError(f"KEY_PREFIX={prefix} cannot be used: this process works with KEY_PREFIX={_prefix} already")
+    if _prefix is not None:
+        used = f"with KEY_PREFIX={_prefix}" if _prefix else "without a prefix"
+        raise ConfigError(f"KEY_PREFIX={prefix} cannot be used: this process works {used} already")
     before, _prefix = GLOBAL, prefix
     for name, value in list(globals().items()):
         if name.isupper() and isinstance(value, str) and value.startswith(before):
@@ -61,7 +63,7 @@ def use(prefix: str, *, spread: int = 0) -> None:
 
 def prefix() -> str:
     """The prefix that ``use`` put into the keys of this process; empty without one."""
-    return _prefix
+    return _prefix or ""
 
 
 def pattern() -> str:
@@ -105,7 +107,7 @@ def model(name: str, part: str) -> str:
     """What all processes share about the model ``name@provider``: the hashes ``state``, ``use`` (of its quota) and
     ``booked``, and the sorted sets ``busy`` and ``waiting``; for a model on several servers also the hash
     ``servers``, which stands with the calls of all servers. On a cluster, each model is in the slot of a shard."""
-    tag = _model_tag(name, _spread, _prefix) if _spread and part != "servers" else GLOBAL
+    tag = _model_tag(name, _spread, prefix()) if _spread and part != "servers" else GLOBAL
     return f"{tag}:model:{name}:{part}"
 
 
