@@ -286,6 +286,20 @@ async def test_without_a_role_for_commands_the_manager_gets_them(assistant: Assi
     assert (await assistant.ask("/help", timeout=10)).text == "Hello, /help!"
 
 
+async def test_what_still_waits_when_the_block_is_left_ends_with_an_error(tmp_path: Path) -> None:
+    async with rolecall.run(CONFIG, app=tmp_path) as assistant:
+        ref = await assistant.send("wait")
+        waiting = [asyncio.create_task(assistant.reply(ref)), asyncio.create_task(anext(assistant.notices("crm:1")))]
+        channels = {assistant.session.bus.shard(name).channel(name) for name in (ref.conversation, "crm:1")}
+        await wait_until(lambda: channels <= assistant.wakeups._listeners.keys())
+    async with asyncio.timeout(10):
+        for task in waiting:
+            with pytest.raises(RolecallError, match="the connection to the server was closed"):
+                await task
+        with pytest.raises(RolecallError, match="the connection to the server is closed"):
+            await assistant.session.server.call("PING")
+
+
 async def test_a_thread_asks_through_the_event_loop_of_the_assistant(assistant: Assistant) -> None:
     loop = asyncio.get_running_loop()
     reply = await asyncio.to_thread(

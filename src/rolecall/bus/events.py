@@ -130,6 +130,7 @@ class Wakeups:
         self._listeners: dict[str, list[Listener]] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
         self._lingering: dict[str, None] = {}
+        self._closed = False
         self.listening = asyncio.Event()
         """Set once control broadcasts are received."""
 
@@ -148,8 +149,15 @@ class Wakeups:
                 self._wake_everyone()
 
     async def aclose(self) -> None:
-        """Close the connection."""
+        """Close the connection; whoever still follows a conversation gets a ServerError."""
+        self._closed = True
+        self._wake_everyone()
         await self._pubsub.aclose()
+
+    def check_open(self) -> None:
+        """Raise ServerError once the connection is closed."""
+        if self._closed:
+            raise ServerError("the connection to the server was closed before this had ended")
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[Listener]:
@@ -158,6 +166,7 @@ class Wakeups:
         listener = Listener()
         self._listeners.setdefault(channel, []).append(listener)
         try:
+            self.check_open()
             await self._subscribed(channel)
             yield listener
         finally:
@@ -220,6 +229,7 @@ async def follow(
     async with wakeups.listen(bus.shard(conversation).channel(conversation)) as listener:
         last, look = after, True
         while True:
+            wakeups.check_open()
             listener.woken.clear()
             seconds = LOOK_AGAIN_SECONDS
             try:
@@ -254,6 +264,7 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
     async with wakeups.listen(shard.channel(conversation)) as listener:
         last = after
         while True:
+            wakeups.check_open()
             listener.woken.clear()
             seconds = LOOK_AGAIN_SECONDS
             try:

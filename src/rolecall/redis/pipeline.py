@@ -16,7 +16,7 @@ from redis.exceptions import AskError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rolecall.errors import RolecallError, ServerUnavailable, cause_of
+from rolecall.errors import RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
 from rolecall.redis.scripts import Arg, Script
 
@@ -118,6 +118,8 @@ class Wire:
         if (loop := asyncio.get_running_loop()) is not self._loop:
             self._use(loop)
         if self._task is None or self._task.done():
+            if self._closed:
+                return command[0].set_exception(ServerError("the connection to the server is closed"))
             self._task = asyncio.create_task(self._serve(), name="rolecall wire")
         if asking:
             self._queued.append((nobody(), ASKING, REDIRECTIONS))
