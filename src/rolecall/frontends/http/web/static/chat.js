@@ -2,7 +2,7 @@
 
 import { Answer, atEnd, running, toEnd } from "./answer.js";
 import { anything, bodyOf, giveBack, listen as listenForFiles, shownAs, taken } from "./attach.js";
-import { all, ask, clock, copy, copyText, find, make, notify, parts, quiet, Refused, say, t, tried } from "./dom.js";
+import { all, ask, clock, copy, copyText, find, make, notify, parts, quiet, Refused, say, storage, t, tried } from "./dom.js";
 import { begin as beginList, mark, remember } from "./kept.js";
 import { live } from "./live.js";
 import { dictation, readAloud } from "./speech.js";
@@ -325,9 +325,14 @@ chat.addEventListener("click", (event) => {
 addEventListener("popstate", () => { if (fromAddress() !== name) open(fromAddress()); });
 document.addEventListener("visibilitychange", catchUp);
 addEventListener("pageshow", (event) => { if (event.persisted) open(name); });
-addEventListener("pagehide", () => window.speechSynthesis?.cancel());
+addEventListener("pagehide", () => {
+  window.speechSynthesis?.cancel();
+  storage?.setItem("draft", editing ? "" : box.value);
+});
 listenForFiles(chat, box);
 dictation(box);
 beginList((gone) => { if (gone === name) begin(); });
 
+box.value = storage?.getItem("draft") ?? "";
+grow();
 open(fromAddress());

@@ -68,6 +68,17 @@ export class Refused extends Error {
   }
 }
 
+function opened() {
+  try {
+    return sessionStorage;
+  } catch {
+    return null;
+  }
+}
+
+/** What this tab keeps while it is open; null where the browser keeps nothing. */
+export const storage = opened();
+
 const token = () => find("meta[name=csrf]")?.content ?? "";
 
 /** Sends a request; returns the JSON of the answer, or null if there is none. Throws Refused. */

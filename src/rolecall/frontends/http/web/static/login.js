@@ -1,8 +1,10 @@
 // Exchanges an API key for a login.
 
-import { ask, find } from "./dom.js";
+import { ask, find, storage } from "./dom.js";
 
 const form = find("[data-login]");
+
+if (!location.search) storage?.clear(); // somebody logged out: the next one finds no draft
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
