@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.conversation import running_turn
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import Wakeups
 from rolecall.frontends.texts import say
@@ -19,7 +20,7 @@ from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.integration.test_telegram_control import ADA, BEN, CY, data_of, staged
 from tests.integration.test_telegram_control import GROUP as SHARED
-from tests.integration.test_telegram_in import ANN, GROUP, HERE, answers, at_work
+from tests.integration.test_telegram_in import ANN, GROUP, HERE, PNG, answers, at_work
 from tests.telegram.api import Message, TelegramApi
 from tests.telegram.fuzz import Fuzz
 from tests.telegram.way_in import WayIn, way_in
@@ -222,6 +223,79 @@ async def test_a_waiting_message_that_is_edited_into_no_question_is_not_answered
         assert running.text == "half an answer"
         ben.edit(waiting, "@rolecall_bot second")
         await stage.until(group, say("en", "edited"))
+
+
+async def test_a_collected_message_that_is_edited_into_a_command_leaves_the_others(tmp_path: Path) -> None:
+    async with staged(tmp_path, while_busy="collect") as stage:
+        ada = stage.api.user(ADA)
+        ada.write("long question")
+        running = await stage.until(ADA, "half an answer")
+        two, three, _ = [ada.write(text) for text in ("two", "three", "four")]
+        await stage.received()
+        ada.edit(two, "/whoami")
+        ada.edit(three, "/weather here")
+        ada.edit(three, "/weather there")
+        await stage.received()
+        await stage.toast(ada, running, data_of(running, "⏹ Stop"))
+        past = ["long question", "half an answer"]
+        answers = [await stage.until(ADA, text) for text in (f"four by any after {past}", "command /weather there")]
+        assert [one.id for one in answers] == sorted(one.id for one in answers)
+        assert not any("here" in one.text.split() for one in stage.api.chat(ADA).answers)
+
+
+async def test_an_agent_asks_about_a_message_that_was_edited_while_it_waited(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ada = stage.api.user(ADA)
+        ada.write("long question")
+        running = await stage.until(ADA, "half an answer")
+        waiting = ada.write("ask you")
+        await stage.until(ADA, "Queued: number 1")
+        ada.edit(waiting, "ask me")
+        await stage.received()
+        await stage.toast(ada, running, data_of(running, "⏹ Stop"))
+        assert [one["text"] for one in (await stage.until(ADA, "Which colour?")).buttons] == ["red", "green"]
+
+
+async def test_a_second_edit_concerns_the_turn_of_the_first(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ada = stage.api.user(ADA)
+        await stage.answered(ada, "one")
+        question = stage.api.chat(ADA).messages[0]
+        ada.edit(question, "long")
+        offer = await stage.until(ADA, say("en", "edited"))
+        await stage.toast(ada, offer, data_of(offer, "🔄 Answer again"))
+        running = await stage.until(ADA, "half an answer")
+        ada.edit(question, "short")
+        offer = await stage.until(ADA, say("en", "edited"))
+        await stage.toast(ada, offer, data_of(offer, "🔄 Answer again"))
+        await stage.until(ADA, "short by any after []")
+        await stage.api.wait_for(lambda: say("en", "replaced") in running.text)
+
+
+async def test_each_edit_interrupts_and_keeps_what_came_with_the_message(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    async with at_work(api, tmp_path, gate, while_busy="interrupt") as (way, _), way.polling():
+        ann = api.user(ANN)
+        message = ann.write("one")
+        await wait_until(lambda: way.turns(HERE))
+        for turn, text in enumerate(("two", "three"), 1):
+            ann.edit(message, text)
+            assert (await way.ended(HERE, turn))["kind"] == "cancelled"
+        pictures = [ann.send_photo(PNG, caption=text, media_group_id="album") for text in ("four", "")]
+        await wait_until(lambda: running_turn_is(way, "4"))
+        ann.edit(pictures[0], "five")
+        await wait_until(lambda: running_turn_is(way, "5"))
+        gate.set()
+        assert await way.answer(HERE, 5) == "five|image|image"
+        assert say("en", "edited") not in answers(api)
+
+
+async def running_turn_is(way: WayIn, turn: str) -> bool:
+    """Whether this turn of Ann's runs, no longer held."""
+    waits = await way.bus.server.fetch("HGET", way.bus.shard(HERE).conversation(HERE), "at")
+    return await running_turn(way.bus, HERE) == turn and not (waits or b"z").startswith(b"z")
 
 
 async def test_a_broadcast_that_is_edited_is_sent_as_the_bot_says(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from rolecall.bus.admission import Admission, Edited, admit, edit_message, places
 from rolecall.bus.bus import Bus
-from rolecall.bus.cancel import cancel_turn, stop_conversation
+from rolecall.bus.cancel import cancel_turn, stop_conversation, withdraw_message
+from rolecall.bus.conversation import envelopes_of
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import hand_back
 from rolecall.bus.maintenance import audit_one, promote, promote_due
@@ -80,6 +81,19 @@ async def test_what_waits_takes_in_what_the_same_user_adds(bus: Bus) -> None:
     assert await finals(bus) == [("1", "final"), ("2", "final")]
     assert (await collect(bus, "three", principal="u", idempotency="k")).turn == "2"
     assert await bus.server.call("EXISTS", bus.shards[0].journal("a"), bus.shards[0].principals) == 0
+
+
+async def test_a_command_collects_nothing_and_what_comes_behind_it_does_not_overtake_it(bus: Bus) -> None:
+    texts = ("one", "two", "/remind tea", "three", "four")
+    assert [(await collect(bus, text, idempotency=text)).turn for text in texts] == ["1", "2", "3", "4", "4"]
+    assert (await edit(bus, "/calc 1+1", "four")).outcome == "SHARED"
+    assert (await edit(bus, "/calc 1+1", "two")).outcome == "EDITED"
+    await answer(bus, await take_one(bus))
+    for text in ("/calc 1+1", "/remind tea", "three\nfour"):
+        delivery = await take_one(bus)
+        assert delivery.envelope is not None
+        assert delivery.envelope.text == text
+        await answer(bus, delivery)
 
 
 async def test_one_user_never_adds_to_what_another_said(bus: Bus) -> None:
@@ -344,6 +358,19 @@ async def test_each_part_of_a_turn_is_edited_for_itself(bus: Bus) -> None:
     delivery = await take_one(bus)
     assert delivery.envelope is not None
     assert delivery.envelope.payload == {"text": "one\n2\nthree\nfour", "images": ["i1", "j3"]}
+
+
+async def test_a_message_is_withdrawn_without_the_others_of_its_turn(bus: Bus) -> None:
+    for text in ("one", "two", "three", "four"):
+        await collect(bus, text, idempotency=text)
+    for key, version in (("three", 7), ("two", 8), ("two", 8)):
+        assert await withdraw_message(bus, "a", idempotency=key, version=version)
+    assert (await edit(bus, "3", "three", 9)).outcome == "EDITED"
+    assert (await envelopes_of(bus, "a", ["2"]))["2"].text == "3\nfour"
+    for key in ("three", "four"):
+        assert await withdraw_message(bus, "a", idempotency=key, version=10)
+    assert (await finals(bus), await places(bus, "a")) == ([("2", "cancelled")], {})
+    assert not await withdraw_message(bus, "a", idempotency="one", version=11)
 
 
 async def test_an_edited_message_is_still_known_when_its_first_form_comes_again(bus: Bus) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.commands import parse_command
 from rolecall.bus.conversation import remembered
 from rolecall.bus.envelope import MAX_TEXT_BYTES, Envelope, check_conversation, decode, encode, encode_part
 from rolecall.bus.turn import (
@@ -50,8 +51,8 @@ NOTE_BYTES = 512
 """What messages with a hold leave free in a turn, so that a last one without a hold can say that some did not fit."""
 Mode = Literal["queue", "collect", "interrupt"]
 """What happens to a message while its conversation is busy: it waits; it joins a turn of the same user that has not
-begun; or it cancels the running turn of the same user."""
-EditOutcome = Literal["EDITED", "RUNNING", "DONE", "UNKNOWN", "FULL"]
+begun, unless one of them is a command such as ``/remind``; or it cancels the running turn of the same user."""
+EditOutcome = Literal["EDITED", "RUNNING", "DONE", "UNKNOWN", "FULL", "SHARED"]
 
 
 class AdmitBlock(TypedDict):
@@ -77,6 +78,7 @@ class AdmitBlock(TypedDict):
     said: str
     collect: int
     group: str
+    apart: int
     hold: int
     max_bytes: int
 
@@ -87,7 +89,10 @@ INTERRUPT = script(
     PACKAGE, "scripts/turn/interrupt", TurnBlock, FinishBlock, AdmitBlock, names="final remembered records"
 )
 EDIT = script(
-    PACKAGE, "scripts/turn/edit", TurnBlock, names="mailbox idempotency version envelope part instance said max_bytes"
+    PACKAGE,
+    "scripts/turn/edit",
+    TurnBlock,
+    names="mailbox idempotency version envelope part instance said max_bytes apart",
 )
 
 
@@ -273,6 +278,7 @@ class Offer:
             "said": said(self.envelope),
             "collect": int(self.mode == "collect"),
             "group": self.group,
+            "apart": _apart(self.envelope),
             "hold": milliseconds(self.hold),
             "max_bytes": MAX_TEXT_BYTES - (NOTE_BYTES if self.hold else 0),
         }
@@ -308,6 +314,11 @@ def said(envelope: Envelope) -> str:
     return quoted(envelope.text[:LOGGED_CHARS])
 
 
+def _apart(envelope: Envelope) -> int:
+    """1 for a command, which is a turn of its own."""
+    return int(parse_command(envelope.text) is not None)
+
+
 def _words(raw: bytes, parts: bytes) -> str:
     try:
         return decode(raw, parts=parts).text
@@ -319,7 +330,8 @@ def _words(raw: bytes, parts: bytes) -> str:
 class Edited:
     """The outcome of an edit. EDITED: ``turn`` will answer the edited message, or a newer edit of it. RUNNING, DONE:
     too late, ``turn`` runs or has ended. UNKNOWN: no such message was admitted. FULL: nothing changed, as the turn
-    would be too long with its other parts."""
+    would be too long with its other parts. SHARED: nothing changed, as the message became a command and others share
+    its turn."""
 
     outcome: EditOutcome
     turn: str = ""
@@ -340,5 +352,18 @@ async def edit_message(
         EDIT, turn_block(bus, shard, conversation, ""), mailbox=shard.mailbox(conversation),
         idempotency=shard.idempotency(conversation, idempotency), version=version, envelope=encode(envelope),
         part=encode_part(envelope), instance=instance, said=said(envelope), max_bytes=MAX_TEXT_BYTES,
+        apart=_apart(envelope),
     )  # fmt: skip
     return Edited(outcome.decode(), turn.decode())
+
+
+async def move_message(bus: Bus, conversation: str, message: str, again: str, *, version: int = 0) -> None:
+    """From now on, edits of ``message`` concern the turn that the same message was admitted to once more as ``again``,
+    both idempotency keys; ``version`` is that of the edit it was admitted with. Idempotent."""
+    shard = bus.shard(conversation)
+    keys = [shard.idempotency(conversation, key) for key in (message, again)]
+    known, now = [await bus.server.fetch("GET", key) for key in keys]
+    if known and now:
+        turn, _, part = [*now.decode().split("|"), ""][:3]
+        moved = f"{turn}|{known.decode().split('|')[1]}|{part}|{version}"
+        await bus.server.call("SET", keys[0], moved, "KEEPTTL")

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
+from rolecall.bus.admission import edit_message
 from rolecall.bus.blobs import forget_files
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import asker_of, envelopes_of, remembered, running_turn
 from rolecall.bus.dead_letters import dead_letters, drop
+from rolecall.bus.envelope import LISTS, decode, listed
 from rolecall.bus.events import so_far
+from rolecall.bus.questions import keep_question
 from rolecall.bus.schedule.schedules import unschedule
 from rolecall.bus.turn import (
     FORGET,
@@ -91,17 +96,30 @@ async def stop_turns_of(
 
 
 async def withdraw_message(
-    bus: Bus, conversation: str, *, idempotency: str, instance: str = "front", text: str = "Stopped."
+    bus: Bus, conversation: str, *, idempotency: str, version: int, instance: str = "front", text: str = "Stopped."
 ) -> bool:  # fmt: skip
-    """Cancel the turn of the message that was admitted under ``idempotency`` while it waits for others, unless more
-    messages have joined it. False when nothing was cancelled. Idempotent."""
+    """Take the message that was admitted under ``idempotency`` out of its turn while that waits; ``version`` is that of
+    the edit that withdraws it. A turn without other messages is cancelled. False when nothing was withdrawn.
+    Idempotent."""
     shard = bus.shard(conversation)
     known = await bus.server.fetch("GET", shard.idempotency(conversation, idempotency))
     turn = (known or b"").decode().partition("|")[0]
     if not turn or await bus.server.fetch("LPOS", shard.mailbox(conversation), turn) is None:
         return False
-    if await bus.server.fetch("HEXISTS", shard.journal(conversation), f"{turn}:x"):
+    raw, joined = await bus.server.fetch("HMGET", shard.journal(conversation), f"{turn}:e", f"{turn}:x")
+    if raw is None:
         return False
+    if joined is not None:
+        envelope = decode(raw)
+        sender = {name: value for name, value in envelope.payload.items() if name == "sender"}
+        blank = msgspec.structs.replace(envelope, payload={**sender, "text": ""})
+        edited = await edit_message(bus, blank, idempotency=idempotency, version=version, instance=instance)
+        if edited.outcome != "EDITED":
+            return False
+        await keep_question(bus, conversation, turn, idempotency, {})
+        left = (await envelopes_of(bus, conversation, [turn])).get(turn)
+        if left is None or left.text or any(listed(left.payload, name) for name in LISTS):
+            return True
     reason = "the message was changed"
     return await cancel_turn(bus, conversation, turn, instance=instance, text=text, reason=reason)
 

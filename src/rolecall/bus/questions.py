@@ -43,6 +43,12 @@ async def question_of(bus: Bus, conversation: str, turn: str) -> dict[str, Any] 
     return whole or None
 
 
+async def only_message(bus: Bus, conversation: str, turn: str) -> str:
+    """The message, by its idempotency key, that ``turn`` answers; empty if there are several, or none is known."""
+    messages = await bus.server.fetch("HKEYS", bus.shard(conversation).question(conversation, turn))
+    return messages[0].decode() if len(messages) == 1 else ""
+
+
 async def pressed_before(bus: Bus, conversation: str, turn: str, press: str, *, ms: int) -> bool:
     """Record that the button that asks ``turn`` again was pressed. True if another press came within the last ``ms``;
     a repeat of the same ``press`` does not count."""

@@ -16,12 +16,13 @@ from telegram import Bot, CallbackQuery, InlineKeyboardButton, InlineKeyboardMar
 from telegram.error import TelegramError
 
 from rolecall.background import BackgroundTasks
+from rolecall.bus.admission import move_message
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.members import applicant
 from rolecall.bus.outbox import Placeholders
-from rolecall.bus.questions import close_offer, keep_question, pressed_before, question_of
+from rolecall.bus.questions import close_offer, keep_question, only_message, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule, unschedule_turn
 from rolecall.bus.steps.answers import find_question
 from rolecall.frontends.front import Front
@@ -250,7 +251,10 @@ class Buttons:
         # Only now, so that a refusal changes nothing; until then "again" in the meta hides the old answer from it.
         await forget_turn(self.front.bus, press.conversation, press.argument)
         await unschedule_turn(self.front.bus, press.conversation, press.argument, instance=self.front.instance)
-        await keep_question(self.front.bus, press.conversation, received.turn, key, payload)
+        message = await only_message(self.front.bus, press.conversation, press.argument)
+        await keep_question(self.front.bus, press.conversation, received.turn, message or key, payload)
+        if message:
+            await move_message(self.front.bus, press.conversation, message, key)
         asked = await self.progress.turn_messages.of(press.conversation, press.argument)
         await self.progress.show(received, press.address, asked.question or press.message_id, press.language)
         return press.say("again")

@@ -18,6 +18,7 @@ from telegram import Bot, InlineKeyboardMarkup, InputMediaDocument, InputMediaPh
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, TelegramError
 
+from rolecall.bus.blobs import image_type
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import message_entities
 from rolecall.frontends.telegram.message import Address
@@ -47,7 +48,6 @@ PLACE_SECONDS = 10.0
 SHOWN = 10_000
 """Messages whose present look is remembered."""
 FILE_SECONDS = 60.0
-PHOTOS = {"image/png", "image/jpeg", "image/webp"}
 PHOTO_BYTES = 10_000_000
 
 
@@ -348,4 +348,4 @@ class OutgoingFile:
     @property
     def is_photo(self) -> bool:
         """Whether Telegram accepts it as a photo."""
-        return self.media_type in PHOTOS and len(self.data) <= PHOTO_BYTES
+        return image_type(self.data) not in ("", "image/gif") and len(self.data) <= PHOTO_BYTES

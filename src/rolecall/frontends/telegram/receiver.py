@@ -14,7 +14,7 @@ from typing import Any, cast
 from telegram import Chat, ChatMemberUpdated, Message, Update, User
 
 from rolecall.background import Attempt, BackgroundTasks, Boundary
-from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered
+from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered, move_message
 from rolecall.bus.bus import count_soon
 from rolecall.bus.cancel import stop_turns_of, withdraw_message
 from rolecall.bus.commands import COMMANDS, Command, find_command
@@ -24,7 +24,14 @@ from rolecall.bus.envelope import Envelope
 from rolecall.bus.maintenance import promote
 from rolecall.bus.members import note_applicant
 from rolecall.bus.outbox import reply
-from rolecall.bus.questions import has_fingerprint, keep_question, note_fingerprint, offer_once
+from rolecall.bus.questions import (
+    has_fingerprint,
+    keep_question,
+    note_fingerprint,
+    offer_once,
+    only_message,
+    question_of,
+)
 from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
@@ -129,7 +136,7 @@ class Receiver:
                 incoming = self._read(update, message)
                 if update.edited_message and not (message.location or _is_turn(incoming)):
                     await ticket.wait()
-                    await self._insist(update, lambda: self._withdraw(message))
+                    await self._insist(update, lambda: self._withdraw(message, update.update_id))
                 if incoming is not None:
                     group = self.groups.group(incoming)
                     with self.groups.arriving(group):
@@ -311,14 +318,17 @@ class Receiver:
             await self._admit(incoming, group, status, payload, incoming.idempotency)
 
     async def _admit(
-        self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str
-    ) -> None:
+        self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str,
+        *, message: str = "",
+    ) -> None:  # fmt: skip
+        """Admit ``payload`` as a turn, or tell why not. ``message`` is the key of a message that it asks again, whose
+        edits concern the new turn from now on."""
         if self.groups.is_full(group):
             return
         conversation, mode = incoming.address.conversation, await self._mode(incoming.address)
         offer = partial(
             self.front.receive, conversation, payload=payload, principal=incoming.principal, title=incoming.title,
-            group=group.name, meta={**status.meta, **meta_of(incoming.language), "asks": incoming.language or True},
+            group=group.name, meta=_meta(incoming, status),
         )  # fmt: skip
         received = await offer(incoming.text, idempotency=idempotency, mode=mode, hold=group.hold)
         if received.outcome == "FULL":  # what cannot wait by itself may join what waits
@@ -328,7 +338,9 @@ class Receiver:
             if group.further and (await offer(CUT_NOTE, idempotency=f"{idempotency}:cut", payload={})).turn:
                 return await self._tell(incoming, "message_cut")
         if received.turn:
-            await keep_question(self.front.bus, conversation, received.turn, idempotency, payload)
+            await keep_question(self.front.bus, conversation, received.turn, message or idempotency, payload)
+            if message:
+                await move_message(self.front.bus, conversation, message, idempotency, version=incoming.version)
             if group.patience:
                 self._releases.start(self._release(received, group), "release of a held turn")
         await self._show(incoming, received)
@@ -383,21 +395,26 @@ class Receiver:
 
     # ── edits ───────────────────────────────────────────────────────────────────────────────────
 
-    async def _withdraw(self, message: Message) -> None:
-        """Cancel what ``message`` asked before its edit, which asks nothing, if that still waits."""
+    async def _withdraw(self, message: Message, version: int) -> None:
+        """Take back what ``message`` asked before its edit, which asks nothing, if that still waits."""
         address = await self.access.home(address_of(message, self.front.name))
         language = message.from_user.language_code if message.from_user else None
-        where, key = (self.front.bus, address.conversation), idempotency_of(message, self.me)
-        if await withdraw_message(*where, idempotency=key, instance=self.front.instance, text=say(language, "stopped")):
-            await note_fingerprint(*where, key, "")  # edited back, it is a change
+        key = idempotency_of(message, self.me)
+        if await self._take_back(address.conversation, key, version, language):
+            await note_fingerprint(self.front.bus, address.conversation, key, "")  # edited back, it is a change
+
+    async def _take_back(self, conversation: str, key: str, version: int, language: str | None) -> bool:
+        return await withdraw_message(
+            self.front.bus, conversation, idempotency=key, version=version, instance=self.front.instance,
+            text=say(language, "stopped"),
+        )  # fmt: skip
 
     async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> bool:
         """Replace the admitted message by the edited one; False if it was never admitted, so that this one is new."""
         bus, conversation = self.front.bus, incoming.address.conversation
         envelope = Envelope(
             conversation=conversation, payload=dict(payload), reply_to=self.front.name,
-            meta={**status.meta, **meta_of(incoming.language)},
-            priority=bus.settings.default_priority,
+            meta=_meta(incoming, status), priority=bus.settings.default_priority,
         )  # fmt: skip
         try:
             edited = await edit_message(
@@ -409,6 +426,11 @@ class Receiver:
             return True
         if edited.outcome == "UNKNOWN":
             return incoming.age > RECENT_SECONDS
+        if edited.outcome == "SHARED":  # a command is a turn of its own
+            await self._take_back(conversation, incoming.idempotency, incoming.version, incoming.language)
+            again = (MessageGroup(), status, payload, incoming.edition)
+            await self._admit(incoming, *again, message=incoming.idempotency)
+            return True
         if edited.turn:
             await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
@@ -422,10 +444,12 @@ class Receiver:
     ) -> None:
         """The turn of the edited message has started: interrupt it if that is configured, otherwise offer a new
         answer."""
+        asked = (self.front.bus, incoming.address.conversation, turn)
         if running and await self._mode(incoming.address) == "interrupt":
-            return await self._admit(incoming, MessageGroup(), status, payload, incoming.edition)
-        edit = (self.front.bus, incoming.address.conversation, turn, str(incoming.version))
-        if await offer_once(*edit):
+            whole, message = await question_of(*asked) or payload, await only_message(*asked)
+            incoming = replace(incoming, text=str(whole.get("text", "")))
+            return await self._admit(incoming, MessageGroup(), status, whole, incoming.edition, message=message)
+        if await offer_once(*asked, str(incoming.version)):
             await self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────
@@ -441,6 +465,10 @@ class Receiver:
             idempotency=f"{incoming.idempotency}:{incoming.version}:{purpose}", question=incoming.message_id,
             quote=not incoming.address.private, buttons=rows,
         )  # fmt: skip
+
+
+def _meta(incoming: Incoming, status: UserStatus) -> dict[str, Any]:
+    return {**status.meta, **meta_of(incoming.language), "asks": incoming.language or True}
 
 
 def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:

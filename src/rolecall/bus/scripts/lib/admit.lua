@@ -11,13 +11,15 @@
 --   said: the message as the log shows it
 --   collect: '1' joins any turn of the same user that has not begun
 --   group: messages of one group become one turn, or ''
+--   apart: '1' for a command, which collects nothing and is not collected
 --   hold: ms to hold the turn back
 --   max_bytes: limit for a turn with all its parts
 -- keys: idempotency
 -- args: digest envelope part band principal reply_to mailbox_limit in_flight_limit user_limit user_soft_limit
--- args: lane repeat_ms idle_ms utc_offset instance title said collect group hold max_bytes
+-- args: lane repeat_ms idle_ms utc_offset instance title said collect group apart hold max_bytes
 local unordered, collect, group, hold = LANE == 'control', COLLECT == '1', GROUP, tonumber(HOLD)
 if unordered then collect, group, hold = false, '', 0 end
+if APART == '1' then collect = false end
 
 -- The reply for a message that was admitted before: DUP with its turn, or CONFLICT if its body was another.
 local function known()
@@ -34,6 +36,7 @@ local function host()
   if held() then table.insert(turns, 1, running) end
   for i = #turns, 1, -1 do
     local user, its_group = unpack(redis.call('HMGET', JOURNAL, turns[i] .. ':u', turns[i] .. ':g'))
+    if its_group == ALONE and user == PRINCIPAL then collect = false end -- or the message would overtake the command
     if user == PRINCIPAL and (collect or its_group == group) then return turns[i] end
   end
 end
@@ -100,6 +103,7 @@ local function accept()
   redis.call('SET', IDEMPOTENCY, turn .. '|' .. DIGEST, 'PX', REPEAT_MS)
   redis.call('HSET', JOURNAL, turn .. ':e', ENVELOPE, turn .. ':b', BAND, turn .. ':u', PRINCIPAL, turn .. ':o', REPLY_TO,
     turn .. ':r', NOW)
+  if APART == '1' then group = ALONE end
   if group ~= '' then redis.call('HSET', JOURNAL, turn .. ':g', group) end
   if hold > 0 then redis.call('HSET', JOURNAL, turn .. ':d', NOW + hold) end
   if PRINCIPAL ~= '' then redis.call('HINCRBY', PRINCIPALS, PRINCIPAL, 1) end

@@ -2,6 +2,9 @@
 -- that turn's one entry, `<stream>|<entry id>`, or SLEEPING while the turn is held, deferred or suspended.
 local SLEEPING = 'z'
 
+-- The group of a command: no message joins its turn.
+local ALONE = '/'
+
 local function place(stream, entry) return stream .. '|' .. entry end
 
 -- Control turns run outside their conversation's order.
