@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from redis.asyncio.retry import Retry as RetryPolicy
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import AskError, AuthenticationError, MovedError, NoPermissionError
 
 from rolecall.background import BackgroundTasks
@@ -33,6 +34,8 @@ from rolecall.redis.subscriber import ShardedSubscriber, Subscriber
 from rolecall.redis.topology import Place, Topology
 
 MINIMUM_VERSION = (7, 0)
+DRIVER = DriverInfo()
+"""What each connection tells the server about redis-py, whose version takes it a millisecond to find out."""
 PATIENCE_SECONDS = 30.0
 """How long what may be repeated is repeated while the server is unavailable."""
 
@@ -85,6 +88,7 @@ class RedisServer:
             "retry": RetryPolicy(NoBackoff(), 0),
             "socket_connect_timeout": 2,
             "client_name": name,
+            "driver_info": DRIVER,
         }
         self.outage = Outage(self.address)
         # No socket timeout: with one, redis-py sends in a wait_for, which on Python 3.11 may swallow a cancellation.

@@ -47,7 +47,8 @@ COMPATIBLE = (
 )
 PARTS = (probes, auth, chat, reminder_api, *COMPATIBLE, operators, metrics, pages)
 ROUTERS = (*(part.router for part in PARTS), responses.create_router, responses.show_router)
-
+ROUTES = [route for router in ROUTERS for route in router.routes]
+"""FastAPI's include_router would make them all a second time, with the first request."""
 
 AGENT_TO_AGENT = (("GET", "/.well-known/agent-card.json", "show_card"), ("POST", "/a2a", "answer"))
 """The routes of the Agent2Agent protocol: method, path, and the function of a2a_api."""
@@ -81,7 +82,8 @@ def build(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services() as services, services.counting(metrics):
             app.state.services = services
-            yield
+            async with pages.sampling(services):
+                yield
 
     def layers(app: ASGIApp) -> ASGIApp:
         guarded = RequestGuard(app, settings, host)
@@ -92,15 +94,11 @@ def build(
             bounded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS,
         ) if origins else bounded  # fmt: skip
 
-    app = _GuardedApp(
-        title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        generate_unique_id_function=api_document.operation_id,
-    )  # fmt: skip
+    app = _GuardedApp(title="Rolecall", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     problems.add_handlers(app)
     app.add_exception_handler(404, pages.not_found)
     app.layers = layers
-    for router in ROUTERS:
-        app.include_router(router)
+    app.router.routes.extend(ROUTES)
     if find_spec("a2a") is not None:
         app.router.routes.extend(_agent_to_agent(*route) for route in AGENT_TO_AGENT)
     app.router.routes.extend(routes)

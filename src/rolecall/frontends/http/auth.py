@@ -28,6 +28,7 @@ from rolecall.bus.access_keys import (
 )
 from rolecall.bus.bus import Bus
 from rolecall.errors import ServerRefused
+from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.problems import bus_timeout, text
 from rolecall.frontends.sockets import is_direct
 
@@ -44,7 +45,7 @@ GIVEN = "given"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 logger = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="created by `rolecall key new NAME`")
-router = APIRouter(tags=["login"])
+router = APIRouter(tags=["login"], generate_unique_id_function=operation_id)
 
 
 class Principal(msgspec.Struct, frozen=True):

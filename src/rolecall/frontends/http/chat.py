@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rolecall.bus.events import keeps, newest_event, told_length
 from rolecall.bus.steps.answers import MOST_OPTIONS, Answered
 from rolecall.frontends.front import Received
+from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import (
@@ -46,7 +47,7 @@ from rolecall.frontends.http.task import (
     wait_for,
 )
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], generate_unique_id_function=operation_id)
 MAX_WAIT_SECONDS = 60.0
 EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,20}))?", re.ASCII)
 MAX_NUMBER = 2**64 - 1

@@ -18,12 +18,13 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from rolecall import stats
+from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.services import ServicesDep
 from rolecall.stats import BUCKETS, Histogram, MetricTotals, metric_totals
 from rolecall.version import __version__
 
-router = APIRouter(tags=["operators"])
+router = APIRouter(tags=["operators"], generate_unique_id_function=operation_id)
 MAX_USERS = 100
 """Users with metrics of their own: those with the most turns today."""
 BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")

@@ -22,6 +22,7 @@ from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.process.process_log import process_lines
 from rolecall.bus.process.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
+from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -39,7 +40,7 @@ from rolecall.transcripts.record import (
 )
 from rolecall.transcripts.timeline import timelines
 
-router = APIRouter(tags=["operators"], dependencies=[Depends(operator)])
+router = APIRouter(tags=["operators"], dependencies=[Depends(operator)], generate_unique_id_function=operation_id)
 
 Page = Annotated[int, Query(ge=1, le=1_000_000, description="page number, from 1")]
 PageSize = Annotated[int, Query(ge=1, le=500, description="rows per page")]

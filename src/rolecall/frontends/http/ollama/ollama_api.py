@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
+from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import Uploads
 from rolecall.frontends.http.ollama.ollama_request import LATEST, OllamaChat, OllamaPrompt
@@ -38,7 +39,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     **problem_responses(400, 403, 404, 409, 413, 429, 502),
     200: {"content": {"application/json": {}, NDJSON: {"schema": {"type": "string"}}}},
 }
-router = APIRouter(prefix="/api", tags=["Ollama-compatible"])
+router = APIRouter(prefix="/api", tags=["Ollama-compatible"], generate_unique_id_function=operation_id)
 
 
 @dataclass

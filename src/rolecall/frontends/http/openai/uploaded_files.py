@@ -19,6 +19,7 @@ from rolecall.bus.blobs import Files, StoredFile, image_type
 from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.document_text import Locked
 from rolecall.frontends.documents import shorten, text_of
+from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
@@ -37,7 +38,7 @@ FILES_TIMES = 10
 FILE_ID = "file-"
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*;base64,(.*)", re.ASCII | re.DOTALL)
 FileId = Annotated[str, Path(max_length=100, description="the `id` of a file")]
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
+router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], generate_unique_id_function=operation_id)
 
 
 @router.post("/files", summary="Upload a file", responses=problem_responses(400, 413))

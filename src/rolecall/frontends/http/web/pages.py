@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from rolecall import stats
@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def sampling(app: FastAPI) -> AsyncIterator[None]:
+async def sampling(services: Services) -> AsyncIterator[None]:
     """Store samples of the deployment, for the plots of the page *Now*."""
-    services: Services = app.state.services
     task = asyncio.create_task(_keep_sampling(services), name="http samples")
     try:
         yield
@@ -52,7 +51,7 @@ async def _keep_sampling(services: Services) -> None:
 
 PARTS = (rendering, live, own_chats, operating)
 ROUTES = [route for part in PARTS for route in part.router.routes]
-router = APIRouter(routes=ROUTES, include_in_schema=False, lifespan=sampling)
+router = APIRouter(routes=ROUTES, include_in_schema=False)
 IDEAS = ("idea_abilities", "idea_haiku", "idea_help")
 TITLES = {403: "not_allowed", 404: "not_found", 503: "unavailable"}
 RANKS = (("user", "rank_user"), ("guest", "rank_guest"), ("admin", "rank_admin"), ("stranger", "rank_stranger"))
