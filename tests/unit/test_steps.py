@@ -676,3 +676,19 @@ async def test_what_a_handler_asks_for_wrongly_is_named(
     caplog.set_level(logging.WARNING)
     await run_turn((Role(WrongAgent), Role(PartAgent)), "go")
     assert said in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_step_in_a_task_of_its_own_cannot_end_the_process(error: BaseException) -> None:
+    class LeavingAgent(Agent):
+        role = "manager"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            def leave() -> None:
+                raise error
+
+            with pytest.raises(RuntimeError, match=f"it raised {type(error).__name__}"):
+                await asyncio.gather(ctx.once("leave", leave), ctx.once("stay", lambda: 1))
+            return envelope.reply("still here")
+
+    assert (await run_turn((Role(LeavingAgent),), "go")).text == "still here"

@@ -170,6 +170,7 @@ def raising(error: BaseException, *, blocking: bool) -> Callable[[], Any]:
         (ValueError("x"), "failed: ValueError: x"),
         (TimeoutError("its own"), "failed: TimeoutError: its own"),
         (SystemExit(3), "failed: SystemExit: 3"),
+        (KeyboardInterrupt(), "failed: KeyboardInterrupt"),
         (asyncio.CancelledError(), "was cancelled"),
         (StopAsyncIteration(), "failed"),
     ],

@@ -73,7 +73,7 @@ class StepRun:
         await self.recorder.before(self.scope)
         try:
             with self.recorder.working(self), self._traced():
-                value = await work()
+                value = await _contained(work())
         except (Exception, asyncio.CancelledError) as error:
             self.scope.failed.append((self.key, Step(self.kind, self.name, failure=_failure(error))))
             raise
@@ -356,6 +356,14 @@ def _age_of(bus: Bus, delivery: Delivery) -> float:
     if begun is None:
         return float("inf")
     return max(0.0, clock - begun.received - delivery.paused - begun.age * 1000) / 1000 if clock else 0.0
+
+
+async def _contained(work: Awaitable[Any]) -> Any:
+    """What ``work`` returns. Raises RuntimeError in place of what would end the event loop if a task raised it."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
 
 
 def _failure(error: BaseException) -> StepFailure:

@@ -187,7 +187,7 @@ class Toolbox:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             raise ToolError(f"{name} was cancelled") from None
-        except (Exception, SystemExit) as error:  # the boundary: a tool is anybody's code
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the boundary: a tool is anybody's code
             if limit.expired():
                 raise ToolError(f"{name} took more than {self.limits.seconds:g} s and was cancelled") from None
             logger.warning("tool %s failed", name, exc_info=True)
