@@ -242,6 +242,16 @@ async def test_only_a_reset_opens_the_server_again(deployment: Deployment) -> No
     assert await status_without_a_key(deployment) == 200
 
 
+async def test_revoking_a_key_that_does_not_exist_closes_no_server(deployment: Deployment) -> None:
+    bus = deployment.session.bus
+    for _before_any_key_and_after_a_reset in range(2):
+        with pytest.raises(RolecallError, match="there is no key 'abc'"):
+            await revoke_key(bus, "abc")
+        assert await Authenticator(bus, open_locally=True).open()
+        await create_key(bus, "root", admin=True)
+        await revoke_all_keys(bus)
+
+
 async def test_a_login_ends_when_the_key_of_the_settings_is_replaced(deployment: Deployment) -> None:
     bus = deployment.session.bus
     login = await Authenticator(bus, given="a" * 22).log_in("a" * 22)

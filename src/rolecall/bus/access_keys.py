@@ -90,11 +90,12 @@ async def revoke_all_keys(bus: Bus) -> None:
 
 
 async def revoke_key(bus: Bus, key_id: str) -> None:
-    """Delete a key; its logins end with it. Requests need a key even when this was the last. Raises RolecallError when
-    there is none of that id."""
-    await require_keys(bus)
-    if not await bus.server.call("HDEL", keys.API_KEYS, key_id):
+    """Delete a key; its logins end with it. Requests need a key even when this was the last. Raises RolecallError, and
+    changes nothing, when there is none of that id."""
+    if not await bus.server.call("HEXISTS", keys.API_KEYS, key_id):
         raise RolecallError(f"there is no key {key_id[:60]!r}; see `rolecall key list`")
+    await require_keys(bus)
+    await bus.server.call("HDEL", keys.API_KEYS, key_id)
 
 
 async def create_login(bus: Bus, key_id: str, digest: str, seconds: float) -> tuple[Login, str]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 UNNEEDED = "There are no API keys: the server only accepts connections from localhost."
-NEEDED = "There are no API keys, but requests need one, as there was one before: make one with `rolecall key new NAME`."
+NEEDED = "There are no API keys, but requests need one, as there was one before: create one with `rolecall key new NAME`."
 START = "from rolecall.cli import main; main()"
 
 
@@ -213,7 +213,7 @@ async def reset_keys(app_dir: Path | None, console: Console) -> int:
     """Revoke every key, and let requests of this machine in without one, as before the first."""
     async with _bus(app_dir) as bus:
         await access_keys.revoke_all_keys(bus)
-    print_lines(console, ["All API keys are revoked. Requests of this machine need none until you make another."])
+    print_lines(console, ["All API keys are revoked. Until you create another, requests from this machine need none."])
     return 0
 
 
