@@ -52,6 +52,11 @@ class Parameter:
         value = "" if found.is_flag else f" {found.metavar or found.name.upper()}"
         return f"{names}{value}"
 
+    def in_usage(self) -> str:
+        """Such as ``DIR``, or ``[ID]...`` for an argument that may be left out or repeated."""
+        name = self.shown_name() if self.found.required else f"[{self.shown_name()}]"
+        return f"{name}..." if self.found.nargs == -1 else name
+
     def text(self) -> str:
         """The help, and the default if the help does not tell."""
         found, default = self.found, self.found.default
@@ -70,5 +75,5 @@ def shown(command: Any) -> list[Parameter]:
 
 def usage(name: str, command: Any) -> str:
     """The call in one line."""
-    arguments = [p.shown_name() for p in shown(command) if p.found.param_type_name == "argument"]
-    return " ".join(["rolecall", name, "[OPTIONS]", *arguments])
+    arguments = [p for p in shown(command) if p.found.param_type_name == "argument"]
+    return " ".join(["rolecall", name, "[OPTIONS]", *(p.in_usage() for p in arguments)])

@@ -171,9 +171,9 @@ class Assistant:
         """Send a message without waiting for the answer.
 
         ``conversation`` is the unit of order and memory, such as ``crm:42``; without one, a new conversation starts.
-        ``role`` and ``model`` override the manager's choice; ``user`` is whom limits count (default: the conversation);
-        ``priority`` is 0 to 100, high first. Commands such as ``/stats`` run outside the conversation's order,
-        and are answered in ``language`` unless the conversation prefers another one.
+        ``role`` and ``model`` ask the manager for these rather than its own choice; ``user`` is the one whose limits
+        apply (default: the conversation); ``priority`` is 0 to 100, high first. Commands such as ``/stats`` run outside
+        the conversation's order, and are answered in ``language`` unless the conversation prefers another one.
 
         The same ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same turn. Atomic: a message is accepted, or
         Refused is raised and nothing is written. Raises ServerUnavailable and EnvelopeTooLarge.
@@ -243,8 +243,8 @@ class Assistant:
 
         The answer is delivered as those of the conversation are; in a conversation of this program, ``notices`` yields
         it. A naive ``at`` and a cron line are meant in ``zone``, by default the conversation's time zone. ``role``
-        answers (default: as the manager decides); ``user`` is whom limits count (default: the conversation). The same
-        ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same schedule. Raises BadSchedule.
+        answers (default: as the manager decides); ``user`` is the one whose limits apply (default: the conversation).
+        The same ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same schedule. Raises BadSchedule.
         """
         known = await self._deployment()
         return await schedule(

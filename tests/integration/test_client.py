@@ -204,7 +204,10 @@ async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assista
         (lambda assistant: assistant.cancel("crm:42", 1), "turn is of type int: expected a text"),
         (lambda assistant: assistant.stop(None), "a conversation id is a text of 1 to 200 characters"),
         (lambda assistant: assistant.unschedule("crm:42", 5), "the id of a schedule is of type int: expected a text"),
-        (lambda assistant: assistant.conversations(grep="("), "grep (: no regular expression: missing )"),
+        (
+            lambda assistant: assistant.conversations(grep="("),
+            "grep ( is invalid: expected a regular expression",
+        ),
         (lambda assistant: assistant.notify("crm:42", None), "the text of a notice is of type NoneType"),
         (
             lambda assistant: assistant.schedule("hi", conversation="crm:42", when="tomorrow", role="nobody"),

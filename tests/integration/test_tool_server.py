@@ -211,7 +211,7 @@ async def test_a_page_of_another_site_is_refused(application: Path, free_port: i
 def test_an_address_that_others_reach_needs_a_key(application: Path) -> None:
     done = run_rolecall("tools", "--app", application, "--host", "0.0.0.0")
     assert done.returncode == 2
-    assert "--host 0.0.0.0 lets others in: set TOOLS_KEY" in done.stderr
+    assert "--host 0.0.0.0 lets other machines in: set TOOLS_KEY" in done.stderr
 
 
 def test_without_tools_and_roles_it_says_how_to_offer_some(tmp_path: Path) -> None:

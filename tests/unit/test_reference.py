@@ -62,6 +62,11 @@ def test_the_reference_has_every_verb_setting_route_and_name(generated: Mapping[
     assert [name for name in rolecall.__all__ if f"::: rolecall.{name}\n" not in told["python"]] == []
 
 
+def test_the_command_line_shows_which_arguments_may_be_left_out_or_repeated(generated: Mapping[str, str]) -> None:
+    for call in ("logs [OPTIONS] [ID]", "dead replay [OPTIONS] [ID]...", "ask [OPTIONS] TEXT"):
+        assert f"rolecall {call}\n" in generated["reference/command-line.md"]
+
+
 def test_language_models_read_signatures_and_docstrings_in_place_of_directives(generated: Mapping[str, str]) -> None:
     told = written_out(generated["reference/python.md"])
     assert ":::" not in told

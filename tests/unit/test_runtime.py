@@ -15,6 +15,7 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.process.processes import instances_of, live_processes, process_name, scale
 from rolecall.config import Application
 from rolecall.errors import ConfigError
+from rolecall.models.model import Caller
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.duties import Duties
@@ -70,6 +71,21 @@ async def test_a_wrong_deployment_ends_before_anything_starts(
     with pytest.raises(ConfigError, match=why):
         await runtime.run()
     assert await live_processes(runtime.bus) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "EMBEDDING_MODEL is not set: expected a model such as text-embedding-3-small@openai"),
+        ({"embedding_model": "m@nowhere"}, "EMBEDDING_MODEL=m@nowhere cannot be used: .*nowhere"),
+    ],
+)
+async def test_an_embedding_model_that_cannot_be_used_is_named(
+    server: RedisServer, tmp_path: Path, settings: dict[str, str], why: str
+) -> None:
+    runtime = Runtime(application(tmp_path, Role(ManagerAgent), **settings), server, "host:1~aaaaaa")
+    with pytest.raises(ConfigError, match=why):
+        await runtime.models.embed(["one"], None, Caller("http:1", "1"))
 
 
 async def test_only_the_roles_that_are_asked_for_run_here(server: RedisServer, tmp_path: Path) -> None:

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 UNNEEDED = "There are no API keys: the server only accepts connections from localhost."
-NEEDED = "There are no API keys, but requests need one, as there was one before: create one with `rolecall key new NAME`."
+NEEDED = (
+    "There are no API keys, but requests need one, as there was one before: create one with `rolecall key new NAME`."
+)
 START = "from rolecall.cli import main; main()"
 
 
@@ -103,8 +105,8 @@ async def check_keys(session: Session, host: str) -> None:
     given = session.application.settings.http_key
     if not is_local(host) and given is None and not await access_keys.list_keys(session.bus):
         raise ConfigError(
-            f"HTTP_HOST={host} lets others in, and there is no API key yet: make one with `rolecall key new NAME`, "
-            "set HTTP_KEY, or listen on 127.0.0.1"
+            f"listening on {host} lets other machines in, and there is no API key yet: create one with "
+            "`rolecall key new NAME`, set HTTP_KEY, or listen on 127.0.0.1"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,12 +26,11 @@ App = Annotated[
     Path | None, typer.Option("--app", metavar="DIR", help="application directory (default: ROLECALL_APP or .)")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, one object a line")]
-LetterId = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
-LetterIds = Annotated[list[str] | None, typer.Argument(metavar="ID...", show_default=False)]
-Everything = Annotated[bool, typer.Option("--all", help="all of them")]
-Conversation = Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")]
+LetterId = Annotated[str, typer.Argument(metavar="ID", help="as `rolecall dead list` shows it")]
+LetterIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="as `rolecall dead list` shows them")]
+Everything = Annotated[bool, typer.Option("--all", help="all dead letters")]
 models = typer.Typer(help="List, fetch and control models.", no_args_is_help=True, rich_markup_mode=None)
-ModelName = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="local model, such as smollm2")]
 
 
 app.add_typer(dead, name="dead")
@@ -98,7 +97,9 @@ def invite(
 @app.command()
 def http(
     app_dir: App = None,
-    host: Annotated[str | None, typer.Option("--host", help="address to listen on (default: HTTP_HOST)")] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="address to listen on (default: HTTP_HOST)")
+    ] = None,
     port: Annotated[
         int | None, typer.Option("--port", min=0, max=65_535, help="port (default: HTTP_PORT or the next free one)")
     ] = None,
@@ -119,7 +120,11 @@ def http(
 
 @app.command()
 def health(
-    kind: Annotated[str, typer.Argument(metavar="http|worker|telegram", show_default=False)], app_dir: App = None
+    kind: Annotated[
+        Literal["http", "worker", "telegram"],
+        typer.Argument(metavar="KIND", help="kind of process: http, worker or telegram"),
+    ],
+    app_dir: App = None,
 ) -> None:
     """Check that a process is alive.
 
@@ -134,7 +139,9 @@ def health(
 def chat(
     app_dir: App = None,
     conversation: Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")] = "",
-    name: Annotated[str, typer.Option("--name", help="your name in the conversation ID (default: login)")] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="your name in the conversation ID (default: login)")
+    ] = "",
 ) -> None:
     """Chat at a prompt.
 
@@ -153,9 +160,12 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     role: Annotated[str, typer.Option("--role", metavar="ROLE", help="role that answers")] = "",
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="model that answers, as name@provider")] = "",
-    priority: Annotated[int | None, typer.Option("--priority", min=0, max=100, help="0 to 100, high first")] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=0, max=100, help="high first (default: DEFAULT_PRIORITY)")
+    ] = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="then cancel the turn")
+        float | None,
+        typer.Option("--timeout", min=0.1, metavar="SECONDS", help="seconds to wait; then cancel the turn"),
     ] = None,
 ) -> None:
     """Ask one question and print the answer.
@@ -200,7 +210,7 @@ def stats(app_dir: App = None, as_json: Json = False) -> None:
 
 @app.command()
 def scale(
-    orders: Annotated[list[str] | None, typer.Argument(metavar="[ROLE=COUNT]...", show_default=False)] = None,
+    orders: Annotated[list[str] | None, typer.Argument(metavar="ROLE=COUNT", help="such as dice=5")] = None,
     app_dir: App = None,
 ) -> None:
     """Set or list instance counts.
@@ -214,10 +224,10 @@ def scale(
 
 @app.command()
 def notify(
-    conversation: Annotated[str, typer.Argument(help="such as telegram:42")],
-    text: Annotated[str, typer.Argument(help="what to say; - reads it from standard input")],
+    conversation: Annotated[str, typer.Argument(metavar="CONVERSATION", help="its ID, such as telegram:42")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="what to say, or - to read stdin")],
     app_dir: App = None,
-    key: Annotated[str, typer.Option("--key", help="send a notice with this key once")] = "",
+    key: Annotated[str, typer.Option("--key", metavar="KEY", help="send the notice with this key only once")] = "",
     forget: Annotated[bool, typer.Option("--forget", help="keep it out of the model's history")] = False,
 ) -> None:
     """Send a notice to a conversation.
@@ -231,12 +241,12 @@ def notify(
 
 @app.command()
 def logs(
-    which: Annotated[str, typer.Argument(metavar="[CONVERSATION|TURN]", show_default=False)] = "",
+    which: Annotated[str, typer.Argument(metavar="ID", help="a conversation, or one turn such as 3fa91c-17")] = "",
     app_dir: App = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="keep printing new records, until Ctrl-C")] = False,
     timeline: Annotated[bool, typer.Option("--timeline", help="draw each turn as a bar chart")] = False,
-    user: Annotated[str, typer.Option(help="part of the conversation ID or title")] = "",
-    since: Annotated[str, typer.Option(help="90s, 30m, 2h, 7d or a date such as 2026-11-21")] = "",
+    user: Annotated[str, typer.Option(metavar="TEXT", help="part of the conversation ID or title")] = "",
+    since: Annotated[str, typer.Option(metavar="TIME", help="90s, 30m, 2h, 7d or a date such as 2026-11-21")] = "",
     errors: Annotated[bool, typer.Option("--errors", help="only failures")] = False,
     grep: Annotated[str, typer.Option(metavar="REGEX", help="only records that match")] = "",
     as_json: Json = False,
@@ -252,7 +262,9 @@ def logs(
 
 
 @app.command()
-def new(directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]) -> None:
+def new(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty directory")],
+) -> None:
     """Create an application directory."""
     from rolecall.cli import new as verb
 
@@ -295,8 +307,8 @@ def demo(
     instances: Annotated[int, typer.Option(min=1, max=256, help="instances of the answering role")] = 6,
     messages: Annotated[int, typer.Option(min=1, max=100, help="messages per user")] = 1,
     http: Annotated[str, typer.Option(metavar="URL", help="use a running server instead, without --delay")] = "",
-    key: Annotated[str, typer.Option(envvar="ROLECALL_KEY", help="API key for --http")] = "",
-    role: Annotated[str, typer.Option(help="role that answers, with --http")] = "",
+    key: Annotated[str, typer.Option(metavar="KEY", envvar="ROLECALL_KEY", help="API key for --http")] = "",
+    role: Annotated[str, typer.Option(metavar="ROLE", help="role that answers, with --http")] = "",
 ) -> None:
     """Simulate users and draw who waited for whom.
 
@@ -311,7 +323,7 @@ def demo(
 
 @dead.command("list")
 def dead_list(app_dir: App = None, as_json: Json = False) -> None:
-    """List them."""
+    """List dead letters."""
     from rolecall.cli import dead as verb
 
     _run(verb.list_letters(app_dir, _console(), as_json=as_json))
@@ -347,7 +359,7 @@ def dead_drop(ids: LetterIds = None, everything: Everything = False, app_dir: Ap
 
 @key.command("new")
 def key_new(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="the owner's name")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the owner's name")],
     admin: Annotated[bool, typer.Option("--admin", help="create an operator key")] = False,
     app_dir: App = None,
 ) -> None:
@@ -366,7 +378,10 @@ def key_list(app_dir: App = None, as_json: Json = False) -> None:
 
 
 @key.command("revoke")
-def key_revoke(key_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)], app_dir: App = None) -> None:
+def key_revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="as `rolecall key list` shows it")],
+    app_dir: App = None,
+) -> None:
     """Revoke an API key."""
     from rolecall.cli import http as verb
 
@@ -419,7 +434,8 @@ def options(
 
 @models.command("list")
 def models_list(
-    provider: Annotated[str, typer.Argument(metavar="[PROVIDER]", show_default=False)] = "", app_dir: App = None
+    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="only its models, such as openai")] = "",
+    app_dir: App = None,
 ) -> None:
     """List the models of configured providers."""
     from rolecall.cli import models as verb

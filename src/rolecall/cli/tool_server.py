@@ -88,7 +88,7 @@ def serve(
         return run_loop(_serve_stdio(application, roles)) or 0
     settings, wanted = application.settings, port or application.settings.tools_port
     if settings.tools_key is None and not is_local(host):
-        raise ConfigError(f"--host {host} lets others in: set TOOLS_KEY in the environment or in .env, which they show")
+        raise ConfigError(f"--host {host} lets other machines in: set TOOLS_KEY, which clients send as a bearer token")
     with listen(host, wanted, names=("--host", "TOOLS_PORT")) as listener:
         _show(console, application, listener, wanted, roles)
         config = _configured(application.directory, host, roles, settings.tools_server_workers)

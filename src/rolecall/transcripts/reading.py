@@ -53,7 +53,7 @@ class Filters:
         try:
             re.compile(self.grep)
         except re.error as error:
-            raise ConfigError(f"grep {escape(self.grep)}: no regular expression: {error}") from None
+            raise ConfigError(f"grep {escape(self.grep)} is invalid: expected a regular expression: {error}") from None
 
     def match(self, record: Record) -> bool:
         """Whether a record matches ``since``, ``errors`` and ``grep``."""

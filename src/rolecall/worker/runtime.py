@@ -29,7 +29,7 @@ from rolecall.models.model import Caller, Model
 from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import ServedModel
 from rolecall.models.registry import open_model
-from rolecall.models.vectors import Vectors, embed, embedding_model
+from rolecall.models.vectors import EXAMPLE, Vectors, embed, embedding_model
 from rolecall.redis.server import RedisServer, Server
 from rolecall.serving.balance import Balance
 from rolecall.serving.launcher import Launcher
@@ -91,7 +91,9 @@ class Models:
         """The vectors of ``texts`` by EMBEDDING_MODEL. Raises what models/vectors.py raises."""
         if self.embedder is None:
             name = embedding_model(self._settings)
-            raise ConfigError(f"EMBEDDING_MODEL={name} cannot be used: {self.problems.get(name, 'it is not set')}")
+            if not name:
+                raise ConfigError(f"EMBEDDING_MODEL is not set: expected a model such as {EXAMPLE}")
+            raise ConfigError(f"EMBEDDING_MODEL={name} cannot be used: {self.problems[name]}")
         return await embed(self.embedder, texts, dimensions, self.embedder_gate, caller)
 
     async def waits(self, model: str, conversation: str) -> None:
