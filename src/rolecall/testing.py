@@ -23,19 +23,19 @@ from rolecall.agent.memory import Memory
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.agent.role import Role, role_infos
 from rolecall.agent.tools import Offer, Tool, Toolbox
-from rolecall.bus.admission import admit
+from rolecall.bus.admission import CONTROL_ROLE, admit
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import Remembered
 from rolecall.bus.dead_letters import dead_letters
-from rolecall.bus.envelope import Envelope
+from rolecall.bus.envelope import Envelope, check_conversation
 from rolecall.bus.events import progress
 from rolecall.bus.leases import take
 from rolecall.bus.maintenance import promote
 from rolecall.bus.steps.answers import answer
-from rolecall.bus.turn import parted, snapshot
+from rolecall.bus.turn import FIRST_ROLE, parted, snapshot
 from rolecall.config import Config
-from rolecall.errors import ConfigError, MissingExtra, RolecallError
+from rolecall.errors import ConfigError, MissingExtra, RolecallError, expect
 from rolecall.models.model import Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
 from rolecall.redis.outage import translated
 from rolecall.redis.scripts import Arg, Block, Script
@@ -54,6 +54,10 @@ class FakeModel:
     def __init__(
         self, *answers: str | Exception | ToolCall | tuple[str | ToolCall, ...], name: str = "fake@test"
     ) -> None:
+        for one in answers:
+            parts = one if isinstance(one, tuple) else (one,)
+            fits = isinstance(one, Exception) or all(isinstance(part, str | ToolCall) for part in parts)
+            expect(fits, "an answer of FakeModel", one, "a text, an exception or a tool_call(…)")
         self.name = name
         self.answers = answers or ("fake answer",)
         self.requests: list[Request] = []
@@ -163,7 +167,13 @@ async def run_turn(
     what the user answers to ``ctx.confirm`` and ``ctx.choose``, one after the other: a truth, an option or its number.
     When there are no more, the time of the question is over and its default counts.
     """
-    roles = tuple(roles.roles if isinstance(roles, Config) else roles)
+    roles = (roles if isinstance(roles, Config) else Config(roles=tuple(roles))).roles
+    first = CONTROL_ROLE if control else FIRST_ROLE
+    if first not in {role.name for role in roles}:
+        raise ConfigError(f"there is no role {first!r} among the roles of run_turn: the turn begins there")
+    expect(isinstance(text, str), "text", text)
+    expect(model is None or hasattr(model, "name"), "model", model, "a model, such as FakeModel()")
+    check_conversation(conversation)
     server = FakeServer()
     bus = Bus(server, Settings(), "test:1~fake")
     try:
@@ -263,8 +273,12 @@ async def _remember(
 ) -> None:
     shard, turn = bus.shard(conversation), count(1)
     for name, value in preferences.items():
+        expect(isinstance(value, str), f"preference {name}", value)
         await bus.server.call("HSET", shard.preferences(conversation), name, value)
-    for role, text in history:
+    for pair in history:
+        fits = isinstance(pair, tuple | list) and len(pair) == 2 and pair[0] in ("user", "assistant")
+        expect(fits, "an entry of history", pair, "a pair such as ('user', 'Hello')")
+        role, text = pair
         entry = Remembered("user" if role == "user" else "assistant", text, f"p{next(turn)}")
         await bus.server.call("RPUSH", shard.history(conversation), msgspec.json.encode(entry))
 
@@ -273,6 +287,10 @@ async def _attached(
     bus: Bus, conversation: str, images: Sequence[bytes], documents: Mapping[str, str]
 ) -> dict[str, Any]:
     blobs = Blobs(bus)
+    for image in images:
+        expect(isinstance(image, bytes), "an image", image, "the bytes of an image file")
+    for name, content in documents.items():
+        expect(isinstance(content, str), f"the document {name}", content)
     files = [
         {"blob": await blobs.put(conversation, text.encode(), "text/plain"), "name": name, "type": "text/plain"}
         for name, text in documents.items()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,7 +23,8 @@ from rolecall.bus.leases import Delivery, hand_back
 from rolecall.bus.maintenance import promote
 from rolecall.bus.steps.journal import Step, record, recorded
 from rolecall.bus.turn import Records, snapshot
-from rolecall.errors import ModelRefused, StepTooLarge
+from rolecall.errors import ConfigError, ModelRefused, StepTooLarge
+from rolecall.models.model import Request
 from rolecall.settings import Settings
 from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel, run_turn, tool_call
@@ -692,3 +694,47 @@ async def test_a_step_in_a_task_of_its_own_cannot_end_the_process(error: BaseExc
             return envelope.reply("still here")
 
     assert (await run_turn((Role(LeavingAgent),), "go")).text == "still here"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"roles": [Role(PartAgent)]}, "there is no role 'manager' among the roles of run_turn"),
+        ({"roles": [PartAgent]}, "roles: input should be a dictionary or an instance of Role"),
+        ({"text": None}, "text is of type NoneType: expected a text"),
+        ({"model": "smollm2@local"}, "model is of type str: expected a model, such as FakeModel()"),
+        (
+            {"history": [{"role": "user"}]},
+            "an entry of history is of type dict: expected a pair",
+        ),
+        ({"preferences": {"lang": None}}, "preference lang is of type NoneType: expected a text"),
+        ({"images": ["a.png"]}, "an image is of type str: expected the bytes of an image file"),
+        ({"documents": {"a.txt": b"a"}}, "the document a.txt is of type bytes: expected a text"),
+    ],
+)
+async def test_what_a_test_passes_wrongly_is_named(options: dict[str, Any], said: str) -> None:
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            return envelope.reply("done")
+
+    with pytest.raises((TypeError, ConfigError), match=re.escape(said)):
+        await run_turn(**{"roles": [Role(ManagerAgent)], "text": "go", **options})
+
+
+async def test_a_model_of_a_test_answers_with_what_it_can_give() -> None:
+    for wrong in (None, ValueError, (ValueError("no"),)):
+        with pytest.raises(TypeError, match=r"an answer of FakeModel is of type \w+: expected a text, an exception or"):
+            FakeModel(wrong)  # type: ignore[arg-type]  # that is the mistake
+
+
+async def test_a_model_that_gives_what_is_no_event_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class PlainModel(FakeModel):
+        async def stream(self, request: Request) -> AsyncIterator[Any]:
+            yield "hello"
+
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            return envelope.reply(await ctx.stream(ctx.model, [], "go"))
+
+    await run_turn([Role(ManagerAgent, models=("plain@test",))], "go", model=PlainModel(name="plain@test"))
+    assert "an event of plain@test is of type str: expected a Delta, Usage or Done" in caplog.messages[-1]

@@ -262,7 +262,8 @@ class ModelCompletion:
                     turn.logprobs = event.content
                 elif isinstance(event, Done):
                     turn.finish = event.reason
-                elif event != self.spoke:
+                else:
+                    expect(isinstance(event, Spoke), f"an event of {self.model.name}", event, "a Delta, Usage or Done")
                     self._note_speaker(event)
 
     async def _add(self, text: str, turn: ModelTurn, emit: Emit) -> None:
@@ -284,6 +285,8 @@ class ModelCompletion:
         turn.pieces.clear()
 
     def _note_speaker(self, spoke: Spoke) -> None:
+        if spoke == self.spoke:
+            return
         self.spoke = spoke
         if spoke.why:
             self.log(f"{spoke.model} answers: {spoke.why}")
