@@ -67,7 +67,7 @@ async def test_the_document_describes_the_events_and_the_problems(url: str) -> N
         assert asked[status]["content"].keys() == {"application/problem+json"}
     names = [one["operationId"] for item in paths.values() for one in item.values()]
     assert len(set(names)) == len(names) and "responses_create" in names
-    assert not [name for name in names if name.endswith(("_get", "_post", "_put", "_delete"))], "FastAPI's own names"
+    assert not [name for name in names if name.endswith(("_get", "_post"))], "FastAPI's own names"
     told = {path: str(item) for path, item in paths.items()}
     assert "'itemSchema'" not in str(told) and "HTTPValidationError" not in str(document)
     assert all("OpenAIError" in said and "'422'" not in said for path, said in told.items() if path.startswith("/v1/"))
