@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rolecall import Agent, Config, Context, Envelope, Role, ToolServer
+from rolecall import Agent, Context, Envelope, Role, ToolServer
 from rolecall.agent.mcp import ToolServerHost, ToolSession
 from rolecall.cli.new import new
 from rolecall.settings import Settings
@@ -88,7 +88,7 @@ async def test_the_contact_is_data() -> None:
 
 
 def test_the_tool_servers_of_the_page_can_be_configured() -> None:
-    names: dict[str, Any] = {"Config": lambda **given: Config(roles=(), **given), "ToolServer": ToolServer}
+    names: dict[str, Any] = {"ROLES": (Role(ManagerAgent),)}
     exec(SERVERS, names)
     servers = names["config"].tool_servers
     resolved = {name: server.resolved(name, {"OFFICE_KEY": "k"}) for name, server in servers.items()}

@@ -34,9 +34,9 @@ DESTINATION = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}(@[^\s@]{1,120})?")
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The message of a turn as it travels. Immutable: each hop makes a new one.
 
-    ``turn`` and ``hops`` travel outside the JSON; the bus sets them when it delivers the envelope. ``meta`` is reserved
-    for later versions; every version passes it on unchanged, as it does ``others``: the fields of the JSON that it does
-    not know.
+    ``turn`` and ``hops`` travel outside the JSON; the bus sets them when it delivers the envelope. ``meta`` is for
+    Rolecall itself, such as the language of the front end; every version passes it on unchanged, as it does ``others``:
+    the fields of the JSON that it does not know.
     """
 
     conversation: str
