@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import httpx2
 import openai
 import pytest_asyncio
 
@@ -32,3 +33,10 @@ async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """OpenAI's client of that API."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", timeout=20, max_retries=0) as client:
         yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plain(url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """Requests to that API, as they are. A client takes 20 ms to make: tests with many cases share this one."""
+    async with httpx2.AsyncClient(base_url=url) as plain:
+        yield plain

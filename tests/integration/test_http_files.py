@@ -112,10 +112,9 @@ async def test_many_requests_at_once_are_answered(client: openai.AsyncOpenAI) ->
     ],
 )
 async def test_what_cannot_be_embedded_is_one_clear_error(
-    url: str, body: dict[str, Any], status: int, param: str, code: str
+    plain: httpx2.AsyncClient, body: dict[str, Any], status: int, param: str, code: str
 ) -> None:
-    async with httpx2.AsyncClient(base_url=url) as plain:
-        answer = await plain.post("/v1/embeddings", json=body)
+    answer = await plain.post("/v1/embeddings", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (status, param, code), error
 
@@ -300,10 +299,9 @@ async def test_a_document_is_no_picture(client: openai.AsyncOpenAI) -> None:
         ({}, 400),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_one_clear_error(url: str, file: Any, status: int) -> None:
-    async with httpx2.AsyncClient(base_url=url) as plain:
-        body = {"messages": [{"role": "user", "content": [{"type": "file", "file": file}]}]}
-        answer = await plain.post("/v1/chat/completions", json=body)
+async def test_a_file_that_cannot_be_used_is_one_clear_error(plain: httpx2.AsyncClient, file: Any, status: int) -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "file", "file": file}]}]}
+    answer = await plain.post("/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, "messages.0"), error
 

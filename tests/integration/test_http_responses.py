@@ -310,9 +310,10 @@ def with_items(*items: Any) -> dict[str, Any]:
         ({"temperature": 3}, "temperature", "invalid_request"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_is_one_clear_error(url: str, change: dict[str, Any], param: str, code: str) -> None:
-    async with httpx2.AsyncClient(base_url=url) as plain:
-        answer = await plain.post("/v1/responses", json={"model": "auto", "input": "Hello", **change})
+async def test_what_cannot_be_is_one_clear_error(
+    plain: httpx2.AsyncClient, change: dict[str, Any], param: str, code: str
+) -> None:
+    answer = await plain.post("/v1/responses", json={"model": "auto", "input": "Hello", **change})
     error = answer.json()["error"]
     assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error"), error
     assert answer.status_code == (404 if code == "not_found" else 400)

@@ -325,9 +325,10 @@ for _ in range(40):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_is_one_clear_error(url: str, change: dict[str, Any], param: str, code: str) -> None:
-    async with httpx2.AsyncClient(base_url=url) as plain:
-        answer = await plain.post("/v1/chat/completions", json={"messages": ASKED, **change})
+async def test_what_cannot_be_is_one_clear_error(
+    plain: httpx2.AsyncClient, change: dict[str, Any], param: str, code: str
+) -> None:
+    answer = await plain.post("/v1/chat/completions", json={"messages": ASKED, **change})
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["param"], error["code"]) == (param, code)

@@ -93,10 +93,14 @@ def application(tmp_path: Path) -> Path:
     return make_application(tmp_path, config=CONFIG, agents=AGENTS)
 
 
-@pytest.fixture
-def free_port() -> int:
+def unused_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
         return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def free_port() -> int:
+    return unused_port()
 
 
 @contextmanager
@@ -200,12 +204,26 @@ async def test_a_key_is_asked_for_where_there_is_one_and_the_next_port_taken(app
         assert "s3cret" not in line + more + said
 
 
-async def test_a_page_of_another_site_is_refused(application: Path, free_port: int) -> None:
-    with serving(application, free_port) as (_, line):
-        async with httpx2.AsyncClient(trust_env=False) as client:
-            for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
-                answer = await client.post(address(line), json={"jsonrpc": "2.0"}, headers=headers)
-                assert answer.status_code in (403, 421)
+@pytest.fixture(scope="module")
+def keyless_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    application = make_application(tmp_path_factory.mktemp("keyless"), config=CONFIG, agents=AGENTS)
+    with serving(application, unused_port()) as (_, line):
+        yield address(line)
+
+
+async def test_a_page_of_another_site_is_refused(keyless_url: str) -> None:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+            answer = await client.post(keyless_url, json={"jsonrpc": "2.0"}, headers=headers)
+            assert answer.status_code in (403, 421)
+
+
+@pytest.mark.parametrize("header", [{"host": "assistant.example"}, {"x-forwarded-for": "192.0.2.1"}])
+async def test_without_a_key_what_comes_through_a_proxy_calls_no_tool(keyless_url: str, header: dict[str, str]) -> None:
+    async with httpx2.AsyncClient() as client:
+        refused = await client.post(keyless_url, headers=header, json={})
+        assert (refused.status_code, "TOOLS_KEY" in refused.text) == (403, True)
+        assert (await client.post(keyless_url, json={})).status_code != 403
 
 
 def test_an_address_that_others_reach_needs_a_key(application: Path) -> None:
@@ -227,17 +245,6 @@ def test_a_function_that_cannot_be_a_tool_is_refused_at_the_start(tmp_path: Path
     assert "tool add has no docstring" in done.stderr
 
 
-@pytest.mark.parametrize("header", [{"host": "assistant.example"}, {"x-forwarded-for": "192.0.2.1"}])
-async def test_without_a_key_what_comes_through_a_proxy_calls_no_tool(
-    application: Path, free_port: int, header: dict[str, str]
-) -> None:
-    with serving(application, free_port, TOOLS_SERVER_WORKERS="1") as (_, line):
-        async with httpx2.AsyncClient() as client:
-            refused = await client.post(address(line), headers=header, json={})
-            assert (refused.status_code, "TOOLS_KEY" in refused.text) == (403, True)
-            assert (await client.post(address(line), json={})).status_code != 403
-
-
 # ── roles ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -251,9 +258,7 @@ def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def tools_url(at_work: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = int(found.getsockname()[1])
-    with serving(at_work, port) as (_, line):
+    with serving(at_work, unused_port()) as (_, line):
         yield address(line)
 
 
