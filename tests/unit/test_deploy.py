@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rolecall.cli.checks_server import ServerLook, look_at_server
+from rolecall.config import standalone
 from rolecall.redis import keys, rights
 from rolecall.redis.server import RedisServer, connected
 from rolecall.settings import Settings
@@ -212,6 +214,14 @@ async def test_each_user_has_the_rights_for_its_process(
     async with connected(users.url.replace("://", f"://{user}:{'x' * 22}@")) as its:
         missing = await rights.missing_rights(its, keys.all_shards(2), clustered=clustered)
     assert [verb for verb, rules in missing.items() if not rules] == ["", *verbs.split()]
+
+
+@pytest.mark.parametrize("user", ["worker", "front", "telegram", "operator"])
+async def test_check_finds_nothing_wrong_with_any_of_them(users: RedisServer, user: str, tmp_path: Path) -> None:
+    url, look = users.url.replace("://", f"://{user}:{'x' * 22}@"), ServerLook()
+    assert await look_at_server(standalone(url, tmp_path), look) == []
+    assert [finding for finding in look.findings if finding.state == "failed"] == []
+    assert "rights" in {finding.name for finding in look.findings}
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,8 @@ async def _replication(
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
     if configured_url(application.settings) is not None:
         look.findings.append(await _rights(bus, application.settings))
-    look.live = await live_counts(bus, application.counts)
+    with suppress(ServerRefused):  # the user of the Telegram front end may not see them
+        look.live = await live_counts(bus, application.counts)
     await bus.check_channels()
     made, wanted = await bus.stored_shards(), application.settings.shards
     if made is None:
