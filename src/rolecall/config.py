@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from functools import cached_property
@@ -23,12 +21,11 @@ from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationErro
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from rolecall.agent.agent import Agent
 from rolecall.agent.mcp import ToolServer
 from rolecall.agent.policies import Policy, all_policies
 from rolecall.agent.prompts import PLACE, Prompts, load_prompts
 from rolecall.agent.role import MAX_INSTANCES as MAX_INSTANCES
-from rolecall.agent.role import Instances
+from rolecall.agent.role import Instances, check_agent
 from rolecall.agent.role import Role as Role
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.bus.conversation import FOLLOWED, TELEGRAM_ID
@@ -344,25 +341,8 @@ def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _check_handler(agent: type[Agent]) -> None:
-    handle, where = inspect.unwrap(agent.handle), f"{agent.__module__}.{agent.__qualname__}"
-    if handle is Agent.handle or (inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle)):
-        raise ConfigError(
-            f"{where} is invalid: expected an async method handle(envelope, ctx) that returns an envelope"
-        )
-    for call, takes, count in ((agent, "no arguments", 0), (agent.handle, "handle(self, envelope, ctx)", 3)):
-        with suppress(ValueError):  # there is no signature to be seen
-            try:
-                inspect.signature(call).bind(*[None] * count)
-            except TypeError as error:
-                what = "is made with arguments" if count == 0 else "has a handler of other arguments"
-                raise ConfigError(f"{where} {what}: expected {takes}: {error}") from None
-
-
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
-    if not (isinstance(role.agent, type) and issubclass(role.agent, Agent)):
-        raise ConfigError(f"config.py: Role({role.agent!r}) is invalid: expected a subclass of Agent")
-    _check_handler(role.agent)
+    check_agent(role.agent)
     instances = _instances(role.variable, role.instances, environ)
     chosen, _ = models_by_key(settings)
     own = (role.models,) if isinstance(role.models, str) else role.models
@@ -380,7 +360,7 @@ def _instances(variable: str, configured: Instances, environ: Mapping[str, str])
     if given == "auto":
         return "auto"
     try:
-        count = int(given)
+        count = -1 if isinstance(given, float | bool) else int(given)
     except (TypeError, ValueError):
         count = -1
     if not 0 <= count <= MAX_INSTANCES:

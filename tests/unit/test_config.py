@@ -275,6 +275,7 @@ def test_a_secret_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:
         ("Role(ManagerAgent), ", "Role(ManagerAgent), Role(ManagerAgent), ", "'manager' is configured twice"),
         ("Role(ManagerAgent), ", "Role('manager'), ", "Role('manager') is invalid: expected a subclass of Agent"),
         ("Role(ManagerAgent), ", "ManagerAgent, ", "config.py: roles:"),
+        ("Role(ManagerAgent), ", "Role(ManagerAgent, 1.5), ", "MANAGER_INSTANCES=1.5 is invalid: expected an integer"),
         ("config = ", "konfig = ", "must define `config = Config(roles=(…))`"),
         ("config = ", "config = 1 / 0 or ", "cannot be loaded: ZeroDivisionError"),
         ("agents.all", "agents.nothing", "cannot be loaded: ModuleNotFoundError: No module named 'agents.nothing'"),
@@ -319,6 +320,11 @@ def test_a_role_name_that_no_stream_can_have_is_refused(tmp_path: Path) -> None:
         ("async def handle(self, envelope, ctx): yield envelope", "expected an async method handle(envelope, ctx)"),
         ("role = 'manager'", "expected an async method handle(envelope, ctx)"),
         ("async def handle(self, envelope): return envelope", "expected handle(self, envelope, ctx): too many"),
+        ("async def handle(self, envelope, ctx): ...\n    role = 5", "role = 5; expected a name such as"),
+        (
+            "async def handle(self, envelope, ctx): ...\n    languages = {'de': 'Deutsch'}",
+            "expected languages = {'de': Language('Deutsch', ",
+        ),
         (
             "async def handle(self, envelope, ctx): ...\n    def __init__(self, db): ...",
             "expected no arguments: missing",

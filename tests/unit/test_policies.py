@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from rolecall.agent.context import Context
-from rolecall.agent.policies import BACK_OFF, Handler, Rules, wrapped
+from rolecall.agent.policies import BACK_OFF, Handler, Rules, all_policies, wrapped
 from rolecall.bus.envelope import Envelope
 from rolecall.errors import (
     FAILURES,
@@ -277,3 +277,9 @@ async def test_a_handler_that_is_cancelled_stays_cancelled() -> None:
 def test_what_a_handler_raises_wrongly_is_named(raised: Callable[[Any], object], said: str) -> None:
     with pytest.raises(TypeError, match=re.escape(said)):
         raised("soon")
+
+
+@pytest.mark.parametrize("policy", [5, lambda: None])
+def test_what_is_no_policy_is_refused_at_the_start(policy: object) -> None:
+    with pytest.raises(ConfigError, match="is invalid: expected a function of a handler and its rules"):
+        all_policies([policy])

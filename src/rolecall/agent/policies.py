@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rolecall.agent.agent_services import AgentServices
@@ -181,8 +183,12 @@ def all_policies(own: Sequence[object]) -> tuple[Policy, ...]:
     ConfigError for one that is not a function."""
     found = [*plugins("rolecall.policies", "policy").values(), *own]
     for policy in found:
-        if not callable(policy):
-            raise ConfigError(f"policy {policy!r} is invalid: expected a function of a handler and its rules")
+        with suppress(ValueError):  # there is no signature to be seen
+            try:
+                inspect.signature(policy).bind(None, None)
+            except TypeError:
+                expected = "expected a function of a handler and its rules"
+                raise ConfigError(f"policy {policy!r} is invalid: {expected}") from None
     return tuple(found)
 
 

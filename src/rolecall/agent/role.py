@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.agent_services import RoleInfo
+from rolecall.bus.commands import Language
 from rolecall.errors import ConfigError
 
 Instances = int | Literal["auto"]
@@ -49,3 +52,27 @@ def role_infos(roles: Iterable[Role]) -> dict[str, RoleInfo]:
         role.name: RoleInfo(role.name, (role.agent.__doc__ or "").strip().split("\n")[0], role.match, role.models)
         for role in roles
     }
+
+
+def check_agent(agent: type[Agent]) -> None:
+    """Raise ConfigError unless ``agent`` is a class that a role can run."""
+    if not (isinstance(agent, type) and issubclass(agent, Agent)):
+        raise ConfigError(f"config.py: Role({agent!r}) is invalid: expected a subclass of Agent")
+    handle, where = inspect.unwrap(agent.handle), f"{agent.__module__}.{agent.__qualname__}"
+    if handle is Agent.handle or (inspect.isfunction(handle) and not inspect.iscoroutinefunction(handle)):
+        raise ConfigError(
+            f"{where} is invalid: expected an async method handle(envelope, ctx) that returns an envelope"
+        )
+    for call, takes, count in ((agent, "no arguments", 0), (agent.handle, "handle(self, envelope, ctx)", 3)):
+        with suppress(ValueError):  # there is no signature to be seen
+            try:
+                inspect.signature(call).bind(*[None] * count)
+            except TypeError as error:
+                what = "is made with arguments" if count == 0 else "has a handler of other arguments"
+                raise ConfigError(f"{where} {what}: expected {takes}: {error}") from None
+    if not isinstance(agent.role, str):
+        raise ConfigError(f"{where} is invalid: role = {agent.role!r}; expected a name such as 'samplellm'")
+    offered = agent.languages.values() if isinstance(agent.languages, Mapping) else [None]
+    if not all(isinstance(one, Language) for one in offered):
+        expected = "expected languages = {'de': Language('Deutsch', 'Ich antworte auf Deutsch.')}"
+        raise ConfigError(f"{where} is invalid: {expected}")
