@@ -74,7 +74,7 @@ def telegram(
 ) -> None:
     """Run only the Telegram bot.
 
-    Its token is TELEGRAM_BOT_TOKEN. A second process stands by. Agents run in `up` or `worker`.
+    Its token is TELEGRAM_BOT_TOKEN. Several processes share the chats. Agents run in `up` or `worker`.
     """
     from rolecall.cli import telegram as verb
 
