@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, check_conversation, short_turn_id
-from rolecall.bus.events import Event, Wakeups, follow, follow_notices
+from rolecall.bus.events import AnswerText, Event, Wakeups, follow, follow_notices
 from rolecall.bus.process.processes import Deployment, deployment, instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.turn import FIRST_ROLE, Records, note
@@ -147,13 +147,21 @@ class Assistant:
     async def stream(self, text: str, **options: Any) -> AsyncGenerator[Event]:
         """Send a message and yield the events of its turn; takes the arguments of ``send``.
 
-        A ``delta`` event carries the next piece of the answer in ``text``, the last event (``event.last``) the whole
-        answer or why there is none. A ``started`` event after deltas means that the answer starts over.
+        The pieces in the ``text`` of ``delta`` events add up to the answer; the last event (``event.last``) has the
+        whole answer, or why there is none. A ``started`` event after deltas means that the answer starts over.
         """
         ref = await self.send(text, **options)
+        answer, seen = AnswerText(), ref.after
         async with aclosing(self.follow(ref.conversation, ref.turn, ref.after)) as events:
             async for event in events:
-                yield event
+                position = len(answer.text)
+                if event.kind == "final" and (rest := answer.rest(event.text)):
+                    yield Event("delta", seen, event.turn, rest, position)  # what no delta brought
+                added, seen = answer.apply(event), event.id
+                if event.kind != "delta":
+                    yield event
+                elif added:
+                    yield replace(event, text=added, position=position)
 
     async def send(
         self,

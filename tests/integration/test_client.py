@@ -71,8 +71,13 @@ async def test_without_a_conversation_every_message_starts_one(assistant: Assist
 
 async def test_a_program_streams_an_answer(assistant: Assistant) -> None:
     events = [event async for event in assistant.stream("slowly")]
-    assert [event.text for event in events if event.kind == "delta"] == ["Hel"]
+    deltas = [(event.position, event.text) for event in events if event.kind == "delta"]
+    assert deltas == [(0, "Hel"), (3, "lo, slowly!")]
     assert (events[-1].kind, events[-1].text, events[-1].last) == ("final", "Hello, slowly!", True)
+
+
+async def test_an_answer_that_comes_at_once_is_one_piece(assistant: Assistant) -> None:
+    assert [event.text async for event in assistant.stream("Ann") if event.kind == "delta"] == ["Hello, Ann!"]
 
 
 async def test_a_turn_can_be_sent_now_and_followed_later_also_by_another_program(
