@@ -23,6 +23,7 @@ from rolecall.redis.address import ServerAddress, check_tls_files, checked_host,
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.partitions import Partitions as Partitions
+from rolecall.redis.rights import check_rights
 from rolecall.redis.server import PATIENCE_SECONDS, RedisServer
 from rolecall.settings import Settings
 
@@ -83,7 +84,8 @@ async def open_session(
     this process logs. ``patience`` is how many seconds to wait for a server that refuses or does not answer.
 
     Raises NothingRunning when the bundled server is not running and ``start`` is False, ServerUnavailable when a server
-    cannot be reached or is too old, ConfigError when the bus there was created with other settings.
+    cannot be reached or is too old, ServerRefused when its user lacks rights, ConfigError when the bus there was
+    created with other settings.
     """
     settings = application.settings
     keys.use(settings.key_prefix, spread=settings.shards if settings.clustered else 0)
@@ -97,6 +99,8 @@ async def open_session(
             found = await server.check()
             bus = Bus(server, settings, process)
             await bus.prepare()
+            if start and embedded is None:
+                await check_rights(server, bus.shards, clustered=settings.clustered)
             roles = [role.name for role in application.roles] or (await deployment(bus)).roles
             bus.answers_commands = CONTROL_ROLE in roles
             if application.roles and embedded is None:  # a program without roles only visits

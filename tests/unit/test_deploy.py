@@ -16,6 +16,7 @@ import yaml
 
 from rolecall.cli.checks_server import ServerLook, look_at_server
 from rolecall.config import standalone
+from rolecall.errors import ServerRefused
 from rolecall.redis import keys, rights
 from rolecall.redis.server import RedisServer, connected
 from rolecall.settings import Settings
@@ -241,6 +242,8 @@ async def test_what_a_user_lacks_is_named_as_its_acl_would_have_it(
     await server.call("ACL", "SETUSER", "few", "reset", "on", ">secret", *given.split())
     async with connected(server.url.replace("://", "://few:secret@")) as its:
         missing = await rights.missing_rights(its, keys.all_shards(2), clustered=False)
+        with pytest.raises(ServerRefused, match=rf"lacks {re.escape(missing[''][0])}.*; its ACL must allow the keys"):
+            await rights.check_rights(its, keys.all_shards(2), clustered=False)
     await server.call("ACL", "DELUSER", "few")
     assert set(missing[""]) == lacking
 

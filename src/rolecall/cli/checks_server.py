@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from rolecall.models.registry import open_model, probe
 from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.outage import ServerCondition, rights
-from rolecall.redis.rights import missing_rights
+from rolecall.redis.rights import in_short, missing_rights
 from rolecall.redis.server import RedisServer
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.weights import CATALOGUE, default_cache
@@ -41,7 +41,6 @@ from rolecall.session import configured_url
 from rolecall.settings import Settings
 from rolecall.stats import problems
 
-MOST_RULES = 8
 PINGS = 20
 SYNCS = 20
 SYNC_BYTES = 4096
@@ -175,17 +174,12 @@ async def _rights(bus: Bus, settings: Settings) -> Finding:
     missing = await missing_rights(bus.server, bus.shards, clustered=settings.clustered)
     lacking = missing.pop("")
     able = [f"`rolecall {verb}`" for verb, rules in missing.items() if not rules]
-    others = "; ".join(f"`rolecall {verb}` lacks {_some(rules)}" for verb, rules in missing.items() if rules)
+    others = "; ".join(f"`rolecall {verb}` lacks {in_short(rules)}" for verb, rules in missing.items() if rules)
     if lacking or not able:
-        text = f"the server's user lacks {_some(lacking)}" if lacking else f"the server's user: {others}"
+        text = f"the server's user lacks {in_short(lacking)}" if lacking else f"the server's user: {others}"
         return Finding("failed", "rights", text, f"its ACL must allow {rights()}")
     text = f"the server's user is allowed {', '.join(able)}; {others}" if others else "the server's user has all"
     return Finding("passed", "rights", text)
-
-
-def _some(rules: Sequence[str]) -> str:
-    more = f" and {len(rules) - MOST_RULES} more" if len(rules) > MOST_RULES else ""
-    return f"{' '.join(rules[:MOST_RULES])}{more}"
 
 
 async def _appendfsync(server: RedisServer) -> str:

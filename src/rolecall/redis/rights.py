@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rolecall.errors import ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
+from rolecall.redis.outage import rights
 from rolecall.redis.scripts import script
 from rolecall.redis.server import Server
 
+MOST_RULES = 8
 KEYLESS = "ping time script|load client|id client|unblock client|setname"
 ON_CHANNELS = "publish subscribe unsubscribe"
 ON_KEYS = """
@@ -69,6 +72,19 @@ async def missing_rights(server: Server, shards: Sequence[ShardKeys], *, cluster
     for verb, need in needs().items():
         found[verb] = await _missing(server, need)
     return found
+
+
+async def check_rights(server: Server, shards: Sequence[ShardKeys], *, clustered: bool) -> None:
+    """Raise ServerRefused with what is missing if the server's user lacks what every process needs."""
+    lacking = (await missing_rights(server, shards, clustered=clustered))[""]
+    if lacking:
+        raise ServerRefused(f"the server's user lacks {in_short(lacking)}; its ACL must allow {rights()}", "NOPERM")
+
+
+def in_short(rules: Sequence[str]) -> str:
+    """The first of ``rules``, and how many more there are."""
+    more = f" and {len(rules) - MOST_RULES} more" if len(rules) > MOST_RULES else ""
+    return f"{' '.join(rules[:MOST_RULES])}{more}"
 
 
 async def _missing(
