@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from telegram import ChatPermissions
 
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.admins import REQUESTS_PER_HOUR, Admins
@@ -17,6 +20,9 @@ from tests.telegram.api import Chat, Message, User
 from tests.telegram.chats import BOT
 
 NEW = -1_001_234_567_890
+RESTRICTED = {
+    "status": "restricted", "is_member": True, "until_date": 0, **ChatPermissions.no_permissions().to_dict()
+}  # fmt: skip
 ANONYMOUS = {"id": 1087968824, "is_bot": True, "first_name": "Group", "username": "GroupAnonymousBot"}
 
 
@@ -30,9 +36,12 @@ def speak_as(stage: Stage, chat: Chat, text: str, sender_chat: dict[str, Any]) -
     return message
 
 
-def add_bot(stage: Stage, chat: Chat, user: User, **other: Any) -> None:
-    """``user`` adds the bot to the group, which Telegram describes otherwise by ``other``."""
-    old, new = ({"user": BOT, "status": status} for status in ("left", "member"))
+def add_bot(
+    stage: Stage, chat: Chat, user: User, *, before: Mapping[str, Any] = MappingProxyType({}), **other: Any
+) -> None:  # fmt: skip
+    """``user`` adds the bot to the group, which Telegram describes otherwise by ``other``, or changes what it was
+    ``before``."""
+    old, new = ({"user": BOT, "status": "left", **before}, {"user": BOT, "status": "member"})
     body = {"chat": {**chat.as_json(), **other}, "from": user.as_json(), "date": int(time.time())}
     stage.api.world.updates.push("my_chat_member", {**body, "old_chat_member": old, "new_chat_member": new})
 
@@ -239,7 +248,9 @@ async def test_a_group_that_an_admin_adds_the_bot_to_is_allowed(tmp_path: Path) 
         group = stage.api.group(-1005, title="Club")
         add_bot(stage, group, stage.api.user(ADA))
         await stage.until(group, say("en", "group_welcome", bot="rolecall_bot"))
+        add_bot(stage, group, stage.api.user(ADA), before=RESTRICTED)
         assert (await stage.answered(stage.api.user(CY), "@rolecall_bot hi", chat=-1005)).text
+        assert len(group.answers) == 2
 
 
 async def test_the_readers_of_a_channel_are_told_nothing_when_the_bot_is_added(tmp_path: Path) -> None:

@@ -246,6 +246,23 @@ async def test_too_many_messages_in_a_minute_are_refused_once_and_cost_nothing(
         assert sum("too fast" in text for text in answers(api)) == 1
 
 
+async def test_an_edit_that_asks_again_counts_as_a_message(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    options = {"telegram_per_minute": 3, "while_busy": "interrupt"}
+    async with at_work(api, tmp_path, gate, **options) as (way, _), way.polling():
+        ann = api.user(ANN)
+        message = ann.write("one")
+        for number, text in enumerate(("two", "three", "four"), 1):
+            await wait_until(lambda turn=str(number): is_running(way, turn))
+            ann.edit(message, text)
+        await api.wait_for(lambda: any("too fast" in text for text in answers(api)))
+        gate.set()
+        assert await way.answer(HERE, 3) == "three"
+        assert await way.turns(HERE) == 3
+
+
 # Pieces and edits
 
 
@@ -259,6 +276,16 @@ async def test_a_long_paste_and_an_album_are_one_turn_each(api: TelegramApi, way
         ann.send_photo(PNG + bytes([number]), caption="which?" if number == 0 else "", media_group_id="a1")
     assert await way.answer(HERE, 2) == "which?|image|image|image"
     assert await way.turns(HERE) == 2
+
+
+async def test_of_an_album_in_a_group_all_pictures_count_wherever_its_caption_stands(
+    api: TelegramApi, way: WayIn
+) -> None:
+    api.group(GROUP)
+    ann = api.user(ANN, name="Ann")
+    for number, caption in enumerate(("", "look", "@rolecall_bot which?", "")):
+        ann.send_photo(PNG + bytes([number]), caption=caption, media_group_id="a2", chat=GROUP)
+    assert await way.answer(f"telegram:{GROUP}", 1) == "Ann: look\nAnn: which?|image|image|image|image"
 
 
 async def test_of_a_paste_that_is_too_long_model_and_user_know_that_the_end_is_missing(
@@ -502,6 +529,12 @@ def _offers(api: TelegramApi) -> list[Any]:
 
 async def _turns(way: WayIn, number: int) -> bool:
     return await way.turns(HERE) == number
+
+
+async def is_running(way: WayIn, turn: str) -> bool:
+    """Whether this turn of Ann's runs, no longer held."""
+    current, at = await way.bus.server.fetch("HMGET", way.bus.shard(HERE).conversation(HERE), "cur", "at")
+    return current == turn.encode() and not at.startswith(b"z")
 
 
 async def _taken(way: WayIn, number: int) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import running_turn
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import Wakeups
 from rolecall.frontends.texts import say
@@ -20,7 +19,7 @@ from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.integration.test_telegram_control import ADA, BEN, CY, data_of, staged
 from tests.integration.test_telegram_control import GROUP as SHARED
-from tests.integration.test_telegram_in import ANN, GROUP, HERE, PNG, answers, at_work
+from tests.integration.test_telegram_in import ANN, GROUP, HERE, PNG, answers, at_work, is_running
 from tests.telegram.api import Message, TelegramApi
 from tests.telegram.fuzz import Fuzz
 from tests.telegram.way_in import WayIn, way_in
@@ -182,6 +181,14 @@ async def test_an_edit_that_changes_nothing_does_nothing_while_it_runs_and_after
         assert say("en", "edited") not in answers(api)
 
 
+async def test_an_edit_that_changes_nothing_comes_while_its_file_is_fetched(api: TelegramApi, way: WayIn) -> None:
+    api.delay(0.2, "getFile")
+    push_edit(api, api.user(ANN).send_photo(PNG, caption="what is it?"))
+    assert await way.answer(HERE, 1) == "what is it?|image"
+    await quiet(api, way)
+    assert say("en", "edited") not in answers(api)
+
+
 async def test_an_edit_of_a_command_is_a_new_one_only_if_it_changed(api: TelegramApi, way: WayIn) -> None:
     helped = api.user(ANN).write("/whoami")
     await api.wait_for(lambda: len(answers(api)) == 1)
@@ -284,18 +291,12 @@ async def test_each_edit_interrupts_and_keeps_what_came_with_the_message(
             ann.edit(message, text)
             assert (await way.ended(HERE, turn))["kind"] == "cancelled"
         pictures = [ann.send_photo(PNG, caption=text, media_group_id="album") for text in ("four", "")]
-        await wait_until(lambda: running_turn_is(way, "4"))
+        await wait_until(lambda: is_running(way, "4"))
         ann.edit(pictures[0], "five")
-        await wait_until(lambda: running_turn_is(way, "5"))
+        await wait_until(lambda: is_running(way, "5"))
         gate.set()
         assert await way.answer(HERE, 5) == "five|image|image"
         assert say("en", "edited") not in answers(api)
-
-
-async def running_turn_is(way: WayIn, turn: str) -> bool:
-    """Whether this turn of Ann's runs, no longer held."""
-    waits = await way.bus.server.fetch("HGET", way.bus.shard(HERE).conversation(HERE), "at")
-    return await running_turn(way.bus, HERE) == turn and not (waits or b"z").startswith(b"z")
 
 
 async def test_a_broadcast_that_is_edited_is_sent_as_the_bot_says(tmp_path: Path) -> None:

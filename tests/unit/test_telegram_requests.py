@@ -15,7 +15,8 @@ from rolecall.frontends.telegram import bot
 from rolecall.settings import Settings
 from tests.listening import listening
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+DONE = b'{"ok":true}'
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n" + DONE
 TOKEN = "4242:not-to-be-seen"
 
 
@@ -58,28 +59,28 @@ async def requests(url: str, seconds: float = 5) -> AsyncIterator[Callable[[], A
 
 async def test_a_connection_is_kept_for_the_next_request() -> None:
     async with server(OK, OK) as (url, came), requests(url) as post:
-        assert [await post(), await post()] == [(200, b"ok")] * 2
+        assert [await post(), await post()] == [(200, DONE)] * 2
     assert came == [b"0 a=1", b"0 a=1"]
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n" + DONE + b"\r\n0\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 11\r\n\r\n" + DONE,
     ],
 )
 async def test_an_answer_is_read_in_every_form(answer: bytes) -> None:
     async with server(answer, answer) as (url, _), requests(url) as post:
-        assert [await post(), await post()] == [(200, b"ok")] * 2
+        assert [await post(), await post()] == [(200, DONE)] * 2
 
 
 async def test_a_kept_connection_that_the_server_closed_is_not_used_again() -> None:
     async with server(OK) as (url, came), requests(url) as post:
-        assert await post() == (200, b"ok")
+        assert await post() == (200, DONE)
         await asyncio.sleep(0.05)
-        assert await post() == (200, b"ok")
+        assert await post() == (200, DONE)
     assert came == [b"0 a=1", b"1 a=1"]
 
 
@@ -87,6 +88,16 @@ async def test_a_kept_connection_that_the_server_closed_is_not_used_again() -> N
 async def test_a_broken_answer_is_a_network_error(answer: bytes) -> None:
     async with server(answer) as (url, _), requests(url) as post:
         with pytest.raises(NetworkError) as failed:
+            await post()
+        assert failed.type is NetworkError
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 500])
+@pytest.mark.parametrize("page", [b"<html>sorry</html>", b"", b'{"error":"no such route"}', b"[1]"])
+async def test_a_page_of_a_proxy_refuses_nothing_in_telegrams_name(status: int, page: bytes) -> None:
+    answer = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(page)) + page
+    async with server(answer) as (url, _), requests(url) as post:
+        with pytest.raises(NetworkError, match=f"HTTP status {status}") as failed:
             await post()
         assert failed.type is NetworkError
 
@@ -158,6 +169,6 @@ def test_requests_go_through_the_configured_proxy(
 async def test_nothing_is_asked_past_a_proxy() -> None:
     async with server(OK) as (proxy, came):
         own = bot.BotRequests("http://telegram.invalid", proxy, 5)
-        assert await own.do_request(f"http://telegram.invalid/bot{TOKEN}/getMe", "POST") == (200, b"ok")
+        assert await own.do_request(f"http://telegram.invalid/bot{TOKEN}/getMe", "POST") == (200, DONE)
         await own.shutdown()
     assert came == [b"0 "]

@@ -8,13 +8,15 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from telegram import Chat, ChatMember, ChatMemberUpdated
+
 from rolecall import stats
 from rolecall.bus.bus import Bus
 from rolecall.bus.members import Member, Rank, applicant, note_applicant
 from rolecall.bus.outbox import reply
 from rolecall.errors import ServerError
 from rolecall.frontends.telegram.access import Access
-from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.message import Address, name_of
 from rolecall.frontends.texts import say
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,25 @@ class Admins:
         """Ask the admins whether to answer in a group that ``name`` added the bot to, or wrote to it in."""
         values = {"name": name, "title": title, "id": str(chat)}
         return await self._ask(chat, title, language, "group_request", values)
+
+    async def joined(self, change: ChatMemberUpdated, update: int, bot: str) -> None:
+        """The ``bot`` was added to a group: say there how to reach it, or ask the admins whether to answer. An admin
+        who adds it has decided that. Nothing is said in a group that was denied, nor to a channel's readers."""
+        chat, person = change.chat, change.from_user
+        if chat.type not in (Chat.GROUP, Chat.SUPERGROUP):
+            return
+        if _is_there(change.old_chat_member) or not _is_there(change.new_chat_member):
+            return
+        if (await self.access.status_of(person.id)).rank == "admin":
+            await self.access.allow(chat.id, "guest", name_of(chat))
+        group, asked = await self.access.status_of(0, chat.id), False
+        if not (group.allowed or group.denied):
+            asked = await self.request_group(chat.id, name_of(chat), name_of(person), person.language_code)
+            asked = asked and await self.access.first_refusal(chat.id)
+        if group.allowed or asked:
+            text = say(person.language_code, "group_welcome" if group.allowed else "group_closed", bot=bot)
+            conversation = Address(chat.id, None, self.access.front).conversation
+            await reply(self.bus, self.access.front, conversation, text, idempotency=f"update:{update}")
 
     async def tell(self, key: str, values: Mapping[str, str], *, decides: int = 0) -> None:
         """Tell all admins, in their languages; buttons decide about the user or group ``decides``, unless it is 0."""
@@ -125,6 +146,11 @@ class Admins:
             elif count == REQUESTS_PER_HOUR + 1:
                 await self.tell("more_requests", {})
         return True
+
+
+def _is_there(member: ChatMember) -> bool:
+    """Whether a member of a chat is in it; one who is restricted may have left."""
+    return member.status in (ChatMember.MEMBER, ChatMember.ADMINISTRATOR) or bool(getattr(member, "is_member", False))
 
 
 async def let_in(access: Access, number: int, rank: Rank, bot: str) -> str:

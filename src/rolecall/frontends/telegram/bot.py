@@ -41,7 +41,7 @@ TALKATIVE = ("aiohttp.client", "telegram", "telegram.Bot", "telegram.request.Bas
 """Loggers that may show addresses and parameters of requests. A filter does not apply to child loggers."""
 AT_ONCE = 24
 """Concurrent requests; more would only run into Telegram's limits."""
-TOO_MANY = 429
+TOO_LARGE, TOO_MANY = 413, 429
 IDLE_SECONDS = 15.0
 """Connections that were idle for longer are not reused: the server may be about to close them."""
 
@@ -213,6 +213,10 @@ class FloodWait(TelegramError):
         self.seconds = seconds
 
 
+class _Answer(msgspec.Struct):
+    ok: bool
+
+
 class _Parameters(msgspec.Struct):
     retry_after: float
 
@@ -243,6 +247,8 @@ class Pace:
 class BotRequests(BaseRequest):
     """Requests to Telegram, AT_ONCE at a time, in order. ``sendChatAction`` is not worth waiting for: it raises
     TimedOut instead. Raises FloodWait in place of RetryAfter.
+
+    An answer that is not Telegram's is a NetworkError.
 
     They use aiohttp because httpx, python-telegram-bot's default, needs two to five times the CPU for each request.
     """
@@ -298,6 +304,8 @@ class BotRequests(BaseRequest):
                 raise NetworkError(f"{type(error).__name__}: {error}") from None
         if status == TOO_MANY:
             raise FloodWait(_seconds(payload))
+        if method != "GET" and status != TOO_LARGE and not _is_answer(payload):
+            raise NetworkError(f"a proxy or another server answered in its place, with HTTP status {status}")
         return status, payload
 
     async def _exchange(
@@ -329,6 +337,15 @@ def _form(data: RequestData | None) -> aiohttp.FormData | None:
 def _or(timeout: Any, otherwise: float) -> float:
     """``timeout``, if the caller set one."""
     return float(timeout) if isinstance(timeout, int | float) else otherwise
+
+
+def _is_answer(payload: bytes) -> bool:
+    """Whether this is what Telegram answers to a method; a page with status 401, 403 or 404 refuses nothing."""
+    try:
+        msgspec.json.decode(payload, type=_Answer)
+    except msgspec.MsgspecError:
+        return False
+    return True
 
 
 def _seconds(payload: bytes) -> float:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from telegram import Message
+from telegram import Message, Update
 
 from rolecall.frontends.telegram.message import Incoming
 
@@ -58,6 +58,7 @@ class MessageGroups:
         self._open: OrderedDict[tuple[int, int], OpenGroup] = OrderedDict()
         self._albums: OrderedDict[str, str] = OrderedDict()
         self._full: OrderedDict[str, None] = OrderedDict()
+        self._passed: OrderedDict[str, list[Update]] = OrderedDict()
         self._arriving: Counter[str] = Counter()
 
     def continues(self, message: Message) -> bool:
@@ -67,6 +68,16 @@ class MessageGroups:
         person, forwarded = message.from_user, message.forward_origin is not None
         date = message.date.timestamp()
         return person is not None and self._before(message.chat.id, person.id, date, forwarded) is not None
+
+    def pass_over(self, update: Update) -> None:
+        """Remember a part of an album that is not addressed to the bot: a later part may be."""
+        if update.message and update.message.media_group_id:
+            self._passed.setdefault(update.message.media_group_id, []).append(update)
+            _forget_oldest(self._passed)
+
+    def passed_over(self, message: Message) -> list[Update]:
+        """The parts of the album of ``message`` that were passed over before it; only once."""
+        return self._passed.pop(message.media_group_id or "", [])
 
     def group(self, incoming: Incoming) -> MessageGroup:
         """The group of ``incoming``; without a name when it stands on its own."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from telegram import (
     Audio,
@@ -242,6 +242,19 @@ class Incoming:
         """A digest of what the user wrote and attached; a link preview or a reaction does not change it."""
         said = (self.text.removeprefix(f"{self.name}: "), [one.unique for one in self.files])
         return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+    def payload(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        """What the message brings to its turn, with its ``files`` as ``Media.fetch`` stored them."""
+        payload = {**files, "text": self.text}
+        if not self.address.private and not self.command:
+            payload["sender"] = {"name": self.name}
+        if self.quoted:
+            payload["quoted"] = {"from": self.quoted[0], "text": self.quoted[1]}
+        if self.origin and "images" in files and not self.text:  # else the text says so
+            payload["forwarded"] = self.origin
+        if self.origin and "files" in files:
+            payload["files"] = [{**one, "from": self.origin} for one in files["files"]]
+        return payload
 
 
 def incoming_of(

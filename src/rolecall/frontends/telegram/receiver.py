@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from telegram import Chat, ChatMemberUpdated, Message, Update, User
+from telegram import Message, Update, User
 
 from rolecall.background import Attempt, BackgroundTasks, Boundary
 from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered, move_message
@@ -50,7 +50,6 @@ from rolecall.frontends.telegram.message import (
     address_of,
     idempotency_of,
     incoming_of,
-    name_of,
 )
 from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.texts import meta_of, say
@@ -74,6 +73,15 @@ CUT_NOTE = "[The end of this message is missing: it was too long. Answer what is
 """What a model reads in place of the pieces that did not fit."""
 RECENT_SECONDS = 600
 """An edited message that was not admitted before counts as new up to this age."""
+
+
+class Again(NamedTuple):
+    """What an edited message asks as a turn of its own, and the key to admit that under. ``message`` is the key of the
+    message, if later edits of it concern that turn."""
+
+    payload: Mapping[str, Any]
+    key: str
+    message: str = ""
 
 
 @dataclass
@@ -124,7 +132,7 @@ class Receiver:
             raise RolecallError(update.api_kwargs[UNREADABLE])
         message, query = update.message or update.edited_message, update.callback_query
         if (joined := update.my_chat_member) is not None:
-            await self._insist(update, lambda: self._joined(joined, update.update_id))
+            await self._insist(update, lambda: self.admins.joined(joined, update.update_id, str(self.me.username)))
         elif message is not None and (message.migrate_to_chat_id or message.migrate_from_chat_id):
             await self._insist(update, lambda: self._moved(message))
         elif query is not None:  # Stop must not wait for a file that is being downloaded
@@ -133,23 +141,30 @@ class Receiver:
             # Nothing is awaited before the ticket is drawn: the order of calls is the order of messages.
             with self.queue.enter(message.chat.id) as ticket:
                 self.chats.note(address_of(message, self.front.name), message.message_id)
-                incoming = self._read(update, message)
+                incoming = self._read(update, message, expected=self.groups.continues(message))
                 if update.edited_message and not (message.location or _is_turn(incoming)):
                     await ticket.wait()
                     await self._insist(update, lambda: self._withdraw(message, update.update_id))
-                if incoming is not None:
-                    group = self.groups.group(incoming)
-                    with self.groups.arriving(group):
-                        await self._insist(update, lambda: self._take(incoming, group, ticket))
+                if incoming is None:
+                    return self.groups.pass_over(update)
+                for earlier in self.groups.passed_over(message):
+                    if earlier.message and (found := self._read(earlier, earlier.message, expected=True)):
+                        await self._take_in(update, found, ticket)
+                await self._take_in(update, incoming, ticket)
 
-    def _read(self, update: Update, message: Message) -> Incoming | None:
+    async def _take_in(self, update: Update, incoming: Incoming, ticket: Ticket) -> None:
+        group = self.groups.group(incoming)
+        with self.groups.arriving(group):
+            await self._insist(update, lambda: self._take(incoming, group, ticket))
+
+    def _read(self, update: Update, message: Message, *, expected: bool) -> Incoming | None:
         return incoming_of(
             update,
             self.me,
             front=self.front.name,
             keywords=self.keywords,
             commands=PLAIN_COMMANDS | self.commands.names,
-            expected=self.groups.continues(message),
+            expected=expected,
         )
 
     async def _insist(self, update: Update, step: Callable[[], Awaitable[None]]) -> None:
@@ -189,30 +204,6 @@ class Receiver:
 
     # ── groups ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _joined(self, change: ChatMemberUpdated, update: int) -> None:
-        """The bot was added to a group: say how to reach it there, or ask the admins whether to answer. An admin of the
-        bot who adds it has decided that. Nothing is said in a group that was denied, nor to a channel's readers."""
-        here = ("member", "administrator")
-        if (
-            change.chat.type not in (Chat.GROUP, Chat.SUPERGROUP)
-            or change.old_chat_member.status in here
-            or change.new_chat_member.status not in here
-        ):
-            return
-        person, title = change.from_user, name_of(change.chat)
-        if (await self.access.status_of(person.id)).rank == "admin":
-            await self.access.allow(change.chat.id, "guest", title)
-        group, asked = await self.access.status_of(0, change.chat.id), False
-        if not (group.allowed or group.denied):
-            asked = await self.admins.request_group(change.chat.id, title, name_of(person), person.language_code)
-            asked = asked and await self.access.first_refusal(change.chat.id)
-        if not (group.allowed or asked):
-            return
-        key = "group_welcome" if group.allowed else "group_closed"
-        text = say(person.language_code, key, bot=str(self.me.username))
-        conversation = Address(change.chat.id, None, self.front.name).conversation
-        await reply(self.front.bus, self.front.name, conversation, text, idempotency=f"update:{update}")
-
     async def _moved(self, message: Message) -> None:
         """A group became a supergroup: its access, memory and waiting turns go along."""
         old = message.migrate_from_chat_id or message.chat.id
@@ -225,10 +216,10 @@ class Receiver:
     async def _take(self, incoming: Incoming, group: MessageGroup, ticket: Ticket) -> None:
         incoming = replace(incoming, address=await self.access.home(incoming.address))
         message = (self.front.bus, incoming.address.conversation, incoming.idempotency, incoming.fingerprint)
+        if incoming.version or not incoming.files:  # downloads need not wait for what came before, such as a code
+            await ticket.wait()
         if incoming.version and await has_fingerprint(*message):
             return
-        if not incoming.files:  # only downloads need not wait for what came before, such as an invitation's code
-            await ticket.wait()
         status = await self.access.status_of(incoming.user, incoming.address.chat)
         if not status.allowed:
             await ticket.wait()
@@ -252,9 +243,8 @@ class Receiver:
         if not status.allowed:
             return await self._refuse_stranger(incoming, status)
         command = find_command(incoming.text)
-        pace = "OK" if command or incoming.version or group.further else await self.access.pace(status)
-        if pace != "OK":
-            return await self._tell(incoming, "too_fast") if pace == "TELL" else None
+        if not (command or incoming.version or group.further) and await self._is_too_fast(incoming, status):
+            return
         fetched = await self.media.fetch(incoming) if incoming.files else FetchedFiles()
         await ticket.wait()
         if fetched.problems:
@@ -270,6 +260,13 @@ class Receiver:
             await self._admit_or_edit(incoming, group, status, fetched.payload)
         elif not fetched.problems:  # nothing but the bot's name
             await self._tell(incoming, "welcome")
+
+    async def _is_too_fast(self, incoming: Incoming, status: UserStatus) -> bool:
+        """Count a message; whether its user is over the limit per minute, and told once."""
+        pace = await self.access.pace(status)
+        if pace == "TELL":
+            await self._tell(incoming, "too_fast")
+        return pace != "OK"
 
     async def _is_for_admins(self, incoming: Incoming, status: UserStatus) -> bool:
         """Whether a command changes something for a whole group, and its user is not one of its admins."""
@@ -308,14 +305,18 @@ class Receiver:
         """Have a command of the bus carried out. An edit into a command is a new one."""
         if command.lane == "front":
             return await self._carry_out(incoming, status)
-        await self._admit(incoming, MessageGroup(), status, _payload(incoming, {}), incoming.edition)
+        await self._admit(incoming, MessageGroup(), status, incoming.payload({}), incoming.edition)
 
     async def _admit_or_edit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, files: Mapping[str, Any]
     ) -> None:
-        payload = _payload(incoming, files)
-        if not incoming.version or not await self._edit(incoming, payload, status):
-            await self._admit(incoming, group, status, payload, incoming.idempotency)
+        """Admit a message. An edit that asks something again counts as one more."""
+        payload = incoming.payload(files)
+        if not incoming.version:
+            return await self._admit(incoming, group, status, payload, incoming.idempotency)
+        again = await self._edit(incoming, payload, status)
+        if again is not None and not await self._is_too_fast(incoming, status):
+            await self._admit(incoming, MessageGroup(), status, again.payload, again.key, message=again.message)
 
     async def _admit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str,
@@ -330,9 +331,10 @@ class Receiver:
             self.front.receive, conversation, payload=payload, principal=incoming.principal, title=incoming.title,
             group=group.name, meta=_meta(incoming, status),
         )  # fmt: skip
-        received = await offer(incoming.text, idempotency=idempotency, mode=mode, hold=group.hold)
+        text = str(payload.get("text", ""))
+        received = await offer(text, idempotency=idempotency, mode=mode, hold=group.hold)
         if received.outcome == "FULL":  # what cannot wait by itself may join what waits
-            received = await offer(incoming.text, idempotency=idempotency, mode="collect", hold=group.hold)
+            received = await offer(text, idempotency=idempotency, mode="collect", hold=group.hold)
         if received.outcome == "FULL" and group.name:
             self.groups.overflow(group)
             if group.further and (await offer(CUT_NOTE, idempotency=f"{idempotency}:cut", payload={})).turn:
@@ -409,8 +411,8 @@ class Receiver:
             text=say(language, "stopped"),
         )  # fmt: skip
 
-    async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> bool:
-        """Replace the admitted message by the edited one; False if it was never admitted, so that this one is new."""
+    async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> Again | None:
+        """Replace the admitted message by the edited one; returns what has to be asked in its place, if anything."""
         bus, conversation = self.front.bus, incoming.address.conversation
         envelope = Envelope(
             conversation=conversation, payload=dict(payload), reply_to=self.front.name,
@@ -423,34 +425,31 @@ class Receiver:
             )  # fmt: skip
         except EnvelopeTooLarge:
             await self._tell(incoming, "message_large")
-            return True
+            return None
         if edited.outcome == "UNKNOWN":
-            return incoming.age > RECENT_SECONDS
+            return Again(payload, incoming.idempotency) if incoming.age <= RECENT_SECONDS else None
         if edited.outcome == "SHARED":  # a command is a turn of its own
             await self._take_back(conversation, incoming.idempotency, incoming.version, incoming.language)
-            again = (MessageGroup(), status, payload, incoming.edition)
-            await self._admit(incoming, *again, message=incoming.idempotency)
-            return True
+            return Again(payload, incoming.edition, incoming.idempotency)
         if edited.turn:
             await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
             await self._tell(incoming, "full")
         elif edited.outcome in ("RUNNING", "DONE") and edited.turn:
-            await self._late(incoming, payload, status, edited.turn, running=edited.outcome == "RUNNING")
-        return True
+            return await self._late(incoming, payload, edited.turn, running=edited.outcome == "RUNNING")
+        return None
 
     async def _late(
-        self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus, turn: str, *, running: bool
-    ) -> None:
-        """The turn of the edited message has started: interrupt it if that is configured, otherwise offer a new
-        answer."""
+        self, incoming: Incoming, payload: Mapping[str, Any], turn: str, *, running: bool
+    ) -> Again | None:  # fmt: skip
+        """The turn of the edited message has started: ask its question again if the chat prefers to interrupt,
+        otherwise offer that."""
         asked = (self.front.bus, incoming.address.conversation, turn)
         if running and await self._mode(incoming.address) == "interrupt":
-            whole, message = await question_of(*asked) or payload, await only_message(*asked)
-            incoming = replace(incoming, text=str(whole.get("text", "")))
-            return await self._admit(incoming, MessageGroup(), status, whole, incoming.edition, message=message)
+            return Again(await question_of(*asked) or payload, incoming.edition, await only_message(*asked))
         if await offer_once(*asked, str(incoming.version)):
             await self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
+        return None
 
     # ── replies ─────────────────────────────────────────────────────────────────────────────────
 
@@ -469,19 +468,6 @@ class Receiver:
 
 def _meta(incoming: Incoming, status: UserStatus) -> dict[str, Any]:
     return {**status.meta, **meta_of(incoming.language), "asks": incoming.language or True}
-
-
-def _payload(incoming: Incoming, files: Mapping[str, Any]) -> dict[str, Any]:
-    payload = {**files, "text": incoming.text}
-    if not incoming.address.private and not incoming.command:
-        payload["sender"] = {"name": incoming.name}
-    if incoming.quoted:
-        payload["quoted"] = {"from": incoming.quoted[0], "text": incoming.quoted[1]}
-    if incoming.origin and "images" in files and not incoming.text:  # else the text says so
-        payload["forwarded"] = incoming.origin
-    if incoming.origin and "files" in files:
-        payload["files"] = [{**one, "from": incoming.origin} for one in files["files"]]
-    return payload
 
 
 def _is_turn(incoming: Incoming | None) -> bool:
