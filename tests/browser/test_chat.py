@@ -151,17 +151,20 @@ async def test_the_answer_of_a_schedule_is_shown_once_also_if_it_ran_when_the_pa
     await say(page, "first")
     await expect(page.locator(".answer .body")).to_have_text("first")
     bus, conversation = stage.deployment.session.bus, "http:local:web-due"
-    made = await schedule(bus, conversation, "slowly, but surely it comes", at=timedelta(hours=1))
+    text = "slowly, " + "but surely " * 8 + "it comes"
+    made = await schedule(bus, conversation, text, at=timedelta(hours=1))
     shard, due = bus.shard(conversation), round(await server_ms(bus.server))
     for key in (shard.planned, shard.deferred):
         await bus.server.call("ZADD", key, "XX", due, f"{conversation}\x1f{made.id}")
     await wait_until(lambda: running_turn(bus, conversation), what="its turn")
-    await page.reload()
-    await expect(page.locator(".answer.runs")).to_have_count(1)
-    async with page.expect_response("**/web/chat?search=*"):
-        await expect(page.locator(".answer.runs")).to_have_count(0)
+    found = await page.request.get("/web/chat/web-due")
+    assert [task["said"] for task in (await found.json())["tasks"]] == [text]
+    await page.route("**/web/chat/web-due", lambda route: route.fulfill(response=found))  # however long a reload takes
+    async with page.expect_response("**/chat/notices/*"):
+        await page.reload()
+    await expect(page.locator(".answer").last).not_to_have_class(re.compile("runs"))
     assert await notify(bus, conversation, "and a notice") == "OK"
-    await expect(page.locator(".answer .body")).to_have_text(["first", "slowly, but surely it comes", "and a notice"])
+    await expect(page.locator(".answer .body")).to_have_text(["first", text, "and a notice"])
 
 
 async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) -> None:

@@ -112,8 +112,8 @@ async function catchUp() {
   const here = opened;
   const found = await ask("GET", `/web/chat/${encodeURIComponent(name)}`).catch(() => null);
   if (!found || here !== opened || isBusy() || editing) return;
-  const newest = (rows) => rows.filter(({ turn }) => Number(turn)).at(-1)?.turn; // commands have none that is a number
-  if (newest([...found.exchanges, ...found.tasks]) !== newest(all(".said-row", thread))) open(name);
+  const newest = (rows) => Math.max(0, ...rows.map(({ turn }) => Number(turn) || 0)); // those of commands are no numbers
+  if (newest([...found.exchanges, ...found.tasks]) > newest(all(".said-row", thread))) open(name);
 }
 
 function showExchange(one) {
