@@ -67,7 +67,7 @@ def run_rolecall(
 
 
 @contextmanager
-def running(directory: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
+def running(directory: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Fork]:
     """``rolecall up`` at work on ``directory`` once it is up, or another long verb; stopped by SIGTERM at the end."""
     verb = arguments or ("up", "--no-chat")
     with tempfile.NamedTemporaryFile() as said, open(os.devnull, "wb") as nowhere:
@@ -75,7 +75,7 @@ def running(directory: Path, *arguments: str, environment: Mapping[str, str] | N
         try:
             if not arguments:
                 _wait_until_up(process, Path(said.name))
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(30)

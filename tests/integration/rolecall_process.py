@@ -7,13 +7,11 @@ import os
 import re
 import select
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.command_line import ROLECALL as COMMAND
@@ -75,28 +73,6 @@ def environment(**settings: str) -> dict[str, str]:
         "LOGNAME": "kim",
         **settings,
     }
-
-
-@contextmanager
-def running(directory: Path, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """`rolecall up --no-chat` at work in ``directory``; ended and awaited."""
-    process = subprocess.Popen(
-        [ROLECALL, "up", "--no-chat"],
-        cwd=directory,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    with process, process.stdout:
-        try:
-            assert "is up in" in process.stdout.readline()
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
 
 
 def rolecall(directory: Path, *arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from rolecall.frontends.texts import say
-from tests.integration.rolecall_process import ROLECALL, environment, make_application, rolecall, running
+from tests.applications import running
+from tests.integration.rolecall_process import ROLECALL, environment, make_application, rolecall
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = make_application(tmp_path_factory.mktemp("app"))
-    with running(directory):
+    with running(directory, environment=environment()):
         yield directory
 
 

@@ -13,8 +13,8 @@ from rich.cells import cell_len
 from rolecall import connect
 from rolecall.bus.events import AnswerText, Event
 from rolecall.frontends.terminal.text import Rows, plain, rows_of
-from tests.applications import own_modules
-from tests.integration.rolecall_process import ROLECALL, Terminal, make_application, running
+from tests.applications import own_modules, running
+from tests.integration.rolecall_process import ROLECALL, Terminal, environment, make_application
 
 CTRL_C, CTRL_D, CTRL_Z = "\x03", "\x04", "\x1a"
 LONG = "please say all of this again, slowly, so that there is time to see it"
@@ -24,7 +24,7 @@ Open = Callable[..., Terminal]
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = make_application(tmp_path_factory.mktemp("app"))
-    with running(directory, ECHO_DELAY="1.5"):
+    with running(directory, environment=environment(ECHO_DELAY="1.5")):
         yield directory
 
 

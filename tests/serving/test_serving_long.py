@@ -20,8 +20,8 @@ from rolecall.serving.footprint import estimate
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.process import lives, memory_of
 from rolecall.settings import Settings
-from tests.integration import rolecall_process
-from tests.integration.rolecall_process import make_application
+from tests import applications
+from tests.integration.rolecall_process import environment, make_application
 from tests.serving.processes import LONG, measured, running, stub, tiny, users, zombies
 from tests.waiting import wait_until
 
@@ -125,7 +125,7 @@ async def test_an_engine_that_hangs_is_ended_and_replaced(serving: Launcher, tmp
 
 
 async def test_a_system_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
-    with rolecall_process.running(make_application(tmp_path), GEN_MODEL="smollm2@local") as up:
+    with applications.running(make_application(tmp_path), environment=environment(GEN_MODEL="smollm2@local")) as up:
         await wait_until(lambda: running(tmp_path), seconds=30)
         begun = time.monotonic()
         up.terminate()
