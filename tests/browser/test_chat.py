@@ -88,7 +88,14 @@ async def test_an_answer_goes_on_after_the_page_was_left_and_opened_again(page: 
     await say(page, "and this afterwards")
     await expect(page.locator(".answer").first.locator(".body")).to_contain_text("slowly, 0 1 2 3")
     await expect(page.locator(".answer").last.locator(".trail")).to_have_text("queued behind 1")
+
+    async def an_hour_ago(route: Route) -> None:
+        found = await (await route.fetch()).json()
+        await route.fulfill(json={**found, "tasks": [{**one, "at": one["at"] - 3_600_000} for one in found["tasks"]]})
+
+    await page.route("**/web/chat/web-*", an_hour_ago)
     await page.reload()
+    await expect(page.locator(".answer").last.locator(".foot")).to_have_text(re.compile(r"^36\d\d s$"))
     await expect(page.locator(".said")).to_have_text([text, "and this afterwards"])
     await expect(page.locator(".answer").last.locator(".body")).to_have_text("and this afterwards")
     assert await page.locator(".answer").first.locator(".body").inner_text() == text

@@ -38,11 +38,11 @@ export class Answer {
     return this.characters.join("");
   }
 
-  /** Follows the task `id`, which waits behind `place` others. */
-  follow(id, place = 0) {
+  /** Follows the task `id`, which waits behind `place` others; it was asked for at `at`, by the server's clock. */
+  follow(id, place = 0, at = Date.now()) {
     this.id = id;
     this.turn = Number(id.split(".").at(-1)) || 0;
-    this.began = Date.now();
+    this.began = Math.min(at, Date.now());
     this.element.classList.add("runs");
     running.set(id, this);
     this.ticking = setInterval(() => this.tick(), 1000);

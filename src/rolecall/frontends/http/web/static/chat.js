@@ -99,7 +99,7 @@ async function load(wanted) {
   if (mine !== opened) return;
   for (const one of found?.exchanges ?? []) showExchange(one);
   for (const task of found?.tasks ?? []) {
-    new Answer(put(task.said, { turn: task.turn, at: task.at, shown: stored(task) }), changed).follow(task.id, task.place);
+    new Answer(put(task.said, { turn: task.turn, at: task.at, shown: stored(task) }), changed).follow(task.id, task.place, task.at);
   }
   if (found && !found.exchanges.length && !found.tasks.length) welcome.hidden = false;
   listen();
