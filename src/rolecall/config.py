@@ -78,6 +78,11 @@ class Config(Settings):
 class _Environment(Settings, BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_blanks(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if not (isinstance(value, str) and value.isspace())}
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -106,9 +106,11 @@ def test_an_empty_variable_and_an_unknown_one_change_nothing(tmp_path: Path, mon
 def test_white_space_around_a_value_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-a-file\n")  # as `echo` writes it into a secret of Kubernetes
     monkeypatch.setenv("KEY_PREFIX", " staging ")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "\n")
     settings = application(tmp_path, "TELEGRAM_BOT_TOKEN=' 4242:token '").settings
     secrets = [value.get_secret_value() for value in (settings.openai_api_key, settings.telegram_bot_token) if value]
     assert (secrets, settings.key_prefix) == (["sk-of-a-file", "4242:token"], "staging")
+    assert settings.anthropic_api_key is None
 
 
 def test_a_former_name_still_works_with_one_line_that_names_the_new_one(
