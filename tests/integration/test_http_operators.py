@@ -10,18 +10,31 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from rolecall import Context, Envelope, Role
 from rolecall.transcripts.record import conversation_dir
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
-from tests.integration.test_http_app import ROLES
+from tests.integration.test_http_app import ROLES, ManagerAgent
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+class CallingAgent(ManagerAgent):
+    """Answers a call for two with two calls."""
+
+    role = "manager"
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        if envelope.text != "call two":
+            return await super().handle(envelope, ctx)
+        replies = await ctx.gather(ctx.call("samplellm", "a"), ctx.call("samplellm", "b"))
+        return envelope.reply(" ".join(reply.text for reply in replies))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
-    async with deployed(tmp_path_factory.mktemp("operators"), ROLES, scribe=True) as running:
+    async with deployed(tmp_path_factory.mktemp("operators"), (Role(CallingAgent), *ROLES[1:]), scribe=True) as running:
         yield running
 
 
@@ -85,6 +98,19 @@ async def test_a_conversation_is_shown_with_its_log_and_timeline(
     text = await client.get(f"/conversations/{which}/log.txt")
     assert text.headers["content-type"].startswith("text/plain") and "attachment" in text.headers["content-disposition"]
     assert len(text.text.splitlines()) == len(words)
+
+
+async def test_a_turn_stands_with_its_calls_which_count_as_none(
+    deployment: Deployment, client: httpx2.AsyncClient
+) -> None:
+    await deployment.ask("calling:ann", "hello")
+    await deployment.ask("calling:ann", "call two")
+    await written(client, "calling:ann", 4)
+    timeline = (await client.get("/conversations/calling:ann/timeline", params={"turns": 1})).json()["turns"]
+    assert [turn["turn"] for turn in timeline] == ["2", "2.1", "2.2"]
+    log = (await client.get("/conversations/calling:ann/log", params={"turn": "2"})).json()["records"]
+    assert {record["turn"] for record in log} == {"2", "2.1", "2.2"}
+    assert (await client.get("/conversations/calling:ann")).json()["turns"] == 2
 
 
 @pytest.mark.parametrize("which", ["nobody", "..%2f..", "../../etc/passwd", "%2e%2e%2fconfig", "a" * 300])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from rolecall.bus.envelope import short_turn_id
 from rolecall.cli.logs import make_filters
 from rolecall.errors import ConfigError, RolecallError
+from rolecall.transcripts.conversation_index import Summaries
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.reading import Filters, conversations, since
 from rolecall.transcripts.record import (
@@ -202,6 +204,21 @@ def test_a_conversation_is_read_across_its_sessions_and_a_turn_alone(log_dir: Pa
     assert records(log_dir, conversation_dir("telegram:42"), UTC) == records(log_dir, "telegram:42", UTC)
     (only,) = records(log_dir, short_turn_id("telegram:42", "2"), UTC)
     assert only.text == 'telegram:42/2 "More"'
+
+
+def test_calls_belong_to_their_turn_and_count_as_none(log_dir: Path) -> None:
+    files = TranscriptFiles(log_dir, UTC)
+    files.begin("a")
+    ms = MS + 86_400_001
+    calls = [record("RECEIVED", turn=turn, ms=ms, number=n) for n, turn in enumerate(("2.1", "2.1.1", "2.2"))]
+    files.write(LogEntry("telegram:42", MS + 86_400_000, call) for call in calls)
+    files.close()
+    found = {turn: [one.turn for one in records(log_dir, short_turn_id("telegram:42", turn), UTC)]
+             for turn in ("2", "2.1", "1.1")}  # fmt: skip
+    assert found == {"2": ["2", "2.1", "2.1.1", "2.2"], "2.1": ["2.1", "2.1.1"], "1.1": []}
+    with closing(Summaries(log_dir, UTC)) as summaries:
+        for (row,) in (conversations(log_dir, Filters(user="ana"), UTC), summaries.find(Filters(user="ana"))):
+            assert row.turns == 2
 
 
 def test_a_conversation_that_is_not_there_is_named_with_what_to_do(log_dir: Path) -> None:

@@ -63,10 +63,15 @@ def print_conversations(
             continue
         last = (EPOCH + timedelta(milliseconds=summary.last)).astimezone(tz)
         title = f" ({escape(summary.title)})" if summary.title else ""
-        errors = f", {summary.errors} errors" if summary.errors else ""
-        head = f"{last:%Y-%m-%d %H:%M}  {escape(summary.conversation)}{title}  {summary.turns} turns{errors}"
+        errors = f", {_counted(summary.errors, 'error')}" if summary.errors else ""
+        turns = _counted(summary.turns, "turn")
+        head = f"{last:%Y-%m-%d %H:%M}  {escape(summary.conversation)}{title}  {turns}{errors}"
         console.print(Text(head), soft_wrap=True)
         console.print(Text(f"    {summary.line}", style="dim"), soft_wrap=True)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def print_records(
@@ -81,7 +86,7 @@ def print_records(
     """The records of a conversation, or of one turn by its short id. Raises RolecallError when there is none."""
     directory, turn = find(log_dir, which)
     for record in read_records(directory, tz):
-        if _is_of(record, turn) and filters.match(record):
+        if record.is_of(turn) and filters.match(record):
             _print_record(record, console, as_json=as_json, tz=tz)
 
 
@@ -96,7 +101,7 @@ def print_timeline(
 ) -> None:
     """One turn by its short id, or the last ``turns`` of a conversation, as bars, with their calls beneath."""
     directory, turn = find(log_dir, which)
-    for tree in trees((record for record in read_records(directory, tz) if _is_of(record, turn)), turns):
+    for tree in trees((record for record in read_records(directory, tz) if record.is_of(turn)), turns):
         if as_json:
             for line in tree:
                 _print_json(line, console)
@@ -119,13 +124,8 @@ async def follow(
     """Print the ``last`` records of a conversation and then each new one, until cancelled."""
     directory, turn = find(log_dir, which)
     async for record in tail(directory, last=last, tz=tz):
-        if _is_of(record, turn) and filters.match(record):
+        if record.is_of(turn) and filters.match(record):
             _print_record(record, console, as_json=as_json, tz=tz)
-
-
-def _is_of(record: Record, turn: str) -> bool:
-    """Whether ``record`` belongs to ``turn``, if one is named, or to one of its calls."""
-    return not turn or record.turn == turn or record.turn.startswith(f"{turn}.")
 
 
 def _print_record(record: Record, console: Console, *, as_json: bool, tz: tzinfo | None) -> None:

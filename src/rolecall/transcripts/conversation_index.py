@@ -20,7 +20,7 @@ from rolecall.transcripts.record import Record, format_line, identity, read_reco
 from rolecall.transcripts.words import FAILURES
 
 logger = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 """Of the tables: another one is built anew."""
 TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
@@ -206,7 +206,7 @@ def _store(database: sqlite3.Connection, stamp: int, directory: Path, records: l
     line = visible(format_line(records[-1], tz)) if records else ""
     row = (
         directory.name, stamp, conversation, title, f"{conversation}\n{title}".casefold(), first, last,
-        sum(record.word == "RECEIVED" for record in records), len(failed), max(failed, default=0), line,
+        sum(record.begins_turn for record in records), len(failed), max(failed, default=0), line,
     )  # fmt: skip
     places = ",".join("?" * len(row))
     columns = "name, stamp, conversation, title, named, first, last, turns, errors, failed, line"

@@ -141,7 +141,7 @@ def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | 
             claimed, named = identity(directory, last)
             conversation = conversation if claimed == directory.name else claimed
             title = named or title
-        turns += last.word == "RECEIVED"
+        turns += last.begins_turn
         errors += last.word in FAILURES
         matches = matches or filters.match(last)
     if first is None or last is None or not matches or not _is_user(filters.user, conversation, title):

@@ -41,7 +41,7 @@ LINE = re.compile(
 )
 RECORD_ID = re.compile(r"\d{1,20}-\d{1,20}(\.\d\d)?", re.ASCII)
 SESSION_FILE = re.compile(r"(\d\d:\d\d:\d\d)(?:\.(\d+))?\.log", re.ASCII)
-SHORT_TURN = re.compile(r"([0-9a-f]{6})-(c?\d+)")
+SHORT_TURN = re.compile(r"([0-9a-f]{6})-(c?\d+(?:\.\d+)*)", re.ASCII)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +60,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     def order(self) -> Order:
         """A sort key that rises from record to record of a conversation."""
         return entry_order(self.id)
+
+    @property
+    def begins_turn(self) -> bool:
+        """Whether it begins a turn of a user, not a call that a turn makes."""
+        return self.word == "RECEIVED" and "." not in self.turn
+
+    def is_of(self, turn: str) -> bool:
+        """Whether it belongs to ``turn`` or to one of its calls; with an empty name, any record does."""
+        return not turn or self.turn == turn or self.turn.startswith(f"{turn}.")
 
 
 def entry_order(record_id: str) -> Order:
@@ -225,7 +234,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def records(log_dir: Path, which: str, tz: tzinfo | None = None) -> list[Record]:
     """Every record of a conversation, or of one turn by its short id; see ``find`` for ``which`` and its errors."""
     directory, turn = find(log_dir, which)
-    return [record for record in read_records(directory, tz) if not turn or record.turn == turn]
+    return [record for record in read_records(directory, tz) if record.is_of(turn)]
 
 
 def read_records(directory: Path, tz: tzinfo | None = None) -> Iterator[Record]:

@@ -38,7 +38,7 @@ from rolecall.transcripts.record import (
     session_files,
     visible,
 )
-from rolecall.transcripts.timeline import timelines
+from rolecall.transcripts.timeline import trees
 
 router = APIRouter(tags=["operators"], dependencies=[Depends(operator)], generate_unique_id_function=operation_id)
 
@@ -95,10 +95,10 @@ async def download(which: str, services: ServicesDep) -> PlainTextResponse:
 async def read_timeline(
     which: str, services: ServicesDep, turns: Annotated[int, Query(ge=1, le=1000)] = 20
 ) -> dict[str, list[dict[str, Any]]]:
-    """Oldest first. Times are in ms since the turn was received."""
+    """Oldest first, each turn followed by the calls that it made. Times are in ms since the turn or call began."""
     directory, wanted = await _find(services, which)
     records = await asyncio.to_thread(_records, directory, wanted, services)
-    return {"turns": [msgspec.to_builtins(turn) for turn in timelines(records)[-turns:]]}
+    return {"turns": [msgspec.to_builtins(turn) for tree in trees(records, turns) for turn in tree]}
 
 
 @router.get("/conversations/{which:path}", summary="Get a conversation")
@@ -241,7 +241,7 @@ def _unknown(which: str) -> HTTPException:
 
 
 def _records(directory: Path, turn: str, services: Services) -> list[Record]:
-    return [record for record in read_records(directory, services.tz) if not turn or record.turn == turn]
+    return [record for record in read_records(directory, services.tz) if record.is_of(turn)]
 
 
 def _as_json(record: Record, services: Services) -> dict[str, Any]:
