@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from telegram import ChatPermissions
 
+from rolecall.frontends.telegram import telegram_front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.admins import REQUESTS_PER_HOUR, Admins
 from rolecall.frontends.texts import say
@@ -153,11 +154,27 @@ async def test_a_group_that_becomes_a_supergroup_keeps_access_memory_and_prefere
             serving.access._moves = None
             serving.chats._moved.clear()
         answer = await stage.answered(ben, "@rolecall_bot two", chat=NEW)
+        left = new.add(BOT, "Thinking…", markup={"inline_keyboard": [[{"text": "⏹ Stop", "callback_data": "stop:99"}]]})
+        assert await stage.toast(ben, left, "stop:99") == say("en", "nothing_to_stop")
+        await stage.api.wait_for(lambda: not left.buttons, what="a button that does nothing goes")
         assert answer.text.startswith("Ben: two by second@test after ['Ben: one', ")
         assert (await stage.answered(stage.api.user(CY), "/whoami", chat=NEW)).text.startswith(
             "Your Telegram ID: 9 (guest)"
         )
         assert (await stage.answered(ben, "/clear", chat=NEW)).text == say("en", "forgotten")
+
+
+async def test_a_bot_that_is_renamed_answers_to_its_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telegram_front, "NAME_SECONDS", 0.05)
+    async with staged(tmp_path) as stage:
+        group, ben = stage.api.group(GROUP), stage.api.user(BEN, name="Ben")
+        await stage.answered(ben, "@rolecall_bot one", chat=GROUP)
+        with monkeypatch.context() as renamed:
+            renamed.setitem(BOT, "username", "renamed_bot")
+            asked = stage.api.calls["getMe"]
+            await stage.api.wait_for(lambda: stage.api.calls["getMe"] > asked + 1)
+            assert (await stage.answered(ben, "@renamed_bot two", chat=GROUP)).text.startswith("Ben: two by")
+        assert len(group.answers) == 2
 
 
 # Access requests

@@ -98,7 +98,7 @@ async def way_in(
     commands = Commands(bot, bus, access, choices, admins=Admins(bus, access), rights=buttons.rights)
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
     receiver = Receiver(
-        front, bot.bot, media, access, commands, buttons, chats, live, keywords=keywords,
+        front, media, access, commands, buttons, chats, live, keywords=keywords,
         groups=MessageGroups(comment_seconds=comment_seconds),
     )  # fmt: skip
     outbox = Outbox(bus, cast(RedisServer, bus.server), "telegram")

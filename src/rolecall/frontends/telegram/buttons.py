@@ -169,7 +169,7 @@ class Buttons:
         if verdict == "FORBIDDEN":
             return press.say("not_asked")
         if verdict != "OK" or asked is None:
-            self._later(self.bot.edit_message_reply_markup(press.address.chat, press.message_id), "keyboard")
+            self._remove_keyboard(press)
             return press.say("question_closed")
         option = asked.options[int(number)]
         chosen = press.say(option) if asked.style == "confirm" else option
@@ -184,7 +184,7 @@ class Buttons:
         bus, turn = self.front.bus, press.argument
         if await asker_of(bus, press.conversation, turn) is None:
             if not await self._shows(press):  # a message that was left behind
-                self._later(self.bot.edit_message_reply_markup(press.address.chat, press.message_id), "keyboard")
+                self._remove_keyboard(press)
             return press.say("nothing_to_stop")
         if not await self._may_end(press):
             return press.say("not_yours")
@@ -328,6 +328,10 @@ class Buttons:
         """Whether the message shows the turn that the button names."""
         shown = await self.placeholders.turn_of(press.conversation, str(press.message_id))
         return shown == press.argument
+
+    def _remove_keyboard(self, press: ButtonPress) -> None:
+        chat = self.chats.current(press.address.chat)
+        self._later(self.bot.edit_message_reply_markup(chat, press.message_id), "keyboard")
 
     def _later(self, work: Coroutine[Any, Any, object], what: str) -> None:
         self._tasks.start(_logged(work), f"rolecall telegram {what}")

@@ -89,7 +89,6 @@ class Receiver:
     """Receives updates: those of one chat in order, those of different chats in parallel."""
 
     front: Front
-    me: User
     media: Media
     access: Access
     commands: Commands
@@ -103,6 +102,11 @@ class Receiver:
     _releases: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
     set_aside: int = 0
     """How many updates this process has given up on."""
+
+    @property
+    def me(self) -> User:
+        """The bot, as it is called now."""
+        return self.buttons.bot.bot
 
     @property
     def admins(self) -> Admins:

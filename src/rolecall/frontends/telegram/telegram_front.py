@@ -47,6 +47,7 @@ DRAIN_SECONDS = 5.0
 PRIVACY = "; in groups it sees commands, mentions and replies to it alone (/setprivacy at @BotFather)"
 POLL_SECONDS = 0.05
 RESUME_SECONDS = 0.25
+NAME_SECONDS = 300.0
 WATCH_SECONDS = 2.0
 """How often a process looks which bot is served, and how many processes deliver."""
 
@@ -222,7 +223,19 @@ class TelegramFront:
         """Receive updates until cancelled. Raises what Updates.run raises."""
         reception = service.reception(self.tell, self.watchdog_seconds)
         await self._greet(reception.access)
-        await reception.run()
+        renaming = asyncio.create_task(self._follow_renames(), name="rolecall telegram name")
+        try:
+            await reception.run()
+        finally:
+            await cancel_and_wait(renaming)
+
+    async def _follow_renames(self) -> None:
+        """Ask Telegram every NAME_SECONDS what the bot is called, until cancelled: groups and links name it."""
+        while True:
+            await asyncio.sleep(NAME_SECONDS)
+            with suppress(TelegramError, ServerError):
+                user = await self.bot.get_me()
+                await note_bot(self.session.bus, self.name, user.id, user.username or "")
 
     async def _greet(self, access: Access) -> None:
         user = self.bot.bot
@@ -339,7 +352,7 @@ class Reception:
         )
         media = Media(bot, service.blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
         self.receiver = Receiver(
-            front, bot.bot, media, self.access, self.commands, self.buttons, chats, progress,
+            front, media, self.access, self.commands, self.buttons, chats, progress,
             keywords=_listed(settings.telegram_keywords),
         )  # fmt: skip
         self.updates = Updates(bot, self.receiver.receive, settings, tell, watchdog_seconds)
