@@ -92,18 +92,18 @@ async def test_what_a_tool_refuses_is_told_to_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "why"),
+    ("command", "seconds", "why"),
     [
-        (("/no/such/program",), "No such file"),
-        (("false",), "Connection closed"),
-        (("cat",), "is unavailable"),
-        (("sleep", "60"), "no answer within 0.3 s"),
+        (("/no/such/program",), 10, "No such file"),
+        (("false",), 10, "Connection closed"),
+        (("cat",), 0.3, "is unavailable"),
+        (("sleep", "60"), 0.3, "no answer within 0.3 s"),
     ],
 )
 async def test_a_command_that_is_no_tool_server_is_a_clear_error(
-    tmp_path: Path, command: tuple[str, ...], why: str
+    tmp_path: Path, command: tuple[str, ...], seconds: float, why: str
 ) -> None:
-    async with connected(tmp_path, ToolServer(command=command, seconds=0.3)) as call:
+    async with connected(tmp_path, ToolServer(command=command, seconds=seconds)) as call:
         with pytest.raises(ToolError, match=why):
             await call("anything")
 
