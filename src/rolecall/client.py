@@ -112,6 +112,8 @@ class Assistant:
         user: str = "",
         payload: Mapping[str, Any] | None = None,
         idempotency: str | None = None,
+        priority: int | None = None,
+        language: str = "",
         timeout: float | None = None,
         on_event: Told | None = None,
     ) -> Reply:
@@ -126,7 +128,7 @@ class Assistant:
         sending = asyncio.create_task(
             self.send(
                 text, conversation=conversation, role=role, model=model, user=user, payload=payload,
-                idempotency=idempotency,
+                idempotency=idempotency, priority=priority, language=language,
             ),
             name="rolecall send",
         )  # fmt: skip

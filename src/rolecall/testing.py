@@ -1,7 +1,7 @@
-"""For tests of one's own agents: a whole turn through the real bus scripts, without a server.
+"""Test your agents: a whole turn through the real bus scripts, without a server.
 
-``run_turn`` runs on fakeredis (extra ``testing``); what blocks on a server is left out, everything else is the real
-thing: admission, routing, settling, history, preferences.
+``run_turn`` runs on fakeredis (extra ``testing``). Nothing blocks on a server; everything else is real: admission,
+routing, settling, history, preferences.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ MAX_STEPS = 200
 
 
 class FakeModel:
-    """A model that answers with ``answers`` in turn, the last one again and again; ``requests`` holds what it was
-    asked. An answer that is an exception is raised; one that is a ``tool_call``, or a tuple of such and of texts, calls
+    """A model that answers with ``answers`` in turn and repeats the last one; ``requests`` holds what it was asked. An
+    answer that is an exception is raised; one that is a ``tool_call``, or a tuple of tool calls and texts, calls
     tools."""
 
     def __init__(
@@ -126,8 +126,8 @@ class FakeServer:
 
 @dataclass(frozen=True)
 class Turn:
-    """What became of a turn: its answer, the roles it passed in order, and what is remembered afterwards. ``reason`` is
-    why a turn was given up, as operators read it."""
+    """The outcome of a turn: its answer, the roles that handled it in order (``trace``), and what is remembered
+    afterwards. ``reason`` is why a turn was given up, as operators read it."""
 
     kind: str
     text: str
@@ -157,15 +157,15 @@ async def run_turn(
     """Send ``text`` through ``roles`` until it is answered.
 
     Every role that has models gets ``model`` (a FakeModel by default). ``preferences`` and ``history`` (pairs of
-    "user" or "assistant" and a text) are what the conversation remembers beforehand; ``payload`` joins the text's;
-    ``tools`` are functions in place of the tool servers, by the server's name.
-    ``prompts`` stand in for the application's own, which are those in agents/prompts beside or above the roles'
-    modules; ``images`` and ``documents`` (texts by name) come with the text. Raises RolecallError when no role answers
-    within 200 steps.
+    "user" or "assistant" and a text) are what the conversation remembers beforehand; ``payload`` is added to that of
+    the text; ``tools`` are functions in place of the tool servers, by the server's name. ``prompts`` replace those of
+    the application, which are in agents/prompts beside or above the roles' modules; ``images`` and ``documents`` (texts
+    by name) come with the text. ``control`` sends it as a command such as ``/help``, which runs outside the
+    conversation's order. Raises RolecallError when no role answers within 200 steps.
 
-    Time passes at once: nothing waits for ``ctx.sleep``, and calls between roles run like all else. ``answers`` are
-    what the user answers to ``ctx.confirm`` and ``ctx.choose``, one after the other: a truth, an option or its number.
-    When there are no more, the time of the question is over and its default counts.
+    Nothing waits for ``ctx.sleep``, and calls between roles run like everything else. ``answers`` are what the user
+    answers to ``ctx.confirm`` and ``ctx.choose``, one after the other: True or False, an option or its number. When
+    they are used up, a question times out and its default counts.
     """
     roles = (roles if isinstance(roles, Config) else Config(roles=tuple(roles))).roles
     first = CONTROL_ROLE if control else FIRST_ROLE

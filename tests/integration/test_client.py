@@ -63,6 +63,12 @@ async def test_a_program_asks_and_reads_the_reply(assistant: Assistant) -> None:
     assert reply.payload["mood"] == "good"
 
 
+async def test_a_question_has_a_priority_and_a_language_as_a_message_that_is_sent(assistant: Assistant) -> None:
+    assert (await assistant.ask("Ann", priority=90, language="de")).text == "Hello, Ann!"
+    with pytest.raises(TypeError, match="priority is of type str: expected an integer from 0 to 100"):
+        await assistant.ask("Ann", priority="high")  # type: ignore[arg-type]
+
+
 async def test_without_a_conversation_every_message_starts_one(assistant: Assistant) -> None:
     first, second = await asyncio.gather(assistant.ask("a"), assistant.ask("b"))
     assert first.conversation != second.conversation

@@ -16,7 +16,7 @@ class Agent:
 
     role: ClassVar[str] = "agent"
     languages: ClassVar[Mapping[str, Language]] = {}
-    """The languages that front ends offer for the preference ``lang``, by code, if this agent minds it."""
+    """The languages that front ends offer for the preference ``lang``, by code, if this agent follows it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

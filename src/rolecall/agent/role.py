@@ -20,8 +20,9 @@ MAX_INSTANCES = 1024
 @dataclass(frozen=True)
 class Role:
     """One role of a deployment: its agent class, the number of instances per worker process, its models in fallback
-    order, and the prefix of the messages that the manager sends it (``match="/weather"``). The model ``"auto"`` stands
-    for GEN_MODEL, else for the best model of each provider whose key is set and then the tiny local one."""
+    order, and the prefix of the messages that the manager sends it (``match="/weather"``). With ``instances="auto"``
+    the number follows the slots of its model servers. The model ``"auto"`` stands for GEN_MODEL, else for the best
+    model of each provider whose key is set and then the tiny local one."""
 
     agent: type[Agent]
     instances: Instances = 1
