@@ -21,6 +21,7 @@ from telegram import User as TelegramUser
 
 from rolecall import Agent, Context, Envelope, Language, Role
 from rolecall.agent.memory import Memory
+from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import TRIES
 from rolecall.frontends.telegram.bot import open_bot
@@ -224,6 +225,23 @@ async def test_a_press_of_stop_that_comes_too_late_is_answered_kindly(tmp_path: 
         assert sorted([await stage.popped(first), await stage.popped(second)]) == [
             "Stopped.", "There is nothing to stop.",
         ]  # fmt: skip
+
+
+async def test_a_message_that_its_blocked_user_never_saw_finished_loses_its_dead_button(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ben, bus = stage.api.user(BEN), stage.app.session.bus
+        ben.write("long question")
+        left = await stage.until(BEN, "half an answer")
+        ben.block()
+        await stage.app.front.stop(f"telegram:{BEN}")
+
+        async def given_up() -> bool:
+            return not await Placeholders(bus).turn_of(f"telegram:{BEN}", str(left.id))
+
+        await stage.api.wait_for(given_up, what="the answer is given up")
+        ben.unblock()
+        assert await stage.toast(ben, left, data_of(left, "⏹ Stop")) == say("en", "nothing_to_stop")
+        await stage.api.wait_for(lambda: not left.buttons, what="the button goes")
 
 
 async def test_what_an_agent_asks_in_a_group_replies_to_the_question(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class Deliverer:
             return await self._give_up_hopeless(entry, address, record)
         self._failing.pop((entry.shard, entry.id), None)
         if outcome != "OK":
+            await self.turn_messages.abandon(address, turn)
             return await self._settle(entry, record, self.chats.reason(address) or "its message keeps disappearing")
         await self.progress.ended(entry.conversation, turn)
         await delivery.remove_further()

@@ -142,6 +142,11 @@ class TurnMessages:
         """Forget a message that is gone, if it still is the one that shows the part."""
         await self.placeholders.forget(address.conversation, turn, str(message_id), name)
 
+    async def abandon(self, address: Address, turn: str) -> None:
+        """Forget the messages of a turn that is not delivered: they show nothing that their buttons could concern."""
+        for name, message_id in (await self.of(address.conversation, turn)).messages.items():
+            await self.forget(address, turn, message_id, name)
+
     async def clear(self, address: Address, turn: str, record: TurnRecord) -> None:
         """Start to search for the duplicates of the intents in ``record`` whose part has a message."""
         for name in record.intents:
