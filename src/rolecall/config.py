@@ -441,14 +441,17 @@ def _expected(field: FieldInfo) -> str:
         return " or ".join(choices)
     if bool in _types(field):
         return "true or false"
-    words = ("gt", "ge", "le")
+    words = ("gt", "ge", "le", "max_length")
     limits = {word: getattr(rule, word) for rule in field.metadata for word in words if hasattr(rule, word)}
     kind = "an integer" if int in _types(field) else "a number" if float in _types(field) else "text"
     if field.examples:
         return f"{kind} such as {field.examples[0]}"
+    most = limits.get("le")
     if "gt" in limits:
-        return f"{kind} over {limits['gt']} and up to {limits['le']}"
-    return f"{kind} from {limits['ge']} to {limits['le']}" if "ge" in limits else kind
+        return f"{kind} over {limits['gt']}{'' if most is None else f' and up to {most}'}"
+    if "ge" in limits:
+        return f"{kind} of {limits['ge']} or more" if most is None else f"{kind} from {limits['ge']} to {most}"
+    return f"{kind} of up to {limits['max_length']} characters" if "max_length" in limits else kind
 
 
 def _types(field: FieldInfo) -> tuple[Any, ...]:

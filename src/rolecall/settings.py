@@ -158,7 +158,8 @@ class ModelSettings(BaseModel, defer_build=True):
         None, pattern=r"^\S+@(openai|test)$", examples=["whisper-1@openai"],
         description="model that transcribes voice messages",
     )  # fmt: skip
-    embedding_model: str | None = Field(None, pattern=r"^\S+@\S+$", description="model of vectors; by key if unset")
+    embedding_model: str | None = Field(None, pattern=r"^\S+@\S+$", examples=["text-embedding-3-small@openai"],
+                                        description="model of vectors; by key if unset")  # fmt: skip
     echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos")
     echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test; for tests and demos")
     tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model must answer")

@@ -15,6 +15,7 @@ import pytest
 from rolecall import Agent, Config, Role
 from rolecall.config import Application, application_directory, load
 from rolecall.errors import ConfigError
+from rolecall.models.vectors import EXAMPLE
 from rolecall.session import configured_url, connections_needed, open_session
 from rolecall.settings import Settings, time_zone
 from tests.applications import AGENTS, CONFIG, clean_environment, make_application, own_modules
@@ -228,12 +229,24 @@ def test_the_directory_is_the_one_given_else_rolecall_app_else_here(
         ("TOTAL_INSTANCES=2", "3 instances are configured, more than TOTAL_INSTANCES=2"),
         ("GEN_MODEL=gpt", "GEN_MODEL=gpt is invalid: expected name@provider, such as smollm2@local"),
         ("KEY_PREFIX=a}b", "KEY_PREFIX=a}b from .env is invalid: expected text such as staging"),
+        ("USER_TOKENS_PER_DAY=0", "USER_TOKENS_PER_DAY=0 from .env is invalid: expected an integer of 1 or more"),
+        ("COST_PER_DAY=-1", "COST_PER_DAY=-1 from .env is invalid: expected a number over 0"),
+        ("EMBEDDING_MODEL=ada", f"EMBEDDING_MODEL=ada from .env is invalid: expected text such as {EXAMPLE}"),
+        ("APP_NAME=" + "x" * 101, f"APP_NAME={'x' * 101} from .env is invalid: expected text of up to 100 characters"),
         ("TELEGRAM_DRAFTS=maybe", "TELEGRAM_DRAFTS=maybe from .env is invalid: expected true or false"),
         ("LEASE_SECONDS=0.9", "HEARTBEAT_SECONDS=0.5 must be at most half of LEASE_SECONDS=0.9"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_is_allowed(tmp_path: Path, line: str, said: str) -> None:
     assert refusal(tmp_path, line + "\n") == said
+
+
+def test_whatever_the_setting_a_bad_value_is_refused_with_what_its_rules_expect() -> None:
+    for name, field in Settings.model_fields.items():
+        with pytest.raises(ConfigError, match=f"{name.upper()}=.* is invalid: expected ") as caught:
+            Config(roles=(), **{name: object()})
+        ruled = any(hasattr(rule, word) for rule in field.metadata for word in ("pattern", "max_length", "ge", "gt"))
+        assert not (ruled and str(caught.value).endswith("expected text")), name
 
 
 def test_the_pattern_of_a_setting_is_about_its_whole_value() -> None:

@@ -178,7 +178,7 @@ async def clean(app_dir: Path | None, console: Console) -> int:
             print_table(console, ("pid", "memory", "up", "command"), rows, right=(0, 1, 2))
         ended = await asyncio.gather(*(_ended(one) for one in strays))
         print_lines(console, [f"{one.model}: pid {one.pid} was gone, forgotten" for one in dead])
-        print_lines(console, ended or ["no strays"])
+        print_lines(console, ended or ["There are no orphaned processes."])
     return 0 if all(line.endswith("ended") for line in ended) else 1
 
 
