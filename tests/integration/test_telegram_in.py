@@ -246,6 +246,24 @@ async def test_too_many_messages_in_a_minute_are_refused_once_and_cost_nothing(
         assert sum("too fast" in text for text in answers(api)) == 1
 
 
+async def test_what_belongs_to_a_message_that_came_too_fast_is_not_answered_either(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    async with at_work(api, tmp_path, gate, telegram_per_minute=1) as (way, _), way.polling():
+        ann = api.user(ANN)
+        ann.write("one")
+        await api.wait_for(lambda: not api.world.updates.waiting)
+        for number, caption in enumerate(("which?", "", "")):
+            ann.send_photo(PNG + bytes([number]), caption=caption, media_group_id="a3")
+        for piece in ("a" * 4096, "and that is all"):
+            ann.write(piece)
+        api.user(8).write("behind them")
+        assert await way.answer("telegram:8", 1) == "behind them"
+        await api.wait_for(lambda: not api.world.updates.waiting)
+        assert await way.turns(HERE) == 1
+        assert sum("too fast" in text for text in answers(api)) == 1
+
+
 async def test_an_edit_that_asks_again_counts_as_a_message(
     api: TelegramApi, tmp_path: Path, gate: asyncio.Event
 ) -> None:
@@ -286,6 +304,17 @@ async def test_of_an_album_in_a_group_all_pictures_count_wherever_its_caption_st
     for number, caption in enumerate(("", "look", "@rolecall_bot which?", "")):
         ann.send_photo(PNG + bytes([number]), caption=caption, media_group_id="a2", chat=GROUP)
     assert await way.answer(f"telegram:{GROUP}", 1) == "Ann: look\nAnn: which?|image|image|image|image"
+
+
+async def test_a_caption_under_a_document_that_cannot_be_read_asks_about_the_others_of_the_album(
+    api: TelegramApi, way: WayIn
+) -> None:
+    for number, (name, caption) in enumerate((("a.txt", ""), ("b.txt", ""), ("c.zip", "compare them"))):
+        api.user(ANN).send_document(b"%d" % number, name=name, mime_type="x/y", caption=caption, media_group_id="a4")
+    answer = await way.answer(HERE, 1)
+    assert answer.endswith("compare them") and "a.txt" in answer and "b.txt" in answer
+    assert say("en", "file_unknown", name="c.zip") in answers(api)
+    assert await way.turns(HERE) == 1
 
 
 async def test_of_a_paste_that_is_too_long_model_and_user_know_that_the_end_is_missing(

@@ -118,9 +118,10 @@ class MessageGroups:
         return group.name in self._arriving
 
     def overflow(self, group: MessageGroup) -> None:
-        """A message of ``group`` was one too many for its turn."""
-        self._full[group.name] = None
-        _forget_oldest(self._full)
+        """A message of ``group`` was one too many, for its turn or for its user's limit."""
+        if group.name:
+            self._full[group.name] = None
+            _forget_oldest(self._full)
 
     def is_full(self, group: MessageGroup) -> bool:
         """Whether the turn of ``group`` lacks a message, so that later ones would leave a gap."""

@@ -248,7 +248,7 @@ class Receiver:
             return await self._refuse_stranger(incoming, status)
         command = find_command(incoming.text)
         if not (command or incoming.version or group.further) and await self._is_too_fast(incoming, status):
-            return
+            return self.groups.overflow(group)
         fetched = await self.media.fetch(incoming) if incoming.files else FetchedFiles()
         await ticket.wait()
         if fetched.problems:
@@ -256,7 +256,7 @@ class Receiver:
             await self._say(incoming, "\n".join(told))
         if command is not None:
             await self._command(incoming, command, status)
-        elif not fetched.missing:  # without its file, it would be another question
+        elif not fetched.missing or incoming.album:  # without its only file, it would be another question
             await self._ask(incoming, group, status, fetched)
 
     async def _ask(self, incoming: Incoming, group: MessageGroup, status: UserStatus, fetched: FetchedFiles) -> None:
