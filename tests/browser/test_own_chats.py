@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, FilePayload, Page, Route, expect
 
 from rolecall.agent.role import Role
 from tests.browser.stage import ROLES, Stage, TranslationAgent, staged
 from tests.browser.test_chat import say
+from tests.unit.test_telegram_documents import pdf
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -115,32 +116,34 @@ async def test_pictures_and_files_are_attached_by_button_paste_and_drop(page: Pa
     await page.goto("/")
     async with page.expect_file_chooser() as chooser:
         await page.get_by_role("button", name="Attach pictures or files").click()
-    await (await chooser.value).set_files({"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL})
+    dot: FilePayload = {"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL}
+    report: FilePayload = {"name": "report.pdf", "mimeType": "application/pdf", "buffer": pdf("what a heron eats")}
+    await (await chooser.value).set_files([dot, report])
     await expect(page.locator(".box .attached img")).to_have_count(1)
     await page.evaluate("""([data]) => {
       const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
-      const send = (target, type, name, kind, field) => {
+      const send = (target, type, name, kind, field, content = bytes) => {
         const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], name, { type: kind }));
+        transfer.items.add(new File([content], name, { type: kind }));
         const event = new Event(type, { bubbles: true, cancelable: true });
         Object.defineProperty(event, field, { value: transfer });
         target.dispatchEvent(event);
       };
       const box = document.querySelector("[data-message]");
       send(box, "paste", "pasted.png", "image/png", "clipboardData");
-      send(box, "drop", "notes.md", "", "dataTransfer");
+      send(box, "drop", "notes.md", "", "dataTransfer", "# Notes");
       send(box, "drop", "program.exe", "application/octet-stream", "dataTransfer");
     }""", [base64.b64encode(PIXEL).decode()])  # fmt: skip
-    await expect(page.locator(".box .attached li")).to_have_count(3)
+    await expect(page.locator(".box .attached li")).to_have_count(4)
     await expect(page.locator("[data-notice]")).to_contain_text("program.exe is neither")
     await page.get_by_role("button", name="Remove pasted.png").click()
     await ask(page, "what is this?")
     await expect(page.locator(".said-row .attached img")).to_have_count(1)
-    await expect(page.locator(".said-row .attached .file")).to_have_text("notes.md")
+    await expect(page.locator(".said-row .attached .file")).to_have_text(["report.pdf", "notes.md"])
     await page.reload()
     picture = page.locator(".said-row .attached img")
     await expect(picture).to_have_js_property("naturalWidth", 1)
-    await expect(page.locator(".said-row .attached .file")).to_have_text("notes.md")
+    await expect(page.locator(".said-row .attached .file")).to_have_text(["report.pdf", "notes.md"])
     await page.get_by_role("button", name="Answer again").click()
     await answered(page, "what is this?")
     await page.reload()

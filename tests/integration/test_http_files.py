@@ -45,7 +45,7 @@ class TellAgent(Agent):
     """Tells what it was given."""
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
-        told = {"text": envelope.text, "images": len(await ctx.images(envelope))}
+        told = {"text": await ctx.question(envelope), "images": len(await ctx.images(envelope))}
         return envelope.reply(json.dumps(told), remember=False)
 
 
@@ -243,7 +243,7 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize(("name", "kind", "data"), DOCUMENTS, ids=[document[0] for document in DOCUMENTS])
 async def test_documents_are_read_wherever_they_come_from(
-    client: openai.AsyncOpenAI, name: str, kind: str, data: bytes
+    client: openai.AsyncOpenAI, plain: httpx2.AsyncClient, name: str, kind: str, data: bytes
 ) -> None:
     url = f"data:{kind};base64,{b64encode(data).decode()}"
     file = await client.files.create(file=(name, data), purpose="user_data")
@@ -256,6 +256,26 @@ async def test_documents_are_read_wherever_they_come_from(
         answer = await client.responses.create(model="tell", input=[{"role": "user", "content": parts}])
         assert json.loads(answer.output_text)["text"] == wanted
     await client.files.delete(file.id)
+    page = {"name": f"web-{name}", "role": "tell", "files": [{"name": name, "type": kind, "data": url}]}
+    task = (await plain.post("/chat/page", json=page)).json()
+    task = (await plain.get(f"/chat/task/{task['id']}?wait=20")).json()
+    assert json.loads(task["text"])["text"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (locked("secret", "x", "AES-128"), "has a password"),
+        (pdf("", stream="0 0 m S"), "no text in file 'a.pdf'"),
+        (b"%PDF-1.4 broken", "'a.pdf' (application/pdf) cannot be read"),
+    ],
+)
+async def test_a_document_of_the_page_that_cannot_be_read_is_one_clear_error(
+    plain: httpx2.AsyncClient, data: bytes, told: str
+) -> None:
+    file = {"name": "a.pdf", "type": "application/pdf", "data": b64encode(data).decode()}
+    answer = await plain.post("/chat/page", json={"name": "web-x", "text": "x", "files": [file]})
+    assert answer.status_code == 400 and told in answer.json()["detail"]
 
 
 async def test_what_is_too_much_or_wrong_is_one_clear_error_in_both_protocols(url: str) -> None:

@@ -252,7 +252,7 @@ async def test_a_conversation_is_changed_replaced_and_shared_by_its_owner_only(
     assert (await client.post("/web/chat/web-2", json={"shared": False})).json()["shared"] == ""
     assert (await client.get(f"{link}/thread")).status_code == 404
     bad = {"name": "web-2", "text": "x", "files": [{"name": "a.exe", "type": "application/x-dosexec", "data": "AAAA"}]}
-    assert (await client.post("/chat/page", json=bad)).status_code == 422
+    assert (await client.post("/chat/page", json=bad)).status_code == 400
     assert (await client.post("/chat/page", json={"name": "web-2", "text": " "})).status_code == 422
     assert (await client.delete("/web/chat/web-2")).status_code == 204
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import docx
@@ -13,8 +15,7 @@ import pytest
 from pypdf import PdfWriter
 
 from rolecall.bus.blobs import sound_type
-from rolecall.frontends.document_text import Locked
-from rolecall.frontends.documents import decode_text, shorten, text_of
+from rolecall.frontends.documents import UnreadableFile, decode_text, shorten, text_of
 
 
 def pdf(text: str, *, stream: str = "") -> bytes:
@@ -76,8 +77,10 @@ async def test_the_text_of_a_pdf_is_read() -> None:
 
 
 async def test_a_pdf_of_pictures_alone_has_no_text_and_a_broken_one_cannot_be_read() -> None:
-    assert await text_of(pdf("", stream="0 0 m 9 9 l S")) == ""
-    assert await text_of(b"%PDF-1.4 broken") is None
+    with pytest.raises(UnreadableFile, match="empty"):
+        await text_of(pdf("", stream="0 0 m 9 9 l S"))
+    with pytest.raises(UnreadableFile, match="unknown"):
+        await text_of(b"%PDF-1.4 broken")
 
 
 def locked(user: str, owner: str, algorithm: str) -> bytes:
@@ -91,7 +94,7 @@ def locked(user: str, owner: str, algorithm: str) -> bytes:
 @pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
 async def test_a_pdf_that_only_its_owner_may_change_is_read_and_one_with_a_password_is_said(algorithm: str) -> None:
     assert await text_of(locked("", "owner", algorithm)) == "Hello PDF"
-    with pytest.raises(Locked):
+    with pytest.raises(UnreadableFile, match="locked"):
         await text_of(locked("secret", "owner", algorithm))
 
 
@@ -129,13 +132,25 @@ async def test_the_slides_of_a_pptx_are_read_with_their_notes() -> None:
 
 
 async def test_an_office_document_with_a_password_is_said_and_another_archive_cannot_be_read() -> None:
-    with pytest.raises(Locked):
+    with pytest.raises(UnreadableFile, match="locked"):
         await text_of(b"\xd0\xcf\x11\xe0" + bytes(600) + "EncryptedPackage".encode("utf-16-le"))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("a.txt", "hello")
-    assert await text_of(packed.getvalue()) is None
-    assert await text_of(b"PK\x03\x04word/ broken") is None
+    for archived in (packed.getvalue(), b"PK\x03\x04word/ broken"):
+        with pytest.raises(UnreadableFile, match="unknown"):
+            await text_of(archived)
+
+
+async def test_a_document_whose_library_is_not_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    with pytest.raises(UnreadableFile, match="unread"):
+        await text_of(pdf("Hello PDF"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from rolecall.frontends.document_text import LOCKED, NO_LIBRARY, Locked
+from rolecall.frontends.document_text import LOCKED, NO_LIBRARY
 
 logger = logging.getLogger(__name__)
 DOCUMENT_SECONDS = 20
@@ -25,13 +25,24 @@ SHORT = 64
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
-async def text_of(data: bytes) -> str | None:
-    """The text of a file, by its content: empty if it contains none (a scan), None if it cannot be read. Raises
-    Locked."""
+class UnreadableFile(Exception):
+    """A file without a text that can be read. ``reason`` is ``locked`` (it needs a password), ``empty`` (a scan),
+    ``unread`` (the library that reads it is not installed) or ``unknown``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+async def text_of(data: bytes, characters: int = READ_CHARS) -> str:
+    """The text of a file, by its content, shortened to about ``characters``. Raises UnreadableFile."""
     kind = document_kind(data)
     if kind == "locked":
-        raise Locked
-    return await _document_text(data, kind) if kind else decode_text(data)
+        raise UnreadableFile("locked")
+    found = await _document_text(data, kind) if kind else decode_text(data)
+    if not found:
+        raise UnreadableFile("unknown" if found is None else "empty")
+    return shorten(found, characters)
 
 
 def document_kind(data: bytes) -> str:
@@ -97,9 +108,10 @@ async def _document_text(data: bytes, kind: str) -> str | None:
             process.kill()
             await process.wait()
     if process.returncode == LOCKED:
-        raise Locked
+        raise UnreadableFile("locked")
     if process.returncode == NO_LIBRARY:
         logger.warning("a %s was sent, but reading it needs an extra: pip install 'rolecall[documents]'", kind)
+        raise UnreadableFile("unread")
     return out.decode("utf-8", "replace").strip() if process.returncode == 0 else None
 
 

@@ -26,6 +26,7 @@ from rolecall.bus.envelope import MAX_TEXT_BYTES, check_conversation
 from rolecall.bus.schedule.schedules import unschedule_turn
 from rolecall.bus.turn import FIRST_ROLE
 from rolecall.errors import RolecallError
+from rolecall.frontends.documents import UnreadableFile, text_of
 from rolecall.frontends.front import Received
 from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.body import Upload
@@ -210,6 +211,16 @@ async def _stored(
     client = replace(client, before=before, after=after)
     found["request"] = await store_request(bus, conversation, client)  # type: ignore[assignment]
     return {name: value for name, value in found.items() if value}
+
+
+async def read_text(services: Services, data: bytes, name: str, kind: str, param: str) -> str:
+    """The text of the file ``name`` of the media type ``kind``. Raises Problem for one that cannot be read."""
+    try:
+        async with services.readers:
+            return await text_of(data, services.settings.document_chars)
+    except UnreadableFile as unreadable:
+        detail = text(f"file_{unreadable.reason}", name=repr(name[:100]), type=kind)
+        raise Problem(400, detail, "unsupported_file", param=param) from None
 
 
 async def store_pictures(

@@ -13,8 +13,7 @@ from telegram.error import BadRequest, Forbidden, NetworkError, TelegramError
 
 from rolecall.bus.blobs import UNHEARD, Blobs, image_type, sound_type
 from rolecall.errors import BlobTooLarge
-from rolecall.frontends.document_text import Locked
-from rolecall.frontends.documents import shorten, text_of
+from rolecall.frontends.documents import UnreadableFile, text_of
 from rolecall.frontends.telegram.bot import FloodWait
 from rolecall.frontends.telegram.message import Attachment, Incoming
 
@@ -129,14 +128,9 @@ class Media:
 
     async def _read(self, attached: Attachment, data: bytes) -> bytes:
         try:
-            text = await text_of(data)
-        except Locked:
-            raise UnusableFile("file_locked", name=attached.name) from None
-        if text is None:
-            raise UnusableFile("file_unknown", name=attached.name)
-        if not text:
-            raise UnusableFile("file_empty", name=attached.name)
-        return shorten(text, self.characters).encode("utf-8", "replace")
+            return (await text_of(data, self.characters)).encode("utf-8", "replace")
+        except UnreadableFile as unreadable:
+            raise UnusableFile(f"file_{unreadable.reason}", name=attached.name) from None
 
     def _too_large(self, attached: Attachment) -> UnusableFile:
         return UnusableFile("file_large", name=attached.name, megabytes=str(self.blobs.bus.settings.blob_megabytes))

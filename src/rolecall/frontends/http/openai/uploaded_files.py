@@ -17,13 +17,11 @@ from fastapi import APIRouter, File, Form, Path, Query, Response, UploadFile
 
 from rolecall.bus.blobs import Files, StoredFile, image_type
 from rolecall.bus.foreign_text import as_data
-from rolecall.frontends.document_text import Locked
-from rolecall.frontends.documents import shorten, text_of
 from rolecall.frontends.http.api_document import operation_id
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
-from rolecall.frontends.http.intake import PREFIX
+from rolecall.frontends.http.intake import PREFIX, read_text
 from rolecall.frontends.http.openai.completion_request import ChatMessage, ImageUrl
 from rolecall.frontends.http.openai.request_fields import FilePart
 from rolecall.frontends.http.openai.response_request import InputItem
@@ -147,21 +145,7 @@ async def placed(
         key = f"upload:{secrets.token_hex(16)}"
         uploads[key] = Upload(kind, io.BytesIO(data))
         return "", key
-    return as_data("document", await _text(services, data, name, kind, param), name=name), ""
-
-
-async def _text(services: Services, data: bytes, name: str, kind: str, param: str) -> str:
-    """The text of a document. Raises Problem for one that cannot be read."""
-    try:
-        async with services.readers:
-            found = await text_of(data)
-    except Locked:
-        raise Problem(400, text("locked_file", name=repr(name[:100])), "unsupported_file", param=param) from None
-    if found is None:
-        raise Problem(400, text("unsupported_file", type=kind), "unsupported_file", param=param)
-    if not found:
-        raise Problem(400, text("no_text_in_file", name=repr(name[:100])), "unsupported_file", param=param)
-    return shorten(found, services.settings.document_chars)
+    return as_data("document", await read_text(services, data, name, kind, param), name=name), ""
 
 
 def _decoded(url: str, name: str, param: str) -> tuple[str, bytes]:

@@ -9,6 +9,7 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -19,7 +20,7 @@ from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import history, prefer, preferences_of
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import Principal, User
-from rolecall.frontends.http.body import Uploads
+from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import (
     MAX_IMAGES,
     PREFIX,
@@ -27,6 +28,7 @@ from rolecall.frontends.http.intake import (
     ChatRequest,
     IdempotencyKey,
     conversation_of,
+    read_text,
     submit,
 )  # fmt: skip
 from rolecall.frontends.http.problems import Problem, bus_timeout, text
@@ -54,7 +56,7 @@ Name = Annotated[str, Path(max_length=200)]
 
 
 class PageFile(BaseModel):
-    """A file that comes with a message; ``data`` is base64."""
+    """A file that comes with a message; ``data`` is base64 or a data URL."""
 
     name: str = Field(max_length=200)
     type: str = Field(max_length=100)
@@ -101,7 +103,7 @@ async def send(
     """Take a message. Its path is that of large bodies."""
     conversation = conversation_of(who, body.name)
     images, files = await _kept(services, conversation, body.again) if body.again else ((), ())
-    added = [await _store(services, conversation, one) for one in body.files]
+    added = [await _store(services, conversation, one, uploads) for one in body.files]
     if not (body.text.strip() or body.images or images or files or added):
         raise Problem(422, text("no_text"), param="text")
     request = ChatRequest(
@@ -257,18 +259,28 @@ async def _kept(services: Services, conversation: str, turn: str) -> tuple[tuple
     return (), ()
 
 
-async def _store(services: Services, conversation: str, file: PageFile) -> dict[str, str]:
+async def _store(
+    services: Services, conversation: str, file: PageFile, uploads: Mapping[str, Upload]
+) -> dict[str, str]:
+    """Store a recording as it is, and of any other file its text."""
+    data, kind = await _data(file, uploads), file.type
+    if not kind.startswith("audio/"):
+        data = (await read_text(services, data, file.name, kind, "files")).encode("utf-8", "replace")
+        kind = "text/plain"
     try:
-        data = base64.b64decode(file.data, validate=True)
-    except (binascii.Error, ValueError):
-        raise Problem(422, text("bad_base64"), param="files") from None
-    if not file.type.startswith(("text/", "audio/")):
-        raise Problem(422, text("bad_file"), param="files")
-    try:
-        blob = await Blobs(services.bus).put(conversation, data, file.type)
+        blob = await Blobs(services.bus).put(conversation, data, kind)
     except RolecallError as error:
         raise Problem(413, f"{error}."[:1].upper() + f"{error}."[1:], param="files") from None
-    return {"blob": blob, "name": file.name, "type": file.type}
+    return {"blob": blob, "name": file.name, "type": kind}
+
+
+async def _data(file: PageFile, uploads: Mapping[str, Upload]) -> bytes:
+    if (upload := uploads.get(file.data)) is not None:
+        return await asyncio.to_thread(upload.read)
+    try:
+        return base64.b64decode(file.data.rpartition(",")[2], validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(422, text("bad_base64"), param="files") from None
 
 
 def _markdown(title: str, found: list[dict[str, Any]]) -> str:

@@ -4,6 +4,8 @@ import { all, find, make, notify, t } from "./dom.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 const TEXTS = /\.(txt|md|markdown|csv|tsv|json|ya?ml|toml|ini|cfg|log|xml|html?|css|m?[jt]sx?|py|rb|go|rs|java|kt|c|h|cc|cpp|cs|php|sh|sql|lua|r|swift|diff|patch|tex)$/i;
+const OFFICE = "application/vnd.openxmlformats-officedocument.";
+const DOCUMENTS = { pdf: "application/pdf", docx: `${OFFICE}wordprocessingml.document`, xlsx: `${OFFICE}spreadsheetml.sheet`, pptx: `${OFFICE}presentationml.presentation` };
 const MOST = { images: 16, files: 8 };
 const MOST_FILE = 11 * 1024 * 1024;
 
@@ -33,7 +35,7 @@ export const anything = () => attached.length > 0;
 
 export const bodyOf = (found) => ({
   images: found.filter((one) => one.kind === "images").map((one) => one.url),
-  files: found.filter((one) => one.kind === "files").map(({ name, type, url }) => ({ name, type, data: url.slice(url.indexOf(",") + 1) })),
+  files: found.filter((one) => one.kind === "files").map(({ name, type, url }) => ({ name, type, data: `data:${type};base64${url.slice(url.indexOf(","))}` })),
 });
 
 /** Pictures and names of files, as a list item each. */
@@ -48,6 +50,8 @@ function draw() {
 
 function kindOf(file) {
   if (PICTURES.includes(file.type)) return ["images", file.type];
+  const document = DOCUMENTS[file.name.split(".").pop().toLowerCase()];
+  if (document || Object.values(DOCUMENTS).includes(file.type)) return ["files", document ?? file.type];
   if (file.type.startsWith("audio/")) return ["files", file.type];
   if (file.type.startsWith("text/") || TEXTS.test(file.name)) return ["files", file.type.startsWith("text/") ? file.type : "text/plain"];
   return ["", ""];
@@ -63,7 +67,7 @@ const read = (file) => new Promise((done, failed) => {
 async function attach(files) {
   for (const file of files) {
     const [kind, type] = kindOf(file);
-    const most = kind === "files" ? Math.min(MOST_FILE, megabytes * 1024 * 1024) : megabytes * 1024 * 1024;
+    const most = Math.min(kind === "images" || Object.values(DOCUMENTS).includes(type) ? Infinity : MOST_FILE, megabytes * 1024 * 1024);
     if (!kind) notify(t("file_unknown", { name: file.name }), true);
     else if (file.size > most) notify(t("file_too_large", { name: file.name, limit: Math.floor(most / 1024 / 1024) }), true);
     else if (attached.filter((one) => one.kind === kind).length >= MOST[kind]) notify(t("too_many_files"), true);
