@@ -346,7 +346,7 @@ async def test_a_question_has_one_open_offer_which_answers_its_newest_words(
         api.user(ANN).edit(message, text)
     await quiet(api, way)
     offers = [one for one in api.chat(ANN).answers if one.text == say("en", "edited")]
-    assert len(offers) == 1
+    assert [one.reply_to for one in offers] == [message]
     api.user(ANN).press(offers[0], offers[0].buttons[0]["callback_data"])
     assert await way.answer(HERE, 2) == "three"
     api.user(ANN).edit(message, "four")

@@ -108,17 +108,19 @@ class Deliverer:
 
     async def _reply(self, entry: OutboxEntry, address: Address, payload: Mapping[str, Any]) -> bool:
         """Deliver what the front end itself says, or what an agent asks. The messages are sent as they are; a duplicate
-        whose sending could not be confirmed is found and deleted. Quoting, each replies to the one before it."""
+        whose sending could not be confirmed is found and deleted. Quoting, each replies to the one before it. In a
+        private chat, what the front end says quotes its message if others stand between."""
         turn = f"{REPLY}{entry.id}"
         question, quote, rows = int(payload.get("question") or 0), bool(payload.get("quote")), payload.get("buttons")
         keyboard = Keyboard.de_json({"inline_keyboard": rows}, None) if rows else None
         parts, before = plain(str(payload.get("text", ""))), question
+        apart = entry.kind == "reply" and self.chats.newest(address) > question
         for number, part in enumerate(parts):
             if not self.outbox.holds(entry.conversation):
                 return False
             sent = await self.turn_messages.create(
                 address, turn, part, name=str(number), after=question, priority=ANSWER,
-                reply_to=before if quote and before else None,
+                reply_to=before if before and (quote or (apart and not number)) else None,
                 keyboard=keyboard if number == len(parts) - 1 else None,
             )  # fmt: skip
             if isinstance(sent, Unreachable):
