@@ -43,6 +43,7 @@ LOOKS_SECRET = re.compile(
 """What is a secret by its looks, whoever it belongs to."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 TARGET = r"\s*(?:directory|stdout|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\s,]*)?)\s*"
+ORIGIN = r"\s*(?:[a-z][a-z0-9+.-]*://[^\s/,]+|null)\s*"
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
 
@@ -193,16 +194,13 @@ class FrontendSettings(BaseModel, defer_build=True):
 
     telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")
     telegram_api_url: str = Field("https://api.telegram.org", description="URL of the Bot API server")
-    telegram_invite_code: SecretStr | None = Field(
-        None, description="reusable invite code for Telegram that makes its user a guest"
-    )
+    telegram_invite_code: SecretStr | None = Field(None, description="reusable invite code that makes its user a guest")
     telegram_allowed: str = Field(
         "", pattern=LISTED, examples=["11223344,-1001234567890"],
         description="Telegram IDs of users and groups that may use the bot, comma-separated; * is everyone, as guests",
     )  # fmt: skip
-    telegram_admins: str = Field(
-        "", pattern=LISTED, examples=["11223344"], description="Telegram IDs of the bot's admins, comma-separated"
-    )
+    telegram_admins: str = Field("", pattern=LISTED, examples=["11223344"],
+                                 description="Telegram IDs of the bot's admins, comma-separated")  # fmt: skip
     telegram_drafts: bool = Field(False, description="show streaming answers as drafts in private chats")
     telegram_edit_seconds: float = Field(1.2, ge=0, le=60, description="seconds between two edits in a chat")
     telegram_ring_seconds: float = Field(
@@ -239,7 +237,8 @@ class FrontendSettings(BaseModel, defer_build=True):
         description="an operator's API key, in addition to those of `rolecall key new`",
     )  # fmt: skip
     http_hosts: str = Field("", description="host names of the HTTP server in addition to its address, comma-separated")
-    http_origins: str = Field("", description="origins of other web pages that may use the HTTP API, comma-separated")
+    http_origins: str = Field("", pattern=rf"^({ORIGIN}(,{ORIGIN})*)?,?\s*$", examples=["https://app.example.org"],
+                              description="origins of pages that may use the HTTP API, comma-separated")  # fmt: skip
     http_requests: int = Field(512, ge=1, le=100_000, description="concurrent HTTP requests per key and process")
     http_streams: int = Field(256, ge=1, le=100_000, description="open streams per key and process")
     http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests per key and minute")
