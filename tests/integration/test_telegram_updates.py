@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import Wakeups
@@ -296,6 +297,8 @@ async def test_each_edit_interrupts_and_keeps_what_came_with_the_message(
         await wait_until(lambda: is_running(way, "5"))
         gate.set()
         assert await way.answer(HERE, 5) == "five|image|image"
+        past = [(one.turn, one.role) for one in await Memory(way.bus, HERE).entries()]
+        assert past == [("3", "user"), ("5", "user"), ("5", "assistant")]
         assert say("en", "edited") not in answers(api)
 
 

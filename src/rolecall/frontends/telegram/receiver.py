@@ -18,7 +18,7 @@ from rolecall.bus.admission import Mode, answered_without_turn, edit_message, ma
 from rolecall.bus.bus import count_soon
 from rolecall.bus.cancel import stop_turns_of, withdraw_message
 from rolecall.bus.commands import COMMANDS, Command, find_command
-from rolecall.bus.conversation import preference, running_turn
+from rolecall.bus.conversation import forget_turn, preference, running_turn
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.maintenance import promote
@@ -32,6 +32,7 @@ from rolecall.bus.questions import (
     only_message,
     question_of,
 )
+from rolecall.bus.schedule.schedules import unschedule_turn
 from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram import buttons
@@ -77,11 +78,12 @@ RECENT_SECONDS = 600
 
 class Again(NamedTuple):
     """What an edited message asks as a turn of its own, and the key to admit that under. ``message`` is the key of the
-    message, if later edits of it concern that turn."""
+    message, if later edits of it concern that turn; ``turn`` asked it before and is forgotten."""
 
     payload: Mapping[str, Any]
     key: str
     message: str = ""
+    turn: str = ""
 
 
 @dataclass
@@ -320,20 +322,20 @@ class Receiver:
             return await self._admit(incoming, group, status, payload, incoming.idempotency)
         again = await self._edit(incoming, payload, status)
         if again is not None and not await self._is_too_fast(incoming, status):
-            await self._admit(incoming, MessageGroup(), status, again.payload, again.key, message=again.message)
+            await self._admit(incoming, MessageGroup(), status, again.payload, again.key, again)
 
     async def _admit(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str,
-        *, message: str = "",
+        again: Again | None = None,
     ) -> None:  # fmt: skip
-        """Admit ``payload`` as a turn, or tell why not. ``message`` is the key of a message that it asks again, whose
-        edits concern the new turn from now on."""
+        """Admit ``payload`` as a turn, or tell why not."""
+        message, before = (again.message, again.turn) if again else ("", "")
         if self.groups.is_full(group):
             return
         conversation, mode = incoming.address.conversation, await self._mode(incoming.address)
         offer = partial(
             self.front.receive, conversation, payload=payload, principal=incoming.principal, title=incoming.title,
-            group=group.name, meta=_meta(incoming, status),
+            group=group.name, meta={**_meta(incoming, status), **({"again": before} if before else {})},
         )  # fmt: skip
         text = str(payload.get("text", ""))
         received = await offer(text, idempotency=idempotency, mode=mode, hold=group.hold)
@@ -347,6 +349,9 @@ class Receiver:
             await keep_question(self.front.bus, conversation, received.turn, message or idempotency, payload)
             if message:
                 await move_message(self.front.bus, conversation, message, idempotency, version=incoming.version)
+            if before:
+                await forget_turn(self.front.bus, conversation, before)
+                await unschedule_turn(self.front.bus, conversation, before, instance=self.front.instance)
             if group.patience:
                 self._releases.start(self._release(received, group), "release of a held turn")
         await self._show(incoming, received)
@@ -450,7 +455,7 @@ class Receiver:
         otherwise offer that."""
         asked = (self.front.bus, incoming.address.conversation, turn)
         if running and await self._mode(incoming.address) == "interrupt":
-            return Again(await question_of(*asked) or payload, incoming.edition, await only_message(*asked))
+            return Again(await question_of(*asked) or payload, incoming.edition, await only_message(*asked), turn)
         if await offer_once(*asked, str(incoming.version)):
             await self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
         return None
