@@ -20,7 +20,7 @@ from rolecall.session import configured_url, connections_needed, open_session
 from rolecall.settings import Settings, time_zone
 from tests.applications import AGENTS, CONFIG, clean_environment, make_application, own_modules
 
-ORIGIN = "https://app.example.org"
+HOST, ORIGIN = "chat.example.org", "https://app.example.org"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -234,6 +234,8 @@ def test_the_directory_is_the_one_given_else_rolecall_app_else_here(
         ("COST_PER_DAY=-1", "COST_PER_DAY=-1 from .env is invalid: expected a number over 0"),
         ("EMBEDDING_MODEL=ada", f"EMBEDDING_MODEL=ada from .env is invalid: expected text such as {EXAMPLE}"),
         ("APP_NAME=" + "x" * 101, f"APP_NAME={'x' * 101} from .env is invalid: expected text of up to 100 characters"),
+        ("HTTP_HOSTS=https://a.b", "HTTP_HOSTS=https://a.b from .env is invalid: expected text such as " + HOST),
+        ("HTTP_HOSTS=a.b:80", "HTTP_HOSTS=a.b:80 from .env is invalid: expected text such as " + HOST),
         ("HTTP_ORIGINS=a.example", "HTTP_ORIGINS=a.example from .env is invalid: expected text such as " + ORIGIN),
         ("HTTP_ORIGINS=http://a/", "HTTP_ORIGINS=http://a/ from .env is invalid: expected text such as " + ORIGIN),
         ("TELEGRAM_DRAFTS=maybe", "TELEGRAM_DRAFTS=maybe from .env is invalid: expected true or false"),
