@@ -44,7 +44,6 @@ LOOKS_SECRET = re.compile(
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 TARGET = r"\s*(?:directory|stdout|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\s,]*)?)\s*"
 HOST = r"\s*(?:\*|[^\s/:,]+|[0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*)\s*"
-"""The name or address of a host, or all of them."""
 ORIGIN = r"\s*(?:[a-z][a-z0-9+.-]*://[^\s/,]+|null)\s*"
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
@@ -61,9 +60,7 @@ class ServerSettings(BaseModel, defer_build=True):
     redis_db: int = Field(0, ge=0, le=1_000_000, description="database, used with REDIS_HOST")
     redis_username: str | None = Field(None, description="user name, used with REDIS_HOST")
     redis_password: SecretStr | None = Field(None, description="password, used with REDIS_HOST")
-    redis_max_connections: int = Field(
-        64, ge=4, le=100_000, description="maximum number of connections of each process"
-    )
+    redis_max_connections: int = Field(64, ge=4, le=100_000, description="most connections of each process")
     redis_socket_timeout: Seconds = Field(5, description="timeout of a command in seconds")
     appendfsync: Literal["always", "everysec"] = Field("always", description="fsync policy of the bundled Valkey")
     key_prefix: str = Field(
@@ -238,10 +235,8 @@ class FrontendSettings(BaseModel, defer_build=True):
         None, min_length=22, examples=["22 random characters or more"],
         description="an operator's API key, in addition to those of `rolecall key new`",
     )  # fmt: skip
-    http_hosts: str = Field(
-        "", pattern=rf"^({HOST}(,{HOST})*)?,?\s*$", examples=["chat.example.org"],
-        description="host names of the HTTP server in addition to its address, comma-separated",
-    )  # fmt: skip
+    http_hosts: str = Field("", pattern=rf"^({HOST}(,{HOST})*)?,?\s*$", examples=["chat.example.org"],
+                            description="further host names of the HTTP server, comma-separated")  # fmt: skip
     http_origins: str = Field("", pattern=rf"^({ORIGIN}(,{ORIGIN})*)?,?\s*$", examples=["https://app.example.org"],
                               description="origins of pages that may use the HTTP API, comma-separated")  # fmt: skip
     http_requests: int = Field(512, ge=1, le=100_000, description="concurrent HTTP requests per key and process")
