@@ -151,6 +151,35 @@ async def test_a_tab_shows_what_was_said_in_another_one_once_it_is_looked_at(pag
     await expect(page.locator(".answer .body")).to_have_text(["first", "second"])
 
 
+async def test_two_windows_show_each_others_messages(page: Page) -> None:
+    other = await page.context.new_page()
+    for window in (page, other):
+        async with window.expect_response("**/chat/notices/*"):
+            await window.goto("/#web-windows")
+    await say(page, "from the one")
+    await expect(other.locator(".answer .body")).to_have_text(["from the one"])
+    await say(other, "slowly from the other")
+    await say(page, "and once more")
+    for window in (page, other):
+        await expect(window.locator(".said")).to_have_text(["from the one", "slowly from the other", "and once more"])
+        await expect(window.locator(".answer .body").last).to_have_text("and once more")
+    row = page.locator(".said-row").nth(1)
+    await row.hover()
+    await row.get_by_role("button", name="Edit and send again").click()
+    await say(page, "edited")
+    for window in (page, other):
+        await expect(window.locator(".said")).to_have_text(["from the one", "edited"])
+        await expect(window.locator(".answer .body").last).to_have_text("edited")
+
+
+async def test_the_first_line_of_a_message_keeps_its_indentation(page: Page) -> None:
+    await page.goto("/")
+    await say(page, "\n    def f():\n        pass\n")
+    assert await page.locator(".said").text_content() == "    def f():\n        pass"
+    await say(page, "  /stop")
+    await expect(page.locator(".answer .written")).to_have_count(1)
+
+
 async def test_the_answer_of_a_schedule_is_shown_once_also_if_it_ran_when_the_page_was_opened(
     page: Page, stage: Stage
 ) -> None:
@@ -165,13 +194,17 @@ async def test_the_answer_of_a_schedule_is_shown_once_also_if_it_ran_when_the_pa
         await bus.server.call("ZADD", key, "XX", due, f"{conversation}\x1f{made.id}")
     await wait_until(lambda: running_turn(bus, conversation), what="its turn")
     found = await page.request.get("/web/chat/web-due")
-    assert [task["said"] for task in (await found.json())["tasks"]] == [text]
+    assert [task["said"] for task in (await found.json())["tasks"]] == [""]
     await page.route("**/web/chat/web-due", lambda route: route.fulfill(response=found))  # however long a reload takes
     async with page.expect_response("**/chat/notices/*"):
         await page.reload()
     await expect(page.locator(".answer").last).not_to_have_class(re.compile("runs"))
     assert await notify(bus, conversation, "and a notice") == "OK"
     await expect(page.locator(".answer .body")).to_have_text(["first", text, "and a notice"])
+    await page.unroute("**/web/chat/web-due")
+    await page.reload()
+    await expect(page.locator(".answer .body")).to_have_text(["first", text, "and a notice"])
+    await expect(page.locator(".said")).to_have_text(["first"])
 
 
 async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) -> None:

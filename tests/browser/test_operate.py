@@ -270,6 +270,13 @@ async def test_people_are_let_in_and_out(browser: Browser, tmp_path_factory: pyt
         await expect(page.locator("[data-code-text]")).to_contain_text("/start ")
         await page.locator("[data-members-list] [data-rank]").select_option("stranger")
         await expect(page.locator("[data-notice]")).to_contain_text("Ann is now: no access")
+        await page.route(
+            "**/web/people/members/42", lambda route: route.fulfill(status=403, json={"detail": "Not you."})
+        )
+        rank = page.locator("[data-members-list] [data-rank]")
+        await rank.select_option("admin")
+        await expect(page.locator("[data-notice]")).to_contain_text("Not you.")
+        await expect(rank).to_have_value("stranger")
         member = await find_member(stage.deployment.session.bus, "telegram", 42)
         assert member is not None and not member.allowed
         await page.context.close()

@@ -173,15 +173,17 @@ async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) ->
         assert [one["text"] for one in listed["reminders"]] == ["tea"]
         conversation, name = listed["conversation_id"], listed["reminders"][0]["id"]
 
-        found = Events(await client.send(client.build_request("GET", "/chat/notices/c1"), stream=True))
+        found = Events(await client.send(client.build_request("GET", "/chat/notices/c1?messages=true"), stream=True))
         await overdue(app, (await schedules_of(app.session.bus, conversation))[0], 1)
-        async for _, kind, data in found:
-            if kind == "notice":
-                assert data == {"text": "⏰ tea", "plain": True, "turn": "1"}
-                break
+        events = aiter(found)
+        told = [await anext(events) for _ in range(3)]
+        assert [kind for _, kind, _ in told] == ["listening", "accepted", "notice"]
+        assert told[1][2] == {"turn": "1"} and told[2][2] == {"text": "⏰ tea", "plain": True, "turn": "1"}
         listed = (await client.get("/chat/reminders", params={"conversation_id": "c1"})).json()
         task = (await client.get(f"/chat/task/{listed['reminders'][0]['last_task']}")).json()
         assert (task["state"], task["text"], task["plain"]) == ("done", "⏰ tea", True)
+        (one,) = (await client.get("/web/chat/c1")).json()["exchanges"]
+        assert (one.get("said"), one["answer"]) == (None, "⏰ tea")
 
         gone = [await client.delete(f"/chat/reminders/{name}", params={"conversation_id": "c1"}) for _ in range(2)]
         assert [answer.status_code for answer in gone] == [204, 404]

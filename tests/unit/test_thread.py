@@ -56,6 +56,15 @@ def test_failed_and_stopped_turns_and_notices_keep_their_places() -> None:
     assert (stopped.state, stopped.answer) == ("cancelled", "")
 
 
+def test_what_a_schedule_began_was_said_by_nobody() -> None:
+    began = record("1", 0, "RECEIVED", 'http:a:b/1 "tea"', "schedule:h:1:0")
+    answered = record("1", 9, "PROCESSING_COMPLETE", 'plain reply 5 chars: "⏰ tea"')
+    entries = [Remembered("user", "tea", "1", scheduled=True), Remembered("assistant", "⏰ tea", "1", plain=True)]
+    for records, remembered in (([began, answered], []), ([], entries), ([began, answered], entries)):
+        (one,) = exchanges(records, remembered)
+        assert (one.turn, one.said, one.answer, one.plain) == ("1", "", "⏰ tea", True)
+
+
 def test_quotes_within_a_record_are_the_users_own() -> None:
     assert unquoted(r'"a \"b\" \\ c"') == r'a "b" \ c'
     assert unquoted('"cut off… [9000 characters]') == "cut off… [9000 characters]"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import LISTS, Envelope, check_conversation, cut, decode, listed
+from rolecall.bus.envelope import LISTS, SCHEDULED, Envelope, check_conversation, cut, decode, listed
 from rolecall.bus.turn import Records, TurnBlock, final_event, note, number_of, quoted, turn_block
 from rolecall.errors import DecodeError, ServerFull
 from rolecall.redis.keys import today
@@ -73,7 +73,8 @@ async def notify(
 class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a history; ``mark`` says if its turn failed or was stopped. Of a user's message, ``said`` is what
     the user wrote where a role made another text of it, and ``images`` and ``files`` are those of its payload. Of an
-    answer, ``model`` and ``tokens`` (those of the answer itself), and whether it is ``plain``: no Markdown."""
+    answer, ``model`` and ``tokens`` (those of the answer itself), and whether it is ``plain``: no Markdown. A message
+    that is ``scheduled`` was written by no user: its schedule began the turn."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -85,6 +86,7 @@ class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str = ""
     tokens: int = 0
     plain: bool = False
+    scheduled: bool = False
 
 
 _decoder = msgspec.json.Decoder(Remembered)
@@ -96,7 +98,7 @@ def remembered(
 ) -> list[bytes]:  # fmt: skip
     """The history entries of a turn: the user's message, then the answer unless it is empty. ``asked`` is the message
     and ``answered`` the payload of the answer, if they are known."""
-    question = Remembered("user", text, turn, mark)
+    question = Remembered("user", text, turn, mark, scheduled=asked is not None and SCHEDULED in asked.payload)
     if asked is not None and (asked.payload.keys() & LISTS or asked.said != text):
         images, files = (listed(asked.payload, name) for name in LISTS)
         question = msgspec.structs.replace(

@@ -22,6 +22,8 @@ MAX_DEPTH = 32
 MAX_HOPS = 16
 LISTS = ("images", "files")
 """What a payload may list besides its text; see blobs.py."""
+SCHEDULED = "scheduled"
+"""In the payload: which schedule began the turn, and how late."""
 SAID = "said"
 """In ``meta``: the text before a role changed it."""
 UNWRITABLE = (UnicodeEncodeError, TypeError, RecursionError)

@@ -35,6 +35,7 @@ LINGERING = 256
 """Subscriptions kept without a follower."""
 PAGE = 500
 FINAL = ("final", "error", "cancelled")
+ADMISSIONS = (b"accepted", b"queued")
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
 """The text of ``queued`` for a delay of a known kind: kind and seconds."""
@@ -254,15 +255,17 @@ async def follow(
             look = not await listener.doze(seconds)
 
 
-async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: str = "") -> AsyncGenerator[Event, None]:
+async def follow_notices(
+    bus: Bus, wakeups: Wakeups, conversation: str, after: str = "", *, admissions: bool = False
+) -> AsyncGenerator[Event, None]:
     """The notices of a conversation, and the answers of its schedules, after the event id ``after``, by default those
-    from now on, without an end. While the server is unavailable, this waits. Raises RolecallError for an invalid
-    ``after``."""
+    from now on, without an end; with ``admissions`` also each ``accepted`` and ``queued`` of its turns. While the
+    server is unavailable, this waits. Raises RolecallError for an invalid ``after``."""
     if after and not EVENT_ID.fullmatch(after):
         raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
     shard = bus.shard(conversation)
     async with wakeups.listen(shard.channel(conversation)) as listener:
-        last = after
+        last, told = after, ADMISSIONS if admissions else ()
         while True:
             wakeups.check_open()
             listener.woken.clear()
@@ -271,7 +274,7 @@ async def follow_notices(bus: Bus, wakeups: Wakeups, conversation: str, after: s
                 last = last or await newest_event(bus, conversation)
                 async for event_id, fields in _news(bus, listener, conversation, last):
                     last = event_id
-                    if fields[b"k"] == b"notice" or b"s" in fields:
+                    if fields[b"k"] == b"notice" or b"s" in fields or fields[b"k"] in told:
                         yield _event(event_id, fields)
             except ServerUnavailable as error:
                 logger.debug("following %s: %s", conversation, error)

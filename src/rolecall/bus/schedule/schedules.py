@@ -20,7 +20,7 @@ import msgspec
 from rolecall.bus.admission import AdmitBlock, Offer, Running, from_user
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import FOLLOWED, preferences_of
-from rolecall.bus.envelope import Envelope, check_conversation
+from rolecall.bus.envelope import SCHEDULED, Envelope, check_conversation
 from rolecall.bus.schedule.timing import Timing, clock, known_zone, timing_of, zone_name, zone_of
 from rolecall.bus.turn import FinishBlock, TurnBlock, final_event, quoted, turn_block
 from rolecall.errors import BadSchedule, expect, expect_texts
@@ -37,6 +37,8 @@ LATE_SECONDS = 60.0
 """Users are told of a delay from this long on."""
 SEPARATOR = "\x1f"
 """Between conversation and schedule in the sorted sets; no conversation contains it."""
+SCHEDULE = "schedule:"
+"""How the instance begins that a transcript names where a schedule began a turn."""
 ADD = script(
     PACKAGE, "scripts/schedule/add", TurnBlock,
     names="idempotency deferred planned schedules schedule definition due limit repeat_ms instance said",
@@ -213,7 +215,7 @@ class _Firing(NamedTuple):
 def _offer(bus: Bus, found: Schedule, firing: _Firing) -> Offer:
     definition = found.definition
     scheduled = {"id": found.id, "due": found.due, "late_ms": firing.late, "missed": firing.missed}
-    payload: dict[str, Any] = {"text": definition.text, "scheduled": scheduled}
+    payload: dict[str, Any] = {"text": definition.text, SCHEDULED: scheduled}
     if definition.role:
         payload["role"] = definition.role
     envelope = Envelope(
@@ -222,7 +224,7 @@ def _offer(bus: Bus, found: Schedule, firing: _Firing) -> Offer:
     )  # fmt: skip
     return Offer(
         from_user(envelope, definition.user), f"schedule:{found.id}:{found.due}", definition.user,
-        f"schedule:{bus.process.partition('~')[0]}:0",
+        f"{SCHEDULE}{bus.process.partition('~')[0]}:0",
         outbox="" if definition.front in FOLLOWED else definition.front,
     )  # fmt: skip
 

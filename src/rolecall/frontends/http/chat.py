@@ -200,14 +200,15 @@ async def _notices_after(
     conversation_id: ConversationName, services: ServicesDep, who: User,
     last_event_id: Annotated[str, Header(alias="Last-Event-ID", description="resume after this event")] = "",
     after: Annotated[str, Query(description="the same, for clients that cannot set that header")] = "",
+    messages: Annotated[bool, Query(description="whether to tell of messages, too")] = False,
 ) -> Events:  # fmt: skip
     conversation = conversation_of(who, conversation_id)
     if after := last_event_id or after:
         _order_of(after)
-        return _notices(services, conversation, after, ())
+        return _notices(services, conversation, after, (), messages)
     async with bus_timeout():
         newest = await newest_event(services.bus, conversation)
-    return _notices(services, conversation, newest, (event("listening", {}, newest),))
+    return _notices(services, conversation, newest, (event("listening", {}, newest),), messages)
 
 
 @router.get("/chat/notices/{conversation_id:path}", summary="Stream a conversation's notices",
@@ -215,7 +216,8 @@ async def _notices_after(
             responses=problem_responses(403, 422, 429))  # fmt: skip
 async def notices(found: Annotated[Events, Depends(_notices_after)], services: ServicesDep) -> Events:
     """A `notice` for each text that was sent to the conversation without a question; from now on, or after the id of
-    one. Without an id it starts with `listening`, whose id is where it begins. Does not end by itself."""
+    one. Without an id it starts with `listening`, whose id is where it begins. With `messages`, an `accepted` with its
+    `turn` for each message that comes, from any client. Does not end by itself."""
     async with aclosing(until_stopped(services, found)) as events:
         async for one in events:
             yield one
@@ -295,11 +297,16 @@ async def _events_after(services: Services, ref: TaskRef, after: str, length: in
             yield event(*event_data(ref, one), one.id)
 
 
-async def _notices(services: Services, conversation: str, after: str, first: tuple[ServerSentEvent, ...]) -> Events:
+async def _notices(
+    services: Services, conversation: str, after: str, first: tuple[ServerSentEvent, ...], messages: bool
+) -> Events:
     for opening in (RETRY, *first):
         yield opening
-    async with aclosing(services.front.notices(conversation, after)) as following:
+    async with aclosing(services.front.notices(conversation, after, admissions=messages)) as following:
         async for one in following:
+            if one.kind in ("accepted", "queued"):
+                yield event("accepted", {"turn": one.turn}, one.id)
+                continue
             told = {"text": one.text, "plain": bool(one.payload.get("plain")), "turn": one.turn}
             yield event("notice", told, one.id)
 

@@ -15,6 +15,8 @@ import msgspec
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import REPLACES, Remembered, envelopes_of, history, running_turn
+from rolecall.bus.envelope import SCHEDULED
+from rolecall.bus.schedule.schedules import SCHEDULE
 from rolecall.bus.turn import CLEARED, number_of
 from rolecall.frontends.http.services import Services
 from rolecall.frontends.http.task import TaskRef
@@ -41,7 +43,7 @@ MARKS = {"error": "failed", "stopped": "cancelled"}
 class Exchange(msgspec.Struct, omit_defaults=True):
     """One turn of a thread: what was said at ``at`` (ms since 1970) and what was answered. ``state`` is ``done``,
     ``failed``, ``cancelled`` or ``running``; ``roles`` worked on it, for ``ms`` together. A ``plain`` answer is no
-    Markdown. A notice has no turn."""
+    Markdown. A notice has no turn, and where a schedule began a turn nothing was said."""
 
     turn: str = ""
     said: str = ""
@@ -60,10 +62,9 @@ class Exchange(msgspec.Struct, omit_defaults=True):
 async def thread_of(services: Services, conversation: str, most: int = MOST_TURNS) -> dict[str, Any]:
     """The last exchanges of ``conversation``, oldest first, at most so many unless that is 0, and its ``tasks`` that
     have not ended."""
-    entries, tasks, records = await asyncio.gather(
-        history(services.bus, conversation, MOST_ENTRIES),
-        _unfinished(services.bus, conversation),
-        asyncio.to_thread(_records, services, conversation),
+    tasks = await _unfinished(services.bus, conversation)  # first: what ends meanwhile is in the history by then
+    entries, records = await asyncio.gather(
+        history(services.bus, conversation, MOST_ENTRIES), asyncio.to_thread(_records, services, conversation)
     )
     open_turns = {task["turn"] for task in tasks}
     found = [one for one in exchanges(records, entries) if one.state != "running" and one.turn not in open_turns]
@@ -73,9 +74,7 @@ async def thread_of(services: Services, conversation: str, most: int = MOST_TURN
 def exchanges(records: Iterable[Record], entries: Sequence[Remembered]) -> list[Exchange]:
     """The turns among ``records`` and ``entries`` but for those that were replaced or cleared. The history says more
     precisely what was said; the transcript goes back further."""
-    found: dict[str, Exchange] = {}
-    for one in _transcribed(records):
-        found[one.turn] = one
+    found: dict[str, Exchange] = {one.turn: one for one in _transcribed(records)}
     notices = 0
     before = ""
     for entry in entries:
@@ -135,10 +134,12 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
     answers = {
         one.turn: (words_of(one), one.text.startswith("plain ")) for one in kept if one.word == "PROCESSING_COMPLETE"
     }
+    scheduled = {one.turn for one in kept if one.begins_turn and one.instance.startswith(SCHEDULE)}
     gone = {n for turn, first in replaced.items() for n in range(first, number_of(turn))}
     return [
         Exchange(
-            turn.turn, unquoted(turn.said), answer, STATES.get(turn.state, "done"), turn.ms, turn.total,
+            turn.turn, "" if turn.turn in scheduled else unquoted(turn.said), answer,
+            STATES.get(turn.state, "done"), turn.ms, turn.total,
             _visited(hop.role for hop in turn.hops), plain=plain,
         )
         for turn in timelines(kept) if turn.turn.isdigit() and number_of(turn.turn) not in gone and turn.said
@@ -151,7 +152,8 @@ def _remember(one: Exchange, entry: Remembered) -> None:
     if entry.role == "assistant":
         one.answer, one.model, one.tokens, one.plain = entry.text, entry.model, entry.tokens, entry.plain
     else:
-        one.said, one.images, one.files = entry.said or entry.text, entry.images, entry.files
+        said = "" if entry.scheduled else entry.said or entry.text
+        one.said, one.images, one.files = said, entry.images, entry.files
 
 
 def _inserted(found: dict[str, Exchange], before: str, key: str, one: Exchange) -> dict[str, Exchange]:
@@ -175,7 +177,8 @@ async def _unfinished(bus: Bus, conversation: str) -> list[dict[str, Any]]:
     running, waiting = await asyncio.gather(running_turn(bus, conversation), places(bus, conversation))
     envelopes = await envelopes_of(bus, conversation, [*filter(None, [running]), *waiting])
     return [
-        {"id": TaskRef(conversation, turn).id, "turn": turn, "said": envelope.said, "at": envelope.created,
+        {"id": TaskRef(conversation, turn).id, "turn": turn, "at": envelope.created,
+         "said": "" if SCHEDULED in envelope.payload else envelope.said,
          "place": waiting.get(turn, 0),
          "images": [one for one in envelope.payload.get("images") or () if isinstance(one, str)],
          "files": [one for one in envelope.payload.get("files") or () if isinstance(one, dict)]}

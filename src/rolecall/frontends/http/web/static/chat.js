@@ -29,6 +29,8 @@ let sending = 0;
 let editing = null;
 /** The id of the last notice shown, or where the stream of notices began. */
 let heard = "";
+/** Turns of the conversation that the server told of, in whatever window their messages were written. */
+const told = new Set();
 
 // ── the thread ─────────────────────────────────────────────────────────────────────────────────
 
@@ -41,7 +43,9 @@ function changed() {
   stopButton.hidden = running.size === 0;
   find("[data-keys]").hidden = running.size > 0;
   isBusy();
-  if (!running.size) remember(name, lastSaid);
+  if (running.size) return;
+  remember(name, lastSaid);
+  keepUp();
 }
 
 /** Adds a message of the user; returns its row. */
@@ -68,14 +72,19 @@ function clear() {
 }
 
 /** Shows what agents and programs send to this conversation without a question; called again, in another one. */
-const listen = live(() => name && `/chat/notices/${encodeURIComponent(name)}?after=${heard}`, {
+const listen = live(() => name && `/chat/notices/${encodeURIComponent(name)}?messages=true&after=${heard}`, {
   listening: (_, id) => { heard = id; },
+  accepted: ({ turn }, id) => {
+    heard = id;
+    told.add(turn);
+    keepUp();
+  },
   notice: ({ text, plain, turn }, id) => {
     heard = id;
-    if (turn && all(".said-row", thread).some((row) => row.turn === turn)) return; // of a schedule, and followed as a task
+    if (turn && !isMissing([turn])) return; // of a schedule, and followed as a task
     const follows = atEnd();
     welcome.hidden = true;
-    new Answer().settle("done", text, { plain });
+    Object.assign(new Answer(), { turn }).settle("done", text, { plain });
     if (follows) toEnd();
   },
 });
@@ -89,6 +98,7 @@ function open(wanted) {
 async function load(wanted) {
   const mine = ++opened;
   name = heard = "";
+  told.clear();
   listen(); // no longer to what the conversation before is told
   name = wanted;
   quiet(true);
@@ -99,29 +109,43 @@ async function load(wanted) {
   if (mine !== opened) return;
   for (const one of found?.exchanges ?? []) showExchange(one);
   for (const task of found?.tasks ?? []) {
-    new Answer(put(task.said, { turn: task.turn, at: task.at, shown: stored(task) }), changed).follow(task.id, task.place, task.at);
+    new Answer(putStored(task), changed).follow(task.id, task.place, task.at);
   }
   if (found && !found.exchanges.length && !found.tasks.length) welcome.hidden = false;
   listen();
   toEnd();
 }
 
-/** Shows what was said elsewhere while the page was hidden: in another tab, on another device. */
+/** Whether one of `turns` is not in the thread: neither its message nor, as of a schedule, its answer alone. */
+function isMissing(turns) {
+  const shown = new Set([...all(".said-row", thread), ...all(".answer", thread).map(({ answer }) => answer)].map(({ turn }) => Number(turn)));
+  return [...turns].some((turn) => Number(turn) && !shown.has(Number(turn))); // those of commands are no numbers
+}
+
+const keepUp = () => { if (isMissing(told)) catchUp(); };
+
+/** Shows what was said elsewhere: in another window, on another device, or while the page was hidden. */
 async function catchUp() {
   if (document.hidden || !name || isBusy() || editing) return;
   const here = opened;
+  const before = [...told];
   const found = await ask("GET", `/web/chat/${encodeURIComponent(name)}`).catch(() => null);
   if (!found || here !== opened || isBusy() || editing) return;
-  const newest = (rows) => Math.max(0, ...rows.map(({ turn }) => Number(turn) || 0)); // those of commands are no numbers
-  if (newest([...found.exchanges, ...found.tasks]) > newest(all(".said-row", thread))) open(name);
+  for (const turn of before) told.delete(turn);
+  if (isMissing([...found.exchanges, ...found.tasks].map(({ turn }) => turn))) open(name);
+}
+
+/** Adds a stored message of the user, if its turn has one. */
+function putStored(one) {
+  const shown = stored(one);
+  return one.said || shown.length ? put(one.said, { turn: one.turn, at: one.at, shown }) : null;
 }
 
 function showExchange(one) {
-  const shown = stored(one);
-  const row = one.said || shown.length ? put(one.said, { turn: one.turn, at: one.at, shown }) : null;
+  const row = putStored(one);
   const state = one.state ?? "done";
   // A turn that was stopped before it began has no answer.
-  if (one.answer || state !== "done") new Answer(row, changed).settle(state, one.answer || (state === "failed" ? t("not_answered") : ""), one);
+  if (one.answer || state !== "done") Object.assign(new Answer(row, changed), { turn: one.turn }).settle(state, one.answer || (state === "failed" ? t("not_answered") : ""), one);
 }
 
 const stored = ({ images = [], files = [] }) => shownAs([
@@ -168,7 +192,7 @@ async function send(text, files = [], again = null) {
     if (thread.childElementCount === 1) welcome.hidden = false;
   } finally {
     sending -= 1;
-    isBusy();
+    if (!isBusy()) keepUp();
   }
 }
 
@@ -227,7 +251,7 @@ function edit(row) {
 }
 
 function submit() {
-  const text = box.value.trim();
+  const text = box.value.trimEnd().replace(/^\s*(?:\n|(?=\/\w))/, ""); // but not the indentation of a first line
   if (!text && !anything()) return;
   const again = editing;
   edit(null);

@@ -40,11 +40,16 @@ function fillMember(element, row, fresh) {
   say(part.tokens, tokens(`telegram:${row.user}`));
   ago(part.since, row.since);
   const rank = find("[data-rank]", element);
-  rank.value = row.rank;
+  rank.value = rank.known = row.rank;
   if (!fresh) return;
   rank.addEventListener("change", () => tried(async () => {
-    await ask("POST", `/web/people/members/${row.user}`, { rank: rank.value });
-    notify(t("rank_changed", { name: row.name || row.user, rank: rank.selectedOptions[0].textContent }));
+    try {
+      await ask("POST", `/web/people/members/${row.user}`, { rank: rank.value });
+      rank.known = rank.value;
+      notify(t("rank_changed", { name: row.name || row.user, rank: rank.selectedOptions[0].textContent }));
+    } finally {
+      rank.value = rank.known;
+    }
   }));
 }
 
