@@ -17,6 +17,7 @@ from markdown_it import MarkdownIt
 from rolecall import stats
 from rolecall.bus.access_keys import create_key
 from rolecall.bus.conversation import history
+from rolecall.frontends import documents
 from rolecall.frontends.http import problems
 from rolecall.frontends.http.web import own_chats, rendering
 from rolecall.frontends.texts import section
@@ -378,7 +379,8 @@ async def test_every_template_is_escaped_and_names_only_what_it_is_given() -> No
 async def test_every_text_of_the_http_front_end_exists_and_is_used() -> None:
     package = Path(problems.__file__).parent
     texts = (".py", ".js", ".html")
-    sources = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.*") if path.suffix in texts}
+    files = [Path(documents.__file__), *(path for path in package.rglob("*.*") if path.suffix in texts)]
+    sources = {path: path.read_text(encoding="utf-8") for path in files}
     for name, call in (("http", r'\btext\(\s*"(\w+)"'), ("page", r'\b(?:t|page_text)\(\s*"(\w+)"')):
         called = {key for source in sources.values() for key in re.findall(call, source)}
         assert called <= set(section(name)), called - set(section(name))

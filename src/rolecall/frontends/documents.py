@@ -26,22 +26,23 @@ BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "
 
 
 class UnreadableFile(Exception):
-    """A file without a text that can be read. ``reason`` is ``locked`` (it needs a password), ``empty`` (a scan),
-    ``unread`` (the library that reads it is not installed) or ``unknown``."""
+    """A file without a text that can be read. ``key`` names what to tell the user in texts.toml, also in its section
+    ``[http]``: ``file_locked`` (it needs a password), ``file_empty`` (a scan), ``file_unread`` (the library that reads
+    it is not installed) or ``file_unknown``."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 async def text_of(data: bytes, characters: int = READ_CHARS) -> str:
     """The text of a file, by its content, shortened to about ``characters``. Raises UnreadableFile."""
     kind = document_kind(data)
     if kind == "locked":
-        raise UnreadableFile("locked")
+        raise UnreadableFile("file_locked")
     found = await _document_text(data, kind) if kind else decode_text(data)
     if not found:
-        raise UnreadableFile("unknown" if found is None else "empty")
+        raise UnreadableFile("file_unknown" if found is None else "file_empty")
     return shorten(found, characters)
 
 
@@ -108,10 +109,10 @@ async def _document_text(data: bytes, kind: str) -> str | None:
             process.kill()
             await process.wait()
     if process.returncode == LOCKED:
-        raise UnreadableFile("locked")
+        raise UnreadableFile("file_locked")
     if process.returncode == NO_LIBRARY:
         logger.warning("a %s was sent, but reading it needs an extra: pip install 'rolecall[documents]'", kind)
-        raise UnreadableFile("unread")
+        raise UnreadableFile("file_unread")
     return out.decode("utf-8", "replace").strip() if process.returncode == 0 else None
 
 

@@ -219,7 +219,7 @@ async def read_text(services: Services, data: bytes, name: str, kind: str, param
         async with services.readers:
             return await text_of(data, services.settings.document_chars)
     except UnreadableFile as unreadable:
-        detail = text(f"file_{unreadable.reason}", name=repr(name[:100]), type=kind)
+        detail = text(unreadable.key, name=repr(name[:100]), type=kind)
         raise Problem(400, detail, "unsupported_file", param=param) from None
 
 

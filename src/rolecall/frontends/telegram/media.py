@@ -130,7 +130,7 @@ class Media:
         try:
             return (await text_of(data, self.characters)).encode("utf-8", "replace")
         except UnreadableFile as unreadable:
-            raise UnusableFile(f"file_{unreadable.reason}", name=attached.name) from None
+            raise UnusableFile(unreadable.key, name=attached.name) from None
 
     def _too_large(self, attached: Attachment) -> UnusableFile:
         return UnusableFile("file_large", name=attached.name, megabytes=str(self.blobs.bus.settings.blob_megabytes))
