@@ -176,6 +176,11 @@ async function send(text, files = [], again = null) {
   try {
     const task = await ask("POST", "/chat/page", body, { "Idempotency-Key": key });
     if (here !== opened) return;
+    if (Number(task.turn) && !isMissing([task.turn])) { // it had come the first time, and is shown by now
+      row.remove();
+      answer.element.remove();
+      return;
+    }
     row.turn = task.turn;
     if (task.id) answer.follow(task.id, task.place);
     else await settleCommand(answer, name, text, task);
