@@ -157,8 +157,8 @@ async def run_turn(
     """Send ``text`` through ``roles`` until it is answered.
 
     Every role that has models gets ``model`` (a FakeModel by default). ``preferences`` and ``history`` (pairs of
-    "user" or "assistant" and a text) are what the conversation remembers beforehand; ``payload`` is added to that of
-    the text; ``tools`` are functions in place of the tool servers, by the server's name. ``prompts`` replace those of
+    "user" or "assistant" and a text) are what the conversation already remembers; ``payload`` goes with the text;
+    ``tools`` are functions in place of the tool servers, by the server's name. ``prompts`` replace those of
     the application, which are in agents/prompts beside or above the roles' modules; ``images`` and ``documents`` (texts
     by name) come with the text. ``control`` sends it as a command such as ``/help``, which runs outside the
     conversation's order. Raises RolecallError when no role answers within 200 steps.

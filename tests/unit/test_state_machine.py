@@ -1,7 +1,7 @@
 """Every verb of the bus in any order by any process, right or wrong: the promises of the design hold after each step.
 
 The negative controls show that the checks would notice: each breaks one line of one script, and has to be caught.
-`make proof` takes seven times as many walks, and also breaks the lines that walks seldom reach (``ROLECALL_WALKS``).
+`make proof` runs seven times as many walks, and also breaks lines that walks rarely reach (``ROLECALL_WALKS``).
 """
 
 from __future__ import annotations
