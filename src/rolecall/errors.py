@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copyreg
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 FAILURES: Mapping[str, str] = {
@@ -353,6 +355,13 @@ def expect_texts(**given: object) -> None:
     """``expect`` a text of each argument."""
     for name, value in given.items():
         expect(isinstance(value, str), name, value)
+
+
+def expect_call(function: Callable[..., object], count: int) -> None:
+    """Raise TypeError unless ``function`` can be called with ``count`` arguments. One whose signature Python does not
+    know passes."""
+    with suppress(ValueError):
+        inspect.signature(function).bind(*[None] * count)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from rolecall.agent.agent_services import AgentServices
@@ -35,6 +33,7 @@ from rolecall.errors import (
     TurnTimeout,
     UnknownRole,
     cause_of,
+    expect_call,
 )
 from rolecall.version import plugins
 
@@ -183,12 +182,11 @@ def all_policies(own: Sequence[object]) -> tuple[Policy, ...]:
     ConfigError for one that is not a function."""
     found = [*plugins("rolecall.policies", "policy").values(), *own]
     for policy in found:
-        with suppress(ValueError):  # there is no signature to be seen
-            try:
-                inspect.signature(policy).bind(None, None)
-            except TypeError:
-                expected = "expected a function of a handler and its rules"
-                raise ConfigError(f"policy {policy!r} is invalid: {expected}") from None
+        try:
+            expect_call(policy, 2)
+        except TypeError:
+            expected = "expected a function of a handler and its rules"
+            raise ConfigError(f"policy {policy!r} is invalid: {expected}") from None
     return tuple(found)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.agent_services import RoleInfo
 from rolecall.bus.commands import Language
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, expect_call
 
 Instances = int | Literal["auto"]
 MAX_INSTANCES = 1024
@@ -65,12 +64,11 @@ def check_agent(agent: type[Agent]) -> None:
             f"{where} is invalid: expected an async method handle(envelope, ctx) that returns an envelope"
         )
     for call, takes, count in ((agent, "no arguments", 0), (agent.handle, "handle(self, envelope, ctx)", 3)):
-        with suppress(ValueError):  # there is no signature to be seen
-            try:
-                inspect.signature(call).bind(*[None] * count)
-            except TypeError as error:
-                what = "is made with arguments" if count == 0 else "has a handler of other arguments"
-                raise ConfigError(f"{where} {what}: expected {takes}: {error}") from None
+        try:
+            expect_call(call, count)
+        except TypeError as error:
+            what = "is made with arguments" if count == 0 else "has a handler of other arguments"
+            raise ConfigError(f"{where} {what}: expected {takes}: {error}") from None
     if not isinstance(agent.role, str):
         raise ConfigError(f"{where} is invalid: role = {agent.role!r}; expected a name such as 'samplellm'")
     offered = agent.languages.values() if isinstance(agent.languages, Mapping) else [None]

@@ -35,7 +35,8 @@ LINGERING = 256
 """Subscriptions kept without a follower."""
 PAGE = 500
 FINAL = ("final", "error", "cancelled")
-ADMISSIONS = (b"accepted", b"queued")
+ADMISSIONS = ("accepted", "queued")
+"""The kinds of events that say that a message was admitted."""
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
 """The text of ``queued`` for a delay of a known kind: kind and seconds."""
@@ -150,7 +151,7 @@ class Wakeups:
                 self._wake_everyone()
 
     async def aclose(self) -> None:
-        """Close the connection; whoever still follows a conversation gets a ServerError."""
+        """Close the connection. Those who still follow a conversation get a ServerError."""
         self._closed = True
         self._wake_everyone()
         await self._pubsub.aclose()
@@ -274,7 +275,7 @@ async def follow_notices(
                 last = last or await newest_event(bus, conversation)
                 async for event_id, fields in _news(bus, listener, conversation, last):
                     last = event_id
-                    if fields[b"k"] == b"notice" or b"s" in fields or fields[b"k"] in told:
+                    if fields[b"k"] == b"notice" or b"s" in fields or fields[b"k"].decode() in told:
                         yield _event(event_id, fields)
             except ServerUnavailable as error:
                 logger.debug("following %s: %s", conversation, error)

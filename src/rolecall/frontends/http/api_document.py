@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
@@ -53,6 +54,10 @@ PROBLEM = ("ProblemDetails", "application/problem+json")
 def operation_id(route: APIRoute) -> str:
     """The name of an operation in generated clients: its module and its function."""
     return f"{route.endpoint.__module__.rpartition('.')[2]}_{route.name}"
+
+
+api_router = partial(APIRouter, generate_unique_id_function=operation_id)
+"""A router of the documented API."""
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

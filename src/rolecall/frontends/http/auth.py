@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Request, Response
 from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel, Field
@@ -28,7 +28,7 @@ from rolecall.bus.access_keys import (
 )
 from rolecall.bus.bus import Bus
 from rolecall.errors import ServerRefused
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.problems import bus_timeout, text
 from rolecall.frontends.sockets import is_direct
 
@@ -45,7 +45,7 @@ GIVEN = "given"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 logger = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="created by `rolecall key new NAME`")
-router = APIRouter(tags=["login"], generate_unique_id_function=operation_id)
+router = api_router(tags=["login"])
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -8,14 +8,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, HTTPException, Path, Query, Request, Response
+from fastapi import BackgroundTasks, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
-from rolecall.bus.events import keeps, newest_event, told_length
+from rolecall.bus.events import ADMISSIONS, keeps, newest_event, told_length
 from rolecall.bus.steps.answers import MOST_OPTIONS, Answered
 from rolecall.frontends.front import Received
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import (
@@ -47,7 +47,7 @@ from rolecall.frontends.http.task import (
     wait_for,
 )
 
-router = APIRouter(tags=["chat"], generate_unique_id_function=operation_id)
+router = api_router(tags=["chat"])
 MAX_WAIT_SECONDS = 60.0
 EVENT_ID = re.compile(r"(\d{1,19})(?:-(\d{1,20}))?", re.ASCII)
 MAX_NUMBER = 2**64 - 1
@@ -304,7 +304,7 @@ async def _notices(
         yield opening
     async with aclosing(services.front.notices(conversation, after, admissions=messages)) as following:
         async for one in following:
-            if one.kind in ("accepted", "queued"):
+            if one.kind in ADMISSIONS:
                 yield event("accepted", {"turn": one.turn}, one.id)
                 continue
             told = {"text": one.text, "plain": bool(one.payload.get("plain")), "turn": one.turn}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import Depends, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -18,13 +18,13 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from rolecall import stats
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.services import ServicesDep
 from rolecall.stats import BUCKETS, Histogram, MetricTotals, metric_totals
 from rolecall.version import __version__
 
-router = APIRouter(tags=["operators"], generate_unique_id_function=operation_id)
+router = api_router(tags=["operators"])
 MAX_USERS = 100
 """Users with metrics of their own: those with the most turns today."""
 BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")

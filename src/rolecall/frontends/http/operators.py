@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import Depends, HTTPException, Query
 from fastapi.responses import PlainTextResponse
 
 from rolecall import stats
@@ -22,7 +22,7 @@ from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.process.process_log import process_lines
 from rolecall.bus.process.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -40,7 +40,7 @@ from rolecall.transcripts.record import (
 )
 from rolecall.transcripts.timeline import trees
 
-router = APIRouter(tags=["operators"], dependencies=[Depends(operator)], generate_unique_id_function=operation_id)
+router = api_router(tags=["operators"], dependencies=[Depends(operator)])
 
 Page = Annotated[int, Query(ge=1, le=1_000_000, description="page number, from 1")]
 PageSize = Annotated[int, Query(ge=1, le=500, description="rows per page")]

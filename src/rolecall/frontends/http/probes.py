@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from rolecall.bus.envelope import MAX_TEXT_BYTES
 from rolecall.bus.process.processes import instance_counts, live_processes
 from rolecall.config import Role
 from rolecall.errors import ServerError
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import BODY_BYTES, LARGE_BYTES
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.stats import problems
 from rolecall.version import __version__
 
-router = APIRouter(tags=["health"], generate_unique_id_function=operation_id)
+router = api_router(tags=["health"])
 
 
 @router.get("/health/live", summary="Check that this process responds")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.schedule.schedules import TEXT_CHARS, Schedule, schedule, schedules_of, unschedule
 from rolecall.errors import BadSchedule
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.intake import PREFIX, conversation_of
 from rolecall.frontends.http.problems import Problem, bus_timeout, problem_responses, text
 from rolecall.frontends.http.services import ServicesDep
 from rolecall.frontends.http.task import TaskRef
 
-router = APIRouter(tags=["reminders"], generate_unique_id_function=operation_id)
+router = api_router(tags=["reminders"])
 REMIND = "remind"
 """The role that says a reminder's text itself; without it, the manager decides."""
 ConversationId = Annotated[str, Query(min_length=1, max_length=200, description="as in `conversation_id` of a message")]

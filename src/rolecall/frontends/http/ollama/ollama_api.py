@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import Uploads
 from rolecall.frontends.http.ollama.ollama_request import LATEST, OllamaChat, OllamaPrompt
@@ -39,7 +39,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     **problem_responses(400, 403, 404, 409, 413, 429, 502),
     200: {"content": {"application/json": {}, NDJSON: {"schema": {"type": "string"}}}},
 }
-router = APIRouter(prefix="/api", tags=["Ollama-compatible"], generate_unique_id_function=operation_id)
+router = api_router(prefix="/api", tags=["Ollama-compatible"])
 
 
 @dataclass

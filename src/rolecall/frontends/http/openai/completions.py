@@ -12,13 +12,13 @@ from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.sse import ServerSentEvent
 from pydantic import AfterValidator
 from starlette.background import BackgroundTask, BackgroundTasks
 
 from rolecall.bus.client_request import TokenLogprobs, load_value
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import ChatRequest, IdempotencyKey
@@ -225,12 +225,7 @@ async def streamed(services: Services, completion: ChatCompletion) -> Events:
             yield event
 
 
-router = APIRouter(
-    prefix="/v1",
-    tags=["OpenAI-compatible"],
-    route_class=either(stream_completion),
-    generate_unique_id_function=operation_id,
-)
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_completion))
 
 
 @router.post("/chat/completions", summary="Create a chat completion", response_model=None, responses=RESPONSES)

@@ -8,11 +8,11 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.client_request import EmbeddedTexts, TextsToEmbed, load_value, store_value
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.intake import ChatRequest, conversation_of
 from rolecall.frontends.http.openai.pending_answer import admitted
@@ -26,7 +26,7 @@ MAX_BYTES = 4 * 1024 * 1024
 LANES = 64
 """Conversations that the requests of a key are spread over: they have no order among themselves, and one of its own for
 each would be a transcript each."""
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], generate_unique_id_function=operation_id)
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
 
 class EmbeddingBody(BaseModel):

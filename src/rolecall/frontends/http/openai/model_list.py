@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-
 from rolecall.bus.turn import FIRST_ROLE
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.openai.request_fields import AUTO, ModelNames
 from rolecall.frontends.http.problems import problem_responses
 from rolecall.frontends.http.services import Services, ServicesDep
 
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], generate_unique_id_function=operation_id)
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
 
 @router.get("/models", summary="List the models", responses=problem_responses())

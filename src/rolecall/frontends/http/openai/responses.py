@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from starlette.background import BackgroundTask
 
 from rolecall.bus.blobs import Blobs
@@ -24,7 +24,7 @@ from rolecall.bus.client_request import (
     store_response,
 )
 from rolecall.bus.events import Event
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Uploads
 from rolecall.frontends.http.intake import IdempotencyKey, conversation_of, store_pictures
@@ -106,12 +106,7 @@ async def stream_response(new: New, services: ServicesDep) -> Events:
             yield event
 
 
-create_router = APIRouter(
-    prefix="/v1",
-    tags=["OpenAI-compatible"],
-    route_class=either(stream_response),
-    generate_unique_id_function=operation_id,
-)
+create_router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_response))
 
 
 @create_router.post("/responses", summary="Create a response", response_model=None, responses=RESPONSES)
@@ -143,10 +138,8 @@ async def stream_again(
             yield event
 
 
-show_router = APIRouter(
-    prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_again), generate_unique_id_function=operation_id
-)
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], generate_unique_id_function=operation_id)
+show_router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_again))
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
 
 @router.get("/responses/{response_id}/input_items", summary="List the input of a response",

@@ -7,12 +7,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.sse import ServerSentEvent
 from pydantic import ConfigDict, Field
 
 from rolecall.bus.client_request import ClientMessage
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.intake import ChatRequest, IdempotencyKey
 from rolecall.frontends.http.openai.completion_request import CompletionFields, unsupported
@@ -112,9 +112,7 @@ async def stream_text(completion: Submission, services: ServicesDep) -> Events:
             yield event
 
 
-router = APIRouter(
-    prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_text), generate_unique_id_function=operation_id
-)
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_text))
 
 
 @router.post("/completions", summary="Create a completion", response_model=None, responses=RESPONSES)

@@ -6,12 +6,12 @@ import mimetypes
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import File, Form, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.client_request import lifetime
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import file_name
 from rolecall.frontends.http.intake import ChatRequest, conversation_of
@@ -23,7 +23,7 @@ from rolecall.frontends.http.services import Services, ServicesDep
 
 ROLE = "voice"
 SOUND = ("audio/", "video/")
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], generate_unique_id_function=operation_id)
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
 
 @router.post("/audio/transcriptions", summary="Transcribe a recording", response_model=None,

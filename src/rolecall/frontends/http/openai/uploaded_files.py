@@ -13,11 +13,11 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Path, Query, Response, UploadFile
+from fastapi import File, Form, Path, Query, Response, UploadFile
 
 from rolecall.bus.blobs import Files, StoredFile, image_type
 from rolecall.bus.foreign_text import as_data
-from rolecall.frontends.http.api_document import operation_id
+from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
@@ -36,7 +36,7 @@ FILES_TIMES = 10
 FILE_ID = "file-"
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*;base64,(.*)", re.ASCII | re.DOTALL)
 FileId = Annotated[str, Path(max_length=100, description="the `id` of a file")]
-router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], generate_unique_id_function=operation_id)
+router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
 
 @router.post("/files", summary="Upload a file", responses=problem_responses(400, 413))
