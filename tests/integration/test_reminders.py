@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from agents.command import CommandAgent
 from agents.manager import ManagerAgent
@@ -157,6 +158,33 @@ async def test_a_denied_user_has_no_reminders_left_and_a_denied_group_none_of_an
         assert await access.deny(GROUP)
         assert await schedules_of(bus, f"telegram:{GROUP}") == []
         assert len(await schedules_of(bus, f"{CHAT}1")) == 1
+
+
+@pytest.mark.parametrize("place", ["private", "group", "topic"])
+async def test_reminders_of_a_chat_that_is_closed_to_the_bot_end_with_the_first_that_is_due(
+    tmp_path: Path, place: str
+) -> None:
+    async with bot(tmp_path) as (api, app):
+        ann, bus = api.user(ANN), app.session.bus
+        api.world.private(ann)
+        group = api.group(GROUP, topics={5: "Tea"})
+        closed = {"private": CHAT, "group": f"telegram:{GROUP}", "topic": f"telegram:{GROUP}:5"}[place]
+        user, front = f"telegram:user:{ANN}", "telegram"
+        made = await schedule(bus, closed, "tea", when="every day at 9", user=user, front=front, role="remind")
+        other = await schedule(bus, "telegram:12", "mine", when="every day at 9", user=user, front=front)
+
+        await overdue(app, made, 1)
+        await api.wait_for(lambda: any("tea" in one.text for chat in api.world.chats.values() for one in chat.answers))
+        assert len(await schedules_of(bus, closed)) == 1
+        ann.blocked, group.kicked = place == "private", place == "group"
+        group.topics.clear()
+        await overdue(app, made, 1)
+
+        async def ended() -> bool:
+            return not await schedules_of(bus, closed)
+
+        await api.wait_for(ended)
+        assert [one.id for one in await schedules_of(bus, "telegram:12")] == [other.id]
 
 
 async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.outbox import Outbox, OutboxEntry
+from rolecall.bus.schedule.schedules import unschedule
 from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.reminders import late_text
 from rolecall.frontends.telegram.buttons import answer_keyboard, question_message
@@ -27,7 +28,7 @@ from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unr
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.outlet import ANSWER, Outcome
+from rolecall.frontends.telegram.outlet import ANSWER, Outcome, is_lost
 from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, SHOWN, ProgressDisplay
 from rolecall.frontends.texts import answer_notes, failure_text, rejection_text, say
@@ -71,6 +72,11 @@ class Deliverer:
         self.ring_seconds = ring_seconds
         self._failing: dict[tuple[int, str], float] = {}
 
+    @property
+    def _instance(self) -> str:
+        """How transcripts show this process."""
+        return f"{self.outbox.front}:{self.outbox.bus.process.partition('~')[0]}:0"
+
     async def deliver(self, entry: OutboxEntry) -> bool:
         """Deliver ``entry`` and acknowledge it; False if this process may no longer deliver. Waits while the chat is
         rate-limited. An entry that can never be delivered becomes an ERROR in the transcript and a dead letter. Raises
@@ -98,7 +104,10 @@ class Deliverer:
         self._failing.pop((entry.shard, entry.id), None)
         if outcome != "OK":
             await self.turn_messages.abandon(address, turn)
-            return await self._settle(entry, record, self.chats.reason(address) or "its message keeps disappearing")
+            reason = self.chats.reason(address)
+            if entry.schedule and is_lost(reason):  # nobody reads the next ones either
+                await unschedule(self.outbox.bus, entry.conversation, instance=self._instance)
+            return await self._settle(entry, record, reason or "its message keeps disappearing")
         await self.progress.ended(entry.conversation, turn)
         await delivery.remove_further()
         await self.turn_messages.clear(address, turn, record)
@@ -151,7 +160,7 @@ class Deliverer:
 
     async def _settle(self, entry: OutboxEntry, record: TurnRecord, failure: str) -> bool:
         """Acknowledge the entry, with its line in the transcript; returns True."""
-        records = Records(f"{self.outbox.front}:{self.outbox.bus.process.partition('~')[0]}:0")
+        records = Records(self._instance)
         if failure:
             records.add("ERROR", f"not delivered: {failure}")
             logger.warning("%s: turn %s was not delivered: %s", entry.conversation, entry.turn or "-", failure)

@@ -44,6 +44,8 @@ BLOCKED = (
     "administrator rights", "chat_write_forbidden", "chat_restricted", "peer_id_invalid", "user is deactivated",
     "user not found", "kicked", "chat_admin_required",
 )  # fmt: skip
+LOST = ("forbidden", "chat not found", "thread not found", "topic_deleted", "peer_id_invalid", "user not found")
+"""Refusals that a chat, or a topic of it, does not recover from: the user has blocked the bot, a group removed it."""
 TOO_LARGE = re.compile(r"\(4\d\d\)|request entity too large", re.IGNORECASE)
 """Refusals that python-telegram-bot reports as network errors."""
 
@@ -258,6 +260,11 @@ class Outlets:
 def is_blocked(error: TelegramError) -> bool:
     """Whether the error means that the bot cannot write to the chat."""
     return isinstance(error, Forbidden) or any(words in str(error).lower() for words in BLOCKED)
+
+
+def is_lost(reason: str) -> bool:
+    """Whether Telegram's refusal ``reason`` means that the chat is closed to the bot for good."""
+    return any(words in reason.lower() for words in LOST)
 
 
 def outcome_of(error: TelegramError) -> Outcome | None:
