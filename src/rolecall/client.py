@@ -396,13 +396,14 @@ async def work(session: Session, *, roles: Sequence[str] | None, scribe: bool) -
         tz=application.tz, lease_seconds=application.settings.lease_seconds,
         targets=open_targets(application.settings, application.log_dir, application.tz),
     )  # fmt: skip
-    runtime.scribe, runtime.problem = scribe, lambda: writer.problem
+    runtime.scribe = scribe
+    runtime.problems.append(lambda: writer.problem)
     raised: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
             working = group.create_task(runtime.run(), name="rolecall runtime")
-            writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None
             await runtime.ready()
+            writing = group.create_task(writer.run(), name="rolecall scribe") if scribe else None
             try:
                 yield runtime
             except Exception as error:  # raised below: a group is what no caller expects

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin
 from dotenv.parser import Binding, parse_stream
 from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.agent.mcp import ToolServer
 from rolecall.agent.policies import Policy, all_policies
@@ -47,6 +47,8 @@ OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers", "provider
 NEARLY = 0.9
 """How alike, of 1, a name and the one that was meant are."""
 PROVIDER_ALIASES = {"google": "gemini"}
+NO_KEY = "no key is set"
+"""Why ``auto`` stands for what it does where no setting decided it."""
 
 
 class Config(Settings):
@@ -76,12 +78,7 @@ class Config(Settings):
 
 
 class _Environment(Settings, BaseSettings):
-    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_blanks(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if not (isinstance(value, str) and value.isspace())}
+    model_config = SettingsConfigDict(extra="ignore")
 
     @classmethod
     def settings_customise_sources(
@@ -92,7 +89,8 @@ class _Environment(Settings, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
+        given = _by_field(_without_blanks(os.environ))
+        return InitSettingsSource(settings_cls, given), init_settings
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
 def resolve(config: Config, directory: Path) -> Application:
     """``config`` with the environment and ``.env`` of ``directory`` applied. Raises ConfigError with what to do."""
     directory = directory.resolve()
-    environ = {**_dotenv(directory), **os.environ}
+    environ = _environ(directory)
     settings = read_settings(directory, config)
     for former, name in FORMER_NAMES.items():
         if environ.get(former):
@@ -257,12 +255,8 @@ def read_settings(directory: Path, config: Config | None = None) -> Settings:
     """The settings in force in ``directory``: environment over ``.env`` over files with one secret each
     (``<NAME>_FILE``) over ``config`` over the defaults."""
     own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
-    dotenv = _dotenv(directory)
-    given = {FORMER_NAMES.get(name, name).lower(): value for name, value in dotenv.items() if name in FORMER_NAMES}
-    given |= {name.lower(): value for name, value in dotenv.items() if name.lower() in Settings.model_fields}
-    files = _secrets_in_files({**dotenv, **os.environ})
     try:
-        return _Environment(**{**own, **files, **given})
+        return _Environment(**{**own, **_secrets_in_files(_environ(directory)), **_by_field(_dotenv(directory))})
     except ValidationError as error:
         raise ConfigError(_explain(error, _origins(directory, config))) from None
 
@@ -309,7 +303,23 @@ def misspelt(application: Application) -> dict[str, str]:
 
 def _dotenv(directory: Path) -> dict[str, str]:
     found = {binding.key: binding.value for binding in _bindings(directory) if binding.key}
-    return {name.upper(): value for name, value in found.items() if value}
+    return {name.upper(): value for name, value in _without_blanks(found).items()}
+
+
+def _without_blanks(given: Mapping[str, str | None]) -> dict[str, str]:
+    """What ``given`` sets: a value that is empty or only white space counts as not set, and hides no other."""
+    return {name: value for name, value in given.items() if value and not value.isspace()}
+
+
+def _environ(directory: Path) -> dict[str, str]:
+    """What the environment sets, over ``.env``."""
+    return {**_dotenv(directory), **_without_blanks(os.environ)}
+
+
+def _by_field(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings in ``environ``, by the names of their fields; a former name counts where the new one is not set."""
+    former = {FORMER_NAMES[name].lower(): value for name, value in environ.items() if name in FORMER_NAMES}
+    return former | {name.lower(): value for name, value in environ.items() if name.lower() in Settings.model_fields}
 
 
 def _bindings(directory: Path) -> list[Binding]:
@@ -462,8 +472,8 @@ def _types(field: FieldInfo) -> tuple[Any, ...]:
 def _origins(directory: Path, config: Config | None) -> dict[str, str]:
     """Where each setting without its default value is set; the strongest source wins."""
     own = config.model_fields_set - OWN if config else ()
-    environ = [name.upper() for name, value in os.environ.items() if value]
-    files = _secrets_in_files({**_dotenv(directory), **os.environ})
+    environ = map(str.upper, _without_blanks(os.environ))
+    files = _secrets_in_files(_environ(directory))
     origins = {
         **{name.upper(): "config.py" for name in own},
         **{name.upper(): f"{name.upper()}_FILE" for name in files},
@@ -482,7 +492,7 @@ def _sources(directory: Path, config: Config, settings: Settings) -> dict[str, s
     chosen = "; ".join(f"{name}, {origins.get(name, 'config.py')}" for name in deciding)
     for role in config.roles:
         if AUTO in role.models:
-            sources[f"{role.name} models"] = f"auto: {chosen or 'no key is set'}"
+            sources[f"{role.name} models"] = f"auto: {chosen or NO_KEY}"
         else:
             sources[f"{role.name} models"] = "config.py" if role.models else chosen if settings.gen_model else ""
     return sources

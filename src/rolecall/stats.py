@@ -85,8 +85,8 @@ async def _cardinality(bus: Bus, sets: Sequence[str]) -> int:
 
 
 async def problems(bus: Bus, alive: Iterable[ProcessState]) -> list[str]:
-    """What to look after in the deployment before something is lost: what keeps a scribe of ``alive`` from writing, and
-    how many records wait for one."""
+    """What to look after in the deployment: what keeps a scribe or a front end of ``alive`` from its work, and how many
+    records wait for a scribe."""
     found = [f"{state.process.partition('~')[0]}: {state.problem}" for state in alive if state.problem]
     lengths = await asyncio.gather(*(bus.server.fetch("XLEN", shard.log) for shard in bus.shards))
     if (waiting := max(lengths)) >= MAX_RECORDS / 2:

@@ -245,6 +245,13 @@ async def test_with_a_wrong_token_the_rest_of_up_goes_on_and_other_verbs_end(api
         await process.says("talk ")
         await wait_until(lambda: "is not served, everything else is: Telegram does not know the" in process.logged)
         assert not process.ended
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.said)
+        assert address is not None
+
+        def warnings() -> str:
+            return str(httpx.get(f"{address[0]}/health/ready").json()["warnings"])
+
+        await wait_until(lambda: "Telegram is not served, everything else is: Telegram does not know" in warnings())
         for verb in ("telegram", "invite"):
             other = place.start(verb, token="4242:some-other-token")
             await wait_until(lambda other=other: other.ended, seconds=40)

@@ -139,6 +139,20 @@ def test_a_count_comes_from_the_environment_over_dotenv_over_config(
     assert loaded.sources["SAMPLELLM_INSTANCES"] == "environment"
 
 
+def test_a_blank_in_the_environment_sets_nothing_hides_nothing_and_is_no_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, blank in (("SCAN_SECONDS", " "), ("SAMPLELLM_INSTANCES", ""), ("OPENAI_API_KEY_FILE", ""), ("TZ", "\t")):
+        monkeypatch.setenv(name, blank)
+    (tmp_path / "key").write_text("sk-1234567890")
+    given = f"SCAN_SECONDS=2\nSAMPLELLM_INSTANCES=5\nOPENAI_API_KEY_FILE={tmp_path / 'key'}\nLOG_DIR=  \n"
+    loaded = application(tmp_path, given)
+    assert (loaded.settings.scan_seconds, loaded.counts["samplellm"], loaded.settings.log_dir) == (2, 5, "log")
+    assert loaded.settings.openai_api_key is not None
+    assert (loaded.sources["SCAN_SECONDS"], loaded.sources["SAMPLELLM_INSTANCES"]) == (".env", ".env")
+    assert not {"TZ", "LOG_DIR"} & loaded.sources.keys()
+
+
 def test_auto_is_what_the_local_server_answers_at_once_and_one_for_models_elsewhere(tmp_path: Path) -> None:
     loaded = application(tmp_path, "LOCAL_SLOTS=3\nSAMPLELLM_INSTANCES=auto\n")
     assert [loaded.count(role) for role in loaded.roles] == [1, 1]

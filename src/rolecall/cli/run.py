@@ -21,7 +21,7 @@ from rolecall.bus.process.processes import process_name
 from rolecall.cli import http, talk, telegram
 from rolecall.cli.runner import log_to_stderr, restart, stop_requested, until_stopped
 from rolecall.client import work
-from rolecall.config import Application, load
+from rolecall.config import NO_KEY, Application, load
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.frontends import front_ends
 from rolecall.frontends.terminal.terminal import Unanswered
@@ -47,11 +47,12 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     async with (
         stop_requested(application.settings.drain_seconds) as wanted,
         open_session(application, process_name(), start=True) as session,
-        telegram.beside(session, lambda line: telegram.say(console, line)) as routes,
+        telegram.beside(session, lambda line: telegram.say(console, line)) as bot,
         _running(session, None, dev=dev, scribe=True) as runtime,
-        http.beside(session, runtime, application.tz, routes),
+        http.beside(session, runtime, application.tz, bot.routes),
         front_ends.serving(session, runtime.wakeups),
     ):
+        runtime.problems.append(lambda: bot.problem)
         unanswered = Unanswered(application.state_dir / "chat_unanswered.json")
         runtime.watchdog.restart = partial(_restart, unanswered)
         show_welcome(console, session, runtime)
@@ -156,8 +157,11 @@ def _models_hint(application: Application, runtime: Runtime) -> str:
         size = "a real model, but a tiny one (135 M parameters): it chats, and is often wrong"
         return f"{TINY} is {size}. `rolecall setup` connects a better one"
     origins = (application.sources.get(f"{role.name} models", "") for role in application.roles)
-    deciding = next((origin.removeprefix("auto: ") for origin in origins if origin.startswith("auto: ")), "")
-    return f"chosen because of {deciding}; GEN_MODEL=name@provider chooses another" if deciding else ""
+    deciding = next((origin.removeprefix("auto: ") for origin in origins if origin.startswith("auto: ")), NO_KEY)
+    if deciding == NO_KEY:
+        return ""
+    other = "" if application.settings.gen_model else "; GEN_MODEL=name@provider chooses another"
+    return f"chosen because of {deciding}{other}"
 
 
 def _first_models(runtime: Runtime) -> list[str]:

@@ -27,7 +27,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Tell = Callable[[str], None]
-UNSERVED = "Telegram is not served, everything else is: %s"
+
+
+class Beside:
+    """The front end as a part of something larger: its ``routes`` for the HTTP server, and the ``problem`` for which it
+    does not serve; empty while it does, or where there is no token."""
+
+    def __init__(self) -> None:
+        self.routes: list[Route] = []
+        self.problem = ""
+
+    def fail(self, error: ConfigError) -> None:
+        """Say in the log, and from now on in the registry, why it does not serve."""
+        self.problem = UNSERVED.format(error)
+        logger.error("%s", self.problem)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Log what ended a front end whose company goes on."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ConfigError):
+            self.fail(error)
+        elif error is not None:
+            logger.error("the Telegram front end broke off", exc_info=error)
+
+
+UNSERVED = "Telegram is not served, everything else is: {}"
 NO_TOKEN = "no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env"
 
 
@@ -88,21 +112,22 @@ async def at_work(
 
 
 @asynccontextmanager
-async def beside(session: Session, tell: Tell) -> AsyncIterator[list[Route]]:
-    """The front end at work as a part of something larger, if it has a token, and its routes for the HTTP server. What
-    is wrong with it is a line of the log."""
+async def beside(session: Session, tell: Tell) -> AsyncIterator[Beside]:
+    """The front end at work as a part of something larger, if it has a token."""
+    found = Beside()
     if session.application.settings.telegram_bot_token is None:
-        yield []
+        yield found
         return
     try:
         bot = open_bot(session.application.settings)
     except ConfigError as error:
-        logger.error(UNSERVED, error)
-        yield []
+        found.fail(error)
+        yield found
         return
     async with at_work(session, bot, tell) as (serving, route):
-        serving.add_done_callback(_report)
-        yield [route]
+        serving.add_done_callback(found.ended)
+        found.routes.append(route)
+        yield found
 
 
 def open_bot(settings: Settings) -> QuietBot:
@@ -119,15 +144,6 @@ def open_bot(settings: Settings) -> QuietBot:
 def say(console: Console, line: str) -> None:
     """Print one line as it is."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """Log what ended a front end whose company goes on."""
-    error = None if task.cancelled() else task.exception()
-    if isinstance(error, ConfigError):
-        logger.error(UNSERVED, error)
-    elif error is not None:
-        logger.error("the Telegram front end broke off", exc_info=error)
 
 
 async def _name(bot: QuietBot) -> str:

@@ -76,7 +76,7 @@ class Duties:
             scribe=runtime.scribe,
             version=__version__,
             http=runtime.http,
-            problem=runtime.problem(),
+            problem="; ".join(filter(None, (said() for said in runtime.problems))),
             roles=tuple(role.name for role in runtime.application.roles),
             fronts=_fronts(runtime.application),
         )

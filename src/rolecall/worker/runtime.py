@@ -179,8 +179,9 @@ class Runtime:
         self.wakeups = Wakeups(server.pubsub(), self._on_control)
         self.scribe = False
         """Whether this process is also a scribe, for the registry."""
-        self.problem: Callable[[], str] = str
-        """Says what keeps this process's scribe from writing, for the registry; empty if nothing does."""
+        self.problems: list[Callable[[], str]] = []
+        """Each says what keeps the scribe or a front end of this process from its work, for the registry; empty if
+        nothing does."""
         self.http = ""
         """The address this process serves HTTP at, for the registry."""
         self.started = time.monotonic()

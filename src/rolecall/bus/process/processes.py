@@ -48,8 +48,8 @@ class Deployment(NamedTuple):
 
 class ProcessState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One process as it registered itself: ``uptime`` in seconds, ``connections`` to the server, ``http`` the address
-    it serves at, ``problem`` what keeps its scribe from writing. ``roles`` and ``fronts`` are those of its Deployment,
-    wherever they run."""
+    it serves at, ``problem`` what keeps its scribe or a front end from its work. ``roles`` and ``fronts`` are those
+    of its Deployment, wherever they run."""
 
     process: str
     kind: str = "worker"
