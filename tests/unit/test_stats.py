@@ -88,6 +88,12 @@ async def test_suspended_turns_are_counted_apart_from_deferred_ones_until_they_g
     assert (await summary(bus, ROLES))["suspended"] == {"turns": 0, "oldest_seconds": 0.0}
 
 
+async def test_one_is_no_plural(bus: Bus) -> None:
+    await ask(bus, "a", "hello")
+    _, now, _ = top_lines(await summary(bus, ROLES))
+    assert now.split(None, 1)[1].startswith("1 turn in flight, ") and ", 1 envelope in queues, " in now
+
+
 async def test_an_idle_system_has_figures_too(bus: Bus) -> None:
     figures = await summary(bus, ROLES)
     assert figures["turns"]["average_ms"] == 0

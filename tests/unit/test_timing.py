@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from rolecall.bus.schedule.timing import MAX_MISSED, Timing, known_zone, next_of_cron, timing_of, zone_of
+from rolecall.bus.schedule.timing import MAX_MISSED, Timing, known_zone, next_of_cron, timing_of, zone_name, zone_of
 from rolecall.errors import BadSchedule
-from rolecall.settings import Settings
+from rolecall.settings import Settings, time_zone
 
 BERLIN, NEW_YORK = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
 HOUR = 3_600_000
+
+
+def test_the_time_zone_of_a_machine_is_named_where_it_links_to_one(tmp_path: Path) -> None:
+    berlin = Path("/usr/share/zoneinfo/Europe/Berlin")
+    if not berlin.exists():
+        pytest.skip("no zoneinfo files on this machine")
+    linked, copied = tmp_path / "linked", tmp_path / "copied"
+    linked.symlink_to(berlin)
+    copied.write_bytes(berlin.read_bytes())
+    named = [zone_name(time_zone(str(path))) for path in (berlin, linked, copied)]
+    assert named == ["Europe/Berlin", "Europe/Berlin", "the system's time zone"]
 
 
 def ms(text: str) -> int:

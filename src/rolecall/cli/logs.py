@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from rolecall.cli.output import print_lines
+from rolecall.cli.output import counted, print_lines
 from rolecall.cli.runner import stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError
@@ -63,15 +63,11 @@ def print_conversations(
             continue
         last = (EPOCH + timedelta(milliseconds=summary.last)).astimezone(tz)
         title = f" ({escape(summary.title)})" if summary.title else ""
-        errors = f", {_counted(summary.errors, 'error')}" if summary.errors else ""
-        turns = _counted(summary.turns, "turn")
+        errors = f", {counted(summary.errors, 'error')}" if summary.errors else ""
+        turns = counted(summary.turns, "turn")
         head = f"{last:%Y-%m-%d %H:%M}  {escape(summary.conversation)}{title}  {turns}{errors}"
         console.print(Text(head), soft_wrap=True)
         console.print(Text(f"    {summary.line}", style="dim"), soft_wrap=True)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def print_records(

@@ -26,6 +26,11 @@ def columns(rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> l
     return [GAP.join(_padded(row, widths, right)).rstrip() for row in cells]
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 turn``, ``2 turns``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
     """Each line as it is: no markup, no wrapping, nothing coloured by guess."""
     for line in lines:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rolecall import stats
 from rolecall.bus.process.processes import InstanceState, ProcessState, ask_for_reports, live_processes
-from rolecall.cli.output import print_lines, print_table, visiting
+from rolecall.cli.output import counted, print_lines, print_table, visiting
 from rolecall.cli.runner import stop_requested
 from rolecall.errors import ServerError, duration
 from rolecall.session import Session
@@ -65,20 +65,23 @@ def summary(figures: Mapping[str, Any]) -> list[str]:
     """The figures of the whole, in three lines."""
     turns, tokens = figures["turns"], figures["tokens"]
     return [
-        f"today   {turns['today']} turns, {seconds(turns['average_ms'])} on average, {turns['errors']} errors, "
-        f"{turns['cancelled']} cancelled, tokens {tokens['in']} in, {tokens['out']} out"
+        f"today   {counted(turns['today'], 'turn')}, {seconds(turns['average_ms'])} on average, "
+        f"{counted(turns['errors'], 'error')}, {turns['cancelled']} cancelled, "
+        f"tokens {tokens['in']} in, {tokens['out']} out"
         + (f", cost {money(figures['cost'])}" if figures["cost"] else "")
         + (f", saved {_saved(figures['saved'])}" if figures["saved"]["tokens"] else ""),
-        f"now     {turns['in_flight']} turns in flight, {figures['users_now']} users at once, "
-        f"{sum(figures['queues'].values())} envelopes in queues, {figures['deferred']} deferred"
+        f"now     {counted(turns['in_flight'], 'turn')} in flight, {counted(figures['users_now'], 'user')} at once, "
+        f"{counted(sum(figures['queues'].values()), 'envelope')} in queues, {figures['deferred']} deferred"
         + (f", {_suspended(figures['suspended'])}" if figures["suspended"]["turns"] else ""),
-        f"dead    {figures['dead_letters']} dead letters" + (": rolecall dead list" if figures["dead_letters"] else ""),
+        f"dead    {counted(figures['dead_letters'], 'dead letter')}"
+        + (": rolecall dead list" if figures["dead_letters"] else ""),
     ]
 
 
 def _saved(saved: Mapping[str, float]) -> str:
     """What recorded steps saved today."""
-    return f"{saved['tokens']} tokens" + (f" ({money(saved['cost'])})" if saved["cost"] else "") + " by replayed steps"
+    cost = f" ({money(saved['cost'])})" if saved["cost"] else ""
+    return f"{counted(round(saved['tokens']), 'token')}{cost} by replayed steps"
 
 
 def _suspended(suspended: Mapping[str, float]) -> str:

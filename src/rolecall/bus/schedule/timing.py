@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cache
+from os.path import realpath
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -157,7 +158,10 @@ def known_zone(name: str) -> str:
 def zone_name(zone: tzinfo) -> str:
     """``zone`` for users."""
     key = getattr(zone, "key", "") or str(zone)
-    return "the system's time zone" if key.startswith("/") else key
+    if not key.startswith("/"):
+        return key
+    name = realpath(key).partition("/zoneinfo/")[2]  # where a machine links /etc/localtime to
+    return _zones().get(name.lower(), "the system's time zone")
 
 
 def clock(ms: int, zone: tzinfo) -> str:
