@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from rolecall import Context, Envelope, Role
+from rolecall.bus.conversation import history
 from rolecall.transcripts.record import conversation_dir
 from tests.deployment import Deployment, deployed
 from tests.http.server import serving
@@ -141,6 +143,16 @@ async def test_a_deleted_conversation_is_forgotten_everywhere(
         assert b"secret" not in b"".join(kept), name
     letters = (await client.get("/dead")).json()["dead_letters"]
     assert "deleted:ann" not in [letter["conversation"] for letter in letters]
+
+
+async def test_a_conversation_whose_transcripts_are_elsewhere_is_deleted_by_its_id(
+    deployment: Deployment, client: httpx2.AsyncClient
+) -> None:
+    await deployment.ask("elsewhere:ann", "a secret word")
+    await written(client, "elsewhere:ann", 1)
+    shutil.rmtree(deployment.session.application.log_dir / "conversations" / conversation_dir("elsewhere:ann"))
+    assert (await client.delete("/conversations/elsewhere:ann")).status_code == 200
+    assert await history(deployment.session.bus, "elsewhere:ann", 10) == []
 
 
 async def test_agents_and_queues_tell_what_is_done_now(deployment: Deployment, client: httpx2.AsyncClient) -> None:

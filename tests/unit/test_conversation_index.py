@@ -112,6 +112,20 @@ def test_it_knows_at_once_what_is_written_and_erased(index: Summaries, files: Tr
     assert found(index, search="Louvre") == []
 
 
+def test_nothing_that_was_erased_is_left_in_its_files(tmp_path: Path, index: Summaries, files: TranscriptFiles) -> None:
+    def left(words: bytes) -> bool:
+        return any(words in path.read_bytes() for path in tmp_path.glob("index.sqlite*"))
+
+    found(index)
+    assert left(b"Eiffel Tower") and left(b"100% sure_thing")
+    files.write([entry("telegram:42", FORGET, "")])
+    found(index)
+    assert not left(b"Eiffel Tower") and left(b"100% sure_thing")
+    index.forget(conversation_dir("http:local:a"))  # before the scribe has removed it
+    assert not left(b"100% sure_thing")
+    assert found(index, search="100% sure_thing") == ["http:local:a"]
+
+
 def test_it_is_kept_shared_and_built_anew_where_it_must(
     tmp_path: Path, index: Summaries, files: TranscriptFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
 from rolecall.bus.admission import edit_message
-from rolecall.bus.blobs import forget_files
+from rolecall.bus.blobs import Blobs, Files, forget_files
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import asker_of, envelopes_of, remembered, running_turn
+from rolecall.bus.conversation import asker_of, envelopes_of, read_history, remembered, running_turn
 from rolecall.bus.dead_letters import dead_letters, drop
-from rolecall.bus.envelope import LISTS, decode, listed
+from rolecall.bus.envelope import LISTS, Envelope, decode, listed
 from rolecall.bus.events import so_far
 from rolecall.bus.questions import keep_question
 from rolecall.bus.schedule.schedules import unschedule
@@ -31,7 +32,7 @@ from rolecall.bus.turn import (
     tell_ended,
     turn_block,
 )
-from rolecall.errors import RolecallError
+from rolecall.errors import DecodeError, RolecallError
 from rolecall.redis.scripts import script
 
 RESULTS = 1000
@@ -149,9 +150,11 @@ async def stop_conversation(
 
 
 async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> int:
-    """Stop a conversation and remove its history, schedules, preferences, title, events, results, dead letters and,
-    through the scribe, its transcripts. Returns how many turns were ended. The turn counter stays, so that no turn
-    number is used twice. Not atomic, but idempotent: call it again after a failure to remove the rest."""
+    """Stop a conversation and remove its history, schedules, preferences, title, events, results, dead letters, the
+    pictures and files that any of these name and, through the scribe, its transcripts. Returns how many turns were
+    ended. The turn counter stays, so that no turn number is used twice. Not atomic, but idempotent: call it again after
+    a failure to remove the rest."""
+    blobs = await _blobs_of(bus, conversation)
     ended = await stop_conversation(bus, conversation, instance=instance, forget=True)
     shard = bus.shard(conversation)
     last = int(await bus.server.fetch("HGET", shard.conversation(conversation), "seq") or 0)
@@ -163,11 +166,37 @@ async def erase_conversation(bus: Bus, conversation: str, *, instance: str) -> i
     await bus.server.fetch("HDEL", shard.conversation(conversation), "title")
     for letter in await dead_letters(bus):
         if letter.conversation == conversation:
+            with suppress(DecodeError):
+                blobs |= _named_by(decode(letter.envelope.encode()))
             await drop(bus, letter.id)
+    for blob in blobs:
+        if await Blobs(bus).get(conversation, blob):  # its own: that it names another one's proves nothing
+            await Blobs(bus).delete(conversation, blob)
     records = Records(instance)
     records.add(FORGET, "")
     await note(bus, shard, conversation, "", records)
     return ended
+
+
+async def _blobs_of(bus: Bus, conversation: str) -> set[str]:
+    """The pictures and files that its history and its unfinished turns name; deletes the files that it keeps."""
+    shard, files = bus.shard(conversation), Files(bus, conversation, 0)
+    for file in await files.list():
+        await files.delete(file.id)
+    found = set[str]()
+    for entry in read_history(await bus.server.fetch("LRANGE", shard.history(conversation), 0, -1)):
+        found.update(entry.images, (file.get("blob", "") for file in entry.files))
+    waiting = await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)
+    turns = [turn for turn in (await running_turn(bus, conversation), *map(bytes.decode, waiting)) if turn]
+    return found.union(*map(_named_by, (await envelopes_of(bus, conversation, turns)).values()))
+
+
+def _named_by(envelope: Envelope) -> set[str]:
+    images, files = (listed(envelope.payload, name) for name in LISTS)
+    return {
+        *(one for one in images if isinstance(one, str)),
+        *(str(one.get("blob", "")) for one in files if isinstance(one, dict)),
+    }
 
 
 class _Found(NamedTuple):

@@ -10,7 +10,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import tzinfo
 from pathlib import Path
@@ -75,6 +75,11 @@ class Summaries:
             row = self._database.execute(asked, (directory.name,)).fetchone()
             return Summary(*row) if row else None
 
+    def forget(self, name: str) -> None:
+        """Leave no byte of what was in the directory ``name``; what is there now is read when it is next asked for."""
+        with self._lock:
+            self._erase([name])
+
     def _refresh(self) -> None:
         """Read what has changed, and forget what was erased."""
         here = _stamps(self._log_dir)
@@ -83,9 +88,14 @@ class Summaries:
         for start in range(0, len(changed), AT_ONCE):
             self._read(changed[start : start + AT_ONCE])
         if erased := known.keys() - here.keys():
-            with self._changing() as database:
-                for name in erased:
-                    _forget(database, name)
+            self._erase(erased)
+
+    def _erase(self, names: Iterable[str]) -> None:
+        with self._changing() as database:
+            for name in names:
+                _forget(database, name)
+            database.execute("INSERT INTO said (said) VALUES ('optimize')")  # pieces are only marked as deleted before
+        self._database.execute("PRAGMA wal_checkpoint (TRUNCATE)")
 
     def _read(self, changed: list[Unread]) -> None:
         """Read these conversations, unless the index has them as they are."""
@@ -135,7 +145,9 @@ def _connected(path: str, made_for: str) -> sqlite3.Connection:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + TABLES)
+        database.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;" + TABLES
+        )
         database.execute("CREATE TABLE IF NOT EXISTS made (made_for TEXT)")
         if (row := database.execute("SELECT made_for FROM made").fetchone()) != (made_for,):
             database.executescript("DELETE FROM conversations; DELETE FROM said; DELETE FROM made;" if row else "")

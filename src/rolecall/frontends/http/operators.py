@@ -15,10 +15,9 @@ from fastapi.responses import PlainTextResponse
 
 from rolecall import stats
 from rolecall.bus.admission import REFUSALS, places
-from rolecall.bus.cancel import erase_conversation
-from rolecall.bus.conversation import preferences_of, running_turn
+from rolecall.bus.conversation import has_begun, preferences_of, running_turn
 from rolecall.bus.dead_letters import dead_letters, deliver_again, drop, find_dead_letter, plain, replay
-from rolecall.bus.envelope import short_turn_id
+from rolecall.bus.envelope import check_conversation, short_turn_id
 from rolecall.bus.process.process_log import process_lines
 from rolecall.bus.process.processes import ask_for_reports, live_processes
 from rolecall.errors import ConfigError, RolecallError, ServerError
@@ -38,6 +37,7 @@ from rolecall.transcripts.record import (
     session_files,
     visible,
 )
+from rolecall.transcripts.targets import target_names
 from rolecall.transcripts.timeline import trees
 
 router = api_router(tags=["operators"], dependencies=[Depends(operator)])
@@ -114,13 +114,10 @@ async def show_conversation(which: str, services: ServicesDep) -> dict[str, Any]
 
 @router.delete("/conversations/{which:path}", summary="Delete a conversation")
 async def delete_conversation(which: str, services: ServicesDep) -> dict[str, Any]:
-    """Cancels its turns and deletes history, answers, preferences, dead letters and transcripts. Cannot be undone."""
-    directory, _ = await _find(services, which)
-    summary = await asyncio.to_thread(services.summaries.of, directory)
-    if summary is None or summary.conversation == directory.name:
-        raise _unknown(which)
-    ended = await erase_conversation(services.bus, summary.conversation, instance=services.front.instance)
-    return {"conversation": summary.conversation, "turns_ended": ended}
+    """Cancels its turns and deletes history, pictures, answers, preferences, dead letters and transcripts. Cannot be
+    undone. A conversation whose transcripts are not on this machine is named by its id."""
+    conversation = await _named(services, which)
+    return {"conversation": conversation, "turns_ended": await services.erase(conversation)}
 
 
 # ── agents, queues, statistics ─────────────────────────────────────────────────────────────────
@@ -234,6 +231,25 @@ async def _find(services: Services, which: str) -> tuple[Path, str]:
         return await asyncio.to_thread(find, services.log_dir, which)
     except RolecallError:
         raise _unknown(which) from None
+
+
+async def _named(services: Services, which: str) -> str:
+    """The id of the conversation ``which``, by its transcript or by what the bus knows; where no transcripts are in a
+    directory, any id."""
+    try:
+        directory, _ = await _find(services, which)
+    except HTTPException:
+        elsewhere = "directory" not in target_names(services.settings)
+        if not (elsewhere or await has_begun(services.bus, which)):
+            raise
+        try:
+            return check_conversation(which)
+        except RolecallError:
+            raise _unknown(which) from None
+    summary = await asyncio.to_thread(services.summaries.of, directory)
+    if summary is None or summary.conversation == directory.name:
+        raise _unknown(which)
+    return summary.conversation
 
 
 def _unknown(which: str) -> HTTPException:

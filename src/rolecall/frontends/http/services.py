@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,6 +16,7 @@ from fastapi import Depends, Request
 
 from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
+from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application
 from rolecall.frontends.front import Front, registered
@@ -24,6 +26,7 @@ from rolecall.session import Session, open_session
 from rolecall.settings import Settings
 from rolecall.stats import FLUSH_SECONDS, Metrics
 from rolecall.transcripts.conversation_index import Summaries
+from rolecall.transcripts.record import conversation_dir
 
 
 @dataclass
@@ -75,12 +78,29 @@ class Services:
             await tasks.drain(0)
             await asyncio.to_thread(self.summaries.close)
 
+    async def erase(self, conversation: str) -> int:
+        """Erase ``conversation``, also from the index once its transcripts are gone. Returns how many turns that ended.
+        See erase_conversation."""
+        ended = await erase_conversation(self.bus, conversation, instance=self.front.instance)
+        self.tasks.start(self._forget(conversation), "index")
+        return ended
+
+    async def _forget(self, conversation: str) -> None:
+        directory = self.log_dir / "conversations" / conversation_dir(conversation)
+        until = time.monotonic() + ERASE_SECONDS
+        while directory.exists() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.to_thread(self.summaries.forget, directory.name)
+
     @property
     def log_dir(self) -> Path:
         """The directory of the transcripts."""
         return self.application.log_dir
 
 
+ERASE_SECONDS = 60.0
+"""How long the scribe may take to remove the transcripts of an erased conversation, which may begin anew meanwhile."""
+LOOK_SECONDS = 0.2
 READERS = 4
 INDEX = "conversations.sqlite"
 """A file of the state directory: the index of conversations, shared by all processes."""

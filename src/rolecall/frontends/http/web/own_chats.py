@@ -16,7 +16,6 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.blobs import IMAGE_TYPES, Blobs
-from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.conversation import history, prefer, preferences_of
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import Principal, User
@@ -146,7 +145,7 @@ async def set_chat(services: ServicesDep, who: User, name: Name, body: ChatSetti
 @router.delete("/web/chat/{name:path}", status_code=204)
 async def delete_chat(services: ServicesDep, who: User, name: Name) -> None:
     """Delete a conversation for good."""
-    await erase_conversation(services.bus, conversation_of(who, name), instance=services.front.instance)
+    await services.erase(conversation_of(who, name))
 
 
 @router.get("/web/export/{form}/{name:path}")
