@@ -12,10 +12,12 @@ import httpx2
 from rolecall.bus.access_keys import revoke_all_keys
 from rolecall.bus.bus import Bus
 from rolecall.config import Application
+from rolecall.frontends.front import registered
 from rolecall.frontends.http.app import build
 from rolecall.frontends.http.hosting import HttpFrontEnd
-from rolecall.frontends.http.services import open_services
+from rolecall.frontends.http.services import Services, services_for
 from rolecall.frontends.sockets import listen
+from rolecall.session import open_session
 from tests.waiting import wait_until
 
 
@@ -39,6 +41,17 @@ async def open_again(bus: Bus, *urls: str) -> None:
                 return (await client.get(f"{url}/info")).status_code == 200
 
             await wait_until(is_open)
+
+
+@asynccontextmanager
+async def open_services(application: Application, process: str, host: str) -> AsyncIterator[Services]:
+    """Services with connections of their own, as a process of the HTTP server has them."""
+    async with (
+        open_session(application, process, start=True) as session,
+        session.listening() as wakeups,
+        registered(session, "http"),
+    ):
+        yield services_for(session, wakeups, host)
 
 
 @asynccontextmanager

@@ -22,11 +22,10 @@ from rolecall.config import Application
 from rolecall.errors import ModelError, ServerRefused, ServerUnavailable
 from rolecall.frontends.http.app import build
 from rolecall.frontends.http.hosting import HttpFrontEnd
-from rolecall.frontends.http.services import open_services
 from rolecall.frontends.sockets import listen
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
-from tests.http.server import serving
+from tests.http.server import open_services, serving
 from tests.integration.test_http_app import ROLES
 from tests.valkey import ValkeyProcess
 from tests.waiting import wait_until

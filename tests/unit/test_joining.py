@@ -13,7 +13,7 @@ from rolecall.bus.cancel import cancel_turn, stop_conversation, withdraw_message
 from rolecall.bus.conversation import envelopes_of
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import hand_back
-from rolecall.bus.maintenance import audit_one, promote, promote_due
+from rolecall.bus.maintenance import audit_one, promote, wake_due
 from rolecall.bus.settle import defer
 from rolecall.bus.turn import Records, turns_in_flight
 from rolecall.redis.server import RedisServer, server_ms
@@ -253,7 +253,7 @@ async def test_a_hold_ends_by_itself_and_each_part_renews_it_up_to_five_times(bu
     await bus.server.call("ZADD", shard.deferred, second, "a")
 
     async def woken() -> bool:
-        return await promote_due(bus, shard, await server_ms(bus.server)) == 1
+        return (await wake_due(bus, shard, await server_ms(bus.server))).woken == 1
 
     await wait_until(woken)
     assert await said(bus) == "1\n2\n3"

@@ -14,7 +14,7 @@ from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.dead_letters import dead_letters, replay
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import renew, renew_idle
-from rolecall.bus.maintenance import audit, audit_one, depart, promote, promote_due, rescue_direct, sweep, with_sleepers
+from rolecall.bus.maintenance import audit, audit_one, depart, promote, rescue_direct, sweep, wake_due, with_sleepers
 from rolecall.bus.process.processes import ProcessState, live_processes, register, unregister
 from rolecall.bus.settle import defer
 from rolecall.bus.turn import AwakeTurns, Records, note, snapshot
@@ -157,7 +157,7 @@ async def test_a_conversation_that_cannot_be_looked_at_keeps_no_other_from_being
     await bus.server.call("SET", shard.conversation("broken"), "no hash")
     await bus.server.call("SET", shard.journal("broken"), "no hash")
     now = await server_ms(bus.server) + 10
-    assert await promote_due(bus, shard, now + 60_000) == 2
+    assert (await wake_due(bus, shard, now + 60_000)).woken == 2
     await audit(bus, shard, now + 7_200_000)
     assert await finals(bus, "a") == await finals(bus, "b") == [("1", "error")]
     assert {"promote: b'broken' failed, try 1 of 1", "audit: b'broken' failed, try 1 of 1"} <= set(caplog.messages)

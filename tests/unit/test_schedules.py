@@ -12,7 +12,7 @@ import pytest
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import erase_conversation, stop_conversation
 from rolecall.bus.conversation import prefer
-from rolecall.bus.maintenance import promote_due, wake_due
+from rolecall.bus.maintenance import wake_due
 from rolecall.bus.schedule.schedules import Schedule, fire, schedule, schedules_of, unschedule
 from rolecall.bus.turn import turns_in_flight
 from rolecall.errors import BadSchedule, RolecallError
@@ -48,7 +48,7 @@ async def due_now(bus: Bus, conversation: str = "a", text: str = "drink", **opti
 
 
 async def wake(bus: Bus) -> int:
-    return await promote_due(bus, bus.shards[0], await server_ms(bus.server))
+    return (await wake_due(bus, bus.shards[0], await server_ms(bus.server))).woken
 
 
 async def test_a_schedule_begins_one_turn_with_its_text_when_it_is_due(bus: Bus) -> None:

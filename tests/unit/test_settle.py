@@ -9,7 +9,7 @@ import pytest
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.leases import hand_back, owns_turn, renew
-from rolecall.bus.maintenance import promote, promote_due
+from rolecall.bus.maintenance import promote, wake_due
 from rolecall.bus.settle import hop, quarantine
 from rolecall.bus.turn import Records, TurnState, snapshot, turns_in_flight
 from rolecall.errors import ServerFull
@@ -150,8 +150,8 @@ async def test_a_deferred_turn_holds_nothing_and_wakes_where_it_slept(bus: Bus, 
     assert await bus.server.call("XLEN", held.stream) == 0
     assert (await snapshot(bus, "a", "1")).state is TurnState.DEFERRED
     assert await promote(other, bus.shards[0], "a") == "EARLY"
-    assert await promote_due(other, bus.shards[0], await server_ms(bus.server)) == 0
-    assert await promote_due(other, bus.shards[0], await server_ms(bus.server) + 2_000_000) == 0
+    assert (await wake_due(other, bus.shards[0], await server_ms(bus.server))).woken == 0
+    assert (await wake_due(other, bus.shards[0], await server_ms(bus.server) + 2_000_000)).woken == 0
     assert await promote(other, bus.shards[0], "a", early=True) == "OK"
     assert await promote(bus, bus.shards[0], "a", early=True) == "GONE"
     woken = await take_one(other, "echo")
@@ -164,8 +164,8 @@ async def test_a_deferred_turn_that_is_due_is_woken_by_the_first_who_looks(bus: 
     for held in await take_role(bus, free=3):
         await defer_turn(bus, held, 0)
     now = await server_ms(bus.server) + 1
-    assert await promote_due(bus, bus.shards[0], now) == 3
-    assert await promote_due(other, bus.shards[0], now) == 0
+    assert (await wake_due(bus, bus.shards[0], now)).woken == 3
+    assert (await wake_due(other, bus.shards[0], now)).woken == 0
     assert len(await take_role(other, free=5)) == 3
 
 

@@ -35,6 +35,8 @@ from rolecall.bus.turn import (
 from rolecall.errors import DecodeError, RolecallError
 from rolecall.redis.scripts import script
 
+STOPPED_TEXT = "Stopped."
+"""What users read where an answer was stopped."""
 RESULTS = 1000
 """The results of this many last turns are removed; older ones have expired, unless there were over a thousand turns
 within RESULT_SECONDS."""
@@ -44,13 +46,13 @@ STOP = script(
     "scripts/turn/stop",
     TurnBlock,
     FinishBlock,
-    names="results final instance forget waiting remembered",
+    names="results final instance forget waiting",
 )  # fmt: skip
 
 
 async def cancel_turn(
     bus: Bus, conversation: str, turn: str, *, instance: str = "front", kind: str = "cancelled",
-    text: str = "Stopped.", reason: str = "by the user", history: Sequence[bytes] = (),
+    text: str = STOPPED_TEXT, reason: str = "by the user", history: Sequence[bytes] = (),
     failure: Mapping[str, Any] | None = None, answer: str = "",
 ) -> bool:  # fmt: skip
     """End one turn or call now, with all calls it has made; False when it had ended already, and its answer stands.
@@ -70,9 +72,7 @@ async def cancel_turn(
     raise RolecallError(f"turn {turn} of {conversation} moved {MOVED_TRIES} times while it was being cancelled")
 
 
-async def cancel_by_user(
-    bus: Bus, conversation: str, turn: str, *, instance: str = "front", text: str = "Stopped."
-) -> bool:  # fmt: skip
+async def cancel_by_user(bus: Bus, conversation: str, turn: str, *, instance: str = "front") -> bool:
     """Cancel a turn for its user: the message and the answer so far stay in the history, marked as stopped. False when
     the turn had ended already."""
     envelope = (await envelopes_of(bus, conversation, [turn])).get(turn)
@@ -80,12 +80,10 @@ async def cancel_by_user(
         return False
     answer = await so_far(bus, conversation, turn) if envelope.text else ""
     history = remembered(envelope.text, answer, turn, "stopped", asked=envelope) if envelope.text else []
-    return await cancel_turn(bus, conversation, turn, instance=instance, text=text, history=history, answer=answer)
+    return await cancel_turn(bus, conversation, turn, instance=instance, history=history, answer=answer)
 
 
-async def stop_turns_of(
-    bus: Bus, conversation: str, user: str, *, instance: str = "front", text: str = "Stopped."
-) -> int:
+async def stop_turns_of(bus: Bus, conversation: str, user: str, *, instance: str = "front") -> int:
     """End the running and waiting turns of ``conversation`` that ``user`` asked; returns how many. The newest goes
     first, so that none of them begins meanwhile."""
     waiting = [
@@ -93,11 +91,11 @@ async def stop_turns_of(
     ]
     turns = [turn for turn in (await running_turn(bus, conversation), *waiting) if turn]
     own = [turn for turn in reversed(turns) if await asker_of(bus, conversation, turn) == user]
-    return sum([await cancel_by_user(bus, conversation, turn, instance=instance, text=text) for turn in own])
+    return sum([await cancel_by_user(bus, conversation, turn, instance=instance) for turn in own])
 
 
 async def withdraw_message(
-    bus: Bus, conversation: str, *, idempotency: str, version: int, instance: str = "front", text: str = "Stopped."
+    bus: Bus, conversation: str, *, idempotency: str, version: int, instance: str = "front", text: str = STOPPED_TEXT
 ) -> bool:  # fmt: skip
     """Take the message that was admitted under ``idempotency`` out of its turn while that waits; ``version`` is that of
     the edit that withdraws it. A turn without other messages is cancelled. False when nothing was withdrawn.
@@ -125,23 +123,20 @@ async def withdraw_message(
     return await cancel_turn(bus, conversation, turn, instance=instance, text=text, reason=reason)
 
 
-async def stop_conversation(
-    bus: Bus, conversation: str, *, instance: str = "front", forget: bool = False, text: str = "Stopped.",
-    history: Sequence[bytes] = (),
-) -> int:  # fmt: skip
+async def stop_conversation(bus: Bus, conversation: str, *, instance: str = "front", forget: bool = False) -> int:
     """End the running turn and every waiting one in one step, with one reply each. ``forget`` also clears the history
     and starts a new session with the next message; before that, it removes the schedules and documents. Returns how
     many turns were ended."""
     if forget:
         await unschedule(bus, conversation, instance=instance)
         await forget_files(bus, conversation)
-    shard, final = bus.shard(conversation), final_event("cancelled", {"text": text})
+    shard, final = bus.shard(conversation), final_event("cancelled", {"text": STOPPED_TEXT})
     for _ in range(MOVED_TRIES):
         waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
         found = await _find(bus, conversation, "", waiting)
         ended = await bus.server.run(
             STOP, found.turn, found.finish, results=[shard.result(conversation, turn) for turn in waiting],
-            final=final, instance=instance, forget=int(forget), waiting=waiting, remembered=history,
+            final=final, instance=instance, forget=int(forget), waiting=waiting,
         )  # fmt: skip
         if ended >= 0:
             await tell_ended(bus, conversation)

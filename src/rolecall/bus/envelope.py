@@ -19,7 +19,6 @@ VERSION = 1
 MAX_BYTES = 256 * 1024
 MAX_TEXT_BYTES = 64 * 1024
 MAX_DEPTH = 32
-MAX_HOPS = 16
 LISTS = ("images", "files")
 """What a payload may list besides its text; see blobs.py."""
 SCHEDULED = "scheduled"

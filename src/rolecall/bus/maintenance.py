@@ -44,12 +44,6 @@ STEP = script(PACKAGE, "scripts/process/step", names="clock deferred active stre
 FALLBACK = script(PACKAGE, "scripts/process/fallback", names="stream destination conversation journal alive entry turn")
 
 
-async def promote_due(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
-    """Wake the deferred turns and begin those of schedules that are due by the server's clock; returns how many.
-    ``now_ms`` is what it should show; the earlier time counts. Any number of processes may do this."""
-    return (await wake_due(bus, shard, now_ms)).woken
-
-
 async def with_sleepers(bus: Bus, known: Collection[int]) -> list[ShardKeys]:
     """The shards to wake deferred turns in. On a single server, these are the ``known`` ones, by number, and any other
     that has some now; that there is no other takes one command."""
@@ -73,7 +67,8 @@ class Woken(NamedTuple):
 
 async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0) -> Woken:
     """Wake the deferred turns and begin the turns of the schedules that are due by the server's clock, and tell what
-    is due within the next ``soon`` seconds."""
+    is due within the next ``soon`` seconds. ``now_ms`` is what the clock should show; the earlier time counts. Any
+    number of processes may do this."""
     until = round(now_ms + soon * 1000)
     flat = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", until, "WITHSCORES", "LIMIT", 0, PAGE)
     scores = {member: float(score) for member, score in pairs(flat)}

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from datetime import datetime, tzinfo
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +72,7 @@ async def http(
 
 
 @asynccontextmanager
-async def beside(
-    session: Session, runtime: Runtime, tz: tzinfo | None, routes: Sequence[BaseRoute] = ()
-) -> AsyncIterator[None]:
+async def beside(session: Session, runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> AsyncIterator[None]:
     """The HTTP server at work in this process, beside the ``runtime``, whose ``http`` is then its address; where it is
     not installed that stays empty. Raises ConfigError."""
     try:
@@ -89,7 +87,7 @@ async def beside(
     await check_keys(session, host)
     with listen(host, port) as listener:
         runtime.http = address_of(listener)
-        async with _serving(services_for(session, runtime.wakeups, host, tz), host, listener, routes):
+        async with _serving(services_for(session, runtime.wakeups, host), host, listener, routes):
             yield
 
 
@@ -127,11 +125,13 @@ async def _serve_as_one_of_several(application: Application, host: str, fd: int)
 async def _serve_here(session: Session, host: str, listener: socket.socket, wanted: asyncio.Event) -> None:
     from rolecall.frontends.http.services import services_for
 
-    async with session.listening() as wakeups, registered(session, "http"):
-        services = services_for(session, wakeups, host, session.application.tz)
-        async with _serving(services, host, listener) as serving:
-            logger.info("http: pid %d serves", os.getpid())
-            await until_stopped(serving, wanted, cancel=False)
+    async with (
+        session.listening() as wakeups,
+        registered(session, "http"),
+        _serving(services_for(session, wakeups, host), host, listener) as serving,
+    ):
+        logger.info("http: pid %d serves", os.getpid())
+        await until_stopped(serving, wanted, cancel=False)
 
 
 async def _serve_by_processes(

@@ -49,7 +49,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         open_session(application, process_name(), start=True) as session,
         telegram.beside(session, lambda line: telegram.say(console, line)) as bot,
         _running(session, None, dev=dev, scribe=True) as runtime,
-        http.beside(session, runtime, application.tz, bot.routes),
+        http.beside(session, runtime, bot.routes),
         front_ends.serving(session, runtime.wakeups),
     ):
         runtime.problems.append(lambda: bot.problem)

@@ -99,10 +99,6 @@ class ThoughtFilter:
         held, self._held = self._held or [], None
         return [self._note(piece) for piece in held]
 
-    def thinks_elsewhere(self) -> None:
-        """Note that the server sends thoughts in fields of their own."""
-        self.habit.begins_thinking = False
-
     def finish(self, *, whole: bool) -> list[str]:
         """What is left to show at the end; ``whole`` if the model ended by itself."""
         rest = self._tail
@@ -157,14 +153,6 @@ class ThoughtFilter:
     def _note(self, piece: str) -> str:
         self.shown += piece
         return piece
-
-
-def without_thoughts(text: str) -> str:
-    """``text`` of a whole answer without the thoughts in it."""
-    if not TAG.search(text):
-        return text
-    answer = ThoughtFilter(Habit())
-    return "".join([*answer.feed(text), *answer.finish(whole=True)])
 
 
 def _partial(text: str) -> int:

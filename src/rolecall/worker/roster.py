@@ -52,10 +52,6 @@ class Roster:
         for instance in self.everyone():
             instance.supplier = supplier
 
-    def free(self, role: str) -> int:
-        """How many instances of ``role`` may take an envelope now."""
-        return sum(instance.free for instance in self.instances.get(role, ()))
-
     def pick(self, role: str) -> Instance | None:
         """A free instance of ``role``; of several, the one that has handled least."""
         found: Instance | None = None
@@ -99,9 +95,9 @@ class Roster:
         group[group.index(instance)] = new
         return new
 
-    def demands(self, roles: Iterable[str] | None = None) -> list[Demand]:
-        """What there is room for, in all roles or in some."""
-        found = ((role, self.idle(role)) for role in (self.instances if roles is None else roles))
+    def demands(self) -> list[Demand]:
+        """What there is room for."""
+        found = ((role, self.idle(role)) for role in self.instances)
         return [self.demand(role, idle) for role, idle in found if idle]
 
     def demand(self, role: str, idle: Sequence[Instance]) -> Demand:

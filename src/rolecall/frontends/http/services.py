@@ -19,10 +19,10 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import erase_conversation
 from rolecall.bus.events import Wakeups
 from rolecall.config import Application
-from rolecall.frontends.front import Front, registered
+from rolecall.frontends.front import Front
 from rolecall.frontends.http.auth import Authenticator
 from rolecall.frontends.sockets import is_local
-from rolecall.session import Session, open_session
+from rolecall.session import Session
 from rolecall.settings import Settings
 from rolecall.stats import FLUSH_SECONDS, Metrics
 from rolecall.transcripts.conversation_index import Summaries
@@ -118,25 +118,12 @@ def get_services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(get_services)]
 
 
-def services_for(session: Session, wakeups: Wakeups, host: str, tz: tzinfo | None = None) -> Services:
-    """Services that share the connections of a process that does other work as well."""
+def services_for(session: Session, wakeups: Wakeups, host: str) -> Services:
+    """The services of this process, for a server that listens on ``host``."""
     settings = session.application.settings
     given = settings.http_key.get_secret_value() if settings.http_key else ""
     auth = Authenticator(
         session.bus, open_locally=is_local(host), login_seconds=settings.login_hours * 3600, given=given,
         memory=session.application.state_dir / KEYS_REQUIRED,
     )  # fmt: skip
-    return Services(session, wakeups, auth, tz)
-
-
-@asynccontextmanager
-async def open_services(
-    application: Application, process: str, host: str, tz: tzinfo | None = None
-) -> AsyncIterator[Services]:
-    """Services with connections of their own. Raises what open_session raises."""
-    async with (
-        open_session(application, process, start=True) as session,
-        session.listening() as wakeups,
-        registered(session, "http"),
-    ):
-        yield services_for(session, wakeups, host, tz)
+    return Services(session, wakeups, auth, session.application.tz)

@@ -5,14 +5,13 @@
 -- Returns the number of turns ended, or -1 if the conversation moved on meanwhile (read it again).
 -- include: clock state entry trace turn sleep finish
 -- keys: results*
--- args: final instance forget waiting* remembered*
+-- args: final instance forget waiting*
 local waiting = redis.call('LRANGE', MAILBOX, 0, -1)
 if (running or '') ~= TURN or #waiting ~= #WAITING then return -1 end
 for i, turn in ipairs(WAITING) do if waiting[i] ~= turn then return -1 end end
 if TURN ~= '' and not evict() then return -1 end
 if TURN ~= '' then
   record(TURN, 0, INSTANCE, 'CANCELLED', 'by the user')
-  remember(REMEMBERED)
   finish(TURN, RESULT, 'cancelled', FINAL)
 end
 redis.call('DEL', MAILBOX)

@@ -22,7 +22,6 @@ from rolecall.frontends.http.openai.request_fields import (
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.http.task import unsigned
 
-IMAGE_PLACEHOLDER = "[image]"
 """Stands for an image that is not passed on."""
 MAX_STOPS = 4
 

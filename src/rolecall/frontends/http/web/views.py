@@ -33,7 +33,6 @@ from rolecall.transcripts.record import (
 from rolecall.transcripts.timeline import TurnTimeline, trees
 from rolecall.transcripts.words import STATES, tone_of
 
-MAX_STORED = 50
 MAX_MESSAGES = 200
 ROWS = 50
 TURNS = 20
