@@ -85,7 +85,6 @@ async def _python_calls(url: str) -> float:
 
 async def _finish(runtime: Runtime, to: str, turns: int, hops: int) -> None:
     """Admit so many turns of conversations of their own and wait for the last to be settled."""
-    assert runtime.worker is not None
     everyone = runtime.worker.roster.everyone
     aim = sum(instance.handled for instance in everyone()) + turns * hops
     envelopes = (Envelope(conversation=f"bench:{aim}-{n}", payload={"text": FILLER, "to": to}) for n in range(turns))

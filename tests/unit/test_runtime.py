@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.leases import Reads
 from rolecall.bus.process.processes import instances_of, live_processes, process_name, scale
 from rolecall.config import Application
 from rolecall.errors import ConfigError
@@ -19,7 +20,6 @@ from rolecall.models.model import Caller
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.duties import Duties
-from rolecall.worker.instance import Reads
 from rolecall.worker.runtime import Runtime
 from tests.deployment import deployed
 from tests.waiting import wait_until
@@ -172,10 +172,7 @@ async def test_what_a_role_read_comes_along_with_its_next_envelopes(tmp_path: Pa
         assert [(await app.ask("test:1", text)).text for text in ("one", "two", "three")] == [
             "", "one", "one two one",
         ]  # fmt: skip
-        worker = app.runtimes[0].worker
-        assert worker is not None
-        read = {role: group[0].reads for role, group in worker.roster.instances.items()}
-    assert read == {"manager": Reads(), "reads": Reads(history=True)}
+        assert app.runtime.roster.reads == {"manager": Reads(), "reads": Reads(history=True)}
 
 
 # ── memory ──────────────────────────────────────────────────────────────────────────────────────

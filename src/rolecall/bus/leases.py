@@ -276,24 +276,32 @@ class Beginning(NamedTuple):
 
 
 @dataclass(slots=True)
+class Reads:
+    """What a handler reads of its conversation's memory. The next entries of its role bring that along."""
+
+    history: bool = False
+    preferences: bool = False
+
+
+@dataclass(slots=True)
 class Along:
-    """What came along with an entry because handlers of its role read it: the raw messages of the conversation's
-    history, and its preferences as HGETALL has them, both as of the taking; None for what did not come. It counts for
-    the handler's first look; later ones ask the server."""
+    """What came along with an entry because the last handler of its role read it: the raw messages of the
+    conversation's history, and its preferences as HGETALL has them, both as of the taking; None for what did not come.
+    It counts for the handler's first look; later ones ask the server. ``reads`` is what this handler has read so
+    far."""
 
     history: list[bytes] | None = None
     preferences: list[bytes] | None = None
-    history_read: bool = False
-    preferences_read: bool = False
+    reads: Reads = field(default_factory=Reads)
 
     def take_history(self) -> list[bytes] | None:
         """The history, once."""
-        raw, self.history, self.history_read = self.history, None, True
+        raw, self.history, self.reads.history = self.history, None, True
         return raw
 
     def take_preferences(self) -> list[bytes] | None:
         """The preferences, once."""
-        raw, self.preferences, self.preferences_read = self.preferences, None, True
+        raw, self.preferences, self.reads.preferences = self.preferences, None, True
         return raw
 
 

@@ -23,7 +23,7 @@ from rolecall.bus.bus import count_soon
 from rolecall.bus.conversation import Mark, remembered
 from rolecall.bus.deltas import DeltaStream
 from rolecall.bus.envelope import Envelope, short_turn_id
-from rolecall.bus.leases import WHO, Along, Beginning, Delivery, owns_turn, uncount
+from rolecall.bus.leases import WHO, Beginning, Delivery, Reads, owns_turn, uncount
 from rolecall.bus.process.process_log import public
 from rolecall.bus.settle import Awaited, Refill, Supply, bury, complete, defer, discard, hop, quarantine, suspend
 from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
@@ -41,18 +41,6 @@ DEFECT = ("defect", 0.0)
 TOO_LONG = ("took_too_long", 0.0)
 """What users are told, as kinds of errors.FAILURES; the reason is for operators."""
 QUARANTINED = Rarely()
-
-
-@dataclass(slots=True)
-class Reads:
-    """What the last handler of a role read of its conversation's memory; it comes along with the next envelopes."""
-
-    history: bool = False
-    preferences: bool = False
-
-    def note(self, along: Along) -> None:
-        """What the handler of an entry read that came with ``along``."""
-        self.history, self.preferences = along.history_read, along.preferences_read
 
 
 @dataclass(eq=False)
@@ -77,8 +65,8 @@ class Instance:
     """What a settling step took for this instance while it was still busy."""
     supplier: Callable[[Instance, str], Refill | None] | None = None
     """Says what to take along when this instance settles an envelope, which may go on to the named role."""
-    reads: Reads = field(default_factory=Reads)
-    """What the role reads; shared by its instances."""
+    reads: dict[str, Reads] = field(default_factory=dict)
+    """What the last handler of each role of the process read."""
     suspects: set[Instance] = field(default_factory=set, repr=False)
     """The instances of the process that handle an entry on its last delivery."""
     lost: str = ""
@@ -232,7 +220,7 @@ class Instance:
         finally:
             deltas.close()
             ctx.close()
-            self.reads.note(delivery.along)
+            self.reads[self.role] = delivery.along.reads
 
     async def _run_steps(self, delivery: Delivery, envelope: Envelope, ctx: Context) -> Envelope:
         """What the handler returns, run from the steps that earlier handlings have recorded."""

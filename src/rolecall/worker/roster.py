@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import Role
-from rolecall.bus.leases import Demand
+from rolecall.bus.leases import Demand, Reads
 from rolecall.bus.settle import Refill
 from rolecall.errors import ConfigError
-from rolecall.worker.instance import Instance, Reads
+from rolecall.worker.instance import Instance
+
+NOTHING_READ = Reads()
 
 
 @dataclass
@@ -25,6 +27,8 @@ class Roster:
     """Says what the instances take along when they settle; see Instance.supplier."""
     suspects: set[Instance] = field(default_factory=set)
     """The instances that handle an entry on its last delivery."""
+    reads: dict[str, Reads] = field(default_factory=dict)
+    """What the last handler of each role read."""
 
     def deploy(self, roles: Iterable[Role], services: AgentServices) -> None:
         """Run ``roles`` in this process, with ``services``. Existing instances use the new agent class and services
@@ -102,7 +106,7 @@ class Roster:
 
     def demand(self, role: str, idle: Sequence[Instance]) -> Demand:
         """What to take for the ``idle`` instances of ``role``."""
-        reads, ids = idle[0].reads, tuple([instance.id for instance in idle])
+        reads, ids = self.reads.get(role, NOTHING_READ), tuple([instance.id for instance in idle])
         history = self.services.bus.settings.assistant_history_limit if reads.history else 0
         return Demand(role, len(idle), self.last_ok(), ids, history, reads.preferences)
 
@@ -112,8 +116,9 @@ class Roster:
             agent = self.roles[role].agent()
         except Exception as error:  # the boundary: an agent is anybody's code
             raise ConfigError(f"role {role}: its agent cannot be made: {type(error).__name__}: {error}") from error
-        reads = group[0].reads if group else Reads()
-        return Instance(name, role, agent, self.services, supplier=self.supplier, suspects=self.suspects, reads=reads)
+        return Instance(
+            name, role, agent, self.services, supplier=self.supplier, suspects=self.suspects, reads=self.reads
+        )
 
     def _id(self, role: str, group: list[Instance]) -> str:
         """The id with the lowest number that is not in use in ``group``."""
