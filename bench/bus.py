@@ -123,7 +123,7 @@ async def at_rest(url: str, log_dir: Path, shards: int, seconds: float) -> tuple
     """Commands per second and connections of one process that runs 10 roles × 5 instances and the scribe, with
     nothing to do."""
     roles = [Role(ManagerAgent, 5), *(Role(_agent(number), 5) for number in range(9))]
-    async with running(url, roles, shards) as runtime, _connection(url) as observer, _writing(url, log_dir, shards):
+    async with running(url, roles, shards), _connection(url) as observer, _writing(url, log_dir, shards):
         await asyncio.sleep(seconds / 4)
         before = await _commands(observer)
         await asyncio.sleep(seconds)

@@ -30,7 +30,7 @@ from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import ServedModel
 from rolecall.models.registry import open_model
 from rolecall.models.vectors import EXAMPLE, Vectors, embed, embedding_model
-from rolecall.redis.server import RedisServer, Server
+from rolecall.redis.server import RedisServer
 from rolecall.serving.balance import Balance
 from rolecall.serving.launcher import Launcher
 from rolecall.settings import Terms
@@ -60,19 +60,19 @@ class Models:
     """The models of a deployment, each opened once and behind its gate."""
 
     def __init__(self, application: Application, server: RedisServer, process: str, wake: Wake) -> None:
-        logs, limit = application.state_dir / "models", application.settings.local_ram
-        self.serving = Launcher(server, process, logs, limit=limit)
+        settings = application.settings
+        self.serving = Launcher(server, process, application.state_dir / "models", limit=settings.local_ram)
         self.by_name: dict[str, Model] = {}
         self.problems: dict[str, str] = {}
         """Why a model could not be opened, by its name."""
         self.balances: dict[str, Balance] = {}
         self._gates: dict[str, Gate] = {}
-        self._settings = application.settings
-        self.embedder, self.embedder_gate = self._embedder(application, server, wake)
-        self.voice = self._gate(application.settings.voice_model or "", application, server, wake)
-        for name in dict.fromkeys(name for role in application.roles for name in role.models):
+        self._application, self._settings, self._server, self._wake = application, settings, server, wake
+        self.embedder, self.embedder_gate = self._open_embedder()
+        self.voice = self._open_gate(settings.voice_model) if settings.voice_model else None
+        for name in application.model_names:
             try:
-                self.by_name[name] = self._opened(name, application, server, wake)
+                self.by_name[name] = self._guarded(name)
             except ConfigError as error:
                 self.problems[name] = str(error)
 
@@ -112,37 +112,36 @@ class Models:
                 await gate.aclose()
         await self.serving.aclose()
 
-    def _embedder(self, application: Application, server: Server, wake: Wake) -> tuple[Model | None, Gate | None]:
+    def _open_embedder(self) -> tuple[Model | None, Gate | None]:
         """The model of vectors, and its gate; None where it cannot be opened."""
-        if not (name := embedding_model(application.settings)):
+        if not (name := embedding_model(self._settings)):
             return None, None
         try:
-            return self._raw(name, application, server), self._gate(name, application, server, wake)
+            return self._open(name), self._open_gate(name)
         except ConfigError as error:
             self.problems[name] = str(error)
             return None, None
 
-    def _opened(self, name: str, application: Application, server: Server, wake: Wake) -> Model:
-        model, gate = self._raw(name, application, server), self._gate(name, application, server, wake)
+    def _guarded(self, name: str) -> Model:
+        model, gate = self._open(name), self._open_gate(name)
         return model if gate is None else Guarded(model, gate)
 
-    def _raw(self, name: str, application: Application, server: Server) -> Model:
-        model: Model
+    def _open(self, name: str) -> Model:
+        application = self._application
         if places := application.servers.get(name):
-            model = ServedModel(name, places, application.settings, server)
-            self.balances[name] = model.balance
-        elif command := application.commands.get(name):
-            model = commanded(name, command, application.settings, self.serving)
-        else:
-            model = open_model(name, application.settings, application.state_dir, self.serving, application.providers)
-        return model
+            served = ServedModel(name, places, self._settings, self._server)
+            self.balances[name] = served.balance
+            return served
+        if command := application.commands.get(name):
+            return commanded(name, command, self._settings, self.serving)
+        return open_model(name, self._settings, application.state_dir, self.serving, application.providers)
 
-    def _gate(self, name: str, application: Application, server: Server, wake: Wake) -> Gate | None:
+    def _open_gate(self, name: str) -> Gate | None:
         """The gate of the model ``name``; None for a test model without limits of its own."""
-        terms = application.terms.get(name)
-        if not name or (terms is None and name.endswith(UNGUARDED)):
+        terms = self._application.terms.get(name)
+        if terms is None and name.endswith(UNGUARDED):
             return None
-        self._gates[name] = Gate(server, name, terms or Terms(), application.settings, wake)
+        self._gates[name] = Gate(self._server, name, terms or Terms(), self._settings, self._wake)
         return self._gates[name]
 
 
