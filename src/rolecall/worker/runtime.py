@@ -285,7 +285,7 @@ class Runtime:
         if "scale" in order or "report" in order:
             self._background.start(self._report(), "rolecall order")
         if isinstance(order.get("ended"), str):
-            self._background.start(self.worker.check_leases(order["ended"]), "rolecall order")
+            self._background.start(self.worker.leases.check(order["ended"]), "rolecall order")
 
     async def _report(self) -> None:
         await self.apply_scale()
