@@ -1,20 +1,16 @@
-"""Every setting of a deployment as one typed value, and how its addresses and proxies are read."""
+"""Every setting of a deployment as one typed value."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import ipaddress
 import re
-import ssl
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import tzinfo
-from functools import cache, cached_property
-from types import ModuleType
+from functools import cached_property
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -24,8 +20,6 @@ from rolecall.errors import ConfigError
 FORMER_NAMES = {"RETRIES": "MAX_DELIVERIES"}
 """Old environment name → new one; the old names still work."""
 CLUSTER_SHARDS = 16
-PROXIED = ("http", "https", "all")
-KEPT_OPEN = 20
 SYSTEM_ZONE = "/etc/localtime"
 """Where a machine keeps its time zone."""
 HIDDEN = "•••"
@@ -42,9 +36,11 @@ LOOKS_SECRET = re.compile(
 )
 """What is a secret by its looks, whoever it belongs to."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+# What one item of a comma-separated setting is: of LOG_TARGETS, HTTP_HOSTS and HTTP_ORIGINS.
 TARGET = r"\s*(?:directory|stdout|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\s,]*)?)\s*"
 HOST = r"\s*(?:\*|[^\s/:,]+|[0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F.:]*)\s*"
 ORIGIN = r"\s*(?:[a-z][a-z0-9+.-]*://[^\s/,]+|null)\s*"
+# All of TELEGRAM_ALLOWED and TELEGRAM_ADMINS: IDs, or * for everyone.
 LISTED = r"^\s*(\*|-?\d{1,19}(\s*,\s*-?\d{1,19})*)?\s*,?\s*$"
 
 
@@ -158,8 +154,10 @@ class ModelSettings(BaseModel, defer_build=True):
         None, pattern=r"^\S+@(openai|test)$", examples=["whisper-1@openai"],
         description="model that transcribes voice messages",
     )  # fmt: skip
-    embedding_model: str | None = Field(None, pattern=r"^\S+@\S+$", examples=["text-embedding-3-small@openai"],
-                                        description="model of vectors; by key if unset")  # fmt: skip
+    embedding_model: str | None = Field(
+        None, pattern=r"^\S+@\S+$", examples=["text-embedding-3-small@openai"],
+        description="model of vectors; by key if unset",
+    )  # fmt: skip
     echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos")
     echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test; for tests and demos")
     tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model must answer")
@@ -198,8 +196,10 @@ class FrontendSettings(BaseModel, defer_build=True):
         "", pattern=LISTED, examples=["11223344,-1001234567890"],
         description="Telegram IDs of users and groups that may use the bot, comma-separated; * is everyone, as guests",
     )  # fmt: skip
-    telegram_admins: str = Field("", pattern=LISTED, examples=["11223344"],
-                                 description="Telegram IDs of the bot's admins, comma-separated")  # fmt: skip
+    telegram_admins: str = Field(
+        "", pattern=LISTED, examples=["11223344"],
+        description="Telegram IDs of the bot's admins, comma-separated",
+    )  # fmt: skip
     telegram_drafts: bool = Field(False, description="show streaming answers as drafts in private chats")
     telegram_edit_seconds: float = Field(1.2, ge=0, le=60, description="seconds between two edits in a chat")
     telegram_ring_seconds: float = Field(
@@ -235,10 +235,14 @@ class FrontendSettings(BaseModel, defer_build=True):
         None, min_length=22, examples=["22 random characters or more"],
         description="an operator's API key, in addition to those of `rolecall key new`",
     )  # fmt: skip
-    http_hosts: str = Field("", pattern=rf"^({HOST}(,{HOST})*)?,?\s*$", examples=["chat.example.org"],
-                            description="further host names of the HTTP server, comma-separated")  # fmt: skip
-    http_origins: str = Field("", pattern=rf"^({ORIGIN}(,{ORIGIN})*)?,?\s*$", examples=["https://app.example.org"],
-                              description="origins of pages that may use the HTTP API, comma-separated")  # fmt: skip
+    http_hosts: str = Field(
+        "", pattern=rf"^({HOST}(,{HOST})*)?,?\s*$", examples=["chat.example.org"],
+        description="further host names of the HTTP server, comma-separated",
+    )  # fmt: skip
+    http_origins: str = Field(
+        "", pattern=rf"^({ORIGIN}(,{ORIGIN})*)?,?\s*$", examples=["https://app.example.org"],
+        description="origins of pages that may use the HTTP API, comma-separated",
+    )  # fmt: skip
     http_requests: int = Field(512, ge=1, le=100_000, description="concurrent HTTP requests per key and process")
     http_streams: int = Field(256, ge=1, le=100_000, description="open streams per key and process")
     http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests per key and minute")
@@ -377,107 +381,6 @@ def _passwords(url: str) -> tuple[str, ...]:
     place = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
     password = place.rpartition("@")[0].partition(":")[2]
     return password, unquote(password)
-
-
-def address(variable: str, url: str) -> str:
-    """``url`` without a trailing slash. Raises ConfigError that names ``variable`` if it is not an http(s) URL."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        shown = "" if "@" in url else f"={url}"
-        raise ConfigError(f"{variable}{shown} is invalid: expected an address such as http://127.0.0.1:8080/v1")
-    return url.rstrip("/")
-
-
-def proxy_of(setting: str, server: str = "") -> str:
-    """SYSTEM, NO or the proxy's URL, for calls to ``server``. Raises ConfigError, also for a proxy variable of the
-    environment that no client can use; its text omits the value, which may contain a password."""
-    if setting.upper() == "SYSTEM" and not is_loopback(server):
-        _check_environment()
-    if setting.upper() in ("SYSTEM", "NO"):
-        return setting.upper()
-    url = setting if "://" in setting else f"http://{setting}"
-    try:
-        parts = urlsplit(url)
-        known = parts.hostname and parts.port
-    except ValueError:
-        known = None
-    if not known:
-        raise ConfigError("PROXY is invalid: expected SYSTEM, NO or host:port")
-    return url
-
-
-def _check_environment() -> None:
-    from urllib.request import getproxies  # what the clients read
-
-    found = getproxies()
-    for scheme in PROXIED:
-        if value := found.get(scheme):
-            _check_proxy(f"{scheme.upper()}_PROXY", value)
-    for entry in found.get("no", "").split(","):
-        if not _is_host(entry.strip()):
-            raise ConfigError(
-                f"NO_PROXY has an entry that is invalid: {entry.strip()[:60]!r}; expected host names, domains and "
-                "addresses such as localhost,.example.org,10.0.0.0/8,::1"
-            )
-
-
-def _check_proxy(variable: str, value: str) -> None:
-    try:
-        parts = urlsplit(value if "://" in value else f"http://{value}")
-        good = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or parts.scheme not in ("http", "https", "socks5", "socks5h"):
-        raise ConfigError(f"{variable} is invalid: expected a proxy such as http://host:port; PROXY=NO goes without")
-    if parts.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-        raise ConfigError(f"{variable} is a SOCKS proxy, which needs: pip install socksio; PROXY=NO goes without")
-
-
-def _is_host(entry: str) -> bool:
-    """Whether the clients take ``entry`` of NO_PROXY: of what contains a colon, an IPv6 address or ``host:port``."""
-    host, _, port = entry.rpartition(":")
-    if not host:
-        return entry.isascii()
-    try:
-        return bool(ipaddress.ip_address(entry))
-    except ValueError:
-        return entry.isascii() and ":" not in host and port.isdigit()
-
-
-def is_loopback(url: str) -> bool:
-    """Whether the host of ``url`` is localhost or a loopback address."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def client_options(url: str, proxy: str, http: ModuleType) -> dict[str, Any]:
-    """Arguments for a client of ``http``, which is httpx or httpx2, that only calls ``url``; ``proxy`` is what proxy_of
-    returns. Servers on this machine are reached without a proxy and without keep-alive. Raises ConfigError."""
-    named = ssl.get_default_verify_paths() if urlsplit(url).scheme == "https" else None
-    # Reused loopback connections sometimes fail with "Server disconnected"; new ones cost nothing.
-    kept = 0 if is_loopback(url) else KEPT_OPEN
-    limits = http.Limits(max_connections=None, max_keepalive_connections=kept)
-    options = {"limits": limits, "verify": tls_context(http, named)}
-    if proxy == "NO" or not kept:
-        return {**options, "trust_env": False}
-    return options if proxy == "SYSTEM" else {**options, "proxy": proxy}
-
-
-@cache
-def tls_context(http: ModuleType, named: ssl.DefaultVerifyPaths | None) -> ssl.SSLContext:
-    """The TLS context that all clients share: loading a machine's certificates takes 20 ms. SSL_CERT_FILE and
-    SSL_CERT_DIR apply only if ``named``, the paths they lead to, is given. Raises ConfigError."""
-    try:
-        return http.create_ssl_context(trust_env=named is not None)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise ConfigError(f"SSL_CERT_FILE or SSL_CERT_DIR in the environment: {error}") from None
 
 
 def time_zone(name: str) -> tzinfo:

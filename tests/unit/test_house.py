@@ -23,14 +23,15 @@ LUA = sorted(PACKAGE.rglob("*.lua"))
 SCRIPTS = [path for path in LUA if path.parent.name != "lib"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-ALWAYS = {"errors", "version", "settings", "background", "tracing"}
+ALWAYS = {"errors", "version", "settings", "transport", "background", "tracing"}
 LIBRARY = {*ALWAYS, "redis", "bus", "transcripts", "serving", "models", "agent", "config", "session", "stats", "client"}
 MAY_IMPORT = {
     "errors": set[str](),
     "version": {"errors"},
     "settings": {"errors"},
+    "transport": {"errors"},
     "background": {"errors"},  # asyncio and logging only; every package has work that nobody awaits
-    "tracing": {"errors", "version", "settings"},  # spans of any work; OpenTelemetry itself only where it is on
+    "tracing": ALWAYS - {"tracing"},  # spans of any work; OpenTelemetry itself only where it is on
     "redis": ALWAYS,
     "bus": {*ALWAYS, "redis"},
     "transcripts": {*ALWAYS, "redis", "bus"},

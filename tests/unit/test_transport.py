@@ -1,4 +1,4 @@
-"""Addresses, proxies and what an image is."""
+"""How other servers are reached: addresses, proxies, certificates. And what an image is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 
 from rolecall.errors import ConfigError
 from rolecall.models.stream import image_type
-from rolecall.settings import address, client_options, is_loopback, proxy_of, tls_context
+from rolecall.transport.http_client import address, client_options, is_loopback, tls_context
+from rolecall.transport.proxy import proxy_of
 from tests.listening import listening
 
 ELSEWHERE = "http://models.example/v1"

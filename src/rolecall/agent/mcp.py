@@ -20,7 +20,8 @@ from rolecall.agent.tools import NAME, Tool, parameters_of
 from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, MissingExtra, ToolError
 from rolecall.models.model import ToolSpec
-from rolecall.settings import address, client_options, proxy_of
+from rolecall.transport.http_client import address, client_options
+from rolecall.transport.proxy import proxy_of
 
 if TYPE_CHECKING:
     import httpx2

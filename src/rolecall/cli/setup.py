@@ -22,7 +22,8 @@ from rolecall.config import Application
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.models.registry import AUTO, PROVIDERS, TINY, models_by_key, open_model, probe
 from rolecall.redis.server import RedisServer
-from rolecall.settings import LISTED, Settings, address
+from rolecall.settings import LISTED, Settings
+from rolecall.transport.http_client import address
 
 T = TypeVar("T")
 Values = dict[str, str]

@@ -14,9 +14,10 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ConfigError, MissingExtra
-from rolecall.settings import Settings, address
+from rolecall.settings import Settings
 from rolecall.tracing.span import CURRENT, UNTRACED, Attributes, Span, Tracing
 from rolecall.tracing.traceparent import HEADER, TRACEPARENT, parsed, written
+from rolecall.transport.http_client import address
 from rolecall.version import __version__
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from rolecall.bus.turn import FORGET
 from rolecall.errors import MissingExtra
-from rolecall.settings import Settings, address
+from rolecall.settings import Settings
 from rolecall.transcripts.files import LogEntry
 from rolecall.transcripts.record import (
     Order,
@@ -31,6 +31,7 @@ from rolecall.transcripts.record import (
     parse_line,
     session_file,
 )
+from rolecall.transport.http_client import address
 
 if TYPE_CHECKING:
     from obstore.store import S3Store

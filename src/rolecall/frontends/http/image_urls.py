@@ -14,7 +14,8 @@ from rolecall.bus.blobs import image_type
 from rolecall.frontends.http.body import IN_MEMORY, Upload
 from rolecall.frontends.http.intake import MAX_IMAGES
 from rolecall.frontends.http.problems import Problem, text
-from rolecall.settings import Settings, client_options
+from rolecall.settings import Settings
+from rolecall.transport.http_client import client_options
 from rolecall.version import __version__
 
 if TYPE_CHECKING:

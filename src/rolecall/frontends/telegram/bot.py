@@ -22,7 +22,9 @@ from telegram.request import BaseRequest, RequestData
 from yarl import URL
 
 from rolecall.errors import ConfigError
-from rolecall.settings import Settings, address, is_loopback, proxy_of
+from rolecall.settings import Settings
+from rolecall.transport.http_client import address, is_loopback
+from rolecall.transport.proxy import proxy_of
 
 logger = logging.getLogger(__name__)
 TOKEN = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{8,128}", re.ASCII)

@@ -30,8 +30,9 @@ from rolecall.models.stream import Patience, Source, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, new_call_id, written
 from rolecall.models.wire import Documents, count_of, member, object_of, objects_in, objects_of, text_of, word_of
-from rolecall.settings import Settings, client_options
+from rolecall.settings import Settings
 from rolecall.tracing.traceparent import add_traceparent
+from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic

@@ -35,8 +35,9 @@ from rolecall.models.wire import (
     whole_text,
     word_of,
 )
-from rolecall.settings import Settings, client_options
+from rolecall.settings import Settings
 from rolecall.tracing.traceparent import add_traceparent
+from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
     import httpx

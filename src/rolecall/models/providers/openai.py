@@ -49,8 +49,10 @@ from rolecall.models.providers.openai_wire import (
 from rolecall.models.stream import Patience, Source, read
 from rolecall.models.thinking import Habit
 from rolecall.models.vectors import Vectors
-from rolecall.settings import Settings, address, client_options, proxy_of
+from rolecall.settings import Settings
 from rolecall.tracing.traceparent import add_traceparent
+from rolecall.transport.http_client import address, client_options
+from rolecall.transport.proxy import proxy_of
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI

@@ -13,7 +13,9 @@ from rolecall.models.stream import closing
 from rolecall.models.vectors import Vectors
 from rolecall.redis.server import Server
 from rolecall.serving.balance import Balance, ModelAt, Picked, look
-from rolecall.settings import Settings, client_options, proxy_of
+from rolecall.settings import Settings
+from rolecall.transport.http_client import client_options
+from rolecall.transport.proxy import proxy_of
 
 
 class ServedModel:
