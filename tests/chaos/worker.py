@@ -53,9 +53,9 @@ def break_bus(how: str) -> None:
 
         setattr(recorder, "record", forgetful)  # noqa: B010  # the checker of types would have a say
     if how == "split-reply":
-        from rolecall.worker import instance
+        from rolecall.worker import handling
 
-        instance.complete = _split(instance.complete)  # type: ignore[attr-defined]
+        handling.complete = _split(handling.complete)  # type: ignore[attr-defined]
 
 
 def _split(complete: Any) -> Any:

@@ -82,7 +82,7 @@ async def published(bus: Bus, **wanted: Any) -> list[ProcessLine]:
 
 
 async def test_warnings_errors_and_how_a_process_lives_are_published_and_single_turns_are_not(bus: Bus) -> None:
-    runtime, turns = logging.getLogger("rolecall.worker.runtime"), logging.getLogger("rolecall.worker.instance")
+    runtime, turns = logging.getLogger("rolecall.worker.runtime"), logging.getLogger("rolecall.worker.handling")
     for logger in (runtime, turns):
         logger.setLevel("INFO")
     async with publishing(bus):

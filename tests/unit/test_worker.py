@@ -225,7 +225,7 @@ async def test_a_handler_that_ignores_its_cancellation_loses_its_slot_and_its_tu
             return envelope.reply("too late")
 
     over = asyncio.Event()
-    monkeypatch.setattr("rolecall.worker.instance.DEAF_SECONDS", 0.1)
+    monkeypatch.setattr("rolecall.worker.handling.DEAF_SECONDS", 0.1)
     async with working(bus, server, 1, DeafAgent) as worker:
         await ask(bus, text="wait")
         (deaf,) = worker.roster.everyone()
