@@ -1,5 +1,15 @@
 -- Prelude: how the state of a turn is written. A conversation's field `cur` names its running turn; `at` is the place of
 -- that turn's one entry, `<stream>|<entry id>`, or SLEEPING while the turn is held, deferred or suspended.
+--
+-- The journal of a conversation has these fields of each unfinished turn: `<turn>:e` envelope, `:x` the messages that
+-- joined it, `:b` band, `:u` user, `:o` front end whose outbox gets the answer, `:r` when it was received (ms), `:g` group
+-- that may join it, `:d` until when it is held (ms), `:t` schedule that began it, `:s` hop of its recorded steps, `:c`
+-- number of its calls, `:p` ms that its time stood still; of a call also `:a` the place of its entry and `:k` the step
+-- that it answers. What it has of a turn that sleeps stands in sleep.lua.
+--
+-- An entry has the fields `c` conversation, `t` turn, `h` hop, `e` envelope, `x` the messages that joined it, `r` when the
+-- turn was received, `q` how quietly it begins, `s` whether steps are recorded, `p` ms that the turn's time stood still,
+-- and `w` as of when its timers count.
 local SLEEPING = 'z'
 
 -- The group of a command: no message joins its turn.
