@@ -16,6 +16,7 @@ from agents.voice import VoiceAgent
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
+from rolecall.frontends.telegram import grouping
 from rolecall.frontends.telegram.receiver import CUT_NOTE
 from rolecall.frontends.telegram.updates import Poller
 from rolecall.frontends.texts import say
@@ -353,6 +354,25 @@ async def test_a_comment_and_its_forwards_are_one_turn_and_keep_their_origins(
             document = "<document name='note.txt' forwarded_from='Bob'>\nsnow\n</document>"
             assert await way.answer(HERE, 2) == f"{document}\n\nand this?\n{rain}"
             assert await way.turns(HERE) == 2
+
+
+async def test_a_turn_waits_for_all_of_its_files_however_slowly_they_come(
+    api: TelegramApi, way: WayIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "ALBUM_SECONDS", 1.2)
+    way.receiver.groups.comment_seconds = 0.3
+    ann, bob = api.user(ANN), {"type": "hidden_user", "sender_user_name": "Bob"}
+    api.delay(3, "getFile", when=lambda fields: fields["file_id"] != "file0")
+    for name in ("a.txt", "b.txt"):
+        ann.send_document(b"x", name=name, media_group_id="a5", caption="compare them" if name == "a.txt" else "")
+    answer = await way.answer(HERE, 1)
+    assert answer.endswith("compare them") and "a.txt" in answer and "b.txt" in answer
+    ann.write("and this?")
+    await wait_until(lambda: _turns(way, 2))
+    note = {**api.world.keep(b"snow", "note.txt"), "file_name": "note.txt", "mime_type": "text/plain"}
+    ann.forward(bob, document=note)
+    assert "note.txt" in await way.answer(HERE, 2)
+    assert await way.turns(HERE) == 2
 
 
 async def test_a_quote_of_a_message_that_joins_another_is_kept(

@@ -76,6 +76,7 @@ class TelegramApi:
         self._rate: Rate | None = None
         self._lost: Callable[[str], bool] = lambda method: False
         self._delays: dict[str, float] = {}
+        self._delayed: Callable[[dict[str, str]], bool] = lambda fields: True
         self._failing: tuple[int, str, Callable[[dict[str, str]], bool]] | None = None
         self._down = False
 
@@ -158,9 +159,12 @@ class TelegramApi:
         """Answer this server error to requests of a method (of all by default) ``when`` their fields are so."""
         self._failing = (status, method, when)
 
-    def delay(self, seconds: float, *methods: str) -> None:
-        """Let each request of these methods (all but getUpdates by default) take so long before it is done."""
-        self._delays = dict.fromkeys(methods or ("",), seconds)
+    def delay(
+        self, seconds: float, *methods: str, when: Callable[[dict[str, str]], bool] = lambda fields: True
+    ) -> None:
+        """Let each request of these methods (all but getUpdates by default) take so long before it is done, ``when``
+        its fields are so."""
+        self._delays, self._delayed = dict.fromkeys(methods or ("",), seconds), when
 
     def down(self) -> None:
         """Break all connections and take no new ones until ``up``; nothing that is asked is done."""
@@ -234,7 +238,8 @@ class TelegramApi:
             run = self._methods.find(name)
             method = run.__name__
             self.begun[method] += 1
-            if seconds := self._delays.get(method, self._delays.get("", 0) if method != "getUpdates" else 0):
+            seconds = self._delays.get(method, self._delays.get("", 0) if method != "getUpdates" else 0)
+            if seconds and self._delayed(params.fields):
                 await asyncio.sleep(seconds)
             self._check_flood(method, params)
             if self._failing and self._failing[1] in ("", method) and self._failing[2](params.fields):

@@ -94,6 +94,7 @@ EDIT = script(
     TurnBlock,
     names="mailbox idempotency version envelope part instance said max_bytes apart",
 )
+HOLD = script(PACKAGE, "scripts/turn/hold", TurnBlock, names="mailbox deferred hold")
 
 
 def utc_offset_ms() -> int:
@@ -355,6 +356,17 @@ async def edit_message(
         apart=_apart(envelope),
     )  # fmt: skip
     return Edited(outcome.decode(), turn.decode())
+
+
+async def hold_longer(bus: Bus, conversation: str, turn: str, seconds: float) -> bool:
+    """Hold ``turn``, which has not begun, for ``seconds`` from now, because a message that will join it is on its way.
+    False if it has begun or ended."""
+    shard = bus.shard(conversation)
+    verdict = await bus.server.run(
+        HOLD, turn_block(bus, shard, conversation, turn), mailbox=shard.mailbox(conversation), deferred=shard.deferred,
+        hold=milliseconds(seconds),
+    )  # fmt: skip
+    return bool(verdict == b"OK")
 
 
 async def move_message(bus: Bus, conversation: str, message: str, again: str, *, version: int = 0) -> None:

@@ -4,6 +4,7 @@ what was forwarded with a comment or in one go."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -12,23 +13,29 @@ from typing import Any, NamedTuple
 
 from telegram import Message, Update
 
+from rolecall.bus.admission import hold_longer
+from rolecall.bus.bus import Bus
+from rolecall.bus.maintenance import promote
+from rolecall.frontends.front import Received
 from rolecall.frontends.telegram.message import Incoming
 
 HOLD_SECONDS = 1.2
 """How long a turn waits for more pieces of its text."""
 ALBUM_SECONDS = 2.0
-"""How long a turn waits for more pictures of its album; they are downloaded before they are admitted."""
+"""How long a turn waits for more pictures of its album, and for longer while some are being downloaded."""
 COMMENT_SECONDS = 0.25
 """How long a turn waits for what is forwarded with it: clients send the comment first and the forwards right after."""
 APART_SECONDS = 2.0
 """Clients send the pieces of one text at once; Telegram's clock shows whole seconds."""
+HELD_CHECKS = 4
+"""How often within its hold a held turn is looked at."""
 REMEMBERED = 1000
 
 
 class MessageGroup(NamedTuple):
     """The group of a message. Messages with the same ``name`` become one turn, which waits ``hold`` seconds for more of
-    them, but only ``patience`` seconds if none is on its way by then; a ``further`` message does not count towards the
-    rate limit."""
+    them, but only ``patience`` seconds if there is one, and longer while some are on their way; a ``further`` message
+    does not count towards the rate limit."""
 
     name: str = ""
     hold: float = 0.0
@@ -113,9 +120,19 @@ class MessageGroups:
             if not self._arriving[group.name]:
                 del self._arriving[group.name]
 
-    def awaits(self, group: MessageGroup) -> bool:
-        """Whether another message of ``group`` is on its way."""
-        return group.name in self._arriving
+    async def release(self, bus: Bus, received: Received, group: MessageGroup) -> None:
+        """Hold the turn of ``group`` for as long as more messages of it are on their way, such as files that are being
+        downloaded; where the group has a patience, release it once none is."""
+        conversation, turn, quiet = received.conversation, received.turn, time.monotonic()
+        while time.monotonic() < quiet + group.hold:
+            await asyncio.sleep(group.patience or group.hold / HELD_CHECKS)
+            if group.name in self._arriving:
+                quiet = time.monotonic()
+                await hold_longer(bus, conversation, turn, group.hold)
+            elif group.patience:
+                verdict = await promote(bus, bus.shard(conversation), conversation, held=turn)
+                if verdict == "OK" or received.outcome == "RUN":
+                    return
 
     def overflow(self, group: MessageGroup) -> None:
         """A message of ``group`` was one too many, for its turn or for its user's limit."""

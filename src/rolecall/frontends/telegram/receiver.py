@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from rolecall.bus.commands import COMMANDS, Command, find_command
 from rolecall.bus.conversation import forget_turn, preference, running_turn
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import Envelope
-from rolecall.bus.maintenance import promote
 from rolecall.bus.members import note_applicant
 from rolecall.bus.outbox import reply
 from rolecall.bus.questions import (
@@ -352,21 +350,9 @@ class Receiver:
             if before:
                 await forget_turn(self.front.bus, conversation, before)
                 await unschedule_turn(self.front.bus, conversation, before, instance=self.front.instance)
-            if group.patience:
-                self._releases.start(self._release(received, group), "release of a held turn")
+            if group.hold:
+                self._releases.start(self.groups.release(self.front.bus, received, group), "release of a held turn")
         await self._show(incoming, received)
-
-    async def _release(self, received: Received, group: MessageGroup) -> None:
-        """Release the held turn of ``group`` before its time, unless more messages of it are on their way."""
-        bus, conversation = self.front.bus, received.conversation
-        until = time.monotonic() + group.hold
-        while time.monotonic() < until:
-            await asyncio.sleep(group.patience)
-            if self.groups.awaits(group):
-                continue
-            verdict = await promote(bus, bus.shard(conversation), conversation, held=received.turn)
-            if verdict == "OK" or received.outcome == "RUN":
-                return
 
     async def _show(self, incoming: Incoming, received: Received) -> None:
         """Tell the user the outcome. A message that joined another turn shows in that turn's answer."""
