@@ -173,6 +173,9 @@ async def test_tokens_from_the_cache_count_as_read(vendor: Vendor) -> None:
         (429, "rate_limit_error", "slow down", RateLimited),
         (402, "billing_error", "pay", ModelUnauthorised),
         (401, "authentication_error", "invalid x-api-key a-1", ModelUnauthorised),
+        (400, "invalid_request_error", "You have reached your specified API usage limits.", ModelUnauthorised),
+        (400, "invalid_request_error", "This organization has been disabled.", ModelUnauthorised),
+        (400, "invalid_request_error", "Output blocked by content filtering policy", ContentRefused),
     ],
 )
 async def test_an_error_means_the_same_before_and_within_a_stream(

@@ -61,11 +61,15 @@ async def test_a_status_becomes_an_error_that_hides_the_key(model: Model, vendor
     assert len(vendor.connections) == 1, "an adapter never repeats by itself"
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7), ("a date", 300), ("soon", None), (None, None)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), ("7s", 7), ("a date", 300), ("a timestamp", 300), ("inf", None), ("soon", None), (None, None)],
+)
 async def test_a_rate_limit_carries_the_wait_asked_for(
     model: Model, vendor: Vendor, header: str | None, seconds: float | None
 ) -> None:
-    said = formatdate(time() + 300, usegmt=True) if header == "a date" else header
+    moments = {"a date": formatdate(time() + 300, usegmt=True), "a timestamp": f"{time() + 300:.0f}"}
+    said = moments.get(header or "", header)
     vendor.script = refusing(429, vendor.wire.refusal(429, "slow down"), **({"Retry_After": said} if said else {}))
     with pytest.raises(RateLimited) as caught:
         await answer(model)

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from rolecall.errors import ConfigError, ContentRefused, ModelError, ModelRefused, ModelUnauthorised, ModelUnavailable
+from rolecall.errors import (
+    ConfigError,
+    ContentRefused,
+    ImagesRefused,
+    ModelError,
+    ModelRefused,
+    ModelUnauthorised,
+    ModelUnavailable,
+)
 from rolecall.models import Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.gemini import GeminiModel
 from rolecall.settings import Settings
@@ -148,6 +156,7 @@ async def test_thoughts_are_counted_as_written(vendor: Vendor) -> None:
     ("chunk", "expected"),
     [
         ({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}, ContentRefused),
+        ({"promptFeedback": {"blockReason": "OTHER"}}, ContentRefused),
         ({"candidates": [{"finishReason": "RECITATION"}]}, ContentRefused),
         ({"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}, ModelUnavailable),
         ({"candidates": [{"finishReason": "MISSING_THOUGHT_SIGNATURE"}]}, ModelRefused),
@@ -176,6 +185,14 @@ async def test_a_bad_key_or_account_is_told_from_a_bad_request(vendor: Vendor, e
     with pytest.raises(ModelUnauthorised) as caught:
         await answered(vendor, Request((Message("user", "?"),)))
     assert "g-1" not in str(caught.value)
+
+
+async def test_an_image_that_cannot_be_read_is_said(vendor: Vendor) -> None:
+    vendor.script = refusing(
+        400, json.dumps({"error": {"code": 400, "message": "Unable to process input image."}}).encode()
+    )
+    with pytest.raises(ImagesRefused):
+        await answered(vendor, Request((Message("user", "?", (b"GIF8",)),)))
 
 
 def test_a_bad_address_is_refused_with_its_name() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.errors import ConfigError, NoSuchModel
+from rolecall.errors import ConfigError, ImagesRefused, NoSuchModel
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.ollama import OllamaModel
 from rolecall.settings import Settings
@@ -89,6 +89,15 @@ async def test_a_model_that_is_not_there_is_fetched_by_a_command_that_is_told(ve
     vendor.script = refusing(404, WIRE.refusal(404, "model 'qwen3' not found"))
     with pytest.raises(NoSuchModel, match="`ollama pull qwen3`"):
         await answered(vendor, HELLO, "qwen3")
+
+
+async def test_a_model_without_eyes_or_tools_says_so_and_is_not_asked_again(vendor: Vendor) -> None:
+    vendor.script = refusing(500, WIRE.refusal(500, "this model is missing data required for image input"))
+    with pytest.raises(ImagesRefused):
+        await answered(vendor, Request((Message("user", "?", (b"GIF8...",)),)))
+    vendor.script = refusing(400, WIRE.refusal(400, "library/m:latest does not support tools"))
+    with pytest.raises(NoSuchModel, match="cannot call tools"):
+        await answered(vendor, Request(HELLO.messages, tools=(ToolSpec("weather", "Tells it.", NESTED),)))
 
 
 @pytest.mark.parametrize(

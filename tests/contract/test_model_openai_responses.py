@@ -215,6 +215,14 @@ async def test_calls_come_whole_after_the_text(vendor: Vendor) -> None:
     ]
 
 
+async def test_an_answer_that_only_the_last_event_has_is_read_there(vendor: Vendor) -> None:
+    said = {"type": "message", "content": [{"type": "output_text", "text": "Hello"}]}
+    made = {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}"}
+    vendor.script = saying(closing(output=[said, made]))
+    whole = [Delta("Hello"), ToolCall("a", "weather", "{}"), Usage(7, 2), Done("tool_calls")]
+    assert await answered(vendor, Request(HELLO.messages, tools=(WEATHER,))) == whole
+
+
 async def test_an_answer_at_its_limit_says_so_and_makes_no_calls(vendor: Vendor) -> None:
     cut = closing("incomplete", incomplete_details={"reason": "max_output_tokens"})
     vendor.script = saying(text("Hel"), called("a", "{", 1), cut)

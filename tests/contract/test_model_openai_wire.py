@@ -18,7 +18,9 @@ from rolecall.errors import (
     ModelError,
     ModelRefused,
     ModelUnauthorised,
+    ModelUnavailable,
     NoSuchModel,
+    RateLimited,
     Truncated,
 )
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
@@ -250,6 +252,51 @@ async def test_calls_are_told_apart_however_a_server_writes_them(
     assert await answered(vendor, ASKING) == [*calls, Usage(7, 2), Done("tool_calls")]
 
 
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        (call(0, "", "weather", '{"at":1}'), call(0, "", "stock", "{}")),
+        (call(None, None, "weather", '{"at":1}'), call(None, None, "stock", "{}")),
+        (
+            call(0, None, "weather", '{"at"'),
+            call(0, None, "weather", ":1}"),
+            call(0, "", "stock", ""),
+            call(0, "", "stock"),
+        ),
+    ],
+    ids=["empty ids and every index 0", "neither id nor index", "name repeated"],
+)
+async def test_calls_without_ids_are_told_apart_by_their_names(
+    vendor: Vendor, deltas: tuple[dict[str, Any], ...]
+) -> None:
+    vendor.script = saying(*deltas, finish="tool_calls")
+    calls = [event for event in await answered(vendor, ASKING) if isinstance(event, ToolCall)]
+    assert [(one.name, one.arguments) for one in calls] == [("weather", '{"at":1}'), ("stock", "{}")]
+    assert calls[0].id != calls[1].id
+
+
+async def test_two_calls_of_one_tool_without_ids_are_two(vendor: Vendor) -> None:
+    vendor.script = saying(call(0, "", "weather", '{"at":1}'), call(0, "", "weather", '{"at":2}'), finish="tool_calls")
+    calls = [event for event in await answered(vendor, ASKING) if isinstance(event, ToolCall)]
+    assert [one.arguments for one in calls] == ['{"at":1}', '{"at":2}']
+
+
+async def test_arguments_that_are_no_json_do_not_go_back(vendor: Vendor) -> None:
+    calls = (ToolCall("a", "weather", '{"at": "Bo'), ToolCall("b", "weather", '{"at": 1}'))
+    sent = (await asked(vendor, Request((Message("assistant", "", calls=calls),)))).body["messages"][0]["tool_calls"]
+    assert [one["function"]["arguments"] for one in sent] == ["{}", '{"at": 1}'], (
+        "servers refuse what they cannot parse"
+    )
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "insufficient_system_resource"])
+async def test_an_answer_that_the_server_says_it_did_not_finish_is_broken_off(vendor: Vendor, finish: str) -> None:
+    vendor.script = saying({"content": "Hel"}, finish=finish)
+    with pytest.raises(Truncated) as caught:
+        await answered(vendor, ASKING)
+    assert caught.value.text == "Hel"
+
+
 async def test_a_call_without_id_or_arguments_gets_some(vendor: Vendor) -> None:
     vendor.script = saying(call(name="weather"), finish="stop")
     made, _, done = await answered(vendor, ASKING)
@@ -318,6 +365,62 @@ async def test_a_refusal_is_told_by_its_kind(
     with pytest.raises(ModelError) as caught:
         await answered(vendor, HELLO)
     assert type(caught.value) is expected
+
+
+LONG = "This model's maximum prompt length is 8192 but the request contains 9000 tokens."
+TPM = "Request too large for m on tokens per min (TPM): Limit 6000, Requested 9012, please reduce your message size"
+
+
+ERRORS: list[tuple[int, Any, type[ModelError], str]] = [
+    (400, {"error": LONG}, ContextTooLong, "9000"),
+    (
+        400,
+        {"error": {"message": "It failed", "metadata": {"raw": json.dumps({"error": LONG})}}},
+        ContextTooLong,
+        ": This",
+    ),
+    (422, {"error": "Input validation error: `inputs` must have less than 4095 tokens."}, ContextTooLong, "4095"),
+    (200, {"error": {"message": "the model is loaded with context length of only 4096"}}, ContextTooLong, "4096"),
+    (429, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, ContextTooLong, "9012"),
+    (413, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, ContextTooLong, "9012"),
+    (400, [{"error": {"code": 400, "details": [{"reason": "API_KEY_INVALID"}]}}], ModelUnauthorised, "refuses the key"),
+    (400, {"code": "x", "error": "Incorrect API key provided: xa***aa."}, ModelUnauthorised, "refuses the key"),
+    (403, {"error": {"message": "Country not supported"}}, ModelUnauthorised, "Country not supported"),
+    (403, {"error": {"message": "Flagged", "metadata": {"reasons": ["violence"]}}}, ContentRefused, "Flagged"),
+    (422, {"object": "error", "message": {"detail": [{"msg": "Extra inputs"}]}}, ModelRefused, "Extra inputs"),
+    (422, {"detail": "Field required"}, ModelRefused, "Field required"),
+    (200, {"detail": "Model not loaded"}, ModelUnavailable, "Model not loaded"),
+    (200, {"choices": [{"delta": {}, "error": {"message": "It died"}}]}, ModelUnavailable, "It died"),
+    (400, {"error": {"message": "Failed to call a function", "code": "tool_use_failed"}}, ModelUnavailable, "Failed"),
+    (400, {"error": '"auto" tool choice requires --enable-auto-tool-choice'}, NoSuchModel, "cannot call tools"),
+    (500, {"error": {"message": "tools param requires --jinja flag"}}, NoSuchModel, "cannot call tools"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "expected", "words"), ERRORS)
+async def test_an_error_is_read_in_each_form_that_servers_give_it(
+    vendor: Vendor, status: int, body: Any, expected: type[ModelError], words: str
+) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.answer(status, json.dumps(body).encode())
+
+    vendor.script = script
+    with pytest.raises(ModelError) as caught:
+        await answered(vendor, ASKING)
+    assert type(caught.value) is expected
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [("Please try again in 8s. Visit", 8), ("try again in 350ms.", 0.35), ("try again in 14m24.5s.", 864.5),
+     ("Please retry in 34.07s.", 34.07), ("try again in 2h3m", 7380), ("try again in a while", None)],
+)  # fmt: skip
+async def test_a_wait_that_only_the_words_name_is_kept(vendor: Vendor, words: str, seconds: float | None) -> None:
+    vendor.script = refusing(429, words)
+    with pytest.raises(RateLimited) as caught:
+        await answered(vendor, HELLO)
+    assert caught.value.retry_after == (seconds and pytest.approx(seconds))
 
 
 @pytest.mark.parametrize(

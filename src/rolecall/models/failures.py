@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import email.utils
+import json
+import math
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from rolecall.errors import (
     ContextTooLong,
+    ImagesRefused,
     ModelError,
     ModelRefused,
     ModelTimeout,
@@ -19,21 +23,31 @@ from rolecall.errors import (
     NoSuchModel,
     RateLimited,
 )
-from rolecall.models.wire import NotTheProtocol, in_words
+from rolecall.models.wire import NotTheProtocol, in_words, member
 
 NUMBER = r"(\d[\d,_]{0,14})"
 TOKENS = re.compile(
     rf"(?:resulted in|requested|contains) {NUMBER} tokens|too long: {NUMBER} tokens|token count \(?{NUMBER}"
-    rf"|(?:request|prompt) \({NUMBER} tokens\)",
+    rf"|(?:request|prompt) \({NUMBER} tokens\)|limit [\d,_]+, requested {NUMBER}",
     re.IGNORECASE,
 )
 """How providers say how many tokens a conversation has: OpenAI and its kin, Anthropic, Gemini, llama.cpp."""
 CONTEXT = re.compile(
-    rf"context (?:length|size|window) (?:is|of|\() ?{NUMBER}|{NUMBER} (?:maximum|tokens? context)"
-    rf"|tokens allowed \(?{NUMBER}",
+    rf"(?:context|prompt) (?:length|size|window) (?:is|of|\()(?: only)? ?{NUMBER}|{NUMBER} (?:maximum|tokens? context)"
+    rf"|tokens allowed \(?{NUMBER}|limit {NUMBER}, requested",
     re.IGNORECASE,
 )
 """How they say how many fit."""
+WAIT = re.compile(
+    r"(?:try again|retry) in (?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(ms|s))?(?!\w)", re.IGNORECASE
+)
+"""How they say how long to wait where no header does: 8s, 350ms, 14m24.5s, 2h3m."""
+SAYS_NO_IMAGES = re.compile(r"image|vision|multi-?modal|mmproj", re.IGNORECASE)
+SAYS_NO_TOOLS = re.compile(r"not support (tool|function)|support tool use|tools? (choice|param) requires", re.I)
+LEVELS = 8
+"""So deep the message of an error is looked for."""
+EPOCH = 1_000_000_000
+"""A longer wait in seconds is a time: some servers name the moment."""
 
 
 PASSING = frozenset({409, 421, 423, 425, 499})
@@ -55,8 +69,10 @@ class Refusal:
 
     def error(self) -> ModelError:
         """The error for the status."""
-        if self.status in (401, 403):
+        if self.status == 401:
             return self.unauthorised()
+        if self.status == 403:
+            return ModelUnauthorised(f"{self.model}: {self.where} denies access (403); check the key: {self.words}")
         if self.status == 402:
             return self.no_credit()
         if self.status == 404:
@@ -64,7 +80,7 @@ class Refusal:
         if self.status in (408, 504):
             return ModelTimeout(f"{self.model}: {self.where} gave up waiting ({self.status})")
         if self.status == 429:
-            return RateLimited(f"{self.model}: {self.where} asks to wait: {self.words}", self.retry_after)
+            return self.rate_limited()
         if (400 <= self.status < 500 and self.status not in PASSING) or self.status in (501, 505):
             return ModelRefused(f"{self.model}: {self.where} refuses this request ({self.status}): {self.words}")
         return ModelUnavailable(
@@ -76,6 +92,23 @@ class Refusal:
         return ModelUnauthorised(
             f"{self.model}: {self.where} refuses the key ({self.status}); check the key set for it"
         )
+
+    def rate_limited(self) -> ModelError:
+        """The error for a request that may be made later. One that exceeds what a whole minute allows never may: it is
+        too long."""
+        text = f"{self.model}: {self.where} asks to wait: {self.words}"
+        too_large = self.too_long()
+        if 0 < too_large.limit < too_large.tokens:
+            return too_large
+        return RateLimited(text, wait_in(self.words) if self.retry_after is None else self.retry_after)
+
+    def no_images(self) -> ImagesRefused:
+        """The error for images that the model cannot read."""
+        return ImagesRefused(f"{self.model}: takes no images, or not these: {self.words}")
+
+    def no_tools(self) -> NoSuchModel:
+        """The error for a model that cannot call tools, or not as its server runs it."""
+        return NoSuchModel(f"{self.model}: cannot call tools at {self.where}: {self.words}")
 
     def no_credit(self) -> ModelUnauthorised:
         """The error for an account without credit, which is not retried."""
@@ -115,13 +148,43 @@ def safe_words(message: object, key: str) -> str:
     return " ".join((said.replace(key, "(key)") if key else said).split())[:300]
 
 
+def words_in(body: object, levels: int = LEVELS) -> str:
+    """The message in the body of an error, however its server writes it; empty if there is none. A server between may
+    hold what the provider said in ``metadata.raw``."""
+    if isinstance(body, str):
+        return body
+    if not levels:
+        return ""
+    if isinstance(body, list):
+        return "; ".join(filter(None, (words_in(one, levels - 1) for one in body[:3])))
+    if not isinstance(body, Mapping):
+        return ""
+    names = ("error", "errors", "message", "detail", "msg")
+    words = next(filter(None, (words_in(body.get(name), levels - 1) for name in names)), "")
+    raw = member(body, "metadata", "raw")
+    with suppress(ValueError, RecursionError):
+        raw = json.loads(raw) if isinstance(raw, str) else raw
+    return ": ".join(filter(None, (words, words_in(raw, levels - 1))))
+
+
+def wait_in(words: str) -> float | None:
+    """The seconds to wait that ``words`` name, or None."""
+    found = WAIT.search(words)
+    if not found:
+        return None
+    hours, minutes, rest, unit = found.groups()
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest or 0) * (0.001 if unit == "ms" else 1)
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from Retry-After (seconds or date) or OpenAI's retry-after-ms, or None."""
+    """Seconds from Retry-After (seconds, a date or a timestamp) or OpenAI's retry-after-ms, or None."""
     for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers[header]) * unit)
+            seconds = float(headers[header].strip().removesuffix("s")) * unit
         except (KeyError, ValueError):
             continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds - time.time() if seconds > EPOCH else seconds)
     moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
     return max(0.0, email.utils.mktime_tz(moment) - time.time()) if moment else None
 

@@ -81,6 +81,10 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many alternatives to each token are wanted with its log probability; None: no log probabilities."""
 
 
+UNASKED = Request(())
+"""Stands for the request where a model was asked for something else, such as its name."""
+
+
 class Delta(msgspec.Struct, frozen=True):
     """The next piece of the answer's text."""
 

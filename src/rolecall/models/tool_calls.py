@@ -25,6 +25,14 @@ def written(arguments: object) -> str:
     return msgspec.json.encode(arguments or {}).decode()
 
 
+def is_object(arguments: str) -> bool:
+    """Whether ``arguments`` are the JSON of an object."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def arguments_of(call: ToolCall) -> dict[str, Any]:
     """The arguments for a provider that wants an object; empty when the model wrote something else."""
     try:

@@ -16,11 +16,10 @@ import msgspec
 
 from rolecall.errors import (
     ContentRefused,
-    ImagesRefused,
     MissingExtra,
     ModelError,
+    ModelUnauthorised,
     ModelUnavailable,
-    RateLimited,
 )
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
@@ -46,7 +45,9 @@ FINISHES = {"max_tokens": "length", "model_context_window_exceeded": "length", "
 SIGNED = "anthropic:"
 """Before what a call carries of the thoughts that led to it, as JSON: the API wants them back with its result."""
 TOO_LONG = re.compile(r"prompt is too long|exceeds? (the )?(model's )?(maximum )?context|context (window|limit)", re.I)
-NO_CREDIT = re.compile(r"credit balance is too low|billing", re.I)
+NO_CREDIT = re.compile(r"credit balance is too low|billing|reached your specified API usage limits", re.I)
+NO_ACCOUNT = re.compile(r"organization has been disabled", re.I)
+FILTERED = re.compile(r"blocked by content filtering", re.I)
 NO_IMAGES = re.compile(r"image", re.I)
 STATUSES = {
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
@@ -363,7 +364,7 @@ def translated(error: Exception, name: str, url: str, key: str, *, images: bool 
         return failures.unreachable(name, where, error)
     if isinstance(error, anthropic.APIStatusError):
         said = error.body.get("error") if isinstance(error.body, Mapping) else error.body
-        words = failures.safe_words(member(said, "message") or said or error.message, key)
+        words = failures.safe_words(failures.words_in(error.body) or error.message, key)
         return _refused(
             Refusal(name, where, error.status_code, words, failures.retry_after(error.response.headers)),
             word_of(member(said, "type")), images,
@@ -383,7 +384,11 @@ def _refused(said: Refusal, kind: str, images: bool) -> ModelError:
     if said.status in (400, 413) and TOO_LONG.search(said.words):
         return said.too_long()
     if images and said.status == 400 and NO_IMAGES.search(said.words):
-        return ImagesRefused(f"{said.model}: takes no images, or not these: {said.words}")
+        return said.no_images()
+    if said.status == 400 and FILTERED.search(said.words):
+        return ContentRefused(f"{said.model}: the provider's content filter stopped this: {said.words}")
+    if said.status == 400 and NO_ACCOUNT.search(said.words):
+        return ModelUnauthorised(f"{said.model}: {said.where} refuses this account: {said.words}")
     if kind == "rate_limit_error":
-        return RateLimited(f"{said.model}: {said.where} asks to wait: {said.words}", said.retry_after)
+        return said.rate_limited()
     return said.error()

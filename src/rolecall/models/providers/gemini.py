@@ -23,7 +23,7 @@ from rolecall.errors import (
 )
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
-from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.model import UNASKED, Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.openai import Endpoint, key_for, listed
 from rolecall.models.stream import Patience, Source, closing, image_type, read
 from rolecall.models.thinking import Habit
@@ -140,9 +140,9 @@ class GeminiModel:
         except ModelError:
             raise
         except _GeminiError as error:
-            raise _refused(error, self.name, self._endpoint.url, self._endpoint.key) from None
+            raise _refused(error, self.name, self._endpoint.url, self._endpoint.key, request) from None
         except self._failures() as error:
-            raise self._translated(error) from None
+            raise self._translated(error, request) from None
         for event in heard.ending():
             yield event
 
@@ -164,8 +164,8 @@ class GeminiModel:
 
         return (APIError, httpx2.HTTPError, ValueError, TypeError, AttributeError, RuntimeError)
 
-    def _translated(self, error: Exception) -> ModelError:
-        return translated(error, self.name, self._endpoint.url, self._endpoint.key)
+    def _translated(self, error: Exception, request: Request = UNASKED) -> ModelError:
+        return translated(error, self.name, self._endpoint.url, self._endpoint.key, request)
 
     async def _ready(self) -> Client:
         async with self._making:
@@ -280,7 +280,8 @@ class _Heard:
             self.usage = Usage(
                 tokens_in, count_of(counts.get("candidatesTokenCount"), counts.get("thoughtsTokenCount"))
             )
-        self.finish = word_of(member(chunk, "promptFeedback", "blockReason")) or self.finish
+        if reason := word_of(member(chunk, "promptFeedback", "blockReason")):
+            raise ContentRefused(f"{self.name}: the provider's content filter stopped this question ({reason})")
         candidate = object_of(chunk.get("candidates"))
         self.finish = word_of(candidate.get("finishReason")) or self.finish
         parts = objects_of(object_of(candidate.get("content")).get("parts"))
@@ -391,8 +392,8 @@ def _abilities(model: Any) -> list[str]:
     return model.supported_actions or []
 
 
-def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
-    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``."""
+def translated(error: Exception, name: str, url: str, key: str, request: Request = UNASKED) -> ModelError:
+    """What ``error`` means for the model ``name`` at ``url``, which was asked ``request``; never shows ``key``."""
     import httpx2
     from google.genai.errors import APIError
 
@@ -401,7 +402,7 @@ def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
         body = {"error": {"code": error.code, "message": error.message, "status": error.status}}
         if isinstance(error.details, dict) and isinstance(error.details.get("error"), dict):
             body["error"] |= {"details": error.details["error"].get("details")}
-        return _refused(_GeminiError(body, getattr(error.response, "headers", None)), name, url, key)
+        return _refused(_GeminiError(body, getattr(error.response, "headers", None)), name, url, key, request)
     if isinstance(error, httpx2.TimeoutException):
         return failures.not_accepted(name, where)
     if isinstance(error, httpx2.HTTPError):
@@ -435,7 +436,7 @@ class _GeminiError(Exception):
         super().__init__(self.words)
 
 
-def _refused(error: _GeminiError, name: str, url: str, key: str) -> ModelError:
+def _refused(error: _GeminiError, name: str, url: str, key: str, request: Request) -> ModelError:
     said = Refusal(
         name,
         failures.host_of(url),
@@ -449,6 +450,9 @@ def _refused(error: _GeminiError, name: str, url: str, key: str) -> ModelError:
         return said.no_credit()
     if said.status == 400 and TOO_LONG.search(said.words):
         return said.too_long()
+    images = any(message.images for message in request.messages)
+    if images and said.status == 400 and failures.SAYS_NO_IMAGES.search(said.words):
+        return said.no_images()
     if error.status == "FAILED_PRECONDITION":
         # Where the account is or how it is paid for: another model may do, so it is not the request's fault.
         return ModelUnauthorised(f"{name}: {said.where} refuses this account: {said.words}")

@@ -18,7 +18,7 @@ import msgspec
 from rolecall.errors import MissingExtra, ModelError, ModelTimeout, ModelUnavailable, NoSuchModel
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
-from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
+from rolecall.models.model import UNASKED, Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.providers.openai import Endpoint, listed
 from rolecall.models.stream import Patience, Source, closing, read
 from rolecall.models.thinking import Habit
@@ -27,7 +27,6 @@ from rolecall.models.vectors import Vectors
 from rolecall.models.wire import (
     Documents,
     count_of,
-    member,
     object_of,
     objects_in,
     objects_of,
@@ -134,21 +133,21 @@ class OllamaModel:
             async with sdk._client.stream("POST", "/api/chat", json=self._body(request)) as response:
                 if response.is_error:
                     await response.aread()
-                    raise _refused(response, self.name, self._endpoint.url, self._endpoint.key)
+                    raise _refused(response, self.name, self._endpoint.url, self._endpoint.key, request)
                 async for document in objects_in(response.aiter_bytes(), Documents()):
                     if document and document.get("error"):
-                        raise self._failed(document["error"])
+                        raise self._failed(document["error"], request)
                     text = heard.take(document) if document else ""
                     yield Delta(text) if text else None
         except self._failures() as error:
-            raise self._translated(error) from None
+            raise self._translated(error, request) from None
         for event in heard.ending():
             yield event
 
-    def _failed(self, error: object) -> ModelError:
+    def _failed(self, error: object, request: Request) -> ModelError:
         """What an error within the stream means."""
-        words = failures.safe_words(member(error, "message") or error, self._endpoint.key)
-        return _by_words(Refusal(self.name, failures.host_of(self._endpoint.url), 0, words))
+        words = failures.safe_words(failures.words_in(error) or error, self._endpoint.key)
+        return _by_words(Refusal(self.name, failures.host_of(self._endpoint.url), 0, words), request)
 
     def _body(self, request: Request) -> dict[str, Any]:
         given = {
@@ -178,8 +177,8 @@ class OllamaModel:
 
         return (ResponseError, httpx.HTTPError, OSError, ValueError, TypeError, AttributeError, RuntimeError)
 
-    def _translated(self, error: Exception) -> ModelError:
-        return translated(error, self.name, self._endpoint.url, self._endpoint.key)
+    def _translated(self, error: Exception, request: Request = UNASKED) -> ModelError:
+        return translated(error, self.name, self._endpoint.url, self._endpoint.key, request)
 
     async def _ready(self) -> AsyncClient:
         async with self._making:
@@ -279,15 +278,15 @@ def _message(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
     return written
 
 
-def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
-    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``."""
+def translated(error: Exception, name: str, url: str, key: str, request: Request = UNASKED) -> ModelError:
+    """What ``error`` means for the model ``name`` at ``url``, which was asked ``request``; never shows ``key``."""
     import httpx
     from ollama import ResponseError
 
     where = failures.host_of(url)
     if isinstance(error, ResponseError):
         words = failures.safe_words(error.error, key)
-        return _by_words(Refusal(name, where, max(0, error.status_code), words, _retry_after(error)))
+        return _by_words(Refusal(name, where, max(0, error.status_code), words, _retry_after(error)), request)
     if isinstance(error, httpx.TimeoutException):
         return failures.not_accepted(name, where)
     # The SDK makes a ConnectionError of some of httpx's errors, with words of its own.
@@ -298,19 +297,24 @@ def translated(error: Exception, name: str, url: str, key: str) -> ModelError:
     return failures.not_the_protocol(name, where, "Ollama", error)
 
 
-def _refused(response: httpx.Response, name: str, url: str, key: str) -> ModelError:
+def _refused(response: httpx.Response, name: str, url: str, key: str, request: Request) -> ModelError:
     """What a response with an error status means."""
     try:
-        said = member(json.loads(response.text), "error") or response.text
+        said = failures.words_in(json.loads(response.text)) or response.text
     except (ValueError, RecursionError):
         said = response.text
     words = failures.safe_words(said, key)
     retry_after = failures.retry_after(response.headers)
-    return _by_words(Refusal(name, failures.host_of(url), response.status_code, words, retry_after))
+    return _by_words(Refusal(name, failures.host_of(url), response.status_code, words, retry_after), request)
 
 
-def _by_words(said: Refusal) -> ModelError:
+def _by_words(said: Refusal, request: Request) -> ModelError:
     """The server has no codes."""
+    images = any(message.images for message in request.messages)
+    if images and said.status in (0, 400, 500) and failures.SAYS_NO_IMAGES.search(said.words):
+        return said.no_images()
+    if request.tools and said.status in (0, 400, 500) and failures.SAYS_NO_TOOLS.search(said.words):
+        return said.no_tools()
     if said.status == 404:
         model = said.model.rpartition("@")[0]
         return NoSuchModel(f"{said.model}: {said.where} has no such model; `ollama pull {model}` fetches it there")

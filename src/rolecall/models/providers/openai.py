@@ -15,16 +15,16 @@ from urllib.parse import urlsplit
 from rolecall.errors import (
     ConfigError,
     ContentRefused,
-    ImagesRefused,
     MissingExtra,
     ModelError,
     ModelRefused,
     ModelTimeout,
     ModelUnavailable,
     NoSuchModel,
-    RateLimited,
 )
 from rolecall.models.failures import (
+    SAYS_NO_IMAGES,
+    SAYS_NO_TOOLS,
     Refusal,
     host_of,
     not_accepted,
@@ -32,8 +32,9 @@ from rolecall.models.failures import (
     retry_after,
     safe_words,
     unreachable,
+    words_in,
 )
-from rolecall.models.model import ModelEvent, Request
+from rolecall.models.model import UNASKED, ModelEvent, Request
 from rolecall.models.providers.openai_wire import (
     RESPONSES,
     StreamError,
@@ -49,6 +50,7 @@ from rolecall.models.providers.openai_wire import (
 from rolecall.models.stream import Patience, Source, read
 from rolecall.models.thinking import Habit
 from rolecall.models.vectors import Vectors
+from rolecall.models.wire import member, objects_of
 from rolecall.settings import Settings
 from rolecall.tracing.traceparent import add_traceparent
 from rolecall.transport.http_client import address, client_options
@@ -68,8 +70,14 @@ NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_ac
 TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
 FILTERED = {"content_filter", "invalid_prompt"}
 UNKNOWN = {"model_not_found", "model_not_available"}
-SAYS_TOO_LONG = re.compile(r"(maximum|max|available) context|context (length|size|window)|prompt is too long", re.I)
-SAYS_NO_IMAGES = re.compile(r"image|vision|multi-?modal|mmproj", re.I)
+NOT_WRITTEN = {"tool_use_failed", "json_validate_failed"}
+"""Groq's codes for a call or an answer that the model wrote in a form of its own: the next one may be right."""
+SAYS_TOO_LONG = re.compile(
+    r"(maximum|max|available) (context|prompt)|context (length|size|window)|(prompt|input) is too long|too many tokens"
+    r"|exceeds the maximum number of tokens|inputs. (tokens|must have less)",
+    re.I,
+)
+SAYS_BAD_KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|expired)|(incorrect|invalid) api[ _-]?key", re.I)
 
 
 @dataclass(frozen=True)
@@ -168,8 +176,7 @@ class OpenAIModel:
         except ModelError:
             raise
         except _failures() as error:
-            images = any(message.images for message in request.messages)
-            raise translated(error, self.name, self._endpoint.url, self._endpoint.key, images) from None
+            raise translated(error, self.name, self._endpoint.url, self._endpoint.key, request) from None
 
     def _asked(self, sdk: AsyncOpenAI, request: Request) -> Source:
         model = wire_name(self.name.rpartition("@")[0])
@@ -273,8 +280,8 @@ def _failures() -> tuple[type[Exception], ...]:
     return OpenAIError, httpx2.HTTPError, StreamError, ValueError, TypeError, AttributeError, RuntimeError
 
 
-def translated(error: Exception, name: str, url: str, key: str, images: bool = False) -> ModelError:
-    """What ``error`` means for the model ``name`` at ``url``; never shows ``key``. ``images``: some were sent."""
+def translated(error: Exception, name: str, url: str, key: str, request: Request = UNASKED) -> ModelError:
+    """What ``error`` means for the model ``name`` at ``url``, which was asked ``request``; never shows ``key``."""
     import httpx2
     import openai
 
@@ -284,19 +291,34 @@ def translated(error: Exception, name: str, url: str, key: str, images: bool = F
     if isinstance(error, openai.APIConnectionError | httpx2.HTTPError):
         return unreachable(name, where, error)
     if isinstance(error, openai.APIError):
-        said = Refusal(name, where, _status(error), safe_words(_words(error), key), retry_after(_headers(error)))
-        return _refused(said, error.code, error.type, images)
+        found, words = _object_in(error.body), words_in(error.body) or error.message
+        status = _number(getattr(error, "status_code", None) or member(found, "code"))
+        return _refused(
+            Refusal(name, where, status, safe_words(words, key), retry_after(_headers(error))), found, request
+        )
     if isinstance(error, StreamError):
-        said = Refusal(name, where, _number(error.code), safe_words(error.words, key))
-        return _refused(said, error.code, error.kind, images)
+        found = _object_in(error.body)
+        return _refused(
+            Refusal(name, where, _number(member(found, "code")), safe_words(str(error), key)), found, request
+        )
     if isinstance(error, RuntimeError):
         return ModelUnavailable(f"{name}: {error}")
     return not_the_protocol(name, where, "OpenAI", error)
 
 
-def _refused(said: Refusal, code: object, kind: object, images: bool) -> ModelError:
-    kinds = {str(one) for one in (code, kind) if one}
-    return _by_kind(said, kinds) or _by_words(said, images) or said.error()
+def _object_in(body: object) -> Mapping[str, Any]:
+    """The object in the body of an error that has its code; some servers send a list of them."""
+    found = next(iter(objects_of(body)), {})
+    inner = found.get("error")
+    return inner if isinstance(inner, Mapping) else found
+
+
+def _refused(said: Refusal, error: Mapping[str, Any], request: Request) -> ModelError:
+    reasons = (detail.get("reason") for detail in objects_of(error.get("details")))
+    kinds = {str(one) for one in (error.get("code"), error.get("type"), *reasons) if one}
+    if said.status == 403 and member(error, "metadata", "reasons"):
+        kinds.add("content_filter")  # OpenRouter moderates
+    return _by_kind(said, kinds) or _by_words(said, request) or said.error()
 
 
 def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
@@ -310,18 +332,27 @@ def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
     if kinds & UNKNOWN:
         return _unknown(said)
     if "rate_limit_exceeded" in kinds:
-        return RateLimited(f"{said.model}: {said.where} asks to wait: {said.words}", said.retry_after)
+        return said.rate_limited()
+    if kinds & NOT_WRITTEN:
+        return ModelUnavailable(f"{said.model}: what it wrote cannot be used: {said.words}")
+    if "API_KEY_INVALID" in kinds:
+        return said.unauthorised()
     if not said.status and any(kind.startswith("invalid_") or "image" in kind for kind in kinds):
         return ModelRefused(f"{said.model}: {said.where} refuses this request: {said.words}")
     return None
 
 
-def _by_words(said: Refusal, images: bool) -> ModelError | None:
+def _by_words(said: Refusal, request: Request) -> ModelError | None:
     """Servers other than OpenAI's tell these apart by their words only, and not all by 400."""
-    if images and said.status in (400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
-        return ImagesRefused(f"{said.model}: takes no images, or not these: {said.words}")
-    if said.status in (400, 413) and SAYS_TOO_LONG.search(said.words):
+    images, status = any(message.images for message in request.messages), said.status
+    if images and status in (0, 400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
+        return said.no_images()
+    if request.tools and status in (0, 400, 404, 422, 500) and SAYS_NO_TOOLS.search(said.words):
+        return said.no_tools()
+    if status in (0, 400, 413, 422) and SAYS_TOO_LONG.search(said.words):
         return said.too_long()
+    if status == 400 and SAYS_BAD_KEY.search(said.words):
+        return said.unauthorised()
     return _unknown(said) if said.status == 404 else None
 
 
@@ -331,19 +362,9 @@ def _unknown(said: Refusal) -> NoSuchModel:
     return NoSuchModel(f"{said.model}: {said.where} has no such model for this key; check the name: {said.words}")
 
 
-def _status(error: APIError) -> int:
-    """The HTTP status; of an error object within a stream the one it names, else 0."""
-    return _number(getattr(error, "status_code", None) or error.code)
-
-
 def _number(status: object) -> int:
+    """The HTTP status; 0 where an error within a stream names none."""
     return int(str(status)) if re.fullmatch(r"[1-5]\d\d", str(status)) else 0
-
-
-def _words(error: APIError) -> str:
-    """The server's own, where it sent any: the SDK's hold the whole body."""
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    return said if isinstance(said, str) and said else error.message
 
 
 def _headers(error: APIError) -> Mapping[str, str]:

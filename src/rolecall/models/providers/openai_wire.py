@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import ContentRefused
+from rolecall.models.failures import words_in
 from rolecall.models.model import Delta, Done, Logprobs, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
 from rolecall.models.stream import Source, image_type
 from rolecall.models.thinking import Habit
-from rolecall.models.tool_calls import new_call_id, written
+from rolecall.models.tool_calls import is_object, new_call_id, written
 from rolecall.models.wire import (
     Documents,
     NotTheProtocol,
@@ -56,6 +57,8 @@ FINISHES = {
     "content_filter": "content_filter", "safety": "content_filter",
 }  # fmt: skip
 """What finish reasons mean where it is no end by the model itself; servers write them as they like."""
+BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "canceled", "timeout", "insufficient_system_resource")
+"""Finish reasons of answers that the server did not finish."""
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
 PARAGRAPH = "\n\n"
 
@@ -121,19 +124,18 @@ async def chat_events(sdk: AsyncOpenAI, name: str, body: dict[str, Any], habit: 
     documents, answer = Documents(), _Answer(name, habit)
     async with sdk.chat.completions.with_streaming_response.create(**body) as response:
         async for document in objects_in(response.iter_bytes(), documents):
-            text = answer.take(_no_error(document)) if document else ""
+            text = answer.take(_no_chat_error(document)) if document else ""
             yield Delta(text) if text else None
     for event in answer.end(documents.ended):
         yield event
 
 
 class StreamError(Exception):
-    """Raised for an error object within a stream: ``code``, ``kind`` and ``words`` as the server sent them."""
+    """Raised for an error object within a stream: ``body`` as the server sent it."""
 
-    def __init__(self, error: object) -> None:
-        self.code, self.kind = member(error, "code"), member(error, "type")
-        self.words = str(member(error, "message") or (error if isinstance(error, str) else "the answer failed"))
-        super().__init__(self.words)
+    def __init__(self, body: object) -> None:
+        self.body = body
+        super().__init__(words_in(body) or "the answer failed")
 
 
 def _no_error(document: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +143,16 @@ def _no_error(document: dict[str, Any]) -> dict[str, Any]:
     if error and document.get("object") != "response":
         raise StreamError(error)
     if "error" in (document.get("object"), document.get("type")):
+        raise StreamError(document)
+    return document
+
+
+def _no_chat_error(document: dict[str, Any]) -> dict[str, Any]:
+    """``document`` of chat completions. Raises StreamError for an error also in the choice, or with the status 200 in
+    place of an answer."""
+    if error := object_of(_no_error(document).get("choices")).get("error"):
+        raise StreamError(error)
+    if "choices" not in document and "usage" not in document and words_in(document):
         raise StreamError(document)
     return document
 
@@ -185,7 +197,7 @@ class _Answer:
             raise ContentRefused(f"{self._name}: the provider's content filter stopped this answer")
         if self._refusal:
             raise ContentRefused(f"{self._name}: the model refuses: {whole_text(self._refusal)}")
-        ended = finish or self._whole or (marked and self._usage)
+        ended = (finish or self._whole or (marked and self._usage)) and self._finish.lower() not in BROKEN_OFF
         calls = self._calls if ended and finish != "length" else []
         yield from (call.whole() for call in calls)
         if self._usage:
@@ -206,10 +218,13 @@ class _Answer:
         return text_of(content)
 
     def _call_of(self, part: Mapping[str, Any]) -> _Call:
-        """The call that ``part`` goes on with: by its index, which some servers leave out or always give as 0."""
+        """The call that ``part`` goes on with: by its index, which some servers leave out or always give as 0. Where it
+        has no id either, a name after a whole call begins another one."""
         index, made = part.get("index"), word_of(part.get("id"))
         for call in reversed(self._calls):
             if index in (None, call.index) and (not made or call.id in ("", made)):
+                if not made and call.ends_before(part):
+                    break
                 return call
         self._calls.append(_Call(index))
         return self._calls[-1]
@@ -240,6 +255,11 @@ class _Call:
         more = member(function, "arguments")
         self.arguments += more if isinstance(more, str) else written(more) if more else ""
 
+    def ends_before(self, part: Mapping[str, Any]) -> bool:
+        """Whether ``part``, which has no id, is of another call."""
+        name, more = (member(part.get("function"), field) for field in ("name", "arguments"))
+        return bool(name and self.name) and (name != self.name or (bool(more) and is_object(self.arguments)))
+
     def whole(self) -> ToolCall:
         return ToolCall(self.id or new_call_id(), whole_text(self.name), whole_text(self.arguments) or "{}")
 
@@ -260,7 +280,9 @@ def _message(message: Message, system: str) -> dict[str, Any]:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    # Servers that render calls for the model parse them, and refuse the whole conversation for one that is no JSON.
+    given = call.arguments if is_object(call.arguments) else "{}"
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:
@@ -331,6 +353,8 @@ class _Response:
             raise StreamError(member(event, "response", "error"))
         elif kind in ("response.completed", "response.incomplete"):
             self._response = object_of(event.get("response"))
+            if not self._any_text and not self._calls:  # all at once
+                return self._document(self._response)
         elif event.get("object") == "response":  # one document instead of a stream
             return self._document(event)
         return ""
