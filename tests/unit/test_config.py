@@ -328,6 +328,12 @@ def test_a_wrong_config_is_one_line_that_says_what_it_needs(tmp_path: Path, old:
         ({"roles": (), "turn_seconds": 0}, "TURN_SECONDS=0 is invalid: expected a number over 0 and up to 86400"),
         ({"roles": (), "frontends": (5,)}, "frontends: input should be callable"),
         ({"match": 5}, "Role(match=5) is invalid: expected a text such as '/weather'"),
+        ({"match": "/x "}, "Role(match='/x ') is invalid: expected a text such as '/weather'"),
+        (
+            {"match": "/Help me"},
+            "Role(match='/Help me') is invalid: /help is a built-in command, so no message would reach the role; "
+            "choose another prefix",
+        ),
         ({"models": (5,)}, "Role(models=(5,)) is invalid: expected names such as ('smollm2@local',)"),
     ],
 )
@@ -354,6 +360,7 @@ def test_a_role_name_that_no_stream_can_have_is_refused(tmp_path: Path) -> None:
         ("async def handle(self, envelope, ctx): yield envelope", "expected an async method handle(envelope, ctx)"),
         ("role = 'manager'", "expected an async method handle(envelope, ctx)"),
         ("async def handle(self, envelope): return envelope", "expected handle(self, envelope, ctx): too many"),
+        ("@staticmethod\n    async def handle(self, envelope, ctx): ...", "handle(self, envelope, ctx): missing"),
         ("async def handle(self, envelope, ctx): ...\n    role = 5", "role = 5; expected a name such as"),
         (
             "async def handle(self, envelope, ctx): ...\n    languages = {'de': 'Deutsch'}",

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rolecall.agent.agent import Agent
 from rolecall.agent.agent_services import RoleInfo
-from rolecall.bus.commands import Language
+from rolecall.bus.commands import Language, find_command
 from rolecall.errors import ConfigError, expect_call
 
 Instances = int | Literal["auto"]
@@ -32,8 +32,13 @@ class Role:
         own = (self.models,) if isinstance(self.models, str) else self.models
         if not isinstance(own, Iterable) or not all(isinstance(name, str) for name in own):
             raise ConfigError(f"Role(models={own!r}) is invalid: expected names such as ('smollm2@local',)")
-        if not isinstance(self.match, str | None):
+        if not isinstance(self.match, str | None) or (self.match and self.match.strip() != self.match):
             raise ConfigError(f"Role(match={self.match!r}) is invalid: expected a text such as '/weather'")
+        if self.match and (command := find_command(self.match)):
+            raise ConfigError(
+                f"Role(match={self.match!r}) is invalid: /{command.name} is a built-in command, so no message would "
+                "reach the role; choose another prefix"
+            )
 
     @property
     def name(self) -> str:
@@ -63,7 +68,8 @@ def check_agent(agent: type[Agent]) -> None:
         raise ConfigError(
             f"{where} is invalid: expected an async method handle(envelope, ctx) that returns an envelope"
         )
-    for call, takes, count in ((agent, "no arguments", 0), (agent.handle, "handle(self, envelope, ctx)", 3)):
+    bound = inspect.getattr_static(agent, "handle").__get__(agent, agent)  # as an instance calls it
+    for call, takes, count in ((agent, "no arguments", 0), (bound, "handle(self, envelope, ctx)", 2)):
         try:
             expect_call(call, count)
         except TypeError as error:

@@ -16,7 +16,6 @@ from pydantic import SecretStr
 
 from rolecall.agent.prompts import PLACE
 from rolecall.agent.role import Role
-from rolecall.bus.commands import COMMANDS
 from rolecall.config import Application, misspelt
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
@@ -58,16 +57,15 @@ def look_at_application(application: Application) -> list[Finding]:
 
 
 def _matches(roles: tuple[Role, ...]) -> list[Finding]:
-    given = [role for role in roles if role.match]
-    words = [(role.match or "").lower() for role in given]
-    problems = []
-    for role, word in zip(given, words, strict=True):
-        if words.count(word) > 1:
-            problems.append((role.name, f"match={role.match!r} is another role's too: the first of them gets it all"))
-        elif any(word == f"/{command.name}" for command in COMMANDS):
-            problems.append((role.name, f"match={role.match!r} is a built-in command, which comes first"))
+    words = [role.match.lower() for role in roles if role.match]
     remedy = "give each role a match of its own in config.py"
-    return [Finding("failed", f"role {name}", text, remedy) for name, text in problems]
+    return [
+        Finding(
+            "failed", f"role {role.name}", f"match={role.match!r} is another role's too: the first of them gets it all",
+            remedy,
+        )
+        for role in roles if role.match and words.count(role.match.lower()) > 1
+    ]  # fmt: skip
 
 
 def _prompts(application: Application) -> Finding:

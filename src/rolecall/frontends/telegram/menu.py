@@ -95,6 +95,9 @@ class Commands:
     async def set_menus(self) -> None:
         """Set the command menus of private chats, groups and each admin, in all languages. Failures of Telegram are
         logged."""
+        for prefix, _ in self.choices.prefixes:
+            if prefix.lower() in (f"/{name}" for name in ("queue", *ADMIN)):
+                logger.warning("Role(match=%r): %s is a command of the bot and reaches no role here", prefix, prefix)
         await self._menus.set_all(await self.admins.ids())
 
     async def aclose(self) -> None:
