@@ -19,6 +19,7 @@ EVENTS = {
     "error": "the turn was given up; `text` is what the user reads",
     "cancelled": "the turn was cancelled",
     "notice": "something the user did not ask for; belongs to no turn",
+    "cleared": "the conversation was cleared: its turns up to the number in `text`",
 }
 RECORDS = {
     "RECEIVED": "a front end accepted the message",

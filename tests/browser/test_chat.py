@@ -170,6 +170,32 @@ async def test_two_windows_show_each_others_messages(page: Page) -> None:
     for window in (page, other):
         await expect(window.locator(".said")).to_have_text(["from the one", "edited"])
         await expect(window.locator(".answer .body").last).to_have_text("edited")
+    await say(other, "slowly, " + "word after word " * 40)
+    await expect(page.locator(".answer.runs")).to_have_count(1)
+    await say(page, "/clear")
+    await expect(page.locator(".said")).to_have_text(["/clear"])
+    await expect(page.locator(".answer .written")).to_have_count(1)
+    await expect(other.locator(".said")).to_have_count(0)
+    await expect(other.locator("[data-welcome]")).to_be_visible()
+    await say(other, "anew")
+    await expect(page.locator(".answer .body").last).to_have_text("anew")
+    await other.reload()
+    await expect(other.locator(".said")).to_have_text(["anew"])
+
+
+async def test_a_tab_that_was_hidden_while_the_conversation_was_cleared_is_empty_once_it_is_looked_at(
+    page: Page,
+) -> None:
+    await page.goto("/#web-hidden")
+    await say(page, "first")
+    await expect(page.locator(".answer .body")).to_have_text("first")
+    await page.evaluate(HIDE, True)
+    other = await page.context.new_page()
+    await other.goto("/#web-hidden")
+    await say(other, "/clear")
+    await expect(other.locator(".said")).to_have_text(["/clear"])
+    await page.evaluate(HIDE, False)
+    await expect(page.locator(".said")).to_have_count(0)
 
 
 async def test_the_first_line_of_a_message_keeps_its_indentation(page: Page) -> None:

@@ -119,6 +119,12 @@ async def test_what_cannot_be_embedded_is_one_clear_error(
     assert (answer.status_code, error["param"], error["code"]) == (status, param, code), error
 
 
+async def test_a_recording_in_a_message_is_heard(plain: httpx2.AsyncClient) -> None:
+    sound = {"name": "note.ogg", "data": f"data:audio/ogg;codecs=opus;base64,{b64encode(b'what was said').decode()}"}
+    answer = await plain.post("/chat", json={"role": "tell", "files": [sound]})
+    assert json.loads(answer.json()["text"])["text"] == "what was said"
+
+
 async def test_a_recording_is_transcribed(client: openai.AsyncOpenAI) -> None:
     sound = ("note.ogg", b"what was said", "audio/ogg")
     heard = await client.audio.transcriptions.create(model="whisper", file=sound)
@@ -260,6 +266,10 @@ async def test_documents_are_read_wherever_they_come_from(
     task = (await plain.post("/chat/page", json=page)).json()
     task = (await plain.get(f"/chat/task/{task['id']}?wait=20")).json()
     assert json.loads(task["text"])["text"] == wanted
+    picture = {"name": "dot.png", "data": f"data:image/png;base64,{b64encode(PNG).decode()}"}
+    body = {"text": "What is it?", "role": "tell", "files": [{"name": name, "data": url}, picture]}
+    told = json.loads((await plain.post("/chat", json=body)).json()["text"])
+    assert (told["text"], told["images"]) == (f"{wanted}\n\nWhat is it?", 1)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +286,15 @@ async def test_a_document_of_the_page_that_cannot_be_read_is_one_clear_error(
     file = {"name": "a.pdf", "type": "application/pdf", "data": b64encode(data).decode()}
     answer = await plain.post("/chat/page", json={"name": "web-x", "text": "x", "files": [file]})
     assert answer.status_code == 400 and told in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "data", ["data:application/pdf;base64,A", "data:application/pdf;base64," + "A" * 300_001, "AAAA"]
+)
+async def test_a_file_that_is_no_data_url_is_told_so(plain: httpx2.AsyncClient, data: str) -> None:
+    answer = await plain.post("/chat", json={"text": "x", "files": [{"name": "a.pdf", "data": data}]})
+    assert answer.status_code == 422 and "image" not in answer.json()["detail"]
+    assert "data URL" in answer.json()["detail"]
 
 
 async def test_what_is_too_much_or_wrong_is_one_clear_error_in_both_protocols(url: str) -> None:

@@ -132,6 +132,18 @@ async def test_a_command_that_is_carried_out_at_once_is_no_task(client: httpx2.A
     assert [name for _, name, _ in found] == ["snapshot", "done"]
 
 
+async def test_who_follows_a_conversation_is_told_that_it_is_cleared(client: httpx2.AsyncClient) -> None:
+    body = {"conversation_id": "cleared", "text": "hi"}
+    async with client.stream("GET", "/chat/notices/cleared?messages=true") as response:
+        told = aiter(Events(response))
+        assert (await anext(told))[1] == "listening"
+        for text in ("hi", "/clear", "ho"):
+            assert (await client.post("/chat", json={**body, "text": text})).status_code == 200
+        assert [(await anext(told))[1:] for _ in range(3)] == [
+            ("accepted", {"turn": "1"}), ("cleared", {"turn": "1"}), ("accepted", {"turn": "2"})
+        ]  # fmt: skip
+
+
 async def test_an_answer_is_streamed_as_it_is_made(client: httpx2.AsyncClient) -> None:
     GateAgent.gate.clear()
     found = []

@@ -37,10 +37,14 @@ PAGE = 500
 FINAL = ("final", "error", "cancelled")
 ADMISSIONS = ("accepted", "queued")
 """The kinds of events that say that a message was admitted."""
+OF_MESSAGES = (*ADMISSIONS, "cleared")
+"""What followers of a conversation's notices are told besides, if they want to."""
 EVENT_ID = re.compile(r"\d{1,19}(-\d{1,20})?", re.ASCII)
 DELAY = re.compile(r"([a-z_]+) (\d{1,9})", re.ASCII)
 """The text of ``queued`` for a delay of a known kind: kind and seconds."""
-Kind = Literal["accepted", "queued", "started", "delta", "final", "error", "cancelled", "notice", "asked", "answered"]
+Kind = Literal[
+    "accepted", "queued", "started", "delta", "final", "error", "cancelled", "notice", "cleared", "asked", "answered"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class Event:
     budget its limit, ``tokens`` or ``cost``.
 
     ``asked`` is a question to the user, with the payload of a UserQuestion (bus/steps/answers.py); ``answered`` says
-    that it is closed: its ``id`` and the ``choice``.
+    that it is closed: its ``id`` and the ``choice``. ``cleared`` says that the conversation was cleared: its turns up
+    to the number in ``text``.
     """
 
     kind: Kind
@@ -257,16 +262,16 @@ async def follow(
 
 
 async def follow_notices(
-    bus: Bus, wakeups: Wakeups, conversation: str, after: str = "", *, admissions: bool = False
+    bus: Bus, wakeups: Wakeups, conversation: str, after: str = "", *, messages: bool = False
 ) -> AsyncGenerator[Event, None]:
     """The notices of a conversation, and the answers of its schedules, after the event id ``after``, by default those
-    from now on, without an end; with ``admissions`` also each ``accepted`` and ``queued`` of its turns. While the
-    server is unavailable, this waits. Raises RolecallError for an invalid ``after``."""
+    from now on, without an end; with ``messages`` also each ``accepted`` and ``queued`` of its turns, and ``cleared``.
+    While the server is unavailable, this waits. Raises RolecallError for an invalid ``after``."""
     if after and not EVENT_ID.fullmatch(after):
         raise RolecallError(f"{after[:60]!r} is not an event ID: expected one such as 1795246462181-0")
     shard = bus.shard(conversation)
     async with wakeups.listen(shard.channel(conversation)) as listener:
-        last, told = after, ADMISSIONS if admissions else ()
+        last, told = after, OF_MESSAGES if messages else ()
         while True:
             wakeups.check_open()
             listener.woken.clear()

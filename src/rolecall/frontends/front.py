@@ -164,10 +164,10 @@ class Front:
         """The events of a received turn, or those after the event id ``after``; the final one last."""
         return follow(self.bus, self.wakeups, received.conversation, received.turn, after or received.before)
 
-    def notices(self, conversation: str, after: str = "", *, admissions: bool = False) -> AsyncGenerator[Event, None]:
-        """The notices of ``conversation`` from now on, or after the event id ``after``, and with ``admissions`` that
-        a message was accepted; for front ends without an outbox."""
-        return follow_notices(self.bus, self.wakeups, conversation, after, admissions=admissions)
+    def notices(self, conversation: str, after: str = "", *, messages: bool = False) -> AsyncGenerator[Event, None]:
+        """The notices of ``conversation`` from now on, or after the event id ``after``, and with ``messages`` that
+        a message was accepted or the conversation cleared; for front ends without an outbox."""
+        return follow_notices(self.bus, self.wakeups, conversation, after, messages=messages)
 
     async def answer(self, conversation: str, question: str, choice: int, *, principal: str = "") -> Answered:
         """Answer a question that an agent asks in ``conversation`` with the option number ``choice``. A front end that

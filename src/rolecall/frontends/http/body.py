@@ -322,7 +322,7 @@ class _Picture:
         try:
             decoded = binascii.a2b_base64(encoded[: max(0, whole)], strict_mode=True)
         except binascii.Error:
-            raise Problem(422, text("bad_base64"), param="images") from None
+            raise Problem(422, text("bad_base64")) from None
         self.file.write(decoded)
         self.size += len(decoded)
         return len(decoded)

@@ -19,11 +19,13 @@ from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, Uploads
 from rolecall.frontends.http.intake import (
+    MAX_FILES,
     MAX_IMAGES,
     PREFIX,
     AcceptLanguage,
     ChatRequest,
     IdempotencyKey,
+    MessageFile,
     conversation_of,
     headers_of,
     submit,
@@ -63,7 +65,7 @@ class ChatBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text": "What is 6 × 7?"}]})
 
-    text: str = Field("", max_length=4_194_304, description="at most 64 kB of UTF-8; required unless there are images")
+    text: str = Field("", max_length=4_194_304, description="at most 64 kB of UTF-8; may be empty with images or files")
     conversation_id: str = Field("", max_length=200, description="the conversation to continue; empty starts a new one")
     role: str = Field("", max_length=40, description="the role that answers; empty lets the manager decide")
     model: str = Field("", max_length=200, description="name@provider; empty uses the role's model")
@@ -72,16 +74,17 @@ class ChatBody(BaseModel):
         {}, max_length=16, description="passed on to the agents"
     )
     images: list[str] = Field([], max_length=MAX_IMAGES, description="data URLs: data:image/png;base64,…")
+    files: list[MessageFile] = Field([], max_length=MAX_FILES, description="documents and recordings")
     cancel_on_disconnect: bool = Field(False, description="cancel the task if this connection closes before its end")
 
     def chat_request(self, asks: bool, language: str) -> ChatRequest:
         """The request to submit; ``asks`` says whether its client can be asked meanwhile. Raises Problem for an empty
         message."""
-        if not self.text.strip() and not self.images:
+        if not (self.text.strip() or self.images or self.files):
             raise Problem(422, text("no_text"), param="text")
         return ChatRequest(
             self.text, self.conversation_id, self.role, self.model, self.priority, self.metadata, tuple(self.images),
-            asks=asks, language=language,
+            tuple(self.files), asks=asks, language=language,
         )  # fmt: skip
 
 
@@ -217,7 +220,8 @@ async def _notices_after(
 async def notices(found: Annotated[Events, Depends(_notices_after)], services: ServicesDep) -> Events:
     """A `notice` for each text that was sent to the conversation without a question; from now on, or after the id of
     one. Without an id it starts with `listening`, whose id is where it begins. With `messages`, an `accepted` with its
-    `turn` for each message that comes, from any client. Does not end by itself."""
+    `turn` for each message that comes, from any client, and `cleared` when the turns up to `turn` are forgotten. Does
+    not end by itself."""
     async with aclosing(until_stopped(services, found)) as events:
         async for one in events:
             yield one
@@ -302,10 +306,13 @@ async def _notices(
 ) -> Events:
     for opening in (RETRY, *first):
         yield opening
-    async with aclosing(services.front.notices(conversation, after, admissions=messages)) as following:
+    async with aclosing(services.front.notices(conversation, after, messages=messages)) as following:
         async for one in following:
             if one.kind in ADMISSIONS:
                 yield event("accepted", {"turn": one.turn}, one.id)
+                continue
+            if one.kind == "cleared":
+                yield event("cleared", {"turn": one.text}, one.id)
                 continue
             told = {"text": one.text, "plain": bool(one.payload.get("plain")), "turn": one.turn}
             yield event("notice", told, one.id)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import dataclasses
 import hashlib
+import mimetypes
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 from fastapi import Header
 from msgspec.structs import replace
+from pydantic import BaseModel, Field
 
 from rolecall.bus.blobs import Blobs, image_type
 from rolecall.bus.client_request import MAX_BYTES, ClientMessage, ClientRequest, fitting, lifetime, store_request
@@ -39,7 +41,9 @@ LANGUAGE_CODE = re.compile(r"[a-zA-Z]{2,8}(-[a-zA-Z0-9]{1,8}){0,8}", re.ASCII)
 DATA_URL = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,(.*)", re.ASCII | re.DOTALL)
 STORED = re.compile(r"blob:([0-9a-f]{32})", re.ASCII)
 """The URL of an image that is stored already."""
+FILE_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*;base64,(.*)", re.ASCII | re.DOTALL)
 MAX_IMAGES = 16
+MAX_FILES = 8
 NOTHING = ClientRequest()
 NO_UPLOADS: Mapping[str, Upload] = MappingProxyType({})
 TITLE_CHARS = 60
@@ -53,6 +57,14 @@ AcceptLanguage = Annotated[
 ]
 OVERLOADED = {"FULL": (429, 5), "BUSY": (503, 10)}
 """Status and Retry-After seconds by the outcome of an admission."""
+
+
+class MessageFile(BaseModel):
+    """A document or a recording that comes with a message."""
+
+    name: str = Field(max_length=200, examples=["report.pdf"])
+    data: str = Field(description="a data URL: data:application/pdf;base64,…")
+    type: str = Field("", max_length=100, description="its media type, where `data` is base64 only")
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class ChatRequest:
     priority: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     images: Sequence[str] = ()
+    files: Sequence[MessageFile] = ()
     client: ClientRequest = NOTHING
     end_user: str = ""
     commands: bool = True
@@ -202,15 +215,56 @@ async def _stored(
     """The parts of the payload that are kept elsewhere: pictures, and what is too large for an envelope."""
     bus, client = services.bus, request.client
     blobs = Blobs(bus) if request.conversation else Blobs(bus, lifetime(bus))
-    found = {"images": [await _store_image(blobs, conversation, url, uploads) for url in request.images]}
+    found: dict[str, Any] = {}
+    found["images"] = [await _store_image(blobs, conversation, url, uploads) for url in request.images]
+    found["files"] = list(request.attached.get("files", ()))
+    for file in request.files:
+        kind, data = await file_data(file.data, file.name, uploads, "files", file.type)
+        if image := image_type(data):
+            found["images"].append(await blobs.put(conversation, data, image))
+        else:
+            found["files"].append(await _store_file(services, blobs, conversation, file.name, kind, data))
     if client.plain:
         listed = [{"role": message.role, "text": message.text} for message in client.before if message.text]
         return {name: value for name, value in {**found, "history": listed}.items() if value}
 
     before, after = [await store_pictures(blobs, conversation, part, uploads) for part in (client.before, client.after)]
     client = replace(client, before=before, after=after)
-    found["request"] = await store_request(bus, conversation, client)  # type: ignore[assignment]
+    found["request"] = await store_request(bus, conversation, client)
     return {name: value for name, value in found.items() if value}
+
+
+async def _store_file(
+    services: Services, blobs: Blobs, conversation: str, name: str, kind: str, data: bytes
+) -> dict[str, str]:
+    """Store a recording as it is, and of any other file its text. Raises Problem."""
+    if not kind.startswith("audio/"):
+        data = (await read_text(services, data, name, kind, "files")).encode("utf-8", "replace")
+        kind = "text/plain"
+    return {"blob": await blobs.put(conversation, data, kind), "name": name, "type": kind}
+
+
+async def file_data(
+    given: str, name: str, uploads: Mapping[str, Upload], param: str, kind: str = ""
+) -> tuple[str, bytes]:
+    """Media type and bytes of the file ``name``: an upload, a data URL, or base64 of the media type ``kind``. Raises
+    Problem."""
+    if (upload := uploads.get(given)) is not None:
+        return upload.media_type, await asyncio.to_thread(upload.read)
+    found = FILE_URL.fullmatch(given)
+    kind, encoded = (found[1], found[2]) if found else (kind, given)
+    with suppress(ValueError):  # of base64
+        if kind:
+            return media_type(kind, name), base64.b64decode(encoded, validate=True)
+    raise Problem(422, text("bad_file_data"), param=param)
+
+
+def media_type(given: str, name: str) -> str:
+    """The media type of the file ``name``, which was ``given``."""
+    kind = given.partition(";")[0].strip().lower()
+    if not kind or kind == "application/octet-stream":
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return kind
 
 
 async def read_text(services: Services, data: bytes, name: str, kind: str, param: str) -> str:
@@ -245,7 +299,7 @@ async def _store_image(blobs: Blobs, conversation: str, url: str, uploads: Mappi
     elif found := DATA_URL.fullmatch(url):
         try:
             data = base64.b64decode(found[1], validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             raise Problem(422, text("bad_base64"), param="images") from None
     if not (kind := image_type(data)):
         raise Problem(422, text("bad_image"), param="images")

@@ -19,7 +19,10 @@ for i, turn in ipairs(WAITING) do
   record(turn, 0, INSTANCE, 'CANCELLED', 'by the user, before it began')
   finish(turn, RESULTS[i], 'cancelled', FINAL)
 end
-if FORGET == '1' then forget() end
-if TURN ~= '' then release() end
+if FORGET == '1' then
+  forget()
+  event('', 'cleared', 'x', newest or '0')
+end
+if TURN ~= '' then release() elseif FORGET == '1' then rest() end
 flush()
 return #WAITING + (TURN ~= '' and 1 or 0)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
 import io
-import mimetypes
-import re
 import secrets
 from collections.abc import MutableMapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import File, Form, Path, Query, Response, UploadFile
@@ -21,7 +15,7 @@ from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.body import Upload, file_name
 from rolecall.frontends.http.image_urls import fetch_images
-from rolecall.frontends.http.intake import PREFIX, read_text
+from rolecall.frontends.http.intake import PREFIX, file_data, media_type, read_text
 from rolecall.frontends.http.openai.completion_request import ChatMessage, ImageUrl
 from rolecall.frontends.http.openai.request_fields import FilePart
 from rolecall.frontends.http.openai.response_request import InputItem
@@ -34,7 +28,6 @@ SHORTEST, LONGEST = 3600, 30 * DAY
 FILES_TIMES = 10
 """The files of a key may have this many times BLOB_MEGABYTES together."""
 FILE_ID = "file-"
-DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*;base64,(.*)", re.ASCII | re.DOTALL)
 FileId = Annotated[str, Path(max_length=100, description="the `id` of a file")]
 router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -51,7 +44,7 @@ async def upload(
     if not data:
         raise Problem(400, text("empty_file"), "invalid_request", param="file")
     name = file_name(file) or "file"
-    kind = _media_type(file.content_type or "", name)
+    kind = media_type(file.content_type or "", name)
     return _shown(await _files(services, who).store(data, name, kind, purpose, seconds, apart=True))
 
 
@@ -136,23 +129,12 @@ async def placed(
         name, kind = file.name, file.media_type
     else:
         name = part.filename or "file"
-        upload = uploads.get(part.file_data or "")
-        kind, data = (
-            (upload.media_type, await asyncio.to_thread(upload.read)) if upload is not None
-            else _decoded(part.file_data or "", name, param)
-        )  # fmt: skip
+        kind, data = await file_data(part.file_data or "", name, uploads, param)
     if image_type(data):
         key = f"upload:{secrets.token_hex(16)}"
         uploads[key] = Upload(kind, io.BytesIO(data))
         return "", key
     return as_data("document", await read_text(services, data, name, kind, param), name=name), ""
-
-
-def _decoded(url: str, name: str, param: str) -> tuple[str, bytes]:
-    if (found := DATA_URL.fullmatch(url)) is not None:
-        with suppress(binascii.Error, ValueError):
-            return _media_type(found[1], name), base64.b64decode(found[2], validate=True)
-    raise Problem(400, text("bad_file_data"), "invalid_request", param=param)
 
 
 async def _found(
@@ -167,13 +149,6 @@ async def _found(
 def _files(services: Services, who: Principal) -> Files:
     most = services.settings.blob_megabytes * 1024 * 1024 * FILES_TIMES
     return Files(services.bus, f"{PREFIX}{who.id}:files", most)
-
-
-def _media_type(given: str, name: str) -> str:
-    kind = given.partition(";")[0].strip().lower()
-    if not kind or kind == "application/octet-stream":
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return kind
 
 
 def _shown(file: StoredFile) -> dict[str, Any]:

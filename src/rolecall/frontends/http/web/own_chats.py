@@ -9,7 +9,6 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -17,17 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rolecall.bus.blobs import IMAGE_TYPES, Blobs
 from rolecall.bus.conversation import history, prefer, preferences_of
-from rolecall.errors import RolecallError
 from rolecall.frontends.http.auth import Principal, User
-from rolecall.frontends.http.body import Upload, Uploads
+from rolecall.frontends.http.body import Uploads
 from rolecall.frontends.http.intake import (
+    MAX_FILES,
     MAX_IMAGES,
     PREFIX,
     AcceptLanguage,
     ChatRequest,
     IdempotencyKey,
+    MessageFile,
     conversation_of,
-    read_text,
     submit,
 )  # fmt: skip
 from rolecall.frontends.http.problems import Problem, bus_timeout, text
@@ -43,7 +42,6 @@ MOST_READ = 1000
 """Of how many conversations it is looked up whether they are pinned."""
 OF_PAGE = "web-"
 """How the names begin that the page gives to conversations."""
-MAX_FILES = 8
 TITLE_CHARS = 100
 UNNAMED = re.compile(r"[0-9a-f]{16}")
 """The names of conversations that a program began without naming them."""
@@ -52,14 +50,6 @@ FENCE = re.compile(r"^ {0,3}(```+(?=[^`\n]*$)|~~~+)(.*)$", re.MULTILINE)
 """A line that begins or ends a code block of Markdown."""
 SHARED = re.compile(r"([A-Za-z0-9_-]{1,400})\.([A-Za-z0-9_-]{22})", re.ASCII)
 Name = Annotated[str, Path(max_length=200)]
-
-
-class PageFile(BaseModel):
-    """A file that comes with a message; ``data`` is base64 or a data URL."""
-
-    name: str = Field(max_length=200)
-    type: str = Field(max_length=100)
-    data: str
 
 
 class PageMessage(BaseModel):
@@ -72,7 +62,7 @@ class PageMessage(BaseModel):
     role: str = Field("", max_length=40)
     model: str = Field("", max_length=200)
     images: list[str] = Field([], max_length=MAX_IMAGES)
-    files: list[PageFile] = Field([], max_length=MAX_FILES)
+    files: list[MessageFile] = Field([], max_length=MAX_FILES)
     again: str = Field("", max_length=20, pattern=r"^\d*$")
 
 
@@ -102,13 +92,11 @@ async def send(
     """Take a message. Its path is that of large bodies."""
     conversation = conversation_of(who, body.name)
     images, files = await _kept(services, conversation, body.again) if body.again else ((), ())
-    added = [await _store(services, conversation, one, uploads) for one in body.files]
-    if not (body.text.strip() or body.images or images or files or added):
+    if not (body.text.strip() or body.images or images or files or body.files):
         raise Problem(422, text("no_text"), param="text")
     request = ChatRequest(
         body.text, conversation, body.role, body.model, images=(*(f"blob:{one}" for one in images), *body.images),
-        attached={"files": [*files, *added]}, again=body.again, asks=True,
-        language=language,
+        files=body.files, attached={"files": files}, again=body.again, asks=True, language=language,
     )  # fmt: skip
     received = await submit(services, who, request, key, uploads)
     return (await accepted_task(services.bus, received)).task
@@ -256,30 +244,6 @@ async def _kept(services: Services, conversation: str, turn: str) -> tuple[tuple
         if entry.turn == turn and entry.role == "user":
             return entry.images, entry.files
     return (), ()
-
-
-async def _store(
-    services: Services, conversation: str, file: PageFile, uploads: Mapping[str, Upload]
-) -> dict[str, str]:
-    """Store a recording as it is, and of any other file its text."""
-    data, kind = await _data(file, uploads), file.type
-    if not kind.startswith("audio/"):
-        data = (await read_text(services, data, file.name, kind, "files")).encode("utf-8", "replace")
-        kind = "text/plain"
-    try:
-        blob = await Blobs(services.bus).put(conversation, data, kind)
-    except RolecallError as error:
-        raise Problem(413, f"{error}."[:1].upper() + f"{error}."[1:], param="files") from None
-    return {"blob": blob, "name": file.name, "type": kind}
-
-
-async def _data(file: PageFile, uploads: Mapping[str, Upload]) -> bytes:
-    if (upload := uploads.get(file.data)) is not None:
-        return await asyncio.to_thread(upload.read)
-    try:
-        return base64.b64decode(file.data.rpartition(",")[2], validate=True)
-    except (binascii.Error, ValueError):
-        raise Problem(422, text("bad_base64"), param="files") from None
 
 
 def _markdown(title: str, found: list[dict[str, Any]]) -> str:

@@ -79,6 +79,10 @@ const listen = live(() => name && `/chat/notices/${encodeURIComponent(name)}?mes
     told.add(turn);
     keepUp();
   },
+  cleared: ({ turn }, id) => {
+    heard = id;
+    forget(Number(turn));
+  },
   notice: ({ text, plain, turn }, id) => {
     heard = id;
     if (turn && !isMissing([turn])) return; // of a schedule, and followed as a task
@@ -116,9 +120,24 @@ async function load(wanted) {
   toEnd();
 }
 
+/** The turns in the thread, in its order: of each element its own, 0 for that of a command or a notice. */
+const turnsShown = () => [...thread.children].map((element) => Number(element.turn ?? element.answer?.turn) || 0);
+
+/** Takes the turns up to the number `last` out of the thread, as the conversation was cleared. */
+function forget(last) {
+  const count = turnsShown().findLastIndex((turn) => turn && turn <= last) + 1;
+  edit(null);
+  for (const element of [...thread.children].slice(0, count)) {
+    element.answer?.leave();
+    if (element !== welcome) element.remove();
+  }
+  welcome.hidden = thread.childElementCount > 1;
+  changed();
+}
+
 /** Whether one of `turns` is not in the thread: neither its message nor, as of a schedule, its answer alone. */
 function isMissing(turns) {
-  const shown = new Set([...all(".said-row", thread), ...all(".answer", thread).map(({ answer }) => answer)].map(({ turn }) => Number(turn)));
+  const shown = new Set(turnsShown());
   return [...turns].some((turn) => Number(turn) && !shown.has(Number(turn))); // those of commands are no numbers
 }
 
@@ -132,7 +151,9 @@ async function catchUp() {
   const found = await ask("GET", `/web/chat/${encodeURIComponent(name)}`).catch(() => null);
   if (!found || here !== opened || isBusy() || editing) return;
   for (const turn of before) told.delete(turn);
-  if (isMissing([...found.exchanges, ...found.tasks].map(({ turn }) => turn))) open(name);
+  const there = [...found.exchanges, ...found.tasks].map(({ turn }) => Number(turn));
+  const newest = turnsShown().findLast(Boolean);
+  if (isMissing(there) || (newest && !there.includes(newest))) open(name);
 }
 
 /** Adds a stored message of the user, if its turn has one. */
