@@ -26,6 +26,7 @@ from rolecall.bus.envelope import Envelope, check_conversation, short_turn_id
 from rolecall.bus.events import AnswerText, Event, Wakeups, follow, follow_notices
 from rolecall.bus.process.processes import Deployment, deployment, instances_of, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
+from rolecall.bus.steps.answers import answer, find_question
 from rolecall.bus.turn import FIRST_ROLE, Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
 from rolecall.errors import (
@@ -114,6 +115,7 @@ class Assistant:
         idempotency: str | None = None,
         priority: int | None = None,
         language: str = "",
+        asks: bool = False,
         timeout: float | None = None,
         on_event: Told | None = None,
     ) -> Reply:
@@ -128,7 +130,7 @@ class Assistant:
         sending = asyncio.create_task(
             self.send(
                 text, conversation=conversation, role=role, model=model, user=user, payload=payload,
-                idempotency=idempotency, priority=priority, language=language,
+                idempotency=idempotency, priority=priority, language=language, asks=asks,
             ),
             name="rolecall send",
         )  # fmt: skip
@@ -177,13 +179,15 @@ class Assistant:
         idempotency: str | None = None,
         priority: int | None = None,
         language: str = "",
+        asks: bool = False,
     ) -> TurnRef:
         """Send a message without waiting for the answer.
 
         ``conversation`` is the unit of order and memory, such as ``crm:42``; without one, a new conversation starts.
         ``role`` and ``model`` ask the manager for these rather than its own choice; ``user`` is the one whose limits
         apply (default: the conversation); ``priority`` is 0 to 100, high first. Commands such as ``/stats`` run outside
-        the conversation's order, and are answered in ``language`` unless the conversation prefers another one.
+        the conversation's order, and are answered in ``language`` unless the conversation prefers another one. With
+        ``asks`` agents may ask something meanwhile: an event ``asked``, which ``answer`` answers.
 
         The same ``idempotency`` key within IDEMPOTENCY_SECONDS gives the same turn. Atomic: a message is accepted, or
         Refused is raised and nothing is written. Raises ServerUnavailable and EnvelopeTooLarge.
@@ -198,7 +202,7 @@ class Assistant:
         envelope = Envelope(
             conversation=conversation, payload={**(payload or {}), **chosen, "text": text}, reply_to=self.name,
             priority=self._bus.settings.default_priority if priority is None else priority, 
-            meta={**carried(), **({"language": language} if language else {})},
+            meta={**carried(), **({"language": language} if language else {}), **({"asks": True} if asks else {})},
         )  # fmt: skip
         command = find_command(text)
         admission = await admit(
@@ -228,6 +232,25 @@ class Assistant:
         expect_texts(turn=turn, after=after)
         async for event in follow(self._bus, self.wakeups, conversation, turn, after):
             yield event
+
+    async def answer(self, conversation: str, question: str, option: str, *, user: str = "") -> bool:
+        """Answer a question that an agent asks in ``conversation``, in place of its user: the event ``asked`` has the
+        ``id`` and the ``options`` of the question in its payload. ``user`` is who answers, as ``send`` was told
+        (default: the conversation). The first answer counts: False if there is one, or the question is closed. Raises
+        RolecallError for an option that the question does not have, and for a user who is not asked."""
+        expect_texts(question=question, option=option, user=user)
+        asked = await find_question(self._bus, check_conversation(conversation), question)
+        if asked is not None and option not in asked.options:
+            raise RolecallError(f"{option!r} is not an option of this question: expected {' or '.join(asked.options)}")
+        if asked is None:
+            return False
+        verdict = await answer(
+            self._bus, conversation, question, asked.options.index(option), user=user or conversation,
+            instance=self._instance,
+        )  # fmt: skip
+        if verdict == "FORBIDDEN":
+            raise RolecallError(f"this question is not for {user or conversation}: pass the user who is asked")
+        return verdict == "OK"
 
     async def notify(self, conversation: str, text: str, *, idempotency: str = "") -> bool:
         """Tell the user of ``conversation`` (such as ``telegram:42``) something they did not ask for. It is delivered,

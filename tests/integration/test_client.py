@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import pickle
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,12 +33,22 @@ class ManagerAgent(Agent):
         if envelope.text == "slowly":
             await ctx.emit("Hel")
             await asyncio.sleep(0.3)
+        if envelope.text == "half":
+            ctx.memory.prefer(name=HALF)
+            await ctx.choose(HALF, [HALF, "b"])
+            raise Reject(HALF)
+        if envelope.text == "pay":
+            paid = await ctx.confirm("Pay 9 €?")
+            how = await ctx.choose("How?", ["cash", "card"], who=["crm:boss"])
+            return envelope.reply(f"{paid}, {how}")
         return envelope.reply(f"Hello, {envelope.text}!", mood="good")
 
 
 CONFIG = Config(roles=(Role(ManagerAgent, instances=2),), drain_seconds=0.1, mailbox_limit=1)
 
 
+HALF = "caf\udce9"
+"""A file name that is no UTF-8, as Python has it: one half of a surrogate pair, which cannot be encoded."""
 DEEP = json.loads("[" * 40 + "]" * 40)
 
 
@@ -137,6 +148,41 @@ async def test_a_turn_is_cancelled_by_name_by_timeout_and_by_cancelling_the_call
     assert (await assistant.ask("Ann", conversation="crm:3")).text == "Hello, Ann!"
 
 
+async def test_a_program_answers_what_agents_ask(assistant: Assistant) -> None:
+    asked = []
+    async for event in assistant.stream("pay", conversation="crm:7", user="crm:ann", asks=True):
+        if event.kind == "asked":
+            question, who = event.payload["id"], "crm:boss" if event.payload["who"] else "crm:ann"
+            asked.append((event.text, event.payload["options"]))
+            with pytest.raises(RolecallError, match=r"'maybe' is not an option of this question: expected \w+ or \w+"):
+                await assistant.answer("crm:7", question, "maybe", user=who)
+            with pytest.raises(RolecallError, match="this question is not for crm:7"):
+                await assistant.answer("crm:7", question, event.payload["options"][0])
+            assert await assistant.answer("crm:7", question, event.payload["options"][0], user=who)
+            assert not await assistant.answer("crm:7", question, event.payload["options"][1], user=who)
+    assert (event.text, asked) == ("True, cash", [("Pay 9 €?", ["yes", "no"]), ("How?", ["cash", "card"])])
+    assert not await assistant.answer("crm:7", question, "cash", user=who)
+    with pytest.raises(TurnFailed, match="ask you something first"):
+        await assistant.ask("pay", conversation="crm:7")
+
+
+async def test_half_a_surrogate_pair_is_replaced_and_ends_nothing(
+    assistant: Assistant, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "rolecall.worker.instance")  # pytest-xdist could not pass it on
+    with pytest.raises(TurnFailed, match=r"did not work: caf\?"):
+        async for event in assistant.stream("half", conversation="crm:7", asks=True):
+            if event.kind == "asked":
+                assert (event.text, event.payload["options"]) == ("caf?", ["caf?", "b"])
+                assert await assistant.answer("crm:7", event.payload["id"], "caf?")
+            if event.last:
+                raise TurnFailed(event.text, "crm:7", event.turn)
+    made = await assistant.schedule(HALF, conversation="crm:7", when="every day at 9", idempotency=HALF, user=HALF)
+    assert (await assistant.schedules("crm:7"))[0].id == made.id and made.text == "caf?"
+    assert not await assistant.cancel("crm:7", HALF, reason=HALF)
+    assert await assistant.unschedule("crm:7", HALF) == 0
+
+
 async def test_a_notice_is_told_once(assistant: Assistant) -> None:
     assert await assistant.notify("telegram:42", "Your export is ready.", idempotency="export-7")
     assert not await assistant.notify("telegram:42", "Your export is ready.", idempotency="export-7")
@@ -208,6 +254,8 @@ async def test_a_program_schedules_a_turn_and_gets_its_answer(assistant: Assista
         (lambda assistant: assistant.ask("hi", timeout="5"), "timeout is of type str: expected a number of seconds"),
         (lambda assistant: assistant.ask("hi", on_event=print), "what on_event returned is of type NoneType"),
         (lambda assistant: assistant.send("hi", priority=5.5), "priority is of type float: expected an integer"),
+        (lambda assistant: assistant.ask("hi", priority=500), "priority=500 is invalid: expected an integer from 0 to"),
+        (lambda assistant: assistant.answer("crm:42", "1-0-2", True), "option is of type bool: expected a text"),
         (lambda assistant: assistant.reply("1"), "ref is of type str: expected a TurnRef, as send() returns it"),
         (lambda assistant: anext(assistant.follow(5, "1")), "a conversation id is a text of 1 to 200 characters"),
         (lambda assistant: anext(assistant.follow("crm:42", 1)), "turn is of type int: expected a text"),

@@ -314,7 +314,8 @@ class Context:
     async def confirm(
         self, question: str, *, timeout: timedelta = timedelta(days=1), default: bool = False, who: Sequence[str] = ()
     ) -> bool:
-        """Ask the user to confirm: buttons in Telegram and on the page, y or n in the terminal, an event over HTTP.
+        """Ask the user to confirm: buttons in Telegram and on the page, y or n in the terminal, an event over HTTP and
+        for programs.
 
         ``default`` counts when nobody has answered within ``timeout``. Only the user of the turn may answer, or ``who``
         (principals such as ``telegram:42``). Holds no instance meanwhile, survives restarts, and does not use up the

@@ -10,7 +10,7 @@ import msgspec
 
 from rolecall.agent.waits import MAX_DAYS, Waits
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import Envelope
+from rolecall.bus.envelope import Envelope, cut
 from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.answers import CONFIRM, MOST_OPTIONS, Place, UserQuestion, expire
 from rolecall.bus.turn import quoted
@@ -75,9 +75,9 @@ class People:
             self._waits.recorder.broke(CannotAsk(why))
         question = str(Place(self._delivery.turn, self._delivery.hop, wait.key))
         wait.asked = UserQuestion(
-            id=question, text=text, options=tuple(options), style="confirm" if style == "confirm" else "choose",
-            who=tuple(who), default=default, seconds=seconds,
-            language=self._asks if isinstance(self._asks, str) else "",
+            id=question, text=cut(text), options=tuple(map(cut, options)),
+            style="confirm" if style == "confirm" else "choose", who=tuple(map(cut, who)), default=default,
+            seconds=seconds, language=self._asks if isinstance(self._asks, str) else "",
         )  # fmt: skip
         wait.late = partial(expire, self._bus, self._delivery.conversation, question, self._instance)
         (result,) = await self._waits.results([wait])

@@ -158,8 +158,11 @@ async def admit(
     join it; each of them renews the hold, up to five times as long in all. A message that joins a turn is MERGED and
     has no answer of its own.
 
-    Raises EnvelopeTooLarge, and RolecallError if the turn to interrupt keeps moving on meanwhile.
+    Raises EnvelopeTooLarge, and RolecallError for a priority that is none and if the turn to interrupt keeps moving on
+    meanwhile.
     """
+    if not 0 <= envelope.priority <= 100:
+        raise RolecallError(f"priority={envelope.priority} is invalid: expected an integer from 0 to 100")
     offer = Offer(
         from_user(envelope, principal), idempotency or envelope.id, principal, instance, title,
         envelope.reply_to if outbox else "", control and bus.answers_commands, mode, hold, group,

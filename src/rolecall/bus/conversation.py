@@ -112,7 +112,7 @@ def remembered(
         tokens = found.get("tokens_out")
         model, tokens = str(found.get("model") or ""), tokens if type(tokens) is int else 0
         plain = bool(found.get("plain"))
-        entries.append(Remembered("assistant", answer, turn, mark, model=model, tokens=tokens, plain=plain))
+        entries.append(Remembered("assistant", cut(answer), turn, mark, model=model, tokens=tokens, plain=plain))
     return [msgspec.json.encode(entry) for entry in entries]
 
 

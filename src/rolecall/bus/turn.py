@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.envelope import cut
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys, today
 from rolecall.redis.scripts import Arg, milliseconds, script
@@ -303,7 +304,12 @@ async def outbox_of(bus: Bus, shard: ShardKeys, conversation: str, *turns: str) 
 
 def final_event(kind: str, payload: dict[str, Any]) -> bytes:
     """The JSON of a turn's final event."""
-    return msgspec.json.encode({**payload, "kind": kind})
+    try:
+        return msgspec.json.encode({**payload, "kind": kind})
+    except UnicodeEncodeError:  # what failed may be named by half a surrogate pair
+        return msgspec.json.encode({
+            **{name: cut(value) if isinstance(value, str) else value for name, value in payload.items()}, "kind": kind
+        })  # fmt: skip
 
 
 def flat_pairs(changes: dict[str, str] | None) -> list[Arg]:

@@ -338,5 +338,8 @@ def nobody() -> asyncio.Future[Any]:
 
 
 def packed(args: Sequence[Arg]) -> bytes:
-    packed: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact type
-    return packed
+    try:
+        command: bytes = hiredis.pack_command(tuple(args))  # type: ignore[arg-type]  # its stub wants one exact type
+    except UnicodeEncodeError:  # half of a surrogate pair, as in a text cut in two or a file name that is no UTF-8
+        return packed([arg.encode("utf-8", "replace") if isinstance(arg, str) else arg for arg in args])
+    return command

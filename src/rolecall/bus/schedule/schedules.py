@@ -20,7 +20,7 @@ import msgspec
 from rolecall.bus.admission import AdmitBlock, Offer, Running, from_user
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import FOLLOWED, preferences_of
-from rolecall.bus.envelope import SCHEDULED, Envelope, check_conversation
+from rolecall.bus.envelope import SCHEDULED, Envelope, check_conversation, cut
 from rolecall.bus.schedule.timing import Timing, clock, known_zone, timing_of, zone_name, zone_of
 from rolecall.bus.turn import FinishBlock, TurnBlock, final_event, quoted, turn_block
 from rolecall.errors import BadSchedule, expect, expect_texts
@@ -119,7 +119,7 @@ async def schedule(
     if role and roles and role not in roles:
         raise BadSchedule(f"there is no role {role!r} to schedule; there are {', '.join(sorted(roles))}")
     shard = bus.shard(check_conversation(conversation))
-    text, now = text.strip(), int(await bus.server.run(NOW, clock=shard.clock))
+    text, user, now = cut(text.strip()), cut(user), int(await bus.server.run(NOW, clock=shard.clock))
     if not text or len(text) > TEXT_CHARS:
         raise BadSchedule(f"a schedule needs a text of 1 to {TEXT_CHARS} characters", "long" if text else "")
     name = zone or (await preferences_of(bus, conversation)).get("timezone", "")
@@ -127,7 +127,7 @@ async def schedule(
     here = zone_of(bus.settings, name)
     wall = datetime.fromtimestamp(now / 1000, here)
     timing = timing_of(wall, at=at, every=every, cron=cron, when=when, zone=name)
-    digest = hashlib.sha256((idempotency or secrets.token_hex(16)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256((idempotency or secrets.token_hex(16)).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     repeated = idempotency and await bus.server.fetch("EXISTS", _idempotency(bus, conversation, digest))
     due = timing.at if timing.at and repeated else timing.first(now, here)
     definition = Definition(text, timing, role, user or conversation, front, dict(meta or {}), turn)
