@@ -6,11 +6,11 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, run
 
 import pytest
 
-from tests.applications import make_application, run_rolecall, running
+from tests.applications import clean_environment, make_application, run_rolecall, running
 from tests.integration.rolecall_process import ROLECALL, Terminal
 
 
@@ -138,6 +138,11 @@ def test_dropped_letters_are_gone(app: Path) -> None:
     [
         (("show", "1-1"), 1, "there is no dead letter 1-1; see `rolecall dead list`"),
         (("show", "x"), 2, "'x' is not a dead letter ID: expected one that `rolecall dead list` shows"),
+        (
+            ("show", f"{'9' * 20}-1"),
+            2,
+            f"'{'9' * 20}-1' is not a dead letter ID: expected one that `rolecall dead list` shows",
+        ),
         (("replay",), 2, "name the dead letters by their ids, or all of them with --all"),
         (("drop", "1-1", "--all"), 2, "name the dead letters by their ids, or all of them with --all"),
     ],
@@ -164,6 +169,14 @@ def test_stats_tell_turns_users_roles_and_connections(app: Path) -> None:
     for_people = at(app, "stats").stdout
     assert "users at once" in for_people
     assert "terminal:counted" in for_people
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_with_closed_standard_files_a_verb_does_its_work(app: Path, closed: str) -> None:
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", str(ROLECALL)]
+    for verb in (("ask", "hello", "--conversation", f"terminal:{closed}"), ("logs",), ("--version",)):
+        assert run([*shell, *verb], env=clean_environment({"ROLECALL_APP": str(app)})).returncode == 0
+    assert "hello" in at(app, "logs", f"terminal:{closed}").stdout
 
 
 def test_top_without_a_terminal_prints_once(app: Path) -> None:

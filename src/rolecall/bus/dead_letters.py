@@ -26,7 +26,7 @@ from rolecall.redis.server import field_map, server_ms
 Kind = Literal["envelope", "update", "delivery"]
 KINDS: dict[str, Kind] = {"e": "envelope", "u": "update", "d": "delivery"}
 """The kinds of what belongs to no turn, by the first letter of their ids. The id of a turn's envelope has none."""
-ID = re.compile(r"([eud]?)(\d{1,20}-\d{1,20})(?:@(\d{1,3}))?", re.ASCII)
+ID = re.compile(r"([eud]?)(\d{1,15}-\d{1,10})(?:@(\d{1,3}))?", re.ASCII)
 KEPT = 1000
 """How many of each kind and shard are kept, about; a flood of one kind never pushes out another."""
 MAX_BYTES = 256 * 1024

@@ -37,6 +37,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main() -> None:
     """Run the command line. Exit status 2 for a wrong call or configuration, 1 for any other failure; 0 for a stop of a
     verb that serves, wherever it comes."""
+    _open_standard_files()
     gc.set_threshold(GC_THRESHOLD)
     atexit.register(gc.freeze)  # the collection at the end would take a tenth to a quarter of a short command's time
     words = [word for word in sys.argv[1:] if not word.startswith("-")]
@@ -63,6 +64,14 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered
         _end(f"cannot write the output: {error.strerror}", 1)
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed, as by ``>&-``. Otherwise the loop's first file or socket
+    gets that number, for which uvloop aborts the process."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))  # it gets the lowest number
 
 
 def _run(words: Sequence[str]) -> None:
