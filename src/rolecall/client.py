@@ -24,13 +24,12 @@ from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, check_conversation, short_turn_id
 from rolecall.bus.events import AnswerText, Event, Wakeups, follow, follow_notices
-from rolecall.bus.process.processes import Deployment, deployment, instances_of, process_name
+from rolecall.bus.process.processes import Deployment, check_running, deployment, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.steps.answers import answer, find_question
-from rolecall.bus.turn import FIRST_ROLE, Records, note
+from rolecall.bus.turn import Records, note
 from rolecall.config import Config, application_directory, load, resolve, standalone
 from rolecall.errors import (
-    NothingRunning,
     Refused,
     RolecallError,
     ServerUnavailable,
@@ -338,8 +337,7 @@ class Assistant:
 
     async def check_running(self) -> None:
         """Raise NothingRunning unless a worker is there to answer."""
-        if not await instances_of(self._bus, FIRST_ROLE):
-            raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
+        await check_running(self._bus)
 
     async def _deployment(self) -> Deployment:
         """What the application says of itself; one that only knows its server asks the workers there."""

@@ -49,7 +49,7 @@ async def test_the_answer_can_be_asked_for_again_after_it_was_given(tmp_path: Pa
         assert await app.answer(received) == first
 
 
-async def test_a_role_is_named_after_its_class(tmp_path: Path) -> None:
+def test_a_role_is_named_after_its_class() -> None:
     class SampleLLMAgent(Agent):
         pass
 

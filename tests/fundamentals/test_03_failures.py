@@ -12,7 +12,7 @@ from rolecall import Agent, Context, Envelope, Reject, Retry, Role
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.envelope import short_turn_id
-from rolecall.errors import ModelRefused, RateLimited, Truncated, told
+from rolecall.errors import ModelRefused, RateLimited, Truncated
 from rolecall.models import Delta, ModelEvent, Request
 from tests.deployment import Deployment, deployed
 
@@ -90,7 +90,6 @@ async def test_what_cannot_be_answered_gets_one_apology_that_says_why(tmp_path: 
         ),
         ("hang", "Sorry, this took too long, so I gave up.", "manager took more than 0.5 s"),
         ("refused", "Sorry, the model refused this request.", "the model refused: the context is too long"),
-        ("raise", told("defect"), "manager failed: ZeroDivisionError: division by zero"),
     ],
 )
 async def test_the_details_of_a_failure_are_for_operators(tmp_path: Path, text: str, told: str, reason: str) -> None:

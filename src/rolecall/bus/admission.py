@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import msgspec
 
@@ -18,6 +18,7 @@ from rolecall.bus.conversation import remembered
 from rolecall.bus.envelope import MAX_TEXT_BYTES, Envelope, check_conversation, decode, encode, encode_part
 from rolecall.bus.turn import (
     FIRST_ROLE,
+    MAX_RECORD_CHARS,
     MOVED_TRIES,
     NOWHERE,
     EntryPlace,
@@ -46,12 +47,12 @@ REFUSALS = {
 """The outcomes that are no turn, and why, for programs and operators. What users read is in frontends/texts.toml."""
 CONTROL_ROLE = "command"
 STOPPED = "Stopped: I'm answering your newer message."
-LOGGED_CHARS = 8000
 NOTE_BYTES = 512
 """What messages with a hold leave free in a turn, so that a last one without a hold can say that some did not fit."""
 Mode = Literal["queue", "collect", "interrupt"]
 """What happens to a message while its conversation is busy: it waits; it joins a turn of the same user that has not
 begun, unless one of them is a command such as ``/remind``; or it cancels the running turn of the same user."""
+MODES: tuple[Mode, ...] = get_args(Mode)
 EditOutcome = Literal["EDITED", "RUNNING", "DONE", "UNKNOWN", "FULL", "SHARED"]
 
 
@@ -315,7 +316,7 @@ def digest(envelope: Envelope) -> str:
 
 def said(envelope: Envelope) -> str:
     """The text of ``envelope`` as a log record shows it."""
-    return quoted(envelope.text[:LOGGED_CHARS])
+    return quoted(envelope.text[:MAX_RECORD_CHARS])
 
 
 def _apart(envelope: Envelope) -> int:

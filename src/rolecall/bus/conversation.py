@@ -14,7 +14,17 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import LISTS, SCHEDULED, Envelope, check_conversation, cut, decode, listed
-from rolecall.bus.turn import Records, TurnBlock, final_event, note, number_of, quoted, turn_block
+from rolecall.bus.turn import (
+    MAX_RECORD_CHARS,
+    Records,
+    TurnBlock,
+    final_event,
+    note,
+    number_of,
+    parted,
+    quoted,
+    turn_block,
+)
 from rolecall.errors import DecodeError, ServerFull
 from rolecall.redis.keys import today
 from rolecall.redis.scripts import milliseconds, script
@@ -22,7 +32,6 @@ from rolecall.redis.server import text_map
 
 Mark = Literal["", "error", "stopped"]
 Vote = Literal["up", "down", ""]
-LOGGED_CHARS = 8000
 REPLACES = "replaces all from turn "
 """The beginning of the log record that names the first turn of those that this one is asked in place of."""
 FOLLOWED = frozenset(("http", "terminal", "program"))
@@ -63,7 +72,7 @@ async def notify(
             remembered=msgspec.json.encode(Remembered("assistant", text)) if remember else b"",
             history_limit=max(settings.assistant_history_limit, 1),
             keep=milliseconds(settings.conversation_days * 86_400), instance=instance,
-            said=quoted(text[:LOGGED_CHARS]), text=text if front in FOLLOWED else "",
+            said=quoted(text[:MAX_RECORD_CHARS]), text=text if front in FOLLOWED else "",
         )  # fmt: skip
     except ServerFull:  # refused at its first write
         return "BUSY"
@@ -192,7 +201,7 @@ def without(entries: Sequence[Remembered], turn: str, onward: bool = False) -> l
 async def active_conversations(bus: Bus) -> set[str]:
     """The conversations with an unfinished turn."""
     found = await asyncio.gather(*(bus.server.fetch("ZRANGE", shard.active, 0, -1) for shard in bus.shards))
-    return {name.decode("utf-8", "replace").partition("\x1f")[0] for names in found for name in names}
+    return {parted(name.decode("utf-8", "replace"))[0] for names in found for name in names}
 
 
 async def envelopes_of(bus: Bus, conversation: str, turns: Sequence[str]) -> dict[str, Envelope]:

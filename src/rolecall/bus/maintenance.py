@@ -17,7 +17,7 @@ from rolecall.bus.dead_letters import KEPT
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.leases import RELEASED_MS, read_entry
 from rolecall.bus.schedule.schedules import fire
-from rolecall.bus.turn import FIRST_ROLE, EntryPlace, member_of, parted
+from rolecall.bus.turn import FIRST_ROLE, EntryPlace, is_control, is_schedule, member_of, parted
 from rolecall.errors import told
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
@@ -27,8 +27,6 @@ from rolecall.redis.server import pairs, text_map
 logger = logging.getLogger(__name__)
 PAGE = 100
 NEVER = 2.0**53
-SEPARATOR = b"\x1f"
-"""What the names of schedules contain, and those of conversations do not."""
 PACKAGE = "rolecall.bus"
 PROMOTE = script(
     PACKAGE, "scripts/turn/promote",
@@ -73,7 +71,7 @@ async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0
     flat = await bus.server.call("ZRANGEBYSCORE", shard.deferred, "-inf", until, "WITHSCORES", "LIMIT", 0, PAGE)
     scores = {member: float(score) for member, score in pairs(flat)}
     due = [member for member, score in scores.items() if score <= now_ms]
-    schedules = [member for member in due if SEPARATOR in member and b"." not in member.rpartition(SEPARATOR)[2]]
+    schedules = [member for member in due if is_schedule(_text(member))]
     turns = [member for member in due if member not in schedules]
     woken = await _each(bus, "promote", turns, lambda member: promote(bus, shard, *parted(member), now_ms))
     begun = await _each(bus, "schedule", schedules, lambda member: fire(bus, member, now_ms))
@@ -116,8 +114,8 @@ async def audit(bus: Bus, shard: ShardKeys, now_ms: float) -> int:
             return await _expire(bus, shard, conversation, call, now_ms)
         return await audit_one(bus, shard, conversation, call)
 
-    found = await _each(bus, "audit", [one for one in since if one in awake | overdue and b"\x1fc" not in one], look)
-    return found.count("REPAIRED")
+    wanted = [one for one in since if one in awake | overdue and not is_control(parted(_text(one))[1])]
+    return (await _each(bus, "audit", wanted, look)).count("REPAIRED")
 
 
 async def _since(bus: Bus, shard: ShardKeys) -> dict[bytes, float]:
@@ -285,3 +283,7 @@ async def _give_up(bus: Bus, shard: ShardKeys, conversation: str, turn: str, now
 
 def _overdue(bus: Bus, now_ms: float, since: float) -> bool:
     return now_ms - since > bus.settings.turn_seconds * 1000
+
+
+def _text(member: bytes) -> str:
+    return member.decode("utf-8", "replace")

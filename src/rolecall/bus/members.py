@@ -17,6 +17,8 @@ REDEEM = script(
 )  # fmt: skip
 TALLY = script(PACKAGE, "scripts/member/tally", names="counter window")
 Rank = Literal["admin", "user", "guest", "stranger"]
+INVITATION_DAYS = 7
+"""How long an invitation is valid unless its admin says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,16 @@ MOVED_TRIES = 50
 MAX_RECORDS = 64
 MAX_RECORD_BYTES = 32 * 1024
 MAX_RECORD_CHARS = 8000
+"""Characters of a message or an error in the log; the rest is left out."""
 VERBATIM = frozenset({"SENT", "PROCESSING_COMPLETE"})
 """The words of records that hold no text of an error."""
 CLEARED = "the history was cleared"
 """The text of the log record that says so."""
 FORGET = "FORGET"
 """The word of a log record that asks for the removal of its conversation's files."""
+
+SEPARATOR = "\x1f"
+"""In a member of a shard's sets, between a conversation and what the member is of it; no conversation contains it."""
 
 Verdict = Literal["OK", "FENCED", "STALE", "CONTROL", "READY"]
 """What a guarded script answers. FENCED: another process owns the entry. STALE: the turn is over or elsewhere.
@@ -109,13 +113,20 @@ def is_control(turn: str) -> bool:
 def member_of(conversation: str, turn: str) -> str:
     """What ``turn`` is called in the sets of a shard: its conversation, and for a call or a control turn also the
     turn."""
-    return f"{conversation}\x1f{turn}" if is_call(turn) or is_control(turn) else conversation
+    return f"{conversation}{SEPARATOR}{turn}" if is_call(turn) or is_control(turn) else conversation
 
 
 def parted(member: str) -> tuple[str, str]:
-    """The conversation of a member of a shard's set, and the turn if it is a call or a control turn."""
-    conversation, _, turn = member.partition("\x1f")
-    return conversation, turn
+    """The conversation of a member of a shard's set, and the turn if it is a call or a control turn, or the
+    schedule."""
+    conversation, _, name = member.partition(SEPARATOR)
+    return conversation, name
+
+
+def is_schedule(member: str) -> bool:
+    """Whether a member of the sleeping is a schedule, rather than a turn or a call."""
+    _, name = parted(member)
+    return bool(name) and not is_call(name)
 
 
 class TurnBlock(TypedDict):

@@ -19,10 +19,10 @@ from rolecall.bus.conversation import preference
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.events import Event, Wakeups, follow, follow_notices
 from rolecall.bus.outbox import OutboxEntry
-from rolecall.bus.process.processes import ProcessState, instances_of, register, unregister
+from rolecall.bus.process.processes import ProcessState, check_running, register, unregister
 from rolecall.bus.steps.answers import Answered, answer
-from rolecall.bus.turn import CLEARED, FIRST_ROLE, Records, note
-from rolecall.errors import EnvelopeTooLarge, NothingRunning, RolecallError, ServerError
+from rolecall.bus.turn import CLEARED, Records, note
+from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError
 from rolecall.frontends.reminders import reminders_reply
 from rolecall.frontends.texts import meta_of, say, spoken
 from rolecall.session import Session
@@ -110,8 +110,7 @@ class Front:
 
     async def check_running(self) -> None:
         """Raise NothingRunning when no worker is there to answer."""
-        if not await instances_of(self.bus, FIRST_ROLE):
-            raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
+        await check_running(self.bus)
 
     async def receive(
         self,

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.turn import FIRST_ROLE
+from rolecall.errors import NothingRunning
 from rolecall.redis import keys
 from rolecall.redis.scripts import script
 from rolecall.redis.server import text_map
@@ -103,6 +105,12 @@ async def deployment(bus: Bus) -> Deployment:
 async def instances_of(bus: Bus, role: str) -> int:
     """How many live instances ``role`` has over all processes."""
     return (await instance_counts(bus)).get(role, 0)
+
+
+async def check_running(bus: Bus) -> None:
+    """Raise NothingRunning unless a worker is there to answer."""
+    if not await instances_of(bus, FIRST_ROLE):
+        raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
 
 
 async def instance_counts(bus: Bus) -> dict[str, int]:

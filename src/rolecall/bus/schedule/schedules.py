@@ -22,7 +22,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import FOLLOWED, preferences_of
 from rolecall.bus.envelope import SCHEDULED, Envelope, check_conversation, cut
 from rolecall.bus.schedule.timing import Timing, clock, known_zone, timing_of, zone_name, zone_of
-from rolecall.bus.turn import FinishBlock, TurnBlock, final_event, quoted, turn_block
+from rolecall.bus.turn import SEPARATOR, FinishBlock, TurnBlock, final_event, parted, quoted, turn_block
 from rolecall.errors import BadSchedule, expect, expect_texts
 from rolecall.redis.clock import NOW
 from rolecall.redis.scripts import milliseconds, script
@@ -35,8 +35,6 @@ RETRY_SECONDS = 15.0
 """When a turn is tried again that was refused, or whose predecessor goes on."""
 LATE_SECONDS = 60.0
 """Users are told of a delay from this long on."""
-SEPARATOR = "\x1f"
-"""Between conversation and schedule in the sorted sets; no conversation contains it."""
 SCHEDULE = "schedule:"
 """How the instance begins that a transcript names where a schedule began a turn."""
 ADD = script(
@@ -177,7 +175,7 @@ async def fire(bus: Bus, member: str, now_ms: float) -> str:
     """Begin the turn of the schedule ``member``, ``<conversation>\\x1f<id>``, if it is due by the server's clock.
     ``now_ms`` says which due times were missed and need not be exact. Returns BEGUN, LATER, EARLY, MOVED or GONE. Any
     number of processes may do this."""
-    conversation, _, name = member.partition(SEPARATOR)
+    conversation, name = parted(member)
     shard = bus.shard(conversation)
     fields = text_map(await bus.server.call("HGETALL", shard.schedules(conversation)))
     found = await _read(bus, conversation, name, fields)

@@ -13,6 +13,7 @@ from cronsim import CronSim, CronSimError
 
 from rolecall.bus.schedule.phrase import read_when
 from rolecall.errors import BadSchedule, ConfigError, expect
+from rolecall.redis.scripts import milliseconds
 from rolecall.settings import SYSTEM_ZONE, Settings, time_zone
 
 SHORTEST = timedelta(minutes=1)
@@ -51,15 +52,15 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
                 raise BadSchedule(
                     f"{clock(self.at, zone)} is in the past: it is {clock(now, zone)} in {zone_name(zone)}", "past"
                 )
-            if self.at - now > milliseconds(FURTHEST):
+            if self.at - now > milliseconds(FURTHEST.total_seconds()):
                 raise BadSchedule("the time is too far away: expected a time in the next ten years", "far")
             return self.at
         if self.every:
-            if self.every < milliseconds(SHORTEST):
+            if self.every < milliseconds(SHORTEST.total_seconds()):
                 raise BadSchedule(
                     f"every {self.every / 1000:g} s is too often: expected at least every minute", "often"
                 )
-            if self.every > milliseconds(FURTHEST):
+            if self.every > milliseconds(FURTHEST.total_seconds()):
                 raise BadSchedule("the interval is too long: expected at most ten years", "far")
             return now + self.every
         return next_of_cron(self.cron, now, zone)
@@ -104,7 +105,7 @@ def timing_of(
         raise BadSchedule(f"{at:%Y-%m-%d %H:%M} is in the past", "past")
     if every is not None and every < SHORTEST:
         raise BadSchedule(f"every {every.total_seconds():g} s is too often: expected at least every minute", "often")
-    return Timing(stamp, milliseconds(every or timedelta()), " ".join(cron.split()), zone)
+    return Timing(stamp, milliseconds(every.total_seconds()) if every else 0, " ".join(cron.split()), zone)
 
 
 def next_of_cron(cron: str, after: int, zone: tzinfo) -> int:
@@ -167,11 +168,6 @@ def zone_name(zone: tzinfo) -> str:
 def clock(ms: int, zone: tzinfo) -> str:
     """``ms`` since the epoch as users of every language read it: 2026-12-24 18:00."""
     return f"{datetime.fromtimestamp(ms / 1000, zone):%Y-%m-%d %H:%M}"
-
-
-def milliseconds(duration: timedelta) -> int:
-    """``duration`` in whole milliseconds."""
-    return duration // timedelta(milliseconds=1)
 
 
 @cache

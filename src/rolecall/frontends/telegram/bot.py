@@ -22,7 +22,7 @@ from telegram.request import BaseRequest, RequestData
 from yarl import URL
 
 from rolecall.errors import ConfigError
-from rolecall.settings import Settings
+from rolecall.settings import HIDDEN, Settings
 from rolecall.transport.http_client import address, is_loopback
 from rolecall.transport.proxy import proxy_of
 
@@ -36,7 +36,6 @@ UPLOAD_SECONDS = 20.0
 """Limit for an upload that sets none, besides the time for its answer."""
 SENDS = re.compile(r"/(send(?!ChatAction)|copy|forward)\w+$")
 """The methods that count for Telegram's limit of messages per second."""
-HIDDEN = "•••"
 UNREADABLE = "rolecall_unreadable"
 RAW = "rolecall_raw"
 TALKATIVE = ("aiohttp.client", "telegram", "telegram.Bot", "telegram.request.BaseRequest")

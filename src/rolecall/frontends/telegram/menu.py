@@ -24,7 +24,7 @@ from rolecall.bus.admission import answered_without_turn, mark_answered
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
 from rolecall.bus.conversation import notify, preferences_of
-from rolecall.bus.members import Member, Rank
+from rolecall.bus.members import INVITATION_DAYS, Member, Rank
 from rolecall.bus.schedule.schedules import schedules_of, unschedule
 from rolecall.frontends.reminders import reminder_of, shortened, to_delete
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
@@ -34,7 +34,6 @@ from rolecall.frontends.telegram.message import Incoming
 from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message, reminders_message
 from rolecall.frontends.texts import LANGUAGES, help_line, say
 
-INVITATION_DAYS = 7
 LISTED_MEMBERS = 50
 LISTED_NAME_CHARS = 24
 USAGE = {"allow": "/allow ID [admin|user|guest]", "deny": "/deny ID", "broadcast": "/broadcast TEXT"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
+from rolecall.bus.admission import MODES
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import Language
 from rolecall.bus.conversation import preferences_of
@@ -18,7 +19,6 @@ from rolecall.frontends.texts import say
 
 PICKERS = ("lang", "model", "role", "queue")
 """The preferences that have a picker; commands have the same names."""
-MODES = ("queue", "collect", "interrupt")
 INNER = frozenset(("manager", "command", "lang"))
 """Roles that do not answer users."""
 MAX_CHOICES = 60

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 from telegram import Message, Update, User
 
 from rolecall.background import Attempt, BackgroundTasks, Boundary
-from rolecall.bus.admission import Mode, answered_without_turn, edit_message, mark_answered, move_message
+from rolecall.bus.admission import MODES, Mode, answered_without_turn, edit_message, mark_answered, move_message
 from rolecall.bus.bus import count_soon
 from rolecall.bus.cancel import stop_turns_of, withdraw_message
 from rolecall.bus.commands import COMMANDS, Command, find_command
@@ -54,7 +54,6 @@ from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.texts import meta_of, say
 
 logger = logging.getLogger(__name__)
-MODES = ("queue", "collect", "interrupt")
 CARRIED_OUT = {"STOPPED": "stopped", "IDLE": "nothing_to_stop", "FORGOTTEN": "forgotten"}
 """Keys of texts.toml for the outcomes of commands that the front end carries out."""
 LONGEST_PAUSE = 5.0

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rolecall import stats
 from rolecall.bus.access_keys import create_key, list_keys, revoke_key
 from rolecall.bus.dead_letters import DeadLetter, dead_letters, deliver_again, drop, plain, replay
-from rolecall.bus.members import enrol, list_members, store_code
+from rolecall.bus.members import INVITATION_DAYS, enrol, list_members, store_code
 from rolecall.bus.process.processes import scale
 from rolecall.config import MAX_INSTANCES
 from rolecall.errors import ConfigError, RolecallError, ServerError
@@ -28,7 +28,6 @@ MEMBERS_FRONT = "telegram"
 """The front end whose users are members."""
 MOST_AT_ONCE = 500
 LETTERS_A_PAGE = 20
-INVITATION_DAYS = 7.0
 
 
 class Count(BaseModel):
