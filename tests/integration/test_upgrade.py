@@ -1,4 +1,5 @@
-"""An application of version 0.1 runs on this version as it is: its directory, its ``.env`` and its data.
+"""An application of version 0.1 runs on this version as it is: its directory, its ``.env`` and its data. What a later
+version wrote waits for a worker that can read it.
 
 ``application-0.1.tar.gz`` was made by version 0.1: ``rolecall new``, the model echo@test, an agent that refuses, and
 ``RETRIES`` in ``.env``. Then ``rolecall up`` answered a question, gave one up and made an API key, and was killed while
@@ -16,7 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.dead_letters import count_dead_letters
 from tests.applications import run_rolecall, running
+from tests.deployment import deployed
 from tests.waiting import wait_until
 
 MADE = 1_795_730_773_000
@@ -61,3 +66,34 @@ def test_check_finds_nothing_wrong_with_it(application: Path) -> None:
     done = run_rolecall("check", cwd=application)
     assert done.returncode == 0, done.stdout
     assert re.search(r"MAX_DELIVERIES +5 +\.env", done.stdout), "the former name is read"
+
+
+class ManagerAgent(Agent):
+    """Answers what it can read."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        return envelope.reply("fine")
+
+
+async def test_an_envelope_of_a_newer_version_waits_for_a_worker_that_can_read_it(tmp_path: Path) -> None:
+    async with deployed(tmp_path, (Role(ManagerAgent),)) as app:
+        bus, shard = app.session.bus, app.session.bus.shards[0]
+        for runtime in app.runtimes:
+            runtime.roster.set_count("manager", 0)
+        received = await app.say("terminal:ann", "hello")
+        (entry_id, flat), *_ = await bus.server.call("XRANGE", shard.stream("manager", "n"), "-", "+")
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        fields[b"e"] = fields[b"e"].replace(b'{"', b'{"v":2,"mood":"new","', 1)
+        await bus.server.call("XDEL", shard.stream("manager", "n"), entry_id)
+        flattened = [part for pair in fields.items() for part in pair]
+        new_id = await bus.server.call("XADD", shard.stream("manager", "n"), "*", *flattened)
+        at = f"{shard.stream('manager', 'n')}|{new_id.decode()}"
+        await bus.server.call("HSET", shard.conversation("terminal:ann"), "at", at)
+
+        for runtime in app.runtimes:
+            runtime.roster.set_count("manager", 1)
+            runtime.worker.freed_up()
+        await wait_until(lambda: bus.server.call("ZCARD", shard.deferred))
+
+        assert not await count_dead_letters(bus)
+        assert await cancel_turn(bus, "terminal:ann", received.turn)
