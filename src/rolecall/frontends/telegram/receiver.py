@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from telegram import Message, Update, User
 
@@ -368,7 +368,7 @@ class Receiver:
         """What to do while the chat is busy: its preference ``queue``, otherwise the setting."""
         bus = self.front.bus
         mode = await preference(bus, address.conversation, "queue")
-        return cast(Mode, mode) if mode in MODES else bus.settings.while_busy
+        return mode if mode in MODES else bus.settings.while_busy
 
     async def _carry_out(self, incoming: Incoming, status: UserStatus) -> None:
         """Carry out a command of the front end once: an update that arrives again must not stop newer turns. Who is no
