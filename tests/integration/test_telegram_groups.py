@@ -121,6 +121,17 @@ async def test_an_anonymous_admin_is_a_member_and_an_admin_of_the_group(tmp_path
         await stage.until(group, say("en", "forgotten"))
 
 
+async def test_what_an_agent_asks_an_anonymous_admin_the_group_s_admins_answer(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        group, ben, cy = stage.api.group(GROUP, title="Ben"), stage.api.user(BEN), stage.api.user(CY)
+        group.admins.add(CY)
+        speak_as(stage, group, "@rolecall_bot ask me", group.as_json())
+        asked = await stage.until(group, "Which colour?")
+        assert await stage.toast(ben, asked, data_of(asked, "red")) == say("en", "not_asked")
+        assert await stage.toast(cy, asked, data_of(asked, "green")) == "green"
+        await stage.until(group, "it is green")
+
+
 async def test_a_channel_that_speaks_in_a_group_has_the_group_s_standing(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         group, news = stage.api.group(GROUP), {"id": -1009, "type": "channel", "title": "News"}
@@ -128,6 +139,23 @@ async def test_a_channel_that_speaks_in_a_group_has_the_group_s_standing(tmp_pat
         await stage.api.wait_for(lambda: any(one.text.startswith("News: hi by") for one in group.answers))
         speak_as(stage, group, "/clear", news)
         await stage.until(group, say("en", "group_admins_only"))
+
+
+async def test_a_process_that_begins_to_receive_knows_which_groups_became_supergroups_before(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        ben, serving = stage.api.user(BEN, name="Ben"), stage.front.serving
+        old, new = stage.api.group(GROUP), stage.api.group(NEW)
+        await stage.answered(ben, "@rolecall_bot one", chat=GROUP)
+        assert serving is not None and await serving.access.moves() == {}
+        old.moved_to = NEW
+        server = stage.app.session.bus.server
+        await server.call("SET", keys.lease("telegram"), "another process", "PX", 6000)
+        await stage.api.wait_for(lambda: serving.receiving is None, what="another process receives")
+        await Access(stage.app.session.bus).move(GROUP, NEW)
+        await stage.api.wait_for(lambda: serving.receiving is not None, seconds=20, what="this one receives again")
+        answer = await stage.answered(ben, "@rolecall_bot two", chat=NEW)
+        assert answer.text.startswith("Ben: two by any after ['Ben: one', ")
+        assert len(new.answers) == 1
 
 
 @pytest.mark.parametrize("restart", [False, True])

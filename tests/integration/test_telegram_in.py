@@ -23,7 +23,9 @@ from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.deployment import Deployment, deployed
+from tests.integration.test_telegram_groups import ANONYMOUS
 from tests.telegram.api import TelegramApi
+from tests.telegram.entities import found
 from tests.telegram.way_in import WayIn, updates, way_in
 from tests.unit.test_telegram_documents import pdf
 from tests.valkey import ValkeyProcess
@@ -356,6 +358,43 @@ async def test_a_comment_and_its_forwards_are_one_turn_and_keep_their_origins(
             assert await way.turns(HERE) == 2
 
 
+async def test_the_model_is_told_what_cannot_be_read_of_a_message_that_joins_another_and_whose_it_is(
+    api: TelegramApi, way: WayIn
+) -> None:
+    way.receiver.groups.comment_seconds = 0.5
+    ann, bob = api.user(ANN), {"type": "hidden_user", "sender_user_name": "Bob"}
+    video = {"file_id": "v", "file_unique_id": "v", "width": 1, "height": 1, "duration": 1}
+    ann.send_photo(PNG, caption="compare them", media_group_id="a6")
+    ann.send_video(video, media_group_id="a6")
+    unread = "<document name='{}'>\n(this file could not be read)\n</document>\n\n{}"
+    assert await way.answer(HERE, 1) == unread.format("video", "compare them|image")
+    ann.write("what does it say?")
+    ann.forward(bob, document={**api.world.keep(b"PK", "c.zip"), "file_name": "c.zip", "mime_type": "application/zip"})
+    assert await way.answer(HERE, 2) == unread.format("c.zip' forwarded_from='Bob", "what does it say?")
+    assert await way.turns(HERE) == 2
+    assert say("en", "file_unknown", name="c.zip") in answers(api)
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+async def test_a_pasted_text_is_read_whole_wherever_in_it_the_bot_is_named(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event, anonymous: bool
+) -> None:
+    group, ann = api.group(GROUP, title="Us"), api.user(ANN, name="Us")
+    first, last = "a" * 4080, "b" * 4080
+    async with at_work(api, tmp_path, gate, telegram_allowed=str(GROUP)) as (way, _), way.polling():
+        for pieces in ((first, last, "@rolecall_bot sum it up"), (f"@rolecall_bot {first}", last, "the end")):
+            for piece in pieces:
+                if anonymous:
+                    message = group.add(ANONYMOUS, piece, found(piece))
+                    api.world.updates.push("message", message.as_json() | {"sender_chat": group.as_json()})
+                else:
+                    ann.write(piece, chat=GROUP)
+            await api.wait_for(lambda: not api.world.updates.waiting)
+        for turn, end in ((1, "sum it up"), (2, "the end")):
+            whole = "\n".join(f"Us: {piece}" for piece in (first, last, end))
+            assert await way.answer(f"telegram:{GROUP}", turn) == whole
+
+
 async def test_a_turn_waits_for_all_of_its_files_however_slowly_they_come(
     api: TelegramApi, way: WayIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +446,20 @@ async def test_an_edit_of_what_waits_replaces_it_and_a_late_one_offers_an_answer
     (offer,) = _offers(api)
     ann.press(offer, offer.buttons[0]["callback_data"])
     assert await way.answer(HERE, 3) == "ONE"
+
+
+async def test_an_edit_that_makes_a_turn_too_long_is_refused_for_that_reason(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    ann = api.user(ANN)
+    ann.write("one")
+    pieces = [ann.write(f"{number:02}" + "a" * 4094) for number in range(15)]
+    await wait_until(lambda: _taken(way, 16))
+    ann.edit(pieces[1], "я" * 4096)
+    await api.wait_for(lambda: say("en", "message_large") in answers(api))
+    gate.set()
+    assert "\n01" in await way.answer(HERE, 2)
 
 
 async def test_an_edit_of_what_runs_takes_its_place_where_that_is_wanted(

@@ -14,6 +14,7 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.conversation import notify
 from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.placeholders import INTENT
+from rolecall.frontends.texts import say
 from tests.bus.steps import log_records
 from tests.telegram.stage import THINKING, Stage, staged
 from tests.waiting import wait_until
@@ -193,6 +194,19 @@ async def test_a_file_that_telegram_does_not_take_is_not_kept_quiet_about(tmp_pa
         await stage.crash()
         await stage.quiet()
         assert stage.texts()[2] == "a.txt: Telegram hat diese Datei abgelehnt."
+        assert (await log_words(stage))[-1] == "DELIVERED"
+
+
+async def test_in_a_group_that_takes_no_files_the_rest_of_an_answer_comes_and_says_so(tmp_path: Path) -> None:
+    async with staged(tmp_path, ROLES) as stage:
+        group, place = stage.api.group(-100), "telegram:-100"
+        group.texts_only = True
+        picture = await Blobs(stage.bus).put(place, PNG, "image/png")
+        text = await Blobs(stage.bus).put(place, b"x", "text/plain")
+        await stage.say(stage.api.user(7), f"file {picture} {text}", chat=-100)
+        await stage.quiet()
+        assert stage.texts(-100)[1:] == [say("en", "file_unsent", name=name) for name in ("1.png", "a.txt")]
+        assert group.answers[-1].buttons
         assert (await log_words(stage))[-1] == "DELIVERED"
 
 

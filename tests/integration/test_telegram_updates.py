@@ -233,6 +233,29 @@ async def test_a_waiting_message_that_is_edited_into_no_question_is_not_answered
         await stage.until(group, say("en", "edited"))
 
 
+@pytest.mark.parametrize("mode", ["queue", "collect"])
+async def test_an_album_whose_caption_no_longer_names_the_bot_asks_nothing(tmp_path: Path, mode: str) -> None:
+    async with staged(tmp_path, while_busy=mode) as stage:
+        group, ben = stage.api.group(SHARED), stage.api.user(BEN, name="Ben")
+        ben.write("@rolecall_bot long question", chat=SHARED)
+        running = await stage.until(group, "half an answer")
+        if mode == "collect":
+            ben.write("@rolecall_bot second", chat=SHARED)
+        photos = [
+            ben.send_photo(PNG, caption=caption, media_group_id="a1", chat=SHARED)
+            for caption in ("", "@rolecall_bot which?", "")
+        ]
+        await stage.received()
+        ben.edit(photos[1], "@other_bot which?")
+        await stage.received()
+        await stage.toast(ben, running, data_of(running, "⏹ Stop"))
+        if mode == "collect":
+            past = ["Ben: long question", "half an answer"]
+            await stage.until(group, f"Ben: second by any after {past}")
+        else:
+            assert [one.text for one in group.answers[1:]] == ["Stopped."]
+
+
 async def test_a_collected_message_that_is_edited_into_a_command_leaves_the_others(tmp_path: Path) -> None:
     async with staged(tmp_path, while_busy="collect") as stage:
         ada = stage.api.user(ADA)

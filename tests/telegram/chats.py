@@ -99,6 +99,8 @@ class Chat:
     forum: bool = False
     kicked: bool = False
     """Set it once the bot is no longer in the group."""
+    texts_only: bool = False
+    """Set it when members may not send photos and documents."""
     admins: set[int] = field(default_factory=set)
     """The users who administer the group."""
     moved_to: int = 0
@@ -203,6 +205,10 @@ class User:
         """A file of any kind."""
         kept = {**self.world.keep(content, name), "file_name": name, "mime_type": mime_type}
         return self._media({"document": kept}, caption, media_group_id, where)
+
+    def send_video(self, video: dict[str, Any], *, media_group_id: str = "", **where: Any) -> Message:
+        """A video, which may be a part of an album."""
+        return self._media({"video": video}, "", media_group_id, where)
 
     def send_voice(self, content: bytes, *, duration: int = 1, caption: str = "", **where: Any) -> Message:
         """A spoken message."""

@@ -142,6 +142,8 @@ class Methods:
     async def editMessageMedia(self, params: Params) -> dict[str, Any]:
         message, media = self._mine(params, "edit"), params.json("media", {})
         kind = media.get("type", "")
+        if message.chat.texts_only:
+            raise bad(f"not enough rights to send {kind}s to the chat")
         kept, content = self._file(Params({kind: media.get("media", "")}, params.files), kind)
         if kind == "photo" and not content.startswith(PHOTO_STARTS):
             raise bad("IMAGE_PROCESS_FAILED")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rolecall.bus.blobs import Blob, Blobs, Files, forget_files
-from rolecall.bus.envelope import Envelope, listed
+from rolecall.bus.envelope import UNREAD, Envelope, listed
 from rolecall.bus.foreign_text import as_data, context_of
 from rolecall.errors import expect
 
 LOST = "(this file has expired)"
-UNREAD = "(this file could not be read)"
+UNREADABLE = "(this file could not be read)"
 EARLIER_BYTES = 4 * 1024 * 1024
 HOURS = 24
 
@@ -118,9 +118,15 @@ def in_context(question: str, documents: tuple[Document, ...], payload: Mapping[
     """``question`` preceded by the documents that came with it and the message it replies to."""
     expect(isinstance(question, str), "the text of question()", question)
     parts = [one.marked for one in documents]
-    parts += [as_data("document", UNREAD, name=str(name)) for name in listed(payload, "unread")]
+    parts += [_unread(one).marked for one in listed(payload, UNREAD)]
     parts += context_of(payload)
     return "\n\n".join([*parts, question] if question else parts)
+
+
+def _unread(one: object) -> Document:
+    """An entry of the list ``unread``."""
+    known = one if isinstance(one, dict) else {"name": one}
+    return Document(str(known.get("name", "")), UNREADABLE, author=str(known.get("from", "")))
 
 
 def spoken(words: str, payload: Mapping[str, Any]) -> str:

@@ -21,6 +21,10 @@ MAX_TEXT_BYTES = 64 * 1024
 MAX_DEPTH = 32
 LISTS = ("images", "files")
 """What a payload may list besides its text; see blobs.py."""
+UNREAD = "unread"
+"""In the payload: the files that could not be read, each a name or {name, from}."""
+JOINED = (*LISTS, UNREAD)
+"""The lists of a message that joins another turn, which are added to those of the turn."""
 SCHEDULED = "scheduled"
 """In the payload: which schedule began the turn, and how late."""
 SAID = "said"
@@ -133,6 +137,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
     images: list[Any] = []
     files: list[Any] = []
+    unread: list[Any] = []
 
 
 _encoder = msgspec.json.Encoder()
@@ -175,9 +180,9 @@ def _unwritable(envelope: Envelope) -> str:
 
 
 def encode_part(envelope: Envelope) -> bytes:
-    """JSON of what ``envelope`` adds to a turn that it joins: its text with what it refers to, its images and files. It
+    """JSON of what ``envelope`` adds to a turn that it joins: its text with what it refers to, and its lists. It
     contains no newline."""
-    lists = {name: found for name in LISTS if (found := listed(envelope.payload, name))}
+    lists = {name: found for name in JOINED if (found := listed(envelope.payload, name))}
     text = part_text(envelope.payload)
     return _encoder.encode(Part(text, **lists) if lists else text)
 
@@ -253,7 +258,7 @@ def _merged(payload: dict[str, Any], raw: bytes) -> dict[str, Any]:
     first, merged = payload.get("text", ""), dict(payload)
     texts = [first if isinstance(first, str) else "", *(part.text for part in parts)]
     merged["text"] = "\n".join(text for text in texts if text)
-    for name in LISTS:
+    for name in JOINED:
         if found := [*listed(payload, name), *(item for part in parts for item in getattr(part, name))]:
             merged[name] = found
     return merged

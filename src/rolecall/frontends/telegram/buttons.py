@@ -24,7 +24,8 @@ from rolecall.bus.members import applicant
 from rolecall.bus.outbox import Placeholders
 from rolecall.bus.questions import close_offer, keep_question, only_message, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule, unschedule_turn
-from rolecall.bus.steps.answers import find_question
+from rolecall.bus.steps.answers import Place, find_question
+from rolecall.bus.turn import root_of
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.admins import let_in
@@ -166,6 +167,8 @@ class Buttons:
         number, _, question = press.argument.partition(" ")
         asked = await find_question(self.front.bus, press.conversation, question)
         verdict = await self.front.answer(press.conversation, question, int(number), principal=press.principal)
+        if verdict == "FORBIDDEN" and (asker := await self._asking_chat(press, question)):
+            verdict = await self.front.answer(press.conversation, question, int(number), principal=asker)
         if verdict == "FORBIDDEN":
             return press.say("not_asked")
         if verdict != "OK" or asked is None:
@@ -176,6 +179,15 @@ class Buttons:
         shown = TextPart(f"{asked.text}\n\n→ {chosen}")
         self._later(self.chats.edit(press.address, press.message_id, shown), "question")
         return chosen
+
+    async def _asking_chat(self, press: ButtonPress, question: str) -> str:
+        """The user of the turn that asks ``question``, if that is a chat, such as the group of an anonymous admin: it
+        presses no buttons, so its admins do. Empty for anyone else's."""
+        place = Place.parse(question)
+        turn = root_of(place.turn) if place else ""
+        asker = await asker_of(self.front.bus, press.conversation, turn) or ""
+        is_chat = asker.rpartition(":")[2].startswith("-")
+        return asker if is_chat and await self.rights.include(press.status, press.address) else ""
 
     # ── turns ─────────────────────────────────────────────────────────────────────────
 

@@ -17,7 +17,7 @@ from rolecall.bus.admission import hold_longer
 from rolecall.bus.bus import Bus
 from rolecall.bus.maintenance import promote
 from rolecall.frontends.front import Received
-from rolecall.frontends.telegram.message import Incoming
+from rolecall.frontends.telegram.message import Incoming, is_long, sender_of
 
 HOLD_SECONDS = 1.2
 """How long a turn waits for more pieces of its text."""
@@ -30,6 +30,8 @@ APART_SECONDS = 2.0
 HELD_CHECKS = 4
 """How often within its hold a held turn is looked at."""
 REMEMBERED = 1000
+MOST_PASSED = 15
+"""A turn has no room for more pieces of a text."""
 
 
 class MessageGroup(NamedTuple):
@@ -65,29 +67,47 @@ class MessageGroups:
         self._open: OrderedDict[tuple[int, int], OpenGroup] = OrderedDict()
         self._albums: OrderedDict[str, str] = OrderedDict()
         self._full: OrderedDict[str, None] = OrderedDict()
-        self._passed: OrderedDict[str, list[Update]] = OrderedDict()
+        self._passed: OrderedDict[Hashable, list[Update]] = OrderedDict()
         self._arriving: Counter[str] = Counter()
+        self._heads: OrderedDict[tuple[int, int], str] = OrderedDict()
+        self._members: OrderedDict[str, list[str]] = OrderedDict()
 
     def continues(self, message: Message) -> bool:
-        """Whether ``message`` continues an album, a text or a comment that was addressed to the bot."""
+        """Whether ``message`` continues an album, a text or a comment that was addressed to the bot. What addressed it
+        continues nothing, also when it is edited."""
+        if (message.chat.id, message.message_id) in self._heads:
+            return False
         if message.media_group_id in self._albums:
             return True
-        person, forwarded = message.from_user, message.forward_origin is not None
+        sender, forwarded = sender_of(message), message.forward_origin is not None
         date = message.date.timestamp()
-        return person is not None and self._before(message.chat.id, person.id, date, forwarded) is not None
+        return sender is not None and self._before(message.chat.id, sender.id, date, forwarded) is not None
 
     def pass_over(self, update: Update) -> None:
-        """Remember a part of an album that is not addressed to the bot: a later part may be."""
-        if update.message and update.message.media_group_id:
-            self._passed.setdefault(update.message.media_group_id, []).append(update)
-            _forget_oldest(self._passed)
+        """Remember a part of an album or a text that is not addressed to the bot: a later part may be."""
+        message = update.message
+        if message is None or not (message.media_group_id or is_long(message)):
+            return
+        before = self.passed_over(message)[-MOST_PASSED:]
+        self._passed[_whole(message)] = [*before, update]
+        _forget_oldest(self._passed)
 
     def passed_over(self, message: Message) -> list[Update]:
-        """The parts of the album of ``message`` that were passed over before it; only once."""
-        return self._passed.pop(message.media_group_id or "", [])
+        """The parts that ``message`` continues and that were passed over before it; only once."""
+        found = self._passed.pop(_whole(message), [])
+        last = found[-1].message if found else None
+        return found if last and abs((message.date - last.date).total_seconds()) <= APART_SECONDS else []
 
-    def group(self, incoming: Incoming) -> MessageGroup:
-        """The group of ``incoming``; without a name when it stands on its own."""
+    def withdrawn_with(self, message: Message, key: str) -> list[str]:
+        """The idempotency keys of the messages that ask nothing when ``message``, whose key is ``key``, no longer
+        addresses the bot: with it all of its group, unless another one of them does."""
+        name = self._heads.get((message.chat.id, message.message_id), "")
+        heads = list(self._heads.values()).count(name) if name else 0
+        return [*self._members.get(name, ())] if heads == 1 else [key]
+
+    def group(self, incoming: Incoming, *, head: bool = False) -> MessageGroup:
+        """The group of ``incoming``; without a name when it stands on its own. ``head`` says that it addresses the
+        bot."""
         if incoming.command or incoming.version:
             return MessageGroup()
         person = (incoming.address.chat, incoming.user)
@@ -103,11 +123,22 @@ class MessageGroups:
             name, hold, patience = joined or f"with:{incoming.message_id}", ALBUM_SECONDS, self.comment_seconds
         else:
             name, hold, patience = joined, 0.0, 0.0
+        if name:
+            self._join(name, incoming, head=head and not incoming.address.private)
         self._open.pop(person, None)
         if hold:
             self._open[person] = OpenGroup(incoming.date, name, incoming.long)
             _forget_oldest(self._open)
         return MessageGroup(name, hold, bool(joined), patience)
+
+    def _join(self, name: str, incoming: Incoming, *, head: bool) -> None:
+        keys = self._members.setdefault(name, [])
+        if incoming.idempotency not in keys:
+            keys.append(incoming.idempotency)
+        if head:
+            self._heads[incoming.address.chat, incoming.message_id] = name
+        _forget_oldest(self._members)
+        _forget_oldest(self._heads)
 
     @contextmanager
     def arriving(self, group: MessageGroup) -> Iterator[None]:
@@ -150,6 +181,12 @@ class MessageGroups:
     def _before(self, chat: int, user: int, date: float, forwarded: bool) -> OpenGroup | None:
         found = self._open.get((chat, user))
         return found if found and abs(date - found.date) <= APART_SECONDS and (found.long or forwarded) else None
+
+
+def _whole(message: Message) -> Hashable:
+    """What ``message`` is a part of: its album, or what its sender writes."""
+    sender = sender_of(message)
+    return message.media_group_id or (message.chat.id, sender.id if sender else 0)
 
 
 def _forget_oldest(memory: OrderedDict[Any, Any]) -> None:

@@ -12,6 +12,7 @@ from telegram import Bot
 from telegram.error import BadRequest, Forbidden, NetworkError, TelegramError
 
 from rolecall.bus.blobs import UNHEARD, Blobs, image_type, sound_type
+from rolecall.bus.envelope import UNREAD
 from rolecall.errors import BlobTooLarge
 from rolecall.frontends.documents import UnreadableFile, text_of
 from rolecall.frontends.telegram.bot import FloodWait
@@ -65,7 +66,7 @@ class Media:
             result = task.result()
             if isinstance(result, UnusableFile):
                 problems.append(result.problem)
-                payload.setdefault("unread", []).append(attached.name or attached.media_type)
+                payload.setdefault(UNREAD, []).append(attached.name or attached.media_type)
                 missing = missing or not attached.quoted
             else:
                 payload.setdefault(result[0], []).append(result[1])

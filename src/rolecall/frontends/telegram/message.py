@@ -26,6 +26,7 @@ from telegram import (
 
 from rolecall.bus.blobs import IMAGE_TYPES
 from rolecall.bus.commands import COMMANDS
+from rolecall.bus.envelope import UNREAD
 from rolecall.bus.foreign_text import ATTRIBUTE, as_data, defused
 from rolecall.frontends.telegram.markdown.entities import utf16_len
 
@@ -254,6 +255,8 @@ class Incoming:
             payload["forwarded"] = self.origin
         if self.origin and "files" in files:
             payload["files"] = [{**one, "from": self.origin} for one in files["files"]]
+        if self.origin and UNREAD in files:
+            payload[UNREAD] = [{"name": name, "from": self.origin} for name in files[UNREAD]]
         return payload
 
 
@@ -296,6 +299,11 @@ def incoming_of(
     return _incoming(update, message, sender, me, front, text, files)
 
 
+def is_long(message: Message) -> bool:
+    """Whether the text of ``message`` may be a piece of a longer one."""
+    return utf16_len(message.text or "") >= LONG_UNITS
+
+
 def idempotency_of(message: Message, me: User) -> str:
     """The idempotency key of ``message``, which its edits have too."""
     return f"tg:{me.id}:{message.chat.id}:{message.message_id}"
@@ -328,7 +336,7 @@ def _incoming(
         title=message.chat.title or sender.name,
         files=files,
         album=message.media_group_id or "",
-        long=utf16_len(message.text or "") >= LONG_UNITS,
+        long=is_long(message),
         quoted=_quoted(message, me),
         reply_to=replied.message_id if replied else None,
         command=command[1].lower() if command else "",

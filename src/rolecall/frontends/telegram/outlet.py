@@ -46,6 +46,8 @@ BLOCKED = (
 )  # fmt: skip
 LOST = ("forbidden", "chat not found", "thread not found", "topic_deleted", "peer_id_invalid", "user not found")
 """Refusals that a chat, or a topic of it, does not recover from: the user has blocked the bot, a group removed it."""
+NO_FILES = re.compile(r"not enough rights to send (?!text|messages|a message)", re.IGNORECASE)
+"""Refusals of a group that takes texts but no photos or documents."""
 TOO_LARGE = re.compile(r"\(4\d\d\)|request entity too large", re.IGNORECASE)
 """Refusals that python-telegram-bot reports as network errors."""
 
@@ -276,4 +278,4 @@ def outcome_of(error: TelegramError) -> Outcome | None:
         return "GONE"
     if any(one in words for one in TOO_OLD):
         return "TOO_OLD"
-    return "BLOCKED" if is_blocked(error) else None
+    return "BLOCKED" if is_blocked(error) and not NO_FILES.search(words) else None

@@ -19,7 +19,7 @@ from rolecall.bus.cancel import stop_turns_of, withdraw_message
 from rolecall.bus.commands import COMMANDS, Command, find_command
 from rolecall.bus.conversation import forget_turn, preference, running_turn
 from rolecall.bus.dead_letters import set_aside
-from rolecall.bus.envelope import Envelope
+from rolecall.bus.envelope import UNREAD, Envelope
 from rolecall.bus.members import note_applicant
 from rolecall.bus.outbox import reply
 from rolecall.bus.questions import (
@@ -144,7 +144,8 @@ class Receiver:
             # Nothing is awaited before the ticket is drawn: the order of calls is the order of messages.
             with self.queue.enter(message.chat.id) as ticket:
                 self.chats.note(address_of(message, self.front.name), message.message_id)
-                incoming = self._read(update, message, expected=self.groups.continues(message))
+                expected = self.groups.continues(message)
+                incoming = self._read(update, message, expected=expected)
                 if update.edited_message and not (message.location or _is_turn(incoming)):
                     await ticket.wait()
                     await self._insist(update, lambda: self._withdraw(message, update.update_id))
@@ -153,10 +154,10 @@ class Receiver:
                 for earlier in self.groups.passed_over(message):
                     if earlier.message and (found := self._read(earlier, earlier.message, expected=True)):
                         await self._take_in(update, found, ticket)
-                await self._take_in(update, incoming, ticket)
+                await self._take_in(update, incoming, ticket, head=not expected)
 
-    async def _take_in(self, update: Update, incoming: Incoming, ticket: Ticket) -> None:
-        group = self.groups.group(incoming)
+    async def _take_in(self, update: Update, incoming: Incoming, ticket: Ticket, *, head: bool = False) -> None:
+        group = self.groups.group(incoming, head=head)
         with self.groups.arriving(group):
             await self._insist(update, lambda: self._take(incoming, group, ticket))
 
@@ -255,11 +256,11 @@ class Receiver:
             await self._say(incoming, "\n".join(told))
         if command is not None:
             await self._command(incoming, command, status)
-        elif not fetched.missing or incoming.album:  # without its only file, it would be another question
+        elif not fetched.missing or incoming.album or group.further:  # else it would be another question
             await self._ask(incoming, group, status, fetched)
 
     async def _ask(self, incoming: Incoming, group: MessageGroup, status: UserStatus, fetched: FetchedFiles) -> None:
-        if incoming.text or fetched.payload.keys() - {"unread"}:
+        if incoming.text or fetched.payload.keys() - {UNREAD} or (fetched.payload and group.further):
             await self._admit_or_edit(incoming, group, status, fetched.payload)
         elif not fetched.problems:  # nothing but the bot's name
             await self._tell(incoming, "welcome")
@@ -395,9 +396,9 @@ class Receiver:
         """Take back what ``message`` asked before its edit, which asks nothing, if that still waits."""
         address = await self.access.home(address_of(message, self.front.name))
         language = message.from_user.language_code if message.from_user else None
-        key = idempotency_of(message, self.me)
-        if await self._take_back(address.conversation, key, version, language):
-            await note_fingerprint(self.front.bus, address.conversation, key, "")  # edited back, it is a change
+        for key in reversed(self.groups.withdrawn_with(message, idempotency_of(message, self.me))):
+            if await self._take_back(address.conversation, key, version, language):
+                await note_fingerprint(self.front.bus, address.conversation, key, "")  # edited back, it is a change
 
     async def _take_back(self, conversation: str, key: str, version: int, language: str | None) -> bool:
         return await withdraw_message(
@@ -428,7 +429,7 @@ class Receiver:
         if edited.turn:
             await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
-            await self._tell(incoming, "full")
+            await self._tell(incoming, "message_large")
         elif edited.outcome in ("RUNNING", "DONE") and edited.turn:
             return await self._late(incoming, payload, edited.turn, running=edited.outcome == "RUNNING")
         return None

@@ -222,6 +222,7 @@ class TelegramFront:
     async def _receive(self, service: Service) -> None:
         """Receive updates until cancelled. Raises what Updates.run raises."""
         reception = service.reception(self.tell, self.watchdog_seconds)
+        await service.follow_moves()
         await self._greet(reception.access)
         renaming = asyncio.create_task(self._follow_renames(), name="rolecall telegram name")
         try:
@@ -290,10 +291,14 @@ class Service:
         """What receives updates, while this process leads."""
         return Reception(self, tell, watchdog_seconds)
 
+    async def follow_moves(self) -> None:
+        """Learn of the groups that became supergroups while another process received."""
+        for new, old in (await self.access.moves(anew=True)).items():
+            self.chats.moved(old, new)
+
     async def run(self) -> None:
         """Deliver until cancelled."""
-        for new, old in (await self.access.moves()).items():
-            self.chats.moved(old, new)
+        await self.follow_moves()
         resuming = asyncio.create_task(self._resume(), name="rolecall telegram progress")
         try:
             await self.outbox.run(self.deliverer.deliver)
