@@ -169,7 +169,7 @@ async def test_a_program_answers_what_agents_ask(assistant: Assistant) -> None:
 async def test_half_a_surrogate_pair_is_replaced_and_ends_nothing(
     assistant: Assistant, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "rolecall.worker.instance")  # pytest-xdist could not pass it on
+    caplog.set_level(logging.CRITICAL, "rolecall.worker.handling")  # pytest-xdist could not pass it on
     with pytest.raises(TurnFailed, match=r"did not work: caf\?"):
         async for event in assistant.stream("half", conversation="crm:7", asks=True):
             if event.kind == "asked":
