@@ -16,7 +16,7 @@ from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.maintenance import audit, promote
 from rolecall.bus.steps.answers import UserQuestion, answer
 from rolecall.bus.turn import TurnState, snapshot
-from rolecall.errors import CallFailed, told
+from rolecall.errors import CallFailed, OverBudget, told
 from rolecall.frontends.front import Received
 from rolecall.redis.server import server_ms
 from rolecall.testing import FakeModel, tool_call
@@ -59,6 +59,12 @@ async def caught(ctx: Context, _: str) -> str:
     failed, fine = await ctx.gather(ctx.call("echo", "fail"), ctx.call("echo", "b"), return_failures=True)
     assert isinstance(failed, CallFailed)
     return f"{failed.role}: {failed.reason}; {fine}"
+
+
+async def broke(ctx: Context, catch: str) -> str:
+    (found,) = await ctx.gather(ctx.call("echo", "broke"), return_failures=bool(catch))
+    assert isinstance(found, CallFailed)
+    return f"{found.kind}: {found.reason}"
 
 
 async def late(ctx: Context, _: str) -> str:
@@ -123,7 +129,7 @@ async def tools(ctx: Context, _: str) -> str:
 
 
 SCENES = {scene.__name__: scene for scene in (
-    one, many, fails, caught, late, hang, sleep, flows, peer, nobody, tool, confirm, choose, through, tools,
+    one, many, fails, caught, broke, late, hang, sleep, flows, peer, nobody, tool, confirm, choose, through, tools,
 )}  # fmt: skip
 MODELS: list[FakeModel] = []
 
@@ -146,6 +152,8 @@ class EchoAgent(Agent):
                 await asyncio.sleep(60)
             case "sleep":
                 await ctx.sleep(60)
+            case "broke":
+                raise OverBudget(told("budget_user", limit="5 tokens"), "budget_user", tokens=5)
             case "confirm":
                 return envelope.reply(str(await ctx.confirm("Really?")))
         return envelope.reply(f"{envelope.text}{'!' if envelope.payload.get('loud') else ''}")
@@ -222,6 +230,15 @@ async def test_a_call_that_fails_ends_its_caller_unless_it_catches_that(tmp_path
         caught = await app.ask("terminal:ann", "caught")
         assert caught.text == "echo: echo failed: ZeroDivisionError: division by zero; b"
         assert not await leftovers(app)
+
+
+async def test_a_call_that_is_over_budget_is_no_reply(tmp_path: Path) -> None:
+    async with deployed(tmp_path, ROLES) as app:
+        limit = "You've reached today's limit (5 tokens). It resets at midnight UTC."
+        assert (await app.ask("terminal:ann", "broke catch")).text == f"budget_user: {limit}"
+        final = await app.ask("terminal:ann", "broke")
+        assert (final.kind, final.text, final.payload["failure"]) == ("final", limit, {"kind": "budget_user"})
+        assert not await dead_letters(app.session.bus)
 
 
 async def test_a_call_that_takes_too_long_is_cancelled(tmp_path: Path) -> None:

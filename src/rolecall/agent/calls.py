@@ -14,7 +14,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.envelope import Envelope
 from rolecall.bus.leases import Delivery
-from rolecall.errors import CallFailed, StepError, UnknownRole, duration, expect
+from rolecall.errors import FAILURES, CallFailed, StepError, UnknownRole, duration, expect
 from rolecall.tracing.traceparent import HEADER, carried
 
 INHERITED = ("user", "share", "language", "asks", "front", HEADER)
@@ -114,11 +114,13 @@ class Calls:
 
 def _outcome(role: str, raw: bytes) -> CallReply | CallFailed:
     payload: dict[str, Any] = msgspec.json.decode(raw)
-    if payload.pop("kind", "error") == "final":
-        return CallReply(role, str(payload.get("text", "")), payload)
     failure = payload.get("failure")
     details = failure if isinstance(failure, dict) else {}
-    kind, wait = details.get("kind"), details.get("wait")
+    kind, wait, text = details.get("kind"), details.get("wait"), str(payload.get("text", ""))
+    if payload.pop("kind", "error") == "final":
+        if not isinstance(kind, str) or kind not in FAILURES:
+            return CallReply(role, text, payload)
+        payload["why"] = text  # a user would read that a budget is used up as the answer
     reason = str(payload.get("why") or payload.get("reason") or "it gave no reason")
     seconds = float(wait) if isinstance(wait, int | float) else 0.0
     return CallFailed(role, reason, kind=kind if isinstance(kind, str) else "", wait=seconds)

@@ -53,6 +53,7 @@ KINDS: Mapping[type[RolecallError], str] = {
     RateLimited: "model_limited",
 }
 """The first class that an error is an instance of decides what the user is told, see errors.FAILURES."""
+BUDGETS = ("budget_user", "budget_all")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def refuse(handler: Handler, rules: Rules) -> Handler:
         try:
             return await handler(envelope, ctx)
         except CallFailed as error:
+            if error.kind in BUDGETS:
+                raise OverBudget(error.reason, error.kind) from error
             raise Reject(str(error), kind=error.kind or "defect", wait=error.wait) from error
         except (ConfigError, UnknownRole, EnvelopeTooLarge) as error:
             raise Reject(str(error)) from error
