@@ -32,6 +32,7 @@ from rolecall.config import Config, application_directory, load, resolve, standa
 from rolecall.errors import (
     Refused,
     RolecallError,
+    ServerError,
     ServerUnavailable,
     TurnFailed,
     cause_of,
@@ -121,8 +122,9 @@ class Assistant:
         """Send a message and wait for its answer; see ``send`` for the arguments.
 
         Turns of one conversation are answered in order. ``timeout`` in seconds cancels the turn when it expires, as
-        does cancelling this call. ``on_event`` is awaited with each event of the turn. Raises Refused if the message is
-        not accepted, TurnFailed if the turn is given up or cancelled, TimeoutError, and ServerUnavailable.
+        does cancelling this call. ``on_event`` is awaited with each event of the turn; what it raises cancels the turn
+        too. Raises Refused if the message is not accepted, TurnFailed if the turn is given up or cancelled,
+        TimeoutError, and ServerUnavailable.
         """
         expect(isinstance(timeout, int | float | None), "timeout", timeout, "a number of seconds")
         expect(on_event is None or callable(on_event), "on_event", on_event, "an async function")
@@ -137,7 +139,9 @@ class Assistant:
             ref = await asyncio.shield(sending)
             async with asyncio.timeout(timeout):
                 return await self.reply(ref, on_event)
-        except (TimeoutError, asyncio.CancelledError):
+        except (TurnFailed, Refused, ServerError):
+            raise
+        except BaseException:
             await asyncio.shield(self._take_back(sending))
             raise
 

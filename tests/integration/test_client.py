@@ -144,8 +144,14 @@ async def test_a_turn_is_cancelled_by_name_by_timeout_and_by_cancelling_the_call
     await asyncio.sleep(0)  # its message is on its way, and nothing has come back
     asking.cancel()
     await asyncio.wait([asking])
-    assert (await assistant.ask("Ann", conversation="crm:2")).text == "Hello, Ann!"
-    assert (await assistant.ask("Ann", conversation="crm:3")).text == "Hello, Ann!"
+
+    async def fail(event: object) -> None:
+        raise OSError("the client has gone")
+
+    with pytest.raises(OSError, match="the client has gone"):
+        await assistant.ask("wait", conversation="crm:4", on_event=fail)
+    for conversation in ("crm:2", "crm:3", "crm:4"):
+        assert (await assistant.ask("Ann", conversation=conversation)).text == "Hello, Ann!"
 
 
 async def test_a_program_answers_what_agents_ask(assistant: Assistant) -> None:
@@ -169,7 +175,7 @@ async def test_a_program_answers_what_agents_ask(assistant: Assistant) -> None:
 async def test_half_a_surrogate_pair_is_replaced_and_ends_nothing(
     assistant: Assistant, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "rolecall.worker.handling")  # pytest-xdist could not pass it on
+    caplog.set_level(logging.CRITICAL, "rolecall.worker")  # pytest-xdist could not pass it on
     with pytest.raises(TurnFailed, match=r"did not work: caf\?"):
         async for event in assistant.stream("half", conversation="crm:7", asks=True):
             if event.kind == "asked":

@@ -147,6 +147,12 @@ async def test_a_head_that_does_not_come_is_not_waited_for(url: str) -> None:
     assert await spoken(url) == ""
 
 
+async def test_a_slash_too_many_leads_to_the_path_whatever_a_proxy_calls_this_server(url: str) -> None:
+    async with httpx2.AsyncClient(base_url=url) as client:
+        answer = await client.get("/health/live/?a=1")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/health/live?a=1")
+
+
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/info", "/v1/models", "/nowhere"])
 async def test_head_answers_as_get_does_without_a_body(url: str, path: str) -> None:
     async with httpx2.AsyncClient(base_url=url) as client:

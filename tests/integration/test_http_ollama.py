@@ -84,6 +84,15 @@ async def test_a_chat_is_answered_whole_and_as_a_stream(client: ollama.AsyncClie
     assert said.response == "You said Hello"
 
 
+async def test_a_request_as_curl_sends_it_is_answered_and_streamed_through_proxies(url: str) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    async with httpx2.AsyncClient(base_url=url, timeout=20) as curl:
+        asked = {"model": "auto", "prompt": "Hello"}
+        answer = await curl.post("/api/generate", content=json.dumps(asked), headers=form)
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert "".join(json.loads(line)["response"] for line in answer.text.splitlines()) == "You said Hello"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_tool_is_called_and_its_result_goes_on(
     client: ollama.AsyncClient, upstream: Upstream, stream: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import Callable
 
@@ -18,6 +19,9 @@ LINGER_SECONDS = 2.0
 UNREAD = (408, 413, 431)
 """After these the rest of the request may still be coming: the connection cannot be used again."""
 REQUEST_ID = "x-request-id"
+ORIGIN = re.compile(rb"https?://[^/]+(?=/)")
+"""How a Location begins that FastAPI makes for a path with a slash at its end. Behind a proxy, clients know this server
+by another scheme, host or port, so that only the path is told."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -95,10 +99,11 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             self._count(message["status"])
-            present = {name.lower() for name, _ in message.get("headers", ())}
+            given = [(n, ORIGIN.sub(b"", v, 1) if n == b"location" else v) for n, v in message.get("headers", ())]
+            present = {name.lower() for name, _ in given}
             added = {REQUEST_ID: self.request_id, **HEADERS}
             missing = [(n.encode(), v.encode()) for n, v in added.items() if n.encode() not in present]
-            await self._send({**message, "headers": [*message.get("headers", ()), *missing]})
+            await self._send({**message, "headers": [*given, *missing]})
             if self._head_only:
                 await self._send({"type": "http.response.body", "body": b""})
         elif not self._head_only:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS, require
 from rolecall.frontends.http.body import BodyReader, close_uploads
-from rolecall.frontends.http.problems import Problem, text
+from rolecall.frontends.http.problems import OLLAMA_PREFIX, Problem, text
 from rolecall.frontends.sockets import LOOPBACK, host_name, is_local
 from rolecall.settings import Settings
 from rolecall.tracing.traceparent import HEADER, TRACEPARENT, parsed
@@ -47,6 +47,9 @@ class RequestGuard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         self._check_headers(scope)
+        if scope["path"].startswith(OLLAMA_PREFIX):  # Ollama takes JSON whatever it is called, as curl sends it
+            others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            scope = {**scope, "headers": [*others, (b"content-type", b"application/json")]}
         if (given := _header_values(scope, HEADER.encode())) and parsed(given[0]):
             TRACEPARENT.set(given[0])  # of this request's task
         try:

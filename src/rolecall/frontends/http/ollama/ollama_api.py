@@ -172,6 +172,7 @@ async def show(body: NamedModel, services: ServicesDep, _: User) -> dict[str, An
 async def _answered(services: Services, request: Request, answer: OllamaAnswer) -> Response:
     headers = dict(answer.pending.headers)
     if answer.streamed:
+        headers["x-accel-buffering"] = "no"  # as FastAPI says of server-sent events
         return StreamingResponse(_encoded(services, answer), headers=headers, media_type=NDJSON)
     task = await answer.pending.answer(services, request)
     after = BackgroundTask(note_delivered, services, answer.pending.received)
