@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from rolecall.errors import ConfigError, ServerError
-from rolecall.redis.address import ServerAddress, checked_host, checked_url, without_secrets
+from rolecall.redis.address import ServerAddress, checked_host, checked_url, tls_advice, without_secrets
 from rolecall.redis.server import RedisServer
 from rolecall.session import configured_url
 from rolecall.settings import Settings
@@ -159,3 +159,15 @@ def test_a_file_of_tls_that_cannot_be_used_is_named_with_its_option_before_anyth
 
 def configured(options: str) -> str | None:
     return configured_url(Settings(redis_url=SecretStr(f"rediss://user:hunter2@127.0.0.1:1?{options}")))
+
+
+@pytest.mark.parametrize(
+    ("why", "advised"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired", "a new certificate"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: IP address mismatch", "as its certificate does"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer", "set ssl_ca_certs"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_decides_what_helps(why: str, advised: str) -> None:
+    assert advised in tls_advice("rediss://h", why)

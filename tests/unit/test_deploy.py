@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import stat
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from rolecall.redis.server import RedisServer, connected
 from rolecall.settings import Settings
 from tests.unit.test_env_example import rendered as env_example
 from tests.unit.test_keys import all_keys
+from tests.valkey import ValkeyProcess, server_binary
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -289,6 +292,29 @@ def test_it_makes_what_is_not_given_for_the_owner_alone_and_changes_nothing_the_
     assert [line.split()[1] for line in acl.splitlines()] == ["default", "health", *INIT.USERS]
     assert made(tmp_path) == []
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["valkey", "redis"])
+async def test_with_these_users_a_server_has_what_scripts_wrote_after_a_restart(kind: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        made(directory := Path(place))
+        users = directory / "valkey" / "users.acl"
+        if kind == "redis":
+            users.chmod(0o600)
+            users.write_text(users.read_text().replace("+client|setinfo", ""))
+        server = ValkeyProcess(directory, "--aclfile", str(users), durable=True, binary=server_binary(kind))
+        server.start(ready=False)
+        password = (directory / "worker" / "redis-password").read_text()
+        worker = RedisServer(f"unix://worker:{password}@{server.socket}")
+        try:
+            both = "redis.call('HSET', KEYS[1], 'f', 1) redis.call('HSET', KEYS[2], 'f', 2)"
+            await worker.call("EVAL", both, 2, keys.META, keys.METRICS)
+            server.kill()
+            server.start(ready=False)
+            await wait_until(lambda: worker.fetch("HGET", keys.METRICS, "f"))
+        finally:
+            await worker.aclose()
+            server.kill()
 
 
 def test_permissions_of_a_newer_version_are_told_as_new_once(tmp_path: Path) -> None:

@@ -159,6 +159,10 @@ def tls_advice(url: str, why: str) -> str:
         return "; if it does not use TLS, write redis://"
     if BROKEN_OFF.search(why) or "ALERT" in why:
         return "; it may require a client certificate: ssl_certfile and ssl_keyfile"
+    if "expired" in why or "not yet valid" in why:
+        return "; the server needs a new certificate, or a clock is wrong"
+    if "mismatch" in why:
+        return "; name the server as its certificate does"
     return "; set ssl_ca_certs to its authority's certificate" if "VERIFY_FAILED" in why else ""
 
 
