@@ -123,6 +123,33 @@ def test_a_choice_of_schemas_becomes_one_object() -> None:
     assert parameters_of(deep) == {"type": "object", "properties": {}}
 
 
+async def test_a_result_that_does_not_match_its_schema_is_a_result(tmp_path: Path) -> None:
+    tool = {**GOOD, "outputSchema": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}
+    async with serving(tmp_path, tool) as (server, servers):
+        toolbox = Toolbox([await servers.tools("s")])
+        for structured in ({"structuredContent": {"n": "many"}}, {}):
+            server.answers["tools/call"] = {"content": [{"type": "text", "text": "many"}], **structured}
+            assert (await toolbox.run("good", "{}")).text == "many"
+
+
+async def test_the_model_reads_the_files_in_a_result(tmp_path: Path) -> None:
+    async with serving(tmp_path, GOOD) as (server, servers):
+        readme = {"uri": "repo://a/README.md", "mimeType": "text/markdown", "text": "# Read me"}
+        server.answers["tools/call"] = {
+            "content": [
+                {"type": "text", "text": "downloaded"},
+                {"type": "resource", "resource": readme},
+                {"type": "resource", "resource": {"uri": "repo://a/x.bin", "blob": "aGk="}},
+                {"type": "resource_link", "uri": "file:///b.txt", "name": "b.txt"},
+                {"type": "image", "data": "aGk=", "mimeType": "image/png"},
+            ]
+        }
+        found = await Toolbox([await servers.tools("s")]).run("good", "{}")
+    assert found.text.split("\n") == [
+        "downloaded", "[repo://a/README.md]", "# Read me", "[repo://a/x.bin]", "[file:///b.txt]", "[image]",
+    ]  # fmt: skip
+
+
 async def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:
     named = [{"name": name, "inputSchema": {"type": "object"}} for name in ("a.b", "a b", "a_b", "9", "é" * 90)]
     async with serving(tmp_path, *named) as (_, servers):

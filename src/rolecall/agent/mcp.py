@@ -108,8 +108,6 @@ class ToolSession:
         self._changing = asyncio.Lock()
         self._refusal = ""
         self._calls = 0
-        self._lists_badly = False
-        """Whether the server's list holds a tool that the SDK refuses."""
 
     async def tools(self) -> Sequence[Tool]:
         """The tools the server offers now. A broken session is reopened. Raises ToolError."""
@@ -153,7 +151,6 @@ class ToolSession:
                 page = await client.list_tools(cursor=cursor)
                 found, cursor = page.tools, page.next_cursor
             except ValidationError:
-                self._lists_badly = True
                 found, cursor = await self._valid_tools(client, cursor)
             tools += found
             if not cursor or len(tools) >= MAX_TOOLS:
@@ -187,7 +184,7 @@ class ToolSession:
         client = await self._ready()
         self._calls += 1
         try:
-            result = await self._called(client, name, arguments)
+            result = await client.call_tool(name, arguments)
         except ValidationError as error:
             raise ToolError(f"the tool server {self._name} gave no valid result") from error
         except Exception as error:  # the boundary, as above
@@ -200,15 +197,6 @@ class ToolSession:
         if result.is_error:
             raise ToolError(_as_text(result) or "it failed without a message")
         return _as_text(result) or "done"
-
-    async def _called(self, client: Client, name: str, arguments: dict[str, Any]) -> mcp_types.CallToolResult:
-        import mcp_types
-
-        if not self._lists_badly:
-            return await client.call_tool(name, arguments)
-        # client.call_tool would list the tools again, to check the result against the schema of its tool.
-        parameters = mcp_types.CallToolRequestParams(name=name, arguments=arguments)
-        return await client.session.send_request(mcp_types.CallToolRequest(params=parameters), mcp_types.CallToolResult)
 
     async def _ready(self) -> Client:
         async with self._changing:
@@ -290,7 +278,10 @@ class ToolSession:
         from mcp import Client
 
         transport = self._program(stack) if self._server.command else await self._http(stack)
-        return await stack.enter_async_context(Client(transport, cache=None))
+        client = await stack.enter_async_context(Client(transport, cache=None))
+        # It would refuse what does not match the schema of its tool, and list the tools again where one has none.
+        client.session.validate_tool_result = _anything  # type: ignore[method-assign]
+        return client
 
     def _program(self, stack: AsyncExitStack) -> Any:
         from mcp import StdioServerParameters, stdio_client
@@ -365,12 +356,25 @@ def _object(arguments: str) -> dict[str, Any]:
     return found
 
 
+async def _anything(name: str, result: mcp_types.CallToolResult) -> None:
+    """Accepts each result: the model reads it."""
+
+
 def _as_text(result: mcp_types.CallToolResult) -> str:
-    """A result as text; images and the like are only mentioned."""
-    parts = [block.text if block.type == "text" else f"[{block.type}]" for block in result.content]
+    """A result as text, with that of files in it; images and the like are only mentioned."""
+    parts = [_part(block) for block in result.content]
     if not parts and result.structured_content is not None:
         return json.dumps(result.structured_content, ensure_ascii=False)
     return "\n".join(parts)
+
+
+def _part(block: mcp_types.ContentBlock) -> str:
+    if block.type == "text":
+        return block.text
+    if block.type == "resource":
+        text = getattr(block.resource, "text", None)
+        return f"[{block.resource.uri}]" if text is None else f"[{block.resource.uri}]\n{text}"
+    return f"[{block.uri}]" if block.type == "resource_link" else f"[{block.type}]"
 
 
 def _defused_schema(schema: object) -> object:
