@@ -22,6 +22,7 @@ from telegram import User as TelegramUser
 from rolecall import Agent, Context, Envelope, Language, Role
 from rolecall.agent.memory import Memory
 from rolecall.bus.outbox import Placeholders
+from rolecall.bus.questions import keep_question
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import TRIES
 from rolecall.frontends.telegram.bot import open_bot
@@ -288,6 +289,25 @@ async def test_regenerate_asks_the_same_again_as_if_the_first_answer_had_not_bee
         again = await stage.toast(ada, second, data_of(second, "🔄 Regenerate"))  # the new one can be asked anew, too
         assert again == "Trying again…"
         await stage.api.wait_for(lambda: stage.done(ADA, before + 1))
+
+
+async def test_an_answer_that_is_there_at_once_quotes_its_question_and_speaks_the_users_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def overtaken(*args: Any) -> None:
+        await asyncio.sleep(0.2)  # the answer overtakes what follows the admission
+        await keep_question(*args)
+
+    monkeypatch.setattr(buttons, "keep_question", overtaken)
+    async with staged(tmp_path) as stage:
+        group, ben = stage.api.group(GROUP), stage.api.user(BEN, name="Ben", language_code="de")
+        first = await stage.answered(ben, "@rolecall_bot one", chat=GROUP)
+        await stage.toast(ben, first, data_of(first, say("de", "regenerate")))
+        await stage.api.wait_for(lambda: len(group.answers) == 2 and "one by any" in group.answers[1].text)
+        again = group.answers[1]
+        await stage.api.wait_for(lambda: again.buttons)
+        assert again.reply_to is not None and again.reply_to.text == "@rolecall_bot one"
+        assert again.buttons[0]["text"] == say("de", "regenerate")
 
 
 async def test_two_presses_of_regenerate_in_a_row_are_one(tmp_path: Path) -> None:

@@ -23,13 +23,16 @@ class ManagerAgent(Agent):
     """Answers as its question says; ``go`` lets those go on that wait."""
 
     go: asyncio.Event
+    more: asyncio.Event
 
     async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
         text = envelope.text
         if text.startswith("stream"):
             await ctx.emit("word0 word1")
         if text.startswith("grow"):
-            for section in SECTIONS:
+            for number, section in enumerate(SECTIONS):
+                if number == 5 and "later" in text:
+                    await self.more.wait()
                 await ctx.emit(section)
                 await asyncio.sleep(0.02)
         if text.startswith(("wait", "stream", "grow")):
@@ -44,7 +47,7 @@ ROLES = (Role(ManagerAgent, instances=8),)
 
 @pytest.fixture(autouse=True)
 def go() -> asyncio.Event:
-    ManagerAgent.go = asyncio.Event()
+    ManagerAgent.go, ManagerAgent.more = asyncio.Event(), asyncio.Event()
     return ManagerAgent.go
 
 
@@ -86,6 +89,23 @@ async def test_an_answer_that_outgrows_a_message_goes_on_in_the_next_one(
         refused = [call for call in stage.api.log if call.status == 400]
         assert not refused  # no edit to the same text
         assert [bool(message.buttons) for message in stage.api.chat(7).answers] == [False, False, True]
+
+
+async def test_a_growing_answer_goes_on_in_reply_to_itself_below_another_question(
+    tmp_path: Path, go: asyncio.Event
+) -> None:
+    async with staged(tmp_path, ROLES) as stage:
+        ada = stage.api.user(7)
+        await stage.say(ada, "grow whole later")
+        await stage.api.wait_for(lambda: "Section 4" in newest_text(stage))
+        await stage.say(ada, "wait 1")
+        await stage.api.wait_for(lambda: len(stage.texts()) == 2)
+        ManagerAgent.more.set()
+        await stage.api.wait_for(lambda: "Section 59" in newest_text(stage))
+        first, _, second, third = stage.api.chat(7).answers
+        assert (first.reply_to, second.reply_to, third.reply_to) == (None, first, None)
+        go.set()
+        await stage.quiet()
 
 
 @pytest.mark.parametrize("grows", [True, False])

@@ -10,6 +10,7 @@ in plain text. If that fails too while Telegram otherwise answers, the entry bec
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -40,6 +41,9 @@ NOTICE = TextPart("🔔 …")
 REPLACEMENTS = 5
 RING_SECONDS = 30.0
 RUNG = "rung"
+DESCRIBED_SECONDS = 1.0
+"""How long an answer waits for the description of its question, which is written right after the question was admitted,
+unless the process that did so has died."""
 FAILING_SECONDS = 20.0
 """How long a delivery may fail, while Telegram answers other requests, before it is given up."""
 
@@ -94,7 +98,7 @@ class Deliverer:
             shown = question_message(entry.payload or {})
             return await self._reply(entry, address, {**shown, "question": question, "quote": not address.private})
         seen = self.progress.end(entry.conversation, turn)
-        record = await self.turn_messages.of(entry.conversation, turn)
+        record = await self._described(entry, turn)
         delivery = AnswerDelivery(self, entry, address, turn, record)
         outcome = await delivery.put(await self._pieces(entry, record.language, seen))
         if outcome == "DROPPED":
@@ -114,6 +118,15 @@ class Deliverer:
         await self._settle(entry, record, "")
         await self._ring(entry, address, record, delivery.messages[-1])
         return True
+
+    async def _described(self, entry: OutboxEntry, turn: str) -> TurnRecord:
+        """The record of the turn, once its question is described: an answer may be there before that."""
+        until = time.monotonic() + DESCRIBED_SECONDS
+        while True:
+            record = await self.turn_messages.of(entry.conversation, turn)
+            if record.at or not entry.turn or entry.schedule or time.monotonic() > until:
+                return record
+            await asyncio.sleep(0.02)
 
     async def _reply(self, entry: OutboxEntry, address: Address, payload: Mapping[str, Any]) -> bool:
         """Deliver what the front end itself says, or what an agent asks. The messages are sent as they are; a duplicate

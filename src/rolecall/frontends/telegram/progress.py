@@ -89,6 +89,9 @@ class ProgressDisplay:
             self.chats.note(address, message_id)
         if received.refused or not received.turn:
             return
+        await self.turn_messages.describe(
+            received.conversation, received.turn, language, received.at, message_id
+        )  # fmt: skip
         if not self.holding(received.conversation):
             return await self._hand_over(received, message_id, language)
         self._show_here(received, address, message_id, language)
@@ -191,9 +194,7 @@ class ProgressDisplay:
 
     async def _show(self, view: TurnView) -> None:
         view.painted = view.state
-        describing = self.turn_messages.describe(*view.key, view.language, view.received.at, view.message_id)
-        _, begun = await asyncio.gather(describing, self._begin(view))
-        if not begun:
+        if not await self._begin(view):
             return
         self._start(self._delete_ring(view.address), "ring")
         async with asyncio.TaskGroup() as group:
@@ -343,9 +344,10 @@ class ProgressDisplay:
         if not self._is_wanted(view):
             return "DROPPED"
         before = (view.messages or [0])[-1]
+        apart = not view.address.private or self.chats.newest(view.address) > before
         created = await self.turn_messages.create(
             view.address, view.key[1], parts[number], name=str(number), after=before,
-            keyboard=None if view.draft else view.keyboard, reply_to=None if view.address.private else before,
+            keyboard=None if view.draft else view.keyboard, reply_to=before if apart else None,
         )  # fmt: skip
         if isinstance(created, Unreachable):
             return "FAILING" if created.failing else "BLOCKED"
