@@ -204,7 +204,7 @@ class Assistant:
         chosen = {name: value for name, value in (("role", role), ("model", model)) if value}
         envelope = Envelope(
             conversation=conversation, payload={**(payload or {}), **chosen, "text": text}, reply_to=self.name,
-            priority=self._bus.settings.default_priority if priority is None else priority, 
+            priority=self._bus.settings.default_priority if priority is None else priority,
             meta={**carried(), **({"language": language} if language else {}), **({"asks": True} if asks else {})},
         )  # fmt: skip
         command = find_command(text)

@@ -333,12 +333,12 @@ def excess(request: Request, dropped: int, error: ContextTooLong) -> int:
         return 0
     shown = without_oldest(request, dropped).messages
     rate = error.tokens / sum(map(_size, shown))
-    excess = error.tokens - error.limit * (1 - ANSWER_SHARE)
+    left = error.tokens - error.limit * (1 - ANSWER_SHARE)
     past = [message for message in request.messages[: _past(request.messages)] if message.role != "system"]
     first = max(0, dropped - (_past(request.messages) - len(past)))
     count = 0
-    while excess > 0 and first + count < len(past):
-        excess -= _size(past[first + count]) * rate
+    while left > 0 and first + count < len(past):
+        left -= _size(past[first + count]) * rate
         count += 1
     return _past(request.messages) - len(past) + first + count - dropped
 

@@ -12,7 +12,7 @@ from rolecall.agent.waits import MAX_DAYS, Waits
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope, cut
 from rolecall.bus.leases import Delivery
-from rolecall.bus.steps.answers import CONFIRM, MOST_OPTIONS, Place, UserQuestion, expire
+from rolecall.bus.steps.answers import CONFIRM, MOST_OPTIONS, QuestionPlace, UserQuestion, expire
 from rolecall.bus.turn import quoted
 from rolecall.errors import CannotAsk, StepError, expect
 
@@ -73,7 +73,7 @@ class People:
         if wait.run.found is None and not self._asks:
             why = f"{self._front} cannot ask its user: use a front end that can, or do not ask there"
             self._waits.recorder.broke(CannotAsk(why))
-        question = str(Place(self._delivery.turn, self._delivery.hop, wait.key))
+        question = str(QuestionPlace(self._delivery.turn, self._delivery.hop, wait.key))
         wait.asked = UserQuestion(
             id=question, text=cut(text), options=tuple(map(cut, options)),
             style="confirm" if style == "confirm" else "choose", who=tuple(map(cut, who)), default=default,

@@ -42,7 +42,6 @@ class Wait:
     """What is waited for, for people."""
     late: Callable[[], Awaitable[object]] | None = None
     """Gives the step a result when it is due and has none; without it, being due is all that was waited for."""
-
     asked: UserQuestion | None = None
     """What people are asked."""
 

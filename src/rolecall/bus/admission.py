@@ -46,7 +46,8 @@ REFUSALS = {
 }
 """The outcomes that are no turn, and why, for programs and operators. What users read is in frontends/texts.toml."""
 CONTROL_ROLE = "command"
-STOPPED = "Stopped: I'm answering your newer message."
+REPLACED_TEXT = "Stopped: I'm answering your newer message."
+"""What users read where an answer was interrupted."""
 NOTE_BYTES = 512
 """What messages with a hold leave free in a turn, so that a last one without a hold can say that some did not fit."""
 Mode = Literal["queue", "collect", "interrupt"]
@@ -188,7 +189,7 @@ async def _offer(bus: Bus, offer: Offer) -> Sequence[Any]:
     blocks = offer.blocks(bus, running)
     reply: Sequence[Any]
     if offer.interrupts:
-        final = final_event("cancelled", {"text": STOPPED, "reason": "interrupted"})
+        final = final_event("cancelled", {"text": REPLACED_TEXT, "reason": "interrupted"})
         records = Records(offer.instance)
         records.add("CANCELLED", "by a newer message")
         reply = await bus.server.run(

@@ -85,11 +85,11 @@ async def hop(
     role, _, process = envelope.role.partition("@")
     fallback = shard.stream(role, next_band(delivery, envelope))
     destination = shard.direct(role, process) if process else fallback
-    return await _settle(
+    return verdict_of(await _settle(
         bus, delivery, supply, HOP, destination=destination, fallback=fallback,
         alive=shard.alive(process) if process else destination, envelope=encode(envelope), hop=envelope.hops,
         changes=flat_pairs(preferences), records=records.flat(),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 async def complete(
@@ -106,12 +106,12 @@ async def complete(
     """End the turn with the answer in ``envelope``: reply event, result, history, log, outbox, and the release of the
     next turn. ``history`` holds the messages to remember as JSON; ``forget`` clears the history instead."""
     payload = envelope.payload
-    return await _settle(
+    return verdict_of(await _settle(
         bus, delivery, supply, COMPLETE, _ended(bus, delivery, envelope.reply_to),
         final=final_event("final", payload), tokens_in=whole(payload.get("tokens_in")),
         tokens_out=whole(payload.get("tokens_out")), forget=int(forget), remembered=history,
         changes=flat_pairs(preferences), records=records.flat(),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 async def bury(
@@ -131,11 +131,11 @@ async def bury(
     why = {"reason": failure["kind"], "failure": failure} if failure else {"reason": reason}
     if delivery.call:  # the handler that made it is told as much as operators are
         why["why"] = reason
-    return await _settle(
+    return verdict_of(await _settle(
         bus, delivery, supply, BURY, _ended(bus, delivery, outbox), dead=shard.dead,
         final=final_event("error", {"text": apology, **why}), reason=reason, deliveries=delivery.count,
         envelope=delivery.raw, hop=delivery.hop, remembered=history, records=records.flat(),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 async def defer(
@@ -147,12 +147,12 @@ async def defer(
     unchanged. CONTROL for a control turn, which cannot sleep."""
     shard = bus.shards[delivery.shard]
     band = "n" if envelope is None else next_band(delivery, envelope)
-    return await _settle(
+    return verdict_of(await _settle(
         bus, delivery, supply, DEFER, active=shard.active, deferred=shard.deferred,
         wake_stream=shard.stream(delivery.role, band),
         delay=milliseconds(seconds), envelope=delivery.raw if envelope is None else encode(envelope), hop=delivery.hop,
         reason=reason, quiet=int(quiet), records=records.flat(),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +175,15 @@ async def suspend(
     to wait for any more. CONTROL for a control turn, which cannot sleep."""
     shard, envelope = bus.shards[delivery.shard], delivery.envelope
     assert envelope is not None
-    verdict = await _settle(
+    answer = await _settle(
         bus, delivery, supply, SUSPEND, active=shard.active, deferred=shard.deferred,
         wake_stream=shard.stream(delivery.role, next_band(delivery, envelope)),
         steps=shard.steps(delivery.conversation, delivery.turn), envelope=encode(envelope), hop=delivery.hop,
         due=awaited.due or "", still=int(awaited.still), waits=awaited.text,
         groups=[" ".join(group) for group in awaited.groups], records=records.flat(),
     )  # fmt: skip
-    word, _, now = verdict.partition(" ")
-    return verdict_of(word.encode()), int(now or 0)
+    word, _, now = answer.partition(b" ")
+    return verdict_of(word), int(now or 0)
 
 
 async def quarantine(bus: Bus, delivery: Delivery) -> Verdict:
@@ -204,12 +204,13 @@ async def discard(bus: Bus, delivery: Delivery) -> None:
 
 async def _settle(
     bus: Bus, delivery: Delivery, supply: Supply | None, script: Script, /, *blocks: Block, **values: Any
-) -> Verdict:
+) -> bytes:
+    """What ``script`` answers, and hand over what was taken along. Sent again without that if the reply is lost."""
     values["received"] = delivery.received
     blocks = (lease_block(bus, delivery), *blocks)
     if supply is not None and (refill := supply()) is not None:
         try:
-            return verdict_of(await _settle_and_take(bus, bus.shards[delivery.shard], refill, script, blocks, values))
+            return await _settle_and_take(bus, bus.shards[delivery.shard], refill, script, blocks, values)
         except ServerUnavailable:
             pass
         except ServerRefused as error:
@@ -217,14 +218,14 @@ async def _settle(
                 raise
     values |= {"streams": [], "demands": []}
     block = take_block(bus, bus.shards[delivery.shard], NOTHING)
-    verdict, _ = await bus.server.run(script, *blocks, block, **values)
-    return verdict_of(verdict)
+    answer: bytes = (await bus.server.run(script, *blocks, block, **values))[0]
+    return answer
 
 
 async def _settle_and_take(
     bus: Bus, shard: ShardKeys, refill: Refill, script: Script, blocks: Sequence[Block], values: dict[str, Any]
 ) -> bytes:
-    """The verdict of ``script``. Sent once, and its reply is heard even if this task is cancelled: it may hold
+    """What ``script`` answers. Sent once, and its reply is heard even if this task is cancelled: it may hold
     entries."""
     order, answered = refill.order, asyncio.get_running_loop().create_future()
     streams = order.streams(bus, shard)

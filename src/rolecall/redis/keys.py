@@ -171,7 +171,7 @@ class ShardKeys:
         return f"{self.dead}:{kind}"
 
     def conversation(self, conversation: str) -> str:
-        """Hash ``seq cseq cur done at session last title ctl``."""
+        """Hash ``seq cseq cur done at session last title ctl told``; see scripts/lib/turn.lua and docs/data-model.md."""
         return f"{self.prefix}:c:{conversation}"
 
     def mailbox(self, conversation: str) -> str:
@@ -207,7 +207,7 @@ class ShardKeys:
         return f"{self.prefix}:ev:{conversation}"
 
     def result(self, conversation: str, turn: str) -> str:
-        """String: the final event of a finished turn as JSON."""
+        """String: the id of a finished turn's final event, a blank, and the event as JSON."""
         return f"{self.prefix}:t:{conversation}:{turn}"
 
     def response(self, conversation: str, turn: str) -> str:

@@ -45,7 +45,7 @@ class UserQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """The user's, as far as the front end said it."""
 
 
-class Place(NamedTuple):
+class QuestionPlace(NamedTuple):
     """Where the question of an id stands: the turn whose handler asked, its hop, and the key of the step."""
 
     turn: str
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     key: str
 
     @classmethod
-    def parse(cls, question: str) -> Place | None:
+    def parse(cls, question: str) -> QuestionPlace | None:
         """The place of an id that ``str`` made; None for anything else."""
         found = QUESTION_ID.fullmatch(question)
         return cls(found[1], int(found[2]), found[3]) if found else None
@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
 async def find_question(bus: Bus, conversation: str, question: str) -> UserQuestion | None:
     """The question with that id while its handler waits for the answer or has just got it; None otherwise."""
-    place = Place.parse(question)
+    place = QuestionPlace.parse(question)
     if place is None:
         return None
     key = bus.shard(conversation).steps(conversation, place.turn)
@@ -81,7 +81,7 @@ async def answer(
     bus: Bus, conversation: str, question: str, choice: int, *, user: str = "", instance: str = "front"
 ) -> Answered:
     """Answer a question with the option number ``choice``, from 0, for ``user``. Atomic; the first answer counts."""
-    place, found = Place.parse(question), await find_question(bus, conversation, question)
+    place, found = QuestionPlace.parse(question), await find_question(bus, conversation, question)
     if place is None or found is None:
         return "GONE"
     allowed = found.who or await _users_of(bus, conversation, place.turn)
@@ -95,7 +95,7 @@ async def answer(
 async def expire(bus: Bus, conversation: str, question: str, instance: str) -> Answered:
     """Nobody has answered in time: the default counts, unless an answer came first. Raises RolecallError for an id that
     is none."""
-    place, found = Place.parse(question), await find_question(bus, conversation, question)
+    place, found = QuestionPlace.parse(question), await find_question(bus, conversation, question)
     if place is None or found is None:
         raise RolecallError(f"there is no question {question!r}")
     return await _settle(bus, conversation, place, found, found.default, "", instance, expired=True)
@@ -108,7 +108,7 @@ async def _users_of(bus: Bus, conversation: str, turn: str) -> tuple[str, ...]:
 
 
 async def _settle(
-    bus: Bus, conversation: str, place: Place, question: UserQuestion, choice: int, user: str, instance: str,
+    bus: Bus, conversation: str, place: QuestionPlace, question: UserQuestion, choice: int, user: str, instance: str,
     *, expired: bool = False,
 ) -> Answered:  # fmt: skip
     shard = bus.shard(conversation)

@@ -18,7 +18,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_by_user
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.events import Event, follow, progress
-from rolecall.bus.steps.answers import Answered, Place, answer
+from rolecall.bus.steps.answers import Answered, QuestionPlace, answer
 from rolecall.bus.turn import TurnState, root_of, snapshot
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
@@ -251,7 +251,7 @@ def question_of(asked: Mapping[str, Any]) -> TaskQuestion:
 
 async def answer_task(services: Services, ref: TaskRef, question: str, choice: int, user: str) -> Answered:
     """Answer a question of a task for ``user``."""
-    place = Place.parse(question)
+    place = QuestionPlace.parse(question)
     if place is None or root_of(place.turn) != ref.turn:
         return "GONE"
     return await answer(

@@ -24,7 +24,7 @@ from rolecall.bus.members import applicant
 from rolecall.bus.outbox import Placeholders
 from rolecall.bus.questions import close_offer, keep_question, only_message, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule, unschedule_turn
-from rolecall.bus.steps.answers import Place, find_question
+from rolecall.bus.steps.answers import QuestionPlace, find_question
 from rolecall.bus.turn import root_of
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
@@ -183,7 +183,7 @@ class Buttons:
     async def _asking_chat(self, press: ButtonPress, question: str) -> str:
         """The user of the turn that asks ``question``, if that is a chat, such as the group of an anonymous admin: it
         presses no buttons, so its admins do. Empty for anyone else's."""
-        place = Place.parse(question)
+        place = QuestionPlace.parse(question)
         turn = root_of(place.turn) if place else ""
         asker = await asker_of(self.front.bus, press.conversation, turn) or ""
         is_chat = asker.rpartition(":")[2].startswith("-")
