@@ -15,7 +15,7 @@ from rolecall.background import cancel_and_wait
 from rolecall.bus.events import Event
 from rolecall.config import Application
 from rolecall.frontends.front import Front, Received
-from rolecall.serving.balance import ModelAt
+from rolecall.serving.external import ModelAt
 from rolecall.session import Session, open_session
 from rolecall.settings import Settings, Terms
 from rolecall.transcripts.scribe import Scribe

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rolecall.errors import ToolError as ToolError
     from rolecall.models.model import Answer as Answer
     from rolecall.models.model import Message as Message
-    from rolecall.serving.balance import ModelAt as ModelAt
+    from rolecall.serving.external import ModelAt as ModelAt
     from rolecall.serving.spec import ModelCommand as ModelCommand
     from rolecall.settings import Terms as Terms
     from rolecall.version import __version__ as __version__
@@ -79,7 +79,7 @@ _ALSO = {
     "CallReply": "agent.calls",
     "Command": "bus.commands",
     "COMMANDS": "bus.commands",
-    "ModelAt": "serving.balance",
+    "ModelAt": "serving.external",
     "ModelCommand": "serving.spec",
     "known_zone": "bus.schedule.timing",
     "Language": "bus.commands",

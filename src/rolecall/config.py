@@ -33,7 +33,7 @@ from rolecall.bus.envelope import ROLE_NAME
 from rolecall.errors import ConfigError
 from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, models_by_key
 from rolecall.models.vectors import embedding_model
-from rolecall.serving.balance import ModelAt
+from rolecall.serving.external import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms, time_zone
 from rolecall.version import plugins

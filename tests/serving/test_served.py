@@ -15,8 +15,8 @@ from agents.samplellm import SampleLLMAgent
 from rolecall.agent.prompts import PLACE
 from rolecall.agent.role import Instances, Role
 from rolecall.bus.events import Event
-from rolecall.serving.balance import ModelAt
 from rolecall.serving.directory import Directory
+from rolecall.serving.external import ModelAt
 from tests.deployment import Deployment, deployed
 from tests.serving.processes import LONG
 from tests.serving.stub_server import Offline, StubServer

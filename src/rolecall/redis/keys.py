@@ -171,7 +171,7 @@ class ShardKeys:
         return f"{self.dead}:{kind}"
 
     def conversation(self, conversation: str) -> str:
-        """Hash ``seq cseq cur done at session last title ctl told``; see scripts/lib/turn.lua and docs/data-model.md."""
+        """Hash ``seq cseq cur done at session last title ctl told``; see bus/scripts/lib and docs/data-model.md."""
         return f"{self.prefix}:c:{conversation}"
 
     def mailbox(self, conversation: str) -> str:

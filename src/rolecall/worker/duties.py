@@ -18,9 +18,9 @@ from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.redis.keys import ShardKeys
 from rolecall.redis.server import server_ms
-from rolecall.serving.balance import Watch
 from rolecall.serving.capacity import Follower, auto_counts
 from rolecall.serving.directory import Directory
+from rolecall.serving.external import Watch
 from rolecall.stats import FLUSH_SECONDS
 from rolecall.version import __version__
 from rolecall.worker.instance import Instance

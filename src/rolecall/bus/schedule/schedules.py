@@ -101,8 +101,8 @@ async def schedule(
     instance: str = "front",
 ) -> Schedule:  # fmt: skip
     """Have a turn of ``conversation`` with the message ``text`` begin by itself: once ``at`` a time or after a
-    duration, ``every`` so often, or whenever the ``cron`` line says; or ``when`` says one of these as people do, such as
-    "tomorrow at 9" (see phrase.py).
+    duration, ``every`` so often, or whenever the ``cron`` line says; or ``when`` says one of these as people do, such
+    as "tomorrow at 9" (see phrase.py).
 
     A naive ``at`` and a cron line are meant in the time zone ``zone``, by default the conversation's preference
     ``timezone``, else the deployment's. The answer goes where those of the conversation go, by ``front`` (default: the

@@ -12,7 +12,8 @@ from rolecall.models.providers.openai import Endpoint, OpenAIModel
 from rolecall.models.stream import closing
 from rolecall.models.vectors import Vectors
 from rolecall.redis.server import Server
-from rolecall.serving.balance import Balance, ModelAt, Picked, look
+from rolecall.serving.balance import Balance, Picked
+from rolecall.serving.external import ModelAt, look
 from rolecall.settings import Settings
 from rolecall.transport.http_client import client_options
 from rolecall.transport.proxy import proxy_of
