@@ -34,7 +34,7 @@ LOOKS_SECRET = re.compile(
     r"|(?i:(?<=password=)|(?<=passwd=)|(?<=secret=)|(?<=token=)|(?<=api_key=)|(?<=apikey=))[^\s&;,\"'…]+",
     re.ASCII,
 )
-"""What is a secret by its looks, whoever it belongs to."""
+"""What looks like a secret, whether or not it is one of the settings."""
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 # What one item of a comma-separated setting is: of LOG_TARGETS, HTTP_HOSTS and HTTP_ORIGINS.
 TARGET = r"\s*(?:directory|stdout|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\s,]*)?)\s*"
@@ -324,7 +324,8 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:
-        """Every secret among the settings, the longest first; of REDIS_URL the password alone, as its host is none."""
+        """Every secret among the settings, the longest first; of REDIS_URL only the password, as its host is no
+        secret."""
         secret = [value for name, value in self if isinstance(value, SecretStr) and name != "redis_url"]
         given = [value.get_secret_value() for value in secret]
         url = self.redis_url.get_secret_value() if self.redis_url else ""

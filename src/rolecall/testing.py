@@ -156,12 +156,12 @@ async def run_turn(
 ) -> Turn:
     """Send ``text`` through ``roles`` until it is answered.
 
-    Every role that has models gets ``model`` (a FakeModel by default). ``preferences`` and ``history`` (pairs of
-    "user" or "assistant" and a text) are what the conversation already remembers; ``payload`` goes with the text;
-    ``tools`` are functions in place of the tool servers, by the server's name. ``prompts`` replace those of
-    the application, which are in agents/prompts beside or above the roles' modules; ``images`` and ``documents`` (texts
-    by name) come with the text. ``control`` sends it as a command such as ``/help``, which runs outside the
-    conversation's order. Raises RolecallError when no role answers within 200 steps.
+    Every role that has models gets ``model`` (a FakeModel by default). ``preferences`` and ``history`` (pairs of "user"
+    or "assistant" and a text) are what the conversation already remembers; ``payload`` goes with the text; ``tools``
+    are functions in place of the tool servers, by the server's name. ``prompts`` replace those of the application,
+    which are in agents/prompts next to or above the roles' modules; ``images`` and ``documents`` (texts by name) come
+    with the text. ``control`` sends it as a command such as ``/help``, which runs outside the conversation's order.
+    Raises RolecallError when no role answers within 200 steps.
 
     Nothing waits for ``ctx.sleep``, and calls between roles run like everything else. ``answers`` are what the user
     answers to ``ctx.confirm`` and ``ctx.choose``, one after the other: True or False, an option or its number. When

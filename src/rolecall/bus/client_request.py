@@ -208,7 +208,7 @@ def _response_ms(bus: Bus) -> int:
 
 
 def _shortened(message: ClientMessage, most: int) -> ClientMessage:
-    """``message`` without its middle, if it alone is too long."""
+    """``message`` without its middle if the message by itself is too long."""
     if message.size <= most:
         return message
     half = most // 8  # characters have up to four bytes

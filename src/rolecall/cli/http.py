@@ -73,7 +73,7 @@ async def http(
 
 @asynccontextmanager
 async def beside(session: Session, runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> AsyncIterator[None]:
-    """The HTTP server at work in this process, beside the ``runtime``, whose ``http`` is then its address; where it is
+    """The HTTP server at work in this process, next to the ``runtime``, whose ``http`` is then its address; where it is
     not installed that stays empty. Raises ConfigError."""
     try:
         check_installed()

@@ -141,7 +141,7 @@ def _print_bars(tree: Sequence[TurnTimeline], console: Console) -> None:
 
 
 def _print_json(value: object, console: Console) -> None:
-    # ASCII alone: what steers a terminal, and what is no UTF-8, goes as an escape.
+    # ASCII only: control characters, and what is no UTF-8, are escaped.
     console.print(Text(json.dumps(msgspec.to_builtins(value))), soft_wrap=True)
 
 

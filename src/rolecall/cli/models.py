@@ -50,7 +50,7 @@ class Listing:
 async def list_models(app_dir: Path | None, provider: str, console: Console, errors: Console) -> int:
     """One name a line on ``console``; on ``errors`` what could not be asked. Exit status 1 if nothing could.
 
-    ``provider`` is asked alone and in any case; empty: all that are set up, and this machine's.
+    With ``provider``, only that one is asked, and in any case; empty: all that are set up, and this machine's.
     """
     settings = load_quietly(app_dir).settings
     wanted = (
@@ -119,7 +119,7 @@ def _local_row(name: str, settings: Settings) -> tuple[str, ...]:
 
 
 async def show(app_dir: Path | None, console: Console, *, as_json: bool) -> int:
-    """A line for each model server, whoever runs it, or with ``as_json`` an object without its key."""
+    """A line for each model server, no matter who runs it, or with ``as_json`` an object without its key."""
     async with visiting(app_dir) as session:
         servers = await Directory(session.server).servers()
     if as_json:

@@ -100,8 +100,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 @contextmanager
 def own_foreground() -> Iterator[None]:
-    """Make this process the terminal's foreground group for as long: a Ctrl-C then reaches it alone, and a `make`
-    that started it does not report an error of its own."""
+    """Make this process the terminal's foreground group for as long: a Ctrl-C then reaches only this process, and a
+    `make` that started it does not report an error of its own."""
     if not (os.isatty(0) and hasattr(os, "tcsetpgrp")):
         yield
         return

@@ -156,7 +156,7 @@ def _probed(model: str, settings: Settings) -> str:
 
 
 def _choosing(model: str, settings: Settings, values: Values) -> Values:
-    """``values``, and GEN_MODEL where they alone would not choose ``model``."""
+    """``values``, and GEN_MODEL where they would not choose ``model`` by themselves."""
     automatic, _ = models_by_key(_with(settings, {**values, "GEN_MODEL": ""}))
     if automatic[:1] != [model]:
         return {**values, "GEN_MODEL": model}

@@ -76,8 +76,8 @@ async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: 
 
 
 async def invite(app_dir: Path | None, console: Console, *, admin: bool, days: float, name: str) -> int:
-    """Print a link that lets in whoever opens it first; what to send the bot, when Telegram cannot be asked for its
-    name. Raises ConfigError for a token that Telegram does not know."""
+    """Print a link that lets in the first user who opens it; what to send the bot, when Telegram cannot be asked for
+    its name. Raises ConfigError for a token that Telegram does not know."""
     application = load_quietly(app_dir)
     bot = open_bot(application.settings)
     from rolecall.frontends.telegram.access import Access

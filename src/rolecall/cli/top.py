@@ -27,7 +27,7 @@ from rolecall.transcripts.record import visible
 MOST_USERS = 20
 REFRESH_SECONDS = 1.0
 OTHER_LINES = 14
-"""What the screen needs beside the rows of roles, processes and instances."""
+"""What the screen needs besides the rows of roles, processes and instances."""
 
 
 async def show_stats(app_dir: Path | None, console: Console, *, as_json: bool) -> int:

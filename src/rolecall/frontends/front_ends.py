@@ -111,7 +111,7 @@ async def _receive(front_end: FrontEnd) -> None:
     while True:
         try:
             return await front_end.run()
-        except Exception:  # the boundary: a front end's fault must not leave its users alone for good
+        except Exception:  # the boundary: a front end's fault must not keep its users unserved for good
             logger.exception("front end %s failed; it starts again in %g s", front_end.name, pause)
             await asyncio.sleep(pause)
             pause = min(30.0, pause * 2)

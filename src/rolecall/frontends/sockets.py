@@ -24,7 +24,7 @@ BACKLOG = 1024
 
 
 def is_local(host: str) -> bool:
-    """Whether a server at ``host`` is reached from this machine alone."""
+    """Whether a server at ``host`` can only be reached from this machine."""
     try:
         return host in LOOPBACK or ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:

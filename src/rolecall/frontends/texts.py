@@ -1,4 +1,4 @@
-"""The bot's own words, in its users' languages: the table is texts.toml beside this file."""
+"""The bot's own words, in its users' languages: the table is texts.toml in this directory."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Fallback:
 
 
 def preferring(chosen: Model, usual: Model) -> Model:
-    """``chosen`` first, and the others of ``usual`` should it not be to be had."""
+    """``chosen`` first, then the others of ``usual``, in case it is unavailable."""
     others = usual.models if isinstance(usual, Fallback) else (usual,)
     return Fallback([chosen, *(model for model in others if model.name != chosen.name)])
 

@@ -107,7 +107,7 @@ class ThoughtFilter:
         self._thought = self._opened = self._tail = ""
         pieces = self._show(rest)
         if self._held is not None and self.habit.begins_thinking and not whole:
-            self._held = None  # cut amid its thoughts
+            self._held = None  # cut off while it was thinking
             return []
         if whole and (self.shown or self._held):
             self.habit.begins_thinking = self._unopened

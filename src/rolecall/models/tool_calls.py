@@ -79,7 +79,8 @@ async def calling_by_schema(stream: Stream, request: Request) -> AsyncIterator[M
 
 
 def _told(tools: Iterable[ToolSpec]) -> list[Message]:
-    """What there is to call; of one tool alone its schema tells enough, and a small model does better with less."""
+    """What there is to call; if there is only one tool, its schema tells enough, and a small model does better with
+    less."""
     lines = [f"{tool.name}({', '.join(tool.parameters.get('properties', ()))}): {tool.description}" for tool in tools]
     return [Message("system", "\n".join(["Functions:", *lines]))] if len(lines) > 1 else []
 

@@ -19,7 +19,7 @@ BY_KEY = {
     "gemini_api_key": "gemini-embedding-001@gemini",
     "google_api_key": "gemini-embedding-001@gemini",
 }
-"""The embedding model that a key alone is enough for, the best one first."""
+"""The embedding models that need nothing but a key, the best one first."""
 EXAMPLE = "text-embedding-3-small@openai"
 
 

@@ -39,12 +39,11 @@ class Leader:
     """A candidate in the election ``name``; it holds the lead for ``seconds`` after each renewal.
 
     The holder judges its time by this machine's clock from before each renewal, so it always stops earlier than the
-    server thinks. With ``lock``, a file in some directory, the lead belongs to the directory: whoever holds the file
-    lock speaks for it, so processes of one directory replace each other at once. All others wait until the lead has
-    expired. With ``exclusive`` a process without the file lock is no candidate at all. ``key`` is that of the lease, if
-    it is not the application's own. Candidates of the same ``together`` hold the lead together until the last of them
-    has ended and it expires.
-    """
+    server thinks. With ``lock``, a file in some directory, the lead belongs to the directory: the process that holds
+    the file lock speaks for it, so processes of one directory replace each other at once. All others wait until the
+    lead has expired. With ``exclusive`` a process without the file lock is no candidate at all. ``key`` is that of the
+    lease, if it is not the application's own. Candidates of the same ``together`` hold the lead together until the last
+    of them has ended and it expires."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ UNAVAILABLE = "the server is unavailable: "
 UNREACHABLE = "it cannot be reached"
 WRITES = "writes"
 QUIET_SECONDS = 10.0
-"""Writes that succeed end an outage of writes when none was refused for so long: not all scripts write each time."""
+"""A successful write ends an outage of writes once none was refused for this long: not all scripts write each time."""
 
 SECTIONS = ("memory", "persistence", "replication")
 """The sections of INFO that a condition is read from."""

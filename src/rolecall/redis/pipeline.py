@@ -27,7 +27,7 @@ BURST = 8
 """So many commands are written without waiting for more of the same tick: the server works on them while the rest of a
 burst is still being made."""
 SETTLED_SECONDS = 1.0
-"""The age at which a connection to a replica is opened anew: once a second while the address still leads there."""
+"""The age at which a connection to a replica is reopened: once a second while the address still leads there."""
 
 Connection = Any
 """redis-py's asyncio connection, which is untyped."""
@@ -46,7 +46,7 @@ class WireOwner(Protocol):
         ...
 
     def demoted(self) -> None:
-        """The node turned out to be a replica; the wire opens its connection anew, by name."""
+        """The node turned out to be a replica; the wire reopens its connection, by name."""
         ...
 
     def lost(self) -> None:
@@ -131,7 +131,7 @@ class Wire:
             self._something.set()
 
     def reconnect(self) -> None:
-        """Open the connection anew; what waits for a reply fails."""
+        """Reopen the connection; what waits for a reply fails."""
         for connection in (self._opening, self._connection):
             if connection is not None:
                 cut(connection)
@@ -159,7 +159,7 @@ class Wire:
                     group.create_task(self._write(connection), name="rolecall wire writer")
                     group.create_task(self._read(connection), name="rolecall wire reader")
                     group.create_task(self._watch(connection), name="rolecall wire watch")
-            except* Exception as failures:  # the boundary: whoever waits for an answer gets one, whatever happened
+            except* Exception as failures:  # the boundary: every caller that waits for an answer gets one
                 self._fail(cause_of(failures))
                 self._owner.lost()
             finally:
@@ -216,7 +216,7 @@ class Wire:
                 self._refuse(command, error)
                 continue
             self._answer(command, reply)
-            if self._failing and command[2] < REDIRECTIONS:  # what is sent beside commands works while those do not
+            if self._failing and command[2] < REDIRECTIONS:  # SCRIPT LOAD and ASKING work while commands do not
                 self._works()
 
     def _answer(self, command: Command, reply: Any) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BLOCK_MS = 12_000
 """How long a blocking read waits at the server, at most."""
 SILENCE_SECONDS = 4.5
-"""A reader's server that says nothing for so long is taken to be away, unless it was told to wait for longer."""
+"""After this much silence a reader takes its server to be away, unless the server was told to wait longer."""
 ANSWER_SECONDS = 1.5
 """How long the answer may take that a read was told to wait for."""
 

@@ -86,7 +86,7 @@ class Subscriber:
         return None
 
     def leave(self, places: Collection[Place]) -> None:
-        """Open the connection anew, even while it is read, if it is to one of ``places``."""
+        """Reopen the connection, even while it is read, if it is to one of ``places``."""
         if self._connection is not None and self.place in places:
             cut(self._connection)
 
@@ -204,7 +204,7 @@ class ShardedSubscriber(Subscriber):
         return self._nodes[place]
 
     async def _listen(self, place: Place) -> None:
-        """Receive from one node for as long as it has channels of ours."""
+        """Receive from one node while it has channels that this process subscribed to."""
         node = self._nodes[place]
         while node.channels:
             try:

@@ -16,15 +16,15 @@ from rolecall.serving.spec import ModelServer, Spec, State
 START_SECONDS = 10.0
 """How long a place is kept for a host process that is only being started."""
 LAPSE_SECONDS = 5.0
-"""A server whose host is silent for so long is taken to be gone."""
+"""A server counts as gone after its host has been silent for this long."""
 USER_SECONDS = 6.0
-"""A process that is silent for so long needs no model any more."""
+"""A process that has been silent for this long needs no model any more."""
 CALL_SECONDS = 15.0
-"""A call without a sign of life for so long is over."""
+"""A call is over after this long without a sign of life."""
 RETRY_SECONDS = 3.0
-"""A model that could not be started is not tried again for so long."""
+"""How long a model that could not be started is not tried again."""
 RESIDENT_SECONDS = 10.0
-"""A model that was loaded stays for so long before it makes room for another one."""
+"""How long a loaded model stays at least before it makes room for another one."""
 
 
 class DirectoryBlock(TypedDict):
@@ -87,8 +87,8 @@ class Directory:
         self._resident = resident
 
     async def servers(self, spec: Spec | None = None, *, machine: str | None = None) -> list[ModelServer]:
-        """The live servers with ``in_flight``, ``age`` and ``idle`` (ms) as of now; of ``spec`` alone, and those that
-        ``machine`` can use, if given. Oldest first."""
+        """The live servers with ``in_flight``, ``age`` and ``idle`` (ms) as of now; only those of ``spec``, and those
+        that ``machine`` can use, if given. Oldest first."""
         found = [_server(raw) for raw in await self._server.run(LIST, _block())]
         chosen = [
             one
@@ -98,10 +98,10 @@ class Directory:
         return sorted(chosen, key=lambda one: (one.since, one.id))
 
     async def claim(self, wanted: ModelServer, user: str, room: Room, *, hungry: bool = False) -> Claim:
-        """Find the server of ``wanted.spec`` or, with START, take its place: whoever is told so has START_SECONDS to
-        get a host going under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too little, servers
-        that nobody uses are asked to leave, the longest unused first, and only if that is enough; with ``hungry`` busy
-        ones too, which answer first what they were asked. Those that load or are pinned stay."""
+        """Find the server of ``wanted.spec`` or, with START, take its place: the caller that is told so has
+        START_SECONDS to get a host going under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too
+        little, servers that nobody uses are asked to leave, the longest unused first, and only if that is enough; with
+        ``hungry`` busy ones too, which answer first what they were asked. Those that load or are pinned stay."""
         word, *rest = await self._server.run(
             CLAIM, _block(), server=msgspec.json.encode(wanted), user=user, user_lasts=_ms(USER_SECONDS),
             lasts=_ms(START_SECONDS), most=room.most, free=room.free, resident=_ms(self._resident), hungry=int(hungry),

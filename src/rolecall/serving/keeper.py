@@ -26,9 +26,9 @@ BEAT_SECONDS = 0.5
 ANSWER_SECONDS = 2.0
 """How long Redis may take for the answer to a beat."""
 ALONE_SECONDS = 2.0
-"""An engine that nobody needs stays for so long: a server that forgot everything is told anew by then."""
+"""How long an engine stays that nobody needs: by then a server that lost its data has been told again who does."""
 AWAY_SECONDS = 10.0
-"""An engine stays for so long while Redis is away."""
+"""How long an engine stays while Redis is away."""
 LOOK_SECONDS = 5.0
 """How often its memory and health are looked at; it may take as long to answer."""
 LOOKS = 4
@@ -113,7 +113,8 @@ class Keeper:
     async def _beat(self) -> None:
         """Returns when the engine has to go."""
         heard = needed = time.monotonic()
-        patience = ANSWER_SECONDS  # whoever started it spoke with Redis a moment ago: it has been ended since
+        # Who started it spoke with Redis a moment ago: if it is not there any more, it was ended since.
+        patience = ANSWER_SECONDS
         while True:
             self._news.clear()
             try:

@@ -216,7 +216,7 @@ class Launcher:
     def _over(self, spec_id: str, task: asyncio.Task[ModelServer]) -> None:
         self._ensuring.pop(spec_id, None)
         if not task.cancelled():
-            task.exception()  # whoever asked has it; if all were cancelled nobody wants it
+            task.exception()  # every caller has it; if all were cancelled, nobody wants it
 
     # ── being there ─────────────────────────────────────────────────────────────────────────────
 

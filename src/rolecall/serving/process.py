@@ -1,4 +1,4 @@
-"""Processes of this machine, identified by pid and start time: a pid alone may have been reused."""
+"""Processes of this machine, identified by pid and start time: a pid by itself may have been reused."""
 
 from __future__ import annotations
 

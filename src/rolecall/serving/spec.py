@@ -90,7 +90,7 @@ class ModelServer(msgspec.Struct, frozen=True):
 
     @property
     def owned(self) -> bool:
-        """Whether a host process of ours runs it."""
+        """Whether a host process of Rolecall runs it."""
         return bool(self.machine)
 
 

@@ -121,7 +121,7 @@ async def ensure_weights(name: str, cache: Path, progress: Progress | None = Non
 
 
 def _whole(target: Path, weights: Weights) -> bool:
-    """By size alone: the hash was checked when the file was put there, and would slow every start."""
+    """Only by size: the hash was checked when the file was put there, and would slow every start."""
     with suppress(OSError):
         return target.stat().st_size == weights.size
     return False
@@ -136,7 +136,7 @@ async def _from_url(weights: Weights, target: Path, progress: Progress | None) -
 
 
 async def _fetch(weights: Weights, target: Path, directory: Path, progress: Progress | None) -> None:
-    # Left by a fetch that was killed; whoever holds the lock is the only one here.
+    # Left by a fetch that was killed: the holder of the lock is the only one here.
     shutil.rmtree(directory, ignore_errors=True)
     _check_room(weights, target)
     make_private(directory)
@@ -255,8 +255,8 @@ async def download(
 ) -> None:
     """Put the ``size`` bytes of ``url`` to ``target``, which appears whole and with that hash or not at all.
 
-    What has come lies beside it, ``.part``, and is gone on with by the next call, after a kill too. One call at a time.
-    Raises ModelUnavailable with the reason, OSError when the disk does not take it.
+    A partial download is kept next to it as ``.part``; the next call continues it, also after a kill. One call at a
+    time. Raises ModelUnavailable with the reason, OSError when the disk does not take it.
     """
     try:
         import httpx2

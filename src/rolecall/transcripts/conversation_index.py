@@ -21,7 +21,7 @@ from rolecall.transcripts.words import FAILURES
 
 logger = logging.getLogger(__name__)
 VERSION = 3
-"""Of the tables: another one is built anew."""
+"""Of the tables; an index of another version is built again."""
 TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
     id INTEGER PRIMARY KEY, name TEXT UNIQUE, stamp INTEGER, conversation TEXT, title TEXT, named TEXT, first INTEGER,

@@ -138,7 +138,7 @@ class TranscriptObjects:
             if not fresh or self._create(_key(path, following.number), b"".join(map(self._line, fresh))):
                 self._segments[path] = following if fresh else segment
                 return
-            self._segments.pop(path, None)  # another scribe, or an attempt of ours whose answer was lost
+            self._segments.pop(path, None)  # another scribe wrote it, or this one did and the reply was lost
 
     def _line(self, record: Record) -> bytes:
         try:

@@ -115,7 +115,8 @@ def trees(records: Iterable[Record], last: int) -> list[list[TurnTimeline]]:
 
 
 def tree_bars(turns: Sequence[TurnTimeline], width: int = 60) -> list[str]:
-    """One of ``trees`` as text: the turn, and its calls indented under whoever made them, on one scale of time."""
+    """One of ``trees`` as text: the turn, and its calls indented under the handler that made them, on one time
+    scale."""
     root, end = turns[0], max(turn.ms + turn.total for turn in turns) - turns[0].ms
     names = max((len(INDENT * turn.depth + hop.instance) for turn in turns for hop in turn.hops), default=0)
     lines = list[str]()

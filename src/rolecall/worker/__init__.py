@@ -1,1 +1,1 @@
-"""A process that runs agents: its instances, their leases, and the duties beside them."""
+"""A process that runs agents: its instances, their leases, and its other duties."""

@@ -1,5 +1,5 @@
 """The watchdog of a worker: a thread that notices when a handler blocks the event loop, says which one and where, and
-keeps the turns beside it from harm."""
+keeps the other turns of its process from harm."""
 
 from __future__ import annotations
 

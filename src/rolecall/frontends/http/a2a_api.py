@@ -173,7 +173,7 @@ class _Call:
         return status
 
     def message(self, task: Task, said: str) -> wire.Message:
-        """A message of ours about ``task``."""
+        """A message of the assistant about ``task``."""
         return wire.Message(
             message_id=f"{task.id or self.request.state.request_id}-{task.state}", role=wire.ROLE_AGENT,
             context_id=self.context_id(task), task_id=task.id or "", parts=[wire.Part(text=said)],

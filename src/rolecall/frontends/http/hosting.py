@@ -21,7 +21,7 @@ from rolecall.frontends.http.guard import HEADER_BYTES
 
 DRAIN_SECONDS = 5
 STALLED_SECONDS = 30.0
-"""A connection is aborted when its client reads nothing of what waits for it for so long."""
+"""A connection is aborted when its client has read nothing of what waits for it for this long."""
 STEADY_SECONDS = 5.0
 """A process that ends sooner than this counts as one that could not start."""
 TRIES = 3

@@ -275,7 +275,7 @@ async def _current(services: Services, conversation: str) -> dict[str, Any]:
     running, waiting, preferences = await asyncio.gather(
         running_turn(bus, conversation), places(bus, conversation), preferences_of(bus, conversation)
     )
-    preferences.pop("shared", None)  # whoever knows it can read the conversation
+    preferences.pop("shared", None)  # anyone who knows it can read the conversation
     return {"running": running or None, "waiting": list(waiting), "preferences": preferences}
 
 

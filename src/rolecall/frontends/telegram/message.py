@@ -295,7 +295,7 @@ def incoming_of(
     if not text and not files:
         if not named:
             return _unreadable(update, message, sender, me, front) if private else None
-        text = raw.strip() if _quoted(message, me) else ""  # the name alone asks about the message it replies to
+        text = raw.strip() if _quoted(message, me) else ""  # just its name asks about the message it replies to
     return _incoming(update, message, sender, me, front, text, files)
 
 

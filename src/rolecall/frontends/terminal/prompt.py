@@ -164,7 +164,7 @@ class _Words(Completer):
 
 
 def _history(path: Path | None) -> History:
-    """Earlier lines, in a file for its owner alone; in memory where no file can be kept."""
+    """Earlier lines, in a file that only its owner can read; in memory where no file can be kept."""
     if path is None:
         return InMemoryHistory()
     try:

@@ -88,7 +88,7 @@ async def chat(
 
 
 class Unanswered:
-    """The questions of a chat whose process starts again in the midst of it. ``keep`` writes them to ``path`` and gives
+    """The questions of a chat whose process starts again while it goes on. ``keep`` writes them to ``path`` and gives
     the terminal back as it was; the chat of the next process takes them from there."""
 
     def __init__(self, path: Path) -> None:
@@ -306,7 +306,7 @@ class Chat:
     # ── showing ─────────────────────────────────────────────────────────────────────────────────
 
     async def _settle_beside(self, said: Said, text: str, style: str) -> None:
-        """Show question and answer in one block, which may stand in the midst of another answer."""
+        """Show question and answer in one block, which may come while another answer is shown."""
         with suppress(ValueError):
             self._waiting.remove(said)
         margin = "  " if self._current else ""

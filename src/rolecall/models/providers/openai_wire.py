@@ -40,7 +40,7 @@ NEED_RESPONSES = (
     "computer-use-*",
     "gpt-daybreak-*", "gpt-*-cyber", "gpt-rosalind-*", "gpt-*-rosalind", "gpt-*-law",
 )  # fmt: skip
-"""OpenAI answers for these by the Responses API alone."""
+"""OpenAI only serves these by the Responses API."""
 SEARCH = ("*-deep-research", "*-deep-research-*")
 """These refuse every request that gives them nowhere to search."""
 REASON = ("o[1-9]", "o[1-9]-*", "gpt-[5-9]", "gpt-[5-9][.-]*", "codex-*")
@@ -50,7 +50,7 @@ NOT_FOR_TEXT = (
     "*embedding*", "*moderation*", "*whisper*", "*tts*", "*transcribe*", "*translate*", "*realtime*", "*audio*",
     "*-live-*", "dall-e*", "*image*", "sora*", "babbage*", "davinci*", "*-instruct", "*-instruct-*",
 )  # fmt: skip
-"""What OpenAI offers beside models one can chat with."""
+"""What OpenAI offers besides chat models."""
 SCHEMA_NAME = "answer"
 FINISHES = {
     "length": "length", "max_tokens": "length", "max_output_tokens": "length", "model_length": "length",

@@ -1,4 +1,4 @@
--- Put right what a step of the server's clock did to a shard: leases begin anew, as their idle times are wrong; deferred
+-- Put right what a step of the server's clock did to a shard: leases start over, as their idle times are wrong; deferred
 -- turns sleep as long as they were to; turns in flight are as old as they were; schedules follow the new time. Any number
 -- of processes may run this, and must for the streams of their roles; the rest is done once.
 --   clock: hash of what the clock showed before a step → the step in ms

@@ -1,5 +1,5 @@
 -- Give up the entry of a handler that its worker did not survive. Any process may take it at once, and that delivery is
--- its last one, so that nothing else on its last delivery is handled beside it.
+-- its last one, so that nothing else on its last delivery is handled at the same time.
 --   lease: ms
 -- Returns OK | FENCED.
 -- include: entry

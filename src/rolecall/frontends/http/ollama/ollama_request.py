@@ -130,7 +130,7 @@ class OllamaPrompt(OllamaBody):
 
 
 def client_messages(messages: Sequence[OllamaMessage]) -> list[ClientMessage]:
-    """``messages`` as the bus knows them. Ollama's results name their tool, but seldom the call: they belong to the
+    """``messages`` as the bus knows them. Ollama's results name their tool, but rarely the call: they belong to the
     first open call of that tool."""
     found: list[ClientMessage] = []
     open_calls: list[ClientCall] = []

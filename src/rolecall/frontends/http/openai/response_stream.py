@@ -96,7 +96,7 @@ class ResponseEvents:
 
     def _numbered(self, *changes: Change) -> Iterator[ServerSentEvent]:
         for name, data in changes:
-            if name in LAST:  # whoever comes back hears of the end, however the text was divided the first time
+            if name in LAST:  # a client that comes back gets the end, however the text was divided before
                 self.number = max(self.number, self.after + 1)
             if self.number > self.after:
                 yield event(name, {"type": name, "sequence_number": self.number, **data})

@@ -168,7 +168,7 @@ async def show_picture(services: ServicesDep, who: User, picture: str, name: Nam
 
 @router.get("/web/shared/{link}/thread")
 async def show_shared(services: ServicesDep, link: str) -> dict[str, Any]:
-    """The messages of a shared conversation, for whoever has its link."""
+    """The messages of a shared conversation, for anyone who has its link."""
     conversation, title = await find_shared(services, link)
     thread = await thread_of(services, conversation)
     hidden = ("images", "files", "turn")

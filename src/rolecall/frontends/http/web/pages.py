@@ -78,7 +78,7 @@ async def chat(request: Request, services: ServicesDep) -> Response:
 
 @router.get("/web/shared/{link}")
 async def show_shared(request: Request, services: ServicesDep, link: str) -> Response:
-    """Show a shared conversation to whoever has its link."""
+    """Show a shared conversation to anyone who has its link."""
     try:
         _, title = await own_chats.find_shared(services, link)
     except HTTPException as refused:
