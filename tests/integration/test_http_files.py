@@ -37,6 +37,7 @@ from tests.certificates import Authority
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving
 from tests.unit.test_telegram_documents import locked, pdf
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -80,6 +81,21 @@ async def test_texts_become_vectors_in_their_order(client: openai.AsyncOpenAI, m
     assert (found.model, found.usage.prompt_tokens, found.usage.total_tokens) == ("words@test", 7, 7)
     one = await client.embeddings.create(model=model, input="a cat", encoding_format="float")
     assert len(one.data) == 1 and len(one.data[0].embedding) == 64
+
+
+async def test_what_is_embedded_or_transcribed_is_no_conversation_of_the_page(
+    client: openai.AsyncOpenAI, plain: httpx2.AsyncClient
+) -> None:
+    await client.embeddings.create(model="auto", input="a cat")
+    await client.audio.transcriptions.create(model="auto", file=("note.ogg", b"what was said", "audio/ogg"))
+
+    async def listed(search: str) -> list[str]:
+        rows = (await plain.get("/web/chat", params={"search": search})).json()["conversations"]
+        return [row["name"] for row in rows]
+
+    for kind in ("embeddings-", "transcriptions-"):
+        await wait_until(lambda kind=kind: listed(kind), what="its transcript")  # type: ignore[misc]
+        assert not [name for name in await listed("") if name.startswith(kind)]
 
 
 async def test_both_formats_hold_the_same_vector(url: str) -> None:

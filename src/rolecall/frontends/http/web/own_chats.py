@@ -43,8 +43,9 @@ MOST_READ = 1000
 OF_PAGE = "web-"
 """How the names begin that the page gives to conversations."""
 TITLE_CHARS = 100
-UNNAMED = re.compile(r"[0-9a-f]{16}")
-"""The names of conversations that a program began without naming them."""
+UNNAMED = re.compile(r"[0-9a-f]{16}|(?:embeddings|transcriptions)-\d{1,2}")
+"""The names of conversations that a program began without naming them, and of those of /v1/embeddings and
+/v1/audio/transcriptions."""
 PICTURE = re.compile(r"[0-9a-f]{32}")
 FENCE = re.compile(r"^ {0,3}(```+(?=[^`\n]*$)|~~~+)(.*)$", re.MULTILINE)
 """A line that begins or ends a code block of Markdown."""
