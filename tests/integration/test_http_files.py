@@ -65,7 +65,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
-    async with deployed(tmp_path_factory.mktemp("embeddings"), ROLES, **SETTINGS) as running:
+    async with deployed(tmp_path_factory.mktemp("embeddings"), ROLES, scribe=True, **SETTINGS) as running:
         yield running
 
 
@@ -94,7 +94,7 @@ async def test_what_is_embedded_or_transcribed_is_no_conversation_of_the_page(
         return [row["name"] for row in rows]
 
     for kind in ("embeddings-", "transcriptions-"):
-        await wait_until(lambda kind=kind: listed(kind), what="its transcript")  # type: ignore[misc]
+        await wait_until(lambda kind=kind: listed(kind), what="its transcript")
         assert not [name for name in await listed("") if name.startswith(kind)]
 
 
