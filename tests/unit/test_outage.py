@@ -113,6 +113,25 @@ async def writable(server: RedisServer) -> bool:
     return True
 
 
+async def test_a_password_that_is_changed_is_told_though_the_outage_began_with_a_lost_connection(
+    binary: Path, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = ValkeyProcess(directory, binary=binary)
+    process.start()
+    async with connected(process.url) as admin:
+        await admin.call("ACL", "SETUSER", "few", "on", ">one", "~*", "&*", "+@all")
+        async with connected(process.url.replace("://", "://few:one@")) as server:
+            await admin.call("ACL", "SETUSER", "few", "resetpass", ">two")
+            await admin.call("CLIENT", "KILL", "USER", "few")
+            waiting = asyncio.create_task(lease(server))
+            await wait_until(lambda: "WRONGPASS" in server.outage.reason)
+            await admin.call("ACL", "SETUSER", "few", ">one")
+            await waiting
+    process.kill()
+    told = [record.getMessage() for record in caplog.records if "available" in record.getMessage()]
+    assert len(told) == 3 and told[1].endswith("it does not accept our user and password (WRONGPASS)")
+
+
 async def test_a_server_that_loads_its_data_is_waited_for(binary: Path, directory: Path) -> None:
     slowly = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
     process = ValkeyProcess(directory, *slowly, binary=binary)

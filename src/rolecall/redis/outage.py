@@ -44,6 +44,8 @@ REDIRECTS = frozenset({"ASK", "MOVED"})
 """The answers of a cluster's node that name another one, which is known then."""
 REFUSES_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 """The answers of a server that still serves reads, so that an answered read does not end the outage."""
+NEEDS_HELP = frozenset({"MISCONF", "NOAUTH", "NOREPLICAS", "OOM", "WRONGPASS"})
+"""The answers that somebody has to do something about: logged also where the outage began otherwise."""
 LOST = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
 """How a connection fails; uvloop raises RuntimeError for one that is closed already."""
 UNAVAILABLE = "the server is unavailable: "
@@ -62,12 +64,14 @@ ENDING_BADLY = {
 
 
 class Outage:
-    """Why a process cannot use its server at the moment, over all its connections. Logged once when the outage begins
-    and once when it ends, however many commands fail in between."""
+    """Why a process cannot use its server at the moment, over all its connections. Logged once when the outage begins,
+    once for each reason that NEEDS_HELP, and once when it ends, however many commands fail in between."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._failing: dict[object, str] = {}
+        self._told = set[str]()
+        """The codes of this outage that were logged."""
         self._began = 0.0
         self._refused = 0.0
         self._level = logging.INFO
@@ -89,8 +93,12 @@ class Outage:
         if error.code in REDIRECTS:
             return
         self._refused = time.monotonic()
-        if not self._failing:
+        begins = not self._failing
+        if begins:
             self._began = self._refused
+            self._told.clear()
+        if begins or error.code in NEEDS_HELP - self._told:
+            self._told.add(error.code)
             why = str(error).removeprefix(UNAVAILABLE)
             logger.log(self._level, "the server at %s is unavailable, waiting: %s", self._address, why)
         self._failing[part] = _reason(error.code)
@@ -143,8 +151,9 @@ def translated() -> Iterator[None]:
 def _code(error: BaseException) -> str:
     """The first word of the server's answer: redis-py leaves it in the text only where it has no class for it. While
     connecting it may wrap the answer in a ConnectionError."""
-    if code := getattr(error, "status_code", None):
-        return str(code)
+    for found in (error, error.__cause__):
+        if code := getattr(found, "status_code", None):
+            return str(code)
     first = str(error).partition(" ")[0]
     return first if isinstance(error, ResponseError) or first in TRANSIENT else ""
 
