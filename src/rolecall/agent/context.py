@@ -29,7 +29,7 @@ from rolecall.bus.leases import Delivery
 from rolecall.bus.schedule.schedules import Schedule, schedule
 from rolecall.bus.settle import Awaited
 from rolecall.bus.turn import Records, Verdict, root_of
-from rolecall.errors import CallFailed, ConfigError, StepError, expect
+from rolecall.errors import CallFailed, ConfigError, expect
 from rolecall.models.fallback import preferring
 from rolecall.models.gate import Guarded
 from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
@@ -51,8 +51,8 @@ class Context:
         instance: str,
         records: Records,
         publish: Callable[[int, str], Awaitable[None]],
-        lost: Callable[[], None] = lambda: None,
-        park: Callable[[Awaited, HopUsage | None], Awaitable[tuple[Verdict, int]]] | None = None,
+        lost: Callable[[], None],
+        park: Callable[[Awaited, HopUsage | None], Awaitable[tuple[Verdict, int]]],
     ) -> None:
         self.instance = instance
         """The id of the instance that handles, ``<role>:<host>:<pid>:<n>``."""
@@ -63,8 +63,10 @@ class Context:
         it."""
         self.logprobs = ""
         """The id of the stored log probabilities of the answer, if an API client asked for them."""
+        # An instance makes it. ``publish`` shows a piece of the answer, at its position in characters; ``lost`` is called
+        # once a step finds that another process owns the entry; ``park`` suspends the turn, see Park in waits.py.
         self._services, self._delivery, self._origin = services, delivery, envelope
-        self._records, self._publish, self._lost, self._park = records, publish, lost, park or _never
+        self._records, self._publish, self._lost, self._park = records, publish, lost, park
         self._task = asyncio.current_task()
         self._position, self._ended = 0, False
 
@@ -474,11 +476,6 @@ def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model 
     """The model of ``role``, after the one that ``envelope`` prefers."""
     model, preferred = services.role_models.get(role), services.models.get(str(envelope.payload.get("model")))
     return preferring(preferred, model) if model and preferred else model
-
-
-async def _never(awaited: Awaited, used: HopUsage | None) -> tuple[Verdict, int]:
-    """Where nothing can be suspended."""
-    raise StepError("a handler that waits needs a worker to suspend it")
 
 
 def _share(envelope: Envelope) -> float:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from rolecall.agent.tools import NAME, Tool, parameters_of
 from rolecall.bus.foreign_text import defused
-from rolecall.errors import ConfigError, MissingExtra, ToolError
+from rolecall.errors import ConfigError, MissingExtra, ToolError, cause_of
 from rolecall.models.model import ToolSpec
 from rolecall.transport.http_client import address, client_options
 from rolecall.transport.proxy import proxy_of
@@ -322,8 +322,7 @@ class ToolSession:
         return ToolError(f"the tool server {self._name} ({at}) is unavailable: {self._reason(error)}{hint}")
 
     def _reason(self, error: BaseException) -> str:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = cause_of(error)
         if isinstance(error, TimeoutError):
             return f"no answer within {self._server.seconds:g} s"
         if isinstance(error, asyncio.CancelledError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.errors import ConfigError, RolecallError, cause_of
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -50,7 +50,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except (RolecallError, BaseExceptionGroup) as error:
-        cause = _first(error)
+        cause = cause_of(error)
         if not isinstance(cause, RolecallError):
             raise
         _end(str(cause), 2 if isinstance(cause, ConfigError) else 1)
@@ -122,13 +122,6 @@ def _is_no_text(given: str) -> bool:
     except UnicodeEncodeError:
         return not Path(given.rpartition("=")[2]).exists()
     return False
-
-
-def _first(error: BaseException) -> BaseException:
-    """What went wrong, out of the groups that tasks wrap it in."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _end(message: str, status: int) -> None:

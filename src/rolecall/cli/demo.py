@@ -27,7 +27,7 @@ from rolecall.cli import STOPPED
 from rolecall.cli.output import columns, print_lines
 from rolecall.cli.runner import log_to_stderr, stop_requested
 from rolecall.config import Application
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.errors import ConfigError, RolecallError, cause_of
 from rolecall.frontends.front import Front, Received
 from rolecall.session import open_session
 from rolecall.settings import Settings
@@ -272,10 +272,7 @@ def _turns(asking: asyncio.Task[list[HandledTurn]]) -> list[HandledTurn]:
     try:
         return asking.result()
     except* RolecallError as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raised = first
+        raised = cause_of(group)
     raise raised
 
 

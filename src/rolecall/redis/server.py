@@ -81,7 +81,6 @@ class RedisServer:
         self.url = url
         self.patience = patience
         self.closed = False
-        self._socket_timeout = socket_timeout
         self._options: dict[str, Any] = {
             "decode_responses": False,
             "protocol": 2,

@@ -155,7 +155,7 @@ NO_LOOPS = {
 }
 """The DRY sampler: a token that would continue a repetition of more than four tokens becomes less and less likely. Of
 twelve answers of smollm2 in one conversation, five repeated a sentence without it and none with it (one with eight
-tokens); a fact that was asked for twice was told twice. ``python -m bench.loops`` compares both."""
+tokens); a fact that was asked for twice was told twice. ``python -m bench.repetition`` compares both."""
 MANNERS = {
     "smollm2": Manner(max_tokens=256, temperature=0, calls_by_schema=True, sampling=NO_LOOPS),
     "qwen2.5-coder-1.5b": Manner(max_tokens=1024, temperature=0.2, calls_by_schema=True),

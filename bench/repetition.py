@@ -1,7 +1,7 @@
-"""``python -m bench.loops``: twenty turns of the tiny model in one conversation, as it was and as it is.
+"""``python -m bench.repetition``: twenty turns of the tiny model in one conversation, twice.
 
-Before: the whole history and plain greedy sampling. Now: the sampling of ``MANNERS`` and the last six messages. Prints
-how many answers repeat a sentence; with ``--show`` the answers too. Takes some minutes on two cores.
+Once plain: with the whole history and greedy sampling. Once with the sampling of ``MANNERS`` and the last six messages.
+Prints how many answers repeat a sentence; with ``--show`` the answers too. Takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ async def measure(url: str, directory: Path, show: bool) -> None:
     """Both conversations, with a line for each."""
     server = RedisServer(url)
     serving = Launcher(server, "bench", directory)
-    for name, recent in (("before", HISTORY), ("now", RECENT)):
+    for name, recent in (("plain", HISTORY), ("manners", RECENT)):
         model = LocalModel("smollm2", Settings(), serving)
-        if name == "before":
+        if name == "plain":
             model._sampling = {}
         answers = await conversation(model, recent)
         repeated, most = sum(map(bool, map(repeats, answers))), max(map(repeats, answers))
@@ -70,7 +70,7 @@ async def measure(url: str, directory: Path, show: bool) -> None:
 
 def main() -> None:
     """Start a server and measure."""
-    parser = argparse.ArgumentParser(prog="python -m bench.loops", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.repetition", description=__doc__)
     parser.add_argument("--show", action="store_true", help="print questions and answers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rc") as directory:
