@@ -63,8 +63,8 @@ class Context:
         it."""
         self.logprobs = ""
         """The id of the stored log probabilities of the answer, if an API client asked for them."""
-        # An instance makes it. ``publish`` shows a piece of the answer, at its position in characters; ``lost`` is called
-        # once a step finds that another process owns the entry; ``park`` suspends the turn, see Park in waits.py.
+        # A Handling makes it. ``publish`` shows a piece of the answer at its position in characters, ``lost`` is called
+        # once a step finds that another process owns the entry, ``park`` suspends the turn: see Park in waits.py.
         self._services, self._delivery, self._origin = services, delivery, envelope
         self._records, self._publish, self._lost, self._park = records, publish, lost, park
         self._task = asyncio.current_task()
