@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 
 from rolecall.errors import ConfigError, ContentRefused, ImagesRefused, ModelError, ModelUnauthorised, RateLimited
 from rolecall.models import Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
@@ -123,9 +124,50 @@ async def test_tools_are_declared_whole_and_one_can_be_insisted_on(vendor: Vendo
     assert body["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
 
 
-async def test_a_schema_asks_for_json(vendor: Vendor) -> None:
-    body = (await asked(vendor, Request((Message("user", "?"),), schema=NESTED))).body
-    assert body["output_config"] == {"format": {"type": "json_schema", "schema": NESTED}}
+class Part(BaseModel):
+    """A part of an answer."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["a", "b"] = "a"
+
+
+class Whole(BaseModel):
+    """An answer with limits, a default and a definition, none of which the API takes as it is."""
+
+    age: int | None = Field(None, ge=0)
+    parts: list[Part] = Field(min_length=2)
+
+
+class Tree(BaseModel):
+    """A part that has parts."""
+
+    parts: list[Tree]
+
+
+async def test_a_schema_is_sent_as_the_api_takes_it(vendor: Vendor) -> None:
+    """Real servers answer 400 to objects that are not closed, and to limits."""
+    body = (await asked(vendor, Request((Message("user", "?"),), schema=Whole.model_json_schema()))).body
+    schema = body["output_config"]["format"]["schema"]
+    assert (schema["additionalProperties"], schema["$defs"]["Part"]["additionalProperties"]) == (False, False)
+    assert not {"minItems", "minimum", "minLength", "default"} & set(json.dumps(schema).split('"')[1::2])
+    assert schema["required"] == ["parts"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        TypeAdapter(dict[str, int]).json_schema(),
+        {"type": "object"},
+        Tree.model_json_schema(),
+        {"type": ["string", "null"]},
+        {"properties": {"a": {}}},
+        {"$ref": "#/$defs/lost"},
+    ],
+)
+async def test_a_schema_that_the_api_has_no_words_for_is_left_to_the_question(
+    vendor: Vendor, schema: dict[str, Any]
+) -> None:
+    assert "output_config" not in (await asked(vendor, Request((Message("user", "?"),), schema=schema))).body
 
 
 async def test_a_call_takes_the_thoughts_that_led_to_it_there_and_back(vendor: Vendor) -> None:

@@ -295,13 +295,41 @@ def _body(model: str, request: Request) -> dict[str, Any]:
         body["tools"] = [_tool(tool) for tool in request.tools]
         choice = {"type": "any" if request.must_call else "auto"}
         body["tool_choice"] = choice if request.parallel else {**choice, "disable_parallel_tool_use": True}
-    if request.schema is not None:
-        body["output_config"] = {"format": {"type": "json_schema", "schema": request.schema}}
+    if request.schema is not None and (schema := _schema(request.schema)) is not None:
+        body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
     # Of the two, only one may be given.
     sampling = {"temperature": request.temperature} if request.temperature is not None else {"top_p": request.top_p}
     if not NOT_SAMPLED.match(model) and any(value is not None for value in sampling.values()):
         body["extra_body"] = sampling
     return body
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """``schema`` in the part of JSON schema that the API takes: limits become descriptions, objects are closed. None
+    where that would say something else, as of an object with any keys: the caller also asks in words, and checks."""
+    from anthropic import transform_schema
+
+    try:
+        return None if _open(schema, schema, {}) else transform_schema(schema)
+    except (ValueError, AssertionError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _open(schema: Any, root: dict[str, Any], seen: dict[str, bool]) -> bool:
+    """Whether ``schema``, a part of ``root``, has an object of keys that it does not name, or itself in it. ``seen`` are
+    definitions, True while they are looked into."""
+    name = schema.get("$ref")
+    if name is not None:
+        found = root.get("$defs", {}).get(name.removeprefix("#/$defs/"))
+        if name not in seen:
+            seen[name] = True
+            seen[name] = found is None or _open(found, root, seen)
+        return seen[name]
+    if schema.get("type") == "object" and (schema.get("additionalProperties") or not schema.get("properties")):
+        return True
+    parts = [*schema.get("properties", {}).values(), *(schema[key] for key in ("items",) if key in schema)]
+    parts += [one for key in ("anyOf", "oneOf", "allOf", "prefixItems") for one in schema.get(key, ())]
+    return any(_open(part, root, seen) for part in parts)
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:
