@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from rolecall.frontends.http.body import UploadScanner
+from rolecall.frontends.http.body import UploadScanner, whole_pairs
 from rolecall.frontends.http.problems import Problem
 
 OPENING = "data:image/png;base64,"
@@ -42,6 +42,19 @@ def test_a_document_holds_what_was_sent_and_its_pictures_are_beside_it(seed: int
     assert all(len(value) <= 64 * 1024 or not value.startswith(OPENING) for value in found)
     for upload in scanner.uploads.values():
         upload.file.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (r"cut \ud83d", "cut ?"), (r"\uDE00 cut", "? cut"), (r"\ud83d\ude00", "😀"),
+        (r"\ud83d\ud83d\ude00\ude00", "?😀?"), (r"\\ud83d", r"\ud83d"), (r"\\\ud83d\n", "\\?\n"),
+        (r"\u00e9\"\ud83dx", 'é"?x'), ("plain", "plain"),
+    ],
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_read_as_a_question_mark(sent: str, read: str) -> None:
+    assert json.loads(whole_pairs(f'["{sent}"]'.encode())) == [read]
+    assert whole_pairs(f'["{sent}'.encode()) == f'["{sent}'.encode()
 
 
 @pytest.mark.parametrize("limits", [(100_000, 1 << 30), (1 << 30, 300_000)])

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import json
 import re
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Annotated, cast
 
@@ -44,6 +46,10 @@ INLINE_BYTES = 64 * 1024
 IN_MEMORY = 1024 * 1024
 NAME_CHARS = 200
 ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n"}
+HALF = re.compile(
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|[c-fC-F]..(?<!\\u[dD][89abAB]..\\u[dD][c-fC-F]..))", re.DOTALL
+)
+"""What may be an escape in JSON of one half of a surrogate pair that stands alone."""
 STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
@@ -63,7 +69,7 @@ class BodyReader:
         if scope["method"] == "POST" and scope["path"] in FORMS:
             await self._authenticate(scope)
             return self._metered(receive)
-        return _replay(await self.read(scope, receive), receive)
+        return _replay(whole_pairs(await self.read(scope, receive)), receive)
 
     def _metered(self, receive: Receive) -> Receive:
         """``receive`` with the limits of a form: its size, and the time for each of its pieces."""
@@ -128,6 +134,15 @@ class BodyReader:
                 limit.reschedule(min(deadline, clock() + self._seconds))
         scanner.close()
         return bytes(scanner.document)
+
+
+def whole_pairs(document: bytes) -> bytes:
+    """The JSON ``document`` with a question mark for each half of a surrogate pair that stands alone, as of an emoji
+    that a client cut in two: nothing can be written that holds one."""
+    if HALF.search(document):
+        with suppress(ValueError, RecursionError):  # it is no JSON, which the parser says best
+            return json.dumps(json.loads(document), ensure_ascii=False).encode("utf-8", "replace")
+    return document
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
