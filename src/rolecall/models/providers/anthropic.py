@@ -316,8 +316,8 @@ def _schema(schema: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _open(schema: Any, root: dict[str, Any], seen: dict[str, bool]) -> bool:
-    """Whether ``schema``, a part of ``root``, has an object of keys that it does not name, or itself in it. ``seen`` are
-    definitions, True while they are looked into."""
+    """Whether ``schema``, a part of ``root``, has an object of keys that it does not name, or itself in it. ``seen``
+    are definitions, True while they are looked into."""
     name = schema.get("$ref")
     if name is not None:
         found = root.get("$defs", {}).get(name.removeprefix("#/$defs/"))
