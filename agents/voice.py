@@ -15,5 +15,8 @@ class VoiceAgent(Agent):
             text = "" if envelope.payload.get("verbatim") else (await speaker(envelope, ctx)).say("no_words")
             return envelope.reply(text, remember=False)
         ctx.log(f"transcribed {len(heard)} characters")
+        sender = envelope.payload.get("sender")
+        if isinstance(sender, dict) and not envelope.text:  # in a group, a text begins with who speaks
+            heard = f"{sender.get('name')}: {heard}"
         text = "\n".join(filter(None, (envelope.text, heard)))
         return envelope.forward(text=text) if envelope.route else envelope.reply(text)

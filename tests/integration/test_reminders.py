@@ -151,13 +151,14 @@ async def test_a_denied_user_has_no_reminders_left_and_a_denied_group_none_of_an
         for place, user in ((CHAT, ANN), (f"{CHAT}:7", ANN), (f"telegram:{GROUP}", ANN), (f"telegram:{GROUP}", BOB)):
             await schedule(bus, place, "tea", when="every day at 9", user=f"telegram:user:{user}")
         await schedule(bus, f"{CHAT}1", "theirs", when="every day at 9")
+        await schedule(bus, f"telegram2:{ANN}", "of another bot", when="every day at 9", user=f"telegram:user:{ANN}")
         access = Access(bus)
         assert await access.deny(ANN)
         assert await schedules_of(bus, CHAT) == await schedules_of(bus, f"{CHAT}:7") == []
         assert [one.definition.user for one in await schedules_of(bus, f"telegram:{GROUP}")] == [f"telegram:user:{BOB}"]
         assert await access.deny(GROUP)
         assert await schedules_of(bus, f"telegram:{GROUP}") == []
-        assert len(await schedules_of(bus, f"{CHAT}1")) == 1
+        assert len(await schedules_of(bus, f"{CHAT}1")) == len(await schedules_of(bus, f"telegram2:{ANN}")) == 1
 
 
 @pytest.mark.parametrize("place", ["private", "group", "topic"])

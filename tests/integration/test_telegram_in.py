@@ -531,6 +531,24 @@ async def test_voice_is_heard_by_the_configured_model(api: TelegramApi, way: Way
     assert await way.answer(HERE, 1) == "what is said"
 
 
+async def test_each_recording_is_told_as_the_words_of_who_spoke(api: TelegramApi, way: WayIn) -> None:
+    way.receiver.groups.comment_seconds = 0.5
+    group, ann, ben = api.group(GROUP), api.user(ANN, name="Ann"), api.user(8, name="Ben")
+    for name, words in (("Bob", b"OggS one"), ("Cy", b"OggS two")):
+        origin = {"type": "hidden_user", "sender_user_name": name}
+        ann.forward(origin, voice={**api.world.keep(words, "v.oga"), "duration": 1, "mime_type": "audio/ogg"})
+    said = "<{} from='{}'>\nOggS {}\n</{}>"
+    forwards = [said.format("forwarded", name, words, "forwarded") for name, words in (("Bob", "one"), ("Cy", "two"))]
+    assert await way.answer(HERE, 1) == "\n".join(forwards)
+    there = ben.send_voice(b"OggS at nine", chat=GROUP)
+    ann.write("@rolecall_bot when?", chat=GROUP, reply_to=there)
+    quoted = said.format("quoted", "Ben", "at nine", "quoted")
+    assert await way.answer(f"telegram:{GROUP}", 1) == f"Ann: when?\n{quoted}"
+    await api.wait_for(lambda: group.answers)
+    ann.send_voice(b"OggS thanks", chat=GROUP, reply_to=group.answers[-1])
+    assert (await way.answer(f"telegram:{GROUP}", 2)).endswith("Ann: OggS thanks")
+
+
 async def test_without_a_model_that_hears_voice_is_refused_at_once(
     api: TelegramApi, tmp_path: Path, gate: asyncio.Event
 ) -> None:

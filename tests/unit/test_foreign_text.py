@@ -87,7 +87,7 @@ def test_neither_text_nor_attributes_leave_their_tag(tag: str) -> None:
 def test_documents_and_forwarded_recordings_are_marked() -> None:
     asked = in_context("what is it?", (Document(EVIL, EVIL, author=EVIL), Document("b", EVIL)), {})
     assert own(asked) == ["document"] * 4
-    assert own(spoken(EVIL, {"files": [{"from": EVIL}]})) == ["forwarded", "forwarded"]
+    assert own(spoken(EVIL, {"from": EVIL})) == ["forwarded", "forwarded"]
     assert own(in_context("?", (), {"forwarded": EVIL, "images": ["a"]})) == ["forwarded", "forwarded"]
     assert own(part_text({"text": "?", "quoted": {"from": EVIL, "text": EVIL}})) == ["quoted", "quoted"]
 

@@ -1,7 +1,8 @@
 """What comes with a message besides its text: images, documents, voice, and the message it replies to.
 
 A payload lists ``images`` (ids of blobs) and ``files`` ({blob, name, type}, and ``from`` if somebody else sent them
-first); ``quoted`` is {from, text}; ``forwarded`` is who sent the images first.
+first, with ``quoted`` if that is the author of the message it replies to); ``quoted`` is {from, text}; ``forwarded`` is
+who sent the images first.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Attachments:
         return tuple([
             Document(
                 str(one.get("name", "")), blob.data.decode("utf-8", "replace") if blob else LOST,
-                author=str(one.get("from", "")),
+                author="" if one.get("quoted") else str(one.get("from", "")),
             )
             for one, blob in await self._files(payload, "text/")
         ])  # fmt: skip
@@ -97,10 +98,10 @@ class Attachments:
     def _known(self) -> Files:
         return Files(self.blobs.bus, self.conversation, EARLIER_BYTES)
 
-    async def sounds(self, payload: Mapping[str, Any]) -> tuple[Blob, ...]:
-        """The voice messages and other recordings; expired ones are left out."""
+    async def sounds(self, payload: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], Blob], ...]:
+        """The voice messages and other recordings, each with its entry in ``files``; expired ones are left out."""
         found = [*await self._files(payload, "audio/"), *await self._files(payload, "video/")]
-        return tuple(blob for _, blob in found if blob)
+        return tuple((one, blob) for one, blob in found if blob)
 
     async def _files(self, payload: Mapping[str, Any], kind: str) -> list[tuple[Mapping[str, Any], Blob | None]]:
         wanted = [one for one in listed(payload, "files") if isinstance(one, dict)]
@@ -129,8 +130,8 @@ def _unread(one: object) -> Document:
     return Document(str(known.get("name", "")), UNREADABLE, author=str(known.get("from", "")))
 
 
-def spoken(words: str, payload: Mapping[str, Any]) -> str:
-    """The words of a recording: those of the user, or marked as those of whom it was forwarded from."""
-    authors = [one.get("from") for one in listed(payload, "files") if isinstance(one, dict)]
-    origin = next(filter(None, authors), None)
-    return as_data("forwarded", words, **{"from": str(origin)}) if origin and words else words
+def spoken(words: str, file: Mapping[str, Any]) -> str:
+    """The words of the recording ``file``: those of the user, or marked as those of whom it was forwarded from, or of
+    the author of the message that is replied to."""
+    author, tag = str(file.get("from") or ""), "quoted" if file.get("quoted") else "forwarded"
+    return as_data(tag, words, **{"from": author}) if author and words else words

@@ -380,11 +380,11 @@ class Context:
 
         async def transcribed() -> str:
             sounds = await self._attachments.sounds(payload)
-            words = "\n".join([
+            words = [
                 await transcribe(one.data, sound_type(one.data, one.media_type), settings, voice, self._caller)
-                for one in sounds
-            ])  # fmt: skip
-            return spoken(words, payload)
+                for _, one in sounds
+            ]
+            return "\n".join(filter(None, map(spoken, words, (file for file, _ in sounds))))
 
         words: str = await step.perform(transcribed, msgspec.json.encode, hurried=False)
         return words

@@ -158,14 +158,15 @@ async def unschedule_turn(bus: Bus, conversation: str, turn: str, *, instance: s
     return await unschedule(bus, conversation, *ids, instance=instance) if ids else 0
 
 
-async def unschedule_user(bus: Bus, user: str, place: str = "", *, instance: str = "front") -> int:
-    """Remove the schedules whose turns count towards the limits of ``user``, in any conversation, and with ``place``
-    all those of the conversation of that name and of its topics. Returns how many there were."""
+async def unschedule_user(bus: Bus, front: str, user: str, place: str, *, instance: str = "front") -> int:
+    """Remove the schedules whose turns count towards the limits of ``user``, in any conversation of ``front``, and all
+    those of the conversation ``place`` and of its topics. Returns how many there were."""
     removed = 0
     for shard in bus.shards:
         members = [member.decode() for member in await bus.server.call("ZRANGE", shard.planned, 0, -1)]
-        for conversation in dict.fromkeys(member.rpartition(SEPARATOR)[0] for member in members):
-            here = place and f"{conversation}:".startswith(f"{place}:")
+        named = dict.fromkeys(member.rpartition(SEPARATOR)[0] for member in members)
+        for conversation in (one for one in named if one.startswith(f"{front}:")):
+            here = f"{conversation}:".startswith(f"{place}:")
             ids = [one.id for one in await schedules_of(bus, conversation) if here or one.definition.user == user]
             removed += await unschedule(bus, conversation, *ids, instance=instance) if ids else 0
     return removed

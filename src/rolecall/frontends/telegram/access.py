@@ -173,14 +173,15 @@ class Access:
         await self._enrol(user, rank, name)
 
     async def deny(self, user: int) -> bool:
-        """Deny ``user`` access, whatever TELEGRAM_ALLOWED says, and remove their reminders; False for one of
-        TELEGRAM_ADMINS. A denied group has no reminders either."""
+        """Deny ``user`` access to this bot, whatever TELEGRAM_ALLOWED says, and remove their reminders; False for one
+        of TELEGRAM_ADMINS. A denied group has no reminders either."""
         if user in self.admins:
             return False
         known = {member.user: member.name for member in await self.members()}
         await self._enrol(user, "stranger", known.get(user, ""))
         place = await self.home(Address(user, None, self.front))
-        await unschedule_user(self.bus, principal_of(user), place.conversation, instance=f"{self.front}:access:0")
+        instance = f"{self.front}:access:0"
+        await unschedule_user(self.bus, self.front, principal_of(user), place.conversation, instance=instance)
         return True
 
     async def members(self) -> list[Member]:

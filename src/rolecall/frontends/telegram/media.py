@@ -86,7 +86,8 @@ class Media:
             if attached.kind == "document":
                 data, media_type = await self._read(attached, data), "text/plain"
             blob = await self.blobs.put(conversation, data, media_type)
-            return "files", {"blob": blob, "name": attached.name, "type": media_type}
+            whose = {"from": attached.author, "quoted": True} if attached.quoted else {}
+            return "files", {"blob": blob, "name": attached.name, "type": media_type, **whose}
         except UnusableFile as unusable:
             return unusable
         except BlobTooLarge:

@@ -88,7 +88,8 @@ class Address:
 class Attachment:
     """A file of a message, not downloaded yet. ``size`` is in bytes, 0 if unknown; ``unique`` is the same in every
     update that has the file. The kind unknown cannot be read; what is not a file has no ``name``. ``quoted`` is true
-    for a file of the message that is replied to. Without a name, ``media_type`` is Telegram's word for the content."""
+    for a file of the message that is replied to, whose author is ``author``. Without a name, ``media_type`` is
+    Telegram's word for the content."""
 
     kind: Kind
     file_id: str
@@ -97,6 +98,7 @@ class Attachment:
     size: int = 0
     unique: str = ""
     quoted: bool = False
+    author: str = ""
 
 
 UNREADABLE = ("animation", "video", "story", "game", "invoice", "paid_media", "giveaway", "giveaway_winners")
@@ -254,7 +256,7 @@ class Incoming:
         if self.origin and "images" in files and not self.text:  # else the text says so
             payload["forwarded"] = self.origin
         if self.origin and "files" in files:
-            payload["files"] = [{**one, "from": self.origin} for one in files["files"]]
+            payload["files"] = [{"from": self.origin, **one} for one in files["files"]]
         if self.origin and UNREAD in files:
             payload[UNREAD] = [{"name": name, "from": self.origin} for name in files[UNREAD]]
         return payload
@@ -418,8 +420,7 @@ def _quoted(message: Message, me: User) -> tuple[str, str] | None:
     text = message.quote.text if message.quote else ""
     if replied is not None:
         text = text or replied.text or replied.caption or content_of(replied)
-        sender = sender_of(replied)
-        who = "" if _is_reply_to(message, me) else sender.name if sender else _author(replied)
+        who = "" if _is_reply_to(message, me) else _author_of(replied)
     elif other is not None:
         text, who = text or content_of(other), _origin(other.origin)
     else:
@@ -429,17 +430,20 @@ def _quoted(message: Message, me: User) -> tuple[str, str] | None:
     return who, text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]} …"
 
 
-def _author(message: Message) -> str:
+def _author_of(message: Message) -> str:
+    if sender := sender_of(message):
+        return sender.name
     author = message.sender_chat or message.from_user  # a channel's post in its group is from the user "Telegram"
     return name_of(author) if author else "?"
 
 
 def _of_quoted(message: Message, me: User) -> tuple[Attachment, ...]:
     """The files of another user's message that ``message`` replies to, also of one in another chat."""
-    replied = _replied(message) or message.external_reply
-    if replied is None or _is_reply_to(message, me):
+    replied, other = _replied(message), message.external_reply
+    if (found := replied or other) is None or _is_reply_to(message, me):
         return ()
-    return tuple(replace(one, quoted=True) for one in attachments_of(replied))
+    author = _author_of(replied) if replied else _origin(other.origin) if other else ""
+    return tuple(replace(one, quoted=True, author=author) for one in attachments_of(found))
 
 
 def _plain(name: str) -> str:

@@ -343,7 +343,7 @@ class ProgressDisplay:
                 return outcome
         if not self._is_wanted(view):
             return "DROPPED"
-        before = (view.messages or [0])[-1]
+        before = (view.messages or [view.message_id])[-1]
         apart = not view.address.private or self.chats.newest(view.address) > before
         created = await self.turn_messages.create(
             view.address, view.key[1], parts[number], name=str(number), after=before,
