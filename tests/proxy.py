@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.listening import Listener
+
 KINDS = {"commands": b"SCRIPT", "subscriber": b"SUBSCRIBE", "reader": b"XREAD"}
 """What a connection is used for → a word it sends, the first of these that it does."""
 
@@ -43,16 +45,16 @@ class Proxy:
         self.links: list[Link] = []
         self._stopped = asyncio.Event()
         self._carrying: set[asyncio.Task[None]] = set()
-        self._held: list[asyncio.StreamWriter] = []
+        self._listener = Listener(self._accept)
 
     async def start(self, port: int = 0) -> None:
         """Listen on loopback."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+        await self._listener.start(port)
 
     @property
     def port(self) -> int:
         """Where it listens."""
-        return int(self._server.sockets[0].getsockname()[1])
+        return self._listener.port
 
     @property
     def url(self) -> str:
@@ -72,19 +74,17 @@ class Proxy:
 
     async def stop(self) -> None:
         """Close everything."""
-        self._server.close()
         self._stopped.set()
         for link in self.links:
             link.close()
-        for writer in self._held:
-            writer.transport.abort()
+        await self._listener.stop()
         if self._carrying:
             await asyncio.wait(self._carrying, timeout=1)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         if self.deaf:
-            self._held.append(writer)
+            await self._stopped.wait()
             return
         try:
             answers, beyond = await asyncio.open_unix_connection(str(self.target))

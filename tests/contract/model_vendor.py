@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.contract.model_wires import Wire
+from tests.listening import Listener
 
 Script = Callable[["Connection"], Awaitable[None]]
 
@@ -64,39 +65,32 @@ class Vendor:
         self.script: Script = silence
         self.connections: list[Connection] = []
         self.arrived = asyncio.Event()
-        self.url = ""
+        self._listener = Listener(self._serve)
+
+    @property
+    def url(self) -> str:
+        return self._listener.url
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        await self._listener.start()
 
     async def stop(self) -> None:
-        self._server.close()
-        for connection in self.connections:
-            connection.writer.transport.abort()
-        await self._server.wait_closed()
+        await self._listener.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            connection = await self._read(reader, writer)
-        except asyncio.IncompleteReadError:  # one who gave up while it asked
-            return writer.close()
+        connection = await self._read(reader, writer)
         if (beside := self.wire.beside(connection.path)) is not None:
-            await connection.answer(200, beside)
-            return writer.close()
+            return await connection.answer(200, beside)
         self.connections.append(connection)
         self.arrived.set()
         speaking = asyncio.create_task(self._speak(connection), name="vendor speaks")
-        # Nothing more comes from a client but the end of its connection.
-        while not reader.at_eof():
-            try:
+        try:
+            while not reader.at_eof():  # nothing more comes from a client but the end of its connection
                 await reader.read(1024)
-            except ConnectionError:
-                break
-        connection.gone.set()
-        speaking.cancel()
-        await asyncio.gather(speaking, return_exceptions=True)
-        writer.close()
+        finally:
+            connection.gone.set()
+            speaking.cancel()
+            await asyncio.gather(speaking, return_exceptions=True)
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Connection:
         first, *head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()[:-1]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 
 from tests.contract.model_wires import OpenAIWire
+from tests.listening import Listener
 
 
 class StubServer:
@@ -19,34 +19,22 @@ class StubServer:
         self.going = asyncio.Event()
         self.going.set()
         self.connections = self.answered = self.now = self.most = 0
-        self._server: asyncio.Server | None = None
-        self._port = 0
-        self._writers: set[asyncio.StreamWriter] = set()
+        self.listener = Listener(self._serve)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"{self.listener.url}/v1"
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+        await self.listener.start()
 
     async def stop(self) -> None:
-        """Be away: what runs breaks off, and whoever connects is cut off at once."""
-        if self._server is not None:
-            self._server.close()
-            for writer in list(self._writers):
-                writer.transport.abort()
-            await self._server.wait_closed()
-            self._server = None
+        """Be away: what runs breaks off, and nobody can connect."""
+        await self.listener.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._writers.add(writer)
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self._answer(reader, writer)
-        self._writers.discard(writer)
-        writer.close()
+        await self._answer(reader, writer)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -82,17 +70,16 @@ class Offline:
 
     def __init__(self, away: StubServer) -> None:
         self._away = away
+        self._listener = Listener(self._cut)
         self.connections = 0
 
     async def __aenter__(self) -> Offline:
         await self._away.stop()
-        port = int(self._away.url.rpartition(":")[2].removesuffix("/v1"))
-        self._server = await asyncio.start_server(self._cut, "127.0.0.1", port)
+        await self._listener.start(self._away.listener.port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
+        await self._listener.stop()
         await self._away.start()
 
     async def _cut(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

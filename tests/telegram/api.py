@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from tests.listening import Listener
 from tests.telegram.chats import Chat, Message, User, World
 from tests.telegram.entities import Refused
 from tests.telegram.methods import Methods, Params
@@ -62,7 +63,6 @@ class TelegramApi:
 
     def __init__(self, token: str = "4242:local-telegram", seed: int = 0) -> None:
         self.token = token
-        self.url = ""
         self.world = World()
         self.log: list[Call] = []
         self.calls: Counter[str] = Counter()
@@ -71,7 +71,7 @@ class TelegramApi:
         """Requests by method whose answer may still be delayed."""
         self._methods = Methods(self.world)
         self._random = random.Random(seed)
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._listener = Listener(self._serve)
         self._floods: dict[int, float] = {}
         self._rate: Rate | None = None
         self._lost: Callable[[str], bool] = lambda method: False
@@ -89,17 +89,19 @@ class TelegramApi:
     ) -> None:
         await self.stop()
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self._listener.url
+
     async def start(self, port: int = 0) -> None:
         """Listen on loopback."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        await self._listener.start(port)
 
     async def stop(self) -> None:
         """End all connections and stop listening."""
-        self._server.close()
         await self.world.updates.stop()
-        self._abort()
-        await self._server.wait_closed()
+        await self._listener.stop()
 
     # People and places
 
@@ -169,30 +171,18 @@ class TelegramApi:
     def down(self) -> None:
         """Break all connections and take no new ones until ``up``; nothing that is asked is done."""
         self._down = True
-        self._abort()
+        self._listener.cut()
 
     def up(self) -> None:
         self._down = False
 
     # The server
 
-    def _abort(self) -> None:
-        for writer in list(self._connections):
-            writer.transport.abort()
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._down:
-            writer.transport.abort()
-            return
-        self._connections.add(writer)
-        try:
-            while await self._exchange(reader, writer):
-                pass
-        except (ConnectionError, asyncio.IncompleteReadError):
+            return writer.transport.abort()
+        while await self._exchange(reader, writer):
             pass
-        finally:
-            self._connections.discard(writer)
-            writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request and its answer; False when the connection is over."""
