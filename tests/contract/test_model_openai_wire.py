@@ -127,6 +127,23 @@ async def test_what_the_request_leaves_open_is_left_to_the_server(vendor: Vendor
     assert set(connection.body) == {"model", "messages", "stream", "stream_options"}
 
 
+async def test_a_server_that_refuses_to_be_asked_for_counts_is_not_asked_again(vendor: Vendor) -> None:
+    answer = vendor.script
+
+    async def script(connection: Connection) -> None:
+        if "stream_options" not in connection.body:
+            return await answer(connection)
+        extra = {"loc": ["body", "stream_options", "include_usage"], "msg": "Extra inputs are not permitted"}
+        await connection.answer(422, json.dumps({"object": "error", "message": {"detail": [extra]}}).encode())
+
+    vendor.script = script
+    model = OpenAIModel.open("mistral", Settings(openai_base_url=f"{vendor.url}/v1"), Path())
+    for _ in range(2):
+        assert [event async for event in model.stream(HELLO)] == [Delta("Hi"), Usage(7, 2), Done("stop")]
+    assert ["stream_options" in connection.body for connection in vendor.connections] == [True, False, False]
+    await model.aclose()
+
+
 async def test_images_travel_as_data_urls(vendor: Vendor) -> None:
     connection = await asked(vendor, IMAGE)
     text, image = connection.body["messages"][0]["content"]

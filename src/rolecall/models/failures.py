@@ -161,6 +161,8 @@ def words_in(body: object, levels: int = LEVELS) -> str:
         return ""
     names = ("error", "errors", "message", "detail", "msg")
     words = next(filter(None, (words_in(body.get(name), levels - 1) for name in names)), "")
+    if words and isinstance(where := body.get("loc"), list):  # of a field that pydantic refuses
+        words = f"{'.'.join(map(str, where[:LEVELS]))}: {words}"
     raw = member(body, "metadata", "raw")
     with suppress(ValueError, RecursionError):
         raw = json.loads(raw) if isinstance(raw, str) else raw

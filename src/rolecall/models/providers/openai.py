@@ -77,6 +77,7 @@ SAYS_TOO_LONG = re.compile(
     r"|exceeds the maximum number of tokens|inputs. (tokens|must have less)",
     re.I,
 )
+REFUSES_USAGE = re.compile(r"stream_options|include_usage")
 SAYS_BAD_KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|expired)|(incorrect|invalid) api[ _-]?key", re.I)
 
 
@@ -122,6 +123,7 @@ class OpenAIModel:
         self._sdk: AsyncOpenAI | None = None
         self._making = asyncio.Lock()
         self._habit = Habit.of(name)
+        self._asks_usage = True
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> OpenAIModel:
@@ -169,20 +171,31 @@ class OpenAIModel:
             await sdk.close()
 
     async def _events(self, sdk: AsyncOpenAI, request: Request) -> Source:
+        """The answer. Some servers, such as Mistral's, count tokens unasked and refuse to be asked to."""
+        asked_usage = self._asks_usage
         try:
             async with aclosing(self._asked(sdk, request)) as events:
                 async for event in events:
                     yield event
+            return
         except ModelError:
             raise
         except _failures() as error:
-            raise translated(error, self.name, self._endpoint.url, self._endpoint.key, request) from None
+            failed = translated(error, self.name, self._endpoint.url, self._endpoint.key, request)
+        if not asked_usage or not isinstance(failed, ModelRefused) or not REFUSES_USAGE.search(str(failed)):
+            raise failed
+        self._asks_usage = False
+        async with aclosing(self._events(sdk, request)) as again:
+            async for event in again:
+                yield event
 
     def _asked(self, sdk: AsyncOpenAI, request: Request) -> Source:
         model = wire_name(self.name.rpartition("@")[0])
         if self.responses:
             return responses_events(sdk, self.name, responses_body(model, request))
         body = chat_body(model, request, self._endpoint.official)
+        if not self._asks_usage:
+            del body["stream_options"]
         if self._endpoint.sampling and not (request.schema or request.tools):
             body["extra_body"] = dict(self._endpoint.sampling)
         return chat_events(sdk, self.name, body, self._habit)
