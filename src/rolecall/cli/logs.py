@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.text import Text
 
 from rolecall.cli.output import counted, print_lines
 from rolecall.cli.runner import stop_requested, until_stopped
@@ -59,15 +58,15 @@ def print_conversations(
         print_lines(console, [f"{what}, in {log_dir / 'conversations'}"])
     for summary in found:
         if as_json:
-            _print_json(summary, console)
+            print_lines(console, [_json(summary)])
             continue
         last = (EPOCH + timedelta(milliseconds=summary.last)).astimezone(tz)
         title = f" ({escape(summary.title)})" if summary.title else ""
         errors = f", {counted(summary.errors, 'error')}" if summary.errors else ""
         turns = counted(summary.turns, "turn")
         head = f"{last:%Y-%m-%d %H:%M}  {escape(summary.conversation)}{title}  {turns}{errors}"
-        console.print(Text(head), soft_wrap=True)
-        console.print(Text(f"    {summary.line}", style="dim"), soft_wrap=True)
+        print_lines(console, [head])
+        print_lines(console, [f"    {summary.line}"], style="dim")
 
 
 def print_records(
@@ -81,9 +80,8 @@ def print_records(
 ) -> None:
     """The records of a conversation, or of one turn by its short id. Raises RolecallError when there is none."""
     directory, turn = find(log_dir, which)
-    for record in read_records(directory, tz):
-        if record.is_of(turn) and filters.match(record):
-            _print_record(record, console, as_json=as_json, tz=tz)
+    found = (record for record in read_records(directory, tz) if record.is_of(turn) and filters.match(record))
+    _print_records(found, console, as_json=as_json, tz=tz)
 
 
 def print_timeline(
@@ -99,12 +97,11 @@ def print_timeline(
     directory, turn = find(log_dir, which)
     for tree in trees((record for record in read_records(directory, tz) if record.is_of(turn)), turns):
         if as_json:
-            for line in tree:
-                _print_json(line, console)
+            print_lines(console, map(_json, tree))
         else:
             _print_bars(tree, console)
     if not as_json:
-        console.print(Text(LEGEND, style="dim"))
+        print_lines(console, [LEGEND], style="dim")
 
 
 async def follow(
@@ -121,28 +118,33 @@ async def follow(
     directory, turn = find(log_dir, which)
     async for record in tail(directory, last=last, tz=tz):
         if record.is_of(turn) and filters.match(record):
-            _print_record(record, console, as_json=as_json, tz=tz)
+            _print_records([record], console, as_json=as_json, tz=tz)
 
 
-def _print_record(record: Record, console: Console, *, as_json: bool, tz: tzinfo | None) -> None:
+def _print_records(records: Iterable[Record], console: Console, *, as_json: bool, tz: tzinfo | None) -> None:
     if as_json:
-        _print_json(record, console)
+        print_lines(console, map(_json, records))
+    elif console.is_terminal:
+        for record in records:
+            print_lines(console, [_line(record, tz)], STYLES.get(tone_of(record.word), ""))
     else:
-        style = STYLES.get(tone_of(record.word), "")
-        console.print(Text(visible(format_line(record, tz)), style=style), soft_wrap=True)
+        print_lines(console, (_line(record, tz) for record in records))
+
+
+def _line(record: Record, tz: tzinfo | None) -> str:
+    return visible(format_line(record, tz))
 
 
 def _print_bars(tree: Sequence[TurnTimeline], console: Console) -> None:
     width = max(10, min(60, console.width - 90))
     head, *rest = tree_bars(tree, width)
-    console.print(Text(visible(head), style="bold"), soft_wrap=True)
-    for line in rest:
-        console.print(Text(visible(line)), soft_wrap=True)
+    print_lines(console, [visible(head)], style="bold")
+    print_lines(console, map(visible, rest))
 
 
-def _print_json(value: object, console: Console) -> None:
+def _json(value: object) -> str:
     # ASCII only: control characters, and what is no UTF-8, are escaped.
-    console.print(Text(json.dumps(msgspec.to_builtins(value))), soft_wrap=True)
+    return json.dumps(msgspec.to_builtins(value))
 
 
 @dataclass(frozen=True)

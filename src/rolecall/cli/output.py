@@ -32,7 +32,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
-    """Each line as it is: no markup, no wrapping, nothing coloured by guess."""
+    """Each line as it is: no markup, no wrapping, nothing coloured by guess. Where there is no terminal, without rich,
+    which takes 0.1 ms a line."""
+    if not console.is_terminal:
+        console.file.writelines(f"{line}\n" for line in lines)
+        console.file.flush()
+        return
     for line in lines:
         console.print(Text(line, style=style), soft_wrap=True)
 
