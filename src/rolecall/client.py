@@ -95,7 +95,7 @@ class Assistant:
         self.session = session
         self.name = name
         self.wakeups = wakeups
-        self._instance = f"{name}:{session.bus.process.partition('~')[0]}:0"
+        self._instance = session.bus.instance(name)
 
     @property
     def _bus(self) -> Bus:

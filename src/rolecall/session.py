@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import CONTROL_ROLE
-from rolecall.bus.bus import Bus
+from rolecall.bus.bus import Bus, short_process
 from rolecall.bus.events import Wakeups
 from rolecall.bus.process.process_log import publishing
 from rolecall.bus.process.processes import deployment
@@ -92,7 +92,7 @@ async def open_session(
     _check_connections(settings, len(application.frontends))
     async with _address(application, start) as (url, embedded):
         server = RedisServer(
-            url, name=process.partition("~")[0], socket_timeout=settings.redis_socket_timeout,
+            url, name=short_process(process), socket_timeout=settings.redis_socket_timeout,
             patience=patience, wait_replicas=settings.wait_replicas, wait_seconds=settings.wait_seconds,
         )  # fmt: skip
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rolecall.bus.bus import Bus, add_counts
+from rolecall.bus.bus import Bus, add_counts, short_process
 from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.bus.process.processes import ProcessState, live_processes
 from rolecall.errors import ServerError, ServerRefused
@@ -87,7 +87,7 @@ async def _cardinality(bus: Bus, sets: Sequence[str]) -> int:
 async def problems(bus: Bus, alive: Iterable[ProcessState]) -> list[str]:
     """What to look after in the deployment: what keeps a scribe or a front end of ``alive`` from its work, and how many
     records wait for a scribe."""
-    found = [f"{state.process.partition('~')[0]}: {state.problem}" for state in alive if state.problem]
+    found = [f"{short_process(state.process)}: {state.problem}" for state in alive if state.problem]
     lengths = await asyncio.gather(*(bus.server.fetch("XLEN", shard.log) for shard in bus.shards))
     if (waiting := max(lengths)) >= MAX_RECORDS / 2:
         found.append(f"{waiting} log records wait to be written; beyond {MAX_RECORDS} the oldest are lost")

@@ -38,6 +38,10 @@ class Bus:
         """The keys of the shard that ``conversation`` lives in."""
         return self.shards[keys.shard_of(conversation, len(self.shards))]
 
+    def instance(self, name: str) -> str:
+        """How transcripts name what this process does as ``name``, such as a front end: ``<name>:<host>:<pid>:0``."""
+        return f"{name}:{short_process(self.process)}:0"
+
     @property
     def servers(self) -> tuple[tuple[ShardKeys, ...], ...]:
         """The shards by what may be done in one step: all of a single server, each of a cluster, where the keys of a
@@ -84,6 +88,11 @@ class Bus:
         """The number of shards that the server was set up with; None before its first use."""
         made = await self.server.call("HGET", keys.META, "shards")
         return None if made is None else int(made)
+
+
+def short_process(process: str) -> str:
+    """The name of ``process`` for people, ``<host>:<pid>``: without what tells its starts apart."""
+    return process.partition("~")[0]
 
 
 async def confirmed(bus: Bus, shard: ShardKeys) -> None:

@@ -171,7 +171,7 @@ class Outbox:
             self.bus, "delivery", dict(entry.payload or {}), reason, source=self.front, conversation=entry.conversation,
             turn=entry.turn, tries=tries,
         )  # fmt: skip
-        records = Records(f"{self.front}:{self.bus.process.partition('~')[0]}:0")
+        records = Records(self.bus.instance(self.front))
         records.add("ERROR", self.bus.settings.redacted(f"not delivered: {reason}"))
         await self.delivered(entry, records, received)
 

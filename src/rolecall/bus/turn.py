@@ -80,11 +80,6 @@ class EntryPlace(NamedTuple):
         stream, _, entry = (at or b"").decode().rpartition("|")
         return cls(stream, entry) if stream else cls()
 
-    @property
-    def asleep(self) -> bool:
-        """Whether the turn is held, deferred or suspended, so that no stream has an entry of it."""
-        return not self.stream
-
 
 NOWHERE = EntryPlace()
 """No entry: no turn is concerned, or it sleeps."""

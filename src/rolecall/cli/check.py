@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.text import Text
 
+from rolecall.bus.bus import short_process
 from rolecall.bus.process.processes import ProcessState, live_processes
 from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
 from rolecall.cli.checks_deployment import look_at_deployment
@@ -81,14 +82,14 @@ async def health(app_dir: Path | None, kind: str, console: Console) -> int:
         return 0
     async with visiting(app_dir, patience=HEALTH_SECONDS) as session:
         alive = [state for state in await live_processes(session.bus) if _is(state, kind, host)]
-    names = ", ".join(state.process.partition("~")[0] for state in alive)
+    names = ", ".join(short_process(state.process) for state in alive)
     print_lines(console, [f"alive: {names}" if alive else f"no process of kind {kind} on {host} is alive"])
     return 0 if alive else 1
 
 
 def _is(state: ProcessState, kind: str, host: str) -> bool:
     serves = state.kind == kind or (kind == "http" and bool(state.http))
-    return serves and state.process.partition("~")[0].rpartition(":")[0] == host
+    return serves and short_process(state.process).rpartition(":")[0] == host
 
 
 def _show_settings(application: Application, console: Console) -> None:

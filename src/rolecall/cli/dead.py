@@ -87,7 +87,7 @@ async def _replay(bus: Bus, letter: DeadLetter, console: Console) -> bool:
             await deliver_again(bus, letter)
             print_lines(console, [f"{letter.id}  is delivered again by {visible(letter.source)}"])
             return True
-        admission = await replay(bus, letter, f"operator:{bus.process.partition('~')[0]}:0")
+        admission = await replay(bus, letter, bus.instance("operator"))
     except RolecallError as error:
         print_lines(console, [f"{letter.id}  not replayed: {visible(str(error))}"], style="red")
         return False

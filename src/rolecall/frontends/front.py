@@ -106,7 +106,7 @@ class Front:
     @property
     def instance(self) -> str:
         """How transcripts show this front end."""
-        return f"{self.name}:{self.bus.process.partition('~')[0]}:0"
+        return self.bus.instance(self.name)
 
     async def check_running(self) -> None:
         """Raise NothingRunning when no worker is there to answer."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rolecall.agent.agent_services import AgentServices
 from rolecall.agent.role import Role
+from rolecall.bus.bus import short_process
 from rolecall.bus.leases import Demand, Reads
 from rolecall.bus.settle import Refill
 from rolecall.errors import ConfigError
@@ -122,6 +123,6 @@ class Roster:
 
     def _id(self, role: str, group: list[Instance]) -> str:
         """The id with the lowest number that is not in use in ``group``."""
-        process = self.services.bus.process.partition("~")[0]
+        process = short_process(self.services.bus.process)
         stem, used = f"{role}:{process}", {instance.id for instance in group}
         return next(name for number in range(len(group) + 1) if (name := f"{stem}:{number}") not in used)

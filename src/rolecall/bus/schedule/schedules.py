@@ -35,8 +35,8 @@ RETRY_SECONDS = 15.0
 """When a turn is tried again that was refused, or whose predecessor goes on."""
 LATE_SECONDS = 60.0
 """Users are told of a delay from this long on."""
-SCHEDULE = "schedule:"
-"""How the instance begins that a transcript names where a schedule began a turn."""
+SCHEDULE = "schedule"
+"""Whom a transcript names where a schedule began a turn."""
 ADD = script(
     PACKAGE, "scripts/schedule/add", TurnBlock,
     names="idempotency deferred planned schedules schedule definition due limit repeat_ms instance said",
@@ -223,7 +223,7 @@ def _offer(bus: Bus, found: Schedule, firing: _Firing) -> Offer:
     )  # fmt: skip
     return Offer(
         from_user(envelope, definition.user), f"schedule:{found.id}:{found.due}", definition.user,
-        f"{SCHEDULE}{bus.process.partition('~')[0]}:0",
+        bus.instance(SCHEDULE),
         outbox="" if definition.front in FOLLOWED else definition.front,
     )  # fmt: skip
 

@@ -40,11 +40,6 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
     cron: str = ""
     zone: str = ""
 
-    @property
-    def repeats(self) -> bool:
-        """Whether it is due more than once."""
-        return not self.at
-
     def first(self, now: int, zone: tzinfo) -> int:
         """The first due time after ``now``, in ms. Raises BadSchedule for a time that has passed or never comes."""
         if self.at:

@@ -79,7 +79,7 @@ class Deliverer:
     @property
     def _instance(self) -> str:
         """How transcripts show this process."""
-        return f"{self.outbox.front}:{self.outbox.bus.process.partition('~')[0]}:0"
+        return self.outbox.bus.instance(self.outbox.front)
 
     async def deliver(self, entry: OutboxEntry) -> bool:
         """Deliver ``entry`` and acknowledge it; False if this process may no longer deliver. Waits while the chat is

@@ -134,7 +134,7 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
     answers = {
         one.turn: (words_of(one), one.text.startswith("plain ")) for one in kept if one.word == "PROCESSING_COMPLETE"
     }
-    scheduled = {one.turn for one in kept if one.begins_turn and one.instance.startswith(SCHEDULE)}
+    scheduled = {one.turn for one in kept if one.begins_turn and one.instance.startswith(f"{SCHEDULE}:")}
     gone = {n for turn, first in replaced.items() for n in range(first, number_of(turn))}
     return [
         Exchange(
