@@ -175,7 +175,8 @@ async def test_a_group_that_becomes_a_supergroup_keeps_access_memory_and_prefere
         old.moved_to = NEW
         for message in (leaving, arriving):
             stage.api.world.updates.push("message", message.as_json())
-        await stage.received()
+        reply = await stage.answered(ben, "@rolecall_bot and", chat=NEW)  # with the same poll
+        assert reply.text.startswith("Ben: and by second@test after ['Ben: one', ")
         if restart:  # a new process knows what the server keeps
             serving = stage.front.serving
             assert serving is not None

@@ -215,6 +215,11 @@ class ChatQueue:
     def __len__(self) -> int:
         return len(self._last)
 
+    async def settled(self, key: Hashable) -> None:
+        """Wait until no ticket of ``key`` is left."""
+        while last := self._last.get(key):
+            await asyncio.shield(last)
+
     @contextmanager
     def enter(self, key: Hashable) -> Iterator[Ticket]:
         """Queue up until the block is left. Leaving early does not let later tickets overtake earlier ones."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from telegram import Message, Update, User
+from telegram import ChatMemberUpdated, Message, Update, User
 
 from rolecall.background import Attempt, BackgroundTasks, Boundary
 from rolecall.bus.admission import MODES, Mode, answered_without_turn, edit_message, mark_answered, move_message
@@ -135,9 +135,10 @@ class Receiver:
             raise RolecallError(update.api_kwargs[UNREADABLE])
         message, query = update.message or update.edited_message, update.callback_query
         if (joined := update.my_chat_member) is not None:
-            await self._insist(update, lambda: self.admins.joined(joined, update.update_id, str(self.me.username)))
+            await self._insist(update, lambda: self._joined(joined, update.update_id))
         elif message is not None and (message.migrate_to_chat_id or message.migrate_from_chat_id):
-            await self._insist(update, lambda: self._moved(message))
+            with self.queue.enter(_move_to(message.migrate_to_chat_id or message.chat.id)):
+                await self._insist(update, lambda: self._moved(message))
         elif query is not None:  # Stop must not wait for a file that is being downloaded
             await self._insist(update, lambda: self.buttons.press(query))
         elif message is not None:
@@ -208,6 +209,15 @@ class Receiver:
 
     # ── groups ──────────────────────────────────────────────────────────────────────────────────
 
+    async def _joined(self, change: ChatMemberUpdated, update: int) -> None:
+        await self.queue.settled(_move_to(change.chat.id))
+        await self.admins.joined(change, update, str(self.me.username))
+
+    async def _home(self, address: Address) -> Address:
+        """Where the messages of ``address`` belong, once a move of its group that came before them is stored."""
+        await self.queue.settled(_move_to(address.chat))
+        return await self.access.home(address)
+
     async def _moved(self, message: Message) -> None:
         """A group became a supergroup: its access, memory and waiting turns go along."""
         old = message.migrate_from_chat_id or message.chat.id
@@ -218,7 +228,7 @@ class Receiver:
     # ── access ────────────────────────────────────────────────────────────────────────────────
 
     async def _take(self, incoming: Incoming, group: MessageGroup, ticket: Ticket) -> None:
-        incoming = replace(incoming, address=await self.access.home(incoming.address))
+        incoming = replace(incoming, address=await self._home(incoming.address))
         message = (self.front.bus, incoming.address.conversation, incoming.idempotency, incoming.fingerprint)
         if incoming.version or not incoming.files:  # downloads need not wait for what came before, such as a code
             await ticket.wait()
@@ -394,7 +404,7 @@ class Receiver:
 
     async def _withdraw(self, message: Message, version: int) -> None:
         """Take back what ``message`` asked before its edit, which asks nothing, if that still waits."""
-        address = await self.access.home(address_of(message, self.front.name))
+        address = await self._home(address_of(message, self.front.name))
         language = message.from_user.language_code if message.from_user else None
         for key in reversed(self.groups.withdrawn_with(message, idempotency_of(message, self.me))):
             if await self._take_back(address.conversation, key, version, language):
@@ -468,6 +478,11 @@ def _meta(incoming: Incoming, status: UserStatus) -> dict[str, Any]:
 def _is_turn(incoming: Incoming | None) -> bool:
     """Whether a message is for the bot and no command that is answered while a turn runs."""
     return incoming is not None and incoming.command not in ANSWERED_BESIDE
+
+
+def _move_to(chat: int) -> tuple[str, int]:
+    """The queue of the moves of groups to the supergroup ``chat``."""
+    return ("move", chat)
 
 
 def _item(update: Update) -> str:
