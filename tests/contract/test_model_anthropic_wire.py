@@ -189,6 +189,13 @@ async def test_a_call_takes_the_thoughts_that_led_to_it_there_and_back(vendor: V
     assert result["content"] == [{"type": "tool_result", "tool_use_id": "call_1", "content": "sun"}]
 
 
+async def test_ids_of_another_model_s_calls_are_made_ids_that_the_api_takes(vendor: Vendor) -> None:
+    calls = (ToolCall("functions.weather:0", "weather", "{}"),)
+    messages = (Message("user", "?"), Message("assistant", "", calls=calls), Message("tool", "sun", call=calls[0].id))
+    sent = (await asked(vendor, Request(messages))).body["messages"]
+    assert sent[1]["content"][0]["id"] == sent[2]["content"][0]["tool_use_id"] == "functions_weather_0"
+
+
 async def test_calls_of_another_model_go_without_its_signature(vendor: Vendor) -> None:
     calls = (ToolCall("a", "weather", "{}", "c2lnbmVk"), ToolCall("b", "weather", "not json"))
     messages = (

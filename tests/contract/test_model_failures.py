@@ -25,7 +25,7 @@ from rolecall.models import Delta, Done, Model, ModelEvent, Request
 from rolecall.models.failures import Refusal
 from tests.contract.model_adapters import HELLO, KEY, Adapter, answer
 from tests.contract.model_vendor import Connection, Script, Vendor, refusing, saying, silence, stalling
-from tests.contract.model_wires import OllamaWire
+from tests.contract.model_wires import GeminiWire, OllamaWire
 
 STEP = int(os.environ.get("ROLECALL_CUT_STEP", "4"))
 """Bytes from one cut to the next; `make proof` cuts at every byte."""
@@ -119,6 +119,15 @@ async def test_a_content_filter_is_a_refusal(model: Model, vendor: Vendor) -> No
     vendor.script = saying(vendor.wire.delta("Hel"), vendor.wire.end("filter", (7, 1)))
     with pytest.raises(ContentRefused, match="content filter"):
         await answer(model)
+
+
+async def test_a_redirect_that_would_lose_the_question_names_the_right_address(model: Model, vendor: Vendor) -> None:
+    if isinstance(vendor.wire, GeminiWire):
+        pytest.skip("its SDK follows no redirect")
+    vendor.script = refusing(301, b"", Location="https://models.example/v1/chat/completions?key=1")
+    with pytest.raises(ModelUnavailable, match=r"it redirects to https://models\.example/v1/chat/completions; use"):
+        await answer(model)
+    assert len(vendor.connections) == 1
 
 
 async def test_an_error_page_is_no_answer(model: Model, vendor: Vendor) -> None:

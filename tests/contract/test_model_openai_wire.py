@@ -470,6 +470,11 @@ async def test_the_models_of_a_server_are_listed() -> None:
     assert found == ["a-embedding@openai", "org/b:8b@openai"]
 
 
+async def test_a_bare_list_of_models_is_one() -> None:
+    with answering({"/v1/models": [{"id": "b"}, {"id": None}, {"id": "a"}]}) as url:
+        assert await list_models(Settings(openai_base_url=f"{url}/v1")) == ["a@openai", "b@openai"]
+
+
 def test_of_openai_s_own_models_those_that_chat_are_listed() -> None:
     offered = ("gpt-5-mini", "o3-pro", "gpt-4o", "gpt-6-sol", "text-embedding-3-small", "whisper-1", "gpt-4o-mini-tts",
                "gpt-image-1", "gpt-realtime", "gpt-4o-audio-preview", "omni-moderation-latest", "sora-2", "davinci-002",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from rolecall.errors import (
@@ -135,6 +136,14 @@ def not_the_protocol(model: str, where: str, protocol: str, error: BaseException
     text may contain whole answers."""
     what = str(error) if isinstance(error, NotTheProtocol) else type(error).__name__
     return ModelUnavailable(f"{model}: {where} does not speak the {protocol} protocol: {what}")
+
+
+async def refuse_redirect(response: Any) -> None:
+    """Raise NotTheProtocol for a redirect after which clients ask by GET, without the question: the address of the
+    server is another one, most often with https."""
+    if response.status_code in (301, 302, 303) and response.request.method == "POST":
+        to = urlsplit(response.headers.get("location", ""))
+        raise NotTheProtocol(f"it redirects to {to.scheme}://{to.hostname}{to.path}; use the address it redirects to")
 
 
 def host_of(url: str) -> str:

@@ -133,7 +133,10 @@ class AnthropicModel:
         wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
         try:
             http = httpx2.AsyncClient(
-                timeout=wait, follow_redirects=True, event_hooks={"request": [add_traceparent]}, **options
+                timeout=wait,
+                follow_redirects=True,
+                event_hooks={"request": [add_traceparent], "response": [failures.refuse_redirect]},
+                **options,
             )
         except (ImportError, ValueError) as error:
             raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
@@ -351,14 +354,20 @@ def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.call, "content": message.text or "(nothing)"}]
+        return [{"type": "tool_result", "tool_use_id": _id(message.call), "content": message.text or "(nothing)"}]
     blocks = [block for call in message.calls for block in _thoughts(call)]
     blocks += [{"type": "image", "source": _source(image)} for image in message.images]
     if message.text.strip():  # blank text is refused
         blocks.append({"type": "text", "text": message.text})
     return blocks + [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call)} for call in message.calls
+        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": arguments_of(call)}
+        for call in message.calls
     ]
+
+
+def _id(call: str) -> str:
+    """The id of a call as the API takes it; another model's, such as ``functions.weather:0``, may be none."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", call)
 
 
 def _thoughts(call: ToolCall) -> list[dict[str, Any]]:

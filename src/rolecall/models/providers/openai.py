@@ -29,6 +29,7 @@ from rolecall.models.failures import (
     host_of,
     not_accepted,
     not_the_protocol,
+    refuse_redirect,
     retry_after,
     safe_words,
     unreachable,
@@ -50,7 +51,7 @@ from rolecall.models.providers.openai_wire import (
 from rolecall.models.stream import Patience, Source, read
 from rolecall.models.thinking import Habit
 from rolecall.models.vectors import Vectors
-from rolecall.models.wire import member, objects_of
+from rolecall.models.wire import member, objects_of, word_of
 from rolecall.settings import Settings
 from rolecall.tracing.traceparent import add_traceparent
 from rolecall.transport.http_client import address, client_options
@@ -217,8 +218,11 @@ async def list_models(settings: Settings) -> list[str]:
     sdk = await asyncio.to_thread(_connected, "openai", endpoint)
 
     async def names() -> list[str]:
-        found = [model.id async for model in sdk.models.list()]
-        return [name for name in found if chats(name) or not endpoint.official]
+        # Not by the SDK's reading of it: some servers, such as Together's, send a bare list.
+        said = (await sdk.models.with_raw_response.list()).http_response.json()
+        found = said if isinstance(said, list) else member(said, "data") or member(said, "models")
+        ids = [word_of(one.get("id") or one.get("name")) for one in objects_of(found)]
+        return [name for name in ids if name and (chats(name) or not endpoint.official)]
 
     try:
         async with sdk:
@@ -277,7 +281,10 @@ def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
     wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
     try:
         http = httpx2.AsyncClient(
-            timeout=wait, follow_redirects=True, event_hooks={"request": [add_traceparent]}, **options
+            timeout=wait,
+            follow_redirects=True,
+            event_hooks={"request": [add_traceparent], "response": [refuse_redirect]},
+            **options,
         )
     except (ImportError, ValueError) as error:
         raise ModelUnavailable(f"{name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
