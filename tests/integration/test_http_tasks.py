@@ -265,6 +265,20 @@ async def test_a_repeat_with_the_same_key_is_the_same_task(client: httpx2.AsyncC
     problem(other, 422, "idempotency_conflict")
 
 
+async def test_a_command_that_is_repeated_with_the_same_key_is_carried_out_once(client: httpx2.AsyncClient) -> None:
+    for text, hour in (("tea", 9), ("coffee", 10)):
+        body = {"conversation_id": "twice", "text": text, "when": f"tomorrow at {hour}"}
+        assert (await client.post("/chat/reminders", json=body)).status_code == 201
+    key, delete = {"Idempotency-Key": "delete-1"}, {"text": "/reminders delete 1", "conversation_id": "twice"}
+    first, again = [(await client.post("/chat", json=delete, headers=key)).json() for _ in range(2)]
+    assert first["text"] == again["text"] and "tea" in first["text"]
+    left = (await client.get("/chat/reminders", params={"conversation_id": "twice"})).json()["reminders"]
+    assert [one["text"] for one in left] == ["coffee"]
+    for other in ("/clear", "hello"):
+        answer = await client.post("/chat", json={**delete, "text": other}, headers=key)
+        assert problem(answer, 422, "idempotency_conflict")
+
+
 async def test_a_repeat_after_the_result_is_gone_is_told_so(client: httpx2.AsyncClient, deployment: Deployment) -> None:
     headers = {"Idempotency-Key": "long ago"}
     task = (await client.post("/chat", json={"text": "once"}, headers=headers)).json()
@@ -325,9 +339,7 @@ async def test_too_much_is_refused_with_the_time_to_come_back(client: httpx2.Asy
         ({"text": "x", "role": "manager"}, 422, "samplellm"),
         ({"text": "x", "model": "gpt@nowhere"}, 422, "echo@test"),
         ({"text": "x", "conversation_id": "a\nb"}, 422, "conversation"),
-        ({"text": "x", "conversation_id": "\ud800"}, 422, "conversation"),
         ({"text": "x", "conversation_id": "x" * 195}, 422, "200"),
-        ({"text": "x\ud800"}, 422, "unicode"),
         ({"text": "x", "metadata": {"a": ["b"]}}, 422, "metadata"),
         ({"text": "x", "images": ["https://example.org/a.png"]}, 422, "data URL"),
         ({"text": "x", "images": ["data:image/png;base64,!"]}, 422, "base64"),

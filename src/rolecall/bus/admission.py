@@ -207,11 +207,23 @@ async def answered_without_turn(bus: Bus, conversation: str, idempotency: str) -
     return bool(await bus.server.fetch("EXISTS", bus.shard(conversation).idempotency(conversation, idempotency)))
 
 
-async def mark_answered(bus: Bus, conversation: str, idempotency: str) -> None:
-    """Remember for IDEMPOTENCY_SECONDS that the front end answered this message itself, so that a repeat is not
-    answered again."""
-    key = bus.shard(conversation).idempotency(conversation, idempotency)
-    await bus.server.call("SET", key, "|front", "EX", round(bus.settings.idempotency_seconds))
+async def mark_answered(bus: Bus, conversation: str, idempotency: str, text: str = "", reply: str = "") -> None:
+    """Remember for IDEMPOTENCY_SECONDS that the front end answered this message itself, with ``reply`` to ``text``, so
+    that a repeat is not answered again."""
+    key, mark = bus.shard(conversation).idempotency(conversation, idempotency), f"{_front_mark(text)}{reply}"
+    await bus.server.call("SET", key, mark, "EX", round(bus.settings.idempotency_seconds))
+
+
+async def answer_of_front(bus: Bus, conversation: str, idempotency: str, text: str) -> tuple[bool, str]:
+    """Whether a message of this key was admitted or marked by ``mark_answered``, and the reply that was given to
+    ``text``; empty if the key was used for another message."""
+    known = await bus.server.fetch("GET", bus.shard(conversation).idempotency(conversation, idempotency))
+    mark, found = _front_mark(text), (known or b"").decode()
+    return known is not None, found.removeprefix(mark) if found.startswith(mark) else ""
+
+
+def _front_mark(text: str) -> str:
+    return f"|front {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}|"
 
 
 async def places(bus: Bus, conversation: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rolecall.background import log_level
-from rolecall.bus.admission import Admission, Mode, admit
+from rolecall.bus.admission import Admission, Mode, admit, answer_of_front, mark_answered
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.commands import find_command, parse_command
@@ -135,7 +135,7 @@ class Front:
         user's app. Raises ServerUnavailable; whatever the text itself is, is answered."""
         command = find_command(text) if commands else None
         if command is not None and command.lane == "front":
-            return await self._carry_out(conversation, text, await self._spoken(conversation, language))
+            return await self._carry_out_once(conversation, text, idempotency, language)
         meta = {**meta_of(language), **(meta or {})}
         try:
             admission = await admit(
@@ -199,6 +199,19 @@ class Front:
         """The language of this front end's own answers in ``conversation``."""
         chosen = await preference(self.bus, conversation, "lang")
         return language if not chosen or spoken(language).startswith(f"{chosen}-") else chosen
+
+    async def _carry_out_once(self, conversation: str, text: str, idempotency: str | None, language: str) -> Received:
+        """A repeat gets the same reply and does nothing: it would stop newer turns, or delete another reminder."""
+        if idempotency:
+            known, reply = await answer_of_front(self.bus, conversation, idempotency, text)
+            if known and not reply:
+                return Received(conversation, reply=say(language, "conflict"), refused=True, outcome="CONFLICT")
+            if known:
+                return Received(conversation, reply=reply, outcome="REPEATED")
+        received = await self._carry_out(conversation, text, await self._spoken(conversation, language))
+        if idempotency:
+            await mark_answered(self.bus, conversation, idempotency, text, received.reply)
+        return received
 
     async def _carry_out(self, conversation: str, text: str, language: str) -> Received:
         name, argument = parse_command(text) or ("", "")
