@@ -321,6 +321,11 @@ class ContextTooLong(ModelRefused):
         self.limit = limit
 
 
+class QuotaTooSmall(ContextTooLong):
+    """Raised when a request is larger than what the provider allows this account in a whole minute: another model may
+    take it."""
+
+
 class ContentRefused(ModelRefused):
     """Raised when the provider's content filter blocks the question or the answer."""
 

@@ -20,6 +20,7 @@ from rolecall.errors import (
     ModelUnauthorised,
     ModelUnavailable,
     NoSuchModel,
+    QuotaTooSmall,
     RateLimited,
     Truncated,
 )
@@ -398,8 +399,8 @@ ERRORS: list[tuple[int, Any, type[ModelError], str]] = [
     ),
     (422, {"error": "Input validation error: `inputs` must have less than 4095 tokens."}, ContextTooLong, "4095"),
     (200, {"error": {"message": "the model is loaded with context length of only 4096"}}, ContextTooLong, "4096"),
-    (429, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, ContextTooLong, "9012"),
-    (413, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, ContextTooLong, "9012"),
+    (429, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, QuotaTooSmall, "9012"),
+    (413, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, QuotaTooSmall, "9012"),
     (400, [{"error": {"code": 400, "details": [{"reason": "API_KEY_INVALID"}]}}], ModelUnauthorised, "refuses the key"),
     (400, {"code": "x", "error": "Incorrect API key provided: xa***aa."}, ModelUnauthorised, "refuses the key"),
     (403, {"error": {"message": "Country not supported"}}, ModelUnauthorised, "Country not supported"),

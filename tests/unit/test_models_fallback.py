@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rolecall.errors import (
+    ContextTooLong,
     ModelError,
     ModelRefused,
     ModelTimeout,
     ModelUnauthorised,
     ModelUnavailable,
+    QuotaTooSmall,
     RateLimited,
     Truncated,
 )
@@ -75,6 +77,14 @@ async def test_a_refused_request_goes_to_no_other_model() -> None:
     with pytest.raises(ModelRefused, match="too long"):
         await heard(Fallback([Failing(ModelRefused("too long")), second]))
     assert second.asked == []
+
+
+async def test_a_request_larger_than_a_quota_goes_to_the_next_model_and_else_is_too_long() -> None:
+    large = Failing(QuotaTooSmall("too large", 9, 6))
+    assert (await heard(Fallback([large, EchoModel("b@test")])))[0] == Spoke("b@test", "too large")
+    with pytest.raises(ContextTooLong, match="too large") as caught:
+        await heard(Fallback([Failing(ModelUnavailable("x")), large, Failing(RateLimited("y", 9))]))
+    assert (caught.value.tokens, caught.value.limit) == (9, 6)
 
 
 async def test_when_all_only_ask_to_wait_the_shortest_wait_counts() -> None:

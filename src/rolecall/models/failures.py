@@ -22,6 +22,7 @@ from rolecall.errors import (
     ModelUnauthorised,
     ModelUnavailable,
     NoSuchModel,
+    QuotaTooSmall,
     RateLimited,
 )
 from rolecall.models.wire import NotTheProtocol, in_words, member
@@ -97,10 +98,10 @@ class Refusal:
     def rate_limited(self) -> ModelError:
         """The error for a request that may be made later. One that exceeds what a whole minute allows never may: it is
         too long."""
+        tokens, limit = _number(TOKENS, self.words), _number(CONTEXT, self.words)
+        if 0 < limit < tokens:
+            return QuotaTooSmall(f"{self.model}: too large for the quota at {self.where}: {self.words}", tokens, limit)
         text = f"{self.model}: {self.where} asks to wait: {self.words}"
-        too_large = self.too_long()
-        if 0 < too_large.limit < too_large.tokens:
-            return too_large
         return RateLimited(text, wait_in(self.words) if self.retry_after is None else self.retry_after)
 
     def no_images(self) -> ImagesRefused:

@@ -17,6 +17,7 @@ from rolecall.errors import (
     NoSuchModel,
     NotNow,
     OverBudget,
+    QuotaTooSmall,
     RateLimited,
 )
 from rolecall.models.gate import Guarded
@@ -59,7 +60,9 @@ class Fallback:
                 if spoke or _refused_for_good(error):
                     raise
                 failures.append(error)
-        raise await self._later(failures, request) or _all_failed(failures)
+        # Shortened, it can be answered at once.
+        too_large = next((failure for failure in failures if isinstance(failure, QuotaTooSmall)), None)
+        raise too_large or await self._later(failures, request) or _all_failed(failures)
 
     async def aclose(self) -> None:
         """Close every model."""
@@ -101,11 +104,11 @@ def _remaining(request: Request, gone: float) -> Request:
 
 def _refused_for_good(error: ModelError) -> bool:
     """The request's own fault; a refused key or name is the deployment's, and another model has others. Another may
-    also take images, or give log probabilities."""
+    also take images, give log probabilities, or have a larger quota."""
     if isinstance(error, OverBudget):
         return True
     return isinstance(error, ModelRefused) and not isinstance(
-        error, ModelUnauthorised | NoSuchModel | ImagesRefused | LogprobsRefused
+        error, ModelUnauthorised | NoSuchModel | ImagesRefused | LogprobsRefused | QuotaTooSmall
     )
 
 
