@@ -302,6 +302,21 @@ async def test_a_server_that_dies_at_start_is_explained_by_its_log(state_dir: Pa
     assert await EmbeddedServer.find(state_dir, runtime_dir=runtime_dir) is None
 
 
+async def test_a_server_that_cannot_start_on_a_full_disk_says_so(state_dir: Path, runtime_dir: Path) -> None:
+    data = state_dir / "server"
+    data.mkdir(parents=True, mode=0o700)
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", data], capture_output=True
+    ).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        (data / "ballast").write_bytes(b"x" * (os.statvfs(data).f_bavail * 4096))
+        with pytest.raises(ServerUnavailable, match=r"; the disk of .*server is full"):
+            await EmbeddedServer.join(state_dir, runtime_dir=runtime_dir)
+    finally:
+        subprocess.run(["umount", data], check=True)
+
+
 async def test_a_silent_server_is_reported_and_not_replaced(state_dir: Path, runtime_dir: Path) -> None:
     server = await Impatient.join(state_dir, runtime_dir=runtime_dir)
     pid = await pid_of(server)

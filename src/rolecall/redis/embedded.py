@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -35,6 +36,7 @@ TURN_SECONDS = 30.0
 POLL_SECONDS = 0.004
 SOCKET_BYTES = 100  # macOS takes 103, Linux 107
 LOG_BYTES = 1_000_000
+FULL_BYTES = 1_000_000
 LOG_HEAD = re.compile(r"\d+:\w \d+ \w+ \d{4} [\d:.]+ ([#*.-]) ")
 SETTINGS = """\
 port 0
@@ -255,7 +257,9 @@ class EmbeddedServer:
     def _death(self) -> str:
         log = self._files.log_file.read_bytes()[self._log_start :]
         line = _last_useful_line(log.decode(errors="replace")).replace(self._password, "***")
-        return f"the bundled server ended while starting: {line} (log: {self._files.log_file})"
+        full = shutil.disk_usage(self._files.data).free < FULL_BYTES  # the server itself only tells of a short write
+        cause = f"; the disk of {self._files.data} is full" if full else ""
+        return f"the bundled server ended while starting: {line} (log: {self._files.log_file}){cause}"
 
     def _drop_users(self) -> None:
         if self._users is not None:
