@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypedDict
@@ -48,8 +47,6 @@ SUSPECT = script(PACKAGE, "scripts/turn/suspect", names="stream entry process le
 UNCOUNT = script(PACKAGE, "scripts/turn/uncount", names="stream entry")
 RELEASED_MS = 30 * 86_400_000
 """The idle time of entries whose holder is known to be dead: longer than any lease."""
-WHO = ContextVar("rolecall instance", default="")
-"""The instance that the current task works for, for the process log; empty outside the work of an instance."""
 
 
 @dataclass(frozen=True, slots=True)

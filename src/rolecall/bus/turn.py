@@ -280,18 +280,18 @@ class AwakeTurns:
     async def any(self, shard: ShardKeys) -> bool:
         """Whether one of ``shard`` has. That none has is known for a while: the lease of an entry that comes afterwards
         has not expired before. On a single server it is known of all shards where none of them has a turn."""
-        beside = self._bus.servers[0]
-        if len(beside) == 1:  # on a cluster, a node that is away holds nobody up
-            return await self._any(shard, beside)
+        together = self._bus.servers[0]
+        if len(together) == 1:  # on a cluster, a node that is away holds nobody up
+            return await self._any(shard, together)
         async with self._asking:
-            return await self._any(shard, beside)
+            return await self._any(shard, together)
 
-    async def _any(self, shard: ShardKeys, beside: Sequence[ShardKeys]) -> bool:
+    async def _any(self, shard: ShardKeys, together: Sequence[ShardKeys]) -> bool:
         asked, settings = time.monotonic(), self._bus.settings
         if asked < self.none_until(shard):
             return False
-        if len(beside) > 1 and not await self._bus.server.call("EXISTS", *(one.active for one in beside)):
-            quiet = list(beside)
+        if len(together) > 1 and not await self._bus.server.call("EXISTS", *(one.active for one in together)):
+            quiet = list(together)
         elif await turns_awake(self._bus, shard) == 0:
             quiet = [shard]
         else:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from rolecall.background import cancel_and_wait
-from rolecall.bus.leases import WHO
+from rolecall.bus.process.process_log import WHO
 from rolecall.cli import STOP_SIGNALS, STOPPED
 from rolecall.settings import Settings, redacted
 from rolecall.tracing.traceparent import trace_id

@@ -19,8 +19,8 @@ from rolecall.bus.bus import count_soon
 from rolecall.bus.conversation import remembered
 from rolecall.bus.deltas import DeltaStream
 from rolecall.bus.envelope import Envelope, short_turn_id
-from rolecall.bus.leases import WHO, Beginning, Delivery, owns_turn, uncount
-from rolecall.bus.process.process_log import public
+from rolecall.bus.leases import Beginning, Delivery, owns_turn, uncount
+from rolecall.bus.process.process_log import WHO, public
 from rolecall.bus.settle import Awaited, Supply, bury, complete, defer, discard, hop, quarantine, suspend
 from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told

@@ -19,7 +19,8 @@ from types import FrameType
 from typing import Any
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.leases import WHO, Delivery, give_up_suspect, hand_back, pending_of, renew
+from rolecall.bus.leases import Delivery, give_up_suspect, hand_back, pending_of, renew
+from rolecall.bus.process.process_log import WHO
 from rolecall.bus.process.processes import live_processes
 from rolecall.bus.turn import Records, note
 from rolecall.errors import ServerError

@@ -8,16 +8,18 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 
 import msgspec
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.bus import Bus
-from rolecall.bus.leases import WHO
 from rolecall.errors import ConfigError, ServerError
 from rolecall.redis import keys
 from rolecall.redis.server import field_map
 
+WHO = ContextVar("rolecall instance", default="")
+"""The instance that the current task works for; empty outside the work of an instance."""
 OURS = "rolecall"
 """The logger whose lines are published. Those of agents and libraries may hold what users wrote."""
 LIFECYCLE = tuple(

@@ -1,5 +1,7 @@
 -- Pick the server for a call of a model that has several: of the healthy ones, the least busy for its weight.
---   calls: in flight, `<server> <call>` by deadline; known: `<server> <field>` of servers that failed
+--   calls: in flight, `<server> <call>` by deadline
+--   known: of servers that failed `<server> <field>`: `until` (ms; left out until then), `opens` (how often in a row),
+--     `why`, `probe` (ms; a process probes it until then), `last` (number of its last pick); of all `seen` (ms), `picks`
 --   lease: ms a call is in flight without being extended; probe_ms: longest time of a probe
 --   servers: per server its id, maximum of concurrent calls and weight
 -- Returns {GO, server, probe} | {FULL, '', probe} | {AWAY, why, probe, ms to the next try}. `probe` is a server that the
