@@ -125,6 +125,23 @@ def test_a_reply_to_the_bot_is_for_it_and_quotes_it(api: TelegramApi, group: Cha
     assert (incoming.quoted, incoming.reply_to) == (("", "Paris."), answer.id)
 
 
+def test_a_link_that_hides_its_address_is_told_with_it(api: TelegramApi, group: Chat, ann: User) -> None:
+    def link(offset: int, length: int, url: str) -> dict[str, Any]:
+        return {"type": "text_link", "offset": offset, "length": length, "url": url}
+
+    mention = {"type": "mention", "offset": 9, "length": 13}
+    said = group.add(ann.as_json(), "😀 here or a.org", (link(3, 4, "http://b.org/x"), link(11, 5, "http://a.org/")))
+    asked = group.add(ann.as_json(), "see this @rolecall_bot", (link(4, 4, "http://c.org/"), mention), reply_to=said)
+    api.world.updates.push("message", asked.as_json())
+    incoming = understood(api)
+    assert incoming.text == f"{ann.name}: see this (http://c.org/)"
+    assert incoming.quoted == (ann.name, "😀 here (http://b.org/x) or a.org")
+    api.world.updates.push("message", asked.as_json() | {"quote": {"text": "here", "position": 3, "entities": [
+        link(0, 4, "http://b.org/x")
+    ]}})  # fmt: skip
+    assert understood(api).quoted == (ann.name, "here (http://b.org/x)")
+
+
 def test_a_question_about_another_s_message_quotes_it_and_brings_its_files(
     api: TelegramApi, group: Chat, ann: User
 ) -> None:

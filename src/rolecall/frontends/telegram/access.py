@@ -82,7 +82,7 @@ class Access:
         self.front = front
         self.admins = _numbers(bus.settings.telegram_admins)
         self.listed = _numbers(bus.settings.telegram_allowed)
-        self.open = bus.settings.telegram_allowed.strip() == EVERYONE
+        self.open = EVERYONE in bus.settings.telegram_allowed
         self._moves: dict[int, int] | None = None
 
     async def status_of(self, user: int, chat: int = 0) -> UserStatus:

@@ -371,16 +371,26 @@ def _origin(origin: MessageOrigin) -> str:
 
 
 def _without_name(message: Message, raw: str, me: User) -> tuple[str, bool]:
-    """The text without mentions of the bot, and whether there were any."""
-    units, spans = raw.encode("utf-16-le", "replace"), []
+    """The text with the addresses of its links and without mentions of the bot, and whether there were any."""
+    units, named = raw.encode("utf-16-le", "replace"), []
     for entity in _entities(message):
         start, end = entity.offset * 2, (entity.offset + entity.length) * 2
         if _names(entity, units[start:end].decode("utf-16-le", "replace"), me):
-            spans.append((start, end))
-    for start, end in reversed(spans):
-        units = units[:start] + units[end:]
-    text = units.decode("utf-16-le", "replace")
-    return (re.sub(r"^[\s,:]+|\s+$", "", text) if spans else text.strip()), bool(spans)
+            named.append(entity)
+    text = _linked(raw, _entities(message), without=named)
+    return (re.sub(r"^[\s,:]+|\s+$", "", text) if named else text.strip()), bool(named)
+
+
+def _linked(text: str, entities: Sequence[MessageEntity], without: Collection[MessageEntity] = ()) -> str:
+    """``text`` with the address behind each link that hides it, and without the pieces ``without``."""
+    units = text.encode("utf-16-le", "replace")
+    for entity in sorted(entities, key=lambda one: one.offset + one.length, reverse=True):
+        start, end = entity.offset * 2, (entity.offset + entity.length) * 2
+        if entity in without:
+            units = units[:start] + units[end:]
+        elif (url := entity.url) and url.rpartition("://")[2].rstrip("/") not in text:
+            units = units[:end] + f" ({url})".encode("utf-16-le", "replace") + units[end:]
+    return units.decode("utf-16-le", "replace")
 
 
 def _entities(message: Message) -> Sequence[MessageEntity]:
@@ -417,9 +427,9 @@ def _is_reply_to(message: Message, me: User) -> bool:
 def _quoted(message: Message, me: User) -> tuple[str, str] | None:
     """The author and text of the message that ``message`` replies to, which may be in another chat."""
     replied, other = _replied(message), message.external_reply
-    text = message.quote.text if message.quote else ""
+    text = _linked(message.quote.text, message.quote.entities or ()) if message.quote else ""
     if replied is not None:
-        text = text or replied.text or replied.caption or content_of(replied)
+        text = text or _linked(replied.text or replied.caption or "", _entities(replied)) or content_of(replied)
         who = "" if _is_reply_to(message, me) else _author_of(replied)
     elif other is not None:
         text, who = text or content_of(other), _origin(other.origin)
