@@ -145,6 +145,30 @@ async def test_a_server_that_refuses_to_be_asked_for_counts_is_not_asked_again(v
     await model.aclose()
 
 
+async def test_where_a_server_takes_no_schemas_the_words_of_the_question_are_left(vendor: Vendor) -> None:
+    answer = vendor.script
+
+    async def script(connection: Connection) -> None:
+        if "response_format" not in connection.body:
+            return await answer(connection)
+        words = b'{"error": {"message": "This response_format type is unavailable now"}}'
+        await connection.answer(400, words)
+
+    vendor.script = script
+    assert await answered(vendor, Request(HELLO.messages, schema={"type": "object"})) == [
+        Delta("Hi"), Usage(7, 2), Done("stop"),
+    ]  # fmt: skip
+    assert ["response_format" in connection.body for connection in vendor.connections] == [True, False]
+
+    async def refusing_all(connection: Connection) -> None:
+        await connection.answer(400, b'{"error": {"message": "response_format and stream_options are refused"}}')
+
+    vendor.script = refusing_all
+    with pytest.raises(ModelRefused):
+        await answered(vendor, Request(HELLO.messages, schema={"type": "object"}))
+    assert len(vendor.connections) == 4, "once more, not for ever"
+
+
 async def test_images_travel_as_data_urls(vendor: Vendor) -> None:
     connection = await asked(vendor, IMAGE)
     text, image = connection.body["messages"][0]["content"]
@@ -403,6 +427,7 @@ ERRORS: list[tuple[int, Any, type[ModelError], str]] = [
     (413, {"error": {"message": TPM, "type": "tokens", "code": "rate_limit_exceeded"}}, QuotaTooSmall, "9012"),
     (400, [{"error": {"code": 400, "details": [{"reason": "API_KEY_INVALID"}]}}], ModelUnauthorised, "refuses the key"),
     (400, {"code": "x", "error": "Incorrect API key provided: xa***aa."}, ModelUnauthorised, "refuses the key"),
+    (400, {"error": {"message": "Your organization must be verified to stream this"}}, ModelUnauthorised, "verified"),
     (403, {"error": {"message": "Country not supported"}}, ModelUnauthorised, "Country not supported"),
     (403, {"error": {"message": "Flagged", "metadata": {"reasons": ["violence"]}}}, ContentRefused, "Flagged"),
     (422, {"object": "error", "message": {"detail": [{"msg": "Extra inputs"}]}}, ModelRefused, "Extra inputs"),

@@ -19,6 +19,7 @@ from rolecall.errors import (
     ModelError,
     ModelRefused,
     ModelTimeout,
+    ModelUnauthorised,
     ModelUnavailable,
     NoSuchModel,
 )
@@ -78,7 +79,12 @@ SAYS_TOO_LONG = re.compile(
     r"|exceeds the maximum number of tokens|inputs. (tokens|must have less)",
     re.I,
 )
-REFUSES_USAGE = re.compile(r"stream_options|include_usage")
+OPTIONAL = {
+    "stream_options": re.compile(r"stream_options|include_usage"),
+    "response_format": re.compile(r"response[_ ]format|json_schema", re.I),
+}
+"""Fields of a request that an answer may do without, and how servers say that they refuse them."""
+ACCOUNT = re.compile(r"organization must be verified|(organization|account) has been (disabled|deactivated)", re.I)
 SAYS_BAD_KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|expired)|(incorrect|invalid) api[ _-]?key", re.I)
 
 
@@ -124,7 +130,8 @@ class OpenAIModel:
         self._sdk: AsyncOpenAI | None = None
         self._making = asyncio.Lock()
         self._habit = Habit.of(name)
-        self._asks_usage = True
+        self._refused = frozenset[str]()
+        """The fields that the server refuses."""
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> OpenAIModel:
@@ -171,11 +178,12 @@ class OpenAIModel:
         if sdk:
             await sdk.close()
 
-    async def _events(self, sdk: AsyncOpenAI, request: Request) -> Source:
-        """The answer. Some servers, such as Mistral's, count tokens unasked and refuse to be asked to."""
-        asked_usage = self._asks_usage
+    async def _events(self, sdk: AsyncOpenAI, request: Request, without: frozenset[str] = frozenset()) -> Source:
+        """The answer, asked for without the fields that the server refuses. Some count tokens unasked, as Mistral's
+        does; some take no schemas, as DeepSeek's: what is asked in words is left then."""
+        without |= self._refused
         try:
-            async with aclosing(self._asked(sdk, request)) as events:
+            async with aclosing(self._asked(sdk, request, without)) as events:
                 async for event in events:
                     yield event
             return
@@ -183,20 +191,20 @@ class OpenAIModel:
             raise
         except _failures() as error:
             failed = translated(error, self.name, self._endpoint.url, self._endpoint.key, request)
-        if not asked_usage or not isinstance(failed, ModelRefused) or not REFUSES_USAGE.search(str(failed)):
+        refused = {field for field, says in OPTIONAL.items() if says.search(str(failed))} - without
+        if not refused or not isinstance(failed, ModelRefused):
             raise failed
-        self._asks_usage = False
-        async with aclosing(self._events(sdk, request)) as again:
+        self._refused |= refused & {"stream_options"}  # a schema may be refused for what is in it
+        async with aclosing(self._events(sdk, request, without | refused)) as again:
             async for event in again:
                 yield event
 
-    def _asked(self, sdk: AsyncOpenAI, request: Request) -> Source:
+    def _asked(self, sdk: AsyncOpenAI, request: Request, without: frozenset[str]) -> Source:
         model = wire_name(self.name.rpartition("@")[0])
         if self.responses:
             return responses_events(sdk, self.name, responses_body(model, request))
         body = chat_body(model, request, self._endpoint.official)
-        if not self._asks_usage:
-            del body["stream_options"]
+        body = {field: value for field, value in body.items() if field not in without}
         if self._endpoint.sampling and not (request.schema or request.tools):
             body["extra_body"] = dict(self._endpoint.sampling)
         return chat_events(sdk, self.name, body, self._habit)
@@ -373,6 +381,8 @@ def _by_words(said: Refusal, request: Request) -> ModelError | None:
         return said.too_long()
     if status == 400 and SAYS_BAD_KEY.search(said.words):
         return said.unauthorised()
+    if ACCOUNT.search(said.words):
+        return ModelUnauthorised(f"{said.model}: {said.where} refuses this account: {said.words}")
     return _unknown(said) if said.status == 404 else None
 
 
