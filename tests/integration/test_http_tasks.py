@@ -437,6 +437,8 @@ async def test_an_agent_asks_and_the_task_goes_on_with_the_answer(client: httpx2
 
     wrong = await client.post(f"{url}/answer", json={"question": question["id"], "choice": 2})
     assert problem(wrong, 422) == "choice: this question has no such option."
+    yes = await client.post(f"{url}/answer", json={"question": question["id"], "choice": True})
+    assert problem(yes, 422).startswith("choice: ")
     unknown = await client.post(f"{url}/answer", json={"question": "9-0-1", "choice": 0})
     assert problem(unknown, 404) == "This task asks no such question any more."
     assert (await client.post(f"{url}/answer", json={"question": question["id"], "choice": 1})).status_code == 200

@@ -243,7 +243,8 @@ class AnswerBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"question": "1-0-2", "choice": 0}]})
 
     question: str = Field(max_length=300, description="the `id` of the question")
-    choice: int = Field(ge=0, lt=MOST_OPTIONS, description="the number of the option, from 0")
+    # Strict, as true would be 1, which is "no".
+    choice: int = Field(ge=0, lt=MOST_OPTIONS, strict=True, description="the number of the option, from 0")
 
 
 ANSWERS: Mapping[Answered, tuple[int, str]] = {
