@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -193,6 +194,16 @@ def test_an_error_of_the_storage_is_one_line_that_stays_the_same(
         with pytest.raises(StorageUnavailable) as caught:
             target.begin("born")
         assert str(caught.value) == f"{target.name}: {told}"
+
+
+async def test_a_reader_of_standard_output_that_has_gone_is_named_as_that(server: RedisServer, tmp_path: Path) -> None:
+    reading, writing_end = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing_end, "wb", buffering=0) as out:
+        async with writing(server, [JsonLines(out)], tmp_path) as scribe:
+            await add(server, "hello")
+            await wait_until(lambda: scribe.problem)
+            assert scribe.problem == "transcripts cannot be written: Broken pipe; records wait on the server"
 
 
 async def test_several_targets_get_the_same_and_a_conversation_is_erased_everywhere(

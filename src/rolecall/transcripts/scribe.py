@@ -212,8 +212,9 @@ def _explained(error: Exception, log_dir: Path) -> str:
         return f"transcripts cannot be written to {error}; records wait on the server"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"no space for transcripts in {log_dir} ({error.strerror}): records wait on the server; free some"
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"transcripts cannot be written: {error.strerror}: {error.filename}; records wait on the server"
+    if isinstance(error, OSError) and error.errno is not None:
+        place = "" if error.filename is None else f": {error.filename}"
+        return f"transcripts cannot be written: {error.strerror}{place}; records wait on the server"
     return f"transcripts wait for the server: {error}"
 
 
