@@ -145,6 +145,21 @@ async def test_a_server_that_refuses_to_be_asked_for_counts_is_not_asked_again(v
     await model.aclose()
 
 
+@pytest.mark.parametrize("field", ["seed", "parallel_tool_calls"])
+async def test_an_option_that_a_server_refuses_is_left_out(vendor: Vendor, field: str) -> None:
+    answer = vendor.script
+
+    async def script(connection: Connection) -> None:
+        if field not in connection.body:
+            return await answer(connection)
+        await connection.answer(400, json.dumps({"error": {"message": f"Unsupported parameter: '{field}'"}}).encode())
+
+    vendor.script = script
+    request = Request(HELLO.messages, seed=7, parallel=False, tools=(TOOL,))
+    assert (await answered(vendor, request))[0] == Delta("Hi")
+    assert len(vendor.connections) == 2
+
+
 async def test_where_a_server_takes_no_schemas_the_words_of_the_question_are_left(vendor: Vendor) -> None:
     answer = vendor.script
 

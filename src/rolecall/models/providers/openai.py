@@ -82,6 +82,8 @@ SAYS_TOO_LONG = re.compile(
 OPTIONAL = {
     "stream_options": re.compile(r"stream_options|include_usage"),
     "response_format": re.compile(r"response[_ ]format|json_schema", re.I),
+    "parallel_tool_calls": re.compile(r"parallel_tool_calls"),
+    "seed": re.compile(r"\bseed\b"),
 }
 """Fields of a request that an answer may do without, and how servers say that they refuse them."""
 ACCOUNT = re.compile(r"organization must be verified|(organization|account) has been (disabled|deactivated)", re.I)
@@ -194,7 +196,7 @@ class OpenAIModel:
         refused = {field for field, says in OPTIONAL.items() if says.search(str(failed))} - without
         if not refused or not isinstance(failed, ModelRefused):
             raise failed
-        self._refused |= refused & {"stream_options"}  # a schema may be refused for what is in it
+        self._refused |= refused - {"response_format"}  # a schema may be refused for what is in it
         async with aclosing(self._events(sdk, request, without | refused)) as again:
             async for event in again:
                 yield event
