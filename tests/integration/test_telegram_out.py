@@ -318,6 +318,28 @@ async def test_a_further_part_whose_sending_is_in_doubt_comes_once(tmp_path: Pat
         assert stage.texts() == [letter * 3000 for letter in "abc"]
 
 
+async def test_a_successor_writes_the_answers_that_are_there_above_the_placeholders_of_later_questions(
+    tmp_path: Path, go: asyncio.Event
+) -> None:
+    async with staged(tmp_path, ROLES, deliver=False) as stage:
+        ada = stage.api.user(7)
+        stage.api.down()
+        await stage.say(ada, "first")
+        await stage.api.wait_for(stage.process.outbox.waiting)
+        await stage.say(ada, "wait")
+        await stage.process.kill()
+        stage.api.up()
+        await stage.crash(deliver=False)
+        await stage.process.progress.resume()
+        await stage.say(stage.api.user(8), "wait")
+        await stage.api.wait_for(lambda: stage.texts(8) == [THINKING])  # by now the other one would be there
+        stage.process.deliver()
+        await stage.api.wait_for(lambda: stage.texts() == ["re: first", THINKING])
+        go.set()
+        await stage.quiet()
+        assert stage.texts() == ["re: first", "re: wait"]
+
+
 async def test_without_any_placeholder_the_answer_comes_all_the_same(tmp_path: Path) -> None:
     async with staged(tmp_path, ROLES, deliver=False) as stage:
         stage.api.down()

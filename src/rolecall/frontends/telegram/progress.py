@@ -220,6 +220,9 @@ class ProgressDisplay:
         conversation, turn = view.key
         apart = not view.address.private or view.place or self.chats.newest(view.address) > view.message_id
         while not view.over and self.holding(conversation):
+            if view.received.outcome == "DUP" and self.undelivered(conversation):
+                await asyncio.sleep(LOOK_SECONDS)  # after a restart, what a predecessor left comes first
+                continue
             created = await self.turn_messages.create(
                 view.address, turn, view.parts[0], after=view.message_id, keyboard=view.keyboard,
                 reply_to=view.message_id if apart and view.message_id else None,
