@@ -354,6 +354,21 @@ async def test_an_answer_that_the_server_says_it_did_not_finish_is_broken_off(ve
     assert caught.value.text == "Hel"
 
 
+@pytest.mark.parametrize(
+    "error", [{"message": "Reached context length of 4096 tokens"}, {"code": "rate_limit_exceeded"}]
+)
+async def test_an_answer_that_meets_a_limit_on_its_way_keeps_its_text(vendor: Vendor, error: dict[str, str]) -> None:
+    async def script(connection: Connection) -> None:
+        await connection.begin()
+        await connection.say(connection.wire.delta("Hel"), b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+        await connection.close()
+
+    vendor.script = script
+    with pytest.raises(Truncated) as caught:
+        await answered(vendor, HELLO)
+    assert caught.value.text == "Hel"
+
+
 async def test_a_call_without_id_or_arguments_gets_some(vendor: Vendor) -> None:
     vendor.script = saying(call(name="weather"), finish="stop")
     made, _, done = await answered(vendor, ASKING)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from rolecall.errors import ModelTimeout, ModelUnavailable, RolecallError, Truncated
+from rolecall.errors import ContextTooLong, ModelTimeout, ModelUnavailable, RateLimited, RolecallError, Truncated
 from rolecall.models.model import Delta, Done, ModelEvent, Retracted, Usage
 from rolecall.models.thinking import Habit, ThoughtFilter
 from rolecall.models.wire import whole_text
@@ -38,8 +38,8 @@ async def read(
     """The events of ``source`` without what the model thinks, and with its failures made uniform.
 
     Ends in Done or raises: Truncated, with the text so far, for whatever breaks an answer that has begun
-    (except what the provider refuses), ModelTimeout for silence before that. Cancelled or closed, it cancels
-    the task that reads ``source``, and returns once that is over. ``name`` is for messages and the task;
+    (except what the provider refuses for its content), ModelTimeout for silence before that. Cancelled or closed, it
+    cancels the task that reads ``source``, and returns once that is over. ``name`` is for messages and the task;
     ``habit`` is what the model is known to do with its thoughts.
     """
     ahead, answer = _Ahead(source, name), _Answer(ThoughtFilter(habit or Habit(False)))
@@ -47,7 +47,7 @@ async def read(
         async for event in _in_time(ahead, patience, name, answer):
             for one in answer.take(event):
                 yield one
-    except ModelUnavailable as error:
+    except (ModelUnavailable, RateLimited, ContextTooLong) as error:
         for one in answer.break_off():
             yield one
         if answer.text.shown:
