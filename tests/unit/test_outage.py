@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,31 @@ async def test_a_password_that_is_changed_is_told_though_the_outage_began_with_a
     process.kill()
     told = [record.getMessage() for record in caplog.records if "available" in record.getMessage()]
     assert len(told) == 3 and told[1].endswith("it does not accept our user and password (WRONGPASS)")
+
+
+async def test_an_outage_ends_with_the_server_and_not_with_the_next_entry(binary: Path, directory: Path) -> None:
+    process = ValkeyProcess(directory, binary=binary, durable=True)
+    process.start()
+    async with connected(process.url) as server:
+        await server.call("XGROUP", "CREATE", "{bus:0}:s", "g", "0", "MKSTREAM")
+        reader = server.reader()
+
+        async def read() -> None:
+            while True:
+                with suppress(ServerUnavailable):
+                    await reader.read("XREADGROUP", "GROUP", "g", "c", "BLOCK", 60_000, "STREAMS", "{bus:0}:s", ">")
+                await asyncio.sleep(0.01)
+
+        reading = asyncio.create_task(read(), name="reader of a test")
+        await wait_until(lambda: reader.connections)
+        process.kill()
+        await wait_until(lambda: server.outage.reason)
+        process.start()
+        await server.fetch("PING")
+        await wait_until(lambda: not server.outage.reason)
+        await reader.wake()
+        reading.cancel()
+    process.kill()
 
 
 async def test_a_server_that_loads_its_data_is_waited_for(binary: Path, directory: Path) -> None:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 BLOCK_MS = 12_000
 """How long a blocking read waits at the server, at most."""
+PROBE_MS = 100
+"""How long the first read after a failure waits."""
+UNBLOCKED = "UNBLOCKED"
+"""The code for a read that waited while its node became a replica or its slot was moved: the next one goes where the
+streams are now."""
 SILENCE_SECONDS = 4.5
 """After this much silence a reader takes its server to be away, unless the server was told to wait longer."""
 ANSWER_SECONDS = 1.5
@@ -52,6 +57,7 @@ class BlockingReader:
         self.place = SERVER
         self._server = server
         self._id = 0
+        self._failing = False
         self._limit: asyncio.Timeout | None = None
         self._reads = 0
         self._reading = 0
@@ -65,16 +71,23 @@ class BlockingReader:
         """See Reader.read. Raises ServerError; the next read connects again."""
         self._reads += 1
         self._reading = self._reads
+        if self._failing and "BLOCK" in args:  # whether it works again is known before anything comes
+            at = args.index("BLOCK") + 1
+            args = (*args[:at], PROBE_MS, *args[at + 1 :])
         try:
             with translated():
                 reply = await self._read(args)
         except ServerUnavailable as error:
-            self._server.outage.begin(self, error)
             self._server.topology.lost(self.place)
             await self._disconnect()  # a replica is left, and what is half open would wait once more
+            if error.code == UNBLOCKED:
+                return None
+            self._failing = True
+            self._server.outage.begin(self, error)
             raise
         finally:
             self._reading = 0
+        self._failing = False
         self._server.outage.end(self)
         return reply
 
