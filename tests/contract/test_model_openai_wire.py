@@ -338,6 +338,18 @@ async def test_two_calls_of_one_tool_without_ids_are_two(vendor: Vendor) -> None
     assert [one.arguments for one in calls] == ['{"at":1}', '{"at":2}']
 
 
+async def test_what_a_server_sends_along_with_a_call_goes_back_with_it(vendor: Vendor) -> None:
+    extra = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+    (part,) = call(0, "a", "weather", "{}")["tool_calls"]
+    vendor.script = saying({"tool_calls": [{**part, **extra}]}, finish="tool_calls")
+    made = (await answered(vendor, ASKING))[0]
+    assert isinstance(made, ToolCall)
+    vendor.script = saying({"content": "Hi"}, finish="stop")
+    plain = ToolCall("b", "weather", "{}", "anthropic:[]")
+    sent = (await asked(vendor, Request((Message("assistant", "", calls=(made, plain)),)))).body["messages"][0]
+    assert [one.get("extra_content") for one in sent["tool_calls"]] == [extra["extra_content"], None]
+
+
 async def test_arguments_that_are_no_json_do_not_go_back(vendor: Vendor) -> None:
     calls = (ToolCall("a", "weather", '{"at": "Bo'), ToolCall("b", "weather", '{"at": 1}'))
     sent = (await asked(vendor, Request((Message("assistant", "", calls=calls),)))).body["messages"][0]["tool_calls"]

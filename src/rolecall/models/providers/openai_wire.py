@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "canceled", "timeout", "
 """Finish reasons of answers that the server did not finish."""
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
 PARAGRAPH = "\n\n"
+EXTRA = "openai:"
+"""Before the ``extra_content`` of a call, as JSON: Gemini's servers want it back with the call's result."""
 
 
 def wire_name(model: str) -> str:
@@ -247,9 +250,11 @@ class _Call:
     id: str = ""
     name: str = ""
     arguments: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def add(self, part: Mapping[str, Any]) -> None:
         self.id = self.id or word_of(part.get("id"))
+        self.extra = object_of(part.get("extra_content")) or self.extra
         function = part.get("function")
         self.name = self.name or word_of(member(function, "name"))
         more = member(function, "arguments")
@@ -261,7 +266,9 @@ class _Call:
         return bool(name and self.name) and (name != self.name or (bool(more) and is_object(self.arguments)))
 
     def whole(self) -> ToolCall:
-        return ToolCall(self.id or new_call_id(), whole_text(self.name), whole_text(self.arguments) or "{}")
+        signature = f"{EXTRA}{json.dumps(self.extra)}" if self.extra else ""
+        name, arguments = whole_text(self.name), whole_text(self.arguments) or "{}"
+        return ToolCall(self.id or new_call_id(), name, arguments, signature)
 
 
 def _message(message: Message, system: str) -> dict[str, Any]:
@@ -282,7 +289,10 @@ def _message(message: Message, system: str) -> dict[str, Any]:
 def _call(call: ToolCall) -> dict[str, Any]:
     # Servers that render calls for the model parse them, and refuse the whole conversation for one that is no JSON.
     given = call.arguments if is_object(call.arguments) else "{}"
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
+    made = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
+    if call.signature.startswith(EXTRA):
+        made["extra_content"] = json.loads(call.signature.removeprefix(EXTRA))
+    return made
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:
