@@ -350,6 +350,30 @@ async def test_what_a_server_sends_along_with_a_call_goes_back_with_it(vendor: V
     assert [one.get("extra_content") for one in sent["tool_calls"]] == [extra["extra_content"], None]
 
 
+async def test_what_a_model_thought_before_a_call_goes_back_to_a_server_that_wants_it(vendor: Vendor) -> None:
+    answer = vendor.script
+    vendor.script = saying({"reasoning_content": "Hm, "}, {"reasoning_content": "Bern."}, call(0, "a", "weather", "{}"),
+                           finish="tool_calls")  # fmt: skip
+    made = (await answered(vendor, ASKING))[0]
+    assert isinstance(made, ToolCall)
+
+    async def script(connection: Connection) -> None:
+        if "reasoning_content" in connection.body["messages"][0]:
+            return await answer(connection)
+        words = b'{"error": {"message": "thinking is enabled but reasoning_content is missing in message 0"}}'
+        await connection.answer(400, words)
+
+    vendor.script = script
+    model = OpenAIModel.open("kimi", Settings(openai_base_url=f"{vendor.url}/v1"), Path())
+    request = Request((Message("assistant", "", calls=(made,)), Message("tool", "sun", call="a")))
+    for _ in range(2):
+        events = [event async for event in model.stream(request)]
+        assert events[0] == Delta("Hi")
+    thoughts = [one.body["messages"][0].get("reasoning_content") for one in vendor.connections[1:]]
+    assert thoughts == [None, "Hm, Bern.", "Hm, Bern."]
+    await model.aclose()
+
+
 async def test_arguments_that_are_no_json_do_not_go_back(vendor: Vendor) -> None:
     calls = (ToolCall("a", "weather", '{"at": "Bo'), ToolCall("b", "weather", '{"at": 1}'))
     sent = (await asked(vendor, Request((Message("assistant", "", calls=calls),)))).body["messages"][0]["tool_calls"]

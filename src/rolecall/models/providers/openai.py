@@ -134,6 +134,8 @@ class OpenAIModel:
         self._habit = Habit.of(name)
         self._refused = frozenset[str]()
         """The fields that the server refuses."""
+        self._wants_thoughts = False
+        """Whether it refuses calls without what the model thought before them; other servers may refuse that."""
 
     @classmethod
     def open(cls, model: str, settings: Settings, state_dir: Path) -> OpenAIModel:
@@ -184,9 +186,11 @@ class OpenAIModel:
         """The answer, asked for without the fields that the server refuses. Some count tokens unasked, as Mistral's
         does; some take no schemas, as DeepSeek's: what is asked in words is left then."""
         without |= self._refused
+        gave_thoughts, begun = self._wants_thoughts, False
         try:
             async with aclosing(self._asked(sdk, request, without)) as events:
                 async for event in events:
+                    begun = begun or event is not None
                     yield event
             return
         except ModelError:
@@ -194,8 +198,10 @@ class OpenAIModel:
         except _failures() as error:
             failed = translated(error, self.name, self._endpoint.url, self._endpoint.key, request)
         refused = {field for field, says in OPTIONAL.items() if says.search(str(failed))} - without
-        if not refused or not isinstance(failed, ModelRefused):
+        wants_thoughts = "reasoning_content" in str(failed) and not gave_thoughts
+        if begun or not (refused or wants_thoughts) or not isinstance(failed, ModelRefused):
             raise failed
+        self._wants_thoughts = self._wants_thoughts or wants_thoughts
         self._refused |= refused - {"response_format"}  # a schema may be refused for what is in it
         async with aclosing(self._events(sdk, request, without | refused)) as again:
             async for event in again:
@@ -207,6 +213,9 @@ class OpenAIModel:
             return responses_events(sdk, self.name, responses_body(model, request))
         body = chat_body(model, request, self._endpoint.official)
         body = {field: value for field, value in body.items() if field not in without}
+        if not self._wants_thoughts:
+            for message in body["messages"]:
+                message.pop("reasoning_content", None)
         if self._endpoint.sampling and not (request.schema or request.tools):
             body["extra_body"] = dict(self._endpoint.sampling)
         return chat_events(sdk, self.name, body, self._habit)

@@ -62,8 +62,11 @@ BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "canceled", "timeout", "
 """Finish reasons of answers that the server did not finish."""
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
 PARAGRAPH = "\n\n"
-EXTRA = "openai:"
-"""Before the ``extra_content`` of a call, as JSON: Gemini's servers want it back with the call's result."""
+ALONG = "openai:"
+"""Before what came along with a call and some servers want back with its result, as JSON: its ``extra_content``
+(Gemini), and what the model thought before it, ``reasoning_content`` (DeepSeek, Kimi)."""
+THOUGHT_CHARS = 8_000
+"""So much of that is kept: a call is recorded with it."""
 
 
 def wire_name(model: str) -> str:
@@ -175,6 +178,7 @@ class _Answer:
         self._finish = ""
         self._whole = False
         self._refusal = ""
+        self._thoughts = ""
         self._calls: list[_Call] = []
         self._logprobs: list[dict[str, Any]] = []
 
@@ -190,6 +194,8 @@ class _Answer:
         said = object_of(choice.get("delta") or choice.get("message"))
         if any(said.get(name) for name in THOUGHT_FIELDS):
             self._habit.begins_thinking = False
+        if len(self._thoughts) < THOUGHT_CHARS:
+            self._thoughts += text_of(said.get("reasoning_content"))
         return self._said(said) + text_of(choice.get("text"))
 
     def end(self, marked: bool) -> Iterator[ModelEvent]:
@@ -202,7 +208,7 @@ class _Answer:
             raise ContentRefused(f"{self._name}: the model refuses: {whole_text(self._refusal)}")
         ended = (finish or self._whole or (marked and self._usage)) and self._finish.lower() not in BROKEN_OFF
         calls = self._calls if ended and finish != "length" else []
-        yield from (call.whole() for call in calls)
+        yield from (call.whole("" if number else self._thoughts) for number, call in enumerate(calls))
         if self._usage:
             yield self._usage
         if self._logprobs:
@@ -254,7 +260,8 @@ class _Call:
 
     def add(self, part: Mapping[str, Any]) -> None:
         self.id = self.id or word_of(part.get("id"))
-        self.extra = object_of(part.get("extra_content")) or self.extra
+        if isinstance(part.get("extra_content"), Mapping):
+            self.extra = part["extra_content"]
         function = part.get("function")
         self.name = self.name or word_of(member(function, "name"))
         more = member(function, "arguments")
@@ -265,8 +272,10 @@ class _Call:
         name, more = (member(part.get("function"), field) for field in ("name", "arguments"))
         return bool(name and self.name) and (name != self.name or (bool(more) and is_object(self.arguments)))
 
-    def whole(self) -> ToolCall:
-        signature = f"{EXTRA}{json.dumps(self.extra)}" if self.extra else ""
+    def whole(self, thoughts: str = "") -> ToolCall:
+        found = {"extra_content": self.extra, "reasoning_content": thoughts}
+        along = {key: value for key, value in found.items() if value}
+        signature = f"{ALONG}{json.dumps(along)}" if along else ""
         name, arguments = whole_text(self.name), whole_text(self.arguments) or "{}"
         return ToolCall(self.id or new_call_id(), name, arguments, signature)
 
@@ -279,6 +288,8 @@ def _message(message: Message, system: str) -> dict[str, Any]:
     if message.calls:
         made["content"] = message.text or None
         made["tool_calls"] = [_call(call) for call in message.calls]
+        if thoughts := _along(message.calls[0]).get("reasoning_content"):
+            made["reasoning_content"] = thoughts
     if message.role == "tool":
         made["tool_call_id"] = message.call
     if message.name:
@@ -290,9 +301,13 @@ def _call(call: ToolCall) -> dict[str, Any]:
     # Servers that render calls for the model parse them, and refuse the whole conversation for one that is no JSON.
     given = call.arguments if is_object(call.arguments) else "{}"
     made = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
-    if call.signature.startswith(EXTRA):
-        made["extra_content"] = json.loads(call.signature.removeprefix(EXTRA))
+    if extra := _along(call).get("extra_content"):
+        made["extra_content"] = extra
     return made
+
+
+def _along(call: ToolCall) -> dict[str, Any]:
+    return json.loads(call.signature.removeprefix(ALONG)) if call.signature.startswith(ALONG) else {}
 
 
 def _tool(tool: ToolSpec) -> dict[str, Any]:
