@@ -35,6 +35,8 @@ SHORTEST_WORD = 3
 the texts that it holds."""
 TITLED = "title is "
 """How the record begins that tells a title which a user gave."""
+MERGED_PAGES = 250
+"""Of the pieces that are tidied up in one transaction: others read and write the index in between."""
 AT_ONCE = 100
 """Conversations that are read in one transaction."""
 BUSY_SECONDS = 10.0
@@ -79,6 +81,16 @@ class Summaries:
         """Leave no byte of what was in the directory ``name``; what is there now is read when it is next asked for."""
         with self._lock:
             self._erase([name])
+        pages = -MERGED_PAGES  # negative: begin with all pieces, some of which are only marked as deleted
+        while True:
+            with self._lock:
+                before = self._database.total_changes
+                self._database.execute("INSERT INTO said (said, rank) VALUES ('merge', ?)", (pages,))
+                if self._database.total_changes - before < 2:
+                    break
+            pages = MERGED_PAGES
+        with self._lock:
+            self._database.execute("PRAGMA wal_checkpoint (TRUNCATE)")
 
     def _refresh(self) -> None:
         """Read what has changed, and forget what was erased."""
@@ -94,7 +106,6 @@ class Summaries:
         with self._changing() as database:
             for name in names:
                 _forget(database, name)
-            database.execute("INSERT INTO said (said) VALUES ('optimize')")  # pieces are only marked as deleted before
         self._database.execute("PRAGMA wal_checkpoint (TRUNCATE)")
 
     def _read(self, changed: list[Unread]) -> None:
