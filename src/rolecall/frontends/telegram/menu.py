@@ -238,9 +238,9 @@ class Commands:
             return CommandReply(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
         users = [one.user for one in await self.admins.members() if one.allowed and 0 < one.user != status.user]
         for user in users:
-            await notify(self.bus, 
-                f"{self.front}:{user}", incoming.argument, idempotency=incoming.edition,
-                front=self.front, remember=False,
+            await notify(
+                self.bus, f"{self.front}:{user}", incoming.argument, idempotency=incoming.edition, front=self.front,
+                remember=False,
             )  # fmt: skip
         return CommandReply(say(incoming.language, "broadcast", count=len(users)))
 

@@ -195,7 +195,7 @@ class OllamaModel:
         wait = httpx.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         options = {
-            **client_options(url, self._endpoint.proxy, httpx), 
+            **client_options(url, self._endpoint.proxy, httpx),
             "event_hooks": {"request": [add_traceparent], "response": [failures.refuse_redirect]},
         }  # fmt: skip
         try:
