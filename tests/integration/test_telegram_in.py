@@ -395,6 +395,26 @@ async def test_a_pasted_text_is_read_whole_wherever_in_it_the_bot_is_named(
             assert await way.answer(f"telegram:{GROUP}", turn) == whole
 
 
+async def test_a_command_of_a_role_is_asked_with_all_of_its_album_and_its_pasted_text(
+    api: TelegramApi, way: WayIn, gate: asyncio.Event
+) -> None:
+    ann, long = api.user(ANN), "/weigh " + "a" * 4080
+    for number in range(3):
+        ann.send_photo(PNG + bytes([number]), caption="/weigh them" if number == 1 else "", media_group_id="a8")
+    assert await way.answer(HERE, 1) == "/weigh them|image|image|image"
+    ann.write(long)
+    ann.write("the end")
+    assert await way.answer(HERE, 2) == f"{long}\nthe end"
+    gate.clear()
+    await way.bus.server.call("HSET", way.bus.shard(HERE).preferences(HERE), "queue", "collect")
+    for text in ("one", "two", long, "the end", "three", "four"):
+        ann.write(text)
+    await wait_until(lambda: _taken(way, 6))
+    gate.set()
+    answers = [await way.answer(HERE, turn) for turn in (3, 4, 5, 6)]
+    assert answers == ["one", "two", f"{long}\nthe end", "three\nfour"]
+
+
 async def test_a_turn_waits_for_all_of_its_files_however_slowly_they_come(
     api: TelegramApi, way: WayIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,7 +253,7 @@ async def test_an_album_whose_caption_no_longer_names_the_bot_asks_nothing(tmp_p
             past = ["Ben: long question", "half an answer"]
             await stage.until(group, f"Ben: second by any after {past}")
         else:
-            assert [one.text for one in group.answers[1:]] == ["Stopped."]
+            await stage.api.wait_for(lambda: [one.text for one in group.answers[1:]] == ["Stopped."])
 
 
 async def test_a_collected_message_that_is_edited_into_a_command_leaves_the_others(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from telegram import Message, Update
 
 from rolecall.bus.admission import hold_longer
 from rolecall.bus.bus import Bus
+from rolecall.bus.commands import COMMANDS
 from rolecall.bus.maintenance import promote
 from rolecall.frontends.front import Received
+from rolecall.frontends.telegram.menu import TELEGRAM_COMMANDS
 from rolecall.frontends.telegram.message import Incoming, is_long, sender_of
 
 HOLD_SECONDS = 1.2
@@ -30,6 +32,8 @@ APART_SECONDS = 2.0
 HELD_CHECKS = 4
 """How often within its hold a held turn is looked at."""
 REMEMBERED = 1000
+ANSWERED_HERE = TELEGRAM_COMMANDS | {command.name for command in COMMANDS}
+"""Commands without files or further pieces; those of roles may have both."""
 MOST_PASSED = 15
 """A turn has no room for more pieces of a text."""
 
@@ -108,7 +112,7 @@ class MessageGroups:
     def group(self, incoming: Incoming, *, head: bool = False) -> MessageGroup:
         """The group of ``incoming``; without a name when it stands on its own. ``head`` says that it addresses the
         bot."""
-        if incoming.command or incoming.version:
+        if incoming.version or incoming.command in ANSWERED_HERE:
             return MessageGroup()
         person = (incoming.address.chat, incoming.user)
         before = self._before(*person, incoming.date, incoming.forwarded)
@@ -176,7 +180,8 @@ class MessageGroups:
         return group.name in self._full
 
     def _may_be_comment(self, incoming: Incoming) -> bool:
-        return self.comment_seconds > 0 and (incoming.forwarded or not (incoming.files or incoming.quoted))
+        apart = incoming.files or incoming.quoted or incoming.command
+        return self.comment_seconds > 0 and (incoming.forwarded or not apart)
 
     def _before(self, chat: int, user: int, date: float, forwarded: bool) -> OpenGroup | None:
         found = self._open.get((chat, user))

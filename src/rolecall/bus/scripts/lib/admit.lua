@@ -11,7 +11,7 @@
 --   said: the message as the log shows it
 --   collect: '1' joins any turn of the same user that has not begun
 --   group: messages of one group become one turn, or ''
---   apart: '1' for a command, which collects nothing and is not collected
+--   apart: '1' for a command, which collects nothing and is not collected; only messages of its group join it
 --   hold: ms to hold the turn back
 --   max_bytes: limit for a turn with all its parts
 -- keys: idempotency
@@ -36,8 +36,10 @@ local function host()
   if held() then table.insert(turns, 1, running) end
   for i = #turns, 1, -1 do
     local user, its_group = unpack(redis.call('HMGET', JOURNAL, turns[i] .. ':u', turns[i] .. ':g'))
-    if its_group == ALONE and user == PRINCIPAL then collect = false end -- or the message would overtake the command
-    if user == PRINCIPAL and (collect or its_group == group) then return turns[i] end
+    local command = string.sub(its_group or '', 1, 1) == ALONE
+    if command and user == PRINCIPAL then collect = false end -- or the message would overtake the command
+    local fits = its_group == group or (group ~= '' and its_group == ALONE .. group)
+    if user == PRINCIPAL and (collect or fits) then return turns[i] end
   end
 end
 
@@ -103,7 +105,7 @@ local function accept()
   redis.call('SET', IDEMPOTENCY, turn .. '|' .. DIGEST, 'PX', REPEAT_MS)
   redis.call('HSET', JOURNAL, turn .. ':e', ENVELOPE, turn .. ':b', BAND, turn .. ':u', PRINCIPAL, turn .. ':o', REPLY_TO,
     turn .. ':r', NOW)
-  if APART == '1' then group = ALONE end
+  if APART == '1' then group = ALONE .. group end
   if group ~= '' then redis.call('HSET', JOURNAL, turn .. ':g', group) end
   if hold > 0 then redis.call('HSET', JOURNAL, turn .. ':d', NOW + hold) end
   if PRINCIPAL ~= '' then redis.call('HINCRBY', PRINCIPALS, PRINCIPAL, 1) end

@@ -12,7 +12,7 @@
 -- and `w` as of when its timers count.
 local SLEEPING = 'z'
 
--- The group of a command: no message joins its turn.
+-- How the group of a command begins: only messages of the rest of it join its turn.
 local ALONE = '/'
 
 local function place(stream, entry) return stream .. '|' .. entry end

@@ -15,7 +15,8 @@ local envelope, joined = unpack(redis.call('HMGET', JOURNAL, turn .. ':e', turn 
 if not envelope then return { 'DONE', turn } end
 if not redis.call('LPOS', MAILBOX, turn) and not (turn == running and held()) then return { 'RUNNING', turn } end
 if tonumber(VERSION) <= (tonumber(edited) or -1) then return { 'EDITED', turn } end
-if joined and APART == '1' then return { 'SHARED', turn } end
+local command = string.sub(redis.call('HGET', JOURNAL, turn .. ':g') or '', 1, 1) == ALONE
+if joined and APART == '1' and (number ~= '' or not command) then return { 'SHARED', turn } end
 local field, text, other = turn .. ':e', ENVELOPE, joined or ''
 if number ~= '' then
   local parts = {}
@@ -25,7 +26,7 @@ if number ~= '' then
 end
 if joined and #text + #other > tonumber(MAX_BYTES) then return { 'FULL', turn } end
 redis.call('HSET', JOURNAL, field, text)
-if not joined and APART == '1' then redis.call('HSET', JOURNAL, turn .. ':g', ALONE) end
+if not joined and APART == '1' and not command then redis.call('HSET', JOURNAL, turn .. ':g', ALONE) end
 redis.call('SET', IDEMPOTENCY, turn .. '|' .. digest .. '|' .. number .. '|' .. VERSION, 'KEEPTTL')
 record(turn, 0, INSTANCE, 'NOTE', 'edited: ' .. SAID)
 flush()
