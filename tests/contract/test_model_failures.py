@@ -128,6 +128,9 @@ async def test_a_redirect_that_would_lose_the_question_names_the_right_address(m
     with pytest.raises(ModelUnavailable, match=r"it redirects to https://models\.example/v1/chat/completions; use"):
         await answer(model)
     assert len(vendor.connections) == 1
+    vendor.script = refusing(302, b"", Location="/other/v1")
+    with pytest.raises(ModelUnavailable, match=rf"redirects to {vendor.url}/other/v1; use"):
+        await answer(model)
 
 
 async def test_an_error_page_is_no_answer(model: Model, vendor: Vendor) -> None:

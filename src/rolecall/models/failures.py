@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from rolecall.errors import (
     ContextTooLong,
@@ -143,8 +143,9 @@ async def refuse_redirect(response: Any) -> None:
     """Raise NotTheProtocol for a redirect after which clients ask by GET, without the question: the address of the
     server is another one, most often with https."""
     if response.status_code in (301, 302, 303) and response.request.method == "POST":
-        to = urlsplit(response.headers.get("location", ""))
-        raise NotTheProtocol(f"it redirects to {to.scheme}://{to.hostname}{to.path}; use the address it redirects to")
+        to = urlsplit(urljoin(str(response.request.url), response.headers.get("location", "")))
+        address = f"{to.scheme}://{to.netloc.rpartition('@')[2]}{to.path}"
+        raise NotTheProtocol(f"it redirects to {address}; use the address it redirects to")
 
 
 def host_of(url: str) -> str:
