@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 from telegram import Update
-from telegram.error import TelegramError
+from telegram.error import BadRequest, Forbidden, TelegramError
 
 from rolecall.frontends.telegram.bot import AT_ONCE, UNREADABLE, FloodWait, QuietBot, explain, open_bot
+from rolecall.frontends.telegram.outlet import is_lost
 from rolecall.frontends.telegram.updates import Poller
 from rolecall.settings import Settings
 from tests.telegram.api import TelegramApi
@@ -76,3 +77,18 @@ async def test_only_some_requests_are_on_their_way_at_once_and_typing_gives_way(
     assert "sendChatAction" not in api.calls
     await bot.send_chat_action(7, "typing")
     assert api.calls["sendChatAction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (Forbidden("Forbidden: bot was blocked by the user"), True),
+        (Forbidden("Forbidden: bot was kicked from the supergroup chat"), True),
+        (BadRequest("Bad Request: message thread not found"), True),
+        (BadRequest("Bad Request: CHAT_WRITE_FORBIDDEN"), False),
+        (BadRequest("Bad Request: not enough rights to send text messages to the chat"), False),
+        (BadRequest("Bad Request: TOPIC_CLOSED"), False),
+    ],
+)
+def test_a_chat_that_only_mutes_the_bot_is_not_closed_to_it_for_good(error: TelegramError, lost: bool) -> None:
+    assert is_lost(str(error)) == lost

@@ -44,7 +44,7 @@ BLOCKED = (
     "administrator rights", "chat_write_forbidden", "chat_restricted", "peer_id_invalid", "user is deactivated",
     "user not found", "kicked", "chat_admin_required",
 )  # fmt: skip
-LOST = ("forbidden", "chat not found", "thread not found", "topic_deleted", "peer_id_invalid", "user not found")
+LOST = ("forbidden:", "chat not found", "thread not found", "topic_deleted", "peer_id_invalid", "user not found")
 """Refusals that a chat, or a topic of it, does not recover from: the user has blocked the bot, a group removed it."""
 NO_FILES = re.compile(r"not enough rights to send (?!text|messages|a message)", re.IGNORECASE)
 """Refusals of a group that takes texts but no photos or documents."""
