@@ -26,7 +26,7 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery
-from rolecall.bus.steps.answers import Place, answer
+from rolecall.bus.steps.answers import QuestionPlace, answer
 from rolecall.bus.steps.journal import Step, record
 from rolecall.bus.turn import Records
 from rolecall.redis.server import RedisServer
@@ -132,7 +132,7 @@ async def suspended(url: str, count: int) -> Suspended:
         idle, began = await commands_per_second(bus.server), time.monotonic()
         for first in range(0, count, BATCH):
             names = [f"s{number}" for number in range(first, min(count, first + BATCH))]
-            await asyncio.gather(*(answer(bus, name, str(Place("1", 0, "1")), 0) for name in names))
+            await asyncio.gather(*(answer(bus, name, str(QuestionPlace("1", 0, "1")), 0) for name in names))
         await until(bus.server, shard.active, 0)
         return Suspended(memory, empty, idle, time.monotonic() - began)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import json
+import re
 import sys
 import time
 from itertools import pairwise
@@ -18,6 +21,22 @@ from bench.capacity import Cost, Plan, needs
 from bench.peers import __main__ as peers
 from bench.raw import CHAIN, pass_on
 from rolecall.redis.server import RedisServer
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if path.stem != "__main__")
+COMMANDS = re.compile(r"python -m ((?:bench|tests)(?:\.\w+)*)")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_each_benchmark_begins(name: str) -> None:
+    importlib.import_module(f"bench.{name}")
+
+
+def test_each_program_that_the_documentation_names_exists() -> None:
+    pages = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "Makefile"]
+    named = {name for page in pages for name in COMMANDS.findall(page.read_text())}
+    assert len(named) > 10
+    assert [name for name in sorted(named) if importlib.util.find_spec(name) is None] == []
 
 
 async def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
