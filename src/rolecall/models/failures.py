@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from rolecall.errors import (
     RateLimited,
 )
 from rolecall.models.wire import NotTheProtocol, in_words, member
+from rolecall.tracing.traceparent import add_traceparent
 
 NUMBER = r"(\d[\d,_]{0,14})"
 TOKENS = re.compile(
@@ -112,6 +113,10 @@ class Refusal:
         """The error for a model that cannot call tools, or not as its server runs it."""
         return NoSuchModel(f"{self.model}: cannot call tools at {self.where}: {self.words}")
 
+    def no_account(self) -> ModelUnauthorised:
+        """The error for an account that may not be used, or not yet."""
+        return ModelUnauthorised(f"{self.model}: {self.where} refuses this account: {self.words}")
+
     def no_credit(self) -> ModelUnauthorised:
         """The error for an account without credit, which is not retried."""
         return ModelUnauthorised(f"{self.model}: the account at {self.where} has no credit left")
@@ -146,6 +151,10 @@ async def refuse_redirect(response: Any) -> None:
         to = urlsplit(urljoin(str(response.request.url), response.headers.get("location", "")))
         address = f"{to.scheme}://{to.netloc.rpartition('@')[2]}{to.path}"
         raise NotTheProtocol(f"it redirects to {address}; use the address it redirects to")
+
+
+HOOKS: dict[str, list[Callable[[Any], Any]]] = {"request": [add_traceparent], "response": [refuse_redirect]}
+"""What the HTTP clients of providers do with each request and response."""
 
 
 def host_of(url: str) -> str:

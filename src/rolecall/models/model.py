@@ -80,6 +80,11 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
     """How many alternatives to each token are wanted with its log probability; None: no log probabilities."""
 
+    @property
+    def has_images(self) -> bool:
+        """Whether one of the messages has images."""
+        return any(message.images for message in self.messages)
+
 
 UNASKED = Request(())
 """Stands for the request where a model was asked for something else, such as its name."""

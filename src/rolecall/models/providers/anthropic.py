@@ -18,7 +18,6 @@ from rolecall.errors import (
     ContentRefused,
     MissingExtra,
     ModelError,
-    ModelUnauthorised,
     ModelUnavailable,
 )
 from rolecall.models import failures
@@ -30,7 +29,6 @@ from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, new_call_id, written
 from rolecall.models.wire import Documents, count_of, member, object_of, objects_in, objects_of, text_of, word_of
 from rolecall.settings import Settings
-from rolecall.tracing.traceparent import add_traceparent
 from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ class AnthropicModel:
         except ModelError:
             raise
         except _failures() as error:
-            raise self._translated(error, images=any(message.images for message in request.messages)) from None
+            raise self._translated(error, images=request.has_images) from None
         for event in heard.ending():
             yield event
 
@@ -132,12 +130,7 @@ class AnthropicModel:
         options = client_options(endpoint.url, endpoint.proxy, httpx2)
         wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
         try:
-            http = httpx2.AsyncClient(
-                timeout=wait,
-                follow_redirects=True,
-                event_hooks={"request": [add_traceparent], "response": [failures.refuse_redirect]},
-                **options,
-            )
+            http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, event_hooks=failures.HOOKS, **options)
         except (ImportError, ValueError) as error:
             raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
         return AsyncAnthropic(
@@ -425,7 +418,7 @@ def _refused(said: Refusal, kind: str, images: bool) -> ModelError:
     if said.status == 400 and FILTERED.search(said.words):
         return ContentRefused(f"{said.model}: the provider's content filter stopped this: {said.words}")
     if said.status == 400 and NO_ACCOUNT.search(said.words):
-        return ModelUnauthorised(f"{said.model}: {said.where} refuses this account: {said.words}")
+        return said.no_account()
     if kind == "rate_limit_error":
         return said.rate_limited()
     return said.error()

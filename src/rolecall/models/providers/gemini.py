@@ -450,12 +450,11 @@ def _refused(error: _GeminiError, name: str, url: str, key: str, request: Reques
         return said.no_credit()
     if said.status == 400 and TOO_LONG.search(said.words):
         return said.too_long()
-    images = any(message.images for message in request.messages)
-    if images and said.status == 400 and failures.SAYS_NO_IMAGES.search(said.words):
+    if request.has_images and said.status == 400 and failures.SAYS_NO_IMAGES.search(said.words):
         return said.no_images()
     if error.status == "FAILED_PRECONDITION":
         # Where the account is or how it is paid for: another model may do, so it is not the request's fault.
-        return ModelUnauthorised(f"{name}: {said.where} refuses this account: {said.words}")
+        return said.no_account()
     return said.error()
 
 

@@ -35,7 +35,6 @@ from rolecall.models.wire import (
     word_of,
 )
 from rolecall.settings import Settings
-from rolecall.tracing.traceparent import add_traceparent
 from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
@@ -194,10 +193,7 @@ class OllamaModel:
         url, key = self._endpoint.url, self._endpoint.key
         wait = httpx.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        options = {
-            **client_options(url, self._endpoint.proxy, httpx),
-            "event_hooks": {"request": [add_traceparent], "response": [failures.refuse_redirect]},
-        }  # fmt: skip
+        options = {**client_options(url, self._endpoint.proxy, httpx), "event_hooks": failures.HOOKS}
         try:
             return AsyncClient(url, timeout=wait, headers=headers, **options)
         except (ImportError, ValueError) as error:
@@ -311,8 +307,7 @@ def _refused(response: httpx.Response, name: str, url: str, key: str, request: R
 
 def _by_words(said: Refusal, request: Request) -> ModelError:
     """The server has no codes."""
-    images = any(message.images for message in request.messages)
-    if images and said.status in (0, 400, 500) and failures.SAYS_NO_IMAGES.search(said.words):
+    if request.has_images and said.status in (0, 400, 500) and failures.SAYS_NO_IMAGES.search(said.words):
         return said.no_images()
     if request.tools and said.status in (0, 400, 500) and failures.SAYS_NO_TOOLS.search(said.words):
         return said.no_tools()

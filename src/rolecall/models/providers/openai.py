@@ -19,18 +19,17 @@ from rolecall.errors import (
     ModelError,
     ModelRefused,
     ModelTimeout,
-    ModelUnauthorised,
     ModelUnavailable,
     NoSuchModel,
 )
 from rolecall.models.failures import (
+    HOOKS,
     SAYS_NO_IMAGES,
     SAYS_NO_TOOLS,
     Refusal,
     host_of,
     not_accepted,
     not_the_protocol,
-    refuse_redirect,
     retry_after,
     safe_words,
     unreachable,
@@ -54,7 +53,6 @@ from rolecall.models.thinking import Habit
 from rolecall.models.vectors import Vectors
 from rolecall.models.wire import member, objects_of, word_of
 from rolecall.settings import Settings
-from rolecall.tracing.traceparent import add_traceparent
 from rolecall.transport.http_client import address, client_options
 from rolecall.transport.proxy import proxy_of
 
@@ -299,12 +297,7 @@ def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
     options = client_options(endpoint.url, endpoint.proxy, httpx2)
     wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
     try:
-        http = httpx2.AsyncClient(
-            timeout=wait,
-            follow_redirects=True,
-            event_hooks={"request": [add_traceparent], "response": [refuse_redirect]},
-            **options,
-        )
+        http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, event_hooks=HOOKS, **options)
     except (ImportError, ValueError) as error:
         raise ModelUnavailable(f"{name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
     return AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=wait, http_client=http)
@@ -383,8 +376,8 @@ def _by_kind(said: Refusal, kinds: set[str]) -> ModelError | None:
 
 def _by_words(said: Refusal, request: Request) -> ModelError | None:
     """Servers other than OpenAI's tell these apart by their words only, and not all by 400."""
-    images, status = any(message.images for message in request.messages), said.status
-    if images and status in (0, 400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
+    status = said.status
+    if request.has_images and status in (0, 400, 404, 415, 422, 500) and SAYS_NO_IMAGES.search(said.words):
         return said.no_images()
     if request.tools and status in (0, 400, 404, 422, 500) and SAYS_NO_TOOLS.search(said.words):
         return said.no_tools()
@@ -393,7 +386,7 @@ def _by_words(said: Refusal, request: Request) -> ModelError | None:
     if status == 400 and SAYS_BAD_KEY.search(said.words):
         return said.unauthorised()
     if ACCOUNT.search(said.words):
-        return ModelUnauthorised(f"{said.model}: {said.where} refuses this account: {said.words}")
+        return said.no_account()
     return _unknown(said) if said.status == 404 else None
 
 
