@@ -98,8 +98,8 @@ class Directory:
         return sorted(chosen, key=lambda one: (one.since, one.id))
 
     async def claim(self, wanted: ModelServer, user: str, room: Room, *, hungry: bool = False) -> Claim:
-        """Find the server of ``wanted.spec`` or, with START, take its place: the caller that is told so has
-        START_SECONDS to get a host going under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too
+        """Find the server of ``wanted.spec``, or claim its place: a caller that gets START has START_SECONDS to start a
+        host under ``wanted.id``. ``room`` is that of ``wanted.machine``. Where it is too
         little, servers that nobody uses are asked to leave, the longest unused first, and only if that is enough; with
         ``hungry`` busy ones too, which answer first what they were asked. Those that load or are pinned stay."""
         word, *rest = await self._server.run(

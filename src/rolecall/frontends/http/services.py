@@ -99,7 +99,7 @@ class Services:
 
 
 ERASE_SECONDS = 60.0
-"""How long the scribe may take to remove the transcripts of an erased conversation, which may begin anew meanwhile."""
+"""How long the scribe may take to remove the transcripts of an erased conversation; it may restart in the meantime."""
 LOOK_SECONDS = 0.2
 READERS = 4
 INDEX = "conversations.sqlite"

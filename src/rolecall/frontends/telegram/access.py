@@ -108,10 +108,10 @@ class Access:
             return None
         return "guest" if decided or self.open or ids & self.listed else "stranger"
 
-    async def moves(self, *, anew: bool = False) -> dict[int, int]:
-        """The groups that became supergroups: the id before by the id now. With ``anew``, also those that another
+    async def moves(self, *, reread: bool = False) -> dict[int, int]:
+        """The groups that became supergroups: the id before by the id now. With ``reread``, also those that another
         process has noted."""
-        if self._moves is None or anew:
+        if self._moves is None or reread:
             self._moves = await moved_chats(self.bus, self.front)
         return self._moves
 

@@ -89,9 +89,7 @@ class ProgressDisplay:
             self.chats.note(address, message_id)
         if received.refused or not received.turn:
             return
-        await self.turn_messages.describe(
-            received.conversation, received.turn, language, received.at, message_id
-        )  # fmt: skip
+        await self.turn_messages.describe(received.conversation, received.turn, language, received.at, message_id)
         if not self.holding(received.conversation):
             return await self._hand_over(received, message_id, language)
         self._show_here(received, address, message_id, language)

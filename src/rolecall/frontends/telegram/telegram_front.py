@@ -293,7 +293,7 @@ class Service:
 
     async def follow_moves(self) -> None:
         """Learn of the groups that became supergroups while another process received."""
-        for new, old in (await self.access.moves(anew=True)).items():
+        for new, old in (await self.access.moves(reread=True)).items():
             self.chats.moved(old, new)
 
     async def run(self) -> None:
