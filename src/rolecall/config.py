@@ -224,7 +224,7 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
 def resolve(config: Config, directory: Path) -> Application:
     """``config`` with the environment and ``.env`` of ``directory`` applied. Raises ConfigError with what to do."""
     directory = directory.resolve()
-    environ = _environ(directory)
+    environ = _environ(_dotenv(directory))
     settings = read_settings(directory, config)
     for former, name in FORMER_NAMES.items():
         if environ.get(former):
@@ -255,8 +255,9 @@ def read_settings(directory: Path, config: Config | None = None) -> Settings:
     """The settings in force in ``directory``: environment over ``.env`` over files with one secret each
     (``<NAME>_FILE``) over ``config`` over the defaults."""
     own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
+    dotenv = _dotenv(directory)
     try:
-        return _Environment(**{**own, **_secrets_in_files(_environ(directory)), **_by_field(_dotenv(directory))})
+        return _Environment(**{**own, **_secrets_in_files(_environ(dotenv)), **_by_field(dotenv)})
     except ValidationError as error:
         raise ConfigError(_explain(error, _origins(directory, config))) from None
 
@@ -311,9 +312,9 @@ def _without_blanks(given: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in given.items() if value and not value.isspace()}
 
 
-def _environ(directory: Path) -> dict[str, str]:
-    """What the environment sets, over ``.env``."""
-    return {**_dotenv(directory), **_without_blanks(os.environ)}
+def _environ(dotenv: Mapping[str, str]) -> dict[str, str]:
+    """What the environment sets, over ``dotenv``."""
+    return {**dotenv, **_without_blanks(os.environ)}
 
 
 def _by_field(environ: Mapping[str, str]) -> dict[str, str]:
@@ -472,12 +473,12 @@ def _types(field: FieldInfo) -> tuple[Any, ...]:
 def _origins(directory: Path, config: Config | None) -> dict[str, str]:
     """Where each setting without its default value is set; the strongest source wins."""
     own = config.model_fields_set - OWN if config else ()
-    environ = map(str.upper, _without_blanks(os.environ))
-    files = _secrets_in_files(_environ(directory))
+    dotenv, environ = _dotenv(directory), map(str.upper, _without_blanks(os.environ))
+    files = _secrets_in_files(_environ(dotenv))
     origins = {
         **{name.upper(): "config.py" for name in own},
         **{name.upper(): f"{name.upper()}_FILE" for name in files},
-        **dict.fromkeys(_dotenv(directory), ".env"),
+        **dict.fromkeys(dotenv, ".env"),
         **dict.fromkeys(environ, "environment"),
     }
     former = {FORMER_NAMES[name]: origin for name, origin in origins.items() if name in FORMER_NAMES}

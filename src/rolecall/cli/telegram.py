@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Tell = Callable[[str], None]
+UNSERVED = "Telegram is not served, everything else is: {}"
+NO_TOKEN = "no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env"
 
 
 class Beside:
@@ -49,10 +51,6 @@ class Beside:
             self.fail(error)
         elif error is not None:
             logger.error("the Telegram front end broke off", exc_info=error)
-
-
-UNSERVED = "Telegram is not served, everything else is: {}"
-NO_TOKEN = "no TELEGRAM_BOT_TOKEN is set: get one from @BotFather and put it into .env"
 
 
 async def telegram(app_dir: Path | None, console: Console, *, idle: bool, name: str) -> int:
