@@ -13,6 +13,7 @@ import msgspec
 from rolecall.bus.bus import Bus
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.redis import keys
+from rolecall.redis.scripts import milliseconds
 
 logger = logging.getLogger(__name__)
 RULE = "keys"
@@ -102,7 +103,7 @@ async def create_login(bus: Bus, key_id: str, digest: str, seconds: float) -> tu
     """Create a login with the key of that id and digest, for ``seconds``; returns it with the value of its cookie."""
     login, cookie = Login(key_id, secrets.token_urlsafe(32), digest), secrets.token_urlsafe(32)
     name = keys.login(digest_of(cookie))
-    await bus.server.call("SET", name, msgspec.json.encode(login), "PX", round(seconds * 1000))
+    await bus.server.call("SET", name, msgspec.json.encode(login), "PX", milliseconds(seconds))
     return login, cookie
 
 

@@ -21,7 +21,7 @@ from rolecall.bus.turn import FIRST_ROLE, EntryPlace, is_control, is_schedule, m
 from rolecall.errors import told
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
-from rolecall.redis.scripts import script
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import pairs, text_map
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ async def mend_step(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
 
 async def _shorten(bus: Bus, shard: ShardKeys) -> None:
     """Make what dead processes left last no longer than it was to, after the clock stepped back."""
-    lease = round(bus.settings.lease_seconds * 1000)
+    lease = milliseconds(bus.settings.lease_seconds)
     for process in await bus.server.call("ZRANGE", keys.WORKERS, 0, -1):
         for name in (shard.alive(process.decode()), keys.worker(process.decode())):
             await bus.server.call("PEXPIRE", name, lease, "LT")

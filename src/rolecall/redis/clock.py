@@ -1,4 +1,4 @@
-"""The server's clock as a process knows it: one reading, and the time that has passed since.
+"""Time: this host's clock, and the server's as a process knows it: one reading, and what has passed since.
 
 A step of the server's clock, forward or back, is noticed at the next reading.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 
-from rolecall.redis.leader import CLOCK
 from rolecall.redis.scripts import script
 
 NOW = script("rolecall.redis", "now", names="clock")
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""A clock that keeps counting while the machine sleeps; on Linux the monotonic clock does not."""
 STEP_MS = 2000
 """A smaller difference is none: leases last many times as long."""
 
@@ -65,5 +66,5 @@ class ServerClock:
 
 
 def seconds() -> float:
-    """The time of this host by which readings are compared; it runs while the host sleeps."""
+    """The time of this host by which leases and readings are judged; it runs while the host sleeps."""
     return time.clock_gettime(CLOCK)

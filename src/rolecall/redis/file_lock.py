@@ -46,10 +46,10 @@ class FileLock:
         self._file = file
         return True
 
-    async def wait(self, *, shared: bool = False) -> None:
+    async def wait(self) -> None:
         """Take the lock, waiting as long as it needs; safe to cancel."""
         # Polling: a thread blocked in flock could not be cancelled and would keep the process from ending.
-        while not self.take(shared=shared):
+        while not self.take():
             await asyncio.sleep(POLL_SECONDS)
 
     def drop(self) -> None:

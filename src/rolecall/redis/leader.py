@@ -8,21 +8,18 @@ import os
 import platform
 import re
 import secrets
-import time
 from contextlib import suppress
 from pathlib import Path
 
 from rolecall.errors import ServerError
-from rolecall.redis import keys
+from rolecall.redis import clock, keys
 from rolecall.redis.file_lock import FileLock, make_private
-from rolecall.redis.scripts import script
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import Server
 
 LEASE = script("rolecall.redis", "lease", names="lease token lasts")
 EXTEND = script("rolecall.redis", "extend", names="holds member lasts")
 logger = logging.getLogger(__name__)
-CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""A clock that keeps counting while the machine sleeps; on Linux the monotonic clock does not."""
 RENEWALS = 4
 """How often a leader renews within ``seconds``."""
 RETRY_SECONDS = 1.0
@@ -32,7 +29,7 @@ RETRY_SECONDS = 1.0
 async def extend(server: Server, holds: str, member: str, seconds: float) -> bool:
     """Extend the hold that ``member`` has in the sorted set ``holds`` to ``seconds`` from now by the server's clock.
     False if it has none."""
-    return bool(await server.run(EXTEND, holds=holds, member=member, lasts=round(seconds * 1000)))
+    return bool(await server.run(EXTEND, holds=holds, member=member, lasts=milliseconds(seconds)))
 
 
 class Leader:
@@ -73,7 +70,7 @@ class Leader:
     def held(self) -> bool:
         """Whether this process holds the lead for at least another third of its time. Begin what two processes must
         not do at once only while this is true, and finish it within that third."""
-        return bool(self._token) and elapsed_now() - self._renewed < self._seconds * 2 / 3
+        return bool(self._token) and clock.seconds() - self._renewed < self._seconds * 2 / 3
 
     async def run(self) -> None:
         """Take the lead whenever it is free, keep it until cancelled, then resign. While the server is unavailable
@@ -99,7 +96,7 @@ class Leader:
     async def renew(self) -> bool:
         """Take the lead if it is free, or keep it; whether this process leads now. Asks the server only when a renewal
         is due. Raises ServerError, and OSError for the lock file."""
-        asked = elapsed_now()
+        asked = clock.seconds()
         if self._token and asked - self._renewed < self._seconds / RENEWALS * 0.9:
             return True
         if self._token and asked - self._renewed > self._seconds:  # another process may have led in between
@@ -107,7 +104,7 @@ class Leader:
             self._token = ""
             return False
         token = self._token or self._candidate()
-        lasts = round(self._seconds * 1000)
+        lasts = milliseconds(self._seconds)
         elected = token and await self._server.run(LEASE, lease=self._key, token=token, lasts=lasts)
         led, self._token = self._token, token if elected else ""
         if elected:
@@ -135,20 +132,15 @@ class Leader:
         if self._lock is not None:
             make_private(self._lock.path.parent)
             if self._lock.take():
-                return f"{platform.node()}:{directory_name(self._lock.file)}"
+                return name_of(self._lock)
         return "" if self._exclusive else self._process
 
 
-def elapsed_now() -> float:
-    """Seconds on a clock that counts while the machine sleeps."""
-    return time.clock_gettime(CLOCK)
-
-
-def directory_name(lock: int) -> str:
-    """The random name of a directory, kept in its lock file."""
-    name = os.pread(lock, 64, 0).decode("ascii", "replace").strip()
+def name_of(lock: FileLock) -> str:
+    """How the holder of ``lock`` is called in an election: this host, and the random name that the file holds."""
+    name = os.pread(lock.file, 64, 0).decode("ascii", "replace").strip()
     if not re.fullmatch(r"[0-9a-f]{16}", name):
         name = secrets.token_hex(8)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, name.encode(), 0)
-    return name
+        os.ftruncate(lock.file, 0)
+        os.pwrite(lock.file, name.encode(), 0)
+    return f"{platform.node()}:{name}"

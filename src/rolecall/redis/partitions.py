@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -12,10 +11,10 @@ from pathlib import Path
 from zlib import crc32
 
 from rolecall.errors import ServerError
-from rolecall.redis import keys
+from rolecall.redis import clock, keys
 from rolecall.redis.file_lock import FileLock, make_private
-from rolecall.redis.leader import RENEWALS, directory_name, elapsed_now
-from rolecall.redis.scripts import script
+from rolecall.redis.leader import RENEWALS, name_of
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import Server
 
 SHARE = script("rolecall.redis", "share", names="members owners member lasts count give dead")
@@ -58,7 +57,7 @@ class Partitions:
         """A number as long as this process holds ``part``, another one each time it gets it; 0 while it does not.
         Begin what two processes must not do at once only while it holds it, and finish it within a third of the
         lease."""
-        if part in self._leaving or elapsed_now() - self._renewed >= self._seconds * 2 / 3:
+        if part in self._leaving or clock.seconds() - self._renewed >= self._seconds * 2 / 3:
             return 0
         return self._tenures.get(part, 0)
 
@@ -80,7 +79,7 @@ class Partitions:
     async def renew(self) -> None:
         """Renew the share if that is due, if a process died, or to take or give up parts. Raises ServerError, and
         OSError for a lock file."""
-        asked = elapsed_now()
+        asked = clock.seconds()
         if asked - self._renewed > self._seconds and self._tenures:  # others may have held them in between
             logger.warning("%s: this process could not renew its parts in time", self.name)
             self._tenures, self._leaving = {}, {}
@@ -104,7 +103,7 @@ class Partitions:
     async def _share(self, asked: float, given: list[int], dead: list[str]) -> None:
         if not self._member:
             self._member = self._candidate()
-        members, most, mine = await self._run(self._member, round(self._seconds * 1000), given, dead)
+        members, most, mine = await self._run(self._member, milliseconds(self._seconds), given, dead)
         self._renewed, self._most, self.members = asked, most, len(members)
         for part in given:
             del self._leaving[part]
@@ -133,7 +132,7 @@ class Partitions:
         self._lock = next(
             lock for n in count(1) if (lock := FileLock(self._directory / f"{self.name}.{n}.lock")).take()
         )
-        return _member_of(self._lock)
+        return name_of(self._lock)
 
     @contextmanager
     def _dead(self) -> Iterator[list[str]]:
@@ -146,12 +145,8 @@ class Partitions:
                 lock = FileLock(path)
                 if (self._lock is None or path != self._lock.path) and lock.take():
                     locks.append(lock)
-            yield [member for lock in locks if (member := _member_of(lock))]
+            yield [name_of(lock) for lock in locks]
         finally:
             for lock in locks:
                 lock.path.unlink(missing_ok=True)
                 lock.drop()
-
-
-def _member_of(lock: FileLock) -> str:
-    return f"{platform.node()}:{directory_name(lock.file)}"

@@ -9,7 +9,7 @@ from typing import Any
 from rolecall.errors import ServerUnavailable
 from rolecall.redis.outage import WRITES, Outage, server_error
 from rolecall.redis.pipeline import REDIRECTIONS, Command, Connection, Wire, WireOwner, nobody, packed
-from rolecall.redis.scripts import Arg
+from rolecall.redis.scripts import Arg, milliseconds
 from rolecall.redis.topology import tag_of
 
 
@@ -23,7 +23,7 @@ class ConfirmedWire(Wire):
         super().__init__(owner, timeout, outage)
         self._replicas = replicas
         self._seconds = min(seconds, timeout / 2)
-        self._wait = packed(("WAIT", replicas, round(self._seconds * 1000)))
+        self._wait = packed(("WAIT", replicas, milliseconds(self._seconds)))
         self._channel = ""
         self._answered: list[tuple[asyncio.Future[Any], Any]] = []
         self._confirming: asyncio.Future[Any] | None = None

@@ -17,7 +17,7 @@ from rolecall.background import BackgroundTasks
 from rolecall.errors import ModelError, NotNow
 from rolecall.redis import keys
 from rolecall.redis.leader import extend
-from rolecall.redis.scripts import Arg, script
+from rolecall.redis.scripts import Arg, milliseconds, script
 from rolecall.redis.server import Server, server_ms, text_map
 
 LEASE_SECONDS = 15.0
@@ -128,7 +128,7 @@ class Balance:
         flat: list[Arg] = []
         for one in candidates:
             flat += [one.id, one.slots, one.weight]
-        lease, probe = round(LEASE_SECONDS * 1000), round(PROBE_SECONDS * 1000)
+        lease, probe = milliseconds(LEASE_SECONDS), milliseconds(PROBE_SECONDS)
         return list(
             await self._server.run(PICK, _block(self.name), call=call, lease=lease, probe_ms=probe, servers=flat)
         )
@@ -154,8 +154,8 @@ class Balance:
     async def _tell(
         self, call: str, server: str, outcome: Outcome, why: str = "", retry_after: float | None = None
     ) -> None:
-        wait = -1 if retry_after is None else round(retry_after * 1000)
-        longest = round(LEFT_OUT_SECONDS * 1000)
+        wait = -1 if retry_after is None else milliseconds(retry_after)
+        longest = milliseconds(LEFT_OUT_SECONDS)
         await self._server.run(
             LEFT, _block(self.name), call=call, server=server, outcome=outcome, why=why[:300], wait=wait,
             longest=longest,

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 import msgspec
 
 from rolecall.redis import keys
-from rolecall.redis.scripts import script
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import Server
 from rolecall.serving.footprint import Room
 from rolecall.serving.spec import ModelServer, Spec, State
@@ -103,8 +103,9 @@ class Directory:
         little, servers that nobody uses are asked to leave, the longest unused first, and only if that is enough; with
         ``hungry`` busy ones too, which answer first what they were asked. Those that load or are pinned stay."""
         word, *rest = await self._server.run(
-            CLAIM, _block(), server=msgspec.json.encode(wanted), user=user, user_lasts=_ms(USER_SECONDS),
-            lasts=_ms(START_SECONDS), most=room.most, free=room.free, resident=_ms(self._resident), hungry=int(hungry),
+            CLAIM, _block(), server=msgspec.json.encode(wanted), user=user, user_lasts=milliseconds(USER_SECONDS),
+            lasts=milliseconds(START_SECONDS), most=room.most, free=room.free, resident=milliseconds(self._resident),
+            hungry=int(hungry),
         )  # fmt: skip
         match word:
             case b"READY" | b"STARTING":
@@ -122,7 +123,7 @@ class Directory:
         its model has no other server on its machine, or in any case."""
         back = {"no": 0, "alone": 1, "always": 2}[again]
         state, *rest = await self._server.run(
-            BEAT, _block(), server=msgspec.json.encode(now), lasts=_ms(LAPSE_SECONDS), again=back
+            BEAT, _block(), server=msgspec.json.encode(now), lasts=milliseconds(LAPSE_SECONDS), again=back
         )
         if state == b"GONE":
             return Pulse(False)
@@ -131,7 +132,7 @@ class Directory:
     async def end(self, server: str, why: str = "") -> bool:
         """Forget the server of that id; with ``why``, its model is not started again for RETRY_SECONDS and whoever
         asks is told so. True if it was known."""
-        return bool(await self._server.run(END, _block(), server=server, why=why, retry_ms=_ms(RETRY_SECONDS)))
+        return bool(await self._server.run(END, _block(), server=server, why=why, retry_ms=milliseconds(RETRY_SECONDS)))
 
     async def stop(self, server: str, *, busy: bool = False) -> Literal["stopping", "unknown", "busy"]:
         """Have the server of that id leave, with ``busy`` also while it answers. It does so within a second."""
@@ -148,15 +149,16 @@ class Directory:
         CALL_SECONDS without ``hold``. With ``queue`` False only where a slot is free: else the calls in flight are
         returned. None where no server is ready."""
         word, *rest = await self._server.run(
-            ENTER, _block(), spec=spec.id, machine=machine, call=call, lasts=_ms(CALL_SECONDS), queue=int(queue)
-        )
+            ENTER, _block(), spec=spec.id, machine=machine, call=call, lasts=milliseconds(CALL_SECONDS),
+            queue=int(queue),
+        )  # fmt: skip
         if word == b"GO":
             return _server(rest[0])
         return int(rest[0]) if word == b"BUSY" else None
 
     async def hold(self, server: str, call: str) -> bool:
         """A sign of life of ``call``."""
-        return bool(await self._server.run(CALL, _block(), server=server, call=call, lasts=_ms(CALL_SECONDS)))
+        return bool(await self._server.run(CALL, _block(), server=server, call=call, lasts=milliseconds(CALL_SECONDS)))
 
     async def leave(self, server: str, call: str) -> None:
         """``call`` is over."""
@@ -165,7 +167,7 @@ class Directory:
     async def needed_by(self, user: str, *, still: bool = True) -> int:
         """Say that ``user``, ``<machine>/<process>``, may need servers for USER_SECONDS more, or does not any longer;
         those of a machine leave when nobody does there. How many do there."""
-        lasts = _ms(USER_SECONDS) if still else 0
+        lasts = milliseconds(USER_SECONDS) if still else 0
         return int(await self._server.run(USER, _block(), user=user, lasts=lasts))
 
 
@@ -180,7 +182,3 @@ def _block() -> DirectoryBlock:
 
 def _server(raw: bytes) -> ModelServer:
     return msgspec.json.decode(raw, type=ModelServer, strict=False)
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
