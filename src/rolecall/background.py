@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from rolecall.errors import ServerError, ServerUnavailable, cause_of
 
@@ -19,6 +19,7 @@ TRIES = 5
 MAX_FAILING = 1000
 """Items whose failures a boundary counts at a time."""
 QUIET_SECONDS = 60.0
+T = TypeVar("T")
 
 
 class Attempt(Enum):
@@ -181,6 +182,23 @@ async def finish(work: Coroutine[Any, Any, object], name: str, seconds: float) -
         with suppress(asyncio.CancelledError):
             await tasks.drain(left)
     tasks.cancel()
+
+
+async def uninterrupted(
+    work: Coroutine[Any, Any, T], name: str, wake: Callable[[], Awaitable[None]] | None = None
+) -> T:
+    """Await ``work`` to its end even when cancelled; ``wake`` makes it end early, then the cancellation goes on. For a
+    read whose reply must not stay on its connection, and a write that must not outlive a lock."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if wake is not None:
+            await wake()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:

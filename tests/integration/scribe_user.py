@@ -13,7 +13,16 @@ from rolecall.redis.server import connected
 from rolecall.transcripts.scribe import Batch, Scribe
 
 
-class HaltingScribe(Scribe):
+class SayingScribe(Scribe):
+    """Says what keeps it from writing."""
+
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            say(problem)
+        super()._report(problem)
+
+
+class HaltingScribe(SayingScribe):
     """Stops where a kill would have to be lucky to hit."""
 
     async def _remove(self, batch: Batch) -> None:
@@ -22,9 +31,9 @@ class HaltingScribe(Scribe):
 
 
 async def main(kind: str, url: str, log_dir: Path, lease_seconds: float) -> None:
-    made = HaltingScribe if kind == "halt" else Scribe
+    made = HaltingScribe if kind == "halt" else SayingScribe
     async with connected(url) as server:
-        scribe = made(server, 1, log_dir, process="m4:1", tz=UTC, lease_seconds=lease_seconds, on_problem=say)
+        scribe = made(server, 1, log_dir, process="m4:1", tz=UTC, lease_seconds=lease_seconds)
         say("ready")
         await scribe.run()
 

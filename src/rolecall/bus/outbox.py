@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rolecall.background import Attempt, BackgroundTasks, Boundary, is_cancelled, log_level
+from rolecall.background import Attempt, BackgroundTasks, Boundary, is_cancelled, log_level, uninterrupted
 from rolecall.bus.bus import Bus, confirmed, count_soon
 from rolecall.bus.dead_letters import set_aside
 from rolecall.bus.envelope import check_conversation
@@ -242,17 +242,9 @@ class Outbox:
             first = f"({page[-1][0].decode()}"
 
     async def _read(self, *options: Any) -> Any:
-        """On cancellation, let the read finish: interrupting it would leave the connection unusable."""
         if self._reader is None:
             self._reader = self._server.reader()
-        reading = asyncio.create_task(self._reader.read(*options), name="rolecall outbox read")
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            await self._reader.wake()
-            await asyncio.wait([reading])
-            reading.cancelled() or reading.exception()
-            raise
+        return await uninterrupted(self._reader.read(*options), "rolecall outbox read", self._reader.wake)
 
     async def _close(self) -> None:
         if self._reader is not None:

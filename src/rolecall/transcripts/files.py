@@ -44,35 +44,20 @@ class LogEntry(msgspec.Struct, frozen=True):
     record: Record
 
 
-class TranscriptFiles:
-    """The files below ``log_dir/conversations``: directories 0700, files 0600. Links below it are never followed;
-    ``log_dir`` itself may be one. Only one process may use a directory, and only one thread this object, at a time."""
+class SessionLogs:
+    """A target with one log for each session of a conversation: a file, or objects; see TranscriptTarget."""
 
-    pause = 0.0
-
-    def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
+    def __init__(self, tz: tzinfo | None, pause: float = 0.0) -> None:
         self.refused: list[str] = []
         """What was not written: paths that are not regular files, and records that have no line; the caller clears the
         list."""
-        self._log_dir = log_dir
+        self.pause = pause
         self._tz = tz
         self._generation = 0
-        self._open: OrderedDict[PurePosixPath, _File] = OrderedDict()
-
-    def begin(self, born: str) -> None:
-        """Write for the server named ``born``. A new server gets new files: its entry ids may start over. Raises
-        OSError."""
-        self.close()
-        with _root(self._log_dir) as root, closing(_File(root, ".scribe-born")) as noted:
-            known = noted.text().split()
-            if born not in known:
-                noted.write(f"{born}\n".encode())
-                noted.sync()
-                known.append(born)
-            self._generation = known.index(born)
+        """How many servers wrote here before: the entry ids of a new one may start over."""
 
     def write(self, entries: Iterable[LogEntry]) -> None:
-        """Append the entries that the files do not contain yet, and sync them to disk. Idempotent.
+        """Append the entries that the logs do not contain yet. Idempotent.
 
         ``entries`` of one conversation have rising ids. Raises OSError without leaving a torn line; call again with the
         same entries.
@@ -86,8 +71,16 @@ class TranscriptFiles:
                 waiting.setdefault(path, []).append(entry.record)
         self._append_all(waiting)
 
+    def _append_all(self, waiting: dict[PurePosixPath, list[Record]]) -> None:
+        """Append the records to the logs of these paths, so that they are safe, and clear ``waiting``."""
+        raise NotImplementedError
+
+    def _forget(self, name: str) -> None:
+        """Remove all logs of the conversation whose directory has this name."""
+        raise NotImplementedError
+
     def _path(self, entry: LogEntry) -> PurePosixPath | None:
-        """The file of an entry; None if it cannot be named."""
+        """The log of an entry; None if it cannot be named."""
         try:
             return session_file(entry.conversation, entry.session, self._tz, self._generation)
         except (ValueError, OverflowError, TypeError) as error:  # the boundary: it must not stop the others
@@ -100,6 +93,28 @@ class TranscriptFiles:
         except (ValueError, OverflowError, TypeError) as error:
             self.refused.append(f"of record {record.id}: {error}")
             return b""
+
+
+class TranscriptFiles(SessionLogs):
+    """The files below ``log_dir/conversations``: directories 0700, files 0600. Links below it are never followed;
+    ``log_dir`` itself may be one. Only one process may use a directory, and only one thread this object, at a time."""
+
+    def __init__(self, log_dir: Path, tz: tzinfo | None = None) -> None:
+        super().__init__(tz)
+        self._log_dir = log_dir
+        self._open: OrderedDict[PurePosixPath, _File] = OrderedDict()
+
+    def begin(self, born: str) -> None:
+        """Write for the server named ``born``. A new server gets new files: its entry ids may start over. Raises
+        OSError."""
+        self.close()
+        with _root(self._log_dir) as root, closing(_File(root, ".scribe-born")) as noted:
+            known = noted.text().split()
+            if born not in known:
+                noted.write(f"{born}\n".encode())
+                noted.sync()
+                known.append(born)
+            self._generation = known.index(born)
 
     def close(self) -> None:
         """Close all files; the next write reopens them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import tzinfo
@@ -18,19 +18,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from rolecall.bus.turn import FORGET
 from rolecall.errors import MissingExtra
 from rolecall.settings import Settings
-from rolecall.transcripts.files import LogEntry
-from rolecall.transcripts.record import (
-    Order,
-    Record,
-    conversation_dir,
-    entry_order,
-    format_line,
-    parse_line,
-    session_file,
-)
+from rolecall.transcripts.files import SessionLogs
+from rolecall.transcripts.record import Order, Record, entry_order, parse_line
 from rolecall.transport.http_client import address
 
 if TYPE_CHECKING:
@@ -61,16 +52,13 @@ class Segment:
     last: Order = (0, 0, 0)
 
 
-class TranscriptObjects:
+class TranscriptObjects(SessionLogs):
     """See TranscriptTarget. ``name`` is ``s3://bucket/prefix``."""
 
-    def __init__(self, name: str, store: S3Store, tz: tzinfo | None = None, pause: float = 0.0) -> None:
+    def __init__(self, name: str, store: S3Store, tz: tzinfo | None, pause: float) -> None:
+        super().__init__(tz, pause)
         self.name = name
-        self.refused: list[str] = []
-        self.pause = pause
         self._store = store
-        self._tz = tz
-        self._generation = 0
         self._segments: OrderedDict[PurePosixPath, Segment] = OrderedDict()
 
     @classmethod
@@ -102,22 +90,6 @@ class TranscriptObjects:
             self._asked(lambda obstore: obstore.put(self._store, BORN, "\n".join(known).encode()))
         self._generation = known.index(born)
 
-    def write(self, entries: Iterable[LogEntry]) -> None:
-        """See TranscriptTarget. Idempotent."""
-        waiting: dict[PurePosixPath, list[Record]] = {}
-        for entry in entries:
-            if entry.record.word == FORGET:
-                self._append_all(waiting)
-                self._forget(conversation_dir(entry.conversation))
-                continue
-            try:
-                path = session_file(entry.conversation, entry.session, self._tz, self._generation)
-            except (ValueError, OverflowError, TypeError) as error:  # the boundary: it must not stop the others
-                self.refused.append(f"of record {entry.record.id}: {error}")
-            else:
-                waiting.setdefault(path, []).append(entry.record)
-        self._append_all(waiting)
-
     def close(self) -> None:
         """See TranscriptTarget."""
         self._segments.clear()
@@ -139,13 +111,6 @@ class TranscriptObjects:
                 self._segments[path] = following if fresh else segment
                 return
             self._segments.pop(path, None)  # another scribe wrote it, or this one did and the reply was lost
-
-    def _line(self, record: Record) -> bytes:
-        try:
-            return f"{format_line(record, self._tz)}\n".encode()
-        except (ValueError, OverflowError, TypeError) as error:
-            self.refused.append(f"of record {record.id}: {error}")
-            return b""
 
     def _last(self, path: PurePosixPath) -> Segment:
         names = sorted(self._names(f"{_directory(path)}/"))

@@ -7,15 +7,17 @@ import errno
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from datetime import tzinfo
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from rolecall.background import uninterrupted
+from rolecall.bus.leases import create_group
 from rolecall.bus.turn import FORGET
-from rolecall.errors import ServerError, ServerRefused
+from rolecall.errors import ServerError
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import RENEWALS, Leader
@@ -33,8 +35,8 @@ MAX_COUNT = 3200
 """Entries per read when idle, and at most while there is a backlog: one fsync then serves more lines."""
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 LONGEST_WAIT = 5.0
+STEP = "rolecall scribe step"
 NUMBER = re.compile(rb"\d{1,15}")
-T = TypeVar("T")
 Batch = list[tuple[bytes, list[bytes], list[LogEntry]]]
 """Stream, ids of its entries, and the entries that are records."""
 logger = logging.getLogger(__name__)
@@ -59,7 +61,6 @@ class Scribe:
         process: str,
         tz: tzinfo | None = None,
         lease_seconds: float = 15,
-        on_problem: Callable[[str], None] | None = None,
         targets: Sequence[TranscriptTarget] | None = None,
     ) -> None:
         self.server = server
@@ -72,7 +73,6 @@ class Scribe:
         lock = log_dir / ".scribe" if any(isinstance(target, TranscriptFiles) for target in self._targets) else None
         self._leader = Leader(server, "scribe", process, seconds=lease_seconds, lock=lock, exclusive=lock is not None)
         self._lease_seconds = lease_seconds
-        self._on_problem = on_problem
         self.problem = ""
         """What keeps it from writing; empty if nothing does."""
         self._reader: Reader | None = None
@@ -128,10 +128,9 @@ class Scribe:
         await self.server.call("HSETNX", keys.META, "born", secrets.token_hex(6))
         born = await self.server.call("HGET", keys.META, "born")
         for target in self._targets:
-            await _uninterrupted(asyncio.to_thread(target.begin, born.decode()))
+            await uninterrupted(asyncio.to_thread(target.begin, born.decode()), STEP)
         for stream in self._streams:
-            with suppress(ServerRefused):  # BUSYGROUP: it exists; anything else shows at the first read
-                await self.server.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+            await create_group(self.server, stream)
 
     async def _leave(self) -> None:
         self.writing = False
@@ -146,12 +145,12 @@ class Scribe:
         if self._reader is None:
             self._reader = self.server.reader()
         block = int(min(BLOCK_MS, self._lease_seconds * 1000 / 3))
-        reply = await _uninterrupted(
+        reply = await uninterrupted(
             self._reader.read(
                 "XREADGROUP", "GROUP", GROUP, CONSUMER, "COUNT", count, *(("BLOCK", block) if wait else ()),
                 "STREAMS", *self._streams, *[start] * len(self._streams),
             ),
-            self._reader.wake,
+            STEP, self._reader.wake,
         )  # fmt: skip
         return [(name, [entry[0] for entry in found], list(_entries(found))) for name, found in reply or () if found]
 
@@ -162,7 +161,7 @@ class Scribe:
         while await self._leader.renew():
             try:
                 while left:
-                    await _uninterrupted(asyncio.to_thread(left[0].write, entries))
+                    await uninterrupted(asyncio.to_thread(left[0].write, entries), STEP)
                     left.pop(0)
             except OSError as error:
                 self._report(_explained(error, self.log_dir))
@@ -190,8 +189,6 @@ class Scribe:
             return
         self.problem = problem
         logger.warning("%s", problem)
-        if self._on_problem is not None:
-            self._on_problem(problem)
 
     def _report_recovery(self) -> None:
         for target in self._targets:
@@ -278,20 +275,3 @@ def _entry(record_id: str, values: dict[bytes, bytes]) -> LogEntry:
         id=record_id,
     )
     return LogEntry(text(b"c"), number(b"s", now), record)
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, T], wake: Callable[[], Awaitable[None]] | None = None) -> T:
-    """Await ``work`` to its end even when cancelled; ``wake`` makes it end early, then the cancellation goes on.
-
-    A write must not outlive the lock on the directory, nor a reply stay unread on the reader's connection.
-    """
-    task = asyncio.create_task(work, name="rolecall scribe step")
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if wake is not None:
-            await wake()
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
-        raise
