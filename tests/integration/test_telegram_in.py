@@ -17,7 +17,7 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.bus import Bus
 from rolecall.bus.events import Wakeups
 from rolecall.frontends.telegram import grouping
-from rolecall.frontends.telegram.receiver import CUT_NOTE
+from rolecall.frontends.telegram.admitter import CUT_NOTE
 from rolecall.frontends.telegram.updates import Poller
 from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer

@@ -92,7 +92,7 @@ async def test_a_poison_update_is_set_aside_its_user_is_told_and_those_behind_it
     async def explode(*args: object) -> None:
         raise ExceptionGroup("files", [ValueError("poison")])
 
-    monkeypatch.setattr(way.receiver.media, "fetch", explode)
+    monkeypatch.setattr(way.receiver.admitter.media, "fetch", explode)
     api.user(ANN, language_code="de").send_document(b"x", caption="poison")
     api.user(ANN).write("behind it")
     api.world.updates.push("message", {"message_id": "x", "chat": 7})

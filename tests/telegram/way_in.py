@@ -18,6 +18,7 @@ from rolecall.bus.turn import Records, snapshot
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.admins import Admins
+from rolecall.frontends.telegram.admitter import Admitter
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
@@ -97,10 +98,9 @@ async def way_in(
     buttons = Buttons(bot, front, access, choices, placeholders, chats, live)
     commands = Commands(bot, bus, access, choices, admins=Admins(bus, access), rights=buttons.rights)
     media = Media(bot, blobs, voice=bool(bus.settings.voice_model), characters=bus.settings.document_chars)
-    receiver = Receiver(
-        front, media, access, commands, buttons, chats, live, keywords=keywords,
-        groups=MessageGroups(comment_seconds=comment_seconds),
-    )  # fmt: skip
+    groups = MessageGroups(comment_seconds=comment_seconds)
+    admitter = Admitter(front, media, access, commands, live, groups)
+    receiver = Receiver(front, access, commands, buttons, chats, groups, admitter, keywords)
     outbox = Outbox(bus, cast(RedisServer, bus.server), "telegram")
     deliverer = Deliverer(outbox, chats, live, turn_messages, blobs)
 
@@ -116,7 +116,7 @@ async def way_in(
     finally:
         delivering.cancel()
         await asyncio.wait([delivering])
-        for part in (receiver, live, buttons, turn_messages):
+        for part in (admitter, live, buttons, turn_messages):
             await part.aclose()
         await bot.shutdown()
 

@@ -24,10 +24,12 @@ from rolecall.errors import ConfigError, ServerError, ServerRefused
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.admins import Admins
+from rolecall.frontends.telegram.admitter import Admitter
 from rolecall.frontends.telegram.bot import QuietBot, explain
 from rolecall.frontends.telegram.buttons import Buttons
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
+from rolecall.frontends.telegram.grouping import MessageGroups
 from rolecall.frontends.telegram.media import Media
 from rolecall.frontends.telegram.menu import Commands
 from rolecall.frontends.telegram.message import Address
@@ -356,8 +358,10 @@ class Reception:
             bot, bus, self.access, choices, front=service.name, admins=self.admins, rights=self.buttons.rights
         )
         media = Media(bot, service.blobs, voice=bool(settings.voice_model), characters=settings.document_chars)
+        groups = MessageGroups()
+        self.admitter = Admitter(front, media, self.access, self.commands, progress, groups)
         self.receiver = Receiver(
-            front, media, self.access, self.commands, self.buttons, chats, progress,
+            front, self.access, self.commands, self.buttons, chats, groups, self.admitter,
             keywords=_listed(settings.telegram_keywords),
         )  # fmt: skip
         self.updates = Updates(bot, self.receiver.receive, settings, tell, watchdog_seconds)
@@ -378,7 +382,7 @@ class Reception:
         finally:
             self._service.receiving = None
             await cancel_and_wait(self._receiving, preparing, watching)
-            for part in (self.receiver, self.buttons, self.commands):
+            for part in (self.admitter, self.buttons, self.commands):
                 await part.aclose()
 
     async def stop(self) -> None:
