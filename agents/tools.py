@@ -31,7 +31,7 @@ OPERATORS: Mapping[type[ast.AST], Calculation] = MappingProxyType(
 FUNCTIONS: Mapping[str, Calculation] = MappingProxyType(
     {"sqrt": Decimal.sqrt, "abs": abs, "round": lambda number, digits=Decimal(): number.quantize(10**-digits)}
 )
-TYPED = str.maketrans({"×": "*", "÷": "/", "−": "-", "^": "**"})
+TYPED = str.maketrans({"×": "*", "÷": "/", "−": "-", "^": "**", "`": None})
 
 
 Expression = Annotated[

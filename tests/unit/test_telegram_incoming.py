@@ -125,6 +125,41 @@ def test_a_reply_to_the_bot_is_for_it_and_quotes_it(api: TelegramApi, group: Cha
     assert (incoming.quoted, incoming.reply_to) == (("", "Paris."), answer.id)
 
 
+def entity(kind: str, piece: str, text: str, **more: str) -> dict[str, Any]:
+    """The entity that marks ``piece`` of ``text``."""
+    start = len(text[: text.index(piece)].encode("utf-16-le")) // 2
+    return {"type": kind, "offset": start, "length": len(piece.encode("utf-16-le")) // 2, **more}
+
+
+def test_code_quotes_and_struck_words_keep_their_marks_in_messages_and_quotes(
+    api: TelegramApi, group: Chat, ann: User
+) -> None:
+    text = "😀 Bob says:\nuse eval(`x`)\nwhy not\nbuy ~ milk?\nx = 1\ny = 2 @rolecall_bot"
+    marks = (
+        entity("blockquote", "use eval(`x`)\nwhy not", text), entity("code", "eval(`x`)", text),
+        entity("bold", "buy ~ milk", text), entity("strikethrough", "milk", text),
+        entity("pre", "x = 1\ny = 2", text, language="python"), entity("mention", "@rolecall_bot", text),
+    )  # fmt: skip
+    said = group.add(ann.as_json(), text, marks)
+    api.world.updates.push("message", said.as_json())
+    written = "😀 Bob says:\n> use `` eval(`x`) ``\n> why not\nbuy ~ ~~milk~~?\n```python\nx = 1\ny = 2\n```"
+    assert understood(api).text == f"Ann: {written}"
+    ann.write("@rolecall_bot right?", chat=GROUP, reply_to=said)
+    assert understood(api).quoted == ("Ann", f"{written}\n @rolecall_bot")
+
+
+def test_a_command_s_own_words_have_no_marks_but_a_role_s_question_does(api: TelegramApi, ann: User) -> None:
+    for text, piece, read_as in (
+        ("/lang de", "de", "/lang de"),
+        ("/review x = 1", "x = 1", "/review ```\nx = 1\n```"),
+        ("/stop", "/stop", "/stop"),
+    ):
+        written = ann.write(text)
+        api.world.updates.push("message", written.as_json() | {"entities": [entity("pre", piece, text)]})
+        incoming = understood(api)
+        assert (f"/{incoming.command} {incoming.argument}".strip(), incoming.text) == (text, read_as)
+
+
 def test_a_link_that_hides_its_address_is_told_with_it(api: TelegramApi, group: Chat, ann: User) -> None:
     def link(offset: int, length: int, url: str) -> dict[str, Any]:
         return {"type": "text_link", "offset": offset, "length": length, "url": url}

@@ -29,6 +29,7 @@ from rolecall.bus.commands import COMMANDS
 from rolecall.bus.envelope import UNREAD
 from rolecall.bus.foreign_text import ATTRIBUTE, as_data, defused
 from rolecall.frontends.telegram.markdown.entities import utf16_len
+from rolecall.frontends.telegram.markdown.source import markdown_source
 
 CONVERSATION = re.compile(r"([a-z0-9_-]+):(-?\d{1,19})(?::(\d{1,19}))?", re.ASCII)
 Kind = Literal["image", "voice", "document", "unknown"]
@@ -198,14 +199,14 @@ def name_of(one: User | Chat | Contact) -> str:
 class Incoming:
     """One message of a user, new or edited.
 
-    ``text`` lacks the bot's name and, in groups, starts with the sender's name; ``command`` is the word of a message
-    that reads ``/word argument``, in lower case. ``version`` is 0 for a new message and rises with each edit; ``date``
-    is when it was sent and ``age`` how much later it was edited, both in seconds. ``title`` is the chat's name.
-    ``album`` is the id of the album it belongs to; ``long`` is true if the text may be a piece of a longer one.
-    ``quoted`` is the author (empty for the bot) and text of the message it replies to; ``reply_to`` is that id.
-    ``forwarded`` says that somebody else wrote it, ``origin`` who; its text is then marked as theirs.
-    ``anonymous`` is true for an admin of the group who speaks as the group. A message without text and files only
-    names the bot.
+    ``text`` is Markdown, lacks the bot's name and, in groups, starts with the sender's name; ``command`` is the word of
+    a message that reads ``/word argument``, in lower case, and ``argument`` has no marks. ``version`` is 0 for a new
+    message and rises with each edit; ``date`` is when it was sent and ``age`` how much later it was edited, both in
+    seconds. ``title`` is the chat's name. ``album`` is the id of the album it belongs to; ``long`` is true if the text
+    may be a piece of a longer one. ``quoted`` is the author (empty for the bot) and text of the message it replies to;
+    ``reply_to`` is that id. ``forwarded`` says that somebody else wrote it, ``origin`` who; its text is then marked as
+    theirs. ``anonymous`` is true for an admin of the group who speaks as the group. A message without text and files
+    only names the bot.
     """
 
     address: Address
@@ -284,8 +285,9 @@ def incoming_of(
     if message is None or sender is None or (update.edited_message and message.location):
         return None
     raw = message.text or message.caption or content_of(message)
-    text, named = _without_name(message, raw, me)
-    command = None if message.forward_origin else COMMAND.match(text)
+    named = _names(message, raw, me)
+    text, plain = _without(named, raw, _entities(message)), _without(named, raw, named)
+    command = None if message.forward_origin else COMMAND.match(plain)
     if command and command[2] and command[2].lower() != (me.username or "").lower():
         return None
     private = message.chat.type == "private"
@@ -298,7 +300,7 @@ def incoming_of(
         if not named:
             return _unreadable(update, message, sender, me, front) if private else None
         text = raw.strip() if _quoted(message, me) else ""  # just its name asks about the message it replies to
-    return _incoming(update, message, sender, me, front, text, files)
+    return _incoming(update, message, sender, me, front, text, files, plain)
 
 
 def is_long(message: Message) -> bool:
@@ -318,11 +320,11 @@ def address_of(message: Message, front: str) -> Address:
 
 
 def _incoming(
-    update: Update, message: Message, sender: Sender, me: User, front: str, text: str, files: tuple[Attachment, ...]
-) -> Incoming:
+    update: Update, message: Message, sender: Sender, me: User, front: str, text: str, files: tuple[Attachment, ...],
+    plain: str = "",
+) -> Incoming:  # fmt: skip
     origin = message.forward_origin
-    command = None if origin else COMMAND.match(text)
-    argument = text[command.end() :].strip() if command else ""
+    command = None if origin else COMMAND.match(plain)
     replied = _replied(message)
     return Incoming(
         address=address_of(message, front),
@@ -330,7 +332,7 @@ def _incoming(
         name=sender.name,
         language=sender.language,
         message_id=message.message_id,
-        text=f"/{command[1]} {argument}".strip() if command else _spoken(message, sender, text),
+        text=_called(command, text) if command else _spoken(message, sender, text),
         idempotency=idempotency_of(message, me),
         version=update.update_id if update.edited_message else 0,
         date=message.date.timestamp(),
@@ -342,11 +344,21 @@ def _incoming(
         quoted=_quoted(message, me),
         reply_to=replied.message_id if replied else None,
         command=command[1].lower() if command else "",
-        argument=argument,
+        argument=_argument(command) if command else "",
         forwarded=origin is not None,
         origin=_origin(origin) if origin else "",
         anonymous=sender.id == message.chat.id,
     )
+
+
+def _called(command: re.Match[str], text: str) -> str:
+    """A command without the bot's name. Commands of the bus take words; roles get Markdown, as for a question."""
+    written = None if command[1].lower() in PLAIN_COMMANDS else COMMAND.match(text)
+    return f"/{command[1]} {_argument(written or command)}".strip()
+
+
+def _argument(command: re.Match[str]) -> str:
+    return command.string[command.end() :].strip()
 
 
 def _spoken(message: Message, sender: Sender, text: str) -> str:
@@ -370,37 +382,27 @@ def _origin(origin: MessageOrigin) -> str:
     return "?" if chat is None else name_of(chat)
 
 
-def _without_name(message: Message, raw: str, me: User) -> tuple[str, bool]:
-    """The text with the addresses of its links and without mentions of the bot, and whether there were any."""
-    units, named = raw.encode("utf-16-le", "replace"), []
-    for entity in _entities(message):
-        start, end = entity.offset * 2, (entity.offset + entity.length) * 2
-        if _names(entity, units[start:end].decode("utf-16-le", "replace"), me):
-            named.append(entity)
-    text = _linked(raw, _entities(message), without=named)
-    return (re.sub(r"^[\s,:]+|\s+$", "", text) if named else text.strip()), bool(named)
-
-
-def _linked(text: str, entities: Sequence[MessageEntity], without: Collection[MessageEntity] = ()) -> str:
-    """``text`` with the address behind each link that hides it, and without the pieces ``without``."""
-    units = text.encode("utf-16-le", "replace")
-    for entity in sorted(entities, key=lambda one: one.offset + one.length, reverse=True):
-        start, end = entity.offset * 2, (entity.offset + entity.length) * 2
-        if entity in without:
-            units = units[:start] + units[end:]
-        elif (url := entity.url) and url.rpartition("://")[2].rstrip("/") not in text:
-            units = units[:end] + f" ({url})".encode("utf-16-le", "replace") + units[end:]
-    return units.decode("utf-16-le", "replace")
+def _without(names: Sequence[MessageEntity], raw: str, entities: Sequence[MessageEntity]) -> str:
+    """The text as Markdown, with the marks of ``entities``, without the mentions of the bot ``names``."""
+    text = markdown_source(raw, entities, names)
+    return re.sub(r"^[\s,:]+|\s+$", "", text) if names else text.strip()
 
 
 def _entities(message: Message) -> Sequence[MessageEntity]:
     return message.entities or message.caption_entities
 
 
-def _names(entity: MessageEntity, text: str, me: User) -> bool:
-    if entity.type == MessageEntity.TEXT_MENTION:
-        return entity.user is not None and entity.user.id == me.id
-    return entity.type == MessageEntity.MENTION and text.lower() == f"@{me.username}".lower()
+def _names(message: Message, raw: str, me: User) -> list[MessageEntity]:
+    """The mentions of the bot."""
+    units, found = raw.encode("utf-16-le", "replace"), []
+    for entity in _entities(message):
+        name = units[entity.offset * 2 : (entity.offset + entity.length) * 2].decode("utf-16-le", "replace")
+        if entity.type == MessageEntity.TEXT_MENTION:
+            named = entity.user is not None and entity.user.id == me.id
+        else:
+            named = entity.type == MessageEntity.MENTION and name.lower() == f"@{me.username}".lower()
+        found += [entity] if named else []
+    return found
 
 
 def _has_one(keywords: Sequence[str], text: str) -> bool:
@@ -427,9 +429,9 @@ def _is_reply_to(message: Message, me: User) -> bool:
 def _quoted(message: Message, me: User) -> tuple[str, str] | None:
     """The author and text of the message that ``message`` replies to, which may be in another chat."""
     replied, other = _replied(message), message.external_reply
-    text = _linked(message.quote.text, message.quote.entities or ()) if message.quote else ""
+    text = markdown_source(message.quote.text, message.quote.entities or ()) if message.quote else ""
     if replied is not None:
-        text = text or _linked(replied.text or replied.caption or "", _entities(replied)) or content_of(replied)
+        text = text or markdown_source(replied.text or replied.caption or "", _entities(replied)) or content_of(replied)
         who = "" if _is_reply_to(message, me) else _author_of(replied)
     elif other is not None:
         text, who = text or content_of(other), _origin(other.origin)
