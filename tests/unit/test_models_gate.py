@@ -19,6 +19,7 @@ from rolecall.errors import (
     NotNow,
     OverBudget,
     RateLimited,
+    Truncated,
 )
 from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
 from rolecall.models.fallback import Fallback
@@ -35,8 +36,9 @@ HELLO = Request((Message("user", "Hello"),), caller=Caller("a:1", "1", "ann"))
 class Provider:
     """A model that answers or fails as it is told, and counts how often it is asked."""
 
-    def __init__(self, name: str = "m@test", tokens: tuple[int, int] = (10, 20)) -> None:
+    def __init__(self, name: str = "m@test", tokens: tuple[int, int] | None = (10, 20)) -> None:
         self.name = name
+        self.cut: ModelError | None = None
         self.error: ModelError | None = None
         self.tokens = tokens
         self.logprobs = False
@@ -55,7 +57,10 @@ class Provider:
             if self.error:
                 raise self.error
             yield Delta("yes")
-            yield Usage(*self.tokens)
+            if self.cut:
+                raise self.cut
+            if self.tokens:
+                yield Usage(*self.tokens)
             yield Done("stop")
         finally:
             self.now -= 1
@@ -371,6 +376,38 @@ async def test_a_user_who_has_spent_his_tokens_of_the_day_is_told_so_and_others_
         await on.ask("ann")
     assert told.value.limit == {"tokens": 50}
     assert await on.ask("bob")
+
+
+@pytest.mark.parametrize("end", ["whole", "broken off", "stopped", "stopped before the first word"])
+async def test_an_answer_whose_tokens_the_provider_does_not_tell_counts_in_budgets_by_estimate(
+    server: RedisServer, end: str
+) -> None:
+    on = Stage(server, Terms(), Settings(user_tokens_per_day=1))
+    on.provider.tokens = None
+    on.provider.cut = Truncated("cut", "yes") if end == "broken off" else None
+    events = list[ModelEvent]()
+
+    async def ask() -> None:
+        async for event in on.models[0].stream(HELLO):
+            events.append(event)
+            if end == "stopped":
+                await asyncio.Event().wait()
+
+    if end.endswith("first word"):
+        on.provider.going.clear()
+    asking = asyncio.create_task(ask())
+    if end.startswith("stopped"):
+        await wait_until(lambda: on.provider.now == 1 and (bool(events) or not on.provider.going.is_set()))
+        asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await on.gates[0].aclose()
+
+    told = [event for event in events if isinstance(event, Usage)]
+    assert told == ([] if end.startswith("stopped") else [Usage(5, 1)])  # 5 + 16 characters, and 3
+    spent = await server.call("HMGET", keys.spent(keys.today()), "u:ann:tokens", "m:m@test:in", "m:m@test:out")
+    assert spent == ([b"5", b"5", None] if end.endswith("first word") else [b"6", b"5", b"1"])
+    with pytest.raises(OverBudget):
+        await ask()
 
 
 async def test_money_is_counted_by_the_price_table_and_bounded(server: RedisServer) -> None:

@@ -34,7 +34,7 @@ from rolecall.errors import (
     money,
     told,
 )
-from rolecall.models.model import Caller, Model, ModelEvent, Request, Usage
+from rolecall.models.model import Caller, Delta, Done, Model, ModelEvent, Request, ToolCall, Usage
 from rolecall.models.stream import closing
 from rolecall.redis import keys
 from rolecall.redis.leader import extend
@@ -71,6 +71,7 @@ SPEND = script(PACKAGE, "scripts/spend", names="spent names amounts")
 WAIT = script(PACKAGE, "scripts/wait", ModelBlock, names="conversation")
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
+TOKEN_CHARS = 4
 ANSWER_TOKENS = 400
 """Estimated length of an answer without a limit, until measured use of the model corrects it."""
 SPEND_SECONDS = 0.5
@@ -95,8 +96,17 @@ class Call:
     expected: int
     probe: bool
     began: float
+    asked: int
+    """Tokens of the question, estimated."""
+    said: int = 0
+    """Characters of the answer so far."""
     usage: Usage | None = None
     holding: asyncio.Task[None] | None = None
+
+    def estimate(self) -> Usage:
+        """The tokens so far, of a provider that has not told them."""
+        self.usage = Usage(self.asked, -(-self.said // TOKEN_CHARS))
+        return self.usage
 
 
 @dataclass(frozen=True)
@@ -134,8 +144,9 @@ class Gate:
         if word != "GO":
             raise self._not_now(word, reply[1] / 1000, reply[2].decode(), reply[3] / 1000)
         call = Call(
-            call_id, caller, int(reply[1]), int(reply[2]), expected_tokens(request), bool(reply[3]), time.monotonic()
-        )
+            call_id, caller, int(reply[1]), int(reply[2]), expected_tokens(request), bool(reply[3]), time.monotonic(),
+            _tokens_of(request),
+        )  # fmt: skip
         call.holding = asyncio.create_task(self._hold(call_id), name=f"hold {self.name}")
         return call
 
@@ -290,9 +301,18 @@ class Gate:
 
 def expected_tokens(request: Request) -> int:
     """A rough estimate of the tokens of ``request`` and its answer; the gate learns its error."""
+    return _tokens_of(request) + (request.max_tokens or ANSWER_TOKENS)
+
+
+def _tokens_of(request: Request) -> int:
     characters = sum(len(message.text) + 16 for message in request.messages)
     images = sum(len(message.images) for message in request.messages)
-    return characters // 4 + 800 * images + (request.max_tokens or ANSWER_TOKENS)
+    return characters // TOKEN_CHARS + 800 * images
+
+
+def _characters(event: ModelEvent) -> int:
+    """How much of an answer ``event`` is."""
+    return len(event.text if isinstance(event, Delta) else event.arguments if isinstance(event, ToolCall) else "")
 
 
 def _over_budget(whose: str, what: str, limit: int) -> OverBudget:
@@ -372,16 +392,22 @@ class Guarded:
                     if not begun:
                         begun = True
                         self.gate.answering(call)
+                    call.said += _characters(event)
                     if isinstance(event, Usage):
                         call.usage = event
+                    elif isinstance(event, Done) and call.usage is None:
+                        yield call.estimate()
                     yield event
             over = True
             await self.gate.left(call, "OK")
         except ModelError as error:
+            if begun and call.usage is None:
+                yield call.estimate()
             over = True
             raise await self._judged(call, error, begun) from None
         finally:
-            if not over:  # cancelled, or the consumer stopped early
+            if not over:  # cancelled, or the consumer stopped early: providers charge for the question all the same
+                call.usage = call.usage or call.estimate()
                 self.gate.abandoned(call)
 
     async def _judged(self, call: Call, error: ModelError, begun: bool) -> Exception:
