@@ -374,6 +374,28 @@ async def test_what_a_model_thought_before_a_call_goes_back_to_a_server_that_wan
     await model.aclose()
 
 
+async def test_reasoning_details_go_back_with_a_call_as_the_model_made_them(vendor: Vendor) -> None:
+    def thought(text: str, index: int = 0, signature: str | None = None) -> dict[str, object]:
+        return {"type": "reasoning.text", "text": text, "format": "claude", "index": index, "signature": signature}
+
+    def piece(text: str, index: int = 0, signature: str | None = None) -> dict[str, object]:
+        return {"reasoning": text, "reasoning_details": [thought(text, index, signature)]}
+
+    secret = {"type": "reasoning.encrypted", "data": "c2VjcmV0", "id": "rs_1", "index": 0}
+    vendor.script = saying(piece("Hm, "), piece("Bern."), piece("", signature="c2ln"), piece("And?", 1), {"reasoning_details": [secret, secret]},
+                           call(0, "a", "weather", "{}"), call(1, "b", "weather", "{}"),
+                           finish="tool_calls")  # fmt: skip
+    calls = [event for event in await answered(vendor, ASKING) if isinstance(event, ToolCall)]
+    vendor.script = saying({"content": "Hi"}, finish="stop")
+    sent = (await asked(vendor, Request((Message("assistant", "", calls=tuple(calls)),)))).body["messages"][0]
+    assert sent["reasoning_details"] == [thought("Hm, Bern.", signature="c2ln"), thought("And?", 1), secret, secret]
+    assert [one["id"] for one in sent["tool_calls"]] == ["a", "b"]
+
+    vendor.script = saying(piece("Hm. " * 10_000), call(0, "a", "weather", "{}"), finish="tool_calls")
+    (made,) = [event for event in await answered(vendor, ASKING) if isinstance(event, ToolCall)]
+    assert made.signature == "", "what is too long to be kept is left out whole"
+
+
 async def test_arguments_that_are_no_json_do_not_go_back(vendor: Vendor) -> None:
     calls = (ToolCall("a", "weather", '{"at": "Bo'), ToolCall("b", "weather", '{"at": 1}'))
     sent = (await asked(vendor, Request((Message("assistant", "", calls=calls),)))).body["messages"][0]["tool_calls"]

@@ -64,9 +64,14 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinki
 PARAGRAPH = "\n\n"
 ALONG = "openai:"
 """Before what came along with a call and some servers want back with its result, as JSON: its ``extra_content``
-(Gemini), and what the model thought before it, ``reasoning_content`` (DeepSeek, Kimi)."""
+(Gemini), and what the model thought before it, ``reasoning_content`` (DeepSeek, Kimi) or ``reasoning_details``
+(OpenRouter)."""
 THOUGHT_CHARS = 8_000
-"""So much of that is kept: a call is recorded with it."""
+"""So much of ``reasoning_content`` is kept: a call is recorded with it."""
+DETAIL_TEXTS = {"reasoning.text": "text", "reasoning.summary": "summary"}
+"""Of the ``reasoning_details`` that come in pieces, the field that does."""
+DETAIL_CHARS = 28_000
+"""Longer ``reasoning_details``, which may not be cut, are left out: clients of the API get them in the id of a call."""
 
 
 def wire_name(model: str) -> str:
@@ -179,6 +184,7 @@ class _Answer:
         self._whole = False
         self._refusal = ""
         self._thoughts = ""
+        self._details: list[dict[str, Any]] = []
         self._calls: list[_Call] = []
         self._logprobs: list[dict[str, Any]] = []
 
@@ -196,6 +202,8 @@ class _Answer:
             self._habit.begins_thinking = False
         if len(self._thoughts) < THOUGHT_CHARS:
             self._thoughts += text_of(said.get("reasoning_content"))
+        for detail in objects_of(said.get("reasoning_details")):
+            self._keep_detail(detail)
         return self._said(said) + text_of(choice.get("text"))
 
     def end(self, marked: bool) -> Iterator[ModelEvent]:
@@ -208,7 +216,9 @@ class _Answer:
             raise ContentRefused(f"{self._name}: the model refuses: {whole_text(self._refusal)}")
         ended = (finish or self._whole or (marked and self._usage)) and self._finish.lower() not in BROKEN_OFF
         calls = self._calls if ended and finish != "length" else []
-        yield from (call.whole("" if number else self._thoughts) for number, call in enumerate(calls))
+        if calls:
+            calls[0].thoughts = {"reasoning_content": self._thoughts, "reasoning_details": self._details}
+        yield from (call.whole() for call in calls)
         if self._usage:
             yield self._usage
         if self._logprobs:
@@ -216,6 +226,16 @@ class _Answer:
         if ended:
             # By the calls themselves: some servers end them with "stop".
             yield Done("length" if finish == "length" else "tool_calls" if calls else "stop")
+
+    def _keep_detail(self, detail: Mapping[str, Any]) -> None:
+        """Keep a piece of the thoughts. Those of one text, whose signature comes last, are one."""
+        last = self._details[-1] if self._details else {}
+        text = DETAIL_TEXTS.get(word_of(detail.get("type")), "")
+        if not text or any(detail.get(key) != last.get(key) for key in ("type", "index")):
+            self._details.append(dict(detail))
+            return
+        more = {name: value for name, value in detail.items() if value}
+        last |= {**more, text: text_of(last.get(text)) + text_of(detail.get(text))}
 
     def _said(self, delta: Mapping[str, Any]) -> str:
         self._refusal += text_of(delta.get("refusal"))
@@ -257,6 +277,7 @@ class _Call:
     name: str = ""
     arguments: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: Mapping[str, Any] = field(default_factory=dict)
 
     def add(self, part: Mapping[str, Any]) -> None:
         self.id = self.id or word_of(part.get("id"))
@@ -272,9 +293,10 @@ class _Call:
         name, more = (member(part.get("function"), field) for field in ("name", "arguments"))
         return bool(name and self.name) and (name != self.name or (bool(more) and is_object(self.arguments)))
 
-    def whole(self, thoughts: str = "") -> ToolCall:
-        found = {"extra_content": self.extra, "reasoning_content": thoughts}
-        along = {key: value for key, value in found.items() if value}
+    def whole(self) -> ToolCall:
+        along = {key: value for key, value in {"extra_content": self.extra, **self.thoughts}.items() if value}
+        if len(json.dumps(along.get("reasoning_details"))) > DETAIL_CHARS:
+            del along["reasoning_details"]
         signature = f"{ALONG}{json.dumps(along)}" if along else ""
         name, arguments = whole_text(self.name), whole_text(self.arguments) or "{}"
         return ToolCall(self.id or new_call_id(), name, arguments, signature)
@@ -288,8 +310,8 @@ def _message(message: Message, system: str) -> dict[str, Any]:
     if message.calls:
         made["content"] = message.text or None
         made["tool_calls"] = [_call(call) for call in message.calls]
-        if thoughts := _along(message.calls[0]).get("reasoning_content"):
-            made["reasoning_content"] = thoughts
+        along = _along(message.calls[0])
+        made |= {name: along[name] for name in ("reasoning_content", "reasoning_details") if name in along}
     if message.role == "tool":
         made["tool_call_id"] = message.call
     if message.name:
