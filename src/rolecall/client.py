@@ -28,7 +28,8 @@ from rolecall.bus.process.processes import Deployment, check_running, deployment
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.steps.answers import answer, find_question
 from rolecall.bus.turn import Records, note
-from rolecall.config import Config, application_directory, load, resolve, standalone
+from rolecall.config import Config, load, resolve, standalone
+from rolecall.environment import application_directory
 from rolecall.errors import (
     Refused,
     RolecallError,

@@ -13,13 +13,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Self
 
-from dotenv.parser import Binding, parse_stream
 from pydantic import Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.agent.mcp import ToolServer
 from rolecall.agent.policies import Policy, all_policies
@@ -30,20 +26,23 @@ from rolecall.agent.role import Role as Role
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.bus.conversation import FOLLOWED, TELEGRAM_ID
 from rolecall.bus.envelope import ROLE_NAME
+from rolecall.environment import Environment, application_directory, explained
 from rolecall.errors import ConfigError
-from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, models_by_key
+from rolecall.models.registry import AUTO, PROVIDERS, Providers, all_providers, models_by_key, open_model
 from rolecall.models.vectors import embedding_model
 from rolecall.serving.external import ModelAt
 from rolecall.serving.spec import ModelCommand
 from rolecall.settings import FORMER_NAMES, Settings, Terms, time_zone
 from rolecall.version import plugins
 
+if TYPE_CHECKING:
+    from rolecall.models.model import Model
+    from rolecall.serving.launcher import Launcher
+
 Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
 logger = logging.getLogger(__name__)
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
-OWN = frozenset({"roles", "terms", "tools", "tool_servers", "servers", "providers", "frontends", "policies"})
-"""Fields of Config that are not in Settings."""
 NEARLY = 0.9
 """How alike, of 1, a name and the one that was meant are."""
 PROVIDER_ALIASES = {"google": "gemini"}
@@ -74,23 +73,11 @@ class Config(Settings):
         try:
             return build(given)
         except ValidationError as error:
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(explained(error)) from None
 
 
-class _Environment(Settings, BaseSettings):
-    model_config = SettingsConfigDict(extra="ignore")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        given = _by_field(_without_blanks(os.environ))
-        return InitSettingsSource(settings_cls, given), init_settings
+OWN = {*Config.model_fields} - {*Settings.model_fields}
+"""Fields of Config that are not in Settings."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +140,15 @@ class Application:
         """Whether the provider of ``model`` may give the log probabilities of its tokens."""
         return bool(getattr(self.providers.get(model.rpartition("@")[2]), "logprobs", False))
 
+    def open_model(self, name: str, launcher: Launcher | None) -> Model:
+        """The model ``name``, from a command in config.py or from its provider; ``launcher`` starts servers on this
+        machine. Raises ConfigError."""
+        if command := self.commands.get(name):
+            from rolecall.models.providers.local import commanded  # imports an SDK
+
+            return commanded(name, command, self.settings, launcher)
+        return open_model(name, self.settings, self.state_dir, launcher, self.providers)
+
     @property
     def embedding_model(self) -> str:
         """The model of vectors."""
@@ -197,24 +193,6 @@ class Application:
         return None if name is None else time_zone(name)
 
 
-def application_directory(given: str | os.PathLike[str] | None = None) -> Path:
-    """``given``, else ROLECALL_APP, else the current directory."""
-    return Path(given or os.environ.get("ROLECALL_APP") or ".").resolve()
-
-
-def runtime_directory() -> Path | None:
-    """The user's private directory for sockets (XDG_RUNTIME_DIR), or None."""
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(given) if given and Path(given).is_dir() else None
-
-
-def user_language() -> str:
-    """The language of the user of this terminal, such as ``pt-BR``, as the C library finds it; empty if none is set."""
-    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
-    code = re.split(r"[.@]", locale)[0]
-    return "" if code in ("C", "POSIX") else code.replace("_", "-")
-
-
 def load(given: str | os.PathLike[str] | None = None) -> Application:
     """Load the application in ``given`` (see application_directory). Raises ConfigError with what to do."""
     directory = application_directory(given)
@@ -224,22 +202,25 @@ def load(given: str | os.PathLike[str] | None = None) -> Application:
 def resolve(config: Config, directory: Path) -> Application:
     """``config`` with the environment and ``.env`` of ``directory`` applied. Raises ConfigError with what to do."""
     directory = directory.resolve()
-    environ = _environ(_dotenv(directory))
-    settings = read_settings(directory, config)
+    environment = Environment.read(directory)
+    names, own = (
+        environment.names,
+        config.model_dump(exclude=OWN, exclude_unset=True),
+    )
+    settings = environment.settings(own)
     for former, name in FORMER_NAMES.items():
-        if environ.get(former):
+        if former in names:
             logger.warning("%s still works, but is called %s now: rename it", former, name)
-    for line in (binding.original.line for binding in _bindings(directory) if binding.error):
+    for line in environment.skipped:
         logger.warning("%s, line %d is ignored: expected NAME=value", directory / ".env", line)
-    roles = tuple(_resolve(role, environ, settings) for role in config.roles)
-    sources = _sources(directory, config, settings)
+    roles = tuple(_resolve(role, names, settings) for role in config.roles)
+    sources = _sources(config, settings, environment.origins(own))
     _check_roles(roles, settings)
-    servers = {name: server.resolved(name, environ) for name, server in config.tool_servers.items()}
+    servers = {name: server.resolved(name, names) for name, server in config.tool_servers.items()}
     tools = Toolbox(config.tools, ToolLimits.of(settings))
     return Application(
-        directory, roles, settings, sources, _terms(config.terms), tools, servers,
-        _servers(config.servers, environ), _commands(config.servers), all_providers(config.providers), config.frontends,
-        all_policies(config.policies),
+        directory, roles, settings, sources, _terms(config.terms), tools, servers, _servers(config.servers, names),
+        _commands(config.servers), all_providers(config.providers), config.frontends, all_policies(config.policies),
     )  # fmt: skip
 
 
@@ -247,19 +228,8 @@ def standalone(url: str, given: str | os.PathLike[str] | None = None) -> Applica
     """An application without roles, for a program that only uses the server at ``url``: the settings of the environment
     and of ``.env`` in ``given`` (see application_directory)."""
     directory = application_directory(given)
-    settings = read_settings(directory).model_copy(update={"redis_url": SecretStr(url)})
+    settings = Environment.read(directory).settings().model_copy(update={"redis_url": SecretStr(url)})
     return Application(directory, (), settings, {})
-
-
-def read_settings(directory: Path, config: Config | None = None) -> Settings:
-    """The settings in force in ``directory``: environment over ``.env`` over files with one secret each
-    (``<NAME>_FILE``) over ``config`` over the defaults."""
-    own = config.model_dump(exclude=set(OWN), exclude_unset=True) if config else {}
-    dotenv = _dotenv(directory)
-    try:
-        return _Environment(**{**own, **_secrets_in_files(_environ(dotenv)), **_by_field(dotenv)})
-    except ValidationError as error:
-        raise ConfigError(_explain(error, _origins(directory, config))) from None
 
 
 def _import_config(directory: Path) -> Config:
@@ -298,63 +268,8 @@ def misspelt(application: Application) -> dict[str, str]:
     """Names in ``.env`` that are no setting, but nearly one → that one."""
     known = [name.upper() for name in Settings.model_fields]
     known += [f"{name}_FILE" for name in known] + [role.variable for role in application.roles] + [*FORMER_NAMES]
-    unknown = [name for name in _dotenv(application.directory) if name not in known]
+    unknown = [name for name in Environment.read(application.directory).dotenv if name not in known]
     return {name: close for name in unknown for close in difflib.get_close_matches(name, known, 1, NEARLY)}
-
-
-def _dotenv(directory: Path) -> dict[str, str]:
-    found = {binding.key: binding.value for binding in _bindings(directory) if binding.key}
-    return {name.upper(): value for name, value in _without_blanks(found).items()}
-
-
-def _without_blanks(given: Mapping[str, str | None]) -> dict[str, str]:
-    """What ``given`` sets: a value that is empty or only white space counts as not set, and hides no other."""
-    return {name: value for name, value in given.items() if value and not value.isspace()}
-
-
-def _environ(dotenv: Mapping[str, str]) -> dict[str, str]:
-    """What the environment sets, over ``dotenv``."""
-    return {**dotenv, **_without_blanks(os.environ)}
-
-
-def _by_field(environ: Mapping[str, str]) -> dict[str, str]:
-    """The settings in ``environ``, by the names of their fields; a former name counts where the new one is not set."""
-    former = {FORMER_NAMES[name].lower(): value for name, value in environ.items() if name in FORMER_NAMES}
-    return former | {name.lower(): value for name, value in environ.items() if name.lower() in Settings.model_fields}
-
-
-def _bindings(directory: Path) -> list[Binding]:
-    """What ``.env`` says, value by value, with its errors. Raises ConfigError."""
-    try:
-        with open(directory / ".env", encoding="utf-8-sig") as file:
-            return list(parse_stream(file))
-    except (FileNotFoundError, IsADirectoryError):  # a directory of that name may be a virtual environment
-        return []
-    except OSError as error:
-        raise ConfigError(f"{directory / '.env'} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{directory / '.env'} is not UTF-8 text") from None
-
-
-def _secrets_in_files(environ: Mapping[str, str]) -> dict[str, str]:
-    """The secrets in files named by ``<NAME>_FILE``, by setting. Raises ConfigError."""
-    found = {}
-    for name, setting in Settings.model_fields.items():
-        variable = f"{name.upper()}_FILE"
-        if SecretStr not in _types(setting) or not (path := environ.get(variable)):
-            continue
-        try:
-            found[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError(
-                f"{variable}={path} is invalid: {why}; expected a file that contains {name.upper()}"
-            ) from None
-        if not found[name]:
-            raise ConfigError(
-                f"{variable}={path} is invalid: the file is empty; expected one that contains {name.upper()}"
-            )
-    return found
 
 
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
@@ -428,65 +343,7 @@ def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:
         raise ConfigError(f"{total} instances are configured, more than TOTAL_INSTANCES={settings.total_instances}")
 
 
-def _explain(error: ValidationError, origins: Mapping[str, str] = MappingProxyType({})) -> str:
-    """One line for people: the first error, the value unless it may be a secret, and what is expected."""
-    first = error.errors()[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if not first["loc"]:
-        return message
-    name = str(first["loc"][0])
-    if name in OWN:
-        return f"{name}: {message[:1].lower()}{message[1:]}"
-    field = Settings.model_fields.get(name)
-    if field is None:
-        close = difflib.get_close_matches(name, Settings.model_fields, 1)
-        return f"{name}: there is no such setting{f'; did you mean {close[0]}?' if close else ''}"
-    value = "(secret)" if SecretStr in _types(field) else first.get("input")
-    origin = origins.get(name.upper())
-    return f"{name.upper()}={value}{f' from {origin}' if origin else ''} is invalid: expected {_expected(field)}"
-
-
-def _expected(field: FieldInfo) -> str:
-    choices = [choice for kind in _types(field) if get_origin(kind) is Literal for choice in get_args(kind)]
-    if choices:
-        return " or ".join(choices)
-    if bool in _types(field):
-        return "true or false"
-    words = ("gt", "ge", "le", "max_length")
-    limits = {word: getattr(rule, word) for rule in field.metadata for word in words if hasattr(rule, word)}
-    kind = "an integer" if int in _types(field) else "a number" if float in _types(field) else "text"
-    if field.examples:
-        return f"{kind} such as {field.examples[0]}"
-    most = limits.get("le")
-    if "gt" in limits:
-        return f"{kind} over {limits['gt']}{'' if most is None else f' and up to {most}'}"
-    if "ge" in limits:
-        return f"{kind} of {limits['ge']} or more" if most is None else f"{kind} from {limits['ge']} to {most}"
-    return f"{kind} of up to {limits['max_length']} characters" if "max_length" in limits else kind
-
-
-def _types(field: FieldInfo) -> tuple[Any, ...]:
-    kind = field.annotation
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _origins(directory: Path, config: Config | None) -> dict[str, str]:
-    """Where each setting without its default value is set; the strongest source wins."""
-    own = config.model_fields_set - OWN if config else ()
-    dotenv, environ = _dotenv(directory), map(str.upper, _without_blanks(os.environ))
-    files = _secrets_in_files(_environ(dotenv))
-    origins = {
-        **{name.upper(): "config.py" for name in own},
-        **{name.upper(): f"{name.upper()}_FILE" for name in files},
-        **dict.fromkeys(dotenv, ".env"),
-        **dict.fromkeys(environ, "environment"),
-    }
-    former = {FORMER_NAMES[name]: origin for name, origin in origins.items() if name in FORMER_NAMES}
-    return {**former, **origins}
-
-
-def _sources(directory: Path, config: Config, settings: Settings) -> dict[str, str]:
-    origins = _origins(directory, config)
+def _sources(config: Config, settings: Settings, origins: Mapping[str, str]) -> dict[str, str]:
     names = [name.upper() for name in Settings.model_fields] + [role.variable for role in config.roles]
     sources = {name: origins[name] for name in names if name in origins}
     _, deciding = models_by_key(settings)

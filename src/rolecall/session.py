@@ -16,7 +16,8 @@ from rolecall.bus.bus import Bus, short_process
 from rolecall.bus.events import Wakeups
 from rolecall.bus.process.process_log import publishing
 from rolecall.bus.process.processes import deployment
-from rolecall.config import Application, runtime_directory
+from rolecall.config import Application
+from rolecall.environment import runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis import keys
 from rolecall.redis.address import ServerAddress, check_tls_files, checked_host, checked_url

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rolecall.bus.bus import Bus
+from rolecall.environment import Environment
 from rolecall.errors import ConfigError, OverBudget
 from rolecall.frontends.telegram.access import TRIES, Access
 from rolecall.models.gate import Gate
@@ -55,11 +56,9 @@ async def test_a_star_lets_everyone_in_as_a_guest(server: RedisServer) -> None:
 def test_what_is_no_list_of_numbers_is_refused_with_what_is_allowed(
     value: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rolecall.config import read_settings
-
     monkeypatch.setenv("TELEGRAM_ALLOWED", value)
     with pytest.raises(ConfigError) as refused:
-        read_settings(tmp_path)
+        Environment.read(tmp_path).settings()
     assert f"TELEGRAM_ALLOWED={value} from environment is invalid: expected text such as 11223344" in str(refused.value)
 
 

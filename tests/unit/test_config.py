@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from rolecall import Agent, Config, Role
-from rolecall.config import Application, application_directory, load
+from rolecall.config import Application, load
+from rolecall.environment import application_directory
 from rolecall.errors import ConfigError
 from rolecall.models.vectors import EXAMPLE
 from rolecall.session import configured_url, connections_needed, open_session

@@ -23,12 +23,13 @@ LUA = sorted(PACKAGE.rglob("*.lua"))
 SCRIPTS = [path for path in LUA if path.parent.name != "lib"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-ALWAYS = {"errors", "version", "settings", "transport", "background", "tracing"}
+ALWAYS = {"errors", "version", "settings", "environment", "transport", "background", "tracing"}
 LIBRARY = {*ALWAYS, "redis", "bus", "transcripts", "serving", "models", "agent", "config", "session", "stats", "client"}
 MAY_IMPORT = {
     "errors": set[str](),
     "version": {"errors"},
     "settings": {"errors"},
+    "environment": {"errors", "settings"},
     "transport": {"errors"},
     "background": {"errors"},  # asyncio and logging only; every package has work that nobody awaits
     "tracing": ALWAYS - {"tracing"},  # spans of any work; OpenTelemetry itself only where it is on
@@ -180,7 +181,7 @@ def test_no_two_modules_and_no_two_public_classes_share_a_name() -> None:
 
 def test_at_most_ten_files_on_the_roof_and_about_twenty_in_a_folder() -> None:
     folders = Counter(path.parent for path in FILES if path.name != "__init__.py")
-    assert folders[PACKAGE] < 10
+    assert folders[PACKAGE] <= 10
     assert not {str(folder): count for folder, count in folders.items() if count > 20}
 
 
@@ -215,11 +216,11 @@ def test_only_the_command_line_prints_and_exits() -> None:
     ]
 
 
-def test_only_config_reads_the_environment() -> None:
+def test_only_one_module_reads_the_environment() -> None:
     assert not [
         f"{name_of(path)}:{node.lineno}"
         for path in FILES
-        if name_of(path) != "config"
+        if name_of(path) != "environment"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv")
     ]

@@ -15,7 +15,8 @@ from statistics import median
 from rolecall.bus.bus import Bus
 from rolecall.bus.process.processes import live_counts, live_processes, process_name
 from rolecall.cli.checks import Finding, judged
-from rolecall.config import Application, runtime_directory
+from rolecall.config import Application
+from rolecall.environment import runtime_directory
 from rolecall.errors import (
     ConfigError,
     ModelError,
@@ -27,9 +28,8 @@ from rolecall.errors import (
     ServerUnavailable,
 )
 from rolecall.models.model import Model
-from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import unbalanced
-from rolecall.models.registry import open_model, probe
+from rolecall.models.registry import probe
 from rolecall.redis import keys
 from rolecall.redis.embedded import EmbeddedServer
 from rolecall.redis.outage import ServerCondition, rights
@@ -258,9 +258,7 @@ async def _look_at(application: Application, name: str, serving: Launcher | None
 def _opened(application: Application, name: str, serving: Launcher | None) -> Model:
     if places := application.servers.get(name):
         return unbalanced(name, places, application.settings)
-    if command := application.commands.get(name):
-        return commanded(name, command, application.settings, serving)
-    return open_model(name, application.settings, application.state_dir, serving, application.providers)
+    return application.open_model(name, serving)
 
 
 def still_to_fetch(name: str, state_dir: Path | None = None) -> int | None:

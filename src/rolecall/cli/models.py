@@ -20,11 +20,9 @@ from rolecall.bus.process.processes import live_processes, process_name
 from rolecall.cli.checks_server import still_to_fetch
 from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
 from rolecall.cli.run import warm_with_bar
-from rolecall.config import PROVIDER_ALIASES, Application
+from rolecall.config import PROVIDER_ALIASES
 from rolecall.errors import ConfigError, MissingExtra, ModelError, NothingRunning
-from rolecall.models.model import Model
-from rolecall.models.providers.local import commanded
-from rolecall.models.registry import PROVIDERS, open_model, provider_problems
+from rolecall.models.registry import PROVIDERS, provider_problems
 from rolecall.serving.directory import Directory
 from rolecall.serving.launcher import Launcher
 from rolecall.serving.process import Stray, end_stray, find_strays, forget_dead
@@ -138,7 +136,7 @@ async def load(app_dir: Path | None, name: str, console: Console) -> int:
     name = _full(name)
     async with visiting(app_dir) as session, _serving(session) as serving:
         await _check_use(session, name)
-        began, model = time.monotonic(), _opened(session.application, name, serving)
+        began, model = time.monotonic(), session.application.open_model(name, serving)
         try:
             await warm_with_bar(console, name, model)
         finally:
@@ -191,12 +189,6 @@ async def _check_use(session: Session, name: str) -> None:
         raise ConfigError(f"no role uses {name}: config.py and GEN_MODEL name {known}")
     if not await live_processes(session.bus):
         raise NothingRunning("no process is running that would use it: `rolecall up` starts one, and loads its models")
-
-
-def _opened(application: Application, name: str, serving: Launcher) -> Model:
-    if command := application.commands.get(name):
-        return commanded(name, command, application.settings, serving)
-    return open_model(name, application.settings, application.state_dir, serving, application.providers)
 
 
 @asynccontextmanager

@@ -25,7 +25,8 @@ from rolecall.bus.process.processes import process_name
 from rolecall.cli import STOPPED
 from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
 from rolecall.client import FRONT, Assistant, TurnRef
-from rolecall.config import Application, load, user_language
+from rolecall.config import Application, load
+from rolecall.environment import user_language
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
 from rolecall.frontends.terminal.text import plain
 from rolecall.frontends.texts import say

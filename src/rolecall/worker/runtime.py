@@ -26,9 +26,7 @@ from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import UNGUARDED, Gate, Guarded, Wake
 from rolecall.models.model import Caller, Model
-from rolecall.models.providers.local import commanded
 from rolecall.models.providers.remote import ServedModel
-from rolecall.models.registry import open_model
 from rolecall.models.vectors import EXAMPLE, Vectors, embed, embedding_model
 from rolecall.redis.server import RedisServer
 from rolecall.serving.balance import Balance
@@ -132,9 +130,7 @@ class Models:
             served = ServedModel(name, places, self._settings, self._server)
             self.balances[name] = served.balance
             return served
-        if command := application.commands.get(name):
-            return commanded(name, command, self._settings, self.serving)
-        return open_model(name, self._settings, application.state_dir, self.serving, application.providers)
+        return application.open_model(name, self.serving)
 
     def _open_gate(self, name: str) -> Gate | None:
         """The gate of the model ``name``; None for a test model without limits of its own."""
