@@ -382,9 +382,9 @@ async def test_reasoning_details_go_back_with_a_call_as_the_model_made_them(vend
         return {"reasoning": text, "reasoning_details": [thought(text, index, signature)]}
 
     secret = {"type": "reasoning.encrypted", "data": "c2VjcmV0", "id": "rs_1", "index": 0}
-    vendor.script = saying(piece("Hm, "), piece("Bern."), piece("", signature="c2ln"), piece("And?", 1), {"reasoning_details": [secret, secret]},
-                           call(0, "a", "weather", "{}"), call(1, "b", "weather", "{}"),
-                           finish="tool_calls")  # fmt: skip
+    thoughts = (piece("Hm, "), piece("Bern."), piece("", signature="c2ln"), piece("And?", 1))
+    both = (call(0, "a", "weather", "{}"), call(1, "b", "weather", "{}"))
+    vendor.script = saying(*thoughts, {"reasoning_details": [secret, secret]}, *both, finish="tool_calls")
     calls = [event for event in await answered(vendor, ASKING) if isinstance(event, ToolCall)]
     vendor.script = saying({"content": "Hi"}, finish="stop")
     sent = (await asked(vendor, Request((Message("assistant", "", calls=tuple(calls)),)))).body["messages"][0]
