@@ -150,6 +150,31 @@ async def test_the_model_reads_the_files_in_a_result(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (
+            {"content": [{"type": "text", "text": "a"}, {"type": "html", "html": "<b>"}]},
+            'a\n{"type": "html", "html": "<b>"}',
+        ),
+        ({"content": [{"type": "image", "data": "aGk="}, {"type": "text", "text": "b"}]}, '{"type": "image"}\nb'),
+        ({"content": [{"text": "no type"}, "plain", None, 7]}, "no type\nplain\nnull\n7"),
+        ({"content": "paid"}, "paid"),
+        ({"content": {"type": "text", "text": "paid"}}, "paid"),
+        ({"structuredContent": {"n": "é"}}, '{"n": "é"}'),
+        ({"structuredContent": ["é"]}, '["é"]'),
+        ({}, "done"),
+    ],
+)
+async def test_a_result_of_unknown_form_reaches_the_model_as_far_as_it_can_be_read(
+    tmp_path: Path, result: dict[str, Any], text: str
+) -> None:
+    async with serving(tmp_path, GOOD) as (server, servers):
+        server.answers["tools/call"] = result
+        found = await Toolbox([await servers.tools("s")]).run("good", "{}")
+    assert (found.text, found.failed) == (text, False)
+
+
 async def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:
     named = [{"name": name, "inputSchema": {"type": "object"}} for name in ("a.b", "a b", "a_b", "9", "é" * 90)]
     async with serving(tmp_path, *named) as (_, servers):

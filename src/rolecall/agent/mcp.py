@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rolecall.agent.tools import NAME, Tool, parameters_of
 from rolecall.bus.foreign_text import defused
@@ -281,6 +281,15 @@ class ToolSession:
         client = await stack.enter_async_context(Client(transport, cache=None))
         # It would refuse what does not match the schema of its tool, and list the tools again where one has none.
         client.session.validate_tool_result = _anything  # type: ignore[method-assign]
+        # And it would refuse a whole result, of a call that was made, for the sake of one block that it does not know.
+        dispatcher = client.session._dispatcher
+        ask = dispatcher.send_raw_request
+
+        async def asked(method: str, *more: Any) -> Any:
+            result = await ask(method, *more)
+            return _with_known_blocks(result) if method == "tools/call" else result
+
+        dispatcher.send_raw_request = asked  # type: ignore[method-assign, assignment]
         return client
 
     def _program(self, stack: AsyncExitStack) -> Any:
@@ -357,6 +366,36 @@ def _object(arguments: str) -> dict[str, Any]:
 
 async def _anything(name: str, result: mcp_types.CallToolResult) -> None:
     """Accepts each result: the model reads it."""
+
+
+def _with_known_blocks(result: Any) -> Any:
+    """The result of a call, in which what the SDK would refuse is text."""
+    from mcp_types import ContentBlock
+
+    if not isinstance(result, dict) or result.get("resultType") == "input_required":
+        return result
+    known, blocks, content = TypeAdapter[Any](ContentBlock), list[Any](), result.get("content")
+    for block in content if isinstance(content, list) else [] if content is None else [content]:
+        try:
+            known.validate_python(block, by_name=False)
+            blocks.append({"type": "text", **block})
+        except ValidationError:
+            blocks.append({"type": "text", "text": _unknown(block)})
+    structured = result.get("structuredContent")
+    if isinstance(structured, dict | None):
+        return {**result, "content": blocks}
+    blocks = blocks or [{"type": "text", "text": json.dumps(structured, ensure_ascii=False)}]
+    return {**result, "content": blocks, "structuredContent": None}
+
+
+def _unknown(block: object) -> str:
+    """A block of no type that is known, for the model: its text, else all of it but the bytes of a file."""
+    said = block.get("text") if isinstance(block, dict) else block
+    if isinstance(said, str):
+        return said
+    if isinstance(block, dict):
+        block = {name: value for name, value in block.items() if name not in ("data", "blob")}
+    return json.dumps(block, ensure_ascii=False)
 
 
 def _as_text(result: mcp_types.CallToolResult) -> str:
