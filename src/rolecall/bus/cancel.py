@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rolecall.bus.admission import edit_message
+from rolecall.bus.admission import edit_message, places
 from rolecall.bus.blobs import Blobs, Files, forget_files
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import asker_of, envelopes_of, read_history, remembered, running_turn
@@ -86,11 +86,8 @@ async def cancel_by_user(bus: Bus, conversation: str, turn: str, *, instance: st
 async def stop_turns_of(bus: Bus, conversation: str, user: str, *, instance: str = "front") -> int:
     """End the running and waiting turns of ``conversation`` that ``user`` asked; returns how many. The newest goes
     first, so that none of them begins meanwhile."""
-    waiting = [
-        t.decode() for t in await bus.server.call("LRANGE", bus.shard(conversation).mailbox(conversation), 0, -1)
-    ]
-    turns = [turn for turn in (await running_turn(bus, conversation), *waiting) if turn]
-    own = [turn for turn in reversed(turns) if await asker_of(bus, conversation, turn) == user]
+    turns = reversed(await _unfinished(bus, conversation))
+    own = [turn for turn in turns if await asker_of(bus, conversation, turn) == user]
     return sum([await cancel_by_user(bus, conversation, turn, instance=instance) for turn in own])
 
 
@@ -132,7 +129,7 @@ async def stop_conversation(bus: Bus, conversation: str, *, instance: str = "fro
         await forget_files(bus, conversation)
     shard, final = bus.shard(conversation), final_event("cancelled", {"text": STOPPED_TEXT})
     for _ in range(MOVED_TRIES):
-        waiting = [t.decode() for t in await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)]
+        waiting = [*await places(bus, conversation)]
         found = await _find(bus, conversation, "", waiting)
         ended = await bus.server.run(
             STOP, found.turn, found.finish, results=[shard.result(conversation, turn) for turn in waiting],
@@ -181,9 +178,14 @@ async def _blobs_of(bus: Bus, conversation: str) -> set[str]:
     found = set[str]()
     for entry in read_history(await bus.server.fetch("LRANGE", shard.history(conversation), 0, -1)):
         found.update(entry.images, (file.get("blob", "") for file in entry.files))
-    waiting = await bus.server.call("LRANGE", shard.mailbox(conversation), 0, -1)
-    turns = [turn for turn in (await running_turn(bus, conversation), *map(bytes.decode, waiting)) if turn]
-    return found.union(*map(_named_by, (await envelopes_of(bus, conversation, turns)).values()))
+    unfinished = await envelopes_of(bus, conversation, await _unfinished(bus, conversation))
+    return found.union(*map(_named_by, unfinished.values()))
+
+
+async def _unfinished(bus: Bus, conversation: str) -> list[str]:
+    """The running turn and those that wait, which are read first: one that begins meanwhile is not missed."""
+    waiting = await places(bus, conversation)
+    return [turn for turn in (await running_turn(bus, conversation), *waiting) if turn]
 
 
 def _named_by(envelope: Envelope) -> set[str]:

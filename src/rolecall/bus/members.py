@@ -113,10 +113,10 @@ async def moved_chats(bus: Bus, front: str) -> dict[int, int]:
     return {int(new): int(old) for new, old in pairs(await bus.server.fetch("HGETALL", keys.front(front, "moved")))}
 
 
-async def note_applicant(bus: Bus, front: str, user: int, name: str, language: str, *, days: float = 30) -> None:
-    """Remember who asks for access, until an admin decides."""
+async def note_applicant(bus: Bus, front: str, user: int, name: str, language: str) -> None:
+    """Remember for 30 days who asks for access, until an admin decides."""
     await bus.server.call(
-        "SET", keys.front(front, f"applicant:{user}"), f"{language}|{name}", "PX", milliseconds(days * 86_400)
+        "SET", keys.front(front, f"applicant:{user}"), f"{language}|{name}", "PX", milliseconds(30 * 86_400)
     )
 
 

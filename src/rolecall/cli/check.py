@@ -18,7 +18,8 @@ from rolecall.bus.process.processes import ProcessState, live_processes
 from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
 from rolecall.cli.checks_deployment import look_at_deployment
 from rolecall.cli.checks_server import ServerLook, look_at_models, look_at_server
-from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
+from rolecall.cli.output import columns, print_lines, print_table, visiting
+from rolecall.cli.runner import load_quietly
 from rolecall.cli.scale import source_of_count
 from rolecall.config import Application
 from rolecall.errors import RolecallError

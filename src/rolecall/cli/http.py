@@ -20,8 +20,8 @@ from rich.console import Console
 from rolecall.bus import access_keys
 from rolecall.bus.bus import Bus
 from rolecall.bus.process.processes import process_name
-from rolecall.cli.output import load_quietly, print_lines, print_table
-from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.output import print_lines, print_table
+from rolecall.cli.runner import load_quietly, log_to_stderr, stop_requested, until_stopped
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import registered

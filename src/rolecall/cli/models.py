@@ -18,8 +18,9 @@ from rich.text import Text
 
 from rolecall.bus.process.processes import live_processes, process_name
 from rolecall.cli.checks_server import still_to_fetch
-from rolecall.cli.output import columns, load_quietly, print_lines, print_table, visiting
+from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.cli.run import warm_with_bar
+from rolecall.cli.runner import load_quietly
 from rolecall.config import PROVIDER_ALIASES
 from rolecall.errors import ConfigError, MissingExtra, ModelError, NothingRunning
 from rolecall.models.registry import PROVIDERS, provider_problems

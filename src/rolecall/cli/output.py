@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rolecall.bus.process.processes import process_name
-from rolecall.cli.runner import log_to_stderr
-from rolecall.config import Application, load
+from rolecall.cli.runner import load_quietly
 from rolecall.redis.server import PATIENCE_SECONDS
 from rolecall.session import Session, open_session
 
@@ -54,14 +53,6 @@ def print_table(
 def _padded(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> list[str]:
     pads = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
     return [pad + cell if n in right else cell + pad for n, (cell, pad) in enumerate(zip(row, pads, strict=True))]
-
-
-def load_quietly(app_dir: Path | None) -> Application:
-    """The application, with only warnings on stderr unless LOG_LEVEL is set. Raises ConfigError."""
-    application = load(app_dir)
-    quiet = "LOG_LEVEL" not in application.sources
-    log_to_stderr(application.settings.model_copy(update={"log_level": "WARNING"}) if quiet else application.settings)
-    return application
 
 
 @asynccontextmanager

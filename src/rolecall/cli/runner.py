@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Literal, TypeVar
@@ -21,6 +22,7 @@ import msgspec
 from rolecall.background import cancel_and_wait
 from rolecall.bus.process.process_log import WHO
 from rolecall.cli import STOP_SIGNALS, STOPPED
+from rolecall.config import Application, load
 from rolecall.settings import Settings, redacted
 from rolecall.tracing.traceparent import trace_id
 
@@ -219,6 +221,14 @@ def log_to_stderr(settings: Settings, *, quiet: bool = False) -> None:
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def load_quietly(app_dir: Path | None) -> Application:
+    """The application, with only warnings on stderr unless LOG_LEVEL is set. Raises ConfigError."""
+    application = load(app_dir)
+    quiet = "LOG_LEVEL" not in application.sources
+    log_to_stderr(application.settings.model_copy(update={"log_level": "WARNING"}) if quiet else application.settings)
+    return application
 
 
 class _Redacting(logging.Formatter):

@@ -17,7 +17,8 @@ from dotenv import set_key
 from rich.console import Console
 
 from rolecall.cli.checks import look_at_telegram
-from rolecall.cli.output import load_quietly, print_lines
+from rolecall.cli.output import print_lines
+from rolecall.cli.runner import load_quietly
 from rolecall.config import Application
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.models.registry import AUTO, PROVIDERS, TINY, models_by_key, open_model, probe

@@ -23,9 +23,9 @@ from rolecall.bus.conversation import notify as notify_conversation
 from rolecall.bus.events import AnswerText, Event, Wakeups
 from rolecall.bus.process.processes import process_name
 from rolecall.cli import STOPPED
-from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.runner import load_quietly, stop_requested, until_stopped
 from rolecall.client import FRONT, Assistant, TurnRef
-from rolecall.config import Application, load
+from rolecall.config import Application
 from rolecall.environment import user_language
 from rolecall.errors import ConfigError, EnvelopeTooLarge, Refused, RolecallError, ServerUnavailable
 from rolecall.frontends.terminal.text import plain
@@ -96,7 +96,7 @@ async def ask(app_dir: Path | None, question: Question, *, as_json: bool) -> int
 
     Raises NothingRunning, ServerUnavailable, and ConfigError for a role or model that is not configured.
     """
-    application = load(app_dir)
+    application = load_quietly(app_dir)
     _check(question, application)
     streaming = sys.stdout.isatty() and not as_json
     async with stop_requested(status=STOPPED) as wanted, _at_the_bus(application) as assistant:
@@ -111,7 +111,7 @@ async def ask(app_dir: Path | None, question: Question, *, as_json: bool) -> int
 
 async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
     """Chat at the prompt; without a terminal answer each line of stdin on stdout. Returns the exit status."""
-    application = load(app_dir)
+    application = load_quietly(app_dir)
     conversation = conversation or f"terminal:{name or login_name()}"
     async with stop_requested() as wanted, _at_the_bus(application) as assistant:
         interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -163,8 +163,6 @@ def login_name() -> str:
 @asynccontextmanager
 async def _at_the_bus(application: Application) -> AsyncIterator[Assistant]:
     """What runs, as the terminal uses it. Raises NothingRunning or ServerUnavailable."""
-    quiet = application.settings.model_copy(update={"log_level": "WARNING"})
-    log_to_stderr(application.settings if "LOG_LEVEL" in application.sources else quiet)
     async with open_session(application, process_name(), start=False) as session, session.listening() as wakeups:
         assistant = Assistant(session, wakeups, "terminal")
         await assistant.check_running()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rolecall.bus.process.processes import process_name
-from rolecall.cli.output import load_quietly
-from rolecall.cli.runner import log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.runner import load_quietly, log_to_stderr, stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import registered

@@ -79,11 +79,11 @@ class ServerAddress:
         return cls(kind, single, found, unquote(name) if kind == "sentinel" else "", **own)
 
 
-def checked_url(url: str, variable: str = "REDIS_URL") -> str:
-    """``url`` with the options that the connections may have. Raises ConfigError, which names ``variable`` and the
+def checked_url(url: str) -> str:
+    """``url``, that of REDIS_URL, with the options that the connections may have. Raises ConfigError, which names the
     option at fault and shows nothing of the URL."""
     url = url.strip()
-    parts = _split(url, variable)
+    parts = _split(url)
     options = parse_qsl(parts.query, keep_blank_values=True)
     scheme, kind = _scheme(parts)
     known = (
@@ -91,10 +91,10 @@ def checked_url(url: str, variable: str = "REDIS_URL") -> str:
     )  # fmt: skip
     for name, _ in options:
         if name not in known and name not in OURS:
-            raise ConfigError(f"{variable} has the option {_shown(name)}, which is unknown: {_advice(name, known)}")
+            raise ConfigError(f"REDIS_URL has the option {_shown(name)}, which is unknown: {_advice(name, known)}")
     for name in (name for name, _ in options if name in OURS):
         instead = f"; use {OURS[name]}" if OURS[name] else ""
-        logger.warning("%s: the option %s is ignored%s", variable, name, instead)
+        logger.warning("REDIS_URL: the option %s is ignored%s", name, instead)
     kept = [(name, value) for name, value in options if name in known]
     checked = urlunsplit(parts._replace(query=urlencode(kept))) if kept != options else url
     try:
@@ -102,16 +102,15 @@ def checked_url(url: str, variable: str = "REDIS_URL") -> str:
         ConnectionPool.from_url(address.single).make_connection()  # type: ignore[no-untyped-call]  # untyped in redis-py
     except Exception as error:  # the boundary: redis-py validates by failing, in many ways
         named = next((name for name in known if name in str(error)), "")
-        raise ConfigError(
-            f"{variable}=(secret) is invalid{f' in the option {named}' if named else ''}: {EXPECTED}"
-        ) from None
-    _check_kind(address, parts, variable)
+        where = f" in the option {named}" if named else ""
+        raise ConfigError(f"REDIS_URL=(secret) is invalid{where}: {EXPECTED}") from None
+    _check_kind(address, parts)
     return checked
 
 
-def check_tls_files(url: str, variable: str = "REDIS_URL") -> None:
-    """Read the certificates and the key that ``url``, which is valid, names. Raises ConfigError, which names
-    ``variable``, the option and the file at fault."""
+def check_tls_files(url: str) -> None:
+    """Read the certificates and the key that ``url``, which is valid, names. Raises ConfigError, which names the option
+    and the file at fault."""
     options = dict(parse_qsl(split_address(url).query))
     context, key = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), options.get("ssl_keyfile")
     reads: dict[str, Callable[[str], object]] = {
@@ -121,17 +120,17 @@ def check_tls_files(url: str, variable: str = "REDIS_URL") -> None:
         "ssl_certfile": lambda file: context.load_cert_chain(file, key, options.get("ssl_password", "")),
     }
     if key and "ssl_certfile" not in options:
-        raise ConfigError(f"{variable}: ssl_keyfile={key} is the key of no certificate: set ssl_certfile too")
+        raise ConfigError(f"REDIS_URL: ssl_keyfile={key} is the key of no certificate: set ssl_certfile too")
     for name in (name for name in reads if name in options):
         try:
             reads[name](options[name])
         except ssl.SSLError:
             pair = ", and its key there or in ssl_keyfile, which ssl_password opens"
             expected = f"expected a PEM certificate{pair if name == 'ssl_certfile' else ''}"
-            raise ConfigError(f"{variable}: {name}={options[name]} is invalid: {expected}") from None
+            raise ConfigError(f"REDIS_URL: {name}={options[name]} is invalid: {expected}") from None
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{variable}: {name}={options[name]} cannot be read: {why}") from None
+            raise ConfigError(f"REDIS_URL: {name}={options[name]} cannot be read: {why}") from None
 
 
 def split_address(url: str) -> SplitResult:
@@ -178,7 +177,7 @@ def checked_host(host: str) -> str:
     return f"[{bare}]" if ":" in bare else bare
 
 
-def _split(url: str, variable: str) -> SplitResult:
+def _split(url: str) -> SplitResult:
     try:
         parts = split_address(url)
         several = _scheme(parts)[1] != "single"
@@ -187,12 +186,12 @@ def _split(url: str, variable: str) -> SplitResult:
         parts, port, several = SplitResult("", "", "", "", ""), 0, False
     network = parts.scheme != "unix" and bool(parts.scheme)
     if "@" in url and (not parts.scheme or parts.fragment or (network and "@" not in parts.netloc)):
-        raise ConfigError(f"{variable}=(secret) is invalid: {EXPECTED}; {HINT}")
+        raise ConfigError(f"REDIS_URL=(secret) is invalid: {EXPECTED}; {HINT}")
     if not parts.scheme or port == 0 or parts.fragment or (parts.scheme == "unix" and not parts.path):
-        raise ConfigError(f"{variable}=(secret) is invalid: {EXPECTED}")
+        raise ConfigError(f"REDIS_URL=(secret) is invalid: {EXPECTED}")
     if network and not several and not re.fullmatch(r"/*\d*/*", parts.path):
         raise ConfigError(
-            f"{variable}=(secret) is invalid: expected the number of a database behind the host, such as /0; {HINT}"
+            f"REDIS_URL=(secret) is invalid: expected the number of a database behind the host, such as /0; {HINT}"
         )
     return parts
 
@@ -207,14 +206,14 @@ def _scheme(parts: SplitResult) -> tuple[str, Literal["single", "sentinel", "clu
     return "rediss" if scheme in ("rediss", "valkeys") else "redis", KINDS[kind]  # type: ignore[return-value]
 
 
-def _check_kind(address: ServerAddress, parts: SplitResult, variable: str) -> None:
+def _check_kind(address: ServerAddress, parts: SplitResult) -> None:
     if address.kind == "sentinel" and not re.fullmatch(r"/[^/]+(/\d*)?/?", parts.path):
         raise ConfigError(
-            f"{variable}=(secret) is invalid: expected the name of the primary behind the Sentinels, such as /mymaster"
+            "REDIS_URL=(secret) is invalid: expected the name of the primary behind the Sentinels, such as /mymaster"
         )
     options = dict(parse_qsl(parts.query))
     if address.kind == "cluster" and (parts.path.strip("/") not in ("", "0") or options.get("db", "0") != "0"):
-        raise ConfigError(f"{variable}=(secret) is invalid: a cluster has no databases but 0; leave the number out")
+        raise ConfigError("REDIS_URL=(secret) is invalid: a cluster has no databases but 0; leave the number out")
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
