@@ -33,12 +33,12 @@ CHAT = f"telegram:{ANN}"
 
 
 @asynccontextmanager
-async def bot(directory: Path) -> AsyncIterator[tuple[TelegramApi, Deployment]]:
+async def bot(directory: Path, allowed: str = f"{ANN},{BOB},{GROUP}") -> AsyncIterator[tuple[TelegramApi, Deployment]]:
     """A bot that serves Ann, Bob and their group, on a local Bot API server."""
     async with TelegramApi() as api:
         settings: dict[str, Any] = {
             "telegram_bot_token": api.token, "telegram_api_url": api.url, "telegram_edit_seconds": 0.05,
-            "telegram_allowed": f"{ANN},{BOB},{GROUP}", "drain_seconds": 0.1,
+            "telegram_allowed": allowed, "drain_seconds": 0.1,
         }  # fmt: skip
         async with deployed(directory, ROLES, **settings) as app:
             client = open_bot(app.session.application.settings)
@@ -186,6 +186,29 @@ async def test_reminders_of_a_chat_that_is_closed_to_the_bot_end_with_the_first_
 
         await api.wait_for(ended)
         assert [one.id for one in await schedules_of(bus, "telegram:12")] == [other.id]
+
+
+async def test_a_reminder_of_a_user_whom_the_settings_no_longer_name_ends_with_the_first_that_is_due(
+    tmp_path: Path,
+) -> None:
+    async with bot(tmp_path, allowed=str(BOB)) as (api, app):
+        bus, group = app.session.bus, api.group(GROUP)
+        for user in (ANN, BOB):
+            api.world.private(api.user(user))
+        ann, bob = f"telegram:user:{ANN}", f"telegram:user:{BOB}"
+        hers = await schedule(bus, CHAT, "tea", when="every day at 9", user=ann, role="remind")
+        there = await schedule(bus, f"telegram:{GROUP}", "tea", when="every day at 9", user=ann, role="remind")
+        his = await schedule(bus, f"telegram:{GROUP}", "bread", when="every day at 9", user=bob, role="remind")
+        program = await schedule(bus, CHAT, "report", when="every day at 9", role="remind")
+        for made in (hers, there, his, program):
+            await overdue(app, made, 1)
+
+        async def told() -> bool:
+            texts = [one.text for chat in (api.chat(ANN), group) for one in chat.answers]
+            left = [one.text for place in (CHAT, f"telegram:{GROUP}") for one in await schedules_of(bus, place)]
+            return (sorted(texts), left) == (["⏰ bread", "⏰ report"], ["report", "bread"])
+
+        await api.wait_for(told)
 
 
 async def test_reminders_are_set_listed_and_deleted_over_http(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ async def test_settings_name_users_admins_and_groups_whose_members_are_guests(se
     assert await rank(gate, CY, chat=GROUP - 1) == "stranger"
 
 
-async def test_a_star_lets_everyone_in_as_a_guest(server: RedisServer) -> None:
-    gate = access(server, telegram_allowed="*", telegram_admins=str(ADA))
+@pytest.mark.parametrize("everyone", ["*", "*,", " * "])
+async def test_a_star_lets_everyone_in_as_a_guest(everyone: str, server: RedisServer) -> None:
+    gate = access(server, telegram_allowed=everyone, telegram_admins=str(ADA))
     assert [await rank(gate, user) for user in (ADA, BEN)] == ["admin", "guest"]
 
 

@@ -589,6 +589,25 @@ async def test_admins_let_in_shut_out_and_tell_everyone(tmp_path: Path) -> None:
         assert (await stage.answered(ada, f"/deny {ADA}")).text.startswith("7 can't be blocked here")
 
 
+async def test_a_broadcast_reaches_whoever_wrote_to_a_bot_for_everyone_with_all_of_its_text(tmp_path: Path) -> None:
+    async with staged(tmp_path, telegram_allowed="*") as stage:
+        ada, ben, cy = (stage.api.user(user) for user in (ADA, BEN, CY))
+        stage.api.group(GROUP)
+        await stage.answered(ben, "hello")
+        await stage.answered(cy, "@rolecall_bot hello", chat=GROUP)  # but never in private
+        assert (await stage.answered(ada, "/broadcast Soon.")).text == "Sent. Recipients: 1."
+        await stage.until(BEN, "Soon.")
+        first = ada.write("/broadcast " + "a" * 4080)
+        assert len(first.text) > 4000
+        ada.write("and the end")  # what a client cut off
+        await stage.until(BEN, "a" * 4080)
+        await stage.until(BEN, "and the end")
+        await stage.api.wait_for(
+            lambda: [one.text for one in stage.api.chat(ADA).answers][1:] == ["Sent. Recipients: 1."] * 2
+        )
+        assert await stage.history(f"telegram:{ADA}") == []
+
+
 @pytest.mark.parametrize("command", ["/invite", "/users", "/allow 9", "/deny 7", "/broadcast x"])
 async def test_only_admins_may_do_what_admins_do_and_only_in_private(command: str, tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:

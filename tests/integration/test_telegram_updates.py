@@ -274,6 +274,24 @@ async def test_a_collected_message_that_is_edited_into_a_command_leaves_the_othe
         assert not any("here" in one.text.split() for one in stage.api.chat(ADA).answers)
 
 
+async def test_a_waiting_command_of_a_role_is_edited_with_all_that_joined_it(
+    api: TelegramApi, tmp_path: Path, gate: asyncio.Event
+) -> None:
+    gate.clear()
+    async with at_work(api, tmp_path, gate, while_busy="collect") as (way, _), way.polling():
+        ann = api.user(ANN)
+        ann.write("one")
+        await wait_until(lambda: is_running(way, "1"))
+        pictures = [ann.send_photo(PNG, caption=text, media_group_id="album") for text in ("/weather here", "")]
+        await wait_until(lambda: not api.world.updates.waiting)
+        ann.edit(pictures[0], "/weather there")
+        await wait_until(lambda: not api.world.updates.waiting)
+        ann.write("three")
+        gate.set()
+        assert await way.answer(HERE, 2) == "/weather there|image|image"
+        assert await way.answer(HERE, 3) == "three"
+
+
 async def test_an_agent_asks_about_a_message_that_was_edited_while_it_waited(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         ada = stage.api.user(ADA)

@@ -17,6 +17,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.outbox import Outbox, Placeholders, Whole
 from rolecall.bus.turn import turns_in_flight
 from rolecall.frontends.front import Front, Received
+from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.deliverer import Deliverer
@@ -45,7 +46,7 @@ class Process:
             undelivered=self.outbox.holds_back, drafts=drafts,
         )  # fmt: skip
         self.deliverer = Deliverer(
-            self.outbox, self.chats, self.progress, self.turn_messages, Blobs(self.bus),
+            self.outbox, self.chats, self.progress, self.turn_messages, Blobs(self.bus), Access(self.bus),
             ring_seconds=ring_seconds,
         )  # fmt: skip
         self._delivering: asyncio.Task[None] | None = None

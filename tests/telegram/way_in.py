@@ -102,7 +102,7 @@ async def way_in(
     admitter = Admitter(front, media, access, commands, live, groups)
     receiver = Receiver(front, access, commands, buttons, chats, groups, admitter, keywords)
     outbox = Outbox(bus, cast(RedisServer, bus.server), "telegram")
-    deliverer = Deliverer(outbox, chats, live, turn_messages, blobs)
+    deliverer = Deliverer(outbox, chats, live, turn_messages, blobs, access)
 
     async def deliver(entry: OutboxEntry) -> bool:
         """Deliver the replies of the front end alone."""

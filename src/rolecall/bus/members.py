@@ -127,6 +127,18 @@ async def applicant(bus: Bus, front: str, user: int) -> tuple[str, str]:
     return name, language
 
 
+async def note_visitor(bus: Bus, front: str, user: int, *, days: float = 30) -> None:
+    """Remember for ``days`` that ``user`` wrote to the front end in private."""
+    key, (seconds, _) = keys.front(front, "visitors"), await bus.server.fetch("TIME")
+    await bus.server.call("ZADD", key, int(seconds), user)
+    await bus.server.call("ZREMRANGEBYSCORE", key, "-inf", int(seconds) - days * 86_400)
+
+
+async def visitors(bus: Bus, front: str) -> set[int]:
+    """The users of ``note_visitor``."""
+    return {int(user) for user in await bus.server.fetch("ZRANGE", keys.front(front, "visitors"), 0, -1)}
+
+
 def _parsed(user: int, record: bytes) -> Member:
     rank, since, name = record.decode("utf-8", "replace").split("|", 2)
     return Member(user, rank, int(since), name)  # type: ignore[arg-type]  # only written here and in redeem.lua

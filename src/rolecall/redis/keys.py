@@ -145,8 +145,9 @@ def bot_lease(number: int) -> str:
 
 def front(name: str, part: str) -> str:
     """What the processes of the front end ``name`` share about its users: the hashes ``members`` and ``moved`` (chat →
-    the id it had before), the strings ``bot`` (``<id> <name>`` of the bot served last), ``code:<sha256>`` and
-    ``applicant:<user>``, and counters such as ``pace:<user>``, ``refused:<user>``, ``asked:<user>``, ``tries:<user>``.
+    the id it had before), the sorted set ``visitors`` (user → seconds since 1970), the strings ``bot`` (``<id> <name>``
+    of the bot served last), ``code:<sha256>`` and ``applicant:<user>``, and counters such as ``pace:<user>``,
+    ``refused:<user>``, ``asked:<user>``, ``tries:<user>``.
     """
     return f"{GLOBAL}:front:{name}:{part}"
 

@@ -12,7 +12,7 @@ from telegram import Chat, ChatMember, ChatMemberUpdated
 
 from rolecall import stats
 from rolecall.bus.bus import Bus
-from rolecall.bus.members import Member, Rank, applicant, note_applicant
+from rolecall.bus.members import Member, Rank, applicant, note_applicant, visitors
 from rolecall.bus.outbox import reply
 from rolecall.errors import ServerError
 from rolecall.frontends.telegram.access import Access
@@ -51,6 +51,12 @@ class Admins:
     async def ids(self) -> list[int]:
         """The ids of all admins."""
         return [member.user for member in await self.members() if member.rank == "admin" and member.user > 0]
+
+    async def users(self) -> set[int]:
+        """Everyone with access whom the bot may write to; if that is everyone, who wrote to it in the last 30 days."""
+        members = await self.members()
+        guests = await visitors(self.bus, self.access.front) if self.access.open else set[int]()
+        return {one.user for one in members if one.allowed and one.user > 0} | guests - {one.user for one in members}
 
     async def request(self, user: int, name: str, language: str | None) -> bool:
         """Ask the admins to let ``user`` in; whether there is an admin to ask. A flood of requests is cut off."""

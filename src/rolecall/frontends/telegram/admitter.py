@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from rolecall.bus.cancel import stop_turns_of, withdraw_message
 from rolecall.bus.commands import Command, find_command
 from rolecall.bus.conversation import forget_turn, preference, running_turn
 from rolecall.bus.envelope import UNREAD, Envelope
-from rolecall.bus.members import note_applicant
+from rolecall.bus.members import note_applicant, note_visitor
 from rolecall.bus.outbox import reply
 from rolecall.bus.questions import (
     has_fingerprint,
@@ -72,7 +73,7 @@ class Admitter:
     commands: Commands
     progress: ProgressDisplay
     groups: MessageGroups
-    _people: dict[int, tuple[str, str | None]] = field(default_factory=dict, repr=False)
+    _people: dict[int, tuple[object, ...]] = field(default_factory=dict, repr=False)
     _releases: BackgroundTasks = field(default_factory=BackgroundTasks, repr=False)
 
     async def aclose(self) -> None:
@@ -84,6 +85,9 @@ class Admitter:
 
     async def admit(self, incoming: Incoming, group: MessageGroup, ticket: Ticket) -> None:
         """Admit ``incoming``, whose address is its conversation's, or tell its user why not. Idempotent."""
+        if group.command:
+            argument = incoming.text if group.further else incoming.argument
+            incoming = replace(incoming, command=group.command, argument=argument)
         message = (self.front.bus, incoming.address.conversation, incoming.idempotency, incoming.fingerprint)
         if incoming.version or not incoming.files:  # downloads need not wait for what came before, such as a code
             await ticket.wait()
@@ -160,10 +164,13 @@ class Admitter:
             await self._tell(incoming, "group_closed")
 
     async def _remember(self, incoming: Incoming) -> None:
-        """Remember the name and the language of a user, for lists and messages to admins."""
-        known = (incoming.name, incoming.language)
+        """Remember the name and the language of a user, for lists and messages to admins; anew each day."""
+        known = (incoming.name, incoming.language, incoming.address.private, date.today())
         if self._people.get(incoming.user) != known:
-            await note_applicant(self.front.bus, self.front.name, incoming.user, incoming.name, incoming.language or "")
+            bus, front = self.front.bus, self.front.name
+            await note_applicant(bus, front, incoming.user, incoming.name, incoming.language or "")
+            if incoming.address.private:
+                await note_visitor(bus, front, incoming.user)
             if len(self._people) > PEOPLE:
                 self._people.clear()
             self._people[incoming.user] = known

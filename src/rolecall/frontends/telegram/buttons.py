@@ -32,7 +32,7 @@ from rolecall.frontends.telegram.admins import let_in
 from rolecall.frontends.telegram.bot import explain
 from rolecall.frontends.telegram.chats import Chats
 from rolecall.frontends.telegram.markdown.entities import TextPart
-from rolecall.frontends.telegram.message import Address, address_of, name_of
+from rolecall.frontends.telegram.message import Address, address_of, name_of, principal_of
 from rolecall.frontends.telegram.pickers import PICKERS, Choices, chosen_message, reminders_message
 from rolecall.frontends.telegram.placeholders import REPLY
 from rolecall.frontends.texts import meta_of, say
@@ -93,7 +93,7 @@ class ButtonPress:
 
     @property
     def principal(self) -> str:
-        return f"telegram:user:{self.status.user}"
+        return principal_of(self.status.user)
 
     @property
     def conversation(self) -> str:

@@ -21,14 +21,15 @@ from typing import Any
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.envelope import short_turn_id
 from rolecall.bus.outbox import Outbox, OutboxEntry
-from rolecall.bus.schedule.schedules import unschedule
+from rolecall.bus.schedule.schedules import schedules_of, unschedule
 from rolecall.bus.turn import Records, is_control
 from rolecall.frontends.reminders import late_text
+from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.buttons import answer_keyboard, question_message
 from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
-from rolecall.frontends.telegram.message import Address
+from rolecall.frontends.telegram.message import PRINCIPAL, Address
 from rolecall.frontends.telegram.outlet import ANSWER, Outcome, is_lost
 from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, SHOWN, ProgressDisplay
@@ -63,16 +64,12 @@ class Deliverer:
         progress: ProgressDisplay,
         turn_messages: TurnMessages,
         blobs: Blobs,
+        access: Access,
         *,
         ring_seconds: float = RING_SECONDS,
     ) -> None:
-        self.outbox, self.chats, self.progress, self.turn_messages, self.blobs = (
-            outbox,
-            chats,
-            progress,
-            turn_messages,
-            blobs,
-        )
+        self.outbox, self.chats, self.progress = outbox, chats, progress
+        self.turn_messages, self.blobs, self.access = turn_messages, blobs, access
         self.ring_seconds = ring_seconds
         self._failing: dict[tuple[int, str], float] = {}
 
@@ -98,6 +95,10 @@ class Deliverer:
             shown = question_message(entry.payload or {})
             return await self._reply(entry, address, {**shown, "question": question, "quote": not address.private})
         seen = self.progress.end(entry.conversation, turn)
+        if entry.schedule and await self._is_shut_out(entry, address):
+            await unschedule(self.outbox.bus, entry.conversation, entry.schedule, instance=self._instance)
+            await self.turn_messages.abandon(address, turn)
+            return await self._settle(entry, TurnRecord(), "who set the reminder has no access any more")
         record = await self._described(entry, turn)
         delivery = AnswerDelivery(self, entry, address, turn, record)
         outcome = await delivery.put(await self._pieces(entry, record.language, seen))
@@ -118,6 +119,16 @@ class Deliverer:
         await self._settle(entry, record, "")
         await self._ring(entry, address, record, delivery.messages[-1])
         return True
+
+    async def _is_shut_out(self, entry: OutboxEntry, address: Address) -> bool:
+        """Whether the user who set a schedule that goes on was let in by settings that no longer do so."""
+        found = (
+            one.definition.user
+            for one in await schedules_of(self.outbox.bus, entry.conversation)
+            if one.id == entry.schedule
+        )
+        user = next(found, "").removeprefix(PRINCIPAL)
+        return user.lstrip("-").isdecimal() and not (await self.access.status_of(int(user), address.chat)).allowed
 
     async def _described(self, entry: OutboxEntry, turn: str) -> TurnRecord:
         """The record of the turn, once its question is described: an answer may be there before that."""

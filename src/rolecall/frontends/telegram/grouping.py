@@ -41,22 +41,24 @@ MOST_PASSED = 15
 class MessageGroup(NamedTuple):
     """The group of a message. Messages with the same ``name`` become one turn, which waits ``hold`` seconds for more of
     them, but only ``patience`` seconds if there is one, and longer while some are on their way; a ``further`` message
-    does not count towards the rate limit."""
+    does not count towards the rate limit. Without a turn, ``command`` is what answers them, one by one."""
 
     name: str = ""
     hold: float = 0.0
     further: bool = False
     patience: float = 0.0
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenGroup:
-    """The last message of a group that may have more: when it was sent, the group's name, and whether any message
-    continues it or only a forwarded one."""
+    """The last message of a group that may have more: when it was sent, the group's name, whether any message
+    continues it or only a forwarded one, and the command that its text is for."""
 
     date: float
     group: str
     long: bool
+    command: str = ""
 
 
 class MessageGroups:
@@ -112,10 +114,13 @@ class MessageGroups:
     def group(self, incoming: Incoming, *, head: bool = False) -> MessageGroup:
         """The group of ``incoming``; without a name when it stands on its own. ``head`` says that it addresses the
         bot."""
-        if incoming.version or incoming.command in ANSWERED_HERE:
+        own = incoming.command in TELEGRAM_COMMANDS
+        if incoming.version or (incoming.command in ANSWERED_HERE and not (own and incoming.long)):
             return MessageGroup()
         person = (incoming.address.chat, incoming.user)
         before = self._before(*person, incoming.date, incoming.forwarded)
+        apart = incoming.forwarded or incoming.files
+        command = incoming.command if own else before.command if before and not apart else ""
         joined = self._albums.get(incoming.album, before.group if before else "")
         if incoming.album:
             self._albums[incoming.album] = name = joined or f"album:{incoming.album}"
@@ -131,9 +136,9 @@ class MessageGroups:
             self._join(name, incoming, head=head and not incoming.address.private)
         self._open.pop(person, None)
         if hold:
-            self._open[person] = OpenGroup(incoming.date, name, incoming.long)
+            self._open[person] = OpenGroup(incoming.date, name, incoming.long, command)
             _forget_oldest(self._open)
-        return MessageGroup(name, hold, bool(joined), patience)
+        return MessageGroup(name, hold, bool(joined), patience, command)
 
     def _join(self, name: str, incoming: Incoming, *, head: bool) -> None:
         keys = self._members.setdefault(name, [])

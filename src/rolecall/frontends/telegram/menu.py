@@ -30,7 +30,7 @@ from rolecall.frontends.reminders import reminder_of, shortened, to_delete
 from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.admins import Admins, let_in
 from rolecall.frontends.telegram.bot import FloodWait, explain
-from rolecall.frontends.telegram.message import Incoming
+from rolecall.frontends.telegram.message import Incoming, principal_of
 from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message, reminders_message
 from rolecall.frontends.texts import LANGUAGES, help_line, say
 
@@ -233,10 +233,11 @@ class Commands:
         return CommandReply(say(incoming.language, "shut_out", id=number))
 
     async def _broadcast(self, incoming: Incoming, status: UserStatus) -> CommandReply:
-        """Send a notice to the private chat of every user; those who never opened it get none."""
+        """Send a notice to the private chat of every user; those who never opened it get none. A text that the admin's
+        client cuts is one notice for each piece."""
         if not incoming.argument:
             return CommandReply(say(incoming.language, "what_to_tell", usage=USAGE["broadcast"]))
-        users = [one.user for one in await self.admins.members() if one.allowed and 0 < one.user != status.user]
+        users = sorted(await self.admins.users() - {status.user})
         for user in users:
             await notify(
                 self.bus, f"{self.front}:{user}", incoming.argument, idempotency=incoming.edition, front=self.front,
@@ -248,7 +249,7 @@ class Commands:
 
     async def _tokens(self, users: list[int]) -> dict[int, int]:
         """The tokens each user used today."""
-        found = await stats.tokens_of(self.bus, [f"telegram:user:{user}" for user in users])
+        found = await stats.tokens_of(self.bus, [principal_of(user) for user in users])
         return dict(zip(users, found, strict=True))
 
     def _menu_later(self, user: int, rank: Rank) -> None:

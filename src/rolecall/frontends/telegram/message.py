@@ -51,11 +51,12 @@ NAME_CHARS = 40
 COMMAND = re.compile(r"/(\w{1,64})(?:@(\w{1,64}))?(?:\s+|$)", re.ASCII)
 PLAIN_COMMANDS = frozenset(command.name for command in COMMANDS)
 """Commands that the bot answers in a group without its name."""
+PRINCIPAL = "telegram:user:"
 
 
 def principal_of(user: int) -> str:
     """The user whom limits, budgets and reminders count towards."""
-    return f"telegram:user:{user}"
+    return f"{PRINCIPAL}{user}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,7 +282,7 @@ class Service:
             undelivered=self.outbox.holds_back, drafts=settings.telegram_drafts,
         )  # fmt: skip
         self.deliverer = Deliverer(
-            self.outbox, self.chats, self.progress, self.turn_messages, self.blobs,
+            self.outbox, self.chats, self.progress, self.turn_messages, self.blobs, self.access,
             ring_seconds=settings.telegram_ring_seconds,
         )  # fmt: skip
         self.receiving: Reception | None = None
