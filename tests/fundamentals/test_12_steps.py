@@ -215,8 +215,9 @@ async def test_too_many_calls_at_once_end_with_one_clear_message(tmp_path: Path)
 
 async def test_a_role_that_does_not_exist_is_named(tmp_path: Path) -> None:
     async with deployed(tmp_path, ROLES) as app:
-        final = await app.ask("terminal:ann", "nobody")
-        assert "there is no role 'nobody' to call; there are echo, manager, peer" in final.text
+        assert (await app.ask("terminal:ann", "nobody")).kind == "error"
+        (letter,) = await dead_letters(app.session.bus)
+        assert letter.reason == "there is no role 'nobody' to call; there are echo, manager, peer"
 
 
 async def test_a_call_that_fails_ends_its_caller_unless_it_catches_that(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class ModelCompletion:
                 if left <= 0 or turn.pieces:
                     raise
                 self.dropped += excess(request, self.dropped, error) or (left + 1) // 2
-                self.log(f"the history is too long for {self.speaker}: its oldest {self.dropped} messages are left out")
+                self.log(f"the oldest {self.dropped} messages are left out: {error}")
 
     async def _receive(self, request: Request, turn: ModelTurn) -> None:
         async with closing(self.model.stream(request)) as events:

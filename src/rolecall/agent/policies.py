@@ -88,13 +88,13 @@ def limits(handler: Handler, rules: Rules) -> Handler:
 
     async def limited(envelope: Envelope, ctx: Context) -> Envelope:
         if envelope.hops > rules.hop_limit:
-            raise Reject(f"it went through more than {rules.hop_limit} roles")
+            raise Reject(f"it went through more than {rules.hop_limit} roles", kind="defect")
         result = await handler(envelope, ctx)
         _check_result(result, rules)
         try:
             encode(result)
         except RolecallError as error:
-            raise Reject(str(error)) from error
+            raise Reject(str(error), kind="defect") from error
         return result
 
     return limited
@@ -137,7 +137,9 @@ def refuse(handler: Handler, rules: Rules) -> Handler:
             if error.kind in BUDGETS:
                 raise OverBudget(error.reason, error.kind) from error
             raise Reject(str(error), kind=error.kind or "defect", wait=error.wait) from error
-        except (ConfigError, UnknownRole, EnvelopeTooLarge) as error:
+        except (UnknownRole, EnvelopeTooLarge) as error:
+            raise Reject(str(error), kind="defect") from error
+        except ConfigError as error:
             raise Reject(str(error)) from error
 
     return refused
@@ -195,15 +197,15 @@ def all_policies(own: Sequence[object]) -> tuple[Policy, ...]:
 
 def _check_result(result: object, rules: Rules) -> None:
     if not isinstance(result, Envelope):
-        raise Reject(f"{rules.role} returned {type(result).__name__}, not an envelope")
+        raise Reject(f"{rules.role} returned {type(result).__name__}, not an envelope", kind="defect")
     if result.answered:
         return
     wanted = [name.partition("@")[0] for name in (result.role, *result.route)]
     for name in wanted:
         if name not in rules.roles:
-            raise Reject(f"there is no role {name!r}; there are {', '.join(sorted(rules.roles))}")
+            raise Reject(f"there is no role {name!r}; there are {', '.join(sorted(rules.roles))}", kind="defect")
     if result.role == rules.role:
-        raise Reject(f"{rules.role} sent the turn to itself")
+        raise Reject(f"{rules.role} sent the turn to itself", kind="defect")
 
 
 def _kind(error: RolecallError) -> str:
