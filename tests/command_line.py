@@ -38,7 +38,7 @@ IMPORTED = {
         "rich.table",
     ),
     # Nothing of Rolecall itself: a module may change it before it is imported.
-    MODULES: ("redis.asyncio", "typer", "dotenv.parser", "pydantic.type_adapter", "msgspec", "uvloop", "asyncio"),
+    MODULES: ("redis.asyncio", "typer", "pydantic_settings", "pydantic.type_adapter", "msgspec", "uvloop", "asyncio"),
 }
 KEPT = ("PATH", "HOME", "TMPDIR")
 

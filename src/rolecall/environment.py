@@ -16,13 +16,27 @@ from typing import Any, Literal, Union, get_args, get_origin
 from dotenv.parser import parse_stream
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.errors import ConfigError
 from rolecall.settings import FORMER_NAMES, Settings
 
 
-class _Validated(Settings, validate_default=True):
-    pass
+class _InForce(Settings, BaseSettings):
+    """Settings with the values of an Environment alone, which says where each one came from."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class Environment:
         """The settings in force; ``own`` are those of config.py. Raises ConfigError with what to do."""
         given = {**own, **self.secrets, **_by_field(self.dotenv), **_by_field(self.variables)}
         try:
-            return _Validated.model_validate(given)
+            return _InForce(**given)
         except ValidationError as error:
             raise ConfigError(explained(error, self.origins(own))) from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.core_only import COMMAND, core_environment
 from tests.package import CORE_CONFIG, ROOT, build, copy_sources, extras
 
-CORE = {"redis", "msgspec", "pydantic", "python-dotenv", "typer", "rich", "jinja2", "cronsim", "tzdata"}
+CORE = {"redis", "msgspec", "pydantic-settings", "typer", "rich", "jinja2", "cronsim", "tzdata"}
 
 
 def sums(*files: Path) -> list[str]:
