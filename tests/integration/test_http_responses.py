@@ -265,6 +265,24 @@ async def test_a_conversation_is_named_by_its_field_and_by_the_header(client: op
     assert history == [["user", "Hello there"], ["assistant", "You said Hello there"]]
 
 
+async def test_each_answer_to_a_command_has_an_id_of_its_own(client: openai.AsyncOpenAI) -> None:
+    options: dict[str, Any] = {"input": "/stop", "conversation": {"id": "commands"}}
+    answers = [await created(client, stream, **options) for stream in (False, False, True, True)]
+    assert {answer.output_text for answer in answers} == {"There is nothing to stop."}
+    ids = [answer.id for answer in answers] + [item.id for answer in answers for item in answer.output]
+    assert len(set(ids)) == 8 and not [one for one in ids if "None" in one]
+
+
+async def test_what_openai_offers_beside_responses_is_an_unknown_url(client: openai.AsyncOpenAI) -> None:
+    for asked in (
+        client.responses.input_tokens.count(model="auto", input="Hello"),
+        client.responses.compact(model="gpt-5"),
+    ):
+        with pytest.raises(openai.NotFoundError) as caught:
+            await asked
+        assert caught.value.code == "unknown_url"
+
+
 async def test_a_failed_turn_is_an_error_and_not_asked_again(client: openai.AsyncOpenAI, upstream: Upstream) -> None:
     form: Any = {"format": {"type": "json_object"}}
     upstream.answers = ["no", "never"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
@@ -75,7 +74,6 @@ class ChatCompletion:
     prefix: ClassVar[str] = "chatcmpl"
     kinds: ClassVar[tuple[str, str]] = ("chat.completion", "chat.completion.chunk")
     """What the whole is called, and what a chunk of a stream."""
-    command_id: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def first_chunk(self, index: int = 0) -> ServerSentEvent:
         """The chunk that opens a choice."""
@@ -126,7 +124,7 @@ class ChatCompletion:
     def _head(self, kind: str) -> dict[str, Any]:
         pending = self.choices[0]
         created = pending.received.at // 1000 or int(time.time())
-        name = f"{self.prefix}-{pending.snapshot.task.id or self.command_id}"
+        name = f"{self.prefix}-{pending.snapshot.task.id}"
         known = {"id": name, "object": kind, "created": created, "model": self.model}
         return {**known, "system_fingerprint": self.speaker}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -129,7 +130,10 @@ async def admitted(
     request, cut = fitted(services, request)
     received = await submit(services, who, request, key, uploads)
     headers = {**headers_of(received), **({"X-History-Cut": str(cut)} if cut else {})}
-    pending = PendingAnswer(received, await accepted_task(services.bus, received), headers)
+    snapshot = await accepted_task(services.bus, received)
+    if snapshot.task.id is None:  # a command executed at once: clients tell answers apart by their ids
+        snapshot = replace(snapshot, task=snapshot.task.model_copy(update={"id": secrets.token_hex(12)}))
+    pending = PendingAnswer(received, snapshot, headers)
     try:
         yield pending
     finally:

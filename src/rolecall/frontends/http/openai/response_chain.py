@@ -41,7 +41,7 @@ class KeptResponse:
     def object(self) -> dict[str, object]:
         """The response as its client knows it."""
         shown = dict(self.stored.shown)
-        return response_object(self.task, PREFIX + self.ref.id, shown.pop("created_at", 0.0), shown)
+        return response_object(self.task, shown.pop("created_at", 0.0), shown)
 
 
 async def find_response(bus: Bus, response_id: str, who: Principal) -> KeptResponse:

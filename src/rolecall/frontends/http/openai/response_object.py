@@ -16,12 +16,12 @@ STATUS = {"pending": "queued", "running": "in_progress", "done": "completed", "f
           "cancelled": "cancelled"}  # fmt: skip
 
 
-def response_object(task: Task, response_id: str, created: float, shown: dict[str, Any]) -> dict[str, Any]:
+def response_object(task: Task, created: float, shown: dict[str, Any]) -> dict[str, Any]:
     """The response of ``task``. ``shown`` repeats the request."""
     failed = task.state in ("failed", "cancelled") and task.error is not None
     cut = task.state == "done" and task.finish == "length"
     return {
-        "id": response_id,
+        "id": f"{PREFIX}{task.id}",
         "object": "response",
         "created_at": created,
         "status": "incomplete" if cut else STATUS[task.state],

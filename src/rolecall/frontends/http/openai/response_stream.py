@@ -10,7 +10,7 @@ from fastapi.sse import ServerSentEvent
 
 from rolecall.bus.events import Event
 from rolecall.frontends.http.openai.pending_answer import SentText, reason_of
-from rolecall.frontends.http.openai.response_object import PREFIX, call_item, message_item, response_object, text_part
+from rolecall.frontends.http.openai.response_object import call_item, message_item, response_object, text_part
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.sse import event
 from rolecall.frontends.http.task import Task
@@ -91,7 +91,7 @@ class ResponseEvents:
         yield "response.output_item.done", {"output_index": index, "item": whole}
 
     def _response(self, task: Task, status: str = "") -> dict[str, Any]:
-        whole = response_object(task, PREFIX + (task.id or "command"), self.created, self.shown)
+        whole = response_object(task, self.created, self.shown)
         return {**whole, "status": status, "output": [], "usage": None} if status else whole
 
     def _numbered(self, *changes: Change) -> Iterator[ServerSentEvent]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
@@ -39,7 +40,7 @@ from rolecall.frontends.http.openai.response_chain import (
     keep_answer,
     resolved,
 )
-from rolecall.frontends.http.openai.response_object import PREFIX, input_items, response_object
+from rolecall.frontends.http.openai.response_object import input_items, response_object
 from rolecall.frontends.http.openai.response_request import ResponseBody
 from rolecall.frontends.http.openai.response_stream import ResponseEvents
 from rolecall.frontends.http.openai.uploaded_files import place_in_items
@@ -61,7 +62,7 @@ class NewResponse:
 
     def object(self, task: Task) -> dict[str, Any]:
         """The response as its client knows it."""
-        return response_object(task, PREFIX + (task.id or "command"), self.created, self.shown)
+        return response_object(task, self.created, self.shown)
 
 
 async def _create(
@@ -180,6 +181,13 @@ async def delete(response_id: ResponseId, services: ServicesDep, who: User) -> d
     kept = await find_response(services.bus, response_id, who)
     await delete_response(services.bus, kept.ref.conversation, kept.ref.turn)
     return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.post("/responses/input_tokens", include_in_schema=False)
+@router.post("/responses/compact", include_in_schema=False)
+async def not_offered() -> None:
+    """Raise Problem. Without this route the answer would be that of a response by that name: a wrong method."""
+    raise Problem(404, HTTPStatus.NOT_FOUND.phrase)
 
 
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
