@@ -66,6 +66,31 @@ async def test_nothing_is_replaced_while_a_message_is_on_its_way(page: Page) -> 
     await expect(page.get_by_role("button", name="Answer again").first).to_be_visible()
 
 
+async def test_an_edit_whose_acceptance_was_lost_is_written_again_and_asked_once_with_its_pictures(page: Page) -> None:
+    await page.goto("/")
+    async with page.expect_file_chooser() as chosen:
+        await page.get_by_role("button", name="Attach pictures or files").click()
+    await (await chosen.value).set_files([FilePayload(name="a.png", mimeType="image/png", buffer=PIXEL)])
+    await ask(page, "first")
+
+    async def lose(route: Route) -> None:
+        await route.fetch()
+        await route.abort()
+
+    await page.route("**/chat/page", lose, times=1)
+    row = page.locator(".said-row").first
+    await row.hover()
+    await row.get_by_role("button", name="Edit and send again").click()
+    await say(page, "first, changed")
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("first, changed")
+    await page.keyboard.press("Enter")
+    await answered(page, "first, changed")
+    for _ in range(2):
+        await expect(page.locator(".said")).to_have_text(["first, changed"])
+        await expect(page.locator(".said-row .attached img")).to_have_count(1)
+        await page.reload()
+
+
 async def test_an_answer_is_made_again_and_a_failure_tried_again(page: Page) -> None:
     await page.goto("/")
     await ask(page, "hello")

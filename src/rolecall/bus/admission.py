@@ -323,8 +323,11 @@ def from_user(envelope: Envelope, principal: str) -> Envelope:
 
 
 def digest(envelope: Envelope) -> str:
-    """Tells a repeat of a message from another message with the same idempotency key."""
-    return hashlib.sha256(msgspec.json.encode((envelope.payload, envelope.priority))).hexdigest()[:16]
+    """Tells a repeat of a message from another message with the same idempotency key. Files of a message that replaces
+    a turn do not count: a repeat cannot find those that it keeps of that turn, which is gone by then."""
+    kept = ("images", "files") if "again" in envelope.meta else ()
+    payload = {name: value for name, value in envelope.payload.items() if name not in kept}
+    return hashlib.sha256(msgspec.json.encode((payload, envelope.priority))).hexdigest()[:16]
 
 
 def said(envelope: Envelope) -> str:

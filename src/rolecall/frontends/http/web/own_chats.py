@@ -93,7 +93,7 @@ async def send(
     """Take a message. Its path is that of large bodies."""
     conversation = conversation_of(who, body.name)
     images, files = await _kept(services, conversation, body.again) if body.again else ((), ())
-    if not (body.text.strip() or body.images or images or files or body.files):
+    if not (body.text.strip() or body.images or body.files or body.again):
         raise Problem(422, text("no_text"), param="text")
     request = ChatRequest(
         body.text, conversation, body.role, body.model, images=(*(f"blob:{one}" for one in images), *body.images),

@@ -183,7 +183,7 @@ async function send(text, files = [], again = null) {
   }
   const here = opened;
   const before = again ? cutFrom(again) : [];
-  const row = put(text, { shown: [...shownAs(files), ...(again ? all(".attached > *", again) : [])] });
+  const row = put(text, { shown: [...shownAs(files), ...(again ? all(".attached > *", again).map((one) => one.cloneNode(true)) : [])] });
   const answer = new Answer(row, changed);
   toEnd();
   quiet();
@@ -214,7 +214,11 @@ async function send(text, files = [], again = null) {
     answer.element.remove();
     if (here === opened) thread.append(...before);
     giveBack(files);
-    if (!box.value && !again) write(text);
+    const edited = again && here === opened && (text !== again.text || files.length > 0);
+    if (!box.value && (edited || !again)) {
+      if (edited) edit(again);
+      write(text);
+    }
     if (thread.childElementCount === 1) welcome.hidden = false;
   } finally {
     sending -= 1;
