@@ -17,11 +17,20 @@ import httpx2
 import pytest
 
 from rolecall.agent.role import Role
-from tests.deployment import deployed
+from rolecall.bus.dead_letters import dead_letters
+from tests.deployment import Deployment, deployed
 from tests.http.server import serving
 from tests.http.stage import ManagerAgent, SampleLLMAgent, TellAgent
 
 EXAMPLES = int(os.environ.get("ROLECALL_SCHEMA_EXAMPLES", "0"))
+CONFIG = """
+[[operations]]
+include-path-regex = "^/(v1/(chat/completions|responses)|api/(chat|generate))$"
+
+[operations.checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 502]
+"""
+"""The model has no JSON for a schema, so that the turn fails."""
 ENDLESS = ("--exclude-path-regex", "^/chat/notices/")
 """A stream of notices ends with its reader only."""
 SHORT = ("--phases", "fuzzing", "--max-examples", "4", "--include-path-regex", "^/(chat|v1)")
@@ -30,16 +39,26 @@ ROLES = (Role(ManagerAgent), Role(SampleLLMAgent, instances=4, models=("echo@tes
 
 
 @pytest.fixture
-async def url(tmp_path: Path) -> AsyncIterator[str]:
-    async with (
-        deployed(tmp_path, ROLES, http_requests_per_minute=1_000_000) as running,
-        serving(running.session.application) as url,
-    ):
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with deployed(tmp_path, ROLES, http_requests_per_minute=1_000_000) as running:
+        yield running
+
+
+@pytest.fixture
+async def url(deployment: Deployment) -> AsyncIterator[str]:
+    async with serving(deployment.session.application) as url:
         yield url
 
 
 @pytest.mark.timeout(60 + 60 * EXAMPLES)
-async def test_nothing_that_the_document_allows_is_a_server_error(url: str, tmp_path: Path) -> None:
+async def test_nothing_that_the_document_allows_is_a_server_error(
+    deployment: Deployment, url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    form = {"format": {"type": "json_object"}}
+    async with httpx2.AsyncClient(base_url=url) as client:
+        asked = await client.post("/v1/responses", json={"model": "auto", "input": "Hello", "text": form})
+        assert asked.status_code == 502
     command = (
         str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--no-color",
         "--checks", "not_a_server_error", "--request-timeout", "20", "--warnings", "off",
@@ -52,6 +71,8 @@ async def test_nothing_that_the_document_allows_is_a_server_error(url: str, tmp_
     assert process.returncode == 0, said
     found = re.search(r"(\d+) generated, (\d+) passed", said)
     assert found and int(found[1]) == int(found[2]) > 20, said
+    letters = await dead_letters(deployment.session.bus)
+    assert letters and all("gave no JSON that matches" in letter.reason for letter in letters)
     async with httpx2.AsyncClient(base_url=url) as client:
         assert (await client.get("/health/live")).status_code == 200
 
