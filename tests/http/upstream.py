@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from rolecall.frontends.sockets import listen, uvicorn_server
+from rolecall.frontends.sockets import listen
+from rolecall.frontends.uvicorn_server import uvicorn_server
 
 
 @dataclass

@@ -32,7 +32,8 @@ from rolecall.bus.access_keys import create_key
 from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.http import image_urls
 from rolecall.frontends.http.image_urls import is_public
-from rolecall.frontends.sockets import listen, uvicorn_server
+from rolecall.frontends.sockets import listen
+from rolecall.frontends.uvicorn_server import uvicorn_server
 from tests.certificates import Authority
 from tests.deployment import Deployment, deployed
 from tests.http.server import open_again, serving

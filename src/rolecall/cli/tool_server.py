@@ -13,8 +13,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -153,16 +153,9 @@ def _configured(directory: Path, host: str, roles: bool, workers: int) -> Config
 
 
 async def _serve_here(config: Config, listener: socket.socket) -> int:
-    from uvicorn import Server as Uvicorn
+    from rolecall.frontends.uvicorn_server import UvicornServer
 
-    class Quiet(Uvicorn):
-        """uvicorn's, which leaves the signals to us."""
-
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    server = Quiet(config)
+    server = UvicornServer(config)
     async with stop_requested() as wanted:
         serving = asyncio.create_task(server.serve([listener]), name="rolecall tools")
         stopping = asyncio.create_task(wanted.wait(), name="rolecall stop requested")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rolecall.errors import ConfigError
 
 if TYPE_CHECKING:
-    import uvicorn
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -101,16 +99,3 @@ def _listening(family: int, host: str | int, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def uvicorn_server(app: ASGIApp, **options: Any) -> uvicorn.Server:
-    """A uvicorn server for ``app`` inside a process that handles its signals itself. Needs uvicorn, which the extras
-    http and telegram install."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a context manager too
-            return nullcontext()
-
-    settings = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False, **options}
-    return Server(uvicorn.Config(app, **settings))

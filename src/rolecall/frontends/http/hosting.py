@@ -9,15 +9,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 from fastapi import FastAPI
-from uvicorn import Config, Server
+from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.guard import HEADER_BYTES
+from rolecall.frontends.uvicorn_server import UvicornServer
 
 DRAIN_SECONDS = 5
 STALLED_SECONDS = 30.0
@@ -51,7 +51,7 @@ class HttpFrontEnd:
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
-        self._server = _Uvicorn(config, self._ready)
+        self._server = _Server(config, self._ready)
 
     async def run(self) -> None:
         """Serve. Raises RolecallError when it cannot start; the cause is in the log."""
@@ -79,8 +79,8 @@ class HttpFrontEnd:
         await self._ended.wait()
 
 
-class _Uvicorn(Server):
-    """uvicorn, except that it reports when it is ready and leaves signals to the process it is embedded in."""
+class _Server(UvicornServer):
+    """Reports when it is ready."""
 
     def __init__(self, config: Config, ready: asyncio.Event) -> None:
         super().__init__(config)
@@ -89,9 +89,6 @@ class _Uvicorn(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready.set()
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a context manager as well
-        return nullcontext()
 
 
 def _connection_class(head_seconds: float) -> type[asyncio.Protocol]:

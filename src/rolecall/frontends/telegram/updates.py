@@ -22,7 +22,6 @@ from telegram import Update
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
 
 from rolecall.errors import ConfigError
-from rolecall.frontends.sockets import uvicorn_server
 from rolecall.frontends.telegram.bot import FloodWait, QuietBot, explain
 from rolecall.settings import Settings
 
@@ -245,6 +244,8 @@ class Webhook:
         """Serve until cancelled; updates that are being received are finished first."""
         if self._listener is None:
             await self.start()
+        from rolecall.frontends.uvicorn_server import uvicorn_server
+
         server = uvicorn_server(
             Starlette(routes=[self.route()]), limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=5,
             timeout_graceful_shutdown=int(LEAVE_SECONDS),
