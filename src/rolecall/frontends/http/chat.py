@@ -32,7 +32,7 @@ from rolecall.frontends.http.intake import (
 )
 from rolecall.frontends.http.problems import NO_RETRY, Problem, bus_timeout, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
+from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, streams
 from rolecall.frontends.http.task import (
     NoResult,
     Task,
@@ -135,14 +135,11 @@ async def _streamed(
 
 @router.post("/chat/stream", summary="Ask and stream the answer", response_class=EventSourceResponse,
              responses=SUBMITTED, dependencies=[Streaming])  # fmt: skip
-async def stream(submitted: Annotated[Submitted, Depends(_streamed)], services: ServicesDep) -> Events:
+@streams()
+def stream(submitted: Annotated[Submitted, Depends(_streamed)], services: ServicesDep) -> Events:
     """Server-sent events: `snapshot`, then `accepted`, `queued`, `started` and `delta` as they happen, and finally
     `done`, `failed` or `cancelled`."""
-    async with aclosing(
-        until_stopped(services, _events_of(services, submitted.snapshot, submitted.received))
-    ) as events:
-        async for one in events:
-            yield one
+    return _events_of(services, submitted.snapshot, submitted.received)
 
 
 @router.post("/chat/async", status_code=202, summary="Ask and fetch the answer later",
@@ -191,12 +188,11 @@ async def _resumed(
 @router.get("/chat/task/{task_id}/events", summary="Stream a task's events", response_class=EventSourceResponse,
             dependencies=[Streaming], responses={**FOUND, **problem_responses(429),
             204: {"description": "There is nothing after that event"}})  # fmt: skip
-async def events(resumed: Annotated[Events, Depends(_resumed)], services: ServicesDep) -> Events:
+@streams()
+def events(resumed: Annotated[Events, Depends(_resumed)], services: ServicesDep) -> Events:
     """Starts with a `snapshot`; or, given the id of an event that is still stored, with the event after it. No event is
     missed or repeated."""
-    async with aclosing(until_stopped(services, resumed)) as found:
-        async for one in found:
-            yield one
+    return resumed
 
 
 async def _notices_after(
@@ -217,14 +213,13 @@ async def _notices_after(
 @router.get("/chat/notices/{conversation_id:path}", summary="Stream a conversation's notices",
             response_class=EventSourceResponse, dependencies=[Streaming],
             responses=problem_responses(403, 422, 429))  # fmt: skip
-async def notices(found: Annotated[Events, Depends(_notices_after)], services: ServicesDep) -> Events:
+@streams()
+def notices(found: Annotated[Events, Depends(_notices_after)], services: ServicesDep) -> Events:
     """A `notice` for each text that was sent to the conversation without a question; from now on, or after the id of
     one. Without an id it starts with `listening`, whose id is where it begins. With `messages`, an `accepted` with its
     `turn` for each message that comes, from any client, and `cleared` when the turns up to `turn` are forgotten. Does
     not end by itself."""
-    async with aclosing(until_stopped(services, found)) as events:
-        async for one in events:
-            yield one
+    return found
 
 
 @router.post("/chat/task/{task_id}/cancel", summary="Cancel a task", responses=FOUND)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from functools import wraps
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 RETRY = ServerSentEvent(retry=1000)
 """Asks an EventSource to reconnect after a second: another replica may be there already."""
 Events = AsyncGenerator[ServerSentEvent]
+Route = Callable[..., Events]
 T = TypeVar("T")
 
 
@@ -44,6 +46,23 @@ async def open_stream(services: ServicesDep, who: User, response: Response) -> A
 
 Streaming = Depends(open_stream)
 """The dependency of every route that streams. FastAPI resolves it before the first event: it can still refuse."""
+
+
+def streams(farewell: Callable[[], ServerSentEvent] | None = None) -> Callable[[Route], Route]:
+    """Make an endpoint of a function that returns events or generates them, and takes ``services``: they end as
+    ``until_stopped`` says."""
+
+    def decorated(route: Route) -> Route:
+        @wraps(route)
+        async def endpoint(**given: Any) -> Events:
+            last = farewell() if farewell else None
+            async with aclosing(until_stopped(given["services"], route(**given), last)) as events:
+                async for one in events:
+                    yield one
+
+        return endpoint
+
+    return decorated
 
 
 async def until_stopped(services: Services, events: AsyncGenerator[T], farewell: T | None = None) -> AsyncGenerator[T]:

@@ -113,17 +113,14 @@ class TaskRef:
     @property
     def id(self) -> str:
         """The task's id. It holds the turn, so that any replica finds it."""
-        return f"{base64.urlsafe_b64encode(self.conversation.encode()).decode().rstrip('=')}.{self.turn}"
+        return f"{link_of(self.conversation)}.{self.turn}"
 
     @classmethod
     def parse(cls, task_id: str, who: Principal) -> TaskRef:
         """The turn of the task ``task_id``. Raises Problem (404) for an invalid id and, unless ``who`` is an operator,
         for a task of another key."""
         found = TASK_ID.fullmatch(task_id)
-        try:
-            conversation = base64.urlsafe_b64decode(found[1] + "=" * (-len(found[1]) % 4)).decode() if found else ""
-        except (binascii.Error, ValueError):
-            conversation = ""
+        conversation = conversation_in(found[1]) if found else ""
         ref = cls(conversation, found[2] if found else "")
         own = who.admin or conversation.startswith(f"http:{who.id}:")
         if not conversation or not own or ref.id != task_id or len(conversation) > 200:
@@ -180,6 +177,19 @@ class TaskSnapshot:
         return cls(ref, ref.task("pending", place=received.place), received.before)
 
 
+def link_of(conversation: str) -> str:
+    """``conversation`` as a part of a path."""
+    return base64.urlsafe_b64encode(conversation.encode()).decode().rstrip("=")
+
+
+def conversation_in(link: str) -> str:
+    """The conversation that ``link_of`` made ``link`` of; empty for anything else."""
+    try:
+        return base64.urlsafe_b64decode(link + "=" * (-len(link) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
 async def find_task(bus: Bus, ref: TaskRef) -> TaskSnapshot:
     """A task as it is now. Raises Problem: 404 if it never existed, 410 if its result is no longer stored."""
     async with bus_timeout():
@@ -203,11 +213,9 @@ async def accepted_task(bus: Bus, received: Received) -> TaskSnapshot:
     return await find_task(bus, accepted.ref) if received.outcome == "DUP" else accepted
 
 
-async def follow_task(services: Services, ref: TaskRef, after: str) -> AsyncGenerator[Event]:
+def follow_task(services: Services, ref: TaskRef, after: str) -> AsyncGenerator[Event]:
     """The events of a task after the event id ``after``, its last one included."""
-    async with aclosing(follow(services.bus, services.wakeups, ref.conversation, ref.turn, after)) as events:
-        async for event in events:
-            yield event
+    return follow(services.bus, services.wakeups, ref.conversation, ref.turn, after)
 
 
 async def tell_task(services: Services, ref: TaskRef, after: str, length: int | None) -> AsyncGenerator[Event]:

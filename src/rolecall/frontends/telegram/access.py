@@ -170,7 +170,7 @@ class Access:
 
     async def allow(self, user: int, rank: Rank = "user", name: str = "") -> None:
         """Give ``user`` access with ``rank``."""
-        await self._enrol(user, rank, name)
+        await enrol(self.bus, self.front, user, rank, name[:NAME_CHARS])
 
     async def deny(self, user: int) -> bool:
         """Deny ``user`` access to this bot, whatever TELEGRAM_ALLOWED says, and remove their reminders; False for one
@@ -178,7 +178,7 @@ class Access:
         if user in self.admins:
             return False
         known = {member.user: member.name for member in await self.members()}
-        await self._enrol(user, "stranger", known.get(user, ""))
+        await enrol(self.bus, self.front, user, "stranger", known.get(user, ""))
         place = await self.home(Address(user, None, self.front))
         instance = f"{self.front}:access:0"
         await unschedule_user(self.bus, self.front, principal_of(user), place.conversation, instance=instance)
@@ -194,9 +194,6 @@ class Access:
         if user in self.listed and user > 0:
             return "user"
         return "guest" if self.open else "stranger"
-
-    async def _enrol(self, user: int, rank: Rank, name: str) -> None:
-        await enrol(self.bus, self.front, user, rank, name[:NAME_CHARS])
 
     async def _code(self, rank: str, days: float) -> str:
         code = secrets.token_urlsafe(16)

@@ -35,7 +35,7 @@ from rolecall.frontends.http.openai.pending_answer import (
 from rolecall.frontends.http.openai.uploaded_files import place_in_chat
 from rolecall.frontends.http.problems import openai_error, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.sse import Events, until_stopped
+from rolecall.frontends.http.sse import Events, streams
 from rolecall.frontends.http.task import Task, TaskCall, note_delivered
 
 DONE = ServerSentEvent(raw_data="[DONE]")
@@ -208,19 +208,15 @@ def _choice_key(key: str | None, index: int) -> str | None:
 Submission = Annotated[ChatCompletion, Depends(_submit)]
 
 
-async def stream_completion(completion: Submission, services: ServicesDep) -> Events:
+def stopping() -> ServerSentEvent:
+    """The last event of a stream when the process stops."""
+    return _failure(text("server_stopping"), 503, "server_stopping")
+
+
+@streams(stopping)
+def stream_completion(completion: Submission, services: ServicesDep) -> Events:
     """Streams a completion as server-sent events."""
-    async with aclosing(streamed(services, completion)) as events:
-        async for event in events:
-            yield event
-
-
-async def streamed(services: Services, completion: ChatCompletion) -> Events:
-    """The events of a stream, also when the process stops."""
-    farewell = _failure(text("server_stopping"), 503, "server_stopping")
-    async with aclosing(until_stopped(services, _chunks(services, completion), farewell)) as events:
-        async for event in events:
-            yield event
+    return chunks(services, completion)
 
 
 router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_completion))
@@ -244,7 +240,8 @@ async def completed(services: Services, request: Request, completion: ChatComple
     return Response(body, headers=choices[0].headers, media_type="application/json", background=after)
 
 
-async def _chunks(services: Services, completion: ChatCompletion) -> Events:
+async def chunks(services: Services, completion: ChatCompletion) -> Events:
+    """The events of a stream."""
     sent = [SentText() for _ in completion.choices]
     for index in range(len(sent)):
         yield completion.first_chunk(index)

@@ -46,7 +46,7 @@ from rolecall.frontends.http.openai.response_stream import ResponseEvents
 from rolecall.frontends.http.openai.uploaded_files import place_in_items
 from rolecall.frontends.http.problems import Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.sse import Events, until_stopped
+from rolecall.frontends.http.sse import Events, streams, until_stopped
 from rolecall.frontends.http.task import Task, cancel_task, ended_task, follow_task, note_delivered
 
 ResponseId = Annotated[str, Path(max_length=1300, description="the `id` of a response")]
@@ -129,14 +129,28 @@ async def create(request: Request, services: ServicesDep, new: New) -> Response:
 # ── come back to a response ─────────────────────────────────────────────────────────────────────
 
 
-async def stream_again(
-    response_id: ResponseId, services: ServicesDep, who: User, starting_after: Annotated[int, Query(ge=-1)] = -1
-) -> Events:
+async def _kept(response_id: ResponseId, services: ServicesDep, who: User) -> KeptResponse:
+    return await find_response(services.bus, response_id, who)
+
+
+Kept = Annotated[KeptResponse, Depends(_kept)]
+
+
+@streams()
+async def stream_again(kept: Kept, services: ServicesDep, starting_after: Annotated[int, Query(ge=-1)] = -1) -> Events:
     """Streams a response from the beginning, or after the event of a number."""
-    kept = await find_response(services.bus, response_id, who)
-    async with aclosing(until_stopped(services, _repeated(services, kept, starting_after))) as streamed:
-        async for event in streamed:
-            yield event
+    shown = dict(kept.stored.shown)
+    events = ResponseEvents(kept.task, shown.pop("created_at", 0.0), shown, starting_after)
+    for one in events.begin():
+        yield one
+    if kept.task.ended:
+        for one in events.add(Event("final", "", kept.ref.turn, kept.task.text), kept.task):
+            yield one
+        return
+    async with aclosing(follow_task(services, kept.ref, "0-0")) as happened:
+        async for event in happened:
+            for one in events.add(event, kept.ref.ended_task(event.payload) if event.last else None):
+                yield one
 
 
 show_router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_again))
@@ -146,11 +160,10 @@ router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 @router.get("/responses/{response_id}/input_items", summary="List the input of a response",
             responses=problem_responses(404))  # fmt: skip
 async def list_input(
-    response_id: ResponseId, services: ServicesDep, who: User, limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    kept: Kept, limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[str, Query(pattern="^(asc|desc)$")] = "desc", after: Annotated[str, Query(max_length=2000)] = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Newest first, unless `order` is `asc`; after the item `after`."""
-    kept = await find_response(services.bus, response_id, who)
     items = input_items(kept.stored.messages, kept.ref.id)
     items = items if order == "asc" else items[::-1]
     at = next((number + 1 for number, item in enumerate(items) if item["id"] == after), 0)
@@ -160,9 +173,8 @@ async def list_input(
 
 
 @router.post("/responses/{response_id}/cancel", summary="Cancel a response", responses=problem_responses(404))
-async def cancel(response_id: ResponseId, services: ServicesDep, who: User) -> dict[str, Any]:
+async def cancel(response_id: ResponseId, kept: Kept, services: ServicesDep, who: User) -> dict[str, Any]:
     """Returns the response as it ended, now or before."""
-    kept = await find_response(services.bus, response_id, who)
     if not kept.task.ended:
         await cancel_task(services, kept.ref)
         kept = await find_response(services.bus, response_id, who)
@@ -170,15 +182,14 @@ async def cancel(response_id: ResponseId, services: ServicesDep, who: User) -> d
 
 
 @show_router.get("/responses/{response_id}", summary="Get a response", responses=problem_responses(404))
-async def show(response_id: ResponseId, services: ServicesDep, who: User) -> dict[str, Any]:
+async def show(kept: Kept) -> dict[str, Any]:
     """As it stands. `stream=true` streams its events, after the number `starting_after`."""
-    return (await find_response(services.bus, response_id, who)).object()
+    return kept.object()
 
 
 @router.delete("/responses/{response_id}", summary="Delete a response", responses=problem_responses(404))
-async def delete(response_id: ResponseId, services: ServicesDep, who: User) -> dict[str, Any]:
+async def delete(response_id: ResponseId, kept: Kept, services: ServicesDep) -> dict[str, Any]:
     """It can no longer be fetched or continued. Responses that continue it keep the rest of their conversation."""
-    kept = await find_response(services.bus, response_id, who)
     await delete_response(services.bus, kept.ref.conversation, kept.ref.turn)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -231,21 +242,6 @@ async def _streamed(services: Services, new: NewResponse, events: ResponseEvents
             for one in events.add(event, task):
                 yield one
     await note_delivered(services, new.pending.received)
-
-
-async def _repeated(services: Services, kept: KeptResponse, after: int) -> Events:
-    shown = dict(kept.stored.shown)
-    events = ResponseEvents(kept.task, shown.pop("created_at", 0.0), shown, after)
-    for one in events.begin():
-        yield one
-    if kept.task.ended:
-        for one in events.add(Event("final", "", kept.ref.turn, kept.task.text), kept.task):
-            yield one
-        return
-    async with aclosing(follow_task(services, kept.ref, "0-0")) as happened:
-        async for event in happened:
-            for one in events.add(event, kept.ref.ended_task(event.payload) if event.last else None):
-                yield one
 
 
 def _json(value: dict[str, Any], pending: PendingAnswer, after: BackgroundTask | None = None) -> Response:

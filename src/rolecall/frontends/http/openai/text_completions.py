@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -20,16 +19,17 @@ from rolecall.frontends.http.openai.completions import (
     RESPONSES,
     ChatCompletion,
     admitted_choices,
+    chunks,
     completed,
     finish_reason,
-    streamed,
+    stopping,
 )
 from rolecall.frontends.http.openai.model_list import model_names
 from rolecall.frontends.http.openai.pending_answer import either
 from rolecall.frontends.http.openai.request_fields import ModelNames
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.http.services import ServicesDep
-from rolecall.frontends.http.sse import Events
+from rolecall.frontends.http.sse import Events, streams
 from rolecall.frontends.http.task import Task
 
 
@@ -105,11 +105,10 @@ async def _submit(
 Submission = Annotated[TextCompletion, Depends(_submit)]
 
 
-async def stream_text(completion: Submission, services: ServicesDep) -> Events:
+@streams(stopping)
+def stream_text(completion: Submission, services: ServicesDep) -> Events:
     """Streams a completion as server-sent events."""
-    async with aclosing(streamed(services, completion)) as events:
-        async for event in events:
-            yield event
+    return chunks(services, completion)
 
 
 router = api_router(prefix="/v1", tags=["OpenAI-compatible"], route_class=either(stream_text))

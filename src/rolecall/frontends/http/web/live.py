@@ -15,12 +15,12 @@ from fastapi.sse import EventSourceResponse
 from rolecall import stats
 from rolecall.frontends.http import operators
 from rolecall.frontends.http.auth import Operator, User
-from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, until_stopped
+from rolecall.frontends.http.services import ServicesDep
+from rolecall.frontends.http.sse import RETRY, Events, Streaming, event, streams
 from rolecall.frontends.http.task import TaskRef, event_data, find_task, tell_task
 from rolecall.frontends.http.web import views
 from rolecall.frontends.http.web.views import Query
-from rolecall.transcripts.record import RECORD_ID, Order, Record, entry_order, read_records, session_files, visible
+from rolecall.transcripts.record import RECORD_ID, Record, entry_order, read_records, session_files, visible
 
 router = APIRouter(include_in_schema=False)
 LIST_SECONDS = 1.0
@@ -59,14 +59,16 @@ async def _found_task(services: ServicesDep, who: User, task_id: str) -> TaskRef
 
 
 @router.get("/web/chat/tasks/{task_id}/events", response_class=EventSourceResponse, dependencies=[Streaming])
+@streams()
 async def follow_chat(
     services: ServicesDep, ref: Annotated[TaskRef, Depends(_found_task)], last_event_id: Annotated[str, Header()] = ""
 ) -> Events:
     """A task's events from the first that is stored, so that it shows every role that worked on it."""
     after = last_event_id if EVENT_ID.fullmatch(last_event_id) else "0-0"
-    async with aclosing(until_stopped(services, _task_events(services, ref, after))) as events:
-        async for one in events:
-            yield one
+    yield RETRY
+    async with aclosing(tell_task(services, ref, after, None)) as found:
+        async for one in found:
+            yield event(*event_data(ref, one), one.id)
 
 
 # ── conversations ───────────────────────────────────────────────────────────────────────────────
@@ -77,13 +79,22 @@ async def _first_page(services: ServicesDep, query: QueryDep) -> dict[str, Any]:
 
 
 @router.get("/web/conversations/events", response_class=EventSourceResponse, dependencies=[Streaming])
+@streams()
 async def follow_list(
     services: ServicesDep, _: Operator, query: QueryDep, page: Annotated[dict[str, Any], Depends(_first_page)]
 ) -> Events:
     """A page of conversations, whenever it changes."""
-    async with aclosing(until_stopped(services, _list_events(services, query, page))) as events:
-        async for one in events:
-            yield one
+    yield RETRY
+    yield event("conversations", page)
+    took = 0.0
+    while True:
+        # Polling takes at most a tenth of the time, however many conversations there are.
+        await asyncio.sleep(max(LIST_SECONDS, 10 * took))
+        started, before = time.monotonic(), page
+        page = await views.list_conversations(services, query)
+        took = time.monotonic() - started
+        if page != before:
+            yield event("conversations", page)
 
 
 async def _shown(services: ServicesDep, _: Operator, which: str) -> dict[str, Any]:
@@ -94,68 +105,13 @@ Shown = Annotated[dict[str, Any], Depends(_shown)]
 
 
 @router.get("/web/conversations/{which}/events", response_class=EventSourceResponse, dependencies=[Streaming])
+@streams()
 async def follow_conversation(
     services: ServicesDep, shown: Shown, after: Text = "", last_event_id: Annotated[str, Header()] = ""
 ) -> Events:
     """A conversation's records after one of them, and its turns whenever they change."""
-    known = last_event_id or after
+    name, known = shown["name"], last_event_id or after
     order = entry_order(known) if RECORD_ID.fullmatch(known) else START
-    async with aclosing(until_stopped(services, _conversation_events(services, shown["name"], order))) as events:
-        async for one in events:
-            yield one
-
-
-@router.post("/web/conversations/{which}/stop")
-async def stop(services: ServicesDep, shown: Shown) -> dict[str, int]:
-    """Cancel every turn of a conversation."""
-    return {"turns": await services.front.stop(shown["id"])}
-
-
-@router.get("/web/now/events", response_class=EventSourceResponse, dependencies=[Streaming])
-async def follow_now(services: ServicesDep, _: Operator) -> Events:
-    """The samples of the last minutes, then the current state every two seconds."""
-    async with aclosing(until_stopped(services, _now_events(services))) as events:
-        async for one in events:
-            yield one
-
-
-@router.get("/web/log/events", response_class=EventSourceResponse, dependencies=[Streaming])
-async def follow_process_log(
-    services: ServicesDep, _: Operator, process: Text = "", level: operators.Level = "info",
-    last_event_id: Annotated[str, Header()] = "",
-) -> Events:  # fmt: skip
-    """The newest lines that the processes logged, then each that they log."""
-    after = last_event_id if EVENT_ID.fullmatch(last_event_id) else ""
-    async with aclosing(until_stopped(services, _process_log_events(services, process, level, after))) as events:
-        async for one in events:
-            yield one
-
-
-# ── streams ─────────────────────────────────────────────────────────────────────────────────────
-
-
-async def _task_events(services: Services, ref: TaskRef, after: str) -> Events:
-    yield RETRY
-    async with aclosing(tell_task(services, ref, after, None)) as found:
-        async for one in found:
-            yield event(*event_data(ref, one), one.id)
-
-
-async def _list_events(services: Services, query: Query, found: dict[str, Any]) -> Events:
-    yield RETRY
-    yield event("conversations", found)
-    took = 0.0
-    while True:
-        # Polling takes at most a tenth of the time, however many conversations there are.
-        await asyncio.sleep(max(LIST_SECONDS, 10 * took))
-        started, before = time.monotonic(), found
-        found = await views.list_conversations(services, query)
-        took = time.monotonic() - started
-        if found != before:
-            yield event("conversations", found)
-
-
-async def _conversation_events(services: Services, name: str, order: Order) -> Events:
     yield RETRY
     directory = services.log_dir / "conversations" / name
     stamp: object = None
@@ -177,7 +133,16 @@ async def _conversation_events(services: Services, name: str, order: Order) -> E
     yield event("gone", {})
 
 
-async def _now_events(services: Services) -> Events:
+@router.post("/web/conversations/{which}/stop")
+async def stop(services: ServicesDep, shown: Shown) -> dict[str, int]:
+    """Cancel every turn of a conversation."""
+    return {"turns": await services.front.stop(shown["id"])}
+
+
+@router.get("/web/now/events", response_class=EventSourceResponse, dependencies=[Streaming])
+@streams()
+async def follow_now(services: ServicesDep, _: Operator) -> Events:
+    """The samples of the last minutes, then the current state every two seconds."""
     yield RETRY
     yield event("series", {"samples": await stats.samples(services.bus)})
     newest = -1
@@ -191,7 +156,14 @@ async def _now_events(services: Services) -> Events:
         await asyncio.sleep(NOW_SECONDS)
 
 
-async def _process_log_events(services: Services, process: str, level: operators.Level, after: str) -> Events:
+@router.get("/web/log/events", response_class=EventSourceResponse, dependencies=[Streaming])
+@streams()
+async def follow_process_log(
+    services: ServicesDep, _: Operator, process: Text = "", level: operators.Level = "info",
+    last_event_id: Annotated[str, Header()] = "",
+) -> Events:  # fmt: skip
+    """The newest lines that the processes logged, then each that they log."""
+    after = last_event_id if EVENT_ID.fullmatch(last_event_id) else ""
     yield RETRY
     told = False
     while True:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hmac
 import json
 import re
@@ -31,7 +29,7 @@ from rolecall.frontends.http.intake import (
 )  # fmt: skip
 from rolecall.frontends.http.problems import Problem, bus_timeout, text
 from rolecall.frontends.http.services import Services, ServicesDep
-from rolecall.frontends.http.task import Task, accepted_task
+from rolecall.frontends.http.task import Task, accepted_task, conversation_in, link_of
 from rolecall.frontends.http.web.thread import MOST_ENTRIES, first_words, thread_of
 from rolecall.transcripts.reading import Filters, Summary
 from rolecall.transcripts.record import conversation_dir
@@ -180,10 +178,7 @@ async def show_shared(services: ServicesDep, link: str) -> dict[str, Any]:
 async def find_shared(services: Services, link: str) -> tuple[str, str]:
     """The conversation that ``link`` shares, and its title. Raises Problem (404)."""
     found = SHARED.fullmatch(link)
-    try:
-        conversation = base64.urlsafe_b64decode(found[1] + "=" * (-len(found[1]) % 4)).decode() if found else ""
-    except (binascii.Error, ValueError):
-        conversation = ""
+    conversation = conversation_in(found[1]) if found else ""
     async with bus_timeout():
         settings = await preferences_of(services.bus, conversation) if conversation.startswith(PREFIX) else {}
     token = settings.get("shared", "")
@@ -231,11 +226,10 @@ def _find(services: Services, own: str, search: str) -> dict[str, Summary]:
 
 def _settings(conversation: str, chosen: dict[str, str]) -> dict[str, Any]:
     token = chosen.get("shared", "")
-    encoded = base64.urlsafe_b64encode(conversation.encode()).decode().rstrip("=")
     return {
         "title": chosen.get("title", ""),
         "pinned": bool(chosen.get("pinned")),
-        "shared": f"/web/shared/{encoded}.{token}" if token else "",
+        "shared": f"/web/shared/{link_of(conversation)}.{token}" if token else "",
     }
 
 
