@@ -178,7 +178,7 @@ class ClusterSet:
         """The nodes that are primaries now, in their own opinion."""
         return [node for node in self.nodes if _role(node) == "master"]
 
-    def migrate(self, slot: int, *, atomic: bool = False) -> None:
+    def migrate(self, slot: int, *, atomic: bool = False, keys_at_once: int = 100, pause: float = 0) -> None:
         """Move ``slot`` to another primary: key by key as redis-cli does, or atomically as Valkey 9 can."""
         ids = {node: node.client.execute_command("CLUSTER", "MYID") for node in self.primaries()}
         primaries = [node for node, identity in ids.items() if _slots_of(node, identity)]
@@ -190,8 +190,9 @@ class ClusterSet:
             return
         target.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
         source.client.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
-        while names := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+        while names := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, keys_at_once):
             source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
+            time.sleep(pause)
         for node in (target, source, *primaries):
             node.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
 

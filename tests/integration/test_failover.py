@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,9 +22,11 @@ from rolecall.bus.dead_letters import count_dead_letters
 from rolecall.cli.checks_server import ServerLook, look_at_server
 from rolecall.config import Application
 from rolecall.errors import RolecallError, ServerUnavailable
+from rolecall.redis import keys
 from rolecall.redis.address import checked_url
 from rolecall.redis.server import RedisServer, connected
 from rolecall.settings import Settings
+from rolecall.transcripts.scribe import CONSUMER, COUNT, Scribe
 from tests.certificates import Authority
 from tests.cluster import SLOTS, ClusterSet, Node, SentinelSet, freeze, wait_for
 from tests.deployment import deployed
@@ -201,6 +204,52 @@ async def test_turns_of_all_shards_outlive_a_node_of_their_cluster_and_follow_th
             answers = await asyncio.gather(*(deployment.answer(received) for received in later))
             assert [answer.text for answer in answers] == ["after 0"] * 20
         assert await count_dead_letters(bus) == 0
+
+
+async def test_slots_that_move_are_told_once_and_are_no_outage(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = ClusterSet(directory / "c", replicas=False)
+    try:
+        servers.start()
+        async with deployed(directory, ROLES, redis_url=servers.url, scribe=True) as deployment:
+            shards = deployment.session.bus.shards
+            await asyncio.gather(*(deployment.ask(f"test:{number}", "go on") for number in range(40)))
+            caplog.clear()
+            for shard in shards[:4]:
+                moving = asyncio.to_thread(servers.migrate, key_slot(shard.prefix.encode()), keys_at_once=5, pause=0.1)
+                answers = [deployment.ask(f"test:{number}", "go on") for number in range(20)]
+                answered = asyncio.gather(*answers)
+                await moving
+                assert [answer.text for answer in await answered] == ["second"] * 20
+            told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+            assert len(told) == 1 and "are moving: turns in them wait" in told[0]
+    finally:
+        servers.stop()
+
+
+async def test_what_a_scribe_had_read_of_a_cluster_is_written_by_its_successor(
+    cluster: ClusterSet, directory: Path
+) -> None:
+    async with connected(cluster.url) as server:
+        keys.use("", spread=16)
+        logs = [shard.log for shard in keys.all_shards(16, clustered=True)]
+        for log in logs:
+            await server.call("XGROUP", "CREATE", log, "g", "0", "MKSTREAM")
+        record = ("c", "test:1", "s", 1, "t", "1", "w", "NOTE", "x", "said", "ms", 1)
+        for number in range(2 * COUNT + 1):
+            await server.call("XADD", logs[3], f"{number + 1}-0", *record)
+        await server.call("XREADGROUP", "GROUP", "g", CONSUMER, "COUNT", 2 * COUNT + 1, "STREAMS", logs[3], ">")
+        scribe = Scribe(server, 16, directory / "log", process="host:1~aaaaaa")
+        writing = asyncio.create_task(scribe.run(), name="scribe of a test")
+        await wait_until(lambda: scribe.writing)
+        await wait_until(lambda: none_left(server, logs[3]), seconds=5)
+        await scribe.stop()
+        await writing
+
+
+async def none_left(server: RedisServer, log: str) -> bool:
+    return bool(await server.call("XLEN", log) == 0)
 
 
 async def test_with_wait_replicas_nothing_is_accepted_that_no_replica_has(directory: Path) -> None:

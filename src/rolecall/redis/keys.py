@@ -83,6 +83,12 @@ def _spread_tag(number: int, shards: int) -> str:
     return next(f"{{{tag}}}" for tag in tried if crc_hqx(tag.encode(), 0) % SLOTS * shards // SLOTS == number)
 
 
+def absent(key: str | bytes) -> str:
+    """A key with the hash tag of ``key`` that is never written (see scripts.ABSENT)."""
+    name = key if isinstance(key, str) else key.decode()
+    return f"{name.partition('}')[0]}}}:-"
+
+
 def all_shards(shards: int, *, clustered: bool = False) -> tuple[ShardKeys, ...]:
     """The keys of each of the ``shards``."""
     return tuple(ShardKeys(number, shards if clustered else 0) for number in range(shards))

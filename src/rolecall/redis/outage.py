@@ -40,8 +40,8 @@ TRANSIENT = {
 """Code of an answer that will change without our doing → what it says about the server. All other codes are final."""
 DEMOTED = frozenset({"MASTERDOWN", "READONLY", "UNBLOCKED"})
 """The answers of a replica: another server is the primary now, and the configured address may lead to it already."""
-REDIRECTS = frozenset({"ASK", "MOVED"})
-"""The answers of a cluster's node that name another one, which is known then."""
+MOVING = frozenset({"ASK", "MOVED", "TRYAGAIN"})
+"""The answers of a cluster while a slot moves: its shard pauses until the move is complete, the others go on."""
 REFUSES_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 """The answers of a server that still serves reads, so that an answered read does not end the outage."""
 NEEDS_HELP = frozenset({"MISCONF", "NOAUTH", "NOREPLICAS", "OOM", "WRONGPASS"})
@@ -51,6 +51,8 @@ LOST = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
 UNAVAILABLE = "the server is unavailable: "
 UNREACHABLE = "it cannot be reached"
 WRITES = "writes"
+MOVE_SECONDS = 60.0
+"""Slots that move within so long of each other are one change of the cluster."""
 QUIET_SECONDS = 10.0
 """A successful write ends an outage of writes once none was refused for this long: not all scripts write each time."""
 
@@ -74,6 +76,7 @@ class Outage:
         """The codes of this outage that were logged."""
         self._began = 0.0
         self._refused = 0.0
+        self._moved = float("-inf")
         self._level = logging.INFO
         """WARNING once the server was reached; before that, the start of the process reports it."""
 
@@ -89,9 +92,9 @@ class Outage:
         return time.monotonic() - self._refused > QUIET_SECONDS
 
     def begin(self, part: object, error: ServerUnavailable) -> None:
-        """Note that ``part``, a connection or WRITES, does not work. That keys have moved is no outage."""
-        if error.code in REDIRECTS:
-            return
+        """Note that ``part``, a connection or WRITES, does not work. That keys move is no outage."""
+        if error.code in MOVING:
+            return self.move()
         self._refused = time.monotonic()
         begins = not self._failing
         if begins:
@@ -102,6 +105,14 @@ class Outage:
             why = str(error).removeprefix(UNAVAILABLE)
             logger.log(self._level, "the server at %s is unavailable, waiting: %s", self._address, why)
         self._failing[part] = _reason(error.code)
+
+    def move(self) -> None:
+        """Note that a slot of the cluster moves. Logged once for each change of the cluster."""
+        now = time.monotonic()
+        if now - self._moved > MOVE_SECONDS:
+            text = "slots of the cluster at %s are moving: turns in them wait until that is done"
+            logger.log(self._level, text, self._address)
+        self._moved = now
 
     def forget(self, part: object) -> None:
         """Note that ``part`` is closed."""

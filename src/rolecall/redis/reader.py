@@ -12,7 +12,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.background import cancel_and_wait
 from rolecall.errors import ServerError, ServerUnavailable
-from rolecall.redis.outage import translated
+from rolecall.redis.outage import MOVING, translated
 from rolecall.redis.pipeline import Connection, close, connecting, cut, on_bytes, packed
 from rolecall.redis.scripts import Arg
 from rolecall.redis.topology import SERVER, Place, tag_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BLOCK_MS = 12_000
 """How long a blocking read waits at the server, at most."""
 PROBE_MS = 100
-"""How long the first read after a failure waits."""
+"""How long the first read after a failure waits, and how long a reader waits for a slot that is on its way."""
 UNBLOCKED = "UNBLOCKED"
 """The code for a read that waited while its node became a replica or its slot was moved: the next one goes where the
 streams are now."""
@@ -82,8 +82,11 @@ class BlockingReader:
             await self._disconnect()  # a replica is left, and what is half open would wait once more
             if error.code == UNBLOCKED:
                 return None
-            self._failing = True
             self._server.outage.begin(self, error)
+            if error.code in MOVING and "BLOCK" in args:
+                await asyncio.sleep(PROBE_MS / 1000)
+                return None
+            self._failing = True
             raise
         finally:
             self._reading = 0

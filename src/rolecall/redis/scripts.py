@@ -35,11 +35,16 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from rolecall.errors import RolecallError
+from rolecall.redis.keys import absent
 
 Arg: TypeAlias = str | bytes | int | float
 Block: TypeAlias = Mapping[str, object]
 """Values by name: single ones, or lists of them."""
 LISTS = (list, tuple)
+ABSENT = "absent"
+"""On a cluster, one more key of each script that has several: one that is never written. While a slot moves key by key,
+a node refuses commands of which it lacks a key. Without this one, a script might run where keys whose names it makes
+itself are missing for the moment, and take them for keys that never were."""
 _Getter: TypeAlias = Callable[[Block], tuple[Any, ...]]
 _INCLUDE = re.compile(r"^-- include: (.+)$", re.MULTILINE)
 _DECLARED = re.compile(r"^-- (keys|args): (.*)$", re.MULTILINE)
@@ -104,8 +109,8 @@ class Script:
 
     @cached_property
     def sharded(self) -> Script:
-        """The same for a cluster, where what a script publishes goes to the node of its keys only."""
-        return replace(self, publish="SPUBLISH")
+        """The same for a cluster, where what a script publishes goes to the node of its keys only, with ABSENT."""
+        return replace(self, publish="SPUBLISH", keys=(*self.keys, ABSENT) if self._has_several_keys else self.keys)
 
     @property
     def names(self) -> frozenset[str]:
@@ -134,6 +139,17 @@ class Script:
         if len(values) != plan.values or len(sources) != plan.sources:
             raise self.mistake(blocks, values)
         return flat
+
+    def with_absent(self, arguments: Sequence[Any]) -> Sequence[Any]:
+        """``arguments`` for ``sharded``: with the key ABSENT."""
+        if not self._has_several_keys:
+            return arguments
+        at = 1 + len(self.keys)
+        return [arguments[0] + 1, *arguments[1:at], absent(arguments[1]), *arguments[at:]]
+
+    @property
+    def _has_several_keys(self) -> bool:
+        return len(self.keys) > 1 or bool(self.key_list)
 
     def mistake(self, blocks: Sequence[Block], values: Block) -> ScriptError:
         """What is wrong with a call, in one line."""

@@ -328,7 +328,7 @@ class RedisServer:
     def _started(self, script: Script, arguments: Sequence[Arg], *, whole: bool = False) -> asyncio.Future[Any]:
         """Send ``script`` by its digest, or as a ``whole`` to a server that does not have it."""
         if self.topology.sharded:
-            script = script.sharded
+            script, arguments = script.sharded, script.with_absent(arguments)
         command = ("EVAL" if whole else "EVALSHA") + ("_RO" if script.reads else "")
         place = self.topology.place((command, script.sha, *arguments[:2]))
         wire = self._wire(self._incoming if script.confirmed else self._wires, place)
@@ -358,6 +358,7 @@ class _Node:
 
     def redirected(self, error: AskError, command: Command) -> None:
         place = self.server.topology.redirected(error)
+        self.server.outage.move()
         self.server._wire(self.wires, place).put(command, asking=not isinstance(error, MovedError))
 
 

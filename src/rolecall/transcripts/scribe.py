@@ -109,7 +109,7 @@ class Scribe:
         start, count = "0", COUNT  # first what this consumer read before, then what is new
         while await self._leader.renew():
             ending = self._stopped.is_set()
-            batch = await self._read(start, count, wait=not ending)
+            batch = await self._read(start, count, wait=start == ">" and not ending)
             self._report_recovery()
             full = max((len(ids) for _, ids, _ in batch), default=0) >= count
             if batch and not await self._write(batch):
