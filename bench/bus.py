@@ -25,8 +25,8 @@ from rolecall import Agent, Context, Envelope
 from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Wakeups
 from rolecall.bus.process.processes import process_name
+from rolecall.bus.wakeups import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts.scribe import Scribe

@@ -15,8 +15,8 @@ from rolecall import Agent, Context, Envelope
 from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Wakeups
 from rolecall.bus.process.processes import process_name
+from rolecall.bus.wakeups import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.redis.server import RedisServer
 

@@ -23,11 +23,12 @@ from rolecall.bus.cancel import cancel_turn, stop_conversation
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import notify
 from rolecall.bus.envelope import Envelope, check_conversation, short_turn_id
-from rolecall.bus.events import AnswerText, Event, Wakeups, follow, follow_notices
+from rolecall.bus.events import AnswerText, Event, follow, follow_notices
 from rolecall.bus.process.processes import Deployment, check_running, deployment, process_name
 from rolecall.bus.schedule.schedules import Schedule, schedule, schedules_of, unschedule
 from rolecall.bus.steps.answers import answer, find_question
 from rolecall.bus.turn import Records, note
+from rolecall.bus.wakeups import Wakeups
 from rolecall.config import Config, load, resolve, standalone
 from rolecall.environment import application_directory
 from rolecall.errors import (

@@ -13,9 +13,9 @@ from urllib.parse import quote
 from rolecall.background import cancel_and_wait
 from rolecall.bus.admission import CONTROL_ROLE
 from rolecall.bus.bus import Bus, short_process
-from rolecall.bus.events import Wakeups
 from rolecall.bus.process.process_log import publishing
 from rolecall.bus.process.processes import deployment
+from rolecall.bus.wakeups import Wakeups
 from rolecall.config import Application
 from rolecall.environment import runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.events import Event
 from rolecall.bus.process.processes import process_name
 from rolecall.bus.steps.answers import answer
+from rolecall.bus.wakeups import Wakeups
 from rolecall.config import load
 from rolecall.errors import ServerUnavailable
 from rolecall.frontends.front import Front, Received

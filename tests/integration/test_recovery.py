@@ -16,10 +16,11 @@ import pytest
 
 from rolecall import Agent
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Event, Wakeups
+from rolecall.bus.events import Event
 from rolecall.bus.leases import Demand, take
 from rolecall.bus.process.processes import instances_of, live_processes, scale
 from rolecall.bus.turn import turns_in_flight
+from rolecall.bus.wakeups import Wakeups
 from rolecall.errors import RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.redis import keys

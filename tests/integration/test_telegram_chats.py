@@ -11,7 +11,7 @@ import pytest
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.outbox import Placeholders
+from rolecall.bus.chat_messages import Placeholders
 from rolecall.frontends.telegram.bot import open_bot
 from rolecall.frontends.telegram.chats import Chats, OutgoingFile, Unreachable
 from rolecall.frontends.telegram.markdown.entities import Entity, TextPart

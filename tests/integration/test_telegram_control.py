@@ -21,8 +21,7 @@ from telegram import User as TelegramUser
 
 from rolecall import Agent, Context, Envelope, Language, Role
 from rolecall.agent.memory import Memory
-from rolecall.bus.outbox import Placeholders
-from rolecall.bus.questions import keep_question
+from rolecall.bus.chat_messages import Placeholders, keep_question
 from rolecall.frontends.telegram import buttons
 from rolecall.frontends.telegram.access import TRIES
 from rolecall.frontends.telegram.bot import open_bot

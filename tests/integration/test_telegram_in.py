@@ -15,7 +15,7 @@ from telegram import Update
 from agents.voice import VoiceAgent
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Wakeups
+from rolecall.bus.wakeups import Wakeups
 from rolecall.frontends.telegram import grouping
 from rolecall.frontends.telegram.admitter import CUT_NOTE
 from rolecall.frontends.telegram.updates import Poller

@@ -11,8 +11,8 @@ import pytest
 from rolecall import Agent, Context, Envelope, Role
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.chat_messages import Placeholders
 from rolecall.bus.conversation import notify
-from rolecall.bus.outbox import Placeholders
 from rolecall.frontends.telegram.placeholders import INTENT
 from rolecall.frontends.texts import say
 from tests.bus.steps import log_records

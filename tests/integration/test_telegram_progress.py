@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rolecall import Agent, Context, Envelope, Role
+from rolecall.bus.chat_messages import Placeholders
 from rolecall.bus.dead_letters import dead_letters
-from rolecall.bus.outbox import Placeholders, reply
+from rolecall.bus.outbox import reply
 from rolecall.frontends.telegram.placeholders import INTENT
 from tests.bus.steps import log_records
 from tests.telegram.stage import Stage, staged

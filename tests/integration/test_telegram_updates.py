@@ -14,7 +14,7 @@ import pytest
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import dead_letters
-from rolecall.bus.events import Wakeups
+from rolecall.bus.wakeups import Wakeups
 from rolecall.frontends.texts import say
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings

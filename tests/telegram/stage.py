@@ -14,7 +14,8 @@ from telegram import Bot
 from rolecall import Role
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
-from rolecall.bus.outbox import Outbox, Placeholders, Whole
+from rolecall.bus.chat_messages import Placeholders
+from rolecall.bus.outbox import Outbox, Whole
 from rolecall.bus.turn import turns_in_flight
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.telegram.access import Access

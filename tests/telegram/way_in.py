@@ -12,9 +12,10 @@ from telegram import Update
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Wakeups
-from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
+from rolecall.bus.chat_messages import Placeholders
+from rolecall.bus.outbox import Outbox, OutboxEntry
 from rolecall.bus.turn import Records, snapshot
+from rolecall.bus.wakeups import Wakeups
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access
 from rolecall.frontends.telegram.admins import Admins

@@ -8,9 +8,9 @@ from rolecall.bus.admission import admit
 from rolecall.bus.blobs import Blobs, Files
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import erase_conversation
+from rolecall.bus.chat_messages import keep_question
 from rolecall.bus.conversation import give_feedback, remembered
 from rolecall.bus.envelope import Envelope
-from rolecall.bus.questions import keep_question
 from tests.bus.steps import answer, ask, bury_turn, names, take_one
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn
-from rolecall.bus.events import LINGERING, Event, Listener, Wakeups, follow
+from rolecall.bus.events import Event, follow
 from rolecall.bus.leases import emit, renew
 from rolecall.bus.turn import snapshot
+from rolecall.bus.wakeups import LINGERING, Listener, Wakeups
 from rolecall.errors import RolecallError
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.bus.events import Wakeups
+from rolecall.bus.wakeups import Wakeups
 from rolecall.errors import ServerError, ServerUnavailable
 from rolecall.redis import keys, pipeline, subscriber
 from rolecall.redis import reader as reads

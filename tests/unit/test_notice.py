@@ -12,8 +12,8 @@ from rolecall import stats
 from rolecall.agent.memory import Memory
 from rolecall.bus.blobs import Blob, Blobs
 from rolecall.bus.bus import Bus
+from rolecall.bus.chat_messages import Placeholders
 from rolecall.bus.conversation import give_feedback, notify
-from rolecall.bus.outbox import Placeholders
 from rolecall.bus.turn import turns_in_flight
 from rolecall.errors import BlobTooLarge, RolecallError
 from rolecall.redis.keys import today

@@ -6,10 +6,10 @@ import pytest
 
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
+from rolecall.bus.chat_messages import keep_question, question_of
 from rolecall.bus.conversation import forget_turn, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.leases import emit
-from rolecall.bus.questions import keep_question, question_of
 from tests.bus.steps import answer, ask, began, hash_of, log_records, take_one
 
 # ── preferences ─────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from rolecall.bus.events import Wakeups
+from rolecall.bus.wakeups import Wakeups
 from rolecall.redis.server import RedisServer
 from tests.valkey import ValkeyProcess
 

@@ -11,11 +11,11 @@ import msgspec
 from rolecall.bus.admission import edit_message, places
 from rolecall.bus.blobs import Blobs, Files, forget_files
 from rolecall.bus.bus import Bus
+from rolecall.bus.chat_messages import keep_question
 from rolecall.bus.conversation import asker_of, envelopes_of, read_history, remembered, running_turn
 from rolecall.bus.dead_letters import dead_letters, drop
 from rolecall.bus.envelope import LISTS, Envelope, decode, listed
 from rolecall.bus.events import so_far
-from rolecall.bus.questions import keep_question
 from rolecall.bus.schedule.schedules import unschedule
 from rolecall.bus.turn import (
     FORGET,

@@ -22,14 +22,12 @@ from rolecall.bus.turn import EntryPlace, Records, TurnBlock, final_event, turn_
 from rolecall.errors import ServerError, ServerUnavailable, cause_of
 from rolecall.redis.keys import GROUP
 from rolecall.redis.scripts import milliseconds, script
-from rolecall.redis.server import Reader, RedisServer, field_map, text_map
+from rolecall.redis.server import Reader, RedisServer, field_map
 
 logger = logging.getLogger(__name__)
 PACKAGE = "rolecall.bus"
 DELIVERED = script(PACKAGE, "scripts/conversation/delivered", TurnBlock, names="received records")
 REPLY = script(PACKAGE, "scripts/conversation/reply", names="idempotency outbox repeat_ms name payload")
-SHOW = script(PACKAGE, "scripts/conversation/show", names="shown shows part message turn keep")
-UNSHOW = script(PACKAGE, "scripts/conversation/unshow", names="shown shows part message")
 PAGE = 100
 AHEAD = 1000
 """Entries in memory. Beyond that, or beyond CONVERSATION_AHEAD of one conversation, only their ids are kept."""
@@ -41,8 +39,6 @@ LOOK_SECONDS = 0.1
 LEAVING_SECONDS = 6.0
 TRIES = 5
 LONGEST_WAIT = 5.0
-WHOLE = "0"
-"""The name of an answer's first part, which is usually the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,39 +370,3 @@ def _entry(shard: int, entry_id: str, flat: Sequence[bytes] | None) -> OutboxEnt
         if fields:
             logger.error("outbox entry %s cannot be read and is left out: %s", entry_id, error)
         return None
-
-
-@dataclass(frozen=True)
-class Placeholders:
-    """Which outside messages show a turn, kept for ``days`` after the last one. An answer of several messages has
-    several parts, which the front end names."""
-
-    bus: Bus
-    days: float = 7
-
-    async def record(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> str:
-        """Remember that the outside ``message`` shows ``part`` of ``turn``, unless another one does already. Returns
-        the message that shows it; if that is not the caller's, the caller sent a duplicate."""
-        shard = self.bus.shard(conversation)
-        stands: bytes = await self.bus.server.run(
-            SHOW, shown=shard.shown(conversation, turn), shows=shard.shows(conversation, message), part=part,
-            message=message, turn=turn, keep=milliseconds(self.days * 86_400),
-        )  # fmt: skip
-        return stands.decode()
-
-    async def forget(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> bool:
-        """Forget the outside ``message``, for example once it was deleted, if it still shows ``part``."""
-        shard = self.bus.shard(conversation)
-        shown, shows = shard.shown(conversation, turn), shard.shows(conversation, message)
-        return bool(await self.bus.server.run(UNSHOW, shown=shown, shows=shows, part=part, message=message))
-
-    async def of(self, conversation: str, turn: str) -> dict[str, str]:
-        """The outside messages that show ``turn``, by part."""
-        flat = await self.bus.server.fetch("HGETALL", self.bus.shard(conversation).shown(conversation, turn))
-        return text_map(flat)
-
-    async def turn_of(self, conversation: str, message: str) -> str:
-        """The turn that the outside ``message`` shows; empty if there is none or it has expired."""
-        key = self.bus.shard(conversation).shows(conversation, message)
-        turn: bytes | None = await self.bus.server.fetch("GET", key)
-        return (turn or b"").decode()

@@ -20,8 +20,9 @@ from rolecall.background import finish
 from rolecall.bus.commands import find_command
 from rolecall.bus.conversation import has_begun
 from rolecall.bus.conversation import notify as notify_conversation
-from rolecall.bus.events import AnswerText, Event, Wakeups
+from rolecall.bus.events import AnswerText, Event
 from rolecall.bus.process.processes import process_name
+from rolecall.bus.wakeups import Wakeups
 from rolecall.cli import STOPPED
 from rolecall.cli.runner import load_quietly, stop_requested, until_stopped
 from rolecall.client import FRONT, Assistant, TurnRef

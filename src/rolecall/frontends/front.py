@@ -17,11 +17,12 @@ from rolecall.bus.cancel import stop_conversation
 from rolecall.bus.commands import find_command, parse_command
 from rolecall.bus.conversation import preference
 from rolecall.bus.envelope import Envelope, short_turn_id
-from rolecall.bus.events import Event, Wakeups, follow, follow_notices
+from rolecall.bus.events import Event, follow, follow_notices
 from rolecall.bus.outbox import OutboxEntry
 from rolecall.bus.process.processes import ProcessState, check_running, register, unregister
 from rolecall.bus.steps.answers import Answered, answer
 from rolecall.bus.turn import CLEARED, Records, note
+from rolecall.bus.wakeups import Wakeups
 from rolecall.errors import EnvelopeTooLarge, RolecallError, ServerError
 from rolecall.frontends.reminders import reminders_reply
 from rolecall.frontends.texts import meta_of, say, spoken

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.envelope import ROLE_NAME
-from rolecall.bus.events import Wakeups
 from rolecall.bus.outbox import Outbox, OutboxEntry, Whole
 from rolecall.bus.turn import Records
+from rolecall.bus.wakeups import Wakeups
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError
 from rolecall.frontends.front import Front, FrontEnd

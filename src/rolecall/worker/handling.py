@@ -17,7 +17,6 @@ from rolecall.agent.context import Context
 from rolecall.background import Rarely
 from rolecall.bus.bus import count_soon
 from rolecall.bus.conversation import remembered
-from rolecall.bus.deltas import DeltaStream
 from rolecall.bus.envelope import Envelope, short_turn_id
 from rolecall.bus.leases import Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.process.process_log import WHO, public
@@ -26,6 +25,7 @@ from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
 from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
 from rolecall.tracing import conventions
 from rolecall.tracing.span import NOTHING, UNRECORDED, UNTRACED, Span
+from rolecall.worker.deltas import DeltaStream
 
 if TYPE_CHECKING:
     from rolecall.worker.instance import Instance

@@ -17,10 +17,10 @@ from rolecall.agent.role import Role, role_infos
 from rolecall.background import BackgroundTasks, cancel_and_wait
 from rolecall.bus import maintenance
 from rolecall.bus.bus import Bus
-from rolecall.bus.events import Wakeups
 from rolecall.bus.leases import ensure_groups
 from rolecall.bus.process.processes import live_counts, unregister
 from rolecall.bus.turn import parted
+from rolecall.bus.wakeups import Wakeups
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback

@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import erase_conversation
-from rolecall.bus.events import Wakeups
+from rolecall.bus.wakeups import Wakeups
 from rolecall.config import Application
 from rolecall.frontends.front import Front
 from rolecall.frontends.http.auth import Authenticator

@@ -13,12 +13,7 @@ from telegram import Message
 from rolecall.background import BackgroundTasks
 from rolecall.bus.admission import MODES, Mode, answered_without_turn, edit_message, mark_answered, move_message
 from rolecall.bus.cancel import stop_turns_of, withdraw_message
-from rolecall.bus.commands import Command, find_command
-from rolecall.bus.conversation import forget_turn, preference, running_turn
-from rolecall.bus.envelope import UNREAD, Envelope
-from rolecall.bus.members import note_applicant, note_visitor
-from rolecall.bus.outbox import reply
-from rolecall.bus.questions import (
+from rolecall.bus.chat_messages import (
     has_fingerprint,
     keep_question,
     note_fingerprint,
@@ -26,6 +21,11 @@ from rolecall.bus.questions import (
     only_message,
     question_of,
 )
+from rolecall.bus.commands import Command, find_command
+from rolecall.bus.conversation import forget_turn, preference, running_turn
+from rolecall.bus.envelope import UNREAD, Envelope
+from rolecall.bus.members import note_applicant, note_visitor
+from rolecall.bus.outbox import reply
 from rolecall.bus.schedule.schedules import unschedule_turn
 from rolecall.errors import EnvelopeTooLarge
 from rolecall.frontends.front import Front, Received

@@ -18,11 +18,17 @@ from telegram.error import TelegramError
 from rolecall.background import BackgroundTasks
 from rolecall.bus.admission import move_message
 from rolecall.bus.cancel import cancel_turn
+from rolecall.bus.chat_messages import (
+    Placeholders,
+    close_offer,
+    keep_question,
+    only_message,
+    pressed_before,
+    question_of,
+)
 from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
 from rolecall.bus.events import so_far
 from rolecall.bus.members import applicant
-from rolecall.bus.outbox import Placeholders
-from rolecall.bus.questions import close_offer, keep_question, only_message, pressed_before, question_of
 from rolecall.bus.schedule.schedules import schedules_of, unschedule, unschedule_turn
 from rolecall.bus.steps.answers import QuestionPlace, find_question
 from rolecall.bus.turn import root_of

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
 from rolecall.background import BackgroundTasks
-from rolecall.bus.outbox import WHOLE, Placeholders
+from rolecall.bus.chat_messages import WHOLE, Placeholders
 from rolecall.frontends.telegram.chats import Chats, Keyboard, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.message import Address

@@ -22,9 +22,10 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
 from rolecall.bus.conversation import active_conversations, running_turn
-from rolecall.bus.events import AnswerText, Event, Wakeups, follow
+from rolecall.bus.events import AnswerText, Event, follow
 from rolecall.bus.outbox import reply
 from rolecall.bus.turn import snapshot
+from rolecall.bus.wakeups import Wakeups
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
 from rolecall.frontends.telegram.bot import explain

@@ -17,9 +17,10 @@ from telegram.error import Forbidden, InvalidToken, TelegramError
 
 from rolecall.background import cancel_and_wait
 from rolecall.bus.blobs import Blobs
-from rolecall.bus.events import Wakeups
+from rolecall.bus.chat_messages import Placeholders
 from rolecall.bus.members import note_bot, served_bot
-from rolecall.bus.outbox import Outbox, OutboxEntry, Placeholders
+from rolecall.bus.outbox import Outbox, OutboxEntry
+from rolecall.bus.wakeups import Wakeups
 from rolecall.errors import ConfigError, ServerError, ServerRefused
 from rolecall.frontends.front import Front
 from rolecall.frontends.telegram.access import Access

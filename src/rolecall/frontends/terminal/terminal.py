@@ -20,8 +20,9 @@ from rolecall.background import BackgroundTasks
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS, find_command
 from rolecall.bus.envelope import check_conversation
-from rolecall.bus.events import AnswerText, Event, Wakeups
+from rolecall.bus.events import AnswerText, Event
 from rolecall.bus.outbox import OutboxEntry
+from rolecall.bus.wakeups import Wakeups
 from rolecall.errors import MissingExtra, NothingRunning, RolecallError
 from rolecall.frontends.front import Front, Received
 from rolecall.frontends.terminal.text import Rows, plain, rows_of

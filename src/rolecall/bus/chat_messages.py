@@ -1,8 +1,10 @@
-"""Questions: the payload of each turn as its messages brought it, kept for a while so that it can be asked again."""
+"""The messages of a chat as a front end knows them: what each asks, kept for a while so that it can be asked again, and
+what it says after its edits; and which messages show a turn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,8 +12,14 @@ import msgspec
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import part_text
 from rolecall.bus.foreign_text import REFERENCES
-from rolecall.redis.scripts import milliseconds
-from rolecall.redis.server import pairs
+from rolecall.redis.scripts import milliseconds, script
+from rolecall.redis.server import pairs, text_map
+
+PACKAGE = "rolecall.bus"
+SHOW = script(PACKAGE, "scripts/conversation/show", names="shown shows part message turn keep")
+UNSHOW = script(PACKAGE, "scripts/conversation/unshow", names="shown shows part message")
+WHOLE = "0"
+"""The name of an answer's first part, which is usually the only one."""
 
 
 async def keep_question(
@@ -81,6 +89,42 @@ async def offer_once(bus: Bus, conversation: str, turn: str, edit: str, *, hours
 async def close_offer(bus: Bus, conversation: str, turn: str) -> None:
     """The offer of a new answer to ``turn`` is no longer open. Idempotent."""
     await bus.server.call("DEL", bus.shard(conversation).offer(conversation, turn))
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """Which outside messages show a turn, kept for ``days`` after the last one. An answer of several messages has
+    several parts, which the front end names."""
+
+    bus: Bus
+    days: float = 7
+
+    async def record(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> str:
+        """Remember that the outside ``message`` shows ``part`` of ``turn``, unless another one does already. Returns
+        the message that shows it; if that is not the caller's, the caller sent a duplicate."""
+        shard = self.bus.shard(conversation)
+        stands: bytes = await self.bus.server.run(
+            SHOW, shown=shard.shown(conversation, turn), shows=shard.shows(conversation, message), part=part,
+            message=message, turn=turn, keep=milliseconds(self.days * 86_400),
+        )  # fmt: skip
+        return stands.decode()
+
+    async def forget(self, conversation: str, turn: str, message: str, part: str = WHOLE) -> bool:
+        """Forget the outside ``message``, for example once it was deleted, if it still shows ``part``."""
+        shard = self.bus.shard(conversation)
+        shown, shows = shard.shown(conversation, turn), shard.shows(conversation, message)
+        return bool(await self.bus.server.run(UNSHOW, shown=shown, shows=shows, part=part, message=message))
+
+    async def of(self, conversation: str, turn: str) -> dict[str, str]:
+        """The outside messages that show ``turn``, by part."""
+        flat = await self.bus.server.fetch("HGETALL", self.bus.shard(conversation).shown(conversation, turn))
+        return text_map(flat)
+
+    async def turn_of(self, conversation: str, message: str) -> str:
+        """The turn that the outside ``message`` shows; empty if there is none or it has expired."""
+        key = self.bus.shard(conversation).shows(conversation, message)
+        turn: bytes | None = await self.bus.server.fetch("GET", key)
+        return (turn or b"").decode()
 
 
 def _message_order(message: tuple[bytes, bytes]) -> tuple[int, bytes]:
