@@ -150,6 +150,8 @@ async def test_a_recording_is_transcribed(client: openai.AsyncOpenAI) -> None:
         model="auto", file=("note.mp3", b"by its name", "application/octet-stream"), response_format="text"
     )
     assert plain.strip() == "by its name"
+    verbose = await client.audio.transcriptions.create(model="auto", file=sound, response_format="verbose_json")
+    assert (verbose.text, verbose.duration, verbose.segments) == ("what was said", 0, None)
     silent = await client.audio.transcriptions.create(model="auto", file=("note.ogg", b"  ", "audio/ogg"))
     assert silent.text == ""
 

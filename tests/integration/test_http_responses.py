@@ -201,14 +201,13 @@ async def test_a_response_in_the_background_is_fetched_followed_and_cancelled(cl
     ask: Any = {"model": "gate", "input": "Hello", "background": True}
     first, second = await client.responses.create(**ask), await client.responses.create(**ask)
     assert first.status == "queued"
-    stream = await client.responses.create(**ask, stream=True)
-    seen = []
-    async for event in stream:
-        seen.append(event)
-        if event.type == "response.output_text.delta":
-            break
-    await stream.close()
-    assert seen[0].type == "response.queued"
+    seen: list[Any] = []
+    async with client.responses.stream(**ask) as stream:
+        async for event in stream:
+            seen.append(event)
+            if event.type == "response.output_text.delta":
+                break
+    assert [event.type for event in seen[:3]] == ["response.created", "response.queued", "response.in_progress"]
     stopped = await client.responses.cancel(second.id)
     assert stopped.status == "cancelled"
     with pytest.raises(openai.BadRequestError):

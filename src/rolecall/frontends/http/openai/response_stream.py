@@ -35,10 +35,9 @@ class ResponseEvents:
 
     def begin(self) -> Iterator[ServerSentEvent]:
         """How a stream begins."""
-        if self.shown.get("background"):
-            yield from self._numbered(("response.queued", {"response": self._response(self.task, "queued")}))
-        for name in ("response.created", "response.in_progress"):
-            yield from self._numbered((name, {"response": self._response(self.task, "in_progress")}))
+        waiting = "queued" if self.shown.get("background") else "in_progress"
+        for name, status in {"created": waiting, waiting: waiting, "in_progress": "in_progress"}.items():
+            yield from self._numbered((f"response.{name}", {"response": self._response(self.task, status)}))
 
     def add(self, happened: Event, task: Task | None) -> Iterator[ServerSentEvent]:
         """What an event of the turn changes; ``task`` is the ended one after the last event."""

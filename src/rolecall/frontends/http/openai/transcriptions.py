@@ -23,6 +23,9 @@ from rolecall.frontends.http.services import Services, ServicesDep
 
 ROLE = "voice"
 SOUND = ("audio/", "video/")
+FORMATS = ("json", "text", "verbose_json")
+UNKNOWN = {"task": "transcribe", "language": "", "duration": 0.0}
+"""What else ``verbose_json`` must have: LiteLLM always asks for that form."""
 router = api_router(prefix="/v1", tags=["OpenAI-compatible"])
 
 
@@ -32,7 +35,7 @@ async def transcribe(
     request: Request, response: Response, services: ServicesDep, who: User,
     file: Annotated[UploadFile, File(description="a recording of up to BLOB_MEGABYTES")],
     model: Annotated[str, Form(max_length=200, description="VOICE_MODEL, or auto")] = AUTO,
-    response_format: Annotated[str, Form(max_length=20, description="json or text")] = "json",
+    response_format: Annotated[str, Form(max_length=20, description="json, text or verbose_json")] = "json",
     stream: Annotated[bool, Form()] = False,
 ) -> Any:  # fmt: skip
     """The words in a recording."""
@@ -47,7 +50,9 @@ async def transcribe(
     async with admitted(services, who, asked, None, {}, kept=False) as pending:
         response.headers.update(pending.headers)
         task = await pending.answer(services, request)
-    return PlainTextResponse(task.text + "\n") if response_format == "text" else {"text": task.text}
+    if response_format == "text":
+        return PlainTextResponse(task.text + "\n")
+    return {"text": task.text, **(UNKNOWN if response_format == "verbose_json" else {})}
 
 
 def _check(services: Services, model: str, response_format: str, stream: bool) -> None:
@@ -57,7 +62,7 @@ def _check(services: Services, model: str, response_format: str, stream: bool) -
     if model not in (AUTO, configured, configured.rpartition("@")[0]):
         detail = text("model_not_found", name=repr(model[:100]), models=configured)
         raise Problem(404, detail, "model_not_found", param="model")
-    for name, is_unsupported in {"response_format": response_format not in ("json", "text"), "stream": stream}.items():
+    for name, is_unsupported in {"response_format": response_format not in FORMATS, "stream": stream}.items():
         if is_unsupported:
             raise Problem(400, text("unsupported_parameter", name=name), "unsupported_parameter", param=name)
 
