@@ -226,6 +226,41 @@ async def test_an_edit_that_telegram_never_makes_becomes_a_new_message(tmp_path:
         assert (await log_words(stage)).count("DELIVERED") == 2
 
 
+async def test_an_answer_takes_the_place_of_its_placeholder_when_telegram_answers_again(
+    tmp_path: Path, go: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rolecall.frontends.telegram.outlet.LONGEST_WAIT", 0.2)
+    async with staged(tmp_path, ROLES) as stage:
+        await stage.say(stage.api.user(7), "wait")
+        await stage.api.wait_for(lambda: len(stage.texts()) == 1)
+        (placeholder,) = stage.api.chat(7).answers
+        stage.api.fail(502)
+        go.set()
+        await stage.api.wait_for(lambda: stage.api.calls["editMessageText"] > 2 * 6)  # failed, and failed again
+        stage.api.fail(502, "none")
+        await stage.quiet()
+        assert [(one.id, one.text) for one in stage.api.chat(7).answers] == [(placeholder.id, "re: wait")]
+
+
+async def test_placeholders_stand_in_the_order_of_the_questions_when_telegram_answers_again(
+    tmp_path: Path, go: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rolecall.frontends.telegram.outlet.LONGEST_WAIT", 0.05)
+    async with staged(tmp_path, ROLES) as stage:
+        ada = stage.api.user(7)
+        await stage.say(ada, "wait 0")
+        await stage.api.wait_for(lambda: len(stage.texts()) == 1)
+        stage.api.fail(502, "sendMessage")
+        for number in range(1, 5):
+            await stage.say(ada, f"wait {number}")
+        await stage.api.wait_for(lambda: stage.api.calls["sendMessage"] > 9)  # the first of them has been given up once
+        stage.api.fail(502, "none")
+        await stage.api.wait_for(lambda: len(stage.texts()) == 5)
+        go.set()
+        await stage.quiet()
+        assert stage.texts() == [f"re: wait {number}" for number in range(5)]
+
+
 async def test_an_answer_that_telegram_never_takes_is_a_dead_letter_and_the_next_one_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,7 +277,10 @@ class AnswerDelivery:
     async def _replace(
         self, name: str, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None
     ) -> Outcome:
-        """Show one piece in a new message, in plain text, because Telegram keeps failing to edit ``message``."""
+        """Show one piece in a new message, in plain text, because Telegram keeps failing to edit ``message``, unless it
+        answers nothing at all."""
+        if not await self._chats.answers():
+            return "FAILING"
         await self._turn_messages.forget(self._address, self._turn, message, name)
         if isinstance(piece, OutgoingFile):
             part = TextPart(say(self._record.language, "file_unsent", name=piece.name))

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from telegram.error import TelegramError
@@ -219,8 +220,9 @@ class ProgressDisplay:
         conversation, turn = view.key
         apart = not view.address.private or view.place or self.chats.newest(view.address) > view.message_id
         while not view.over and self.holding(conversation):
-            if view.received.outcome == "DUP" and self.undelivered(conversation):
-                await asyncio.sleep(LOOK_SECONDS)  # after a restart, what a predecessor left comes first
+            late = view.received.outcome == "DUP" and self.undelivered(conversation)
+            if late or self._is_behind(view):  # after a restart, what a predecessor left comes first
+                await asyncio.sleep(LOOK_SECONDS)
                 continue
             created = await self.turn_messages.create(
                 view.address, turn, view.parts[0], after=view.message_id, keyboard=view.keyboard,
@@ -234,6 +236,13 @@ class ProgressDisplay:
                 return False
             await asyncio.sleep(LOOK_SECONDS)
         return False
+
+    def _is_behind(self, view: TurnView) -> bool:
+        """Whether a message of the same conversation that came before has no placeholder yet."""
+        before = takewhile(lambda one: one is not view, self._turns.values())
+        return view.received.outcome != "RUN" and any(
+            one.key[0] == view.key[0] and not (one.messages or one.draft or one.over) for one in before
+        )
 
     async def _follow(self, view: TurnView) -> None:
         conversation, turn = view.key
@@ -325,8 +334,8 @@ class ProgressDisplay:
         first = 1 if view.draft else 0
         while len(view.messages) > max(1, len(parts)) - first:
             message, name = view.messages.pop(), str(len(view.messages))
-            await self.chats.delete(view.address, message)
-            await self.turn_messages.forget(view.address, view.key[1], message, name)
+            if await self.chats.delete(view.address, message):  # else the deliverer deletes it
+                await self.turn_messages.forget(view.address, view.key[1], message, name)
         while len(view.messages) + first < len(parts):
             outcome = await self._go_on(view, parts)
             if outcome != "OK":
