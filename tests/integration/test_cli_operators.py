@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CompletedProcess, run
+from subprocess import PIPE, CompletedProcess, run
 
 import pytest
 
@@ -177,6 +178,16 @@ def test_with_closed_standard_files_a_verb_does_its_work(app: Path, closed: str)
     for verb in (("ask", "hello", "--conversation", f"terminal:{closed}"), ("logs",), ("--version",)):
         assert run([*shell, *verb], env=clean_environment({"ROLECALL_APP": str(app)})).returncode == 0
     assert "hello" in at(app, "logs", f"terminal:{closed}").stdout
+
+
+@pytest.mark.parametrize(("verb", "status"), [("logs", 0), ("top", 0), ("models list", 0), ("check", 1)])
+def test_a_reader_that_has_enough_is_no_failure(app: Path, verb: str, status: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    call = [str(ROLECALL), *verb.split()]
+    done = run(call, env=clean_environment({"ROLECALL_APP": str(app)}), stdout=writer, stderr=PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, "rror" in done.stderr) == (status, False)
 
 
 def test_top_without_a_terminal_prints_once(app: Path) -> None:

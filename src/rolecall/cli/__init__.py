@@ -56,13 +56,13 @@ def main() -> None:
         _end(str(cause), 2 if isinstance(cause, ConfigError) else 1)
     except KeyboardInterrupt:  # before Typer is there to hear of it
         sys.exit(STOPPED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    except BrokenPipeError:  # its reader, such as head, has enough
+        _drop_output()
+        sys.exit(1 if words[:1] == ["check"] else 0)  # a check that could not tell what it found has not passed
     except OSError as error:
         if error.errno not in FULL:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered
+        _drop_output()
         _end(f"cannot write the output: {error.strerror}", 1)
 
 
@@ -122,6 +122,11 @@ def _is_no_text(given: str) -> bool:
     except UnicodeEncodeError:
         return not Path(given.rpartition("=")[2]).exists()
     return False
+
+
+def _drop_output() -> None:
+    """Write what is still buffered to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _end(message: str, status: int) -> None:

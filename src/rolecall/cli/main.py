@@ -400,7 +400,11 @@ def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> Non
     """Run a verb and exit with its status."""
     from rolecall.cli.runner import run_loop
 
-    raise typer.Exit(run_loop(work, foreground=foreground) or 0)
+    try:
+        status = run_loop(work, foreground=foreground)
+    except BrokenPipeError:
+        raise BrokenPipeError from None  # without its number, by which Click would end with status 1
+    raise typer.Exit(status or 0)
 
 
 def _front_name(name: str) -> str:
@@ -410,9 +414,9 @@ def _front_name(name: str) -> str:
 
 
 def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
+    from rolecall.cli.output import PipedConsole
 
-    return Console(stderr=stderr)
+    return PipedConsole(stderr=stderr)
 
 
 def _version(wanted: bool) -> None:

@@ -18,6 +18,14 @@ from rolecall.session import Session, open_session
 GAP = "  "
 
 
+class PipedConsole(Console):
+    """A console whose reader may have enough, as ``head`` has. Rich would end the process with status 1 then."""
+
+    def on_broken_pipe(self) -> None:
+        """See Console. Raises BrokenPipeError."""
+        raise BrokenPipeError
+
+
 def columns(rows: Iterable[Sequence[object]], *, right: Sequence[int] = ()) -> list[str]:
     """The rows as lines; the columns numbered in ``right`` are flush right, the last one is never padded."""
     cells = [[str(cell) for cell in row] for row in rows]
