@@ -173,6 +173,12 @@ def log_level(error: ServerError) -> int:
     return logging.DEBUG if isinstance(error, ServerUnavailable) else logging.WARNING
 
 
+def heeded(future: asyncio.Future[Any]) -> None:
+    """Mark the failure of ``future``, which nobody awaits, as retrieved; for ``add_done_callback``."""
+    if not future.cancelled():
+        future.exception()
+
+
 async def finish(work: Coroutine[Any, Any, object], name: str, seconds: float) -> None:
     """Await ``work`` for up to ``seconds``, however often the calling task is cancelled meanwhile, and log what it
     raises; for what a task that was cancelled has to do before it ends."""
@@ -196,8 +202,7 @@ async def uninterrupted(
         if wake is not None:
             await wake()
         await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
+        heeded(task)
         raise
 
 

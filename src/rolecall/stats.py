@@ -104,7 +104,6 @@ async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) ->
     of ``models``."""
     alive = await live_processes(bus)
     counters = await _counters(bus)
-    turns = counters.get("turns", 0)
     users: set[str] = set()
     found = await totals(bus)
     unfinished = 0
@@ -116,17 +115,17 @@ async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) ->
         "instances": by_role(alive, roles),
         "queues": await queue_depths(bus, roles),
         "turns": {
-            "today": turns,
+            "today": counters.get("turns", 0),
             "errors": counters.get("error", 0),
             "cancelled": counters.get("cancelled", 0),
             "in_flight": found["in_flight"],
             "waiting": max(0, unfinished - found["in_flight"]),
-            "average_ms": round(counters.get("ms", 0) / turns) if turns else 0,
+            "average_ms": _average(counters),
         },
         "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
         "feedback": {"up": counters.get("up", 0), "down": counters.get("down", 0)},
         "users_now": len(users),
-        "users": _by_user(counters),
+        "users": {user: {**own, "average_ms": _average(own)} for user, own in _by_user(counters).items()},
         "connections": {
             state.process: {"open": state.connections, "allowed": state.max_connections} for state in alive
         },
@@ -157,14 +156,18 @@ def by_role(alive: Sequence[ProcessState], roles: Sequence[str]) -> dict[str, di
 
 
 def _by_user(counters: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Those of each user, without the others."""
     users: dict[str, dict[str, int]] = {}
     for name, value in counters.items():
         if name.startswith("u:"):
             user, _, counter = name[2:].rpartition(":")
             users.setdefault(user, {})[counter] = value
-    for row in users.values():
-        row["average_ms"] = round(row.get("ms", 0) / row["turns"]) if row.get("turns") else 0
     return users
+
+
+def _average(counters: dict[str, int]) -> int:
+    turns = counters.get("turns", 0)
+    return round(counters.get("ms", 0) / turns) if turns else 0
 
 
 async def _counters(bus: Bus) -> dict[str, int]:
@@ -408,12 +411,10 @@ def _used(spent: dict[str, int], name: str) -> dict[str, Any]:
 
 
 def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:
-    users: dict[str, dict[str, float]] = {}
-    for name, value in spent.items():
-        if name.startswith("u:"):
-            user, _, what = name[2:].rpartition(":")
-            users.setdefault(user, {})[what] = value / MICRO if what == "cost" else value
-    return users
+    return {
+        user: {what: value / MICRO if what == "cost" else value for what, value in own.items()}
+        for user, own in _by_user(spent).items()
+    }
 
 
 def _integers(flat: list[bytes]) -> dict[str, int]:

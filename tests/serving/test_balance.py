@@ -13,7 +13,7 @@ import pytest
 from rolecall.errors import ModelUnavailable, NotNow
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, server_ms
-from rolecall.serving.balance import LEFT, Balance, Candidate
+from rolecall.serving.balance import LEFT, Balance, Candidate, conditions
 from tests.waiting import wait_until
 
 MODEL = "m@test"
@@ -142,7 +142,9 @@ async def test_a_call_that_is_left_alone_frees_its_place_and_so_does_a_dead_proc
         await balances[0].left(await balances[0].pick(one), "OK")
 
 
-async def test_a_broken_server_is_left_out_and_looked_after_by_one(balances: list[Balance], host: Host) -> None:
+async def test_a_broken_server_is_left_out_and_looked_after_by_one(
+    server: RedisServer, balances: list[Balance], host: Host
+) -> None:
     host.away = {"b"}
     await fail(balances[0], "b")
     picked = Counter[str]()
@@ -160,7 +162,7 @@ async def test_a_broken_server_is_left_out_and_looked_after_by_one(balances: lis
     await wait_until(probed, what="two probes")
     assert set(picked) == {"a"}
     assert host.most == 1
-    assert (await balances[0].conditions(["a", "b"]))["b"].broken == "no connection to b"
+    assert (await conditions(server, MODEL, ["a", "b"]))["b"].broken == "no connection to b"
 
     host.away = set()
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from rolecall.background import heeded
 from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.journal import Journal, Step, StepFailure, encoded, record, recorded
@@ -321,7 +322,7 @@ class Recorder:
         self._timer = None
         if self._writing is None and self._pending:
             self._writing = asyncio.create_task(self._write(), name="rolecall steps")
-            self._writing.add_done_callback(_heed)
+            self._writing.add_done_callback(heeded)
 
     async def _write(self) -> None:
         steps, self._pending = self._pending, []
@@ -388,12 +389,6 @@ def _raised(failure: StepFailure) -> Exception:
             vars(error).update(failure.attributes)
             return error
     return RuntimeError(f"{failure.name}: {failure.text}")
-
-
-def _heed(task: asyncio.Task[None]) -> None:
-    """Mark the failure of ``task`` as retrieved: it is raised where the handler waits for it, if it does."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _line(error: BaseException) -> str:

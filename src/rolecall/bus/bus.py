@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
-from typing import Any
 
+from rolecall.background import heeded
 from rolecall.errors import ConfigError
 from rolecall.redis import keys
 from rolecall.redis.clock import ServerClock
@@ -110,10 +109,4 @@ async def add_counts(server: Server, counts: Mapping[str, int]) -> None:
 def count_soon(server: Server, name: str, *labels: str) -> None:
     """Add one to a counter of the metrics without waiting for it. It is lost while the server is unavailable."""
     words = (name, "n", *(label.replace(" ", "_") for label in labels))
-    server.send("HINCRBY", keys.METRICS, " ".join(words), 1).add_done_callback(_ignore)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    """Mark the failure of ``future``, which nobody awaits, as retrieved."""
-    if not future.cancelled():
-        future.exception()
+    server.send("HINCRBY", keys.METRICS, " ".join(words), 1).add_done_callback(heeded)

@@ -142,7 +142,7 @@ class Outbox:
                         await self._boundary.attempt("reading", self._serve())
                     except ServerError as error:
                         logger.log(log_level(error), "the outbox of %s: %s", self.front, error)
-                    await self._leave()
+                    await self._workers.drain(LEAVING_SECONDS)  # what was read is read again
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
             await self._workers.drain(0)
@@ -338,10 +338,6 @@ class Outbox:
         for raw_id, flat in await self.bus.server.fetch("XRANGE", stream, entry.id, entry.id):
             return _entry(entry.shard, raw_id.decode(), flat)
         return None
-
-    async def _leave(self) -> None:
-        """Forget what was read, as it is read again, and let deliveries in progress finish."""
-        await self._workers.drain(LEAVING_SECONDS)
 
 
 async def reply(

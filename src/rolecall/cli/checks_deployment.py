@@ -42,7 +42,7 @@ def look_at_deployment(application: Application, server: ServerLook) -> list[Fin
         _extras(),
         *_cpu(application),
         _connections(application, server),
-        *(_server_lines(application, server) if server.info else []),
+        *((_memory(application, server), _eviction(server), _durability(server)) if server.info else ()),
         *_address(application),
         _environment(application),
     ]
@@ -53,10 +53,6 @@ def _address(application: Application) -> list[Finding]:
         return [_hosts(application), _protection(application)]
     except ConfigError:  # said of the server already
         return []
-
-
-def _server_lines(application: Application, server: ServerLook) -> list[Finding]:
-    return [_memory(application, server), _eviction(server), _durability(server)]
 
 
 def _python() -> Finding:
@@ -75,7 +71,7 @@ def _extras() -> Finding:
 
 def _cpu(application: Application) -> list[Finding]:
     """Local models need a wheel for this platform and, on x86-64, a processor with AVX2."""
-    used = any(name.endswith("@local") for role in application.roles for name in role.models)
+    used = any(name.endswith("@local") for name in application.model_names)
     if not used or application.settings.local_url:
         return []
     if not _installed("xllamacpp"):

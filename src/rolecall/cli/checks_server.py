@@ -214,7 +214,7 @@ def _sync_times(state_dir: Path) -> list[float]:
 
 async def look_at_models(application: Application) -> list[Finding]:
     """One finding per model, each asked for one word; and the roles that have none to ask."""
-    names = list(dict.fromkeys(name for role in application.roles for name in role.models))
+    names = application.model_names
     async with _served(application, names) as serving:
         found = list(await asyncio.gather(*(_look_at(application, name, serving) for name in names)))
     if not names:

@@ -149,8 +149,7 @@ def _settings(load: Load) -> Settings:
 
 
 def _plan(load: Load) -> str:
-    each = "" if load.messages == 1 else f", {load.messages} messages each"
-    return f"{load.users} users at once{each}, {load.instances} instances, {load.delay:g} s an answer …"
+    return f"{load.users} users at once{_each(load.messages)}, {load.instances} instances, {load.delay:g} s an answer …"
 
 
 @asynccontextmanager
@@ -177,12 +176,8 @@ async def _send_all(front: Front, load: Load) -> tuple[float, list[HandledTurn]]
 
 async def _send(front: Front, load: Load, user: int) -> list[HandledTurn]:
     sent = [await front.receive(f"demo:{user}", f"message {n}") for n in range(1, load.messages + 1)]
-    follows = [_watch(front, received, _name(load, user, n)) for n, received in enumerate(sent, 1)]
+    follows = [_watch(front, received, _label(user, n, load.messages)) for n, received in enumerate(sent, 1)]
     return list(await asyncio.gather(*follows))
-
-
-def _name(load: Load, user: int, message: int) -> str:
-    return f"user {user}" if load.messages == 1 else f"user {user}, {message}"
 
 
 async def _watch(front: Front, received: Received, name: str) -> HandledTurn:

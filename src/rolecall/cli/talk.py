@@ -174,9 +174,8 @@ def _check(question: Question, application: Application) -> None:
     if question.role and application.role(question.role) is None:
         known = ", ".join(role.name for role in application.roles)
         raise ConfigError(f"--role {question.role}: there is no such role; there are {known}")
-    models = {model for role in application.roles for model in role.models}
-    if question.model and question.model not in models:
-        known = ", ".join(sorted(models)) or "none"
+    if question.model and question.model not in application.model_names:
+        known = ", ".join(sorted(application.model_names)) or "none"
         raise ConfigError(f"--model {question.model}: no role is configured with it; there are {known}")
 
 

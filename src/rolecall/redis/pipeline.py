@@ -16,6 +16,7 @@ from redis.exceptions import AskError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from rolecall.background import heeded
 from rolecall.errors import RolecallError, ServerError, ServerUnavailable, cause_of
 from rolecall.redis.outage import DEMOTED, REFUSES_WRITES, WRITES, Outage, server_error
 from rolecall.redis.scripts import Arg, Script
@@ -333,7 +334,7 @@ def cut(connection: Connection) -> None:
 def nobody() -> asyncio.Future[Any]:
     """A future for a reply that nobody waits for."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    future.add_done_callback(heeded)
     return future
 
 

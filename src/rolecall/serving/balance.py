@@ -89,7 +89,9 @@ class Balance:
             word, text, probe, *after = await self._picked(call, candidates)
             if word == b"GO":
                 self._look_after(probe.decode())
-                return self._place(text.decode(), call)
+                place = text.decode()
+                holding = asyncio.create_task(self._hold(f"{place} {call}"), name=f"hold {place}")
+                return Picked(place, call, holding)
             if word == b"FULL":
                 self._look_after(probe.decode())
                 await asyncio.sleep(random.uniform(0.5, 1) * FULL_SECONDS)
@@ -114,11 +116,7 @@ class Balance:
         word, _, probe, *_ = await self._picked("", [Candidate(candidate.id, 0)])
         if word != b"AWAY" or probe:
             await self._examined(candidate.id, broken=word == b"AWAY")
-        return (await self.conditions([candidate.id]))[candidate.id].broken
-
-    async def conditions(self, servers: Sequence[str]) -> dict[str, Condition]:
-        """The condition of each of ``servers``, by id."""
-        return await conditions(self._server, self.name, servers)
+        return (await conditions(self._server, self.name, [candidate.id]))[candidate.id].broken
 
     async def aclose(self) -> None:
         """Wait for pending reports."""
@@ -132,9 +130,6 @@ class Balance:
         return list(
             await self._server.run(PICK, _block(self.name), call=call, lease=lease, probe_ms=probe, servers=flat)
         )
-
-    def _place(self, server: str, call: str) -> Picked:
-        return Picked(server, call, asyncio.create_task(self._hold(f"{server} {call}"), name=f"hold {server}"))
 
     def _look_after(self, server: str) -> None:
         """Probe a failed server in the background; the current call goes to another one."""

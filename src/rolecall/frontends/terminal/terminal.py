@@ -61,8 +61,7 @@ async def chat(
     bus: Bus,
     wakeups: Wakeups,
     *,
-    name: str = "me",
-    conversation: str = "",
+    conversation: str,
     words: Sequence[tuple[str, str]] = (),
     history: Path | None = None,
     language: str = "",
@@ -70,16 +69,15 @@ async def chat(
 ) -> None:
     """Talk in this process's terminal until the user leaves.
 
-    The conversation is ``conversation``, else ``terminal:<name>``. ``words`` are completed besides the commands,
-    ``history`` is the file of earlier lines. What the application says itself is in ``language``.
-    ``unanswered`` are the questions of the process before, whose answers are shown first. Raises
-    MissingExtra without prompt_toolkit, RolecallError for an id that no conversation can have.
+    ``words`` are completed besides the commands, ``history`` is the file of earlier lines. What the application says
+    itself is in ``language``. ``unanswered`` are the questions of the process before, whose answers are shown first.
+    Raises MissingExtra without prompt_toolkit, RolecallError for an id that no conversation can have.
     """
     try:
         from rolecall.frontends.terminal.prompt import Prompt
     except ModuleNotFoundError:
         raise MissingExtra("terminal", "the chat prompt (--no-chat does without)") from None
-    talk = Chat(Front(bus, wakeups, "terminal"), check_conversation(conversation or f"terminal:{name}"), language)
+    talk = Chat(Front(bus, wakeups, "terminal"), check_conversation(conversation), language)
     known = [(f"/{command.name}", say(language, f"menu_{command.name}")) for command in COMMANDS]
     if unanswered is not None:
         unanswered.of(talk)

@@ -73,8 +73,8 @@ async def history_before(bus: Bus, previous: KeptResponse) -> list[ClientMessage
     history: list[ClientMessage] = []
     for stored in await load_responses(bus, previous.ref.conversation, previous.stored.chain):
         answer = [answer_message(Task.model_validate(stored.answer))] if stored.answer else []
-        history += [*_as_urls(stored.messages), *answer]
-    return [*history, *_as_urls(previous.stored.messages), answer_message(previous.task)]
+        history += [*as_urls(stored.messages), *answer]
+    return [*history, *as_urls(previous.stored.messages), answer_message(previous.task)]
 
 
 def chain_after(previous: KeptResponse | None) -> tuple[str, ...]:
@@ -112,5 +112,5 @@ async def _task_of(bus: Bus, ref: TaskRef, stored: StoredResponse) -> Task:
     return task
 
 
-def _as_urls(messages: Sequence[ClientMessage]) -> list[ClientMessage]:
+def as_urls(messages: Sequence[ClientMessage]) -> list[ClientMessage]:
     return [replace(one, images=tuple(f"blob:{image}" for image in one.images)) for one in messages]

@@ -34,6 +34,7 @@ from rolecall.frontends.http.openai.model_list import model_names
 from rolecall.frontends.http.openai.pending_answer import PendingAnswer, admitted, either
 from rolecall.frontends.http.openai.response_chain import (
     KeptResponse,
+    as_urls,
     chain_after,
     find_response,
     history_before,
@@ -79,7 +80,7 @@ async def _create(
     own = await store_pictures(Blobs(bus), at, await resolved(bus, who, items), uploads)
     before = [ClientMessage("system", body.instructions)] if body.instructions else []
     before += await history_before(bus, previous) if previous else []
-    messages = [*before, *(msgspec.structs.replace(one, images=_urls(one)) for one in own)]
+    messages = [*before, *as_urls(own)]
     if not messages:
         raise Problem(400, text("no_input"), "invalid_request", param="input")
     request = body.chat_request(model_names(services), at, messages, body.client_request(), "input")
@@ -247,7 +248,3 @@ async def _streamed(services: Services, new: NewResponse, events: ResponseEvents
 def _json(value: dict[str, Any], pending: PendingAnswer, after: BackgroundTask | None = None) -> Response:
     body = msgspec.json.encode(value)
     return Response(body, headers=dict(pending.headers), media_type="application/json", background=after)
-
-
-def _urls(message: ClientMessage) -> tuple[str, ...]:
-    return tuple(f"blob:{image}" for image in message.images)
