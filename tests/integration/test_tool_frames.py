@@ -45,6 +45,7 @@ class Server:
     before: list[bytes] = field(default_factory=list)
     """Frames that come before each answer."""
     silent: bool = False
+    requests: list[dict[str, Any]] = field(default_factory=list)
     connections: list[asyncio.StreamWriter] = field(default_factory=list)
     url: str = ""
 
@@ -53,6 +54,7 @@ class Server:
         while head := await reader.readuntil(b"\r\n\r\n"):
             fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n") if b": " in line)
             request = json.loads(await reader.readexactly(int(fields.get(b"content-length", 0))) or b"{}")
+            self.requests.append(request)
             if self.silent:
                 continue
             if not {"id", "method"} <= request.keys():
@@ -173,6 +175,27 @@ async def test_a_result_of_unknown_form_reaches_the_model_as_far_as_it_can_be_re
         server.answers["tools/call"] = result
         found = await Toolbox([await servers.tools("s")]).run("good", "{}")
     assert (found.text, found.failed) == (text, False)
+
+
+async def test_half_an_emoji_in_the_arguments_of_one_call_does_not_break_the_session_of_all(tmp_path: Path) -> None:
+    async with serving(tmp_path, GOOD) as (server, servers):
+        server.answers["tools/call"] = {"content": [{"type": "text", "text": "done"}]}
+        toolbox = Toolbox([await servers.tools("s")])
+        found = await asyncio.gather(*(toolbox.run("good", arguments) for arguments in ('{"a": "\\ud83d"}', "{}")))
+        assert [one.text for one in found] == ["done", "done"]
+        sent = [one["params"]["arguments"] for one in server.requests if one.get("method") == "tools/call"]
+        assert len(sent) == 2 and {"a": "?"} in sent
+
+
+async def test_a_call_that_may_have_been_made_is_told_as_such(tmp_path: Path) -> None:
+    async with serving(tmp_path, GOOD) as (server, servers):
+        toolbox = Toolbox([await servers.tools("s")])
+        server.silent = True
+        called = asyncio.create_task(toolbox.run("good", "{}"))
+        await wait_until(lambda: any(one.get("method") == "tools/call" for one in server.requests))
+        for connection in server.connections:
+            connection.close()
+        assert (await called).text.endswith("; what was asked of it may have been done")
 
 
 async def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:

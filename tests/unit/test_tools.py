@@ -80,6 +80,8 @@ def test_a_tool_without_arguments_takes_an_empty_object() -> None:
         (add, '{"a": 2}', "3"),
         (where, '{"place": {"city": "Rome"}, "day": "2026-11-21"}', "Rome, Italy, Saturday"),
         (thread, "", "rolecall tool thread"),
+        (weather, '{"city": "R\\ud83dme", "unit": "F"}', "R?me 21 F"),
+        (weather, '{"city": "\\ud83d\\ude00 \\\\ud83d"}', "😀 \\ud83d 21 C"),
         (Tool.of(partial(add, b=5), name="plus_five", description="Add five."), '{"a": 1}', "6"),
     ],
 )

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
-from rolecall.agent.tools import NAME, Tool, parameters_of
+from rolecall.agent.tools import NAME, Tool, json_object, parameters_of
 from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, MissingExtra, ToolError, cause_of
 from rolecall.models.model import ToolSpec
@@ -128,7 +128,7 @@ class ToolSession:
         """``tool`` under a name that providers accept and that none of ``names`` has."""
 
         async def run(arguments: str) -> object:
-            return await self._call(tool.name, _object(arguments))
+            return await self._call(tool.name, json.loads(json_object(arguments)))
 
         name = _tool_name(f"{self._server.prefix}{tool.name}", names)
         names.add(name)
@@ -191,7 +191,7 @@ class ToolSession:
             if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
                 raise ToolError(f"the tool server {self._name} says: {error}") from error
             await self._drop(client)
-            raise self._unavailable(error) from error
+            raise ToolError(f"{self._unavailable(error)}; what was asked of it may have been done") from error
         finally:
             self._calls -= 1
         if result.is_error:
@@ -352,16 +352,6 @@ def _tool_name(name: str, names: set[str]) -> str:
     name = name if NAME.fullmatch(name) else f"_{name}"[:64]
     numbered = (name, *(f"{name[:60]}_{number}" for number in range(2, 1000)))
     return next(one for one in numbered if one not in names)
-
-
-def _object(arguments: str) -> dict[str, Any]:
-    try:
-        found = json.loads(arguments.strip() or "{}")
-    except (ValueError, RecursionError) as error:
-        raise ToolError(f"the arguments are not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ToolError("the arguments are not a JSON object")
-    return found
 
 
 async def _anything(name: str, result: mcp_types.CallToolResult) -> None:

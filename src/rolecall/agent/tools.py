@@ -286,15 +286,24 @@ def _schema_of(name: str, taken: TypeAdapter[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _validated(taken: TypeAdapter[dict[str, Any]], arguments: str) -> dict[str, Any]:
-    arguments = _clean(arguments).strip() or "{}"
     try:
-        if not isinstance(pydantic_core.from_json(arguments), dict):
-            raise ToolError("the arguments are not a JSON object")
-        return taken.validate_json(arguments)
+        return taken.validate_json(json_object(arguments))
     except ValidationError as error:
         raise ToolError(f"wrong arguments: {explain_validation(error)}") from None
-    except ValueError as error:
+
+
+def json_object(arguments: str) -> str:
+    """The JSON of the object that a model wrote, without halves of surrogate pairs, which cannot be encoded. Raises
+    ToolError."""
+    arguments = _clean(arguments).strip() or "{}"
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError) as error:
         raise ToolError(f"the arguments are not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ToolError("the arguments are not a JSON object")
+    unescaped = json.dumps(found, ensure_ascii=False)
+    return arguments if (whole := _clean(unescaped)) == unescaped else whole
 
 
 def explain_validation(error: ValidationError) -> str:
