@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -17,7 +18,7 @@ from rolecall.cli.checks_deployment import EXTRAS
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.applications import AGENTS, CONFIG, make_application, run_rolecall
-from tests.valkey import ValkeyProcess
+from tests.valkey import ValkeyProcess, server_binary
 
 
 def rows(shown: str) -> dict[str, list[str]]:
@@ -154,6 +155,27 @@ async def test_a_user_who_may_only_read_is_a_failure_that_names_the_rights(tmp_p
         process.kill()
     assert done.returncode == 1
     assert re.search(r"failed +rights +the server's user lacks .*\+set \+del", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("default", "own", "said"),
+    [
+        ("-@all", "+@all", r"failed +restart .* would forget what scripts wrote"),
+        ("~* &* +@all", "+@all", r"passed +restart"),
+        ("-@all", "+@all -acl", r"not set up +restart .*may not ask"),
+    ],
+)
+def test_a_redis_7_0_that_would_forget_at_a_restart_is_named(default: str, own: str, said: str, tmp_path: Path) -> None:
+    users = tmp_path / "users.acl"
+    users.write_text(f"user default off resetkeys resetchannels {default}\nuser me on >pw ~* &* {own}\n")
+    directory = make_application(tmp_path / "app")
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        server = ValkeyProcess(Path(place), "--aclfile", str(users), durable=True, binary=server_binary("redis"))
+        server.start(ready=False)
+        url = f"unix://me:pw@{server.socket}"
+        shown = run_rolecall("check", "--app", directory, environment={"REDIS_URL": url}).stdout
+        server.kill()
+    assert re.search(said, shown)
 
 
 async def test_a_server_nearly_full_and_a_scribe_that_cannot_write_are_named(tmp_path: Path) -> None:

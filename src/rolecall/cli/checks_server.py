@@ -72,6 +72,7 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
             look.nodes = await server.info_of_all()
             look.info = next(iter(look.nodes.values()), {})
             look.findings += await _replication(server, application.settings, look.nodes)
+            look.findings += await _reloading(server, look.nodes)
             for warning in ServerCondition.of_all(look.nodes).warnings:
                 if "deletes keys" not in warning:  # the deployment checklist tells what to do
                     look.findings.append(Finding("failed", "server", warning, "see its memory, its disk and its log"))
@@ -140,6 +141,28 @@ async def _replication(
         remedy = "a node without a replica takes its shards with it when it dies"
         found.append(judged("replication", fewest > 0, f"WAIT_REPLICAS={wanted}; replicas: {counts}", remedy))
     return found
+
+
+async def _reloading(server: RedisServer, nodes: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    """Whether Redis 7.0 would have all of its append-only file after a restart: it reads that as the user default."""
+    if not any(map(_reloads_as_default, nodes.values())):
+        return []
+    write = ("ACL", "DRYRUN", "default", "XADD", keys.META, "*", "field", "value")
+    text = "Redis 7.0 reads its append-only file as the user default"
+    remedy = "before the next restart: ACL SETUSER default off resetpass ~* &* +@all, and the same in the ACL file"
+    try:
+        found = [await server.wire(place).send(write) for place in server.topology.places()]
+    except ServerRefused:
+        return [Finding("not set up", "restart", f"{text}; this user may not ask for its rights (+acl|dryrun)", remedy)]
+    if all(answer == b"OK" for answer in found):
+        return [Finding("passed", "restart", f"{text}, which has its rights")]
+    lost = "a restart would forget what scripts wrote: conversations, waiting turns"
+    return [Finding("failed", "restart", f"{text}, which may not write: {lost}", remedy)]
+
+
+def _reloads_as_default(info: Mapping[str, str]) -> bool:
+    redis = "valkey_version" not in info and info.get("redis_version", "").startswith("7.0.")
+    return redis and info.get("aof_enabled") == "1"
 
 
 async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> None:
