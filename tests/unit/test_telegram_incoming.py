@@ -215,6 +215,21 @@ def test_a_comment_on_a_channel_s_post_quotes_the_channel(api: TelegramApi, grou
     assert understood(api).quoted == ("News", "it rains")
 
 
+def test_a_reply_to_the_bot_in_another_topic_is_for_it(api: TelegramApi, group: Chat, ann: User) -> None:
+    ann.write("are you sure?", chat=GROUP, topic=5)
+    origin = {"type": "user", "date": 1, "sender_user": {"id": 4242, "is_bot": True, "first_name": "Rolecall"}}
+    reply = {"origin": origin, "chat": group.as_json(), "message_id": 3}
+    change(api, external_reply=reply, quote={"text": "Paris", "position": 0})
+    incoming = understood(api)
+    assert (incoming.address, incoming.text, incoming.quoted) == (
+        Address(GROUP, 5),
+        "Ann: are you sure?",
+        ("", "Paris"),
+    )
+    change(api, external_reply={**reply, "chat": {"id": -200, "type": "supergroup", "title": "Elsewhere"}})
+    assert read(api) is None
+
+
 def test_a_keyword_addresses_the_bot_as_a_whole_word(api: TelegramApi, group: Chat, ann: User) -> None:
     for text, meant in (("ROLLO, what time is it?", True), ("rollout day", False)):
         ann.write(text, chat=GROUP)

@@ -423,8 +423,12 @@ def _names_other_bot(message: Message, raw: str) -> bool:
 
 
 def _is_reply_to(message: Message, me: User) -> bool:
-    replied = _replied(message)
-    return replied is not None and replied.from_user is not None and replied.from_user.id == me.id
+    """Whether ``message`` replies to the bot, in its own topic or in another one of the chat."""
+    replied, other = _replied(message), message.external_reply
+    author = replied.from_user if replied else None
+    if other is not None and other.chat is not None and other.chat.id == message.chat.id:
+        author = getattr(other.origin, "sender_user", None)
+    return author is not None and author.id == me.id
 
 
 def _quoted(message: Message, me: User) -> tuple[str, str] | None:
@@ -433,14 +437,14 @@ def _quoted(message: Message, me: User) -> tuple[str, str] | None:
     text = markdown_source(message.quote.text, message.quote.entities or ()) if message.quote else ""
     if replied is not None:
         text = text or markdown_source(replied.text or replied.caption or "", _entities(replied)) or content_of(replied)
-        who = "" if _is_reply_to(message, me) else _author_of(replied)
+        who = _author_of(replied)
     elif other is not None:
         text, who = text or content_of(other), _origin(other.origin)
     else:
         return None
     if not text.strip():
         return None
-    return who, text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]} …"
+    return "" if _is_reply_to(message, me) else who, text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]} …"
 
 
 def _author_of(message: Message) -> str:
