@@ -11,10 +11,12 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from telegram import Update
+from telegram.error import InvalidToken
 
 from rolecall.frontends.telegram.bot import QuietBot, open_bot
-from rolecall.frontends.telegram.updates import Webhook
+from rolecall.frontends.telegram.updates import Updates, Webhook
 from rolecall.settings import Settings
+from tests.proxy import free_port
 from tests.telegram.api import TelegramApi
 
 SECRET = "only-telegram-knows_42"
@@ -144,6 +146,29 @@ async def test_another_application_serves_the_webhook_as_a_route(bot: QuietBot) 
         stranger = await client.post("/telegram/webhook", content=b'{"update_id": 2}')
     assert (answer.status_code, stranger.status_code) == (200, 403)
     assert [update.update_id for update in received.updates] == [1]
+
+
+async def test_a_webhook_that_another_program_took_is_set_again_and_its_failures_are_told(
+    api: TelegramApi, bot: QuietBot
+) -> None:
+    url, told = "https://127.0.0.1:9/hook", list[str]()
+    given = {"telegram_webhook_url": url, "telegram_webhook_secret": SECRET, "telegram_webhook_port": free_port()}
+    updates = Updates(bot, Received(), Settings.model_validate(given), told.append, webhook_seconds=0.05)
+    running = asyncio.create_task(updates.run(), name="updates of a test")
+    try:
+        await api.wait_for(lambda: api.calls["getWebhookInfo"] > 1)
+        assert told == []
+        await bot.delete_webhook()
+        await api.wait_for(lambda: api.world.updates.url == url and told, what="the webhook is set again")
+        assert told == ["another program changed the webhook of the bot; it is set again"]
+        api.user(7).write("one")
+        await api.wait_for(lambda: told[1:] and told[-1].startswith("Telegram cannot bring updates to the webhook: Co"))
+        api.token = "4242:revoked"
+        with pytest.raises(InvalidToken):
+            await asyncio.wait_for(running, 10)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 @pytest.mark.parametrize("secret", [None, "not good", "x" * 257])

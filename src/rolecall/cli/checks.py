@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import SecretStr
 
@@ -19,6 +19,9 @@ from rolecall.agent.role import Role
 from rolecall.config import Application, misspelt
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
+
+if TYPE_CHECKING:
+    from telegram import WebhookInfo
 
 BLOCK = 64 * 1024
 LITTLE = 50_000_000
@@ -155,7 +158,7 @@ async def _ask(settings: Settings) -> list[Finding]:
     bot = open_bot(settings)
     try:
         await bot.initialize()
-        hooked = (await bot.get_webhook_info()).url
+        hook = await bot.get_webhook_info()
         whole = bool(bot.bot.can_read_all_group_messages)
     except TelegramError as error:
         remedy = "see the token, and that this machine reaches Telegram (PROXY, TELEGRAM_API_URL)"
@@ -164,15 +167,18 @@ async def _ask(settings: Settings) -> list[Finding]:
         await bot.shutdown()
     return [
         Finding("passed", "bot", f"Telegram knows it as @{bot.username}"),
-        _updates(settings, hooked),
+        _updates(settings, hook),
         _groups(whole),
     ]
 
 
-def _updates(settings: Settings, hooked: str) -> Finding:
+def _updates(settings: Settings, hook: WebhookInfo) -> Finding:
+    if settings.telegram_webhook_url and hook.pending_update_count and hook.last_error_message:
+        text = f"{hook.pending_update_count} wait, Telegram cannot bring them: {hook.last_error_message}"
+        return Finding("failed", "updates", text, "see TELEGRAM_WEBHOOK_URL and the proxy behind it")
     if settings.telegram_webhook_url:
         return Finding("passed", "updates", "by webhook, which is set at each start")
-    if hooked:
+    if hook.url:
         text = "a webhook is set for this bot, though it is to be polled"
         return Finding("not set up", "updates", text, "nothing: it is deleted when the front end starts")
     return Finding("passed", "updates", "by polling")

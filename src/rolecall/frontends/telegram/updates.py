@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive as ASGIReceive
 from starlette.types import Scope, Send
-from telegram import Update
+from telegram import Update, WebhookInfo
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, TelegramError
 
 from rolecall.errors import ConfigError
@@ -28,6 +28,8 @@ from rolecall.settings import Settings
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 WATCHDOG_SECONDS = 120.0
+WEBHOOK_SECONDS = 60.0
+"""How often Telegram is asked whether it still uses the webhook."""
 LONGEST_PAUSE = 30.0
 Receive = Callable[[Update], Awaitable[None]]
 ALLOWED = ("message", "edited_message", "callback_query", "my_chat_member")
@@ -51,6 +53,7 @@ class Updates:
     settings: Settings
     tell: Callable[[str], None]
     watchdog_seconds: float = WATCHDOG_SECONDS
+    webhook_seconds: float = WEBHOOK_SECONDS
     webhook: Webhook | None = None
     """Set while this process receives updates by webhook."""
 
@@ -107,15 +110,40 @@ class Updates:
         await self._listen(hook)
         self.webhook = hook
         serving = asyncio.create_task(hook.run(), name="rolecall telegram webhook")
+        keeping = asyncio.create_task(self._keep_webhook(url, secret.get_secret_value()), name="rolecall telegram hook")
         try:
-            await self._retry(
-                lambda: self.bot.set_webhook(url, allowed_updates=ALLOWED, secret_token=secret.get_secret_value())
-            )
-            await serving
+            await asyncio.wait([serving, keeping], return_when=asyncio.FIRST_COMPLETED)
+            await (keeping if keeping.done() else serving)
         finally:
             self.webhook = None
-            serving.cancel()
-            await asyncio.wait([serving])
+            for task in (keeping, serving):
+                task.cancel()
+            await asyncio.wait([keeping, serving])
+
+    async def _keep_webhook(self, url: str, secret: str) -> None:
+        """Set the webhook, and again when another program has changed or deleted it; tell of updates that Telegram
+        cannot bring. Raises InvalidToken or Forbidden."""
+
+        async def register() -> WebhookInfo:
+            await self.bot.set_webhook(url, allowed_updates=ALLOWED, secret_token=secret)
+            return await self.bot.get_webhook_info()
+
+        known = await self._retry(register)
+        while True:
+            await asyncio.sleep(self.webhook_seconds)
+            try:
+                found = await self.bot.get_webhook_info()
+            except (InvalidToken, Forbidden):
+                raise
+            except TelegramError as error:
+                logger.info("whether the webhook is still set is not known: %s", explain(error))
+                continue
+            if found.url != known.url:
+                self.tell("another program changed the webhook of the bot; it is set again")
+                found = await self._retry(register)
+            elif found.pending_update_count and found.last_error_date != known.last_error_date:
+                self.tell(f"Telegram cannot bring updates to the webhook: {found.last_error_message}")
+            known = found
 
     async def _listen(self, hook: Webhook) -> None:
         """Listen for Telegram; retried, because a predecessor may still be using the port."""
