@@ -69,7 +69,8 @@ async def test_without_a_model_that_hears_it_is_said_which_setting_names_one() -
 
 
 async def test_what_is_heard_counts_in_the_budget_of_who_speaks(server: RedisServer) -> None:
-    async def wake(conversation: str) -> None: ...
+    async def wake(conversation: str) -> bool:
+        return True
 
     ann, ben = (Caller(f"telegram:{n}", "1", f"telegram:user:{n}") for n in (7, 8))
     async with provider(200, b'{"text": "Hello there."}', []) as url:

@@ -69,7 +69,8 @@ async def test_a_vector_too_few_is_an_error(name: str, answer: Any) -> None:
 
 
 async def test_vectors_count_in_the_budget(server: RedisServer) -> None:
-    async def wake(_: str) -> None: ...
+    async def wake(_: str) -> bool:
+        return True
 
     settings = Settings(user_tokens_per_day=3)
     gate = Gate(server, "m@test", Terms(), settings, wake)

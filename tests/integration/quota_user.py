@@ -38,8 +38,9 @@ async def main(url: str, minute: float, minutes: float, name: str) -> None:
     await server.aclose()
 
 
-async def _nobody(conversation: str) -> None:
+async def _nobody(conversation: str) -> bool:
     """Nobody sleeps here."""
+    return True
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ async def test_guests_have_half_of_a_users_budget_and_admins_have_no_limit(serve
 async def used_up(server: RedisServer, shares: dict[int, float]) -> dict[int, int | None]:
     """After how many calls of 100 tokens each is over a budget of 1,000; None for never in 20."""
 
-    async def wake(conversation: str) -> None: ...
+    async def wake(conversation: str) -> bool:
+        return True
 
     model = Gate(server, "echo@test", Terms(), Settings(user_tokens_per_day=1000), wake)
     calls: dict[int, int | None] = dict.fromkeys(shares)

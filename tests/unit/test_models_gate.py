@@ -74,12 +74,14 @@ class Stage:
     def __init__(self, server: RedisServer, terms: Terms, settings: Settings, processes: int = 1) -> None:
         self.provider = Provider()
         self.woken: list[str] = []
+        self.ended: set[str] = set()
         self.gates = [Gate(server, "m@test", terms, settings, self._wake) for _ in range(processes)]
         self.models = [Guarded(self.provider, gate) for gate in self.gates]
         self.server = server
 
-    async def _wake(self, conversation: str) -> None:
+    async def _wake(self, conversation: str) -> bool:
         self.woken.append(conversation)
+        return conversation not in self.ended
 
     async def ask(self, conversation: str = "a:1", process: int = 0) -> list[ModelEvent]:
         request = msgspec.structs.replace(HELLO, caller=Caller(conversation, "1", conversation))
@@ -278,6 +280,19 @@ async def test_no_more_calls_at_once_than_the_terms_allow_and_a_free_place_wakes
     on.provider.going.set()
     await asyncio.gather(*running)
     await wait_until(lambda: on.woken == ["a:2"], what="the one that waits to be woken")
+
+
+async def test_a_free_place_goes_to_the_next_turn_when_those_before_it_have_ended(server: RedisServer) -> None:
+    on = stage(server, concurrent=1)
+    on.provider.going.clear()
+    first = asyncio.create_task(on.ask("a:0"))
+    await wait_until(lambda: on.provider.now == 1, what="the call to begin")
+    for number in range(1, 6):
+        await on.gates[0].waits(f"a:{number}")
+    on.ended = {"a:1", "a:2", "a:3"}
+    on.provider.going.set()
+    await first
+    await wait_until(lambda: on.woken == ["a:1", "a:2", "a:3", "a:4"], what="one that still waits to be woken")
 
 
 async def test_a_call_of_a_dead_process_does_not_hold_its_place_for_ever(server: RedisServer) -> None:

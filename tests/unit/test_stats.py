@@ -101,7 +101,8 @@ async def test_an_idle_system_has_figures_too(bus: Bus) -> None:
 
 
 async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_may_be_asked(bus: Bus) -> None:
-    async def nobody(conversation: str) -> None: ...
+    async def nobody(conversation: str) -> bool:
+        return True
 
     settings = Settings(breaker_failures=1)
     gate = Gate(bus.server, "m@test", Terms(price_in=1.0, price_out=2.0), settings, nobody)

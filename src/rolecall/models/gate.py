@@ -69,6 +69,7 @@ LEAVE = script(
 )  # fmt: skip
 SPEND = script(PACKAGE, "scripts/spend", names="spent names amounts")
 WAIT = script(PACKAGE, "scripts/wait", ModelBlock, names="conversation")
+NEXT = script(PACKAGE, "scripts/next", ModelBlock)
 logger = logging.getLogger(__name__)
 LEASE_SECONDS = 15.0
 TOKEN_CHARS = 4
@@ -78,8 +79,8 @@ SPEND_SECONDS = 0.5
 """How long what was spent may be known to this process only, if there is no budget."""
 MICRO = 1_000_000
 Outcome = Literal["ANSWERING", "OK", "FAILED", "AWAY", "LIMITED", "NOTHING"]
-Wake = Callable[[str], Coroutine[Any, Any, None]]
-"""Resume the deferred turn of a conversation."""
+Wake = Callable[[str], Coroutine[Any, Any, bool]]
+"""Resume the deferred turn of a conversation. False if it no longer sleeps."""
 TRIES = 3
 PATIENCE_SECONDS = 0.25
 """Wait here up to this long; for a longer wait raise NotNow, so that the caller can defer the turn."""
@@ -238,8 +239,14 @@ class Gate:
         if self._budgets:
             await self._flush()
         for name in names:
-            self._later(self._wake(name.decode()))
+            self._later(self._rouse(name.decode()))
         return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05), silent / 1000)
+
+    async def _rouse(self, member: str) -> None:
+        """Wake a turn, or in its place the next one: the room for it would stay free."""
+        if not await self._wake(member):
+            for name in await self._server.run(NEXT, self._block("")):
+                self._later(self._rouse(name.decode()))
 
     def _spend(self, grown: Mapping[str, int]) -> None:
         """Note what was spent. Without a budget, what several calls spend is written together."""

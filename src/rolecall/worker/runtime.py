@@ -287,9 +287,10 @@ class Runtime:
         await self.apply_scale()
         await self._duties.register()
 
-    async def _wake(self, member: str) -> None:
+    async def _wake(self, member: str) -> bool:
         conversation, call = parted(member)
-        await maintenance.promote(self.bus, self.bus.shard(conversation), conversation, call, early=True)
+        verdict = await maintenance.promote(self.bus, self.bus.shard(conversation), conversation, call, early=True)
+        return verdict != "GONE"
 
     async def _stats(self) -> Mapping[str, Any]:
         roles = [role.name for role in self.application.roles]
