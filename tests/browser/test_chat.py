@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, FilePayload, Page, Route, ViewportSize, expect
 
 from rolecall.bus.conversation import notify, running_turn
 from rolecall.bus.schedule.schedules import schedule
@@ -276,6 +276,23 @@ async def test_each_block_runs_in_the_direction_of_its_script(page: Page) -> Non
                                 ("p code", "ltr")):  # fmt: skip
         assert await body.locator(selector).evaluate("(one) => getComputedStyle(one).direction") == direction, selector
     assert await page.locator(".said").evaluate("(one) => getComputedStyle(one).direction") == "rtl"
+
+
+async def test_what_is_written_on_a_phone_can_be_sent_however_little_the_keyboard_leaves(
+    stage: Stage, browser: Browser
+) -> None:
+    for width, height in ((360, 300), (320, 256)):
+        viewport: ViewportSize = {"width": width, "height": height}
+        phone = await browser.new_context(base_url=stage.url, has_touch=True, is_mobile=True, viewport=viewport)
+        page = await phone.new_page()
+        await page.goto("/")
+        picture: FilePayload = {"name": "a.gif", "mimeType": "image/gif", "buffer": b"GIF89a"}
+        await page.locator("input[type=file]").set_input_files([picture] * 3)
+        await expect(page.locator(".box .attached img")).to_have_count(3)
+        await page.get_by_label("Message", exact=True).fill("line\n" * 12 + "end")
+        await page.get_by_role("button", name="Send").tap(timeout=5000)
+        await expect(page.locator(".said")).to_contain_text("end")
+        await phone.close()
 
 
 async def test_enter_begins_a_line_on_a_phone_and_belongs_to_an_input_method_that_composes(
