@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from rolecall.bus.bus import Bus
 from rolecall.redis.server import RedisServer
@@ -22,11 +24,20 @@ def pytest_configure() -> None:
     hypothesis.settings.register_profile("same", derandomize=True, database=None)
     if "ROLECALL_RANDOM" not in os.environ:
         hypothesis.settings.load_profile("same")
+        # Hypothesis also draws constants of whatever modules a process has imported: other examples in each.
+        providers._get_local_constants = lambda: providers._local_constants
     tune_garbage_collector()
 
 
 def pytest_collection_finish() -> None:
     tune_garbage_collector()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """A test process cannot send half a surrogate pair, and the product is free to log one."""
+    report = yield
+    return json.loads(json.dumps(report, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""One process of several that use a model's quota: asks as fast as it is let, and prints when it used what."""
+"""One process of several that use a model's quota: asks as fast as it is let, and prints when it used what, of which
+slice."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ async def main(url: str, minute: float, minutes: float, name: str) -> None:
                 await asyncio.sleep(later.after)
                 continue
             call.usage = TOKENS
-            print(time.time(), TOKENS.tokens_in + TOKENS.tokens_out)
+            print(time.time(), call.slice, TOKENS.tokens_in + TOKENS.tokens_out)
             await gate.left(call, "OK")
 
     await asyncio.gather(*(talk(turn) for turn in range(4)))
