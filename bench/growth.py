@@ -182,8 +182,8 @@ async def measure(options: argparse.Namespace) -> bool:
     met = left.total() <= KEPT_BAR
     for state in states:
         met &= (ratio := state.ratio(states[0])) <= GROWTH_BAR
-        cost = f"{min(state.found):.0f} µs of server CPU a turn, median {statistics.median(state.found):.0f}"
-        print(f"{state.name:45} {cost}; × {ratio:.2f}")
+        told = f"{min(state.found):.0f} µs of server CPU a turn, median {statistics.median(state.found):.0f}"
+        print(f"{state.name:45} {told}; × {ratio:.2f}")
     return met
 
 

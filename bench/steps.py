@@ -120,20 +120,21 @@ async def suspended(url: str, count: int) -> Suspended:
     """What ``count`` turns cost that all wait for an answer, on a worker that runs them, and how long it takes until
     all have ended once they are answered. The log records that a scribe takes away do not count as memory."""
     async with running(url, (Role(ManagerAgent, 50),)) as runtime:
-        bus, shard = runtime.bus, runtime.bus.shards[0]
-        empty = await commands_per_second(bus.server)
-        before = int((await bus.server.info("memory"))["used_memory"])
+        bus, shard, server = runtime.bus, runtime.bus.shards[0], runtime.bus.server
+        assert isinstance(server, RedisServer)
+        empty = await commands_per_second(server)
+        before = int((await server.info("memory"))["used_memory"])
         for first in range(0, count, BATCH):
             names = [f"s{number}" for number in range(first, min(count, first + BATCH))]
             await asyncio.gather(*(admit(bus, waiting(name)) for name in names))
-        await until(bus.server, shard.suspended, count)
-        await bus.server.call("XTRIM", shard.log, "MAXLEN", 0)
-        memory = (int((await bus.server.info("memory"))["used_memory"]) - before) / count
-        idle, began = await commands_per_second(bus.server), time.monotonic()
+        await until(server, shard.suspended, count)
+        await server.call("XTRIM", shard.log, "MAXLEN", 0)
+        memory = (int((await server.info("memory"))["used_memory"]) - before) / count
+        idle, began = await commands_per_second(server), time.monotonic()
         for first in range(0, count, BATCH):
             names = [f"s{number}" for number in range(first, min(count, first + BATCH))]
             await asyncio.gather(*(answer(bus, name, str(QuestionPlace("1", 0, "1")), 0) for name in names))
-        await until(bus.server, shard.active, 0)
+        await until(server, shard.active, 0)
         return Suspended(memory, empty, idle, time.monotonic() - began)
 
 
