@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
@@ -20,7 +21,10 @@ from tests.valkey import ValkeyProcess
 
 
 def pytest_configure() -> None:
-    """The suite tries the same examples each time; ``ROLECALL_RANDOM=1`` looks for new ones."""
+    """The suite tries the same examples each time; ``ROLECALL_RANDOM=1`` looks for new ones. Ctrl-C reaches what it
+    starts also where a shell runs it in the background, which ignores SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("same", derandomize=True, database=None)
     if "ROLECALL_RANDOM" not in os.environ:
         hypothesis.settings.load_profile("same")
