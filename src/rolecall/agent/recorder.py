@@ -177,7 +177,7 @@ class Recorder:
         if found is not None and (found.kind, found.name) != (kind, name):
             self.broke(
                 NonDeterministic(
-                    f"step {key} was {found.kind} {found.name} when it was recorded, and now is {kind} {name}: {ADVICE}"
+                    f"step {key} was {found} when it was recorded, and now is {Step(kind, name)}: {ADVICE}"
                 )
             )
         self._asked.add(key)
@@ -275,8 +275,7 @@ class Recorder:
         if unasked:
             step = steps[key := min(unasked, key=int)]
             raise NonDeterministic(
-                f"step {key} was {step.kind} {step.name} when it was recorded, and now the handler ends without it: "
-                f"{ADVICE}"
+                f"step {key} was {step} when it was recorded, and now the handler ends without it: {ADVICE}"
             )
 
     @contextmanager

@@ -405,7 +405,7 @@ class Guarded:
                     elif isinstance(event, Done) and call.usage is None:
                         yield call.estimate()
                     yield event
-            over = True
+            over, call.usage = True, call.usage or call.estimate()
             await self.gate.left(call, "OK")
         except ModelError as error:
             if begun and call.usage is None:

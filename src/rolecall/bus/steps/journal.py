@@ -56,6 +56,9 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, rename=lambda name: 
     value: msgspec.Raw = msgspec.Raw(b"null")
     failure: StepFailure | None = None
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
 
 async def record(bus: Bus, delivery: Delivery, steps: Sequence[tuple[str, Step]], records: Records) -> Verdict:
     """Write finished steps by their keys, with log ``records``. Atomic and idempotent; a step stays as it was recorded
@@ -146,9 +149,7 @@ def encoded(bus: Bus, key: str, step: Step) -> bytes:
     """The JSON of ``step``. Raises StepTooLarge."""
     raw, limit = msgspec.json.encode(step), bus.settings.step_kb * 1024
     if len(raw) > limit:
-        raise StepTooLarge(
-            f"step {key} ({step.kind} {step.name}) has {len(raw):,} bytes: expected at most {limit:,}, see STEP_KB"
-        )
+        raise StepTooLarge(f"step {key} ({step}) has {len(raw):,} bytes: expected at most {limit:,}, see STEP_KB")
     return raw
 
 
