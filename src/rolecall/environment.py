@@ -21,6 +21,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from rolecall.errors import ConfigError
 from rolecall.settings import FORMER_NAMES, Settings
 
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+
 
 class _InForce(Settings, BaseSettings):
     """Settings with the values of an Environment alone, which says where each one came from."""
@@ -128,6 +130,14 @@ def user_language() -> str:
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
     code = re.split(r"[.@]", locale)[0]
     return "" if code in ("C", "POSIX") else code.replace("_", "-")
+
+
+def filled(text: str, names: Mapping[str, str], where: str) -> str:
+    """``text`` with what ``names`` has for each ``${NAME}``. Raises ConfigError, which tells ``where`` it is needed."""
+    for name in VARIABLE.findall(text):
+        if not names.get(name):
+            raise ConfigError(f"{where} needs {name}: set it in the environment or in .env")
+    return VARIABLE.sub(lambda found: names[found[1]], text)
 
 
 def explained(error: ValidationError, origins: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -39,7 +39,7 @@ def test_one_server_or_several_with_keys_of_the_environment(tmp_path: Path) -> N
         ('{"a@served": ModelAt("http://me:secret@x/v1")}', "url is invalid: expected an address such as"),
         ('{"a@served": ModelAt("http://x/v1", slots=0)}', "slots=0, weight=1: expected slots of at least 1"),
         ('{"a@served": ModelAt("http://x/v1", weight=0)}', "slots=4, weight=0: expected slots"),
-        ('{"a@served": ModelAt("http://x/v1", key="${NOPE}")}', "key names NOPE, which neither the environment nor"),
+        ('{"a@served": ModelAt("http://x/v1", key="${NOPE}")}', "needs NOPE: set it in the environment or in .env"),
         ('{"a@served": "http://x/v1"}', "servers: "),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from rolecall.agent.structured_output import REPAIR, SchemaMismatch, json_in
+from rolecall.agent.structured_output import Ask, SchemaMismatch, ask_twice, instruction_for, json_in
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
 from rolecall.bus.client_request import (
@@ -24,14 +24,13 @@ from rolecall.bus.client_request import (
     load_value,
     store_value,
 )
-from rolecall.errors import BadStructure, MissingExtra, Reject
+from rolecall.errors import MissingExtra, Reject
 from rolecall.models.model import Answer, Message, Request, ToolCall, ToolSpec
 from rolecall.models.vectors import Vectors
 
 EXPIRED = "the request has expired; please send it again"
 NOTHING = ClientRequest()
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
-INSTRUCTION = "Answer with JSON only, matching this JSON schema: {schema}"
 
 
 @dataclass
@@ -136,27 +135,17 @@ class AnswerForm:
 
     schema: dict[str, Any]
 
-    async def answer(
-        self, request: Request, ask: Callable[[Request], Awaitable[Answer]], log: Callable[[str], None]
-    ) -> Answer:
+    async def answer(self, request: Request, ask: Ask, log: Callable[[str], None]) -> Answer:
         """The answer that ``ask`` gives to ``request``, with JSON as its text. After an answer that does not match, the
         model is told what is wrong, once. Calls of tools, and what was cut at the model's limit, are returned as they
         are. Raises BadStructure, and whatever ``ask`` raises."""
-        told = Message("system", INSTRUCTION.format(schema=json.dumps(self.schema, ensure_ascii=False)))
+        told = Message("system", instruction_for(self.schema))
         request = replace(request, messages=(told, *request.messages), schema=self.schema)
-        first = await ask(request)
-        try:
-            return self._formed(first)
-        except SchemaMismatch as mismatch:
-            log(f"{first.model} gave no JSON that matches and is asked to correct it: {mismatch}")
-            repair = Message("user", REPAIR.format(why=mismatch))
-        messages = (*request.messages, Message("assistant", first.text or "(nothing)"), repair)
-        second = await ask(replace(request, messages=messages))
-        try:
-            tokens_in, tokens_out = first.tokens_in + second.tokens_in, first.tokens_out + second.tokens_out
-            return replace(self._formed(second), tokens_in=tokens_in, tokens_out=tokens_out)
-        except SchemaMismatch as mismatch:
-            raise BadStructure(f"{second.model} twice gave no JSON that matches: {mismatch}") from None
+        answer, first = await ask_twice(request, ask, self._formed, log, "JSON that matches")
+        if first is None:
+            return answer
+        tokens_in, tokens_out = first.tokens_in + answer.tokens_in, first.tokens_out + answer.tokens_out
+        return replace(answer, tokens_in=tokens_in, tokens_out=tokens_out)
 
     def _formed(self, answer: Answer) -> Answer:
         if answer.calls or answer.finish in ("length", "interrupted"):

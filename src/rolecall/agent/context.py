@@ -20,7 +20,7 @@ from rolecall.agent.memory import Memory
 from rolecall.agent.once import run_once
 from rolecall.agent.people import People
 from rolecall.agent.recorder import Recorder
-from rolecall.agent.structured_output import StructuredOutput, run_structured
+from rolecall.agent.structured_output import StructuredOutput, instruction_for, run_structured
 from rolecall.agent.tools import Offer, Tool, Toolbox, ToolLimits
 from rolecall.agent.waits import Waits
 from rolecall.bus.blobs import Blobs, sound_type
@@ -235,7 +235,7 @@ class Context:
         and ConfigError for a type that has no JSON schema.
         """
         output = StructuredOutput.of(kind)
-        request = request_of(model, history, text, f"{system}\n\n{output.instruction}".strip(), options)
+        request = request_of(model, history, text, f"{system}\n\n{instruction_for(output.schema)}".strip(), options)
         return await run_structured(
             output, request, lambda asked: self._complete(model, asked, discard, purpose="extract"), self.log
         )

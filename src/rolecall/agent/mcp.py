@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rolecall.agent.tools import NAME, Tool, json_object, parameters_of
 from rolecall.bus.foreign_text import defused
+from rolecall.environment import filled
 from rolecall.errors import ConfigError, MissingExtra, ToolError, cause_of
 from rolecall.models.model import ToolSpec
 from rolecall.transport.http_client import address, client_options
@@ -38,7 +39,6 @@ MAX_PAGES = 100
 MAX_TOOLS = 1000
 DESCRIPTION_CHARS = 4000
 UNCLEAN = re.compile(r"[^A-Za-z0-9_-]")
-VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class ToolServer:
             raise ConfigError(f"{where}: expected either command=('program', 'argument', …) or url='http://…'")
         if self.url:
             address(f"{where}: url", self.url)
-        env, headers = (_filled(values, environ, where) for values in (self.env, self.headers))
+        env, headers = (
+            {key: filled(value, environ, where) for key, value in values.items()} for values in (self.env, self.headers)
+        )
         return replace(self, env=env, headers=headers)
 
 
@@ -337,13 +339,6 @@ class ToolSession:
         if isinstance(error, asyncio.CancelledError):
             return "the session broke"
         return self._refusal or str(error) or type(error).__name__
-
-
-def _filled(values: Mapping[str, str], environ: Mapping[str, str], where: str) -> dict[str, str]:
-    for name in (name for value in values.values() for name in VARIABLE.findall(value)):
-        if not environ.get(name):
-            raise ConfigError(f"{where} needs {name}: set it in the environment or in .env")
-    return {key: VARIABLE.sub(lambda found: environ[found[1]], value) for key, value in values.items()}
 
 
 def _tool_name(name: str, names: set[str]) -> str:

@@ -17,6 +17,8 @@ from rolecall.errors import BadStructure, ConfigError
 from rolecall.models.model import Answer, Message, Request
 
 T = TypeVar("T")
+V = TypeVar("V")
+Ask = Callable[[Request], Awaitable[Answer]]
 CODE_FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
 WRAPPER = "value"
 """Providers want an object at the top level: any other schema becomes the field of this name in one."""
@@ -49,11 +51,6 @@ class StructuredOutput(Generic[T]):
         wrapped = schema.get("type") != "object"
         return cls(name, _wrap(schema) if wrapped else schema, adapter, wrapped)
 
-    @property
-    def instruction(self) -> str:
-        """The schema in words for the model, because not every provider enforces it."""
-        return f"Answer with JSON only, matching this JSON schema: {json.dumps(self.schema, ensure_ascii=False)}"
-
     def parse(self, text: str) -> T:
         """The value in ``text``; a code fence and words around the JSON are tolerated. Raises SchemaMismatch."""
         try:
@@ -68,27 +65,36 @@ class StructuredOutput(Generic[T]):
         return found
 
 
-async def run_structured(
-    output: StructuredOutput[T],
-    request: Request,
-    ask: Callable[[Request], Awaitable[Answer]],
-    log: Callable[[str], None],
-) -> T:
-    """The value that ``ask`` answers to ``request``. After an answer that does not match, the model is told what is
-    wrong, once. Raises BadStructure when the second answer does not match either, and whatever ``ask`` raises."""
+async def run_structured(output: StructuredOutput[T], request: Request, ask: Ask, log: Callable[[str], None]) -> T:
+    """The value that ``ask`` answers to ``request``; see ask_twice."""
     request = msgspec.structs.replace(request, schema=output.schema)
+    value, _ = await ask_twice(request, ask, lambda answer: output.parse(answer.text), log, f"valid {output.name}")
+    return value
+
+
+async def ask_twice(
+    request: Request, ask: Ask, checked: Callable[[Answer], V], log: Callable[[str], None], what: str
+) -> tuple[V, Answer | None]:
+    """What ``checked`` makes of the answer to ``request``. When that raises SchemaMismatch, the model is told why and
+    asked once more, and the first answer comes along. ``what`` names what is expected. Raises BadStructure when the
+    second does not match either, and whatever ``ask`` raises."""
     answer = await ask(request)
     try:
-        return output.parse(answer.text)
+        return checked(answer), None
     except SchemaMismatch as mismatch:
-        log(f"{answer.model} gave no valid {output.name} and is asked to correct it: {mismatch}")
+        log(f"{answer.model} gave no {what} and is asked to correct it: {mismatch}")
         repair = Message("user", REPAIR.format(why=mismatch))
     messages = (*request.messages, Message("assistant", answer.text or "(nothing)"), repair)
-    answer = await ask(msgspec.structs.replace(request, messages=messages))
+    second = await ask(msgspec.structs.replace(request, messages=messages))
     try:
-        return output.parse(answer.text)
+        return checked(second), answer
     except SchemaMismatch as mismatch:
-        raise BadStructure(f"{answer.model} twice gave no valid {output.name}: {mismatch}") from None
+        raise BadStructure(f"{second.model} twice gave no {what}: {mismatch}") from None
+
+
+def instruction_for(schema: dict[str, Any]) -> str:
+    """``schema`` in words for the model, because not every provider enforces it."""
+    return f"Answer with JSON only, matching this JSON schema: {json.dumps(schema, ensure_ascii=False)}"
 
 
 def _wrap(schema: dict[str, Any]) -> dict[str, Any]:

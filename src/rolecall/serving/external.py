@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 import msgspec
 
+from rolecall.environment import filled
 from rolecall.errors import ConfigError, MissingExtra, ModelUnavailable, ServerError
 from rolecall.redis.leader import Leader
 from rolecall.redis.server import Server
@@ -26,8 +26,6 @@ LOOK_SECONDS = 1.0
 """How often the leader looks at each server."""
 WATCH_SECONDS = 4.0
 """How long it leads after each renewal."""
-VARIABLE = re.compile(r"\$\{(\w+)\}")
-"""A variable of the environment in an API key."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,7 @@ class ModelAt:
             raise ConfigError(
                 f"{where}: slots={self.slots}, weight={self.weight:g}: expected slots of at least 1 and a weight over 0"
             )
-        missing = [variable for variable in VARIABLE.findall(self.key) if not environ.get(variable)]
-        if missing:
-            raise ConfigError(f"{where}: key names {missing[0]}, which neither the environment nor .env sets")
-        return replace(self, url=self.url.rstrip("/"), key=VARIABLE.sub(lambda found: environ[found[1]], self.key))
+        return replace(self, url=self.url.rstrip("/"), key=filled(self.key, environ, where))
 
     def candidate(self, name: str) -> Candidate:
         """This server as a candidate for the model ``name``; its id is the same in every process."""
