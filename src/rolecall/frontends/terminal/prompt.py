@@ -92,8 +92,7 @@ class Prompt:
             self._growing = growing
             return self._session.app.invalidate()
         async with in_terminal():
-            for style, text in lines:
-                self._session.app.print_text([(f"class:{style}" if style else "", f"{text}\n")])
+            self._session.app.print_text([(f"class:{style}" if style else "", f"{text}\n") for style, text in lines])
             self._growing = growing
 
     def _above(self) -> StyleAndTextTuples:
