@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from rolecall.settings import Settings
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 1.0
+RESTART_SECONDS = 30.0
+"""How long, at most, a bundled server that dies again and again is left alone between two starts."""
 NODES = 3
 """The usual number of nodes of a cluster."""
 
@@ -186,14 +189,18 @@ async def _kept_alive(server: RedisServer, embedded: EmbeddedServer | None) -> A
 
 
 async def _watch(server: RedisServer, embedded: EmbeddedServer) -> None:
-    told = ""
+    told, pause, started = "", 0.0, float("-inf")
     while True:
         await asyncio.sleep(WATCH_SECONDS)
-        if server.connected:
+        if server.connected or time.monotonic() < started + pause:
             continue
         try:
+            why = embedded.death()
             if await embedded.revive():
-                logger.warning("the bundled server died and was restarted")
+                logger.warning("the bundled server died and was restarted%s", f": {why}" if why else "")
+                again = time.monotonic() - started < 2 * RESTART_SECONDS
+                pause = min(2 * pause + WATCH_SECONDS, RESTART_SECONDS) if again else 0.0
+                started = time.monotonic()
             told = ""
             with suppress(ServerUnavailable):  # told by the connection
                 await server.ping()

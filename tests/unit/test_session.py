@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from rolecall.config import Application
-from rolecall.errors import ConfigError, NothingRunning, ServerUnavailable
+from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis.server import RedisServer
 from rolecall.session import open_session
 from rolecall.settings import Settings
@@ -53,6 +56,37 @@ async def test_a_bundled_server_that_dies_is_started_again(tmp_path: Path) -> No
                 return False
 
         await wait_until(kept)
+
+
+async def test_a_bundled_server_that_dies_of_a_full_disk_again_and_again_says_why_and_is_started_less_often(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / ".rolecall" / "server"
+    data.mkdir(parents=True, mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(data)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        async with open_session(application(tmp_path, appendfsync="always"), "host:1~aaaaaa", start=True) as session:
+
+            async def fill() -> None:
+                while True:
+                    with suppress(ServerError):
+                        await session.server.call("RPUSH", "list", "x" * 50_000)
+                    await asyncio.sleep(0.01)
+
+            began, filling = time.monotonic(), asyncio.create_task(fill(), name="filling the disk")
+            await wait_until(lambda: len(restarts(caplog)) == 4, seconds=40)
+            assert time.monotonic() - began > 4, "1 and 3 seconds are between the last of them"
+            filling.cancel()
+            subprocess.run(["mount", "-o", "remount,size=50m", data], check=True)
+    finally:
+        subprocess.run(["umount", data], check=True)
+    assert "AOF write error" in restarts(caplog)[0] and "server is full" in restarts(caplog)[0]
+
+
+def restarts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [told for record in caplog.records if "died and was restarted" in (told := record.getMessage())]
 
 
 async def test_a_bus_made_with_other_shards_is_refused(tmp_path: Path) -> None:

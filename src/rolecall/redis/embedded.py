@@ -112,6 +112,14 @@ class EmbeddedServer:
         await self._up(start=True)
         return self._process is not None
 
+    def death(self) -> str:
+        """Why the server ended, as far as the last line of its log and its disk tell; else empty."""
+        lines = self._files.log_file.read_text(errors="replace").rstrip().rpartition("\n")
+        complaint = LOG_HEAD.match(lines[-1])
+        if complaint is None or complaint[1] != "#":
+            return ""
+        return f"{lines[-1][complaint.end() :]} (log: {self._files.log_file}){self._full()}"
+
     async def leave(self) -> None:
         """Release the hold; the last user shuts the server down and waits until its process has ended. Idempotent.
         Raises ServerUnavailable when the server does not stop."""
@@ -257,9 +265,12 @@ class EmbeddedServer:
     def _death(self) -> str:
         log = self._files.log_file.read_bytes()[self._log_start :]
         line = _last_useful_line(log.decode(errors="replace")).replace(self._password, "***")
-        full = shutil.disk_usage(self._files.data).free < FULL_BYTES  # the server itself only tells of a short write
-        cause = f"; the disk of {self._files.data} is full" if full else ""
-        return f"the bundled server ended while starting: {line} (log: {self._files.log_file}){cause}"
+        return f"the bundled server ended while starting: {line} (log: {self._files.log_file}){self._full()}"
+
+    def _full(self) -> str:
+        """That the disk is full; the server itself only tells of a short write."""
+        full = shutil.disk_usage(self._files.data).free < FULL_BYTES
+        return f"; the disk of {self._files.data} is full" if full else ""
 
     def _drop_users(self) -> None:
         if self._users is not None:

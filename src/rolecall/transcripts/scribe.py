@@ -17,10 +17,11 @@ from typing import Any
 from rolecall.background import uninterrupted
 from rolecall.bus.leases import create_group
 from rolecall.bus.turn import FORGET
-from rolecall.errors import ServerError
+from rolecall.errors import ServerError, ServerUnavailable
 from rolecall.redis import keys
 from rolecall.redis.keys import GROUP
 from rolecall.redis.leader import RENEWALS, Leader
+from rolecall.redis.outage import UNREACHABLE
 from rolecall.redis.server import BLOCK_MS, Reader, RedisServer, field_map, pairs
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.object_storage import StorageUnavailable
@@ -212,6 +213,8 @@ def _explained(error: Exception, log_dir: Path) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         place = "" if error.filename is None else f": {error.filename}"
         return f"transcripts cannot be written: {error.strerror}{place}; records wait on the server"
+    if isinstance(error, ServerUnavailable) and not error.code:
+        return f"transcripts wait for the server: {UNREACHABLE}"  # in different words at each try
     return f"transcripts wait for the server: {error}"
 
 
