@@ -132,6 +132,11 @@ class Application:
         return [role for role in self.roles if role.match or (role.models and role.name in named)]
 
     @property
+    def role_names(self) -> list[str]:
+        """The roles by name."""
+        return [role.name for role in self.roles]
+
+    @property
     def model_names(self) -> list[str]:
         """The models of all roles, without duplicates."""
         return list(dict.fromkeys(name for role in self.roles for name in role.models))

@@ -105,7 +105,7 @@ async def open_session(
             await bus.prepare()
             if start and embedded is None:
                 await check_rights(server, bus.shards, clustered=settings.clustered)
-            roles = [role.name for role in application.roles] or (await deployment(bus)).roles
+            roles = application.role_names or (await deployment(bus)).roles
             bus.answers_commands = CONTROL_ROLE in roles
             if application.roles and embedded is None:  # a program without roles only visits
                 await bus.claim(application.name)

@@ -372,6 +372,11 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
     return LOOKS_SECRET.sub(HIDDEN, text)
 
 
+def listed(setting: str) -> list[str]:
+    """The items of a comma-separated setting."""
+    return [item for part in setting.split(",") if (item := part.strip())]
+
+
 def _is_cluster(url: object) -> bool:
     text = url.get_secret_value() if isinstance(url, SecretStr) else str(url or "")
     return text.strip().partition("://")[0].endswith("+cluster")

@@ -38,7 +38,7 @@ from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import Server
 from rolecall.settings import Settings
 
-Outcome = Literal["RUN", "WAIT", "MERGED", "DUP", "CONFLICT", "FULL", "BUSY"]
+AdmissionOutcome = Literal["RUN", "WAIT", "MERGED", "DUP", "CONFLICT", "FULL", "BUSY"]
 REFUSALS = {
     "FULL": "the conversation or its user has too many unanswered messages; wait for an answer",
     "BUSY": "the system has too many turns in flight (IN_FLIGHT_LIMIT); try again later",
@@ -115,7 +115,7 @@ class Admission:
     event if this call made it.
     """
 
-    outcome: Outcome
+    outcome: AdmissionOutcome
     turn: str
     place: int
     at: int = 0

@@ -28,7 +28,8 @@ from rolecall.frontends.terminal.terminal import Unanswered
 from rolecall.models.model import Model
 from rolecall.models.registry import TINY, warm
 from rolecall.session import Session, open_session
-from rolecall.transcripts.targets import STDOUT, target_names
+from rolecall.settings import listed
+from rolecall.transcripts.targets import STDOUT
 from rolecall.version import __version__
 from rolecall.worker.reload import reload_on_change
 from rolecall.worker.runtime import Runtime
@@ -43,7 +44,8 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
     interactive = chat and sys.stdin.isatty() and sys.stdout.isatty()
     quiet = interactive and "LOG_LEVEL" not in application.sources
     log_to_stderr(application.settings, quiet=quiet)
-    console = Console(stderr=STDOUT in target_names(application.settings))  # stdout belongs to the transcripts then
+    # With that target, stdout belongs to the transcripts.
+    console = Console(stderr=STDOUT in listed(application.settings.log_targets))
     async with (
         stop_requested(application.settings.drain_seconds) as wanted,
         open_session(application, process_name(), start=True) as session,

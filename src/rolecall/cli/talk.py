@@ -61,7 +61,7 @@ class Question:
     timeout: float | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class AskResult(msgspec.Struct, frozen=True):
     """What `rolecall ask --json` prints. ``kind`` is final, error, cancelled or refused."""
 
     conversation: str
@@ -179,7 +179,7 @@ def _check(question: Question, application: Application) -> None:
         raise ConfigError(f"--model {question.model}: no role is configured with it; there are {known}")
 
 
-async def _ask(assistant: Assistant, question: Question, answer: AnswerText, streaming: bool) -> Outcome:
+async def _ask(assistant: Assistant, question: Question, answer: AnswerText, streaming: bool) -> AskResult:
     began = time.monotonic()
     conversation = question.conversation or f"terminal:ask-{secrets.token_hex(4)}"
     command = find_command(question.text)
@@ -189,22 +189,22 @@ async def _ask(assistant: Assistant, question: Question, answer: AnswerText, str
         received = await Front(assistant.session.bus, assistant.wakeups, "terminal").receive(
             conversation, question.text, language=user_language()
         )
-        return Outcome(conversation, "", "", "final", received.reply)
+        return AskResult(conversation, "", "", "final", received.reply)
     try:
         ref = await assistant.send(
             question.text, conversation=conversation, role=question.role, model=question.model,
             priority=question.priority, language=user_language(),
         )  # fmt: skip
     except Refused as refused:
-        return Outcome(conversation, "", "", "refused", say(user_language(), refused.code.lower()))
+        return AskResult(conversation, "", "", "refused", say(user_language(), refused.code.lower()))
     except RolecallError as error:
         if type(error) not in (RolecallError, EnvelopeTooLarge):
             raise
-        return Outcome(conversation, "", "", "refused", f"I couldn't accept this: {error}.")
+        return AskResult(conversation, "", "", "refused", f"I couldn't accept this: {error}.")
     event = await _final_event(assistant, ref, question.timeout, answer if streaming else None)
     if event.kind != "cancelled":
         await assistant.delivered(ref)
-    return Outcome(
+    return AskResult(
         conversation,
         ref.turn,
         ref.id,

@@ -1,4 +1,4 @@
-"""`rolecall stats`: the figures of today (UTC) and of now, once."""
+"""The figures of today (UTC) and of now: once (`rolecall stats`), or on a screen that refreshes (`rolecall top`)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ OTHER_LINES = 14
 async def show_stats(app_dir: Path | None, console: Console, *, as_json: bool) -> int:
     """Print them as tables, or as one JSON object."""
     async with visiting(app_dir) as session:
-        roles = [role.name for role in session.application.roles]
-        figures = await stats.summary(session.bus, roles, session.application.model_names)
+        figures = await _figures(session)
     if as_json:
         print_lines(console, [json.dumps(figures)])
     else:
@@ -165,10 +164,13 @@ async def _refresh(session: Session, live: Live, height: int) -> None:
         live.update(Text(str(error)), refresh=True)
 
 
+async def _figures(session: Session) -> dict[str, Any]:
+    return await stats.summary(session.bus, session.application.role_names, session.application.model_names)
+
+
 async def _look(session: Session, height: int | None) -> list[RenderableType]:
     await ask_for_reports(session.bus)
-    roles = [role.name for role in session.application.roles]
-    figures = await stats.summary(session.bus, roles, session.application.model_names)
+    figures = await _figures(session)
     condition = await session.server.condition()
     refuses = session.server.outage.reason or condition.refuses
     troubles = [*([f"new messages wait: {refuses}"] if refuses else []), *condition.warnings]

@@ -15,7 +15,7 @@ from rolecall.errors import ConfigError
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Delta, Message, Model, Request
 from rolecall.models.stream import closing
-from rolecall.settings import Settings
+from rolecall.settings import Settings, listed
 from rolecall.version import plugins
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def models_by_key(settings: Settings) -> tuple[list[str], list[str]]:
     """What ``auto`` stands for, in fallback order, and the settings that decided it: GEN_MODEL; else the model of each
     key that is set, then ``TINY`` where this machine can run it."""
     if settings.gen_model:
-        return [part.strip() for part in settings.gen_model.split(",") if part.strip()], ["GEN_MODEL"]
+        return listed(settings.gen_model), ["GEN_MODEL"]
     by_key = {key: provider.model for provider in PROVIDERS.values() if provider.model for key in provider.keys}
     deciding = [key for key in by_key if getattr(settings, key)]
     tiny = [TINY] if settings.local_url or importlib.util.find_spec("xllamacpp") else []

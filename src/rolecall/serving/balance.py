@@ -27,7 +27,7 @@ LEFT_OUT_SECONDS = 2.0
 """Maximum backoff between two probes of a server."""
 FULL_SECONDS = 0.15
 """How often to retry while all healthy servers are full."""
-Outcome = Literal["OK", "ALIVE", "FAILED", "NOTHING"]
+PlaceOutcome = Literal["OK", "ALIVE", "FAILED", "NOTHING"]
 Probe = Callable[[str], Awaitable[None]]
 """Check the server with this id; raises ModelError if it does not answer."""
 
@@ -100,7 +100,7 @@ class Balance:
             else:
                 raise NotNow(f"{self.name}: {text.decode() or 'no server'}", after[0] / 1000, (self.name,))
 
-    async def left(self, place: Picked, outcome: Outcome, why: str = "", retry_after: float | None = None) -> None:
+    async def left(self, place: Picked, outcome: PlaceOutcome, why: str = "", retry_after: float | None = None) -> None:
         """End a call. After FAILED its server is left out, for ``retry_after`` seconds if given."""
         place.holding.cancel()
         await self._tell(place.call, place.server, outcome, why, retry_after)
@@ -147,7 +147,7 @@ class Balance:
                 await self._tell("", server, "ALIVE")
 
     async def _tell(
-        self, call: str, server: str, outcome: Outcome, why: str = "", retry_after: float | None = None
+        self, call: str, server: str, outcome: PlaceOutcome, why: str = "", retry_after: float | None = None
     ) -> None:
         wait = -1 if retry_after is None else milliseconds(retry_after)
         longest = milliseconds(LEFT_OUT_SECONDS)

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 import msgspec
 
 from rolecall.bus.turn import FORGET
-from rolecall.settings import Settings
+from rolecall.settings import Settings, listed
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.object_storage import TranscriptObjects
 
@@ -63,15 +63,10 @@ class JsonLines:
         """See TranscriptTarget."""
 
 
-def target_names(settings: Settings) -> list[str]:
-    """What LOG_TARGETS names, one by one."""
-    return [name for part in settings.log_targets.split(",") if (name := part.strip())]
-
-
 def open_targets(settings: Settings, log_dir: Path, tz: tzinfo | None) -> Sequence[TranscriptTarget]:
     """The targets that LOG_TARGETS names. Raises ConfigError, for a missing extra too."""
     found: list[TranscriptTarget] = []
-    for name in target_names(settings):
+    for name in listed(settings.log_targets):
         if name == "directory":
             found.append(TranscriptFiles(log_dir, tz))
         elif name == STDOUT:

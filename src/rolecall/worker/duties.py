@@ -108,7 +108,7 @@ class Duties:
         self._sleeping.clear()  # those whose last deferred turn was woken are forgotten
         bus, now = self._runtime.bus, await server_ms(self._server)
         await self._in_each_shard(lambda shard: maintenance.audit(bus, shard, now))
-        await maintenance.sweep(bus, [role.name for role in self._runtime.application.roles])
+        await maintenance.sweep(bus, self._runtime.application.role_names)
 
     async def follow_model_servers(self) -> None:
         """Have as many instances of the roles with ``instances="auto"`` as their model servers have slots."""

@@ -293,5 +293,4 @@ class Runtime:
         return verdict != "GONE"
 
     async def _stats(self) -> Mapping[str, Any]:
-        roles = [role.name for role in self.application.roles]
-        return await stats.summary(self.bus, roles, self.application.model_names)
+        return await stats.summary(self.bus, self.application.role_names, self.application.model_names)

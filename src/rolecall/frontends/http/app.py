@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from rolecall.frontends.http import api_document, auth, chat, metrics, operators, probes, problems, reminder_api
 from rolecall.frontends.http.boundary import RequestBoundary
-from rolecall.frontends.http.guard import RequestGuard, split_list
+from rolecall.frontends.http.guard import RequestGuard
 from rolecall.frontends.http.ollama import ollama_api
 from rolecall.frontends.http.openai import (
     completions,
@@ -30,7 +30,7 @@ from rolecall.frontends.http.openai import (
 )
 from rolecall.frontends.http.services import OpenServices
 from rolecall.frontends.http.web import pages
-from rolecall.settings import Settings
+from rolecall.settings import Settings, listed
 from rolecall.stats import Metrics
 from rolecall.version import __version__
 
@@ -89,7 +89,7 @@ def build(
         guarded = RequestGuard(app, settings, host)
         bounded = RequestBoundary(guarded, lambda status: metrics.count("http", str(status)), settings.redacted)
         # Around the boundary, so that pages of other origins can read every answer.
-        origins = split_list(settings.http_origins)
+        origins = listed(settings.http_origins)
         return CORSMiddleware(
             bounded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED_HEADERS,
         ) if origins else bounded  # fmt: skip

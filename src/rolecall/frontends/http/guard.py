@@ -23,7 +23,7 @@ from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS, require
 from rolecall.frontends.http.body import BodyReader, close_uploads
 from rolecall.frontends.http.problems import OLLAMA_PREFIX, Problem, text
 from rolecall.frontends.sockets import LOOPBACK, host_name, is_local
-from rolecall.settings import Settings
+from rolecall.settings import Settings, listed
 from rolecall.tracing.traceparent import HEADER, TRACEPARENT, parsed
 
 HEADER_BYTES = 16 * 1024
@@ -38,8 +38,8 @@ class RequestGuard:
     def __init__(self, app: ASGIApp, settings: Settings, host: str) -> None:
         self._app = app
         self._bodies = BodyReader(settings, lambda scope: require(Request(scope)))
-        self._hosts = _Hosts(host, split_list(settings.http_hosts))
-        self._origins = split_list(settings.http_origins)
+        self._hosts = _Hosts(host, listed(settings.http_hosts))
+        self._origins = listed(settings.http_origins)
         self._rates = RateLimit(settings.http_requests, settings.http_requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,11 +87,6 @@ class RequestGuard:
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         return origin in self._origins or _without_default_port(origin) == _without_default_port(f"//{host}")
-
-
-def split_list(setting: str) -> list[str]:
-    """The items of a comma-separated setting."""
-    return [part.strip() for part in setting.split(",") if part.strip()]
 
 
 class _Hosts:

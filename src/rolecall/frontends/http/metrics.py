@@ -33,9 +33,9 @@ BOUNDS = (*(str(bound) for bound in BUCKETS), "+Inf")
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def read_metrics(services: ServicesDep, _: Annotated[object, Depends(operator)]) -> Response:
     """Counters of "today" restart at midnight UTC, as a counter does when its process restarts."""
-    roles, models = [role.name for role in services.application.roles], services.application.model_names
+    roles = services.application.role_names
     summary, depths, found, records = await asyncio.gather(
-        stats.summary(services.bus, roles, models),
+        stats.summary(services.bus, roles, services.application.model_names),
         stats.band_depths(services.bus, roles),
         metric_totals(services.bus.server),
         stats.waiting_records(services.bus),

@@ -25,6 +25,7 @@ from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import operator
 from rolecall.frontends.http.problems import text
 from rolecall.frontends.http.services import Services, ServicesDep
+from rolecall.settings import listed
 from rolecall.transcripts.reading import Filters, Summary, since
 from rolecall.transcripts.record import (
     RECORD_ID,
@@ -37,7 +38,6 @@ from rolecall.transcripts.record import (
     session_files,
     visible,
 )
-from rolecall.transcripts.targets import target_names
 from rolecall.transcripts.timeline import trees
 
 router = api_router(tags=["operators"], dependencies=[Depends(operator)])
@@ -128,26 +128,24 @@ async def list_agents(services: ServicesDep) -> dict[str, Any]:
     """As reported by each process a moment ago. `roles` has the totals."""
     await ask_for_reports(services.bus)
     alive = await live_processes(services.bus)
-    roles = [role.name for role in services.application.roles]
     asdict = msgspec.structs.asdict  # includes the defaults, which the registry omits
     processes = [{**asdict(state), "instances": [asdict(instance) for instance in state.instances]} for state in alive]
-    return {"processes": processes, "roles": stats.by_role(alive, roles)}
+    return {"processes": processes, "roles": stats.by_role(alive, services.application.role_names)}
 
 
 @router.get("/queues", summary="Get the queue depths by role and priority")
 async def list_queues(services: ServicesDep) -> dict[str, Any]:
     """Over all shards, including envelopes being handled. `deferred` turns wait for their time or for a
     model, `suspended` ones for calls, people or timers."""
-    roles = [role.name for role in services.application.roles]
+    roles = services.application.role_names
     return {"roles": await stats.band_depths(services.bus, roles), **await stats.totals(services.bus)}
 
 
 @router.get("/stats", summary="Get the statistics of today (UTC) and of this moment")
 async def read_stats(services: ServicesDep) -> dict[str, Any]:
     """The same as `rolecall stats --json`."""
-    return await stats.summary(
-        services.bus, [role.name for role in services.application.roles], services.application.model_names
-    )
+    application = services.application
+    return await stats.summary(services.bus, application.role_names, application.model_names)
 
 
 @router.get("/log", summary="Get the newest lines that the processes logged")
@@ -239,7 +237,7 @@ async def _named(services: Services, which: str) -> str:
     try:
         directory, _ = await _find(services, which)
     except HTTPException:
-        elsewhere = "directory" not in target_names(services.settings)
+        elsewhere = "directory" not in listed(services.settings.log_targets)
         if not (elsewhere or await has_begun(services.bus, which)):
             raise
         try:

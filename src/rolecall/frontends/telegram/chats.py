@@ -29,9 +29,9 @@ from rolecall.frontends.telegram.outlet import (
     Failing,
     IdSpace,
     NotFree,
-    Outcome,
     Outlet,
     Outlets,
+    SendOutcome,
     Unwanted,
     is_blocked,
     outcome_of,
@@ -124,13 +124,13 @@ class Chats:
         *,
         wanted: Wanted | None = None,
         partial: bool = False,
-    ) -> Outcome:
+    ) -> SendOutcome:
         """Edit a message of the bot into ``part``; retried until it succeeds or cannot. A ``partial`` text is tried
         once, and only if the chat is free. ``wanted`` is asked just before each request. Nothing is sent if the message
         is known to look so already."""
         message, look = (self._chat(address), message_id), hash((part, keyboard))
         if self._shown.pop(message, None) == look:
-            outcome: Outcome = "OK"
+            outcome: SendOutcome = "OK"
         else:
             looks = [part, TextPart(part.text)] if part.entities and not partial else [part]
             edits = [bound(self._edit, address, message_id, each, keyboard) for each in looks]
@@ -147,7 +147,7 @@ class Chats:
         keyboard: Keyboard | None = None,
         *,
         wanted: Wanted | None = None,
-    ) -> Outcome:
+    ) -> SendOutcome:
         """Edit a message of the bot into an image or a document. An image that Telegram refuses becomes a document."""
         kinds = (InputMediaPhoto, InputMediaDocument) if file.is_photo else (InputMediaDocument,)
         edits = [bound(self._edit_media, address, message_id, file, kind, keyboard) for kind in kinds]
@@ -294,7 +294,9 @@ class Chats:
             return outcome_of(error) == "OK"
         return True
 
-    async def _edited(self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool) -> Outcome:
+    async def _edited(
+        self, address: Address, edits: Sequence[Edit], wanted: Wanted | None, *, once: bool
+    ) -> SendOutcome:
         """The outcome of the first of ``edits`` whose content Telegram accepts."""
         async with self._outlet(address, COSMETIC if once else ANSWER) as outlet:
             for edit in edits:

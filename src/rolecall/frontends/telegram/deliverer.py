@@ -30,7 +30,7 @@ from rolecall.frontends.telegram.chats import Chats, Keyboard, OutgoingFile, Unr
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import plain, render
 from rolecall.frontends.telegram.message import PRINCIPAL, Address
-from rolecall.frontends.telegram.outlet import ANSWER, Outcome, is_lost
+from rolecall.frontends.telegram.outlet import ANSWER, SendOutcome, is_lost
 from rolecall.frontends.telegram.placeholders import REPLY, TurnMessages, TurnRecord
 from rolecall.frontends.telegram.progress import RING, SHOWN, ProgressDisplay
 from rolecall.frontends.texts import answer_notes, failure_text, rejection_text, say
@@ -242,7 +242,7 @@ class AnswerDelivery:
         self.messages: list[int] = []
         """The messages that show the entry so far."""
 
-    async def put(self, pieces: Sequence[TextPart | OutgoingFile]) -> Outcome:
+    async def put(self, pieces: Sequence[TextPart | OutgoingFile]) -> SendOutcome:
         """Show each piece in a message; returns OK or the outcome that prevents it."""
         for number, piece in enumerate(pieces):
             keyboard = self._keyboard() if number == len(pieces) - 1 else None
@@ -255,7 +255,7 @@ class AnswerDelivery:
         ordinary = self._entry.turn and not is_control(self._entry.turn) and not self._entry.schedule
         return answer_keyboard(self._entry.turn, self._record.language) if ordinary else None
 
-    async def _put(self, name: str, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> Outcome:
+    async def _put(self, name: str, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> SendOutcome:
         """Show one piece in the message recorded for it. A message that was deleted or can no longer be edited is
         replaced; ``Placeholders.forget`` does nothing if another process replaced it first."""
         for _ in range(REPLACEMENTS):
@@ -276,7 +276,7 @@ class AnswerDelivery:
 
     async def _replace(
         self, name: str, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None
-    ) -> Outcome:
+    ) -> SendOutcome:
         """Show one piece in a new message, in plain text, because Telegram keeps failing to edit ``message``, unless it
         answers nothing at all."""
         if not await self._chats.answers():
@@ -319,7 +319,7 @@ class AnswerDelivery:
                     await self._chats.delete(self._address, message)
                     await self._turn_messages.forget(self._address, self._turn, message, name)
 
-    async def _edit(self, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> Outcome:
+    async def _edit(self, message: int, piece: TextPart | OutgoingFile, keyboard: Keyboard | None) -> SendOutcome:
         """Edit the message into the piece; if Telegram rejects the content, into a sentence that says so."""
         if isinstance(piece, OutgoingFile):
             outcome = await self._chats.edit_file(self._address, message, piece, keyboard, wanted=self._holding)

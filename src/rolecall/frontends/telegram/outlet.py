@@ -18,7 +18,7 @@ from telegram.error import BadRequest, ChatMigrated, Forbidden, TelegramError, T
 from rolecall.frontends.telegram.bot import FloodWait
 
 T = TypeVar("T")
-Outcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "FAILING", "DROPPED", "LATER"]
+SendOutcome = Literal["OK", "GONE", "TOO_OLD", "REFUSED", "BLOCKED", "FAILING", "DROPPED", "LATER"]
 """The result of an edit. GONE: the message no longer exists; TOO_OLD: it can no longer be edited; REFUSED: Telegram
 rejects the content; BLOCKED: the bot cannot write to the chat (``Chats.reason`` tells why for both); FAILING: Telegram
 failed TRIES times in a row; DROPPED: it was no longer wanted, so nothing was sent; LATER: the chat is not free for a
@@ -269,7 +269,7 @@ def is_lost(reason: str) -> bool:
     return any(words in reason.lower() for words in LOST)
 
 
-def outcome_of(error: TelegramError) -> Outcome | None:
+def outcome_of(error: TelegramError) -> SendOutcome | None:
     """The outcome of an edit that failed with ``error``; None if Telegram rejects the content."""
     words = str(error).lower()
     if "not modified" in words:

@@ -35,7 +35,7 @@ from rolecall.frontends.telegram.chats import Chats, Keyboard, Unreachable
 from rolecall.frontends.telegram.markdown.entities import TextPart
 from rolecall.frontends.telegram.markdown.render import render_growing
 from rolecall.frontends.telegram.message import Address
-from rolecall.frontends.telegram.outlet import Outcome
+from rolecall.frontends.telegram.outlet import SendOutcome
 from rolecall.frontends.telegram.placeholders import TurnMessages
 from rolecall.frontends.texts import say, waiting_text
 
@@ -328,7 +328,7 @@ class ProgressDisplay:
             view.painted = state
         return outcome in ("OK", "DROPPED", "LATER", "FAILING")
 
-    async def _write(self, view: TurnView, parts: list[TextPart]) -> Outcome:
+    async def _write(self, view: TurnView, parts: list[TextPart]) -> SendOutcome:
         """Write the last message. Before that, messages that are full are finished and new ones begun, and those that
         a restarted answer does not need any more are deleted."""
         first = 1 if view.draft else 0
@@ -345,7 +345,7 @@ class ProgressDisplay:
             return "OK"
         return await self._edit(view, view.messages[-1], parts[-1], view.keyboard)
 
-    async def _go_on(self, view: TurnView, parts: list[TextPart]) -> Outcome:
+    async def _go_on(self, view: TurnView, parts: list[TextPart]) -> SendOutcome:
         """Begin the next message, once the one before it is full."""
         number = len(view.messages)
         if number and not view.draft:
@@ -365,7 +365,7 @@ class ProgressDisplay:
         view.messages.append(created)
         return "OK"
 
-    async def _edit(self, view: TurnView, message: int, part: TextPart, keyboard: Keyboard | None) -> Outcome:
+    async def _edit(self, view: TurnView, message: int, part: TextPart, keyboard: Keyboard | None) -> SendOutcome:
         return await self.chats.edit(
             view.address, message, part, keyboard, wanted=lambda: self._is_wanted(view), partial=True
         )

@@ -40,6 +40,7 @@ from rolecall.frontends.telegram.progress import ProgressDisplay
 from rolecall.frontends.telegram.receiver import Receiver
 from rolecall.frontends.telegram.updates import WATCHDOG_SECONDS, Updates
 from rolecall.session import Leader, Partitions, Session
+from rolecall.settings import listed
 
 logger = logging.getLogger(__name__)
 WEBHOOK_PATH = "/telegram/webhook"
@@ -363,7 +364,7 @@ class Reception:
         self.admitter = Admitter(front, media, self.access, self.commands, progress, groups)
         self.receiver = Receiver(
             front, self.access, self.commands, self.buttons, chats, groups, self.admitter,
-            keywords=_listed(settings.telegram_keywords),
+            keywords=tuple(listed(settings.telegram_keywords)),
         )  # fmt: skip
         self.updates = Updates(bot, self.receiver.receive, settings, tell, watchdog_seconds)
         self._service = service
@@ -390,7 +391,3 @@ class Reception:
         """Receive no more updates."""
         if self._receiving is not None:
             await cancel_and_wait(self._receiving)
-
-
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in words.split(",") if word.strip())

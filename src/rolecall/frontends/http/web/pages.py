@@ -38,11 +38,10 @@ async def sampling(services: Services) -> AsyncIterator[None]:
 
 
 async def _keep_sampling(services: Services) -> None:
-    roles = [role.name for role in services.application.roles]
     while True:
         wait_ms = stats.SAMPLE_MS
         try:
-            wait_ms = await stats.take_sample(services.bus, roles)
+            wait_ms = await stats.take_sample(services.bus, services.application.role_names)
         except ServerError as error:
             logger.info("no sample: %s", error)
         # Not all processes at once: the first one takes the sample, the others find it.
