@@ -78,6 +78,23 @@ async def test_a_model_calls_a_function_and_answers_with_its_result(tmp_path: Pa
     assert 'NOTE: tool weather({"city": "Rome"}) → sunny in Rome (0.0' in transcript
 
 
+async def test_a_call_of_a_tool_is_noted_once_however_often_its_handler_runs(tmp_path: Path, provider: Vendor) -> None:
+    class ManagerAgent(Agent):
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            answer = await ctx.stream(ctx.model, [], envelope.text, tools=[weather])
+            await ctx.sleep(0.1)
+            await ctx.sleep(0.1)
+            return envelope.reply(answer)
+
+    provider.script = calling("weather", city="Rome")
+    roles = (Role(ManagerAgent, models=MODELS),)
+    async with deployed(tmp_path, roles, scribe=True, openai_base_url=provider.url) as app:
+        await app.ask("terminal:ann", "What is the weather in Rome?")
+    transcript = next(app.log_dir.rglob("*.log")).read_text()
+    assert transcript.count('NOTE: tool weather({"city": "Rome"}) → sunny in Rome (0.0') == 1
+    assert f"PROCESSING_COMPLETE: reply 35 chars, {MODELS[0]}: " in transcript
+
+
 async def test_a_model_calls_the_tools_of_another_server(tmp_path: Path, provider: Vendor) -> None:
     class ManagerAgent(Agent):
         async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:

@@ -96,9 +96,13 @@ class HopUsage:
         self.cost += self.price(model, usage)
         self.seconds += seconds
 
+    def __bool__(self) -> bool:
+        """Whether a model was asked."""
+        return bool(self.models)
+
     def __str__(self) -> str:
         took = usage_text(" + ".join(self.models), self.tokens_in, self.tokens_out, self.cost)
-        return f"{took}, model {self.seconds:.3f} s" if self.models else took
+        return f"{took}, model {self.seconds:.3f} s"
 
 
 @dataclass

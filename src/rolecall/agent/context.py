@@ -444,7 +444,8 @@ class Context:
         again: Emit = discard,
         purpose: str = "stream",
     ) -> Answer:
-        self.used = self.used or HopUsage(partial(_price, self._services.models))
+        if self.used is None:
+            self.used = HopUsage(partial(_price, self._services.models))
         completion = ModelCompletion(
             model, self.log, emit, theirs, recorder=self.recorder, purpose=purpose, confirm=self._confirm_tool,
             again=again, replayed=self._count_replay, used=self.used,

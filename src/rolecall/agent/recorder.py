@@ -67,10 +67,16 @@ class StepRun:
     """How many steps inside this one wait for others."""
 
     async def perform(
-        self, work: Callable[[], Awaitable[Any]], encode: Callable[[Any], bytes], *, hurried: bool = True
+        self,
+        work: Callable[[], Awaitable[Any]],
+        encode: Callable[[Any], bytes],
+        *,
+        hurried: bool = True,
+        note: Callable[[Any], str] | None = None,
     ) -> Any:
         """What ``work`` returns. ``encode`` makes the JSON to record, which is written before this returns if
-        ``hurried``, else soon. Raises StepError if it cannot be recorded."""
+        ``hurried``, else soon; ``note`` makes what the transcript tells of it. Raises StepError if it cannot be
+        recorded."""
         await self.recorder.before(self.scope)
         try:
             with self.recorder.working(self), self._traced():
@@ -79,7 +85,7 @@ class StepRun:
             self.scope.failed.append((self.key, Step(self.kind, self.name, failure=_failure(error))))
             raise
         raw = msgspec.Raw(self._encoded(value, encode))
-        await self.recorder.add(self.key, Step(self.kind, self.name, raw), hurried)
+        await self.recorder.add(self.key, Step(self.kind, self.name, raw), hurried, note(value) if note else "")
         return value
 
     def result(self) -> bytes:
@@ -154,6 +160,7 @@ class Recorder:
         self._blocked: set[asyncio.Future[None]] = set()
         self._asked: set[str] = set()
         self._pending: list[tuple[str, Step]] = []
+        self._notes: dict[str, str] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -208,9 +215,10 @@ class Recorder:
                 await self.gone()
             self._sure = asked
 
-    async def add(self, key: str, step: Step, hurried: bool) -> None:
-        """Record a finished step, now if ``hurried``, else soon."""
+    async def add(self, key: str, step: Step, hurried: bool, note: str = "") -> None:
+        """Record a finished step, now if ``hurried``, else soon, with a ``note`` for the transcript."""
         self.count("recorded", step.kind)
+        self._notes[key] = note
         self._pending.append((key, step))
         if hurried:
             await self.flush()
@@ -336,7 +344,9 @@ class Recorder:
     async def _record(self, steps: list[tuple[str, Step]]) -> None:
         records = self._records()
         for key, step in steps:
-            records.add("STEP", f"{key} {step.kind} {step.name}{' failed' if step.failure else ''}")
+            records.add("STEP", f"{key} {step}{' failed' if step.failure else ''}")
+            if note := self._notes.get(key):
+                records.add("NOTE", note)
         try:
             for key, step in steps:
                 encoded(self._bus, key, step)

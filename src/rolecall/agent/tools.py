@@ -130,26 +130,30 @@ class Toolbox:
         recorder: Recorder | None = None,
         confirm: Confirm | None = None,
     ) -> list[Message]:
-        """Run all ``calls`` at once; return their results as messages for the model, in order. Each is logged, and with
-        a ``recorder`` each is a step. ``confirm`` asks the user about the calls of tools that want it."""
+        """Run all ``calls`` at once; return their results as messages for the model, in order. Each is logged once, and
+        with a ``recorder`` each is a step. ``confirm`` asks the user about the calls of tools that want it."""
         steps = [recorder.next("tool", call.name) if recorder else None for call in calls[:MAX_CALLS]]
 
         async def answered(call: ToolCall, number: int) -> Message:
-            result = TOO_MANY if number >= MAX_CALLS else await self._step(call, steps[number], confirm)
-            log(_note(call, result))
+            step = steps[number] if number < MAX_CALLS else None
+            if step is not None:  # logged with its record
+                result = await self._step(call, step, confirm)
+            else:
+                result = TOO_MANY if number >= MAX_CALLS else await self._confirmed(call, confirm)
+                log(_note(call, result))
             return Message("tool", result.text, call=call.id)
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(answered(call, n), name=f"tool {call.name}") for n, call in enumerate(calls)]
         return [task.result() for task in running]
 
-    async def _step(self, call: ToolCall, step: StepRun | None, confirm: Confirm | None) -> ToolResult:
+    async def _step(self, call: ToolCall, step: StepRun, confirm: Confirm | None) -> ToolResult:
         """The result of ``call``, recorded before the model sees it."""
-        if step is None:
-            return await self._confirmed(call, confirm)
         if step.found is not None:
             return msgspec.json.decode(step.result(), type=ToolResult)
-        result: ToolResult = await step.perform(lambda: self._confirmed(call, confirm), msgspec.json.encode)
+        result: ToolResult = await step.perform(
+            lambda: self._confirmed(call, confirm), msgspec.json.encode, note=lambda result: _note(call, result)
+        )
         return result
 
     async def _confirmed(self, call: ToolCall, confirm: Confirm | None) -> ToolResult:

@@ -405,7 +405,7 @@ async def _unseen(position: int, text: str) -> None:
 def _summary(payload: Mapping[str, Any], used: HopUsage | None) -> str:
     kind = "plain reply" if payload.get("plain") else "reply"
     said = _with_usage(f"{kind} {len(payload['text'])} chars", used)
-    if used is None and payload.get("model"):
+    if not used and payload.get("model"):
         said += f", {payload['model']}"
     return f"{said}: {quoted(payload['text'])}"
 
