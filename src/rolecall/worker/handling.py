@@ -73,7 +73,7 @@ class Handling:
         """Handle the envelope, settle it, and free the instance."""
         self._task, where = asyncio.current_task(), _where(self.delivery)
         WHO.set(self._instance.id)
-        logger.info("handling %s", where)
+        logger.debug("handling %s", where)
         try:
             with self._traced() as self._span:
                 try:
