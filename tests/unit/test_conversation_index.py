@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from rolecall.bus.turn import FORGET
-from rolecall.transcripts.conversation_index import Summaries
+from rolecall.transcripts import conversation_index
+from rolecall.transcripts.conversation_index import TABLES, VERSION, Summaries, index_path
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
 from rolecall.transcripts.reading import Filters, conversations
 from rolecall.transcripts.record import Record, conversation_dir
@@ -148,6 +149,22 @@ def test_it_is_kept_shared_and_built_anew_where_it_must(
     assert found(nowhere) == ["telegram:42", "http:local:a"]
     nowhere.close()
     assert kept(tmp_path / "index.sqlite") == 2
+
+
+def test_processes_of_two_versions_have_an_index_each_and_the_older_one_is_removed(
+    tmp_path: Path, index: Summaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:  # the tables of the version before, from which this one is upgraded
+        before.setattr(conversation_index, "VERSION", VERSION - 1)
+        before.setattr(conversation_index, "TABLES", TABLES.replace("fts5 (text, words,", "fts5 (text,"))
+        earlier = index_path(tmp_path)
+        older = Summaries(tmp_path / "log", UTC, earlier)
+    (tmp_path / "conversations.sqlite").touch()  # as it was called once
+    newer = Summaries(tmp_path / "log", UTC, index_path(tmp_path))
+    assert found(newer, words="Eiffel") == found(index, words="Eiffel") == ["telegram:42"]
+    assert [path.name for path in tmp_path.glob("conversations*.sqlite")] == [index_path(tmp_path).name]
+    older.close()
+    newer.close()
 
 
 @pytest.mark.skipif(not MANY, reason="ROLECALL_CONVERSATIONS says how many")

@@ -21,7 +21,7 @@ from rolecall.transcripts.words import FAILURES
 
 logger = logging.getLogger(__name__)
 VERSION = 3
-"""Of the tables; an index of another version is built again."""
+"""Of the tables."""
 TABLES = """
 CREATE TABLE IF NOT EXISTS conversations (
     id INTEGER PRIMARY KEY, name TEXT UNIQUE, stamp INTEGER, conversation TEXT, title TEXT, named TEXT, first INTEGER,
@@ -51,7 +51,7 @@ class Summaries:
     def __init__(self, log_dir: Path, tz: tzinfo | None = None, path: Path | None = None) -> None:
         self._log_dir, self._tz = log_dir, tz
         self._lock = threading.Lock()
-        self._database = _opened(path, f"{VERSION} {log_dir.resolve()} {tz}")
+        self._database = _opened(path, f"{log_dir.resolve()} {tz}")
 
     def close(self) -> None:
         """Close the index."""
@@ -135,6 +135,17 @@ class Summaries:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+
+def index_path(state_dir: Path) -> Path:
+    """Where the index is kept: in a file for this version of its tables, because processes of a version with others may
+    be at work in ``state_dir`` too. Files of other versions are removed."""
+    path = state_dir / f"conversations-{VERSION}.sqlite"
+    for other in state_dir.glob("conversations*.sqlite*"):
+        if not other.name.startswith(path.name):
+            with suppress(OSError):
+                other.unlink()
+    return path
 
 
 def _opened(path: Path | None, made_for: str) -> sqlite3.Connection:

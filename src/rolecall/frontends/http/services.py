@@ -25,7 +25,7 @@ from rolecall.frontends.sockets import is_local
 from rolecall.session import Session
 from rolecall.settings import Settings
 from rolecall.stats import FLUSH_SECONDS, Metrics
-from rolecall.transcripts.conversation_index import Summaries
+from rolecall.transcripts.conversation_index import Summaries, index_path
 from rolecall.transcripts.record import conversation_dir
 
 
@@ -45,7 +45,7 @@ class Services:
     readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
 
     def __post_init__(self) -> None:
-        self.summaries = Summaries(self.log_dir, self.tz, self.application.state_dir / INDEX)
+        self.summaries = Summaries(self.log_dir, self.tz, index_path(self.application.state_dir))
 
     @property
     def application(self) -> Application:
@@ -102,8 +102,6 @@ ERASE_SECONDS = 60.0
 """How long the scribe may take to remove the transcripts of an erased conversation; it may restart in the meantime."""
 LOOK_SECONDS = 0.2
 READERS = 4
-INDEX = "conversations.sqlite"
-"""A file of the state directory: the index of conversations, shared by all processes."""
 KEYS_REQUIRED = "http-keys-required"
 """A file of the state directory: there was an API key once, so requests need one even if the server lost its data."""
 OpenServices = Callable[[], AbstractAsyncContextManager[Services]]
