@@ -73,6 +73,15 @@ async def test_models_are_listed_and_shown(client: ollama.AsyncClient, url: str)
         assert (await plain.get("/api/version")).json()["version"].count(".") == 2
 
 
+async def test_a_model_is_loaded_by_a_request_that_asks_nothing(client: ollama.AsyncClient, upstream: Upstream) -> None:
+    asked = len(upstream.bodies)
+    chat, prompt = await client.chat("auto"), await client.generate("auto", keep_alive="5m")
+    assert (chat.message.content, chat.done, chat.done_reason) == ("", True, "load")
+    assert (prompt.response, prompt.done, prompt.done_reason) == ("", True, "load")
+    [line] = [one async for one in await client.generate("auto", stream=True)]
+    assert line.done and len(upstream.bodies) == asked
+
+
 async def test_a_chat_is_answered_whole_and_as_a_stream(client: ollama.AsyncClient) -> None:
     whole = await client.chat("auto:latest", HELLO)
     assert (whole.message.content, whole.done, whole.done_reason) == ("You said Hello", True, "stop")
@@ -151,7 +160,7 @@ async def test_who_leaves_a_chat_ends_it(client: ollama.AsyncClient, deployment:
     ("body", "status"),
     [
         ({"model": "llama9", "messages": HELLO}, 404),
-        ({"model": "auto", "messages": []}, 400),
+        ({"model": "llama9", "messages": []}, 404),
         ({"model": "auto", "messages": [{"role": "tool", "content": "x"}]}, 400),
         ({"model": "auto", "messages": HELLO, "format": {"type": 7}}, 400),
         ({"model": "auto", "messages": HELLO, "tools": [{"type": "web"}]}, 400),

@@ -67,7 +67,12 @@ class OllamaAnswer:
 @asynccontextmanager
 async def _submitted(
     body: OllamaChat | OllamaPrompt, response: Response, services: Services, who: User, uploads: Uploads, given: str
-) -> AsyncIterator[OllamaAnswer]:
+) -> AsyncIterator[OllamaAnswer | Response]:
+    asked = body.messages if isinstance(body, OllamaChat) else body.prompt or body.images
+    if not asked:  # Ollama's clients have a model loaded like this, before the first question
+        model_names(services).check(body.name)
+        yield _loaded(body)
+        return
     request = body.request(model_names(services), given)
     async with admitted(services, who, request, None, uploads, kept=bool(given)) as pending:
         response.headers.update(pending.headers)
@@ -76,7 +81,7 @@ async def _submitted(
 
 async def _chat(
     body: OllamaChat, response: Response, services: ServicesDep, who: User, uploads: Uploads, given: ConversationId = ""
-) -> AsyncIterator[OllamaAnswer]:
+) -> AsyncIterator[OllamaAnswer | Response]:
     async with _submitted(body, response, services, who, uploads, given) as answer:
         yield answer
 
@@ -84,13 +89,15 @@ async def _chat(
 async def _prompt(
     body: OllamaPrompt, response: Response, services: ServicesDep, who: User, uploads: Uploads,
     given: ConversationId = "",
-) -> AsyncIterator[OllamaAnswer]:  # fmt: skip
+) -> AsyncIterator[OllamaAnswer | Response]:  # fmt: skip
     async with _submitted(body, response, services, who, uploads, given) as answer:
         yield answer
 
 
 @router.post("/chat", summary="Chat", response_model=None, responses=RESPONSES, dependencies=[Streaming])
-async def chat(request: Request, services: ServicesDep, answer: Annotated[OllamaAnswer, Depends(_chat)]) -> Response:
+async def chat(
+    request: Request, services: ServicesDep, answer: Annotated[OllamaAnswer | Response, Depends(_chat)]
+) -> Response:
     """A stream of JSON lines unless `stream` is `false`. `X-Conversation-Id` names the conversation."""
     return await _answered(services, request, answer)
 
@@ -98,7 +105,7 @@ async def chat(request: Request, services: ServicesDep, answer: Annotated[Ollama
 @router.post("/generate", summary="Complete a prompt", response_model=None, responses=RESPONSES,
              dependencies=[Streaming])  # fmt: skip
 async def generate(
-    request: Request, services: ServicesDep, answer: Annotated[OllamaAnswer, Depends(_prompt)]
+    request: Request, services: ServicesDep, answer: Annotated[OllamaAnswer | Response, Depends(_prompt)]
 ) -> Response:
     """As `/api/chat`, for one `prompt` and `system`."""
     return await _answered(services, request, answer)
@@ -169,7 +176,15 @@ async def show(body: NamedModel, services: ServicesDep, _: User) -> dict[str, An
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _answered(services: Services, request: Request, answer: OllamaAnswer) -> Response:
+def _loaded(body: OllamaChat | OllamaPrompt) -> Response:
+    said = {"message": {"role": "assistant", "content": ""}} if isinstance(body, OllamaChat) else {"response": ""}
+    loaded = {"model": body.model, "created_at": _now(), **said, "done": True, "done_reason": "load"}
+    return Response(msgspec.json.encode(loaded), media_type="application/json")
+
+
+async def _answered(services: Services, request: Request, answer: OllamaAnswer | Response) -> Response:
+    if isinstance(answer, Response):
+        return answer
     headers = dict(answer.pending.headers)
     if answer.streamed:
         headers["x-accel-buffering"] = "no"  # as FastAPI says of server-sent events

@@ -107,7 +107,7 @@ class OllamaBody(BaseModel):
 class OllamaChat(OllamaBody):
     """A chat."""
 
-    messages: list[OllamaMessage] = Field(max_length=20_000)
+    messages: list[OllamaMessage] = Field([], max_length=20_000)
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
 
     def request(self, names: ModelNames, conversation: str) -> ChatRequest:
