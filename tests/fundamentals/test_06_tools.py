@@ -78,12 +78,17 @@ async def test_a_model_calls_a_function_and_answers_with_its_result(tmp_path: Pa
     assert 'NOTE: tool weather({"city": "Rome"}) → sunny in Rome (0.0' in transcript
 
 
-async def test_a_call_of_a_tool_is_noted_once_however_often_its_handler_runs(tmp_path: Path, provider: Vendor) -> None:
+async def test_notes_and_calls_of_tools_stand_once_however_often_the_handler_runs(
+    tmp_path: Path, provider: Vendor
+) -> None:
     class ManagerAgent(Agent):
         async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
             answer = await ctx.stream(ctx.model, [], envelope.text, tools=[weather])
+            ctx.log("before")
             await ctx.sleep(0.1)
+            ctx.log("between")
             await ctx.sleep(0.1)
+            ctx.log("after")
             return envelope.reply(answer)
 
     provider.script = calling("weather", city="Rome")
@@ -91,7 +96,9 @@ async def test_a_call_of_a_tool_is_noted_once_however_often_its_handler_runs(tmp
     async with deployed(tmp_path, roles, scribe=True, openai_base_url=provider.url) as app:
         await app.ask("terminal:ann", "What is the weather in Rome?")
     transcript = next(app.log_dir.rglob("*.log")).read_text()
-    assert transcript.count('NOTE: tool weather({"city": "Rome"}) → sunny in Rome (0.0') == 1
+    notes = [line.partition(" NOTE: ")[2].split()[0] for line in transcript.splitlines() if " NOTE: " in line]
+    assert notes == ["session", "tool", "before", "between", "after"]
+    assert 'NOTE: tool weather({"city": "Rome"}) → sunny in Rome (0.0' in transcript
     assert f"PROCESSING_COMPLETE: reply 35 chars, {MODELS[0]}: " in transcript
 
 

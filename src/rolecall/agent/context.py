@@ -426,9 +426,11 @@ class Context:
             await self.emit(text)
 
     def log(self, text: str) -> None:
-        """Write a NOTE to the conversation's transcript when this handling settles."""
+        """Write a NOTE to the conversation's transcript when this handling settles or waits, and only once: what comes
+        before a wait is not written again when the handler is run again after it."""
         expect(isinstance(text, str), "the text of log()", text)
-        self._records.add("NOTE", text)
+        if self.stepped is None or not self.stepped.returning:
+            self._records.add("NOTE", text)
 
     async def stats(self) -> Mapping[str, Any]:
         """The state and usage of the running system, as ``rolecall stats --json`` prints it."""

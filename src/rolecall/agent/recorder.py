@@ -304,6 +304,13 @@ class Recorder:
         """Whether a step is being performed that does not wait for others itself."""
         return any(not run.waits for run in self._performing)
 
+    @property
+    def returning(self) -> bool:
+        """Whether the handler, run again after a wait, has not come back to what it waited for."""
+        journal = self.journal
+        waits = journal.results.keys() | journal.due.keys() | journal.calls.keys()
+        return bool(self._delivery.resumed) and not waits <= self._asked
+
     def broke(self, error: StepError) -> NoReturn:
         """Note that the turn cannot go on, and raise ``error``."""
         self.broken = self.broken or error
