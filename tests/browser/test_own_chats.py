@@ -175,6 +175,19 @@ async def test_pictures_and_files_are_attached_by_button_paste_and_drop(page: Pa
     await expect(picture).to_have_js_property("naturalWidth", 1)
 
 
+async def test_a_conversation_that_is_too_long_for_the_page_says_where_the_rest_is(page: Page, stage: Stage) -> None:
+    await stage.ask_all("http:local:web-long", [f"repeat {number}" for number in range(201)])
+    await page.goto("/#web-long")
+    await expect(page.locator(".said")).to_have_count(200)
+    hint = page.locator("[data-thread]").get_by_text("The last 200 messages are shown.")
+    await expect(hint).to_have_count(1)
+    exported = await (await page.request.get("/web/export/json/web-long")).json()
+    assert len(exported["messages"]) == 201
+    await say(page, "/clear")
+    await expect(page.locator(".said")).to_have_text(["/clear"])
+    await expect(hint).to_have_count(0)
+
+
 async def open_menu(page: Page, title: str, item: str) -> None:
     row = page.locator("[data-kept-list] li", has_text=title)
     await row.hover()

@@ -60,15 +60,16 @@ class Exchange(msgspec.Struct, omit_defaults=True):
 
 
 async def thread_of(services: Services, conversation: str, most: int = MOST_TURNS) -> dict[str, Any]:
-    """The last exchanges of ``conversation``, oldest first, at most so many unless that is 0, and its ``tasks`` that
-    have not ended."""
+    """The last exchanges of ``conversation``, oldest first, at most so many unless that is 0, and whether they are
+    ``cut``; and its ``tasks`` that have not ended."""
     tasks = await _unfinished(services.bus, conversation)  # first: what ends meanwhile is in the history by then
     entries, records = await asyncio.gather(
         history(services.bus, conversation, MOST_ENTRIES), asyncio.to_thread(_records, services, conversation)
     )
     open_turns = {task["turn"] for task in tasks}
     found = [one for one in exchanges(records, entries) if one.state != "running" and one.turn not in open_turns]
-    return {"exchanges": [msgspec.to_builtins(one) for one in found[-most:]], "tasks": tasks}
+    shown = [msgspec.to_builtins(one) for one in found[-most:]]
+    return {"exchanges": shown, "cut": len(shown) < len(found), "tasks": tasks}
 
 
 def exchanges(records: Iterable[Record], entries: Sequence[Remembered]) -> list[Exchange]:

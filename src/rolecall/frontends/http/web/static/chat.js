@@ -111,6 +111,7 @@ async function load(wanted) {
   mark(name);
   const found = wanted ? await tried(() => ask("GET", `/web/chat/${encodeURIComponent(wanted)}`)) : null;
   if (mine !== opened) return;
+  if (found?.cut) thread.append(make("p", { class: "faint" }, t("earlier_hidden", { count: found.exchanges.length })));
   for (const one of found?.exchanges ?? []) showExchange(one);
   for (const task of found?.tasks ?? []) {
     new Answer(putStored(task), changed).follow(task.id, task.place, task.at);
