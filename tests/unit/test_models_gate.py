@@ -397,7 +397,7 @@ async def test_a_user_who_has_spent_his_tokens_of_the_day_is_told_so_and_others_
 async def test_an_answer_whose_tokens_the_provider_does_not_tell_counts_in_budgets_by_estimate(
     server: RedisServer, end: str
 ) -> None:
-    on = Stage(server, Terms(), Settings(user_tokens_per_day=1))
+    on = Stage(server, Terms(tpm=10_000), Settings(user_tokens_per_day=1))
     on.provider.tokens = None
     on.provider.cut = Truncated("cut", "yes") if end == "broken off" else None
     events = list[ModelEvent]()
@@ -421,6 +421,9 @@ async def test_an_answer_whose_tokens_the_provider_does_not_tell_counts_in_budge
     assert told == ([] if end.startswith("stopped") else [Usage(5, 1)])  # 5 + 16 characters, and 3
     spent = await server.call("HMGET", keys.spent(keys.today()), "u:ann:tokens", "m:m@test:in", "m:m@test:out")
     assert spent == ([b"5", b"5", None] if end.endswith("first word") else [b"6", b"5", b"1"])
+    assert await server.call("HGET", keys.model("m@test", "state"), "scale") is None, (
+        "the quota learns from counts only"
+    )
     with pytest.raises(OverBudget):
         await ask()
 

@@ -102,11 +102,13 @@ class Call:
     said: int = 0
     """Characters of the answer so far."""
     usage: Usage | None = None
+    estimated: bool = False
+    """Whether ``usage`` is an estimate, from which the quota learns nothing."""
     holding: asyncio.Task[None] | None = None
 
     def estimate(self) -> Usage:
         """The tokens so far, of a provider that has not told them."""
-        self.usage = Usage(self.asked, -(-self.said // TOKEN_CHARS))
+        self.usage, self.estimated = Usage(self.asked, -(-self.said // TOKEN_CHARS)), True
         return self.usage
 
 
@@ -229,7 +231,8 @@ class Gate:
     async def _tell(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
         if outcome != "ANSWERING":
             self._spend(self._counts(call, outcome))
-        used = call.usage.tokens_in + call.usage.tokens_out if call.usage and outcome != "ANSWERING" else -1
+        counted = call.usage if outcome != "ANSWERING" and not call.estimated else None
+        used = counted.tokens_in + counted.tokens_out if counted else -1
         away, after, silent, *names = await self._server.run(
             LEAVE, self._block(call.id), outcome=outcome, slice=call.slice, reserved=call.reserved, used=used,
             retry_after=-1 if retry_after is None else round(retry_after * 1000),
