@@ -127,6 +127,9 @@ async def test_tls_works_with_both_certificates_and_a_mismatch_is_named(
         (f"rediss://127.0.0.1:{port}?ssl_ca_certs={other}&{own}", "set ssl_ca_certs to its authority's certificate"),
         (f"rediss://{trusted}", "it may require a client certificate: ssl_certfile and ssl_keyfile"),
         (f"redis://127.0.0.1:{port}", "if it uses TLS, write rediss://"),
+        (f"rediss+sentinel://127.0.0.1:{port}/m?ssl_ca_certs={other}&{own}", "set ssl_ca_certs to its authority's"),
+        (f"rediss+sentinel://127.0.0.1:{port}/m?ssl_ca_certs={authority.certificate}", "ssl_certfile and ssl_keyfile"),
+        (f"redis+sentinel://127.0.0.1:{port}/m", "if it uses TLS, write rediss://"),
         (f"rediss://127.0.0.1:{process.port}", "if it does not use TLS, write redis://"),
     ):
         assert named in await complaint(checked_url(url))

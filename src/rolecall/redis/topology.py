@@ -27,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from rolecall.background import cancel_and_wait
 from rolecall.redis.address import ServerAddress
 from rolecall.redis.keys import SLOTS
+from rolecall.redis.outage import LOST
 from rolecall.redis.pipeline import Connection
 from rolecall.redis.scripts import Arg
 
@@ -38,6 +39,8 @@ SENTINEL_SECONDS = 1.0
 """How long a Sentinel may take to answer."""
 REFRESH_SECONDS = 0.25
 """The slots of a cluster are read at most this often."""
+FAILURES = (RedisError, *LOST)
+"""What asking a node or a Sentinel may raise."""
 TAG = re.compile(r"\{([^}]+)\}")
 
 Place: TypeAlias = tuple[str, int]
@@ -144,13 +147,13 @@ class WithSentinels(Topology):
         """See Topology.aclose."""
         if self._watch is not None:
             await cancel_and_wait(self._watch)
-        with suppress(RedisError, OSError):
+        with suppress(*FAILURES):
             await self._sentinels.aclose()
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            with suppress(RedisError, OSError):
+            with suppress(*FAILURES):
                 found = await self._sentinels.discover_master(self._address.name)
                 if self._pool.master_address not in (None, found):
                     logger.warning("the Sentinels name another primary: %s:%s", *found)
@@ -178,7 +181,7 @@ class _Sentinels(Sentinel):
         for sentinel in self.sentinels:
             try:
                 await sentinel.execute_command("SENTINEL", "CKQUORUM", name)  # type: ignore[no-untyped-call]
-            except (RedisError, OSError) as error:
+            except FAILURES as error:
                 host = sentinel.connection_pool.connection_kwargs
                 said.append(f"{host['host']}:{host['port']}: {error}")
         agree = len(self.sentinels) - len(said)
@@ -187,16 +190,20 @@ class _Sentinels(Sentinel):
 
     async def _why(self, name: str) -> str:
         """Why there is no primary."""
-        known, answers, refused = set[Any](), 0, False
+        known, answers, failures = set[Any](), 0, list[BaseException]()
         for sentinel in self.sentinels:
             try:
                 known |= set(await sentinel.sentinel_masters())
                 answers += 1
-            except (RedisError, OSError) as error:
-                refused = refused or isinstance(error, AuthenticationError)
+            except FAILURES as error:
+                failures.append(error)
         if not answers:
             help_ = "set sentinel_username and sentinel_password in REDIS_URL"
-            return f"its Sentinels do not accept our user and password; {help_}" if refused else "no Sentinel answers"
+            if any(isinstance(error, AuthenticationError) for error in failures):
+                return f"its Sentinels do not accept our user and password; {help_}"
+            why = failures[-1]
+            closed = isinstance(why, RuntimeError)  # uvloop's
+            return f"no Sentinel answers: {'connection closed by server' if closed else why}"
         if name not in known:
             names = ", ".join(sorted(known)) or "none"
             return f"its Sentinels know no primary named {name!r}; they know {names}"
@@ -291,7 +298,7 @@ class Cluster(Topology):
     async def _refresh_later(self) -> None:
         await asyncio.sleep(max(0.0, self._refreshed + REFRESH_SECONDS - time.monotonic()))
         self._refreshing = None  # what fails from now on asks for another look
-        with suppress(RedisError, OSError):
+        with suppress(*FAILURES):
             await self._refresh()
 
     async def _refresh(self) -> None:
@@ -310,7 +317,7 @@ class Cluster(Topology):
 async def _disconnected(nodes: Iterable[ClusterNode]) -> None:
     """Close what redis-py used to read the slots."""
     for node in nodes:
-        with suppress(RedisError, OSError):
+        with suppress(*FAILURES):
             await node.disconnect()
 
 
