@@ -412,6 +412,9 @@ async def test_the_queue_of_a_chat_is_picked_and_holds(tmp_path: Path) -> None:
         ada = stage.api.user(ADA)
         picker = await stage.answered(ada, "/queue")
         assert picker.buttons[0]["text"] == "✓ Answer each one in order"
+        typed = await stage.answered(ada, "/queue Collect")
+        assert typed.buttons[1]["text"] == "✓ Answer waiting messages together"
+        assert await stage.preferences("telegram:7") == {"queue": "collect"}
         await stage.toast(ada, picker, data_of(picker, "Stop and answer the newest one"))
         assert await stage.preferences("telegram:7") == {"queue": "interrupt"}
         ada.write("long question")

@@ -20,10 +20,10 @@ from telegram.error import BadRequest, Forbidden, TelegramError
 
 from rolecall import stats
 from rolecall.background import BackgroundTasks
-from rolecall.bus.admission import answered_without_turn, mark_answered
+from rolecall.bus.admission import MODES, answered_without_turn, mark_answered
 from rolecall.bus.bus import Bus
 from rolecall.bus.commands import COMMANDS
-from rolecall.bus.conversation import notify, preferences_of
+from rolecall.bus.conversation import notify, prefer, preferences_of
 from rolecall.bus.members import INVITATION_DAYS, Member, Rank
 from rolecall.bus.schedule.schedules import schedules_of, unschedule
 from rolecall.frontends.reminders import reminder_of, shortened, to_delete
@@ -31,7 +31,13 @@ from rolecall.frontends.telegram.access import Access, GroupAdmins, UserStatus
 from rolecall.frontends.telegram.admins import Admins, let_in
 from rolecall.frontends.telegram.bot import FloodWait, explain
 from rolecall.frontends.telegram.message import Incoming, principal_of
-from rolecall.frontends.telegram.pickers import Choices, CommandReply, picker_message, reminders_message
+from rolecall.frontends.telegram.pickers import (
+    Choices,
+    CommandReply,
+    chosen_message,
+    picker_message,
+    reminders_message,
+)
 from rolecall.frontends.texts import LANGUAGES, help_line, say
 
 LISTED_MEMBERS = 50
@@ -182,12 +188,16 @@ class Commands:
         return CommandReply(say(language, "reminder_deleted", text=shortened(chosen.text)))
 
     async def _pick(self, incoming: Incoming, status: UserStatus) -> CommandReply | None:
-        """The buttons; None if the command belongs to the bus: it has an argument, or there are no languages."""
+        """The buttons; None if the command belongs to the bus: it has an argument, or there are no languages. The
+        mode of the queue may be written too."""
         if incoming.argument and incoming.command != "queue":
             return None
         if incoming.command == "lang" and not self.choices.languages:
             return None
-        conversation = incoming.address.conversation
+        conversation, mode = incoming.address.conversation, incoming.argument.lower()
+        if mode in MODES:
+            await prefer(self.bus, conversation, "queue", mode, instance=f"{self.front}:commands:0")
+            return chosen_message("queue", mode, self.choices, incoming.language)
         return await picker_message(self.bus, conversation, incoming.command, self.choices, incoming.language)
 
     # ── for admins ──────────────────────────────────────────────────────────────────────────────
