@@ -261,6 +261,23 @@ async def test_placeholders_stand_in_the_order_of_the_questions_when_telegram_an
         assert stage.texts() == [f"re: wait {number}" for number in range(5)]
 
 
+async def test_a_placeholder_stands_below_the_answers_that_telegram_did_not_take_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rolecall.frontends.telegram.outlet.LONGEST_WAIT", 0.05)
+    async with staged(tmp_path, ROLES) as stage:
+        ada = stage.api.user(7)
+        stage.api.fail(502)
+        await stage.say(ada, "one")
+        await wait_until(stage.process.outbox.waiting)
+        assert (await stage.say(ada, "two")).outcome == "RUN"
+        failed = stage.api.begun["getMe"]
+        await stage.api.wait_for(lambda: stage.api.begun["getMe"] > failed + 1)  # the delivery was tried in vain
+        stage.api.fail(502, "none")
+        await stage.quiet()
+        assert stage.texts() == ["re: one", "re: two"]
+
+
 async def test_an_answer_that_telegram_never_takes_is_a_dead_letter_and_the_next_one_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,8 +60,8 @@ class ProgressDisplay:
     """Shows the progress of turns.
 
     Turns are shown by the process that delivers to their conversation, as ``holding`` says: what another one receives
-    it hands over. Texts are streamed only while ``undelivered`` says that no answer of the conversation waits. With
-    ``drafts``, private chats see the growing text as a draft instead of a placeholder.
+    it hands over. Placeholders are sent and texts streamed only while ``undelivered`` says that no answer of the
+    conversation waits. With ``drafts``, private chats see the growing text as a draft instead of a placeholder.
     """
 
     def __init__(
@@ -194,9 +194,9 @@ class ProgressDisplay:
 
     async def _show(self, view: TurnView) -> None:
         view.painted = view.state
+        self._start(self._delete_ring(view.address), "ring")
         if not await self._begin(view):
             return
-        self._start(self._delete_ring(view.address), "ring")
         async with asyncio.TaskGroup() as group:
             group.create_task(self._paint(view), name="rolecall telegram paint")
             try:
@@ -220,8 +220,7 @@ class ProgressDisplay:
         conversation, turn = view.key
         apart = not view.address.private or view.place or self.chats.newest(view.address) > view.message_id
         while not view.over and self.holding(conversation):
-            late = view.received.outcome == "DUP" and self.undelivered(conversation)
-            if late or self._is_behind(view):  # after a restart, what a predecessor left comes first
+            if self.undelivered(conversation) or self._is_behind(view):  # such as what a predecessor left
                 await asyncio.sleep(LOOK_SECONDS)
                 continue
             created = await self.turn_messages.create(
