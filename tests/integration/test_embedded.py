@@ -317,6 +317,29 @@ async def test_a_server_that_cannot_start_on_a_full_disk_says_so(state_dir: Path
         subprocess.run(["umount", data], check=True)
 
 
+async def test_a_damaged_file_of_the_server_is_told_and_repaired_as_the_docs_say(
+    state_dir: Path, runtime_dir: Path, tmp_path: Path
+) -> None:
+    server = await EmbeddedServer.join(state_dir, runtime_dir=runtime_dir)
+    async with Redis.from_url(server.url) as redis:
+        for number in range(100):
+            await redis.set(str(number), "x" * 100)
+    await server.leave()
+    (data,) = (state_dir / "server/appendonlydir").glob("*.incr.aof")
+    whole = data.read_bytes()
+    middle = len(whole) // 2
+    data.write_bytes(whole[:middle] + b"\0" * 50 + whole[middle + 50 :])
+    with pytest.raises(ServerUnavailable, match=r"docs/operators.md, .When the append-only file is damaged"):
+        await EmbeddedServer.join(state_dir, runtime_dir=runtime_dir)
+    repair = tmp_path / "valkey-check-aof"
+    repair.symlink_to(find_binary())
+    assert subprocess.run([repair, "--fix", data], input=b"y\n", capture_output=True).returncode == 0
+    server = await EmbeddedServer.join(state_dir, runtime_dir=runtime_dir)
+    async with Redis.from_url(server.url) as redis:
+        assert await redis.exists("0") and 30 < await redis.dbsize() < 60
+    await server.leave()
+
+
 async def test_a_silent_server_is_reported_and_not_replaced(state_dir: Path, runtime_dir: Path) -> None:
     server = await Impatient.join(state_dir, runtime_dir=runtime_dir)
     pid = await pid_of(server)
