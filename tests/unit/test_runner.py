@@ -113,3 +113,21 @@ def test_an_error_of_the_verb_itself_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="a defect"):
         run_loop(verb())
+
+
+CLOSED_TLS = """
+import asyncio
+from rolecall.cli.runner import log_to_stderr
+from rolecall.settings import Settings
+
+log_to_stderr(Settings())
+loop = asyncio.new_event_loop()
+closed = RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+loop.call_exception_handler({"message": "Fatal error on SSL protocol", "exception": closed})
+loop.call_exception_handler({"message": "Task exception was never retrieved", "exception": closed})
+"""
+
+
+def test_a_tls_connection_that_was_closed_here_is_no_error_of_the_log() -> None:
+    told = subprocess.run([sys.executable, "-c", CLOSED_TLS], capture_output=True, text=True, check=True).stderr
+    assert "SSL protocol" not in told and "never retrieved" in told

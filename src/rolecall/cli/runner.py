@@ -211,6 +211,13 @@ async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel:
     return None if not work.done() or work.cancelled() else work.result()
 
 
+def _tells_more(record: logging.LogRecord) -> bool:
+    """Whether a line of asyncio's tells what nothing else does: uvloop calls it a fatal error when bytes arrive on a
+    TLS connection that was closed here."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and "SSL protocol" in record.getMessage())
+
+
 def log_to_stderr(settings: Settings, *, quiet: bool = False) -> None:
     """Send this process's log to stderr as the settings say; with ``quiet`` only its warnings, while the process log on
     the bus gets all of it."""
@@ -221,6 +228,7 @@ def log_to_stderr(settings: Settings, *, quiet: bool = False) -> None:
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_tells_more)
 
 
 def load_quietly(app_dir: Path | None) -> Application:
