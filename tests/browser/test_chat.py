@@ -248,6 +248,29 @@ async def test_an_answer_is_shown_although_its_stream_was_refused(page: Page) ->
     assert len(refused) == 2
 
 
+async def test_however_many_hidden_pages_wait_for_answers_another_one_opens(page: Page) -> None:
+    pages = [page, *[await page.context.new_page() for _ in range(6)]]
+    for one in pages:
+        await one.goto("/")
+        await say(one, "ask me")
+        await expect(one.get_by_role("group", name="Shall I?")).to_be_visible()
+        await one.evaluate(HIDE, True)
+    other = await page.context.new_page()
+    await other.goto("/")
+    await say(other, "Hello")
+    await expect(other.locator(".answer .body")).to_have_text("Hello")
+    for one in pages[:2]:
+        await one.evaluate(HIDE, False)
+        await one.get_by_role("button", name="Yes", exact=True).click()
+        await one.get_by_role("button", name="green").click()
+    await expect(pages[0].locator(".answer .body")).to_have_text("True green")
+    await expect(pages[0].locator(".hop")).to_have_text(["manager", "lang", "samplellm"])
+    await pages[1].evaluate(HIDE, True)
+    await expect(pages[1].locator(".answer .body")).to_have_text("True green")
+    for one in (*pages[1:], other):
+        await one.close()
+
+
 async def test_a_message_whose_acceptance_was_lost_is_asked_once_when_sent_again(page: Page) -> None:
     await page.goto("/")
 

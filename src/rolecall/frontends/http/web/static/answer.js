@@ -10,6 +10,8 @@ const thread = find("[data-thread]");
 const template = find("[data-answer]");
 const canSpeak = "speechSynthesis" in window;
 
+const HIDDEN_MS = 10_000;
+
 /** The unfinished tasks of the conversation shown, by id. */
 export const running = new Map();
 export const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
@@ -22,6 +24,8 @@ function followNext() {
   const oldest = Math.min(...turns.map(({ turn }) => turn));
   for (const answer of running.values()) if (!answer.turn || answer.turn === oldest) answer.listen();
 }
+
+document.addEventListener("visibilitychange", () => { for (const answer of running.values()) answer.listenAgain(); });
 
 export class Answer {
   /** Adds an empty answer to the thread. `question` is the message it answers, if there is one; `changed` is called when
@@ -52,8 +56,12 @@ export class Answer {
     this.changed();
   }
 
+  /** Follows the events; while the page is hidden asks now and then instead, as a browser has six connections for all
+   *  pages of a server. */
   listen() {
     if (this.source) return;
+    if (document.hidden) return void this.listenLater();
+    this.hops = []; // a new stream begins with the first of them
     this.source = new EventSource(`/web/chat/tasks/${this.id}/events`);
     for (const kind of ["queued", "started", "delta", "asked", "answered", ...ENDS]) {
       this.source.addEventListener(kind, (event) => this.hear(kind, JSON.parse(event.data), parseInt(event.lastEventId, 10)));
@@ -186,8 +194,14 @@ export class Answer {
   lost() {
     document.dispatchEvent(new Event("lost"));
     if (this.source.readyState !== EventSource.CLOSED) return;
-    // The stream was refused: the task says how it ended, else it is followed again.
+    this.source = null;
+    this.look(); // the stream was refused
+  }
+
+  /** Shows the task as it is: how it ended, else it is followed again. */
+  look() {
     ask("GET", `/chat/task/${this.id}`).then((task) => {
+      if (!running.has(this.id)) return;
       this.hear(task.state, task);
       this.listenLater();
     }, (error) => {
@@ -198,10 +212,21 @@ export class Answer {
 
   listenLater() {
     if (!running.has(this.id)) return;
+    const next = () => (document.hidden ? this.look() : this.listen());
+    clearTimeout(this.retry);
     this.retry = setTimeout(() => {
-      this.source = null;
-      this.listen();
-    }, 2000);
+      this.retry = null;
+      next();
+    }, document.hidden ? HIDDEN_MS : 2000);
+  }
+
+  /** Called when the page becomes visible or hidden. */
+  listenAgain() {
+    if (!this.source && !this.retry) return; // not its turn
+    this.source?.close();
+    clearTimeout(this.retry);
+    this.source = this.retry = null;
+    this.listen();
   }
 
   end(task) {
@@ -211,7 +236,7 @@ export class Answer {
     this.element.classList.remove("runs");
     for (const hop of all(".now", this.trail)) hop.classList.remove("now");
     this.settle(task.state, task.state === "failed" ? task.error?.text ?? "" : task.text, {
-      ms: this.lasted || Date.now() - this.began, model: task.model, tokens: task.usage?.tokens_out, cut: task.finish === "length", plain: task.plain,
+      ms: this.lasted || (document.hidden ? 0 : Date.now() - this.began), model: task.model, tokens: task.usage?.tokens_out, cut: task.finish === "length", plain: task.plain,
     });
     if (task.state === "done") say(find("[data-spoken]"), task.text.slice(0, 600));
     for (const other of running.values()) if (other.turn > this.turn && other.place > 1) other.wait({ place: other.place - 1 });
