@@ -212,11 +212,11 @@ export class Answer {
 
   listenLater() {
     if (!running.has(this.id)) return;
-    const next = () => (document.hidden ? this.look() : this.listen());
     clearTimeout(this.retry);
     this.retry = setTimeout(() => {
       this.retry = null;
-      next();
+      if (document.hidden) this.look();
+      else this.listen();
     }, document.hidden ? HIDDEN_MS : 2000);
   }
 
