@@ -40,6 +40,16 @@ IMPORTED = {
     # Nothing of Rolecall itself: a module may change it before it is imported.
     MODULES: ("redis.asyncio", "typer", "pydantic_settings", "pydantic.type_adapter", "msgspec", "uvloop", "asyncio"),
 }
+MODEL_SDK, HTTP = ("openai", "aiohttp"), ("rolecall.frontends.http.app", "rolecall.worker.runtime", "uvicorn")
+IMPORTED_BY_VERB = {
+    "setup": MODEL_SDK,
+    "check": MODEL_SDK,
+    "models": MODEL_SDK,
+    "up": HTTP,
+    "http": HTTP,
+    "tools": ("mcp.server.lowlevel", "mcp.server.streamable_http_manager", "uvicorn"),
+}
+"""Imported before the first of these verbs is forked."""
 KEPT = ("PATH", "HOME", "TMPDIR")
 
 
@@ -53,14 +63,14 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """``rolecall`` with nothing but ``environment`` set. Raises TimeoutExpired after ``seconds``."""
     command = [str(ROLECALL), *map(str, arguments)]
-    if any(_read_at_start(name, value) for name, value in environment.items()):
+    if needs_own_python(environment):
         return subprocess.run(
             command, env=environment, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=seconds
         )
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)
-        fork = _started(VERBS, command, environment, cwd, (given, out, err))
+        fork = Fork(VERBS, command, environment, cwd, (given, out, err))
         try:
             status = fork.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -74,7 +84,12 @@ def call(
 def start_verb(arguments: Sequence[str | Path], environment: Mapping[str, str], out: IO[bytes], err: IO[bytes]) -> Fork:
     """``rolecall`` as ``call`` has it, for a verb that goes on."""
     with open(os.devnull, "rb") as nothing:
-        return _started(VERBS, [str(ROLECALL), *map(str, arguments)], environment, None, (nothing, out, err))
+        return Fork(VERBS, [str(ROLECALL), *map(str, arguments)], environment, None, (nothing, out, err))
+
+
+def open_verb(arguments: Sequence[str | Path], environment: Mapping[str, str]) -> Piped:
+    """``rolecall`` as ``call`` has it, for a verb that is spoken to."""
+    return Piped(VERBS, [str(ROLECALL), *map(str, arguments)], environment)
 
 
 def start_module(
@@ -83,23 +98,28 @@ def start_module(
     """``python -m module`` with nothing but ``environment`` set; what it says goes to ``log``. Of what a Python reads
     from its environment when it starts, only PYTHONPATH counts."""
     with open(os.devnull, "rb") as nothing:
-        return _started(MODULES, [module, *arguments], environment, cwd, (nothing, log, log))
+        return Fork(MODULES, [module, *arguments], environment, cwd, (nothing, log, log))
 
 
-def _started(
-    kind: str, command: list[str], environment: Mapping[str, str], cwd: Path | None, files: Sequence[IO[bytes]]
-) -> Fork:
-    server = _Server.of_this_process(kind)
-    return Fork(server, server.start(command, dict(environment), str(cwd or Path.cwd()), files))
+def open_module(module: str, *arguments: str | Path) -> Piped:
+    """``python -m module`` in this environment, to be spoken to."""
+    return Piped(MODULES, [module, *map(str, arguments)], os.environ)
 
 
 class Fork:
-    """A process that was forked and goes on, as subprocess.Popen would show it."""
+    """A process that was forked and goes on, as subprocess.Popen would show it. ``files`` are its standard ones."""
 
-    def __init__(self, server: _Server, pid: int) -> None:
-        self.pid = pid
+    def __init__(
+        self,
+        kind: str,
+        command: list[str],
+        environment: Mapping[str, str],
+        cwd: Path | None,
+        files: Sequence[IO[bytes]],
+    ) -> None:
+        self._server = _Server.of_this_process(kind)
+        self.pid = self._server.start(command, dict(environment), str(cwd or Path.cwd()), files)
         self.returncode: int | None = None
-        self._server = server
 
     def poll(self) -> int | None:
         """The exit status once it has ended, negative for a signal."""
@@ -130,11 +150,39 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def _read_at_start(name: str, value: str) -> bool:
-    """Whether a Python reads this variable once, when it starts: with it a verb gets a Python of its own."""
-    if name.startswith(("LANG", "LC_")):
-        return not value.upper().endswith("UTF-8")
-    return name.startswith(("PYTHON", "LD_", "COLUMNS", "LINES"))
+class Piped(Fork):
+    """A fork whose standard input and output are pipes of text. ``communicate`` closes them."""
+
+    def __init__(self, kind: str, command: list[str], environment: Mapping[str, str]) -> None:
+        given, stdin = os.pipe()
+        stdout, said = os.pipe()
+        self.stdin, self.stdout = os.fdopen(stdin, "w"), os.fdopen(stdout)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # communicate closes it
+        with open(given, "rb") as from_here, open(said, "wb") as to_here:
+            super().__init__(kind, command, environment, None, (from_here, to_here, self._stderr))
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """End its input and wait for its end: what it said since, and all that it complained about. Idempotent."""
+        self.stdin.close()
+        said = complaint = ""
+        if not self.stdout.closed:
+            said = self.stdout.read()
+            self.wait(timeout)
+            self._stderr.seek(0)
+            complaint = self._stderr.read().decode()
+        self.stdout.close()
+        self._stderr.close()
+        return said, complaint
+
+
+def needs_own_python(environment: Mapping[str, str]) -> bool:
+    """Whether ``environment`` has what a Python reads once, when it starts."""
+    return any(
+        not value.upper().endswith("UTF-8")
+        if name.startswith(("LANG", "LC_"))
+        else name.startswith(("PYTHON", "LD_", "COLUMNS", "LINES"))
+        for name, value in environment.items()
+    )
 
 
 class _Server:
@@ -181,7 +229,7 @@ class _Server:
 
 def serve(requests: socket.socket) -> list[str] | None:
     """Fork, or say what became of a fork, for each request until their sender is gone. Returns twice: None here, the
-    command to run in a fork."""
+    command to run in a fork. A fork whose standard input is a terminal belongs to that terminal."""
     while True:
         request, files, _flags, _address = socket.recv_fds(requests, 1 << 20, 3)
         if not request:
@@ -190,13 +238,18 @@ def serve(requests: socket.socket) -> list[str] | None:
             ended, status = os.waitpid(int(request), os.WNOHANG)
             requests.send(str(os.waitstatus_to_exitcode(status)).encode() if ended else b" ")
             continue
+        command, environment, cwd = json.loads(request)
+        for verb in command[1:2] if command[0] == str(ROLECALL) else ():
+            _import(IMPORTED_BY_VERB.get(verb, ()))
         pid = os.fork()
         if not pid:
-            command, environment, cwd = json.loads(request)
             for number, file in enumerate(files):
                 os.dup2(file, number)
                 os.close(file)
             requests.close()
+            if os.isatty(0):
+                os.login_tty(0)
+            _open_standard_files()
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
@@ -207,15 +260,27 @@ def serve(requests: socket.socket) -> list[str] | None:
         requests.send(str(pid).encode())
 
 
+def _open_standard_files() -> None:
+    """As Python does when it starts: whether a file is a terminal, or can be sought, is asked once."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        before, buffering = getattr(sys, name), 1 if name == "stderr" else -1
+        made = open(number, before.mode, buffering, before.encoding, before.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, made)
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        import_module(module)
+    gc.freeze()  # else each fork visits all of these objects when it ends, and copies their pages
+
+
 def main(descriptor: str, kind: str) -> None:
     """Serve as one of the two servers; in a fork, run what was asked for. A fork may start itself again."""
     sys.path[0] = str(ROLECALL.parent)  # as for the console script
     run = import_module("rolecall.cli").main if kind == VERBS else None
-    for module in IMPORTED[kind]:
-        import_module(module)
     if run is not None:
         import_module("rolecall.settings").Settings.model_rebuild()
-    gc.freeze()  # else each fork visits all of these objects when it ends, and copies their pages
+    _import(IMPORTED[kind])
     command = serve(socket.socket(fileno=int(descriptor)))
     if command and run is not None:
         sys.argv, sys.orig_argv = command, [sys.executable, *command]

@@ -11,11 +11,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.command_line import ROLECALL as COMMAND
-from tests.command_line import call
+from tests.command_line import VERBS, Fork, call, needs_own_python
 
 ROOT = Path(__file__).parents[2]
 ROLECALL = str(COMMAND)
@@ -136,14 +136,7 @@ class Terminal:
         self._unread = ""
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_A_TERMINAL, *command],
-            cwd=directory,
-            env=environment(**settings),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
+        self.process = _started_on(slave, directory, command, environment(**settings))
         os.close(slave)
 
     def send(self, keys: str | bytes) -> None:
@@ -190,6 +183,16 @@ class Terminal:
         self._unread = written[end:]
         self.screen.write(written[:end])
         return bool(data)
+
+
+def _started_on(
+    terminal: int, directory: Path, command: Sequence[str], environment: Mapping[str, str]
+) -> Fork | subprocess.Popen[bytes]:
+    if command[0] == ROLECALL and not needs_own_python(environment):
+        with os.fdopen(os.dup(terminal), "r+b", buffering=0) as tty:
+            return Fork(VERBS, list(command), environment, directory, (tty, tty, tty))
+    on_it = [sys.executable, "-c", ON_A_TERMINAL, *command]
+    return subprocess.Popen(on_it, cwd=directory, env=environment, stdin=terminal, stdout=terminal, stderr=terminal)
 
 
 def _in_order(texts: Sequence[str], shown: str) -> bool:

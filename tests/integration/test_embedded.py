@@ -21,8 +21,7 @@ from redis.exceptions import RedisError
 
 from rolecall.errors import ConfigError, MissingExtra, ServerUnavailable
 from rolecall.redis.embedded import EmbeddedServer, find_binary
-
-USER = Path(__file__).with_name("embedded_user.py")
+from tests.command_line import open_module
 
 
 class Impatient(EmbeddedServer):
@@ -33,22 +32,16 @@ class User:
     """A process that uses the server until its input ends."""
 
     def __init__(self, state_dir: Path, runtime_dir: Path, verb: str = "hold", *rest: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(USER), verb, str(state_dir), str(runtime_dir), *rest],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = open_module("tests.integration.embedded_user", verb, state_dir, runtime_dir, *rest)
 
     async def heard(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
         found = json.loads(await asyncio.to_thread(self.process.stdout.readline))
         assert isinstance(found, dict)
         return found
 
     async def end(self) -> int:
-        await asyncio.to_thread(self.process.communicate, "")
-        return self.process.returncode
+        await asyncio.to_thread(self.process.communicate)
+        return self.process.wait()
 
     async def kill(self) -> None:
         self.process.kill()

@@ -18,21 +18,20 @@ from pathlib import Path
 import httpx2
 
 from tests.applications import clean_environment, make_application, run_rolecall, running
-from tests.command_line import ROLECALL
+from tests.command_line import Fork, start_verb
 from tests.waiting import wait_until
 
 
 @contextmanager
-def serving(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(directory: Path, *options: str) -> Iterator[tuple[Fork, str]]:
     """`rolecall http` on a free port, its address, and what it logs in ``log`` of ``directory``; ended at the end."""
-    with (directory / "log.txt").open("w") as log, subprocess.Popen(
-        [ROLECALL, "http", "--app", str(directory), "--port", "0", *options],
-        env=clean_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True,
-    ) as process:  # fmt: skip
+    log = directory / "log.txt"
+    with (directory / "said.txt").open("wb") as out, log.open("wb") as err:
+        process = start_verb(["http", "--app", directory, "--port", "0", *options], clean_environment(), out, err)
         try:
-            assert process.stdout is not None
-            found = re.search(r"http://\S+", process.stdout.readline())
-            assert found, (directory / "log.txt").read_text()
+            soon(lambda: "\n" in Path(out.name).read_text() or process.poll() is not None)
+            found = re.search(r"http://\S+", Path(out.name).read_text())
+            assert found, log.read_text()
             yield process, found[0]
         finally:
             process.terminate()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from rolecall.bus.events import Event
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer
 from rolecall.transcripts.record import Record, records
+from tests.command_line import open_module
 from tests.contract.model_vendor import Connection, Vendor
 from tests.contract.model_wires import OpenAIWire
 from tests.deployment import Deployment, deployed
@@ -178,12 +178,11 @@ async def test_tokens_per_minute_are_kept_within_five_percent_by_four_processes(
     server: RedisServer, server_url: str
 ) -> None:
     minutes = 3.2
-    command = (sys.executable, "-m", "tests.integration.quota_user", server_url, str(MINUTE_SECONDS), str(minutes))
     users = [
-        await asyncio.create_subprocess_exec(*command, f"p{number}", stdout=asyncio.subprocess.PIPE)
+        open_module("tests.integration.quota_user", server_url, str(MINUTE_SECONDS), str(minutes), f"p{number}")
         for number in range(4)
     ]
-    said = [(await user.communicate())[0].decode() for user in users]
+    said = [(await asyncio.to_thread(user.communicate))[0] for user in users]
     assert [user.returncode for user in users] == [0] * 4
     used = [line.split() for lines in said for line in lines.splitlines()]
     calls = sorted((int(slice), float(at), int(tokens)) for at, slice, tokens in used)

@@ -11,7 +11,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -41,10 +40,10 @@ from rolecall.transcripts.record import (
     session_files,
 )
 from rolecall.transcripts.scribe import Scribe
+from tests.command_line import open_module
 
 KILLS = int(os.environ.get("ROLECALL_SCRIBE_KILLS", "12"))
 """How often the scribe is killed; a proof sets more."""
-USER = Path(__file__).with_name("scribe_user.py")
 LOG = ShardKeys(0).log
 SESSION = 1_795_000_000_000
 QUICK = 0.8
@@ -76,21 +75,15 @@ class Process:
     """A scribe in a process of its own."""
 
     def __init__(self, kind: str, server: RedisServer, log_dir: Path, lease_seconds: float = 15) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(USER), kind, server.url, str(log_dir), str(lease_seconds)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = open_module("tests.integration.scribe_user", kind, server.url, log_dir, str(lease_seconds))
 
     async def says(self, what: str) -> None:
-        assert self.process.stdout is not None
         line = await asyncio.to_thread(self.process.stdout.readline)
         assert what in line, f"waited for {what!r}, heard {line!r}"
 
     def end(self, how: int = signal.SIGKILL) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(how)
-            self.process.communicate()
+        self.process.send_signal(how)
+        self.process.communicate()
 
 
 @pytest.fixture

@@ -224,6 +224,7 @@ async def test_up_prints_the_link_that_makes_its_first_user_admin_and_the_token_
 ) -> None:
     with telegram_place(tmp_path, api, TELEGRAM_ALLOWED="", LOG_LEVEL="DEBUG") as place:
         process = await place.up()
+        await process.says("?start=")
         found = re.search(r"https://t\.me/rolecall_bot\?start=([\w-]{22})\n", process.said)
         assert found, process.said
         ann, stranger = api.user(ANN), api.user(666)

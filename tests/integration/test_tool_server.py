@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from rolecall.agent.tools import Toolbox
 from rolecall.bus.conversation import active_conversations
 from rolecall.errors import ToolError
 from tests.applications import AGENTS, clean_environment, make_application, own_modules, run_rolecall, running
-from tests.command_line import ROLECALL
+from tests.command_line import ROLECALL, Piped, open_verb
 from tests.waiting import wait_until
 
 CONFIG = '''\
@@ -104,19 +103,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(
-    application: Path, port: int, *arguments: str, **settings: str
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(application: Path, port: int, *arguments: str, **settings: str) -> Iterator[tuple[Piped, str]]:
     """`rolecall tools` at work: its process and what it said first."""
-    process = subprocess.Popen(
-        [ROLECALL, "tools", "--app", str(application), *arguments],
-        env=clean_environment({"TOOLS_PORT": str(port), **settings}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    environment = clean_environment({"TOOLS_PORT": str(port), **settings})
+    process = open_verb(["tools", "--app", application, *arguments], environment)
     try:
         yield process, process.stdout.readline()
     finally:
@@ -126,6 +116,8 @@ def serving(
 
 @asynccontextmanager
 async def tools_at(url: str, directory: Path, key: str = "") -> AsyncIterator[Toolbox]:
+    async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+        await client.post(url)  # the server may need longer to start than a tool server may take to answer
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     servers = ToolServers({"them": ToolServer(url=url, headers=headers)}, ToolServerHost(directory, directory))
     try:
@@ -174,7 +166,7 @@ async def test_a_process_that_is_killed_is_replaced_and_none_outlives_the_first(
                 calls = await asyncio.gather(*(tools.run("process", "") for _ in range(8)))
                 return len({call.text for call in calls if not call.failed}) == 2
 
-            await wait_until(replaced, seconds=20, what="two processes")
+            await wait_until(replaced, seconds=60, what="two processes")
         process.kill()
 
         def refused() -> bool:

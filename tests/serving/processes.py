@@ -15,12 +15,12 @@ import pytest
 from rolecall.errors import ModelUnavailable
 from rolecall.serving.spec import Spec
 from rolecall.serving.weights import default_cache, ensure_weights
+from tests.command_line import open_module
 
 LONG = bool(os.environ.get("ROLECALL_SERVING_PROOF"))
 """Whether the long forms run, and say what they measured."""
 PROCESSES = 4 if LONG else 2
 STUB = str(Path(__file__).with_name("stub_engine.py"))
-USER = Path(__file__).with_name("serving_user.py")
 
 
 def measured(what: str, seconds: float) -> None:
@@ -70,45 +70,32 @@ def zombies() -> list[int]:
 class User:
     """A process of its own that ensures models as it is told on stdin."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
+    def __init__(self, *arguments: str | Path) -> None:
+        self.process = open_module("tests.serving.serving_user", *arguments)
 
     async def ensure(self, name: str = "tiny", times: int = 1) -> None:
         """Have it ask for ``name`` so many times at once."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{name} {times}\n".encode())
-        await self.process.stdin.drain()
+        self.process.stdin.write(f"{name} {times}\n")
+        self.process.stdin.flush()
 
     async def said(self) -> list[str]:
         """What it says next: ``ready <pids and urls, each once>``, or ``failed <errors>``."""
-        assert self.process.stdout is not None
-        line = await asyncio.wait_for(self.process.stdout.readline(), 60)
-        return line.decode().split()
+        return (await asyncio.to_thread(self.process.stdout.readline)).split()
 
     async def kill(self) -> None:
         """As a crash would."""
         self.process.kill()
-        await self.process.wait()
+        await asyncio.to_thread(self.process.communicate)
 
 
 @asynccontextmanager
 async def users(count: int, url: str, logs: Path, file: Path, prefix: str = "") -> AsyncIterator[list[User]]:
     """So many of them, with ``prefix`` before all keys, killed at the end if they still live."""
-    started = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, str(USER), url, str(logs), str(file), prefix),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        for _ in range(count)
-    ]
-    made = [User(process) for process in started]
+    made = [User(url, logs, file, prefix) for _ in range(count)]
     try:
         for user in made:
             assert await user.said() == ["here"]
         yield made
     finally:
-        for process in started:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+        for user in made:
+            await user.kill()
