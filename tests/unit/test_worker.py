@@ -186,6 +186,29 @@ async def test_a_free_instance_is_used_as_soon_as_it_appears(bus: Bus, server: R
         await wait_until(lambda: finals(bus))
 
 
+async def test_an_instance_too_many_is_gone_once_it_has_ended_what_it_handled(bus: Bus, server: RedisServer) -> None:
+    go_on = asyncio.Event()
+
+    class HeldAgent(Agent):
+        role = "manager"
+
+        async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+            await go_on.wait()
+            return envelope.reply("done")
+
+    async with working(bus, server, 3, HeldAgent) as worker:
+        for number in range(3):
+            await ask(bus, str(number))
+        everyone = worker.roster.everyone
+        await wait_until(lambda: all(instance.delivery for instance in everyone()))
+        worker.roster.set_count("manager", 1)
+        assert len(everyone()) == 3, "they are still at work"
+        go_on.set()
+        await wait_until(lambda: len(everyone()) == 1)
+        await ask(bus, "3")
+        await wait_until(lambda: finals(bus, "3"))
+
+
 async def test_the_lease_of_a_dead_process_is_taken_over(bus: Bus, other: Bus, server: RedisServer) -> None:
     await ask(bus)
     await expire(other, await take_one(other))

@@ -51,6 +51,12 @@ class Roster:
         for _ in range(len(group), count):
             group.append(self._made(role, group))
 
+    def dismiss(self, instance: Instance) -> None:
+        """Forget ``instance`` if it is a surplus one that has ended its last envelope."""
+        group = self.instances[instance.role]
+        if instance in group and instance.retiring and instance.delivery is None:
+            group.remove(instance)
+
     def supplied_by(self, supplier: Callable[[Instance, str], Refill | None]) -> None:
         """Have all instances, now and later, ask ``supplier`` what to take along."""
         self.supplier = supplier

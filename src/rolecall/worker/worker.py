@@ -170,6 +170,7 @@ class Worker:
         following, instance.following = instance.following, None
         if (following is None or not self.assign(following, instance)) and instance.free:
             self.freed_up((instance.role,))
+        self.roster.dismiss(instance)
         self._end_isolation()
 
     def _end_isolation(self) -> None:
