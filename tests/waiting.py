@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 
 async def wait_until(
-    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, seconds: float = 10.0, what: str = ""
+    condition: Callable[[], object] | Callable[[], Awaitable[object]], *, seconds: float = 30.0, what: str = ""
 ) -> None:
     """Return once ``condition`` (plain or async) is true. Raises AssertionError after ``seconds``."""
     give_up = time.monotonic() + seconds

@@ -125,7 +125,7 @@ class TelegramApi:
         """Whether a poll waits for updates."""
         return self.world.updates.polling
 
-    async def wait_for(self, condition: Condition, *, seconds: float = 10.0, what: str = "") -> None:
+    async def wait_for(self, condition: Condition, *, seconds: float = 30.0, what: str = "") -> None:
         """Return once ``condition`` is true; AssertionError with the last calls after ``seconds``."""
         try:
             await wait_until(condition, seconds=seconds, what=what)
