@@ -22,6 +22,8 @@ from rolecall.errors import ConfigError
 from rolecall.settings import FORMER_NAMES, Settings
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+SECRETS = tuple(name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation))
+"""The fields of Settings that hold a secret."""
 
 
 class _InForce(Settings, BaseSettings):
@@ -80,9 +82,9 @@ class Environment:
     def secrets(self) -> Mapping[str, str]:
         """The secrets in files named by ``<NAME>_FILE``, by field of Settings. Raises ConfigError."""
         found = {}
-        for name, field in Settings.model_fields.items():
+        for name in SECRETS:
             variable = f"{name.upper()}_FILE"
-            if SecretStr not in _types(field) or not (path := self.names.get(variable)):
+            if not (path := self.names.get(variable)):
                 continue
             expected = f"expected a file that contains {name.upper()}"
             try:
@@ -153,7 +155,7 @@ def explained(error: ValidationError, origins: Mapping[str, str] = MappingProxyT
     field = Settings.model_fields.get(name)
     if field is None:
         return f"{name}: {message[:1].lower()}{message[1:]}"
-    value = "(secret)" if SecretStr in _types(field) else first.get("input")
+    value = "(secret)" if name in SECRETS else first.get("input")
     origin = origins.get(name.upper())
     return f"{name.upper()}={value}{f' from {origin}' if origin else ''} is invalid: expected {_expected(field)}"
 

@@ -46,6 +46,11 @@ class Role:
         return self.agent.role
 
     @property
+    def description(self) -> str:
+        """The first line of the agent's docstring; empty without one."""
+        return (self.agent.__doc__ or "").strip().split("\n")[0]
+
+    @property
     def variable(self) -> str:
         """The environment variable of its count, such as SAMPLELLM_INSTANCES."""
         return f"{self.name}_INSTANCES".upper().replace("-", "_")
@@ -53,10 +58,7 @@ class Role:
 
 def role_infos(roles: Iterable[Role]) -> dict[str, RoleInfo]:
     """What agents may know about ``roles``, by name."""
-    return {
-        role.name: RoleInfo(role.name, (role.agent.__doc__ or "").strip().split("\n")[0], role.match, role.models)
-        for role in roles
-    }
+    return {role.name: RoleInfo(role.name, role.description, role.match, role.models) for role in roles}
 
 
 def check_agent(agent: type[Agent]) -> None:

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from rolecall.agent.recorder import Recorder, StepRun
+from rolecall.bus.envelope import encodable
 from rolecall.bus.foreign_text import defused
 from rolecall.errors import ConfigError, ToolError, expect
 from rolecall.models.model import Message, ToolCall, ToolSpec
@@ -299,7 +300,7 @@ def _validated(taken: TypeAdapter[dict[str, Any]], arguments: str) -> dict[str, 
 def json_object(arguments: str) -> str:
     """The JSON of the object that a model wrote, without halves of surrogate pairs, which cannot be encoded. Raises
     ToolError."""
-    arguments = _clean(arguments).strip() or "{}"
+    arguments = encodable(arguments).strip() or "{}"
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError) as error:
@@ -307,7 +308,7 @@ def json_object(arguments: str) -> str:
     if not isinstance(found, dict):
         raise ToolError("the arguments are not a JSON object")
     unescaped = json.dumps(found, ensure_ascii=False)
-    return arguments if (whole := _clean(unescaped)) == unescaped else whole
+    return arguments if (whole := encodable(unescaped)) == unescaped else whole
 
 
 def explain_validation(error: ValidationError) -> str:
@@ -360,13 +361,8 @@ def _as_text(value: object) -> str:
 
 
 def _cut(text: str, chars: int) -> str:
-    text = _clean(text)
+    text = encodable(text)
     return text if len(text) <= chars else f"{text[:chars]} … [cut: {len(text)} characters in all]"
-
-
-def _clean(text: str) -> str:
-    """``text`` without lone surrogates, which no provider accepts."""
-    return text.encode(errors="replace").decode()
 
 
 def _note(call: ToolCall, result: ToolResult) -> str:

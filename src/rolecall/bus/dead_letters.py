@@ -17,7 +17,7 @@ import msgspec
 
 from rolecall.bus.admission import Admission, admit
 from rolecall.bus.bus import Bus, count_soon
-from rolecall.bus.envelope import MAX_DEPTH, Envelope, decode, depth_of, short_turn_id
+from rolecall.bus.envelope import MAX_DEPTH, Envelope, decode, depth_of, encodable, short_turn_id
 from rolecall.bus.turn import FIRST_ROLE, is_call, is_control
 from rolecall.errors import ConfigError, DecodeError, RolecallError
 from rolecall.redis.keys import ShardKeys
@@ -88,8 +88,8 @@ async def set_aside(
     shard, settings = bus.shard(conversation) if conversation else bus.shards[0], bus.settings
     text = item if isinstance(item, bytes) else msgspec.json.encode(item, enc_hook=str)
     added: bytes = await bus.server.call(
-        "XADD", shard.aside(kind), "MAXLEN", "~", KEPT, "*", "c", _clean(conversation), "t", _clean(turn), "h", 0,
-        "e", settings.redacted(_text(text[:MAX_BYTES])), "why", settings.redacted(_clean(reason))[:MAX_REASON],
+        "XADD", shard.aside(kind), "MAXLEN", "~", KEPT, "*", "c", encodable(conversation), "t", encodable(turn), "h", 0,
+        "e", settings.redacted(_text(text[:MAX_BYTES])), "why", settings.redacted(encodable(reason))[:MAX_REASON],
         "n", tries, "s", source, "ms", round(await server_ms(bus.server)),
     )  # fmt: skip
     count_soon(bus.server, "set_aside", kind)
@@ -215,10 +215,6 @@ def _read(shard: ShardKeys, kind: str, raw_id: bytes, flat: list[bytes]) -> Dead
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 def _number(raw: bytes) -> int:

@@ -240,6 +240,11 @@ def check_conversation(conversation: str) -> str:
     return conversation
 
 
+def encodable(text: str) -> str:
+    """``text`` with a question mark for each half of a surrogate pair, which UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def cut(text: str) -> str:
     """``text``, cut to 64 kB of UTF-8 with a visible mark at the end."""
     raw = text.encode("utf-8", "replace")

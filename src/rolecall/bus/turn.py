@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import msgspec
 
 from rolecall.bus.bus import Bus
-from rolecall.bus.envelope import cut
+from rolecall.bus.envelope import cut, encodable
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys, today
 from rolecall.redis.scripts import Arg, milliseconds, script
@@ -364,7 +364,7 @@ class Records:
             self.entries.append((time.monotonic(), "NOTE", f"{self.left_out} records left out"))
         now, result = time.monotonic(), list[Arg]()
         for at, word, text in self.entries:
-            result += (max(0, round((now - at) * 1000)), self.instance, word, _encodable(text))
+            result += (max(0, round((now - at) * 1000)), self.instance, word, encodable(text))
         self.entries, self.size, self.left_out = [], 0, 0
         return result
 
@@ -380,7 +380,3 @@ def usage_text(models: str, tokens_in: int, tokens_out: int, cost: float) -> str
     known is left out."""
     tokens = f"{tokens_in} tokens in, {tokens_out} out" if tokens_in or tokens_out else ""
     return ", ".join(filter(None, (models, tokens, f"cost {cost:.6f}" if cost else "")))
-
-
-def _encodable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()

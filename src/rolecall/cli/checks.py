@@ -12,11 +12,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import SecretStr
-
 from rolecall.agent.prompts import PLACE
 from rolecall.agent.role import Role
 from rolecall.config import Application, misspelt
+from rolecall.environment import SECRETS
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
 
@@ -109,7 +108,7 @@ def _private(application: Application) -> Finding:
         return Finding("not set up", ".env", "there is none: keys come from the environment alone")
     mode = path.stat().st_mode
     open_to = [who for who, bits in (("the group", stat.S_IRWXG), ("others", stat.S_IRWXO)) if mode & bits]
-    if open_to and any(application.sources.get(name) == ".env" for name in _secret_names()):
+    if open_to and any(application.sources.get(name.upper()) == ".env" for name in SECRETS):
         text = f"holds keys, and {' and '.join(open_to)} may use it (mode {stat.S_IMODE(mode):o})"
         return Finding("failed", ".env", text, f"chmod 600 {quote(str(path))}")
     return Finding("passed", ".env", f"mode {stat.S_IMODE(mode):o}{'' if open_to else ', this user alone'}")
@@ -120,12 +119,6 @@ def _misspelt(application: Application) -> list[Finding]:
     return [
         Finding("not set up", ".env", f"{name} is no setting of Rolecall", f"did you mean {close}?")
         for name, close in misspelt(application).items()
-    ]
-
-
-def _secret_names() -> list[str]:
-    return [
-        name.upper() for name, field in Settings.model_fields.items() if SecretStr.__name__ in str(field.annotation)
     ]
 
 

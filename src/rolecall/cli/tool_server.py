@@ -102,7 +102,7 @@ def offered(directory: Path, host: str, roles: bool) -> Any:
     _end_with_the_parent()
     application = load(directory)
     log_to_stderr(application.settings)
-    key = _key(application)
+    key = secret.get_secret_value() if (secret := application.settings.tools_key) else ""
     app = tools_app(application.tools, _roles(application, roles), host, key)
     return app if key else LocalOnly(app, "Only this machine may call tools without a key: set TOOLS_KEY.")
 
@@ -190,11 +190,6 @@ def _end_with_the_parent() -> None:
     threading.Thread(target=watch, name="rolecall parent", daemon=True).start()
 
 
-def _key(application: Application) -> str:
-    key = application.settings.tools_key
-    return key.get_secret_value() if key else ""
-
-
 # ── the protocol ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -271,9 +266,7 @@ def mcp_server(toolbox: Toolbox, roles: RoleTools | None) -> Server[Any]:
             if roles is not None:
                 await roles.aclose()
 
-    return Server(
-        "rolecall", version=__version__, on_list_tools=listed, on_call_tool=called, lifespan=lifespan
-    )  # fmt: skip
+    return Server("rolecall", version=__version__, on_list_tools=listed, on_call_tool=called, lifespan=lifespan)
 
 
 class RoleTools:
@@ -393,7 +386,6 @@ class CallProgress:
 
 
 def _about(name: str, role: Role) -> str:
-    purpose = (role.agent.__doc__ or role.name).strip().split("\n")[0]
     if name == ASK:
         return "Ask the assistant; it chooses who answers."
-    return f"Ask the agent {role.name}: {purpose}"
+    return f"Ask the agent {role.name}: {role.description or role.name}"

@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
+from rolecall.bus.envelope import encodable
 from rolecall.bus.turn import FORGET
 from rolecall.settings import Settings, listed
 from rolecall.transcripts.files import LogEntry, TranscriptFiles
@@ -85,8 +86,5 @@ def _line(entry: LogEntry) -> bytes:
         "time": time, "conversation": entry.conversation, "turn": record.turn, "since_ms": record.since,
         "instance": record.instance, "event": record.word, "text": record.text, "id": record.id,
     }  # fmt: skip
-    return msgspec.json.encode({name: _whole(value) for name, value in fields.items()}) + b"\n"
-
-
-def _whole(value: object) -> object:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    valid = {name: encodable(value) if isinstance(value, str) else value for name, value in fields.items()}
+    return msgspec.json.encode(valid) + b"\n"

@@ -98,8 +98,7 @@ def _card(request: Request, *, extended: bool) -> wire.AgentCard:
     skills = [wire.AgentSkill(id="ask", name="ask", description="Answers messages.", tags=["chat"])]
     skills += [
         wire.AgentSkill(
-            id=role.name, name=role.name, tags=["role"],
-            description=(role.agent.__doc__ or role.name).strip().split("\n")[0],
+            id=role.name, name=role.name, tags=["role"], description=role.description or role.name
         )
         for role in roles
         if role.name != FIRST_ROLE

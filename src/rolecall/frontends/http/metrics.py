@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Response
@@ -160,18 +161,17 @@ def _rows(values: Mapping[str, float]) -> list[tuple[tuple[str, ...], float]]:
     return [((name,), value) for name, value in values.items()]
 
 
-def _gauge(name: str, what: str, labels: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    family = GaugeMetricFamily(f"rolecall_{name}", what, labels=labels)
+def _of_kind(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, what: str, labels: tuple[str, ...],
+    rows: Iterable[tuple[tuple[str, ...], float]],
+) -> Metric:  # fmt: skip
+    family = kind(f"rolecall_{name}", what, labels=labels)
     for values, value in rows:
         family.add_metric(values, value)
     return family
 
 
-def _counter(name: str, what: str, labels: tuple[str, ...], rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    family = CounterMetricFamily(f"rolecall_{name}", what, labels=labels)
-    for values, value in rows:
-        family.add_metric(values, value)
-    return family
+_gauge, _counter = partial(_of_kind, GaugeMetricFamily), partial(_of_kind, CounterMetricFamily)
 
 
 def _histogram(name: str, what: str, labels: tuple[str, ...], found: MetricTotals, key: str) -> Metric:

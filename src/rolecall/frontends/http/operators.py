@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,8 +58,8 @@ async def list_conversations(
 ) -> dict[str, Any]:  # fmt: skip
     """`search` matches the id, the title and the log lines of a conversation; `user` only its id and title. `since` is
     a duration such as 90s, 30m, 2h or 7d, or a date. `errors` keeps only conversations with errors."""
-    filters = Filters(user, _parse_since(since, services), errors)
-    found = await asyncio.to_thread(_search, services, search, filters)
+    filters = Filters(user, _parse_since(since, services), errors, search=search)
+    found = await asyncio.to_thread(services.summaries.find, filters)
     rows = [_row(summary) for summary in found[(page - 1) * size : page * size]]
     return {"conversations": rows, "total": len(found), "page": page, "pages": max(1, math.ceil(len(found) / size))}
 
@@ -207,10 +206,6 @@ async def drop_dead(letter_id: str, services: ServicesDep) -> None:
 
 
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _search(services: Services, search: str, filters: Filters) -> list[Summary]:
-    return services.summaries.find(replace(filters, search=search))
 
 
 def _row(summary: Summary) -> dict[str, Any]:

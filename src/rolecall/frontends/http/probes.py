@@ -78,16 +78,10 @@ async def missing_roles(services: Services, counts: Mapping[str, int] | None = N
     return [role.name for role in application.roles if application.count(role) > 0 and not live.get(role.name)]
 
 
-def description_of(role: Role) -> str:
-    """A role's description: the first line of its docstring."""
-    lines = (role.agent.__doc__ or "").strip().splitlines()
-    return lines[0] if lines else ""
-
-
 def _describe(role: Role, counts: Mapping[str, int]) -> dict[str, Any]:
     return {
         "name": role.name,
-        "description": description_of(role),
+        "description": role.description,
         "match": role.match,
         "models": list(role.models),
         "instances": counts.get(role.name, 0),

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from rolecall.bus.envelope import encodable
 from rolecall.errors import (
     BlobTooLarge,
     EnvelopeTooLarge,
@@ -71,7 +72,7 @@ class Problem(HTTPException):
         if path.startswith(OPENAI_PREFIX):
             code = self.code
             if detail == HTTPStatus.NOT_FOUND.phrase:  # no route raised it
-                detail, code = text("unknown_url", url=_encodable(path[:200])), "unknown_url"
+                detail, code = text("unknown_url", url=encodable(path[:200])), "unknown_url"
             return "application/json", msgspec.json.encode(openai_error(detail, status, code, self.param))
         if path.startswith(OLLAMA_PREFIX):
             return "application/json", msgspec.json.encode({"error": detail})
@@ -171,7 +172,7 @@ def _unread(request: Request, error: RequestValidationError) -> Problem | None:
 
 async def _not_accepted(request: Request, error: Exception) -> Response:
     status = 413 if isinstance(error, BlobTooLarge | EnvelopeTooLarge) else 422
-    return _response(request, Problem(status, text("not_accepted", reason=_encodable(str(error)))))
+    return _response(request, Problem(status, text("not_accepted", reason=encodable(str(error)))))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
@@ -196,8 +197,4 @@ async def _first_of_group(request: Request, error: Exception) -> Response:
 
 def _field(location: Sequence[Any]) -> str:
     names = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
-    return _encodable(".".join(str(name) for name in names if not re.fullmatch(UNION_TYPE, str(name))))
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    return encodable(".".join(str(name) for name in names if not re.fullmatch(UNION_TYPE, str(name))))

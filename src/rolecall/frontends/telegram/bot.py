@@ -21,6 +21,7 @@ from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, Networ
 from telegram.request import BaseRequest, RequestData
 from yarl import URL
 
+from rolecall.bus.envelope import encodable
 from rolecall.errors import ConfigError
 from rolecall.settings import HIDDEN, Settings
 from rolecall.transport.http_client import address, is_loopback
@@ -113,7 +114,7 @@ class QuietBot(Bot):
 def _encodable(value: Any) -> Any:
     """JSON with every text in valid Unicode: one half of a surrogate pair could not be stored."""
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+        return encodable(value)
     if isinstance(value, dict):
         return {name: _encodable(one) for name, one in value.items()}
     return [_encodable(one) for one in value] if isinstance(value, list) else value

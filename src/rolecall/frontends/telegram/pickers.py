@@ -49,9 +49,7 @@ class Choices:
     def of(cls, application: Application) -> Choices:
         """The models, the answering roles, the prefixes and the languages of ``application``."""
         roles = [role.name for role in application.roles if role.name not in INNER]
-        own = [
-            (role.match, (role.agent.__doc__ or "").strip().split("\n")[0]) for role in application.roles if role.match
-        ]
+        own = [(role.match, role.description) for role in application.roles if role.match]
         languages = {code: one for role in application.roles for code, one in role.agent.languages.items()}
         return cls(tuple(application.model_names), tuple(sorted(roles)), tuple(own), languages)
 

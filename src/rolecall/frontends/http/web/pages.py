@@ -18,7 +18,6 @@ from rolecall.bus.process.process_log import LEVELS
 from rolecall.bus.process.processes import live_processes
 from rolecall.errors import ServerError
 from rolecall.frontends.http.auth import Principal, require
-from rolecall.frontends.http.probes import description_of
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.web import live, operating, own_chats, rendering, views
 from rolecall.frontends.http.web.rendering import page_text, render
@@ -63,9 +62,7 @@ async def chat(request: Request, services: ServicesDep) -> Response:
     """Chat with the agents."""
 
     async def fill(who: Principal) -> Mapping[str, Any]:
-        roles = [
-            {"name": role.name, "description": description_of(role)} for role in services.application.answering_roles
-        ]
+        roles = [{"name": role.name, "description": role.description} for role in services.application.answering_roles]
         application = services.application
         return {
             "roles": roles, "models": application.model_names, "ideas": IDEAS,
