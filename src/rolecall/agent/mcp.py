@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -353,13 +354,19 @@ async def _anything(name: str, result: mcp_types.CallToolResult) -> None:
     """Accepts each result: the model reads it."""
 
 
-def _with_known_blocks(result: Any) -> Any:
-    """The result of a call, in which what the SDK would refuse is text."""
+@cache
+def _known_block() -> TypeAdapter[Any]:
+    """What the SDK takes as a block of a result."""
     from mcp_types import ContentBlock
 
+    return TypeAdapter(ContentBlock)
+
+
+def _with_known_blocks(result: Any) -> Any:
+    """The result of a call, in which what the SDK would refuse is text."""
     if not isinstance(result, dict) or result.get("resultType") == "input_required":
         return result
-    known, blocks, content = TypeAdapter[Any](ContentBlock), list[Any](), result.get("content")
+    known, blocks, content = _known_block(), list[Any](), result.get("content")
     for block in content if isinstance(content, list) else [] if content is None else [content]:
         try:
             known.validate_python(block, by_name=False)
