@@ -48,7 +48,8 @@ class Listener:
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._taken[asyncio.current_task()] = writer
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        # Python 3.11 reports a connection whose task ``stop`` cancelled as an error of the loop.
+        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             await self._serve(reader, writer)
         writer.close()
 
