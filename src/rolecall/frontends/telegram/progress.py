@@ -194,8 +194,10 @@ class ProgressDisplay:
 
     async def _show(self, view: TurnView) -> None:
         view.painted = view.state
-        self._start(self._delete_ring(view.address), "ring")
-        if not await self._begin(view):
+        begun = await self._begin(view)
+        # Not before: the answers that came first are delivered now, and their rings recorded.
+        self._start(self._delete_rings(view.address, view.key[1]), "rings")
+        if not begun:
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(self._paint(view), name="rolecall telegram paint")
@@ -383,12 +385,13 @@ class ProgressDisplay:
     def _start(self, work: Coroutine[None, None, None], name: str) -> None:
         self._background.start(work, f"rolecall telegram {name}")
 
-    async def _delete_ring(self, address: Address) -> None:
-        """Delete the message that says that the last answer is ready: its user has seen it."""
+    async def _delete_rings(self, address: Address, turn: str) -> None:
+        """Delete the messages that say that an answer before that of ``turn`` is ready: its user has seen it."""
         with suppress(ServerError):
             for name, message in (await self.turn_messages.of(address.conversation, RING)).messages.items():
-                await self.chats.delete(address, message)
-                await self.turn_messages.forget(address, RING, message, name)
+                if name != turn:
+                    await self.chats.delete(address, message)
+                    await self.turn_messages.forget(address, RING, message, name)
 
 
 @dataclass
