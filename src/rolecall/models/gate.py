@@ -38,7 +38,7 @@ from rolecall.models.model import Caller, Delta, Done, Model, ModelEvent, Reques
 from rolecall.models.stream import closing
 from rolecall.redis import keys
 from rolecall.redis.leader import extend
-from rolecall.redis.scripts import script
+from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import Server
 from rolecall.settings import Settings, Terms
 
@@ -213,8 +213,8 @@ class Gate:
             "tokens": expected_tokens(request),
             "rpm": self.terms.rpm or 0,
             "tpm": self.terms.tpm or 0,
-            "minute": round(self._settings.quota_minute_seconds * 1000),
-            "lease": round(LEASE_SECONDS * 1000),
+            "minute": milliseconds(self._settings.quota_minute_seconds),
+            "lease": milliseconds(LEASE_SECONDS),
             "book": int(book),
         }
 
@@ -235,9 +235,9 @@ class Gate:
         used = counted.tokens_in + counted.tokens_out if counted else -1
         away, after, silent, *names = await self._server.run(
             LEAVE, self._block(call.id), outcome=outcome, slice=call.slice, reserved=call.reserved, used=used,
-            retry_after=-1 if retry_after is None else round(retry_after * 1000),
+            retry_after=-1 if retry_after is None else milliseconds(retry_after),
             breaker_failures=self._settings.breaker_failures, why=why[:300],
-            probe_ms=round(self._settings.probe_seconds * 1000), expected=call.expected,
+            probe_ms=milliseconds(self._settings.probe_seconds), expected=call.expected,
         )  # fmt: skip
         if self._budgets:
             await self._flush()
@@ -279,7 +279,7 @@ class Gate:
         return {
             "tokens": tokens, "cost": cost, **({f"u:{user}:tokens": tokens, f"u:{user}:cost": cost} if user else {}),
             f"m:{self.name}:in": usage.tokens_in, f"m:{self.name}:out": usage.tokens_out, f"m:{self.name}:cost": cost,
-            f"m:{self.name}:calls": 1, f"m:{self.name}:ms": round((time.monotonic() - call.began) * 1000),
+            f"m:{self.name}:calls": 1, f"m:{self.name}:ms": milliseconds(time.monotonic() - call.began),
             f"m:{self.name}:failed": int(outcome in ("FAILED", "LIMITED")),
         }  # fmt: skip
 

@@ -164,7 +164,7 @@ class Admitter:
             await self._tell(incoming, "group_closed")
 
     async def _remember(self, incoming: Incoming) -> None:
-        """Remember the name and the language of a user, for lists and messages to admins; anew each day."""
+        """Remember the name and the language of a user, for lists and messages to admins; once a day."""
         known = (incoming.name, incoming.language, incoming.address.private, date.today())
         if self._people.get(incoming.user) != known:
             bus, front = self.front.bus, self.front.name
