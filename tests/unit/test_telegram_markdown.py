@@ -424,10 +424,14 @@ def test_twenty_kilobytes_hold_up_nobody() -> None:
         "[a]: b\n" * 2000,
         "<b>" * 5000,
         "$\\a$ " * 3000,
+        "[" * 15_000 + "\nx",
+        "[" * 15_000 + "x] y",
+        "[](" * 5000 + " x",
     ],
 )
 def test_texts_made_to_be_slow_are_not(text: str) -> None:
     assert _fastest(lambda: render(text), 1) < 2.0
+    assert _fastest(lambda: render_growing(text), 1) < 2.0
 
 
 def _fastest(run: Callable[[], object], tries: int) -> float:

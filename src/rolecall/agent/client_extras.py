@@ -22,6 +22,7 @@ from rolecall.bus.client_request import (
     TokenLogprobs,
     load_request,
     load_value,
+    schema_mismatch,
     store_value,
 )
 from rolecall.errors import MissingExtra, Reject
@@ -130,8 +131,7 @@ class ClientExtras:
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """A JSON schema that an answer has to match. Patterns in it are left to the model's provider, because those of
-    others can take forever to check."""
+    """A JSON schema that an answer has to match; see schema_mismatch for what of it is checked."""
 
     schema: dict[str, Any]
 
@@ -154,23 +154,15 @@ class AnswerForm:
 
     def checked(self, text: str) -> str:
         """The JSON in ``text``. Raises SchemaMismatch, and MissingExtra without the library that checks it."""
-        try:
-            from jsonschema import Draft202012Validator, validators  # type: ignore[import-untyped]
-            from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
-            from referencing import Registry
-        except ImportError:
-            raise MissingExtra("http", "an answer in the form of a JSON schema") from None
-
         found = json_in(text)
-        # A registry that fetches nothing, and no patterns: the schema is a client's.
-        kind = validators.extend(Draft202012Validator, {"pattern": None, "patternProperties": None})
         try:
-            error = best_match(kind(self.schema, registry=Registry()).iter_errors(found))
+            why = schema_mismatch(self.schema, found)
+        except MissingExtra:
+            raise
         except Exception as raised:  # the boundary: a schema of others, such as one that refers to nothing
             raise Reject(f"the JSON schema cannot be used: {type(raised).__name__}: {raised}"[:300]) from None
-        if error is not None:
-            where = ".".join(str(part) for part in error.absolute_path)
-            raise SchemaMismatch(": ".join(filter(None, (where, error.message)))[:500])
+        if why:
+            raise SchemaMismatch(why[:500])
         return text.strip() if _is_json(text) else json.dumps(found, ensure_ascii=False)
 
 

@@ -1,19 +1,23 @@
 """What a client of the HTTP API brings along with its message: a history of its own, tools and options.
 
 It can be larger than an envelope, so it is stored as a blob, and the payload's ``request`` is its id. A client may also
-have its message and the answer stored, to come back to them later.
+have its message and the answer stored, to come back to them later. Whatever its JSON schemas say, checking one takes
+bounded time, fetches nothing and runs no pattern of its author.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
+from rolecall.errors import MissingExtra, RolecallError
 from rolecall.redis.scripts import milliseconds
 
 Stored = TypeVar("Stored")
@@ -23,6 +27,13 @@ MAX_BYTES = 2 * 1024 * 1024
 PLAIN_BYTES = 64 * 1024
 CUT_TEXT = "[{count} earlier messages of this conversation are left out here, because they did not fit]"
 CUT_MARK = " … [cut] … "
+SCHEMA_SECONDS, ANSWER_SECONDS = 5.0, 2.0
+"""How long the check of a schema and that of an answer may take: a few hundred bytes can describe more work than
+anybody has time for."""
+PATTERNS = ("pattern", "patternProperties")
+"""Left to the model's provider: a regular expression of others can take forever."""
+BY_PATTERNS = ("additionalProperties", "unevaluatedProperties")
+"""What runs the patterns of ``patternProperties`` as well."""
 
 
 class ClientCall(msgspec.Struct, frozen=True):
@@ -201,6 +212,89 @@ async def load_responses(bus: Bus, conversation: str, turns: Sequence[str]) -> l
 async def delete_response(bus: Bus, conversation: str, turn: str) -> None:
     """Delete what is stored of ``turn``. Idempotent."""
     await bus.server.fetch("DEL", bus.shard(conversation).response(conversation, turn))
+
+
+# ── JSON schemas ─────────────────────────────────────────────────────────────────────────────────
+
+
+class SchemaTooSlow(RolecallError):
+    """Raised when a check takes too long."""
+
+
+def is_schema(value: dict[str, Any]) -> bool:
+    """Whether ``value`` is a JSON schema; not one whose check takes too long."""
+    from jsonschema import Draft202012Validator as Draft  # type: ignore[import-untyped]
+
+    errors = _validator(Draft.META_SCHEMA, SCHEMA_SECONDS, formats=Draft.FORMAT_CHECKER).iter_errors(value)
+    try:
+        return next(errors, None) is None
+    except (SchemaTooSlow, RecursionError):
+        return False
+
+
+def schema_mismatch(schema: dict[str, Any], value: object) -> str:
+    """Why ``value`` does not match ``schema``, as far as that is checked; empty if it does. Raises SchemaTooSlow,
+    MissingExtra without the library, and whatever that raises for a schema which cannot be used."""
+    try:
+        from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
+    except ImportError:
+        raise MissingExtra("http", "an answer in the form of a JSON schema") from None
+
+    unchecked = PATTERNS if PATTERNS[1] not in json.dumps(schema) else (*PATTERNS, *BY_PATTERNS)
+    error = best_match(_validator(schema, ANSWER_SECONDS, unchecked).iter_errors(value))
+    if error is None:
+        return ""
+    where = ".".join(str(part) for part in error.absolute_path)
+    return ": ".join(filter(None, (where, error.message)))
+
+
+def _validator(
+    schema: dict[str, Any], seconds: float, unchecked: tuple[str, ...] = (), *, formats: object = None
+) -> Any:
+    """A validator for ``schema`` that fetches nothing and raises SchemaTooSlow after ``seconds`` from now."""
+    from jsonschema import Draft202012Validator as Draft
+    from jsonschema import validators
+    from referencing import Registry
+
+    deadline = time.monotonic() + seconds
+
+    def timed(check: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*given: Any) -> Any:
+            if time.monotonic() > deadline:
+                raise SchemaTooSlow(f"checking the JSON schema took more than {seconds:g} s")
+            return check(*given)
+
+        return checked
+
+    def evolve(self: Any, **changes: Any) -> Any:
+        # The library's own would go on with an unbounded validator where a part of the schema names a dialect.
+        part, resolver = changes.get("schema", self.schema), changes.get("_resolver", self._resolver)
+        return kind(part, format_checker=formats, registry=nothing, _resolver=resolver)
+
+    nothing: Any = Registry()
+    checks = {**Draft.VALIDATORS, "uniqueItems": _unique}
+    kind = validators.extend(
+        Draft, {name: timed(_anything if name in unchecked else check) for name, check in checks.items()}
+    )  # fmt: skip
+    kind.evolve = evolve
+    return kind(schema, format_checker=formats, registry=nothing)
+
+
+def _anything(*given: object) -> tuple[()]:
+    return ()
+
+
+def _unique(validator: Any, wanted: object, value: object, schema: object) -> Iterator[Exception]:
+    """``uniqueItems`` in linear time; the library compares each item with all others."""
+    from jsonschema import ValidationError
+
+    if wanted and validator.is_type(value, "array"):
+        assert isinstance(value, list)
+        if len({json.dumps(item, sort_keys=True) for item in value}) < len(value):
+            yield ValidationError("it has the same item twice")
+
+
+# ── helpers ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _response_ms(bus: Bus) -> int:

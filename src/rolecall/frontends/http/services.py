@@ -33,7 +33,8 @@ from rolecall.transcripts.record import conversation_dir
 class Services:
     """The services of one process. ``tz`` is the time zone of the transcripts, None for the system's; ``stopping`` is
     set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key. ``tasks`` go on
-    after the request that started them. ``readers`` limits the documents that are read at a time."""
+    after the request that started them. ``readers`` limits the documents that are read at a time, ``checkers`` the
+    requests whose schemas are checked."""
 
     session: Session
     wakeups: Wakeups
@@ -43,6 +44,7 @@ class Services:
     streams: Counter[str] = field(default_factory=Counter)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
     readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
+    checkers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHECKERS))
 
     def __post_init__(self) -> None:
         self.summaries = Summaries(self.log_dir, self.tz, index_path(self.application.state_dir))
@@ -102,6 +104,7 @@ ERASE_SECONDS = 60.0
 """How long the scribe may take to remove the transcripts of an erased conversation; it may restart in the meantime."""
 LOOK_SECONDS = 0.2
 READERS = 4
+CHECKERS = 2
 KEYS_REQUIRED = "http-keys-required"
 """A file of the state directory: there was an API key once, so requests need one even if the server lost its data."""
 OpenServices = Callable[[], AbstractAsyncContextManager[Services]]

@@ -24,6 +24,7 @@ from rolecall.frontends.http.openai.completions import ConversationId
 from rolecall.frontends.http.openai.embeddings import checked_texts, floats_of, vectors_of
 from rolecall.frontends.http.openai.model_list import listed, model_names
 from rolecall.frontends.http.openai.pending_answer import PendingAnswer, SentText, admitted, reason_of
+from rolecall.frontends.http.openai.request_fields import request_from
 from rolecall.frontends.http.problems import problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Streaming, until_stopped
@@ -73,7 +74,8 @@ async def _submitted(
         model_names(services).check(body.name)
         yield _loaded(body)
         return
-    request = body.request(model_names(services), given)
+    names, schemas = model_names(services), bool(body.format or (isinstance(body, OllamaChat) and body.tools))
+    request = await request_from(services, lambda: body.request(names, given), schemas=schemas)
     async with admitted(services, who, request, None, uploads, kept=bool(given)) as pending:
         response.headers.update(pending.headers)
         yield OllamaAnswer(pending, body.model, body.stream is not False, isinstance(body, OllamaChat))

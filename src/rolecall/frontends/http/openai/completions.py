@@ -32,6 +32,7 @@ from rolecall.frontends.http.openai.pending_answer import (
     merged,
     reason_of,
 )
+from rolecall.frontends.http.openai.request_fields import request_from
 from rolecall.frontends.http.openai.uploaded_files import place_in_chat
 from rolecall.frontends.http.problems import openai_error, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
@@ -176,7 +177,8 @@ async def _submit(
 ) -> AsyncIterator[ChatCompletion]:  # fmt: skip
     await place_in_chat(services, who, body.messages, uploads)
     count = body.choices(services.settings.http_choices, named=bool(conversation))
-    request = body.request(model_names(services), conversation)
+    names, schemas = model_names(services), bool(body.tools or body.response_format)
+    request = await request_from(services, lambda: body.request(names, conversation), schemas=schemas)
     async with admitted_choices(
         services, who, [request] * count, key, uploads, kept=bool(conversation or key)
     ) as choices:  # fmt: skip

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field
 
-from rolecall.bus.client_request import ClientMessage, ClientRequest, ClientTool
+from rolecall.bus.client_request import ClientMessage, ClientRequest, ClientTool, is_schema
 from rolecall.bus.envelope import MAX_DEPTH, depth_of
 from rolecall.frontends.http.intake import ChatRequest
 from rolecall.frontends.http.problems import Problem, text
+from rolecall.frontends.http.services import Services
 
 AUTO = "auto"
 MAX_TOOLS = 128
@@ -116,6 +118,14 @@ def client_tool(
     return ClientTool(name, description or "", schema)
 
 
+async def request_from(services: Services, build: Callable[[], ChatRequest], *, schemas: bool) -> ChatRequest:
+    """What ``build`` makes of a body: in a thread if that has ``schemas``, since checking large ones takes seconds."""
+    if not schemas:
+        return build()
+    async with services.checkers:
+        return await asyncio.to_thread(build)
+
+
 def check_size_of_tools(tools: object) -> None:
     """Raise Problem (400) if the tools are too large to be passed on."""
     if len(str(tools or "")) > MAX_SCHEMA_BYTES:
@@ -127,17 +137,6 @@ def checked_schema(schema: dict[str, Any] | None, param: str) -> dict[str, Any]:
     if not schema or depth_of(schema) > MAX_DEPTH or not is_schema(schema):
         raise Problem(400, text("bad_schema", param=param), "invalid_json_schema", param=param)
     return schema
-
-
-def is_schema(value: dict[str, Any]) -> bool:
-    """Whether ``value`` is a JSON schema."""
-    from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
-
-    try:
-        Draft202012Validator.check_schema(value)
-    except (SchemaError, RecursionError):
-        return False
-    return True
 
 
 def chosen(given: str | dict[str, Any] | None, names: frozenset[str]) -> str:

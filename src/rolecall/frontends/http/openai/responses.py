@@ -32,6 +32,7 @@ from rolecall.frontends.http.intake import IdempotencyKey, conversation_of, stor
 from rolecall.frontends.http.openai.completions import RESPONSES, ConversationId
 from rolecall.frontends.http.openai.model_list import model_names
 from rolecall.frontends.http.openai.pending_answer import PendingAnswer, admitted, either
+from rolecall.frontends.http.openai.request_fields import request_from
 from rolecall.frontends.http.openai.response_chain import (
     KeptResponse,
     as_urls,
@@ -83,7 +84,10 @@ async def _create(
     messages = [*before, *as_urls(own)]
     if not messages:
         raise Problem(400, text("no_input"), "invalid_request", param="input")
-    request = body.chat_request(model_names(services), at, messages, body.client_request(), "input")
+    names, schemas = model_names(services), bool(body.tools or body.text)
+    request = await request_from(
+        services, lambda: body.chat_request(names, at, messages, body.client_request(), "input"), schemas=schemas
+    )
     request = dataclasses.replace(request, commands=bool(named))
     kept = bool(named or key or body.background)
     async with admitted(services, who, request, key, uploads, kept=kept) as pending:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from telegram import MessageEntity
 
 FENCE = re.compile(r"^[ >]*(`{3,}|~{3,})", re.MULTILINE)
-GROWING_LINK = re.compile(r"!?\[([^\]\n]*)(?:\](?:\([^)\s]*)?)?$")
+GROWING_LINK = re.compile(r"!?\[([^\[\]\n]*)(?:\](?:\([^\[)\s]*)?)?$")
+"""Half a link at the end. No bracket opens within it: each one would be tried up to the end otherwise."""
 LANGUAGE = re.compile(r"\{?\.?([\w+#-][\w+#.-]{0,31})")
 TASK = re.compile(r"\[([ xX])\] ")
 DROPPED = re.compile("[\u2028-\u202e\u0333\u033f]")
