@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -15,6 +18,7 @@ from pydantic import SecretStr
 from rolecall.bus.access_keys import create_key, list_keys, revoke_all_keys, revoke_key
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, NEW_SECONDS, Authenticator
+from rolecall.frontends.http.body import BODY_BYTES, LARGE_AT_ONCE
 from rolecall.frontends.texts import section
 from rolecall.redis import keys as names
 from tests.deployment import Deployment, deployed
@@ -258,3 +262,40 @@ async def test_a_login_ends_when_the_key_of_the_settings_is_replaced(deployment:
     assert login is not None
     assert await Authenticator(bus, given="a" * 22).logged_in(login[1]) is not None
     assert await Authenticator(bus, given="b" * 22).logged_in(login[1]) is None
+
+
+async def test_a_key_has_one_rate_however_its_requests_show_it(tmp_path: Path) -> None:
+    async with (
+        deployed(tmp_path, ROLES, http_requests_per_minute=200) as running,
+        serving(running.session.application) as url,
+        httpx2.AsyncClient(base_url=url) as client,
+    ):
+        secret, other = await new_key(running, "ann"), await new_key(running, "bob")
+        cookies = [{COOKIE: (await client.post("/login", json={"key": secret})).cookies[COOKIE]} for _ in range(2)]
+        client.cookies.clear()
+        shown = [
+            {"authorization": f"Bearer {secret}"}, {"authorization": f"bEARER {secret}"},
+            *({"authorization": "Basic x", "cookie": f"{COOKIE}={cookie[COOKIE]}"} for cookie in cookies),
+        ]  # fmt: skip
+        answers = [(await client.get("/info", headers=shown[n % 4])).status_code for n in range(60)]
+        assert set(answers) == {200, 429} and answers.count(200) < 40
+        assert (await client.get("/info", headers=bearing(other))).status_code == 200
+
+
+async def test_the_slow_uploads_of_one_key_leave_room_for_those_of_others(deployment: Deployment) -> None:
+    slow, quick = await new_key(deployment, "ann"), await new_key(deployment, "bob")
+    async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url, timeout=30) as client:
+        head = (
+            f"POST /chat HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {slow}\r\nContent-Length: 9999999\r\n\r\n"
+        )
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        uploads = [await asyncio.open_connection(host, port) for _ in range(LARGE_AT_ONCE)]
+        for _, writer in uploads:
+            writer.write(f"{head}Content-Length: 9999999\r\n\r\n".encode() + b" " * (BODY_BYTES + 1))
+            await writer.drain()
+        body = json.dumps({"text": "Hello"}).encode() + b" " * (BODY_BYTES + 1)
+        headers = {**bearing(quick), "content-type": "application/json"}
+        assert (await client.post("/chat", content=body, headers=headers)).status_code == 200
+        assert not any(reader.at_eof() for reader, _ in uploads)
+        for _, writer in uploads:
+            writer.close()

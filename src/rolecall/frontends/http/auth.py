@@ -27,7 +27,7 @@ from rolecall.bus.access_keys import (
     require_keys,
 )
 from rolecall.bus.bus import Bus
-from rolecall.errors import ServerRefused
+from rolecall.errors import ServerError, ServerRefused
 from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.problems import bus_timeout, text
 from rolecall.frontends.sockets import is_direct
@@ -42,6 +42,8 @@ CSRF_HEADER = "x-csrf-token"
 KEY_FORM = re.compile(r"rk_([0-9a-f]{8})_[A-Za-z0-9_-]{43}", re.ASCII)
 GIVEN = "given"
 """The id of the key in the settings."""
+IDENTIFIED = "identified"
+"""The state of a request holds under this name whose it is."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 logger = logging.getLogger(__name__)
 bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="created by `rolecall key new NAME`")
@@ -163,16 +165,32 @@ def _principal_of(key: ApiKey, csrf: str = "") -> Principal:
 async def require(request: Request, admin: bool = False) -> Principal:
     """Authenticate ``request``. Raises HTTPException: 401 without a key or login; 403 for a change by a login
     without its CSRF token, and when ``admin`` is set and the key is not an operator's."""
-    found: Authenticator = request.app.state.services.auth
-    async with bus_timeout():
-        principal = await _principal(request, found)
+    principal = await identified(request)
     if principal is None:
         bearer_given = request.headers.get("authorization", "").lower().startswith("bearer ")
         why = "unknown_key" if bearer_given else "key_required"
         raise HTTPException(401, text(why), {"WWW-Authenticate": "Bearer"})
+    if principal.csrf and request.method not in SAFE_METHODS:
+        _check_token(request, principal)
     if admin and not principal.admin:
         raise HTTPException(403, text("operator_key_required"))
     return principal
+
+
+async def identified(request: Request) -> Principal | None:
+    """Whose key or login came with ``request``; None for a stranger. Looked up once for each request, also where the
+    bus cannot be reached. Raises ServerError then."""
+    state = request.scope.setdefault("state", {})
+    if IDENTIFIED not in state:
+        try:
+            async with bus_timeout():
+                state[IDENTIFIED] = await _principal(request, request.app.state.services.auth)
+        except ServerError as error:
+            state[IDENTIFIED] = error
+    found: Principal | ServerError | None = state[IDENTIFIED]
+    if isinstance(found, ServerError):
+        raise found
+    return found
 
 
 async def user(request: Request, _: Annotated[object, Depends(bearer)] = None) -> Principal:
@@ -222,8 +240,6 @@ async def _principal(request: Request, found: Authenticator) -> Principal | None
         return principal
     cookie = request.cookies.get(COOKIE)
     if cookie and (principal := await found.logged_in(cookie)):
-        if request.method not in SAFE_METHODS:
-            _check_token(request, principal)
         return principal
     return LOCAL if is_direct(request.scope) and await found.open() else None
 

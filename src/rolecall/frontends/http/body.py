@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 import tempfile
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import IO, Annotated, cast
 from fastapi import Depends, Request, UploadFile
 from starlette.types import Message, Receive, Scope
 
+from rolecall.frontends.http.auth import Principal
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.settings import Settings
 
@@ -33,7 +35,8 @@ PICTURES_MEGABYTES = 50
 """Limit of the pictures of one request together, unless BLOB_MEGABYTES is more."""
 SLOWEST = 32 * 1024
 """Bytes per second that a large body has to bring, once its beginning was there in time."""
-LARGE_AT_ONCE = 8
+LARGE_AT_ONCE, LARGE_OF_ONE = 8, 4
+"""Large bodies that are read at a time, and those of one key among them: slow ones may take half an hour."""
 UPLOADS = "uploads"
 """The state of a request holds its pictures under this name."""
 PIECE_BYTES = 64 * 1024
@@ -54,14 +57,16 @@ STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
 class BodyReader:
-    """Reads the bodies of requests. ``authenticate`` raises HTTPException unless the sender of a request is known."""
+    """Reads the bodies of requests. ``authenticate`` returns whose key a request came with, and raises HTTPException
+    unless that is known."""
 
-    def __init__(self, settings: Settings, authenticate: Callable[[Scope], Awaitable[object]]) -> None:
+    def __init__(self, settings: Settings, authenticate: Callable[[Scope], Awaitable[Principal]]) -> None:
         self._seconds = settings.http_read_seconds
         self._picture = settings.blob_megabytes * 1024 * 1024
         self._pictures = max(settings.blob_megabytes, PICTURES_MEGABYTES) * 1024 * 1024
         self._authenticate = authenticate
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._own: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(LARGE_OF_ONE))
 
     async def received(self, scope: Scope, receive: Receive) -> Receive:
         """What a route reads the body from, once it was read here. Only the forms of FORMS, of senders that are known,
@@ -107,8 +112,8 @@ class BodyReader:
                     return beginning
                 if not large:
                     raise _too_large(BODY_BYTES)
-                await self._authenticate(scope)
-                async with self._large:
+                who = await self._authenticate(scope)
+                async with self._own[who.id], self._large:
                     return await self._rest(scope, receive, beginning, more, limit)
         except TimeoutError:
             raise self._too_slow() from None

@@ -13,13 +13,15 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request, cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS, require
+from rolecall.errors import ServerError
+from rolecall.frontends.http.auth import COOKIE, SAFE_METHODS, identified, require
 from rolecall.frontends.http.body import BodyReader, close_uploads
 from rolecall.frontends.http.problems import OLLAMA_PREFIX, Problem, text
 from rolecall.frontends.sockets import LOOPBACK, host_name, is_local
@@ -60,7 +62,7 @@ class RequestGuard:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(UNLIMITED_PATHS):
             return await self._app(scope, receive, send)
-        caller = _caller_of(scope)
+        caller = await _caller_of(scope)
         if (wait := self._rates.enter(caller)) is not None:
             raise Problem(429, text("too_many_requests", seconds=wait), headers={"retry-after": str(wait)})
         try:
@@ -126,12 +128,13 @@ def _header_values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-def _caller_of(scope: Scope) -> str:
-    """Whom a request counts for: its key or login, which is not verified yet, else its address."""
-    if found := _header_values(scope, b"authorization"):
-        return found[0]
-    login = cookie_parser("; ".join(_header_values(scope, b"cookie"))).get(COOKIE)
-    return login or str((scope.get("client") or ("",))[0])
+async def _caller_of(scope: Scope) -> str:
+    """Whom a request counts for: the key that it came with or was logged in with, else its address."""
+    if _header_values(scope, b"authorization") or COOKIE in cookie_parser("; ".join(_header_values(scope, b"cookie"))):
+        with suppress(ServerError):
+            if who := await identified(Request(scope)):
+                return f"key {who.id}"
+    return str((scope.get("client") or ("",))[0])
 
 
 @dataclass
