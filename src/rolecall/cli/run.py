@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -202,11 +202,13 @@ async def _prepare(console: Console | None, name: str, model: Model) -> None:
 
 async def warm_with_bar(console: Console, name: str, model: Model) -> None:
     """Fetch and load ``model`` with its progress on ``console``. Raises ModelError."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    loading = f"{name}: loading"
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{name}: loading", total=None)
+        task = bar.add_task(loading, total=None)
 
-        def progress(done: int, total: int | None) -> None:
-            bar.update(task, description=f"{name}: fetching, once", completed=done, total=total)
+        def progress(done: int, total: int) -> None:
+            fetched = f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB fetched, once"
+            bar.update(task, description=loading if done == total else fetched, completed=done, total=total)
 
         await warm(model, progress)

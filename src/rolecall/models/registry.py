@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,8 +20,8 @@ from rolecall.version import plugins
 
 if TYPE_CHECKING:
     from rolecall.serving.launcher import Launcher
+    from rolecall.serving.weights import Progress
 
-Progress = Callable[[int, int | None], None]
 PROBE_SECONDS = 30
 PROVIDER_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 

