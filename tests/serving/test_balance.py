@@ -13,7 +13,7 @@ import pytest
 from rolecall.errors import ModelUnavailable, NotNow
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, server_ms
-from rolecall.serving.balance import LEFT, Balance, Candidate, conditions
+from rolecall.serving.balance import LEFT, PICK, Balance, Candidate, conditions
 from tests.waiting import wait_until
 
 MODEL = "m@test"
@@ -127,6 +127,21 @@ async def test_no_server_gets_more_than_its_slots_and_who_waits_gets_the_next_pl
         await asyncio.gather(*(ask(number) for number in range(12)))
     assert most == 2
     assert await server.call("ZCARD", keys.SERVED_CALLS) == 0
+
+
+async def test_a_call_that_is_cancelled_before_it_has_its_place_holds_none_and_a_repeat_keeps_its_own(
+    server: RedisServer, balances: list[Balance]
+) -> None:
+    one = [Candidate("a", 1)]
+    picking = asyncio.create_task(balances[0].pick(one))
+    await asyncio.sleep(0)  # it has asked for a place
+    picking.cancel()
+    await asyncio.wait([picking])
+    async with asyncio.timeout(5):
+        place = await balances[1].pick(one)
+    more = {"lease": 15_000, "probe_ms": 5_000, "servers": ["a", 1, 1.0]}
+    assert await server.run(PICK, KEYS, call=place.call, **more) == [b"GO", b"a", b""]
+    assert await server.call("ZCARD", keys.SERVED_CALLS) == 1
 
 
 async def test_a_call_that_is_left_alone_frees_its_place_and_so_does_a_dead_process(

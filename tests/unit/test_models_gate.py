@@ -23,7 +23,7 @@ from rolecall.errors import (
 )
 from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
 from rolecall.models.fallback import Fallback
-from rolecall.models.gate import Gate, Guarded
+from rolecall.models.gate import ENTER, Gate, Guarded
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings, Terms
@@ -317,6 +317,37 @@ async def test_a_cancelled_call_frees_its_place(server: RedisServer) -> None:
             return False
 
     await wait_until(asked, what="the place to be free")
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_call_that_is_cancelled_before_it_is_let_in_holds_no_place_and_is_no_probe(
+    server: RedisServer, *, away: bool
+) -> None:
+    on, before = stage(server, concurrent=1), stage(server, concurrent=1)
+    if away:
+        await on.fail(ModelUnavailable("down"), SETTINGS.breaker_failures)
+        await asyncio.sleep((await on.refused()).after)
+        on.provider.error = None
+    call = asyncio.create_task(on.ask())
+    await asyncio.sleep(0)  # it has asked to be let in
+    call.cancel()
+    await asyncio.wait([call])
+    assert on.provider.now == 0
+    await wait_until(before.answers, seconds=5, what="the place to be free")
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_call_whose_answer_was_lost_is_let_in_again(server: RedisServer, *, away: bool) -> None:
+    on = stage(server, concurrent=1)
+    if away:
+        await on.fail(ModelUnavailable("down"), SETTINGS.breaker_failures)
+        await asyncio.sleep((await on.refused()).after)
+        on.provider.error = None
+    gate = on.gates[0]
+    entering = gate._entering(Caller("a:1", "1"), HELLO, book=True)
+    replies = [await server.run(ENTER, gate._block("call"), **entering) for _ in range(2)]
+    assert [reply[0] for reply in replies] == [b"GO", b"GO"]
+    assert replies[0][3] == replies[1][3] == int(away)
 
 
 async def test_requests_per_minute_are_those_of_all_processes_and_a_booked_place_is_kept(server: RedisServer) -> None:

@@ -21,7 +21,7 @@ from rolecall.bus.cancel import cancel_turn
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.leases import Delivery, hand_back
 from rolecall.bus.maintenance import promote
-from rolecall.bus.steps.journal import Step, record, recorded
+from rolecall.bus.steps.journal import NewStep, Step, begin, record, recorded
 from rolecall.bus.turn import Records, snapshot
 from rolecall.errors import ConfigError, ModelRefused, StepTooLarge
 from rolecall.models.model import Request
@@ -29,7 +29,19 @@ from rolecall.settings import Settings
 from rolecall.stats import Metrics, metric_totals
 from rolecall.testing import FakeModel, run_turn, tool_call
 from rolecall.worker.instance import Instance
-from tests.bus.steps import answer, ask, bury_turn, entries, expire, finals, log_records, names, send, take_one
+from tests.bus.steps import (
+    answer,
+    ask,
+    bury_turn,
+    entries,
+    expire,
+    finals,
+    log_records,
+    names,
+    send,
+    take_one,
+    take_role,
+)
 from tests.waiting import wait_until
 
 Handle = Callable[[Envelope, Context], Awaitable[Envelope]]
@@ -738,3 +750,21 @@ async def test_a_model_that_gives_what_is_no_event_is_named(caplog: pytest.LogCa
 
     await run_turn([Role(ManagerAgent, models=("plain@test",))], "go", model=PlainModel(name="plain@test"))
     assert "an event of plain@test is of type str: expected a Delta, Usage or Done" in caplog.messages[-1]
+
+
+async def test_a_late_reply_to_a_call_of_an_earlier_hop_is_none_for_a_call_of_a_later_one(bus: Bus) -> None:
+    async def call(delivery: Delivery) -> None:
+        new = NewStep("1:1", Step("call", "echo"), envelope=Envelope(conversation="a", payload={}, role="echo"))
+        assert (await begin(bus, delivery, [new], user="", instance="i"))[0] == "OK"
+
+    await ask(bus)
+    first_hop = await take_one(bus)
+    await call(first_hop)
+    assert await send(bus, first_hop, "manager") == "OK"
+    second_hop = await take_one(bus)
+    await call(second_hop)
+    early, late = await take_role(bus, "echo", 2)
+    assert await answer(bus, early, "to the first hop") == "OK"
+    assert (await recorded(bus, second_hop))[1].results == {}
+    assert await answer(bus, late, "to the second hop") == "OK"
+    assert b"to the second hop" in (await recorded(bus, second_hop))[1].results["1:1"]

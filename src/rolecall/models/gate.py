@@ -92,12 +92,12 @@ class Call:
 
     id: str
     caller: Caller
-    slice: int
-    reserved: int
-    expected: int
-    probe: bool
-    began: float
-    asked: int
+    slice: int = -1
+    reserved: int = 0
+    expected: int = 0
+    probe: bool = False
+    began: float = 0.0
+    asked: int = 0
     """Tokens of the question, estimated."""
     said: int = 0
     """Characters of the answer so far."""
@@ -142,7 +142,11 @@ class Gate:
         caller = request.caller or Caller("", "")
         call_id = secrets.token_hex(8)
         await self._check_budgets(caller)
-        reply = await self._server.run(ENTER, self._block(call_id), **self._entering(caller, request, book))
+        try:
+            reply = await self._server.run(ENTER, self._block(call_id), **self._entering(caller, request, book))
+        except asyncio.CancelledError:  # it may have been let in
+            self._later(self._leave(Call(call_id, caller), "NOTHING"))
+            raise
         word = reply[0].decode()
         if word != "GO":
             raise self._not_now(word, reply[1] / 1000, reply[2].decode(), reply[3] / 1000)
@@ -231,6 +235,12 @@ class Gate:
     async def _tell(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
         if outcome != "ANSWERING":
             self._spend(self._counts(call, outcome))
+        verdict = await self._leave(call, outcome, why, retry_after)
+        if self._budgets:
+            await self._flush()
+        return verdict
+
+    async def _leave(self, call: Call, outcome: Outcome, why: str = "", retry_after: float | None = None) -> Verdict:
         counted = call.usage if outcome != "ANSWERING" and not call.estimated else None
         used = counted.tokens_in + counted.tokens_out if counted else -1
         away, after, silent, *names = await self._server.run(
@@ -239,8 +249,6 @@ class Gate:
             breaker_failures=self._settings.breaker_failures, why=why[:300],
             probe_ms=milliseconds(self._settings.probe_seconds), expected=call.expected,
         )  # fmt: skip
-        if self._budgets:
-            await self._flush()
         for name in names:
             self._later(self._rouse(name.decode()))
         return Verdict(bool(away), after / 1000 * random.uniform(1, 1.05), silent / 1000)

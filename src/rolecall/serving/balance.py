@@ -86,7 +86,12 @@ class Balance:
         """
         while True:
             call = secrets.token_hex(6)
-            word, text, probe, *after = await self._picked(call, candidates)
+            try:
+                word, text, probe, *after = await self._picked(call, candidates)
+            except asyncio.CancelledError:  # it may have begun at any of them
+                for one in candidates:
+                    self._later(self._tell(call, one.id, "NOTHING"))
+                raise
             if word == b"GO":
                 self._look_after(probe.decode())
                 place = text.decode()

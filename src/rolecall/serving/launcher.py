@@ -159,12 +159,20 @@ class Launcher:
     async def _entered(self, spec: Spec, call: str) -> ModelServer:
         self.need()
         while True:
-            server = await self.directory.enter(spec, self.machine, call)
+            try:
+                server = await self.directory.enter(spec, self.machine, call)
+            except asyncio.CancelledError:  # it may have begun at any of them
+                self._later(self._left(spec, call))
+                raise
             if isinstance(server, ModelServer):
                 if await self._is_there(server):
                     return server
                 await self.directory.leave(server.id, call)
             await self.ensure(spec)
+
+    async def _left(self, spec: Spec, call: str) -> None:
+        for server in await self.directory.servers(spec, machine=self.machine):
+            await self.directory.leave(server.id, call)
 
     def _wanted(self, spec: Spec) -> ModelServer:
         return ModelServer(

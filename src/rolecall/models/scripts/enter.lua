@@ -7,9 +7,12 @@
 -- include: clock model
 -- args: ticket tokens rpm tpm minute lease book
 local open, why = get('open') == 1, state.why or ''
-if open and (NOW < get('until') or probing()) then return { 'AWAY', next_look(500), why, silence() } end
+-- A repeat after a lost reply is not in its own way.
+if open and state.probe ~= CALL and (NOW < get('until') or probing()) then
+  return { 'AWAY', next_look(500), why, silence() }
+end
 if not open and NOW < get('until') then return { 'LATER', next_look(50), why, 0 } end
-if ROOM > 0 and in_flight() >= ROOM then return { 'FULL', 5000, '', 0 } end
+if ROOM > 0 and in_flight() >= ROOM and not redis.call('ZSCORE', BUSY, CALL) then return { 'FULL', 5000, '', 0 } end
 
 local rpm, tpm = tonumber(RPM), tonumber(TPM)
 local SLICE = tonumber(MINUTE) / 60

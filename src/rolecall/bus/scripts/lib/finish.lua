@@ -79,7 +79,7 @@ local function finish_call(call, final, tokens_in, tokens_out)
   if (tokens_in or '0') ~= '0' or (tokens_out or '0') ~= '0' then count(user or '', 0, 0, tokens_in, tokens_out) end
   end_calls(call, calls)
   clear_call(call)
-  settle_step(caller_of(call), key, final, STEPS_LIMIT)
+  settle_step(caller_of(call), key, final, STEPS_LIMIT, call)
 end
 
 -- Write the one answer of `turn` wherever it is awaited, end its calls, and clear its journal. The key `result` gets the id of the final

@@ -64,10 +64,12 @@ local function finished(steps, group)
 end
 
 -- Write the result of a step that `turn` waits for or will wait for, once, and resume the turn if it was the last
--- missing one of a group. A result over `limit` bytes, with all other steps, becomes a failure.
-local function settle_step(turn, key, result, limit)
+-- missing one of a group. A result over `limit` bytes, with all other steps, becomes a failure. `call` is the turn that
+-- brings it, if one does; of one that an earlier hop has made, nothing is written.
+local function settle_step(turn, key, result, limit, call)
   local steps = STEPS_STEM .. turn
-  if redis.call('HEXISTS', steps, key) == 0 or redis.call('HEXISTS', steps, '=' .. key) == 1 then return end
+  local begun, done, awaited = unpack(redis.call('HMGET', steps, key, '=' .. key, 'c' .. key))
+  if not begun or done or (call and call ~= awaited) then return end
   if redis.call('HINCRBY', steps, 'b', #result) > tonumber(limit) then
     redis.call('HINCRBY', steps, 'b', -#result)
     result = '{"kind":"error","text":"","reason":"its answer exceeds what is left of STEPS_KB"}'

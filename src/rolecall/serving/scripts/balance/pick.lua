@@ -23,7 +23,8 @@ local function get(server, field) return tonumber(redis.call('HGET', KNOWN, serv
 
 local busy = {}
 for _, member in ipairs(redis.call('ZRANGE', CALLS, 0, -1)) do
-  local server = string.match(member, '^(%S+) ')
+  local server, call = string.match(member, '^(%S+) (.*)$')
+  if call == CALL and CALL ~= '' then return { 'GO', server, '' } end -- a repeat after a lost reply
   busy[server] = (busy[server] or 0) + 1
 end
 
