@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -70,6 +70,8 @@ STATES = {
     "failed": wire.TASK_STATE_FAILED, "cancelled": wire.TASK_STATE_CANCELED,
 }  # fmt: skip
 ASKS = wire.TASK_STATE_INPUT_REQUIRED
+MOST_VALUES = 10_000
+"""The values in a request: the SDK collects each mistake of each, a thousand times slower than it reads them."""
 TEXT_TYPES = ("text/plain", "text/markdown")
 Happened = wire.Task | wire.Message | wire.TaskStatusUpdateEvent | wire.TaskArtifactUpdateEvent
 
@@ -85,9 +87,22 @@ async def show_card(request: Request) -> Response:
 
 
 async def answer(request: Request) -> Response:
-    """Answer a JSON-RPC request. Raises HTTPException (401) for a sender who is not known."""
+    """Answer a JSON-RPC request. Raises HTTPException: 401 for a sender who is not known, 413 for too many values."""
     request.state.principal = await require(request)
+    with suppress(ValueError, RecursionError):  # it is no JSON, which the SDK says
+        if _values_in(await request.json()) > MOST_VALUES:
+            raise Problem(413, text("body_values", count=f"{MOST_VALUES:,}"))
     return await DISPATCHER.handle_requests(request)
+
+
+def _values_in(document: object) -> int:
+    """How many values ``document`` has; counting ends beyond MOST_VALUES."""
+    count, level = 0, [document]
+    while level and count <= MOST_VALUES:
+        count += len(level)
+        nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in nested for value in values]
+    return count
 
 
 def _card(request: Request, *, extended: bool) -> wire.AgentCard:

@@ -35,6 +35,8 @@ PICTURES_MEGABYTES = 50
 """Limit of the pictures of one request together, unless BLOB_MEGABYTES is more."""
 SLOWEST = 32 * 1024
 """Bytes per second that a large body has to bring, once its beginning was there in time."""
+LARGE_VALUES = 150_000
+"""Limit of the values in a large body: each takes some hundred bytes of memory once it is read."""
 LARGE_AT_ONCE, LARGE_OF_ONE = 8, 4
 """Large bodies that are read at a time, and those of one key among them: slow ones may take half an hour."""
 UPLOADS = "uploads"
@@ -227,14 +229,15 @@ class UploadScanner:
     """Reads a JSON document piece by piece. ``document`` is what it holds besides the long data URLs of pictures; each
     of these is replaced by a name in ``uploads``, which no client can guess.
 
-    A picture may have ``limit`` bytes, all together ``total``. Both raise Problem (413) as soon as they are exceeded.
+    A picture may have ``limit`` bytes, all together ``total``, and the document LARGE_VALUES. These raise Problem (413)
+    as soon as they are exceeded.
     """
 
     def __init__(self, limit: int, total: int) -> None:
         self.document = bytearray()
         self.uploads: dict[str, Upload] = {}
         self._limit, self._total = limit, total
-        self._size = 0
+        self._size = self._values = 0
         self._rest = b""
         self._read = self._outside
         self._picture: _Picture | None = None
@@ -256,10 +259,13 @@ class UploadScanner:
 
     def _outside(self, data: bytes, at: int) -> int | None:
         end = data.find(b'"', at)
+        between = data[at : end + 1] if end >= 0 else data[at:]
+        self._values += between.count(b",") + between.count(b"[") + between.count(b"{")
+        if self._values > LARGE_VALUES:
+            raise Problem(413, text("body_values", count=f"{LARGE_VALUES:,}"))
+        self.document += between
         if end < 0:
-            self.document += data[at:]
             return None
-        self.document += data[at : end + 1]
         self._read = self._string_start
         return end + 1
 

@@ -43,6 +43,8 @@ CODES = {
     409: "conflict", 410: "gone", 413: "request_too_large", 415: "unsupported_media_type", 422: "invalid_request",
     429: "rate_limit_exceeded", 503: "unavailable",
 }  # fmt: skip
+MOST_ERRORS = 100
+"""Of the errors in a body, so many are told."""
 NO_RETRY = {"x-should-retry": "false"}
 """Keeps OpenAI's clients, which retry every 5xx, from repeating a request that would fail the same way."""
 
@@ -151,7 +153,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if (unread := _unread(request, error)) is not None:
         return _response(request, unread)
     # Where a field may be one of several types, the deepest error is that of the type that was meant.
-    errors = sorted(error.errors(), key=lambda one: -len(one["loc"]))
+    errors = sorted(error.errors(), key=lambda one: -len(one["loc"]))[:MOST_ERRORS]
     found = [{"field": _field(one["loc"]), "message": str(one["msg"])} for one in errors]
     first = found[0]
     detail = f"{first['field'] or 'body'}: {first['message']}"

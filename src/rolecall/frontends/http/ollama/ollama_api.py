@@ -24,7 +24,7 @@ from rolecall.frontends.http.openai.completions import ConversationId
 from rolecall.frontends.http.openai.embeddings import checked_texts, floats_of, vectors_of
 from rolecall.frontends.http.openai.model_list import listed, model_names
 from rolecall.frontends.http.openai.pending_answer import PendingAnswer, SentText, admitted, reason_of
-from rolecall.frontends.http.openai.request_fields import request_from
+from rolecall.frontends.http.openai.request_fields import Items, request_from
 from rolecall.frontends.http.problems import problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 from rolecall.frontends.http.sse import Streaming, until_stopped
@@ -119,7 +119,7 @@ class OllamaTexts(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str = Field("auto", max_length=200)
-    input: str | list[str]
+    input: str | Items[str]
     dimensions: int | None = Field(None, ge=1, le=65_536)
 
 

@@ -15,6 +15,7 @@ from rolecall.frontends.http.openai.request_fields import (
     AUTO,
     MAX_TOOLS,
     CommonFields,
+    Items,
     ModelNames,
     check_size_of_tools,
     checked_schema,
@@ -46,8 +47,8 @@ class OllamaMessage(BaseModel):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
-    images: list[str] | None = None
-    tool_calls: list[OllamaCall] | None = None
+    images: Items[str] | None = None
+    tool_calls: Items[OllamaCall] | None = None
     tool_name: str = ""
     tool_call_id: str = ""
 
@@ -107,7 +108,7 @@ class OllamaBody(BaseModel):
 class OllamaChat(OllamaBody):
     """A chat."""
 
-    messages: list[OllamaMessage] = Field([], max_length=20_000)
+    messages: Items[OllamaMessage] = Field([], max_length=20_000)
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
 
     def request(self, names: ModelNames, conversation: str) -> ChatRequest:
@@ -120,7 +121,7 @@ class OllamaPrompt(OllamaBody):
 
     prompt: str = ""
     system: str = ""
-    images: list[str] | None = None
+    images: Items[str] | None = None
 
     def request(self, names: ModelNames, conversation: str) -> ChatRequest:
         """The request to submit. Raises Problem for what is not supported."""

@@ -14,6 +14,7 @@ from rolecall.frontends.http.openai.request_fields import (
     MAX_TOOLS,
     CommonFields,
     FilePart,
+    Items,
     ModelNames,
     check_size_of_tools,
     checked_schema,
@@ -70,9 +71,9 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | Items[ContentPart] | None = None
     name: str | None = Field(None, max_length=64)
-    tool_calls: list[MessageCall] | None = None
+    tool_calls: Items[MessageCall] | None = None
     tool_call_id: str | None = Field(None, max_length=40_000)
 
     @property
@@ -212,7 +213,7 @@ class CompletionBody(CompletionFields):
         json_schema_extra={"examples": [{"model": "auto", "messages": [{"role": "user", "content": "Hello!"}]}]},
     )
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=20_000)
+    messages: Items[ChatMessage] = Field(min_length=1, max_length=20_000)
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
     response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)

@@ -16,7 +16,7 @@ from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import Principal, User
 from rolecall.frontends.http.intake import ChatRequest, conversation_of
 from rolecall.frontends.http.openai.pending_answer import admitted
-from rolecall.frontends.http.openai.request_fields import AUTO
+from rolecall.frontends.http.openai.request_fields import AUTO, Items
 from rolecall.frontends.http.problems import Problem, problem_responses, text
 from rolecall.frontends.http.services import Services, ServicesDep
 
@@ -34,7 +34,7 @@ class EmbeddingBody(BaseModel):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"model": "auto", "input": "Hello!"}]})
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | Items[str] | Items[int] | Items[list[int]]
     model: str = Field(AUTO, max_length=200, description="EMBEDDING_MODEL, with or without its provider, or auto")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, le=65_536)

@@ -12,6 +12,7 @@ from rolecall.frontends.http.openai.request_fields import (
     MAX_TOOLS,
     CommonFields,
     FilePart,
+    Items,
     check_size_of_tools,
     checked_schema,
     client_tool,
@@ -44,12 +45,12 @@ class InputItem(BaseModel):
 
     type: str = Field("message", max_length=40)
     role: Literal["system", "developer", "user", "assistant"] = "user"
-    content: str | list[InputPart] | None = None
+    content: str | Items[InputPart] | None = None
     id: str | None = Field(None, max_length=2000)
     call_id: str = Field("", max_length=40_000)
     name: str = Field("", max_length=64)
     arguments: str = "{}"
-    output: str | list[InputPart] = ""
+    output: str | Items[InputPart] = ""
 
     def client_message(self, param: str) -> ClientMessage:
         """The item as the bus knows it; ``images`` are still URLs. Raises Problem for other kinds of items."""
@@ -117,7 +118,7 @@ class ResponseBody(CommonFields):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"model": "auto", "input": "Hello!"}]})
 
-    input: str | list[InputItem] = ""
+    input: str | Items[InputItem] = ""
     instructions: str | None = None
     previous_response_id: str | None = Field(None, max_length=2000)
     conversation: str | ConversationName | None = None
