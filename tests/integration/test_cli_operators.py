@@ -226,7 +226,8 @@ def test_logs_list_print_and_draw_a_conversation(app: Path) -> None:
     give_up = time.monotonic() + 10
     while "DELIVERED" not in at(app, "logs", "terminal:logged").stdout:
         assert time.monotonic() < give_up, "the transcript did not come"
-    assert "terminal:logged" in at(app, "logs", "--user", "logged").stdout
+    listed = at(app, "logs", "--user", "logged").stdout
+    assert "terminal:logged" in listed and "PROCESSING_COMPLETE" in listed and "DELIVERED" not in listed
     assert "terminal:logged" not in at(app, "logs", "--user", "logged", "--errors").stdout
     records = [json.loads(line) for line in at(app, "logs", "terminal:logged", "--json").stdout.splitlines()]
     assert [record["word"] for record in records][-1] == "DELIVERED"

@@ -237,7 +237,8 @@ def _store(database: sqlite3.Connection, stamp: int, directory: Path, records: l
             title = named or title
     failed = [record.ms for record in records if record.word in FAILURES]
     first, last = (records[0].ms, records[-1].ms) if records else (None, None)
-    line = visible(format_line(records[-1], tz)) if records else ""
+    telling = [record for record in records if record.text] or records
+    line = visible(format_line(telling[-1], tz)) if records else ""
     row = (
         directory.name, stamp, conversation, title, f"{conversation}\n{title}".casefold(), first, last,
         sum(record.begins_turn for record in records), len(failed), max(failed, default=0), line,

@@ -65,7 +65,8 @@ class Filters:
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """A conversation in one row: times in ms since 1970, ``name`` is its directory, ``line`` its last record."""
+    """A conversation in one row: times in ms since 1970, ``name`` is its directory, ``line`` its last record
+    that has a text: DELIVERED has none."""
 
     conversation: str
     title: str
@@ -135,8 +136,10 @@ def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | 
     conversation, title, turns, errors, matches = directory.name, "", 0, 0, False
     first: Record | None = None
     last: Record | None = None
+    telling: Record | None = None
     for last in read_records(directory, tz):
         first = first or last
+        telling = last if last.text else telling
         if conversation == directory.name or last.text.startswith("session of "):
             claimed, named = identity(directory, last)
             conversation = conversation if claimed == directory.name else claimed
@@ -146,7 +149,7 @@ def _summary(directory: Path, filters: Filters, tz: tzinfo | None) -> Summary | 
         matches = matches or filters.match(last)
     if first is None or last is None or not matches or not _is_user(filters.user, conversation, title):
         return None
-    line = visible(format_line(last, tz))
+    line = visible(format_line(telling or last, tz))
     return Summary(conversation, title, directory.name, first.ms, last.ms, turns, errors, line)
 
 
