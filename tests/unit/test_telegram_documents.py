@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shlex
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,20 @@ async def test_a_document_whose_library_is_not_installed_is_said(
 )
 def test_a_recording_is_named_by_its_container(data: bytes, claimed: str, found: str) -> None:
     assert sound_type(data, claimed) == found
+
+
+async def test_a_file_that_takes_long_to_read_holds_up_nobody() -> None:
+    longest = 0.0
+
+    async def measure() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - before)
+
+    measuring = asyncio.create_task(measure())
+    began = time.monotonic()
+    assert await text_of(b"hello world " * 400_000 + b"\xe9")
+    measuring.cancel()
+    assert longest < (time.monotonic() - began) / 2

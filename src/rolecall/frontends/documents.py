@@ -37,10 +37,10 @@ class UnreadableFile(Exception):
 
 async def text_of(data: bytes, characters: int = READ_CHARS) -> str:
     """The text of a file, by its content, shortened to about ``characters``. Raises UnreadableFile."""
-    kind = document_kind(data)
+    kind = await asyncio.to_thread(document_kind, data)  # some files are made to take seconds, here and below
     if kind == "locked":
         raise UnreadableFile("file_locked")
-    found = await _document_text(data, kind) if kind else decode_text(data)
+    found = await (_document_text(data, kind) if kind else asyncio.to_thread(decode_text, data))
     if not found:
         raise UnreadableFile("file_unknown" if found is None else "file_empty")
     return shorten(found, characters)
