@@ -16,8 +16,9 @@ import pytest
 from pydantic import SecretStr
 
 from rolecall.bus.access_keys import create_key, list_keys, revoke_all_keys, revoke_key
+from rolecall.bus.schedule.schedules import schedules_of
 from rolecall.errors import ConfigError, RolecallError
-from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, NEW_SECONDS, Authenticator
+from rolecall.frontends.http.auth import COOKIE, CSRF_HEADER, KEY_FORM, NEW_SECONDS, Authenticator
 from rolecall.frontends.http.body import BODY_BYTES, LARGE_AT_ONCE
 from rolecall.frontends.texts import section
 from rolecall.redis import keys as names
@@ -299,3 +300,38 @@ async def test_the_slow_uploads_of_one_key_leave_room_for_those_of_others(deploy
         assert not any(reader.at_eof() for reader, _ in uploads)
         for _, writer in uploads:
             writer.close()
+
+
+async def test_a_revoked_key_leaves_no_stream_no_reminder_and_no_shared_link(deployment: Deployment) -> None:
+    bus, secret = deployment.session.bus, await new_key(deployment, "ann", admin=True)
+    key, _ = KEY_FORM.fullmatch(secret), await new_key(deployment, "bob")
+    assert key is not None
+    async with (
+        serving(deployment.session.application) as url,
+        httpx2.AsyncClient(base_url=url, headers=bearing(secret), timeout=20) as client,
+    ):
+        reminder = {"conversation_id": "c", "text": "tea", "when": "every day at 9"}
+        assert (await client.post("/chat/reminders", json=reminder)).status_code == 201
+        assert (await client.post("/chat", json={"text": "Hello", "conversation_id": "c"})).status_code == 200
+        link = (await client.post("/web/chat/c", json={"shared": True})).json()["shared"]
+        assert (await client.get(f"{link}/thread", headers={"authorization": ""})).status_code == 200
+        async with client.stream("GET", "/chat/notices/c") as notices, client.stream("GET", "/web/now/events") as now:
+            assert (notices.status_code, now.status_code) == (200, 200)
+            await revoke_key(bus, key[1])
+            async with asyncio.timeout(20):
+                for stream in (notices, now):
+                    assert [part async for part in stream.aiter_raw()]
+        assert (await client.get(f"{link}/thread")).status_code == 404
+    assert not await schedules_of(bus, f"http:{key[1]}:c")
+
+
+async def test_what_was_followed_without_a_key_ends_with_the_first_key(deployment: Deployment) -> None:
+    async with (
+        serving(deployment.session.application) as url,
+        httpx2.AsyncClient(base_url=url, timeout=20) as client,
+        client.stream("GET", "/web/now/events") as now,
+    ):
+        assert now.status_code == 200
+        await new_key(deployment, "ann")
+        async with asyncio.timeout(20):
+            assert [part async for part in now.aiter_raw()]

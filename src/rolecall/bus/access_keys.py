@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from rolecall.bus.bus import Bus
+from rolecall.bus.schedule.schedules import unschedule_user
 from rolecall.errors import ConfigError, RolecallError
 from rolecall.redis import keys
 from rolecall.redis.scripts import milliseconds
@@ -18,6 +19,8 @@ from rolecall.redis.scripts import milliseconds
 logger = logging.getLogger(__name__)
 RULE = "keys"
 """The field of the bus's own hash that says whether requests need a key: REQUIRED or OPEN, absent before the first."""
+FRONT = "http"
+"""The front end whose users are keys: ``http:<id>`` is what the conversations of a key begin with."""
 REQUIRED, OPEN = b"required", b"open"
 NAME_CHARS = 60
 
@@ -84,19 +87,23 @@ async def require_keys(bus: Bus) -> None:
     await bus.server.call("HSET", keys.META, RULE, REQUIRED)
 
 
-async def revoke_all_keys(bus: Bus) -> None:
-    """Delete every key, and let localhost in without one again."""
+async def revoke_all_keys(bus: Bus, *, instance: str = "front") -> None:
+    """Delete every key and its reminders, and let localhost in without one again."""
+    found = await list_keys(bus)
     await bus.server.call("DEL", keys.API_KEYS)
     await bus.server.call("HSET", keys.META, RULE, OPEN)
+    for key in found:
+        await _unschedule(bus, key.id, instance)
 
 
-async def revoke_key(bus: Bus, key_id: str) -> None:
-    """Delete a key; its logins end with it. Requests need a key even when this was the last. Raises RolecallError, and
-    changes nothing, when there is none of that id."""
+async def revoke_key(bus: Bus, key_id: str, *, instance: str = "front") -> None:
+    """Delete a key; its logins and its reminders end with it. Requests need a key even when this was the last. Raises
+    RolecallError, and changes nothing, when there is none of that id."""
     if not await bus.server.call("HEXISTS", keys.API_KEYS, key_id):
         raise RolecallError(f"there is no key {key_id[:60]!r}; see `rolecall key list`")
     await require_keys(bus)
     await bus.server.call("HDEL", keys.API_KEYS, key_id)
+    await _unschedule(bus, key_id, instance)
 
 
 async def create_login(bus: Bus, key_id: str, digest: str, seconds: float) -> tuple[Login, str]:
@@ -124,6 +131,11 @@ async def delete_login(bus: Bus, cookie: str) -> None:
 def digest_of(secret: str) -> str:
     """The SHA-256 of a key or a cookie, in hex."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+async def _unschedule(bus: Bus, key_id: str, instance: str) -> None:
+    user = f"{FRONT}:{key_id}"
+    await unschedule_user(bus, FRONT, user, user, instance=instance)
 
 
 def _read(key_id: bytes, raw: bytes) -> ApiKey | None:

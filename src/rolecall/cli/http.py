@@ -204,7 +204,8 @@ async def list_keys(app_dir: Path | None, console: Console, *, as_json: bool) ->
 
 
 async def revoke_key(app_dir: Path | None, key_id: str, console: Console) -> int:
-    """Refuse it from now on, and the logins made with it; other processes do within two seconds."""
+    """Refuse it from now on, and the logins made with it, and remove its reminders; other processes do within two
+    seconds."""
     async with _bus(app_dir) as bus:
         await access_keys.revoke_key(bus, key_id)
     print_lines(console, [f"{key_id}  revoked"])

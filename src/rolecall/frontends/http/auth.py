@@ -124,6 +124,17 @@ class Authenticator:
         same = hmac.compare_digest(login.digest, key.digest) if login.digest else key.id != GIVEN
         return _principal_of(key, login.csrf) if same and login.csrf else None
 
+    async def exists(self, key_id: str) -> bool:
+        """Whether there is a key of that id, or it is that of who needs none."""
+        return key_id == LOCAL.id or key_id in await self._current()
+
+    async def admits(self, principal: Principal) -> bool:
+        """Whether ``principal`` may still come in: its key was not revoked or replaced, or it needs none still."""
+        if principal.id == LOCAL.id:
+            return await self.open()
+        key = (await self._current()).get(principal.id)
+        return key is not None and (key.digest, key.admin) == (principal.digest, principal.admin)
+
     async def open(self) -> bool:
         """Whether requests of this machine need no key."""
         return self._open_locally and not await self._current() and not self._closed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -14,13 +15,15 @@ from fastapi import Depends, Response
 from fastapi.sse import ServerSentEvent
 
 from rolecall.errors import ServerError
-from rolecall.frontends.http.auth import User
+from rolecall.frontends.http.auth import FRESH_SECONDS, Principal, User
 from rolecall.frontends.http.problems import Problem, text
 from rolecall.frontends.http.services import Services, ServicesDep
 
 logger = logging.getLogger(__name__)
 RETRY = ServerSentEvent(retry=1000)
 """Asks an EventSource to reconnect after a second: another replica may be there already."""
+FOLLOWER: ContextVar[Principal | None] = ContextVar("FOLLOWER", default=None)
+"""Whose stream a request's task sends."""
 Events = AsyncGenerator[ServerSentEvent]
 Route = Callable[..., Events]
 T = TypeVar("T")
@@ -37,6 +40,7 @@ async def open_stream(services: ServicesDep, who: User, response: Response) -> A
         detail = text("too_many_streams", count=services.settings.http_streams)
         raise Problem(429, detail, "too_many_streams", headers={"Retry-After": "5"})
     response.headers["cache-control"] = "no-store"
+    FOLLOWER.set(who)
     services.streams[who.id] += 1
     try:
         yield
@@ -66,8 +70,8 @@ def streams(farewell: Callable[[], ServerSentEvent] | None = None) -> Callable[[
 
 
 async def until_stopped(services: Services, events: AsyncGenerator[T], farewell: T | None = None) -> AsyncGenerator[T]:
-    """Yield ``events`` until they end, the process stops (``farewell`` is the last event then) or the bus is lost. In
-    the last two cases an EventSource reconnects and resumes."""
+    """Yield ``events`` until they end, the process stops (``farewell`` is the last event then), the bus is lost or the
+    key of the stream is revoked. In all but the first case an EventSource reconnects."""
     waiting: asyncio.Timeout | None = None
 
     def interrupt(_: object) -> None:
@@ -75,10 +79,12 @@ async def until_stopped(services: Services, events: AsyncGenerator[T], farewell:
             waiting.reschedule(0)
 
     stop = asyncio.create_task(services.stopping.wait(), name="http stream's end")
-    stop.add_done_callback(interrupt)
+    out = asyncio.create_task(_revoked(services, FOLLOWER.get()), name="http stream's key")
+    for task in (stop, out):
+        task.add_done_callback(interrupt)
     try:
         async with aclosing(events):
-            while not stop.done():
+            while not (stop.done() or out.done()):
                 try:
                     # Not around the yield: it must not fire while the consumer's code runs.
                     async with asyncio.timeout(None) as waiting:
@@ -90,10 +96,20 @@ async def until_stopped(services: Services, events: AsyncGenerator[T], farewell:
                 finally:
                     waiting = None
                 yield event
-            if farewell is not None:
+            if farewell is not None and stop.done():
                 yield farewell
     except ServerError as error:
         logger.warning("a stream ended early: %s", error)
     finally:
-        stop.remove_done_callback(interrupt)
-        stop.cancel()
+        for task in (stop, out):
+            task.remove_done_callback(interrupt)
+            task.cancel()
+
+
+async def _revoked(services: Services, who: Principal | None) -> None:
+    """Return once ``who`` may no longer come in."""
+    while True:
+        await asyncio.sleep(FRESH_SECONDS)
+        with suppress(ServerError):
+            if who is not None and not await services.auth.admits(who):
+                return

@@ -176,13 +176,14 @@ async def show_shared(services: ServicesDep, link: str) -> dict[str, Any]:
 
 
 async def find_shared(services: Services, link: str) -> tuple[str, str]:
-    """The conversation that ``link`` shares, and its title. Raises Problem (404)."""
+    """The conversation that ``link`` shares, and its title. Raises Problem (404), also once its key is revoked."""
     found = SHARED.fullmatch(link)
     conversation = conversation_in(found[1]) if found else ""
     async with bus_timeout():
         settings = await preferences_of(services.bus, conversation) if conversation.startswith(PREFIX) else {}
+        owned = await services.auth.exists(conversation.removeprefix(PREFIX).partition(":")[0])
     token = settings.get("shared", "")
-    if found is None or not token or not hmac.compare_digest(token, found[2]):
+    if found is None or not token or not owned or not hmac.compare_digest(token, found[2]):
         raise Problem(404, text("no_shared"))
     return conversation, settings.get("title", "")
 
