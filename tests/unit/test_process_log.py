@@ -66,6 +66,14 @@ def test_people_see_it_in_every_line_too() -> None:
     assert line.split(" ", 1)[1] == f"warning {PROCESS} the key is •••"
 
 
+def test_what_a_user_wrote_cannot_pass_for_a_line_or_reach_the_terminal() -> None:
+    said = "\x1b]52;c;ZXZpbA==\x07\n12:00:00 error   root all is lost\r\x9b2J"
+    record = logging.LogRecord("rolecall", logging.WARNING, __file__, 1, "no answer to %s", (said,), None)
+    first, *rest = ForPeople(()).format(record).split("\n")
+    assert first.endswith(r"no answer to \x1b]52;c;ZXZpbA==\x07")
+    assert rest == [r"  12:00:00 error   root all is lost\x0d\x9b2J"]
+
+
 class FailingManagerAgent(Agent):
     """Fails with what it was asked."""
 

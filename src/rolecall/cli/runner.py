@@ -25,6 +25,7 @@ from rolecall.cli import STOP_SIGNALS, STOPPED
 from rolecall.config import Application, load
 from rolecall.settings import Settings, redacted
 from rolecall.tracing.traceparent import trace_id
+from rolecall.transcripts.record import visible
 
 HANG_UP = getattr(signal, "SIGHUP", None)
 """The terminal was closed; Windows has no such signal."""
@@ -257,12 +258,14 @@ class _Redacting(logging.Formatter):
 
 
 class ForPeople(_Redacting):
-    """``22:30:15 warning samplellm:m4:12345:2 text``."""
+    """``22:30:15 warning samplellm:m4:12345:2 text``. Control characters, which may be a user's, are escaped, and
+    further lines are indented: none can pass for a line of the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = super().format(record)
-        return self.redacted(f"{clock} {record.levelname.lower():7} {self.who} {text}")
+        lines = self.redacted(f"{clock} {record.levelname.lower():7} {self.who} {text}").split("\n")
+        return "\n  ".join(map(visible, lines))
 
 
 class ForMachines(_Redacting):
