@@ -40,8 +40,8 @@ class Node:
         self.process.start(ready=False)
 
     def kill(self) -> None:
-        """End it at once."""
-        with suppress(OSError):
+        """End it at once, if it was started."""
+        with suppress(OSError, AssertionError):
             self.process.thaw()
         self.process.kill()
         self.client.connection_pool.disconnect()

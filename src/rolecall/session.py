@@ -22,7 +22,7 @@ from rolecall.environment import runtime_directory
 from rolecall.errors import ConfigError, NothingRunning, ServerError, ServerUnavailable
 from rolecall.redis import keys
 from rolecall.redis.address import ServerAddress, check_tls_files, checked_host, checked_url
-from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.embedded import LEFT_BEHIND, EmbeddedServer, has_data
 from rolecall.redis.leader import Leader as Leader  # front ends name the type of Session.leader
 from rolecall.redis.partitions import Partitions as Partitions
 from rolecall.redis.rights import check_rights
@@ -102,7 +102,8 @@ async def open_session(
         try:
             found = await server.check()
             bus = Bus(server, settings, process)
-            await bus.prepare()
+            if await bus.prepare() and embedded is None and has_data(application.state_dir):
+                logger.warning("the server at %s is new; %s", server.address, LEFT_BEHIND)
             if start and embedded is None:
                 await check_rights(server, bus.shards, clustered=settings.clustered)
             roles = application.role_names or (await deployment(bus)).roles

@@ -47,12 +47,15 @@ class Bus:
         step are in one slot."""
         return tuple((shard,) for shard in self.shards) if self.settings.clustered else (self.shards,)
 
-    async def prepare(self) -> None:
-        """Store shard count and key schema on first use. Raises ConfigError if the server has other ones, ServerRefused
-        if its user may not use our keys and channels."""
+    async def prepare(self) -> bool:
+        """Store shard count and key schema on first use; whether this was the first use. Raises ConfigError if the
+        server has other ones, or the data of another kind of server, ServerRefused if its user may not use our keys and
+        channels."""
+        if reason := await self.moved_from_elsewhere():
+            raise ConfigError(reason)
         born = hashlib.sha256(f"{self.process}{time.time_ns()}".encode()).hexdigest()[:12]
         for name, value in (("shards", len(self.shards)), ("schema", SCHEMA), ("born", born)):
-            await self.server.fetch("HSETNX", keys.META, name, value)
+            first = await self.server.fetch("HSETNX", keys.META, name, value)
         shards, schema = await self.server.fetch("HMGET", keys.META, "shards", "schema")
         if int(shards) != len(self.shards):
             raise ConfigError(
@@ -62,6 +65,23 @@ class Bus:
         if int(schema) != SCHEMA:
             raise ConfigError(f"this server has key schema {int(schema)}, but this version of rolecall needs {SCHEMA}")
         await self.check_channels()
+        return bool(first)
+
+    async def moved_from_elsewhere(self) -> str:
+        """Why the data here cannot be used: its keys have the names of a single server, and this is a cluster, or the
+        other way round. Empty if it can be."""
+        clustered = self.settings.clustered
+        made = await self.stored_shards()
+        if made is None:
+            return ""
+        ours, theirs = (keys.all_shards(made, clustered=kind)[0].log for kind in (clustered, not clustered))
+        if await self.server.fetch("EXISTS", ours) or not await self.server.fetch("EXISTS", theirs):
+            return ""
+        here, there = ("a cluster", "a single server") if clustered else ("a single server", "a cluster")
+        return (
+            f"this is {here}, but its data comes from {there}, where keys have other names: use {there} with it, or "
+            "empty this one to start without conversations"
+        )
 
     async def check_channels(self) -> None:
         """Raises ServerRefused if the server's user may not use our channels: since Redis 7, a new user may use none.
@@ -85,7 +105,7 @@ class Bus:
 
     async def stored_shards(self) -> int | None:
         """The number of shards that the server was set up with; None before its first use."""
-        made = await self.server.call("HGET", keys.META, "shards")
+        made = await self.server.fetch("HGET", keys.META, "shards")
         return None if made is None else int(made)
 
 

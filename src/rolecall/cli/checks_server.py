@@ -31,7 +31,7 @@ from rolecall.models.model import Model
 from rolecall.models.providers.remote import unbalanced
 from rolecall.models.registry import probe
 from rolecall.redis import keys
-from rolecall.redis.embedded import EmbeddedServer
+from rolecall.redis.embedded import LEFT_BEHIND, EmbeddedServer, has_data
 from rolecall.redis.outage import ServerCondition, rights
 from rolecall.redis.rights import in_short, missing_rights
 from rolecall.redis.server import RedisServer
@@ -173,7 +173,11 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
     await bus.check_channels()
     made, wanted = await bus.stored_shards(), application.settings.shards
     if made is None:
-        look.findings.append(Finding("passed", "bus", f"none there yet; the first start makes {wanted} shards"))
+        left = configured_url(application.settings) is not None and has_data(application.state_dir)
+        text = f"none there yet; the first start makes {wanted} shards"
+        look.findings.append(Finding("passed", "bus", text, LEFT_BEHIND if left else ""))
+    elif reason := await bus.moved_from_elsewhere():
+        look.findings.append(Finding("failed", "bus", reason, "see docs/scale-out.md, *Move to another server*"))
     else:
         good, remedy = made == wanted, f"set SHARDS={made}, or empty the server to change it"
         text = f"SHARDS={wanted}, it was made with {made}"
