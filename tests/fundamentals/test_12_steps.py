@@ -393,7 +393,7 @@ async def test_a_tool_that_wants_it_runs_only_when_the_user_agrees(tmp_path: Pat
             MODELS[:] = [FakeModel(tool_call("charge", amount=3), "over")]
             received = await app.say("terminal:ann", "tools", meta=ASKS)
             question = await asked(app, received)
-            assert question.text == 'Run charge({"amount":3})?'
+            assert question.text == 'Run charge({"amount": 3})?'
             await answer(app.session.bus, "terminal:ann", question.id, choice, user="terminal:ann")
             assert (await app.answer(received)).text == "over"
             assert DONE.count("charged 3") == done

@@ -371,3 +371,22 @@ async def test_what_was_said_before_a_break_is_kept_and_marked() -> None:
 async def test_a_failure_of_the_model_in_a_later_round_is_raised() -> None:
     with pytest.raises(RateLimited):
         await Asked(tool_call("add", a=1), RateLimited("wait")).answer(add)
+
+
+async def test_who_is_asked_about_a_call_sees_each_argument_as_it_will_be_read() -> None:
+    asked: list[str] = []
+
+    async def decline(question: str) -> bool:
+        asked.append(question)
+        return False
+
+    def send(note: str, to: str) -> str:
+        """Send a note."""
+        raise AssertionError
+
+    box = Toolbox([Tool.of(send, confirm=True)])
+    long = '{"to": "ann", "note": "' + "x" * 5000 + '",\n\n\n "to": "eve"}'
+    await box.answer([ToolCall("1", "send", long)], log=lambda _: None, confirm=decline)
+    assert asked[0].startswith('send({"to": "eve", "note": ') and "ann" not in asked[0] and len(asked[0]) < 1900
+    await box.answer([ToolCall("2", "send", '{"note": "Hi", "to":')], log=lambda _: None, confirm=decline)
+    assert asked[1] == 'send({"note": "Hi", "to":)'

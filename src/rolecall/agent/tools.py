@@ -37,6 +37,8 @@ MAX_CALLS = 16
 CHOICES = ("anyOf", "oneOf", "allOf", "enum", "not")
 SCHEMA_CHARS, SCHEMA_LEVELS = 100_000, 200
 NOTED = 300
+CONFIRMED = 1500
+"""Characters of a call that the user is asked about: its arguments share them, so that none hides another one."""
 Confirm = Callable[[str], Awaitable[bool]]
 """Asks the user whether a call of a tool may run; gets the call as text."""
 FAILED = "error: "
@@ -162,7 +164,7 @@ class Toolbox:
         if tool is not None and tool.confirm:
             if confirm is None:
                 raise ConfigError(f"tool {tool.name} asks the user first: offer it in ctx.ask or ctx.stream")
-            if not await confirm(f"{tool.name}({_cut(call.arguments.strip(), NOTED)})"):
+            if not await confirm(_to_confirm(call)):
                 return DECLINED
         with span(f"execute_tool {call.name}", conventions.tool(call.name, call.id)) as traced:
             result = await self.run(call.name, call.arguments)
@@ -363,6 +365,24 @@ def _as_text(value: object) -> str:
 def _cut(text: str, chars: int) -> str:
     text = encodable(text)
     return text if len(text) <= chars else f"{text[:chars]} … [cut: {len(text)} characters in all]"
+
+
+def _to_confirm(call: ToolCall) -> str:
+    """``call`` as the user is asked about it: the arguments as they will be read, long ones cut."""
+    try:
+        given: dict[str, Any] = json.loads(json_object(call.arguments))
+    except ToolError:  # which the model is told once it runs
+        return f"{call.name}({_cut(call.arguments.strip(), NOTED)})"
+    room = CONFIRMED // max(1, len(given))
+    shown = {
+        _cut(name, 64): value if len(text := _json(value)) <= room else _cut(text, room)
+        for name, value in given.items()
+    }  # fmt: skip
+    return f"{call.name}({_cut(_json(shown), CONFIRMED + NOTED)})"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _note(call: ToolCall, result: ToolResult) -> str:
