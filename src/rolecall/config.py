@@ -43,7 +43,7 @@ Servers = dict[str, tuple[ModelAt, ...] | ModelAt | ModelCommand]
 logger = logging.getLogger(__name__)
 APP_MODULES = ("config", "agents")
 MODEL_NAME = re.compile(r"[^\s@][^\s]*@[a-z][a-z0-9_-]*")
-NEARLY = 0.9
+NEARLY = 0.8
 """How alike, of 1, a name and the one that was meant are."""
 PROVIDER_ALIASES = {"google": "gemini"}
 NO_KEY = "no key is set"
@@ -119,7 +119,7 @@ class Application:
         if name == "telegram":
             shown = conversation[:60]
             raise ConfigError(
-                f"{shown!r} is no conversation of Telegram: expected telegram:CHAT or telegram:CHAT:TOPIC"
+                f"{shown!r} is not a Telegram conversation: expected telegram:CHAT or telegram:CHAT:TOPIC"
             )
         return ""
 
@@ -270,11 +270,18 @@ def _check_origin(directory: Path) -> None:
 
 
 def misspelt(application: Application) -> dict[str, str]:
-    """Names in ``.env`` that are no setting, but nearly one → that one."""
+    """Names in ``.env`` that are no setting, but nearly one that is not there → that one. A name with a word more, such
+    as ``AZURE_OPENAI_API_KEY``, is another program's."""
     known = [name.upper() for name in Settings.model_fields]
     known += [f"{name}_FILE" for name in known] + [role.variable for role in application.roles] + [*FORMER_NAMES]
-    unknown = [name for name in Environment.read(application.directory).dotenv if name not in known]
-    return {name: close for name in unknown for close in difflib.get_close_matches(name, known, 1, NEARLY)}
+    given = Environment.read(application.directory).dotenv
+    missing = [name for name in known if name not in given]
+    found = {}
+    for name in (name for name in given if name not in known):
+        for close in difflib.get_close_matches(name, missing, 1, NEARLY):
+            if not {*close.split("_")} < {*name.split("_")}:
+                found[name] = close
+    return found
 
 
 def _resolve(role: Role, environ: Mapping[str, str], settings: Settings) -> Role:
@@ -340,7 +347,7 @@ def _check_roles(roles: tuple[Role, ...], settings: Settings) -> None:
         if not ROLE_NAME.fullmatch(name):
             raise ConfigError(f"role {name!r} is invalid: expected up to 40 characters of a-z 0-9 _ -")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"role {twice[0]!r} is configured twice; each role is stated once")
+        raise ConfigError(f"role {twice[0]!r} is configured twice: list it once")
     if "manager" not in names:
         raise ConfigError("no role 'manager': every turn begins there, so config.py needs Role(ManagerAgent)")
     total = sum(role.instances for role in roles if role.instances != "auto")

@@ -71,7 +71,7 @@ def test_each_problem_is_named_with_what_to_do(tmp_path: Path) -> None:
         "role samplellm has no other model",
         "match='/X' is another role's too",
         f"chmod 600 {directory}/.env",
-        "LEASE_SECOND is no setting of Rolecall",
+        "LEASE_SECOND is not a setting of Rolecall",
         "did you mean LEASE_SECONDS?",
         "TZ=Mars/Base is invalid",
         "set REDIS_MAX_CONNECTIONS=103 or more",

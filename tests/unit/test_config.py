@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rolecall import Agent, Config, Role
-from rolecall.config import Application, load
+from rolecall.config import Application, load, misspelt
 from rolecall.environment import application_directory
 from rolecall.errors import ConfigError
 from rolecall.models.vectors import EXAMPLE
@@ -295,6 +295,12 @@ def test_a_misspelt_setting_is_named_without_its_value(tmp_path: Path) -> None:
     said = refusal(tmp_path, **{"heartbeat_seconds=0.5": "openai_apikey='sk-secret'"})
     assert said.endswith("openai_apikey: there is no such setting; did you mean openai_api_key?")
     assert "sk-secret" not in said
+
+
+def test_a_key_under_nearly_its_name_is_recognised_in_dotenv_and_other_programs_names_are_not(tmp_path: Path) -> None:
+    theirs = "AZURE_OPENAI_API_KEY=1\nSTRIPE_API_KEY=1\nHTTP_KEY=rk_12345678901234567890123\nHTTPS_KEY=1\n"
+    loaded = application(tmp_path, f"OPENAI_KEY=sk-1\nTELEGRAM_TOKEN=1:a\n{theirs}")
+    assert misspelt(loaded) == {"OPENAI_KEY": "OPENAI_API_KEY", "TELEGRAM_TOKEN": "TELEGRAM_BOT_TOKEN"}
 
 
 def test_a_secret_of_the_wrong_kind_is_not_shown(tmp_path: Path) -> None:

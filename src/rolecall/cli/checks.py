@@ -117,7 +117,7 @@ def _private(application: Application) -> Finding:
 def _misspelt(application: Application) -> list[Finding]:
     """Another program may read such a name, so this is no failure."""
     return [
-        Finding("not set up", ".env", f"{name} is no setting of Rolecall", f"did you mean {close}?")
+        Finding("not set up", ".env", f"{name} is not a setting of Rolecall", f"did you mean {close}?")
         for name, close in misspelt(application).items()
     ]
 

@@ -21,7 +21,7 @@ from rolecall.bus.process.processes import process_name
 from rolecall.cli import http, talk, telegram
 from rolecall.cli.runner import log_to_stderr, restart, stop_requested, until_stopped
 from rolecall.client import work
-from rolecall.config import NO_KEY, Application, load
+from rolecall.config import NO_KEY, Application, load, misspelt
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.frontends import front_ends
 from rolecall.frontends.terminal.terminal import Unanswered
@@ -148,6 +148,8 @@ def show_welcome(console: Console, session: Session, runtime: Runtime) -> None:
     row("web", runtime.http or "not installed: pip install 'rolecall[http]'")
     if settings.telegram_bot_token is None:
         row("telegram", "not set up: no TELEGRAM_BOT_TOKEN")
+    for name, close in misspelt(application).items():
+        row(".env", f"{name} is not a setting of Rolecall: did you mean {close}?", "yellow")
     row("talk", 'rolecall chat · rolecall ask "Hello" · rolecall logs · rolecall top')
     console.print(f"[bold]Rolecall {__version__}[/bold] is up in {application.directory}", highlight=False)
     console.print(rows, highlight=False)
