@@ -150,7 +150,7 @@ class Chat:
                 group.create_task(self._answer_all(), name="rolecall chat answers"),
                 group.create_task(self._tell_notices(), name="rolecall chat notices"),
             ]
-            await self.prompt.show([("", "")])
+            await self.prompt.show([("dim", "/help lists the commands, Ctrl-D leaves"), ("", "")])
             await self.prompt.run()
             self._left = True
             if self._stopping is not None:
