@@ -320,6 +320,17 @@ async def test_a_caption_under_a_document_that_cannot_be_read_asks_about_the_oth
     assert await way.turns(HERE) == 1
 
 
+async def test_the_model_is_told_of_a_file_that_cannot_be_read_also_where_it_is_the_first_of_its_album(
+    api: TelegramApi, way: WayIn
+) -> None:
+    for number, name in enumerate(("c.zip", "a.txt")):
+        api.user(ANN).send_document(b"%d" % number, name=name, mime_type="x/y", media_group_id="a5")
+    answer = await way.answer(HERE, 1)
+    assert "c.zip" in answer and "(this file could not be read)" in answer and "a.txt" in answer
+    assert say("en", "file_unknown", name="c.zip") in answers(api)
+    assert await way.turns(HERE) == 1
+
+
 async def test_of_a_paste_that_is_too_long_model_and_user_know_that_the_end_is_missing(
     api: TelegramApi, way: WayIn
 ) -> None:

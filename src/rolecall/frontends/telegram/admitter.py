@@ -129,7 +129,8 @@ class Admitter:
             await self._ask(incoming, group, status, fetched)
 
     async def _ask(self, incoming: Incoming, group: MessageGroup, status: UserStatus, fetched: FetchedFiles) -> None:
-        if incoming.text or fetched.payload.keys() - {UNREAD} or (fetched.payload and group.further):
+        several = incoming.album or group.further
+        if incoming.text or fetched.payload.keys() - {UNREAD} or (fetched.payload and several):
             await self._admit_or_edit(incoming, group, status, fetched.payload)
         elif not fetched.problems:  # nothing but the bot's name
             await self._tell(incoming, "welcome")
