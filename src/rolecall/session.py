@@ -172,7 +172,7 @@ async def _embedded(application: Application, start: bool, runtime_dir: Path | N
     found = await EmbeddedServer.find(application.state_dir, runtime_dir=runtime_dir)
     if found is None:
         raise NothingRunning(
-            f"nothing is running in {application.directory}: start it with `make run` or `rolecall up`"
+            f"nothing is running in {application.directory}: start it with `rolecall up`, or `make run` in a checkout"
         )
     return found
 

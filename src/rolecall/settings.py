@@ -357,7 +357,7 @@ class Settings(ServerSettings, BusSettings, ModelSettings, FrontendSettings):
 @dataclass(frozen=True)
 class Terms:
     """Limits and prices of a model, shared by all processes: requests and tokens per minute, concurrent calls, and
-    prices per million input and output tokens, in any currency. None means no limit."""
+    prices in US dollars per million input and output tokens. None means no limit."""
 
     rpm: int | None = None
     tpm: int | None = None

@@ -69,7 +69,7 @@ def bad_input(lab: Lab) -> None:
         "LEASE_SECONDS=soon": "LEASE_SECONDS=soon",
         "TELEGRAM_WEBHOOK_URL=https://bot.example.org": "TELEGRAM_WEBHOOK_SECRET",
         "TZ=Mars/Olympus": "TZ=Mars/Olympus",
-        "REDIS_PASSWORD=not-the-one": "does not let us in",
+        "REDIS_PASSWORD=not-the-one": "refuses the login",
         "REDIS_PASSWORD_FILE=/run/secrets/none": "REDIS_PASSWORD_FILE=/run/secrets/none",
         "SAMPLELLM_INSTANCES=many": "SAMPLELLM_INSTANCES=many",
     }

@@ -256,7 +256,7 @@ def test_a_shell_beside_a_stopped_deployment_is_told_how_to_start_it(tmp_path: P
         done = at(directory, *verb)
         assert (done.stdout, done.returncode) == ("", 1)
         assert done.stderr == (
-            f"rolecall: nothing is running in {directory}: start it with `make run` or `rolecall up`\n"
+            f"rolecall: nothing is running in {directory}: start it with `rolecall up`, or `make run` in a checkout\n"
         )
 
 

@@ -184,7 +184,7 @@ async def test_what_cannot_be_run_or_fit_is_said_with_the_numbers(server: RedisS
     serving = Launcher(server, "p1", tmp_path, limit=1000, patience=0.1)
     wrong = {
         "a": (Spec("a@local", command=("/no/such/program",), ram=1), "a@local: /no/such/program cannot be run"),
-        "b": (Spec("b@local", command=(sys.executable,)), "nothing tells how much memory it takes"),
+        "b": (Spec("b@local", command=(sys.executable,)), "its memory needs are unknown"),
         "c": (stub("c", ram=1001), r"c@local needs about 1001 MB of memory; model servers here may take 1000 MB"),
     }
     for spec, said in wrong.values():

@@ -86,7 +86,7 @@ def test_the_time_and_the_text_are_told_apart(text: str, split: tuple[str, str])
 
 @pytest.mark.parametrize("when", ["", "soon", "at 25:00", "13pm", "2026-02-30 09:00", "31.02.2026"])
 def test_what_is_no_time_is_refused_with_examples(when: str) -> None:
-    with pytest.raises(BadSchedule, match=r"is no time: expected a time such as: in 10 minutes, tomorrow at 9"):
+    with pytest.raises(BadSchedule, match=r"is not a time: expected a time such as: in 10 minutes, tomorrow at 9"):
         read_when(when, NOW)
 
 

@@ -284,7 +284,7 @@ class ModelCompletion:
 
     def _retract(self, turn: ModelTurn) -> None:
         """Take back what ``turn`` brought so far. Followers see it go when they get the whole answer."""
-        self.log(f"{self.speaker} showed what it thinks; that is left out of the answer")
+        self.log(f"{self.speaker} sent its thinking, which is left out of the answer")
         del self.emitted[len(self.emitted) - len(turn.pieces) :]
         turn.pieces.clear()
 

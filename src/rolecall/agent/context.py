@@ -405,7 +405,7 @@ class Context:
             expect(isinstance(text, str), "a text to embed", text)
         expect(isinstance(dimensions, int | None), "dimensions", dimensions, "a number of dimensions")
         if self._services.embed is None:
-            raise ConfigError("nothing here can make vectors")
+            raise ConfigError("this process has no embeddings")
         return await self._services.embed(texts, dimensions, self._caller)
 
     async def heard(self, envelope: Envelope) -> str:

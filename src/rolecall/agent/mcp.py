@@ -194,7 +194,7 @@ class ToolSession:
             if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
                 raise ToolError(f"the tool server {self._name} says: {error}") from error
             await self._drop(client)
-            raise ToolError(f"{self._unavailable(error)}; what was asked of it may have been done") from error
+            raise ToolError(f"{self._unavailable(error)}; the call may have been carried out") from error
         finally:
             self._calls -= 1
         if result.is_error:

@@ -142,5 +142,5 @@ def _read(key_id: bytes, raw: bytes) -> ApiKey | None:
     try:
         return msgspec.json.decode(raw, type=ApiKey)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        logger.error("API key %s cannot be read and lets nobody in", key_id.decode("utf-8", "replace")[:60])
+        logger.error("API key %s cannot be read and is ignored", key_id.decode("utf-8", "replace")[:60])
         return None

@@ -154,7 +154,7 @@ async def mend_step(bus: Bus, shard: ShardKeys, roles: Iterable[str]) -> None:
     clock = bus.clocks[shard.number]
     if not (shift := clock.step):
         return
-    logger.warning("the server's clock stepped by %+.0f s; leases begin anew", shift / 1000)
+    logger.warning("the server's clock stepped by %+.0f s; all leases are renewed", shift / 1000)
     await bus.server.run(
         STEP, clock=shard.clock, deferred=shard.deferred, active=shard.active, before=round(clock.now()),
         shift=round(shift), streams=[shard.stream(role, band) for role in roles for band in keys.BANDS],

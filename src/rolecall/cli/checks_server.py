@@ -192,7 +192,7 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
         look.findings.append(Finding("failed", "transcripts", problem, remedy))
     alive = [state.process for state in states]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
-    remedy = "`rolecall up` or `make run` starts it all"
+    remedy = "`rolecall up` starts it all, as does `make run` in a checkout"
     look.findings.append(judged("processes", bool(alive), text, remedy, otherwise="not set up"))
 
 

@@ -131,7 +131,7 @@ def _show(console: Console, application: Application, listener: socket.socket, w
     why = "" if port == wanted else f" (port {wanted} is taken)"
     console.print(f"tools at {address_of(listener)}{PATH}{why}: {', '.join(names)}", highlight=False)
     if settings.tools_key is not None:
-        console.print("who calls them shows TOOLS_KEY: Authorization: Bearer …", highlight=False)
+        console.print("clients must send TOOLS_KEY: Authorization: Bearer …", highlight=False)
     # Whoever started this through a pipe waits for the address.
     console.file.flush()
 

@@ -34,15 +34,13 @@ class Sound:
         """See Model.stream. Raises ConfigError if VOICE_MODEL names no model that can transcribe."""
         model, _, provider = self.name.rpartition("@")
         if provider not in TRANSCRIBERS:
-            raise ConfigError(
-                "voice messages cannot be heard here: VOICE_MODEL names no model, such as whisper-1@openai"
-            )
+            raise ConfigError("VOICE_MODEL is not set: expected a model that transcribes, such as whisper-1@openai")
         module = importlib.import_module(TRANSCRIBERS[provider])
         try:
             async with asyncio.timeout(SECONDS):
                 text = str(await module.transcribe(model, self.data, self.media_type, self.settings)).strip()
         except TimeoutError:
-            raise ModelTimeout(f"{self.name}: nothing was written down within {SECONDS} s") from None
+            raise ModelTimeout(f"{self.name}: no transcription within {SECONDS} s") from None
         yield Delta(text)
         yield Usage(len(self.data) // TOKEN_BYTES + 1, len(text) // 4 + 1)
         yield Done("stop")

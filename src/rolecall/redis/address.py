@@ -191,7 +191,7 @@ def _split(url: str) -> SplitResult:
         raise ConfigError(f"REDIS_URL=(secret) is invalid: {EXPECTED}")
     if network and not several and not re.fullmatch(r"/*\d*/*", parts.path):
         raise ConfigError(
-            f"REDIS_URL=(secret) is invalid: expected the number of a database behind the host, such as /0; {HINT}"
+            f"REDIS_URL=(secret) is invalid: expected the number of a database after the host, such as /0; {HINT}"
         )
     return parts
 
@@ -209,7 +209,7 @@ def _scheme(parts: SplitResult) -> tuple[str, Literal["single", "sentinel", "clu
 def _check_kind(address: ServerAddress, parts: SplitResult) -> None:
     if address.kind == "sentinel" and not re.fullmatch(r"/[^/]+(/\d*)?/?", parts.path):
         raise ConfigError(
-            "REDIS_URL=(secret) is invalid: expected the name of the primary behind the Sentinels, such as /mymaster"
+            "REDIS_URL=(secret) is invalid: expected the name of the primary after the Sentinels, such as /mymaster"
         )
     options = dict(parse_qsl(parts.query))
     if address.kind == "cluster" and (parts.path.strip("/") not in ("", "0") or options.get("db", "0") != "0"):

@@ -311,7 +311,9 @@ class _Files:
             lock = FileLock(self.start_lock)
             while not lock.take():
                 if time.monotonic() > deadline:
-                    raise ServerUnavailable(f"{self.start_lock} is held for {TURN_SECONDS:g} s; end its holder")
+                    raise ServerUnavailable(
+                        f"{self.start_lock} is held for {TURN_SECONDS:g} s: end the process that holds it"
+                    )
                 await asyncio.sleep(POLL_SECONDS)
         try:
             yield

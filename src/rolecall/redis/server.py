@@ -193,10 +193,12 @@ class RedisServer:
             if error.code == "NOPERM" and await self._lets_us_in():
                 return "a server that does not tell its version"
             if error.code == "NOPERM":
-                raise ConfigError(f"the server at {self.address} does not let its user work: {error}") from error
+                raise ConfigError(
+                    f"the server at {self.address} does not give its user enough rights: {error}"
+                ) from error
             if _is_unauthorised(error):
                 raise ConfigError(
-                    f"the server at {self.address} does not let us in: {error.__cause__}; check user and password in "
+                    f"the server at {self.address} refuses the login: {error.__cause__}; check user and password in "
                     "REDIS_URL, or REDIS_USERNAME and REDIS_PASSWORD"
                 ) from error
             raise ServerUnavailable(f"no server answers at {self.address}: {self._why(error)}") from error
@@ -210,7 +212,7 @@ class RedisServer:
         for (host, port), answer in zip(places, found, strict=True):
             if isinstance(answer, ServerUnavailable):
                 raise ServerUnavailable(
-                    f"a part of the cluster at {self.address} is missing: {host}:{port} does not answer, and no "
+                    f"the cluster at {self.address} is incomplete: {host}:{port} does not answer, and no "
                     f"replica has taken its slots over: {answer.__cause__}"
                 )
 

@@ -278,7 +278,7 @@ class Cluster(Topology):
         """See Topology.find. Every slot must have a node."""
         await self._refresh()
         if (covered := len(self._nodes.slots_cache)) < SLOTS:
-            raise RedisConnectionError(f"only {covered} of its {SLOTS} slots have a node: it is half a cluster")
+            raise RedisConnectionError(f"only {covered} of its {SLOTS} slots have a node: the cluster is incomplete")
 
     async def judged(self) -> tuple[bool, str]:
         """See Topology.judged."""

@@ -105,7 +105,7 @@ class Keeper:
         if died and not self.ready:
             why = why_not(self._orders.spec.model, self._child.returncode, Path(self._orders.log))
         await self._ended(exited)
-        logger.info("engine %d is gone: %s", self._child.pid, why or ("it died" if died else "not needed"))
+        logger.info("engine %d has ended: %s", self._child.pid, why or ("it died" if died else "not needed"))
         await _give_place_up(self._directory, self._now.id, why)
 
     # ── its place ───────────────────────────────────────────────────────────────────────────────
@@ -162,7 +162,7 @@ class Keeper:
             answered = await asyncio.to_thread(_status, f"{url}/health", "")
             self._silent_looks = 0 if answered else self._silent_looks + 1
             self._change(**await self._measured())
-        logger.warning("the engine hangs: no answer to %d looks", LOOKS)
+        logger.warning("the engine hangs: no answer to %d probes", LOOKS)
 
     async def _address(self) -> str:
         if self._child.stdout:

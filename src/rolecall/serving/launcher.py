@@ -263,7 +263,7 @@ def _estimated(spec: Spec) -> int:
     if found := footprint.estimate(spec):
         return found
     raise ModelUnavailable(
-        f"{spec.model}: nothing tells how much memory it takes: give its server ram=MB, or name a .gguf file that is "
+        f"{spec.model}: its memory needs are unknown: set ram=MB on its server, or name a .gguf file that is "
         "there in its command"
     )
 

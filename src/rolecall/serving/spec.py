@@ -126,7 +126,7 @@ class ModelCommand:
         if self.slots < 1 or self.context < 1 or self.ram < 0:
             raise ConfigError(f"{where}: expected slots and context of at least 1 and ram of at least 0")
         if not self.ram and not any(part.endswith(".gguf") for part in parts):
-            raise ConfigError(f"{where}: ram=MB is needed, for the command names no .gguf file to reckon it from")
+            raise ConfigError(f"{where}: ram=MB is required: the command names no .gguf file to estimate it from")
         return self
 
     def spec(self, name: str, idle_seconds: float) -> Spec:

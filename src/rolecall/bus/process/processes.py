@@ -110,7 +110,9 @@ async def instances_of(bus: Bus, role: str) -> int:
 async def check_running(bus: Bus) -> None:
     """Raise NothingRunning unless a worker is there to answer."""
     if not await instances_of(bus, FIRST_ROLE):
-        raise NothingRunning("nothing is running that could answer: start it with `make run` or `rolecall up`")
+        raise NothingRunning(
+            "nothing is running that could answer: start it with `rolecall up`, or `make run` in a checkout"
+        )
 
 
 async def instance_counts(bus: Bus) -> dict[str, int]:

@@ -67,7 +67,7 @@ def read_when(when: str, now: datetime) -> Times:
                 return meaning(found, now)
             except (ValueError, OverflowError):
                 break
-    raise BadSchedule(f"{when[:60]!r} is no time: {EXPECTED}")
+    raise BadSchedule(f"{when[:60]!r} is not a time: {EXPECTED}")
 
 
 def _duration(found: re.Match[str]) -> timedelta:

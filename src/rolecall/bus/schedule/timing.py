@@ -120,7 +120,7 @@ def next_of_cron(cron: str, after: int, zone: tzinfo) -> int:
         reason = str(error)
         raise BadSchedule(f"cron line {shown!r} is invalid: {reason[:1].lower()}{reason[1:]}; {CRON}", "cron") from None
     except (StopIteration, OverflowError):
-        raise BadSchedule(f"cron line {shown!r} never comes", "cron") from None
+        raise BadSchedule(f"cron line {shown!r} never matches a date", "cron") from None
     return round(found.timestamp() * 1000)
 
 

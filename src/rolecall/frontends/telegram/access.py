@@ -231,7 +231,7 @@ class GroupAdmins:
         try:
             member = await self.bot.get_chat_member(chat, user)
         except TelegramError as error:
-            logger.info("whether %d is an admin of %d is not known: %s", user, chat, explain(error))
+            logger.info("cannot tell whether %d is an admin of %d: %s", user, chat, explain(error))
             return False
         return member.status in ("creator", "administrator")
 

@@ -105,7 +105,7 @@ class Admins:
             try:
                 away = await self.check(away)
             except ServerError as error:
-                logger.debug("what admins should hear is not known: %s", error)
+                logger.debug("cannot read the notices for admins: %s", error)
 
     async def check(self, before: set[str]) -> set[str]:
         """Tell once of each model that is away now and was away ``before``, and of used up budgets; returns the models

@@ -136,7 +136,7 @@ class Updates:
             except (InvalidToken, Forbidden):
                 raise
             except TelegramError as error:
-                logger.info("whether the webhook is still set is not known: %s", explain(error))
+                logger.info("cannot check whether the webhook is still set: %s", explain(error))
                 continue
             if found.url != known.url:
                 self.tell("another program changed the webhook of the bot; it is set again")
