@@ -85,9 +85,10 @@ async def test_what_does_not_fit_makes_the_longest_idle_leave(directory: Directo
     await directory.enter(spec("a"), HERE, "call")
     await directory.leave("a1", "call")
     claim = await directory.claim(wanted("c", ram=500), "p", ROOM)
-    assert (claim.word, claim.used, claim.leaving) == ("FULL", 800, True)
-    assert {one.id: one.state for one in await directory.servers()} == {"a1": "ready", "b1": "stopping"}
-    assert (await directory.claim(wanted("c", ram=500), "p", ROOM)).leaving, "no second one leaves meanwhile"
+    assert (claim.word, claim.used) == ("FULL", 800)
+    assert (await directory.claim(wanted("c", ram=500), "p", ROOM)).word == "FULL"
+    states = {one.id: one.state for one in await directory.servers()}
+    assert states == {"a1": "ready", "b1": "stopping"}, "no second one leaves meanwhile"
     await directory.end("b1")
     assert (await directory.claim(wanted("c", ram=500), "p", ROOM)).word == "START"
 
@@ -99,9 +100,10 @@ async def test_busy_loading_pinned_and_young_servers_stay(directory: Directory, 
     await directory.enter(spec("busy"), HERE, "call")
     await backdate(server, "busy1", "pinned1")
     claim = await directory.claim(wanted("c", ram=700), "p", ROOM)
-    assert (claim.word, claim.used, claim.leaving) == ("FULL", 400, False)
+    assert (claim.word, claim.used) == ("FULL", 400)
     never = await directory.claim(wanted("c", ram=950), "p", ROOM)
     assert (never.word, never.used) == ("NEVER", 100)
+    assert {one.state for one in await directory.servers()} == {"ready", "starting"}
 
 
 async def test_none_leaves_in_vain(directory: Directory, server: RedisServer) -> None:
@@ -109,7 +111,7 @@ async def test_none_leaves_in_vain(directory: Directory, server: RedisServer) ->
         await ready(directory, wanted(name, ram=400))
     await directory.enter(spec("busy"), HERE, "call")
     await backdate(server, "idle1", "busy1")
-    assert not (await directory.claim(wanted("c", ram=900), "p", ROOM)).leaving
+    assert (await directory.claim(wanted("c", ram=900), "p", ROOM)).word == "FULL"
     assert {one.state for one in await directory.servers()} == {"ready"}
 
 
@@ -117,7 +119,7 @@ async def test_who_is_hungry_has_busy_ones_leave_after_their_answer(directory: D
     await ready(directory, wanted("busy", ram=800))
     await directory.enter(spec("busy"), HERE, "call")
     await backdate(server, "busy1")
-    assert (await directory.claim(wanted("c", ram=500), "p", ROOM, hungry=True)).leaving
+    await directory.claim(wanted("c", ram=500), "p", ROOM, hungry=True)
     (one,) = await directory.servers()
     assert (one.state, one.in_flight) == ("stopping", 1)
     assert await directory.enter(spec("busy"), HERE, "late") is None

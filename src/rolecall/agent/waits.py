@@ -20,6 +20,7 @@ from rolecall.bus.steps.answers import UserQuestion
 from rolecall.bus.steps.journal import NewStep, Step, begin
 from rolecall.bus.turn import Verdict, quoted
 from rolecall.errors import StepError
+from rolecall.redis.scripts import milliseconds
 
 MAX_DAYS = 366
 Park = Callable[[Awaited], Awaitable[tuple[Verdict, int]]]
@@ -141,7 +142,7 @@ class Waits:
         for wait in waits:
             recorder.count("recorded", wait.run.kind)
             if wait.seconds is not None:
-                journal.due[wait.key] = now + round(wait.seconds * 1000)
+                journal.due[wait.key] = now + milliseconds(wait.seconds)
 
     async def _wait(self, group: Group) -> None:
         around = [run for run in group.waits[0].run.around()]

@@ -102,7 +102,7 @@ HOLD = script(PACKAGE, "scripts/turn/hold", TurnBlock, names="mailbox deferred h
 def utc_offset_ms() -> int:
     """The current offset of this machine's time zone, positive east of UTC."""
     offset = datetime.now().astimezone().utcoffset()
-    return round(offset.total_seconds() * 1000) if offset else 0
+    return milliseconds(offset.total_seconds()) if offset else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ TALLY = script(PACKAGE, "scripts/member/tally", names="counter window")
 Rank = Literal["admin", "user", "guest", "stranger"]
 INVITATION_DAYS = 7
 """How long an invitation is valid unless its admin says otherwise."""
+VISITOR_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +128,11 @@ async def applicant(bus: Bus, front: str, user: int) -> tuple[str, str]:
     return name, language
 
 
-async def note_visitor(bus: Bus, front: str, user: int, *, days: float = 30) -> None:
-    """Remember for ``days`` that ``user`` wrote to the front end in private."""
+async def note_visitor(bus: Bus, front: str, user: int) -> None:
+    """Remember for VISITOR_DAYS that ``user`` wrote to the front end in private."""
     key, (seconds, _) = keys.front(front, "visitors"), await bus.server.fetch("TIME")
     await bus.server.call("ZADD", key, int(seconds), user)
-    await bus.server.call("ZREMRANGEBYSCORE", key, "-inf", int(seconds) - days * 86_400)
+    await bus.server.call("ZREMRANGEBYSCORE", key, "-inf", int(seconds) - VISITOR_DAYS * 86_400)
 
 
 async def visitors(bus: Bus, front: str) -> set[int]:

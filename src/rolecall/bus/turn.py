@@ -364,7 +364,7 @@ class Records:
             self.entries.append((time.monotonic(), "NOTE", f"{self.left_out} records left out"))
         now, result = time.monotonic(), list[Arg]()
         for at, word, text in self.entries:
-            result += (max(0, round((now - at) * 1000)), self.instance, word, encodable(text))
+            result += (max(0, milliseconds(now - at)), self.instance, word, encodable(text))
         self.entries, self.size, self.left_out = [], 0, 0
         return result
 

@@ -29,6 +29,8 @@ from rolecall.transcripts.record import (
 from rolecall.transcripts.timeline import LEGEND, TurnTimeline, tree_bars, trees
 from rolecall.transcripts.words import tone_of
 
+TURNS = 5
+"""Turns of a conversation that ``--timeline`` shows."""
 STYLES = {"begins": "bold", "good": "green", "warn": "yellow", "bad": "red"}
 
 
@@ -89,13 +91,12 @@ def print_timeline(
     which: str,
     console: Console,
     *,
-    turns: int = 5,
     as_json: bool = False,
     tz: tzinfo | None = None,
 ) -> None:
-    """One turn by its short id, or the last ``turns`` of a conversation, as bars, with their calls beneath."""
+    """One turn by its short id, or the last TURNS of a conversation, as bars, with their calls beneath."""
     directory, turn = find(log_dir, which)
-    for tree in trees((record for record in read_records(directory, tz) if record.is_of(turn)), turns):
+    for tree in trees((record for record in read_records(directory, tz) if record.is_of(turn)), TURNS):
         if as_json:
             print_lines(console, map(_json, tree))
         else:

@@ -137,17 +137,13 @@ def _show(console: Console, application: Application, listener: socket.socket, w
 
 
 def _configured(directory: Path, host: str, roles: bool, workers: int) -> Config:
-    from uvicorn import Config
+    from rolecall.frontends.uvicorn_server import quiet_config
 
-    return Config(
+    return quiet_config(
         partial(offered, directory, host, roles),
         factory=True,
         workers=workers,
-        log_config=None,
         log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,11 @@ class UvicornServer(Server):
 
 
 def uvicorn_server(app: ASGIApp, **options: Any) -> UvicornServer:
-    """A quiet server for ``app`` with these ``options`` of uvicorn."""
-    settings = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False, **options}
-    return UvicornServer(Config(app, **settings))
+    """A server for ``app`` with these ``options`` of uvicorn. ``app`` has nothing to start or end."""
+    return UvicornServer(quiet_config(app, lifespan="off", **options))
+
+
+def quiet_config(app: ASGIApp | Callable[..., ASGIApp], **options: Any) -> Config:
+    """These ``options`` of uvicorn for ``app``: logging is left to the process, and headers that proxies set to the
+    application."""
+    return Config(app, log_config=None, access_log=False, server_header=False, proxy_headers=False, **options)

@@ -160,10 +160,10 @@ def open_model(
     return cast(Model, adapter.open(model, settings, state_dir, *more))
 
 
-def provider_problems(name: str, settings: Settings, providers: Providers | None = None) -> str | None:
+def provider_problems(name: str, settings: Settings) -> str | None:
     """Why the model ``name`` cannot be used, as far as the configuration tells, or None."""
     try:
-        open_model(name, settings, Path(), None, providers)
+        open_model(name, settings, Path())
     except ConfigError as error:
         return str(error)
     return None

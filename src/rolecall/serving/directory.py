@@ -53,15 +53,14 @@ USER = script(PACKAGE, "scripts/directory/user", DirectoryBlock, names="user las
 @dataclass(frozen=True)
 class Claim:
     """What asking for a server led to: a ``server`` that is READY or STARTING, leave to START one, FAILED because it
-    could not be started just now, FULL while there is no memory for it (``leaving``: some is being made), or NEVER:
-    what may not leave takes too much. ``used`` and ``most`` are MB."""
+    could not be started just now, FULL while there is no memory for it, or NEVER: what may not leave takes too
+    much. ``used`` and ``most`` are MB."""
 
     word: Literal["READY", "STARTING", "START", "FAILED", "FULL", "NEVER"]
     server: ModelServer | None = None
     why: str = ""
     used: int = 0
     most: int = 0
-    leaving: bool = False
     after: float = 0.0
 
 
@@ -113,7 +112,7 @@ class Directory:
             case b"FAILED":
                 return Claim("FAILED", why=rest[0].decode(), after=rest[1] / 1000)
             case b"FULL":
-                return Claim("FULL", used=int(rest[0]), most=int(rest[1]), leaving=bool(rest[2]))
+                return Claim("FULL", used=int(rest[0]), most=int(rest[1]))
             case b"NEVER":
                 return Claim("NEVER", used=int(rest[0]), most=int(rest[1]))
         return Claim("START")

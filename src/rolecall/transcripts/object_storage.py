@@ -27,7 +27,6 @@ from rolecall.transport.http_client import address
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
-SCHEME = "s3://"
 BORN = ".scribe-born"
 SESSIONS = 10_000
 """Sessions whose last object is remembered."""

@@ -19,6 +19,7 @@ from rolecall.bus.settle import Refill
 from rolecall.errors import ServerError, ServerRefused
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys
+from rolecall.redis.scripts import milliseconds
 from rolecall.redis.server import BLOCK_MS, Reader
 from rolecall.worker.instance import Instance
 
@@ -201,7 +202,7 @@ class Intake:
         try:
             reply = await self.reader.read(
                 "XREADGROUP", "GROUP", keys.GROUP, self._bus.process, "COUNT", 1, "BLOCK",
-                max(10, min(BLOCK_MS, round(wait * 1000))),
+                max(10, min(BLOCK_MS, milliseconds(wait))),
                 "STREAMS", *(stream for _, stream in streams), *([">"] * len(streams)),
             )  # fmt: skip
         finally:

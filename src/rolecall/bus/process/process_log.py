@@ -16,6 +16,7 @@ from rolecall.background import cancel_and_wait
 from rolecall.bus.bus import Bus
 from rolecall.errors import ConfigError, ServerError
 from rolecall.redis import keys
+from rolecall.redis.scripts import milliseconds
 from rolecall.redis.server import field_map
 
 WHO = ContextVar("rolecall instance", default="")
@@ -54,9 +55,6 @@ class ProcessLine(msgspec.Struct, frozen=True):
     text: str
 
 
-_decoder = msgspec.json.Decoder(ProcessLine)
-
-
 def public(text: str) -> Mapping[str, str]:
     """For a log call's ``extra``: publish ``text`` in place of a line that may hold what users wrote."""
     return {PUBLIC: text}
@@ -67,7 +65,7 @@ async def process_lines(
 ) -> list[tuple[str, ProcessLine]]:
     """The newest ``limit`` lines after the one with the id ``after``, each with its id, oldest first: those of
     ``process``, by default of all, from ``level`` on."""
-    start = f"({after}" if after else f"{int(time.time() * 1000) - KEPT_MS}"
+    start = f"({after}" if after else f"{milliseconds(time.time()) - KEPT_MS}"
     entries = await bus.server.call("XRANGE", keys.PROCESS_LOG, start, "+")
     wanted = LEVELS[LEVELS.index(level) :]
     found = [
@@ -112,7 +110,7 @@ class _Publisher(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self._bus.settings.redacted(_text(record)).replace("\n", " ")
         level = LEVELS[(record.levelno >= logging.WARNING) + (record.levelno >= logging.ERROR)]
-        line = ProcessLine(round(record.created * 1000), level, self._bus.process, WHO.get(), text[:MOST_CHARS])
+        line = ProcessLine(milliseconds(record.created), level, self._bus.process, WHO.get(), text[:MOST_CHARS])
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._add, line)
 
@@ -141,7 +139,7 @@ class _Publisher(logging.Handler):
             line = msgspec.json.encode(self._lines[0])
             await self._bus.server.call("XADD", keys.PROCESS_LOG, "MAXLEN", "~", MOST_LINES, "*", "l", line)
             self._lines.popleft()
-        before = int(time.time() * 1000) - KEPT_MS
+        before = milliseconds(time.time()) - KEPT_MS
         await self._bus.server.call("XTRIM", keys.PROCESS_LOG, "MINID", "~", before)
 
     def _add(self, line: ProcessLine) -> None:

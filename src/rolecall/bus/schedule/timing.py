@@ -93,7 +93,7 @@ def timing_of(
             at = now.astimezone(UTC) + at
         elif at is not None and at.tzinfo is None:
             at = at.replace(tzinfo=now.tzinfo)
-        stamp = 0 if at is None else round(at.timestamp() * 1000)
+        stamp = 0 if at is None else milliseconds(at.timestamp())
     except (OverflowError, ValueError):
         raise BadSchedule("the time is too far away: expected a time in the next ten years", "far") from None
     if at is not None and stamp <= 0:
@@ -113,7 +113,7 @@ def next_of_cron(cron: str, after: int, zone: tzinfo) -> int:
     try:
         begin = datetime.fromtimestamp(after / 1000, zone)
         found = next(CronSim(cron, begin))
-        while round(found.timestamp() * 1000) <= after:  # the end of daylight saving time repeats an hour
+        while milliseconds(found.timestamp()) <= after:  # the end of daylight saving time repeats an hour
             begin += SHORTEST
             found = next(CronSim(cron, begin))
     except CronSimError as error:
@@ -121,7 +121,7 @@ def next_of_cron(cron: str, after: int, zone: tzinfo) -> int:
         raise BadSchedule(f"cron line {shown!r} is invalid: {reason[:1].lower()}{reason[1:]}; {CRON}", "cron") from None
     except (StopIteration, OverflowError):
         raise BadSchedule(f"cron line {shown!r} never matches a date", "cron") from None
-    return round(found.timestamp() * 1000)
+    return milliseconds(found.timestamp())
 
 
 def zone_of(settings: Settings, name: str = "") -> tzinfo:

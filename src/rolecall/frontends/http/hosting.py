@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from rolecall.bus.outbox import OutboxEntry
 from rolecall.errors import RolecallError
 from rolecall.frontends.http.guard import HEADER_BYTES
-from rolecall.frontends.uvicorn_server import UvicornServer
+from rolecall.frontends.uvicorn_server import UvicornServer, quiet_config
 
 DRAIN_SECONDS = 5
 STALLED_SECONDS = 30.0
@@ -39,15 +39,11 @@ class HttpFrontEnd:
         self._listener = listener
         self._ready = asyncio.Event()
         self._ended = asyncio.Event()
-        config = Config(
+        config = quiet_config(
             app,
             http=_connection_class(head_seconds),
             ws="none",
             lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )

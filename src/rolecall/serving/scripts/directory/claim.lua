@@ -3,7 +3,7 @@
 --   most: MB of memory for all servers of the machine; free: MB free now; resident: ms a loaded model stays at least
 --   hungry: '1' also asks busy servers to leave, once their calls are answered
 -- Returns {READY|STARTING, server} | {START} | {FAILED, why, ms to the next try}
--- | {FULL, MB used, MB available, 1 if a server is leaving} | {NEVER, MB of pinned servers, MB available}.
+-- | {FULL, MB used, MB available} | {NEVER, MB of pinned servers, MB available}.
 -- include: clock directory
 -- args: server user user_lasts lasts most free resident hungry
 local wanted, most = cjson.decode(SERVER), tonumber(MOST)
@@ -46,12 +46,13 @@ if used + wanted.ram > budget then
     free, out[#out + 1] = free + server.ram, server
   end
   -- No server is asked to leave unless that makes enough room.
-  if free < wanted.ram then return { 'FULL', used, budget, leaving > 0 and 1 or 0 } end
-  for _, server in ipairs(out) do
-    server.state = 'stopping'
-    keep(server)
+  if free >= wanted.ram then
+    for _, server in ipairs(out) do
+      server.state = 'stopping'
+      keep(server)
+    end
   end
-  return { 'FULL', used, budget, 1 }
+  return { 'FULL', used, budget }
 end
 wanted.lapses, wanted.beat, wanted.since, wanted.used = NOW + tonumber(LASTS), NOW, NOW, NOW
 keep(wanted)
