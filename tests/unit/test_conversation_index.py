@@ -127,6 +127,11 @@ def test_nothing_that_was_erased_is_left_in_its_files(tmp_path: Path, index: Sum
     assert found(index, search="100% sure_thing") == ["http:local:a"]
 
 
+def test_what_no_query_can_hold_is_found_nowhere(index: Summaries) -> None:
+    for odd in ("sure\0thing", "\0\0\0", "\0"):
+        assert found(index, search=odd) == found(index, words=odd) == []
+
+
 def test_it_is_kept_shared_and_built_anew_where_it_must(
     tmp_path: Path, index: Summaries, files: TranscriptFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
