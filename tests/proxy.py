@@ -1,5 +1,5 @@
-"""A proxy before a server, on loopback: it can be pointed elsewhere, and fall silent as a router does that has
-forgotten a connection: nothing is closed, nothing comes through."""
+"""A proxy before a server, on loopback: it can be pointed elsewhere, fall silent as a router does that has forgotten a
+connection: nothing is closed, nothing comes through; and lose the reply to one command."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import hiredis
+
 from tests.listening import Listener
 
 KINDS = {"commands": b"SCRIPT", "subscriber": b"SUBSCRIBE", "reader": b"XREAD"}
 """What a connection is used for → a word it sends, the first of these that it does."""
+UNCOUNTED = frozenset((b"AUTH", b"CLIENT", b"HELLO", b"SCRIPT", b"SELECT", b"SUBSCRIBE", b"XREAD", b"XREADGROUP"))
+"""Commands that open a connection, and blocking reads."""
 
 
 class Link:
-    """One connection through the proxy. ``silent`` is whether nothing comes through any more."""
+    """One connection through the proxy. ``silent`` is whether nothing comes through any more, ``losing`` whether it is
+    closed in place of the next reply."""
 
     def __init__(self, writer: asyncio.StreamWriter, beyond: asyncio.StreamWriter) -> None:
         self.silent = False
+        self.losing = False
         self.kind = ""
+        self.commands = hiredis.Reader()
         self._writers = (writer, beyond)
 
     def sent(self, data: bytes) -> None:
@@ -42,6 +49,11 @@ class Proxy:
         self.pieces = (65_536, 0.0)
         """The size of the pieces in which data is carried, and the seconds between two of them."""
         self.accepted = 0
+        self.carried = 0
+        """How many commands were carried since ``lose``; not those of UNCOUNTED."""
+        self.lost: list[bytes] = []
+        """The command whose reply was lost."""
+        self._losing = -1
         self.links: list[Link] = []
         self._stopped = asyncio.Event()
         self._carrying: set[asyncio.Task[None]] = set()
@@ -72,6 +84,11 @@ class Proxy:
             link.silent = True
         return len(found)
 
+    def lose(self, number: int) -> None:
+        """Count commands from now on, and carry that ``number`` of them, from 0, without its reply: the connection is
+        closed instead."""
+        self.carried, self.lost, self._losing = 0, [], number
+
     async def stop(self) -> None:
         """Close everything."""
         self._stopped.set()
@@ -93,7 +110,7 @@ class Proxy:
         link = Link(writer, beyond)
         self.links.append(link)
         both = [
-            asyncio.create_task(self._carry(link, reader, beyond, link.sent), name="proxy out"),
+            asyncio.create_task(self._carry(link, reader, beyond, self._count), name="proxy out"),
             asyncio.create_task(self._carry(link, answers, writer), name="proxy back"),
         ]
         self._carrying.update(both)
@@ -103,17 +120,28 @@ class Proxy:
             link.close()
             self.links.remove(link)
 
+    def _count(self, link: Link, data: bytes) -> None:
+        link.sent(data)
+        link.commands.feed(data)
+        while command := link.commands.gets():
+            if command[0].upper() not in UNCOUNTED:
+                if self.carried == self._losing:
+                    self.lost, link.losing = command, True
+                self.carried += 1
+
     async def _carry(
         self,
         link: Link,
         source: asyncio.StreamReader,
         to: asyncio.StreamWriter,
-        seen: Callable[[bytes], None] | None = None,
+        seen: Callable[[Link, bytes], None] | None = None,
     ) -> None:
         with suppress(OSError):
             while data := await source.read(self.pieces[0]):
                 if seen is not None:
-                    seen(data)
+                    seen(link, data)
+                elif link.losing:
+                    return link.close()
                 if link.silent:
                     await self._stopped.wait()
                 to.write(data)

@@ -430,12 +430,14 @@ async def recorded_by(bus: Bus, delivery: Delivery, *keys: str) -> str:
     return await record(bus, delivery, [(key, ONE) for key in keys], Records("test"))
 
 
-async def test_a_recorded_step_stays_as_it_is(bus: Bus) -> None:
+async def test_a_recorded_step_stays_as_it_is_and_is_told_once(bus: Bus) -> None:
     await ask(bus)
-    delivery = await take_one(bus)
-    assert await recorded_by(bus, delivery, "1") == "OK"
-    assert await record(bus, delivery, [("1", Step("model", "ask"))], Records("test")) == "OK"
+    delivery, told = await take_one(bus), Records("test")
+    told.add("STEP", "1 once charge")
+    assert await record(bus, delivery, [("1", ONE)], told.copy()) == "OK"
+    assert await record(bus, delivery, [("1", Step("model", "ask"))], told.copy()) == "OK"
     assert (await steps_of(bus, delivery)) == {"1": ONE}
+    assert [one["x"] for one in await log_records(bus) if one["w"] == "STEP"] == ["1 once charge"]
 
 
 async def test_only_the_holder_of_the_entry_records(bus: Bus, other: Bus) -> None:

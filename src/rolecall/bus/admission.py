@@ -211,7 +211,7 @@ async def mark_answered(bus: Bus, conversation: str, idempotency: str, text: str
     """Remember for IDEMPOTENCY_SECONDS that the front end answered this message itself, with ``reply`` to ``text``, so
     that a repeat is not answered again."""
     key, mark = bus.shard(conversation).idempotency(conversation, idempotency), f"{_front_mark(text)}{reply}"
-    await bus.server.call("SET", key, mark, "EX", round(bus.settings.idempotency_seconds))
+    await bus.server.fetch("SET", key, mark, "EX", round(bus.settings.idempotency_seconds))
 
 
 async def answer_of_front(bus: Bus, conversation: str, idempotency: str, text: str) -> tuple[bool, str]:
@@ -398,4 +398,4 @@ async def move_message(bus: Bus, conversation: str, message: str, again: str, *,
     if known and now:
         turn, _, part = [*now.decode().split("|"), ""][:3]
         moved = f"{turn}|{known.decode().split('|')[1]}|{part}|{version}"
-        await bus.server.call("SET", keys[0], moved, "KEEPTTL")
+        await bus.server.fetch("SET", keys[0], moved, "KEEPTTL")

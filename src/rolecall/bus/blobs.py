@@ -62,7 +62,7 @@ class Blobs:
         value, key = media_type.encode() + b"\n" + data, self.bus.shard(conversation).blob
         blob_id = hashlib.sha256(conversation.encode() + b"\0" + value).hexdigest()[:32]
         try:
-            await self.bus.server.call("SET", key(blob_id), value, "PX", milliseconds(self.hours * 3_600))
+            await self.bus.server.fetch("SET", key(blob_id), value, "PX", milliseconds(self.hours * 3_600))
         except ServerFull:
             raise RolecallError("the server has no room for files right now; try again in a minute") from None
         return blob_id
@@ -124,8 +124,8 @@ class Files:
             own or blob, name, media_type, len(data), purpose, now, now + seconds, blob if apart else ""
         )  # fmt: skip
         last = max(one.expires for one in (*others, file))
-        await self.bus.server.call("HSET", self._key, file.id, msgspec.json.encode(file))
-        await self.bus.server.call("PEXPIRE", self._key, milliseconds(last - now))
+        await self.bus.server.fetch("HSET", self._key, file.id, msgspec.json.encode(file))
+        await self.bus.server.fetch("PEXPIRE", self._key, milliseconds(last - now))
         return file
 
     async def list(self) -> list[StoredFile]:

@@ -205,9 +205,9 @@ async def _find(bus: Bus, conversation: str, turn: str, waiting: Sequence[str] =
     """The blocks for ending ``turn`` (the running one if empty) and ``waiting``, as of now."""
     shard = bus.shard(conversation)
     if is_call(turn):
-        at = await bus.server.call("HGET", shard.journal(conversation), f"{turn}:a")
+        at = await bus.server.fetch("HGET", shard.journal(conversation), f"{turn}:a")
     else:
-        current, at = await bus.server.call("HMGET", shard.conversation(conversation), "cur", "at")
+        current, at = await bus.server.fetch("HMGET", shard.conversation(conversation), "cur", "at")
         turn = turn or (current or b"").decode()
     outbox = await outbox_of(bus, shard, conversation, turn, *waiting)
     return _Found(

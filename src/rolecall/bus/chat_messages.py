@@ -3,7 +3,9 @@ what it says after its edits; and which messages show a turn."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import msgspec
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import part_text
 from rolecall.bus.foreign_text import REFERENCES
+from rolecall.errors import ServerUnavailable
 from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import pairs, text_map
 
@@ -31,9 +34,13 @@ async def keep_question(
     it was received, whether or not the edit came in time.
     """
     key = bus.shard(conversation).question(conversation, turn)
-    stored = bus.server.send("HSET", key, message, msgspec.json.encode(payload))
-    await bus.server.call("PEXPIRE", key, milliseconds(hours * 3_600))
-    await stored
+    stored = ("HSET", key, message, msgspec.json.encode(payload))
+    expires = ("PEXPIRE", key, milliseconds(hours * 3_600))
+    with suppress(ServerUnavailable):
+        await asyncio.gather(bus.server.send(*stored), bus.server.send(*expires))
+        return
+    await bus.server.fetch(*stored)
+    await bus.server.fetch(*expires)
 
 
 async def question_of(bus: Bus, conversation: str, turn: str) -> dict[str, Any] | None:
@@ -61,7 +68,7 @@ async def pressed_before(bus: Bus, conversation: str, turn: str, press: str, *, 
     """Record that the button that asks ``turn`` again was pressed. True if another press came within the last ``ms``;
     a repeat of the same ``press`` does not count."""
     key = bus.shard(conversation).pressed(conversation, turn)
-    before = await bus.server.call("SET", key, press, "NX", "GET", "PX", ms)
+    before = await bus.server.fetch("SET", key, press, "NX", "GET", "PX", ms)
     return before not in (None, press.encode())
 
 
@@ -69,7 +76,7 @@ async def note_fingerprint(bus: Bus, conversation: str, message: str, fingerprin
     """Remember what ``message``, an idempotency key, says as it stands, so that an edit without a change is recognised
     for as long as a message may be edited."""
     key = bus.shard(conversation).fingerprint(conversation, message)
-    await bus.server.call("SET", key, fingerprint, "PX", milliseconds(hours * 3_600))
+    await bus.server.fetch("SET", key, fingerprint, "PX", milliseconds(hours * 3_600))
 
 
 async def has_fingerprint(bus: Bus, conversation: str, message: str, fingerprint: str) -> bool:
@@ -82,13 +89,13 @@ async def offer_once(bus: Bus, conversation: str, turn: str, edit: str, *, hours
     """Record that the user is offered a new answer to ``turn`` because of ``edit``. False while another offer is open,
     which will use the newest payload; a repeat of the same ``edit`` is True."""
     key = bus.shard(conversation).offer(conversation, turn)
-    before = await bus.server.call("SET", key, edit, "NX", "GET", "PX", milliseconds(hours * 3_600))
+    before = await bus.server.fetch("SET", key, edit, "NX", "GET", "PX", milliseconds(hours * 3_600))
     return before in (None, edit.encode())
 
 
 async def close_offer(bus: Bus, conversation: str, turn: str) -> None:
     """The offer of a new answer to ``turn`` is no longer open. Idempotent."""
-    await bus.server.call("DEL", bus.shard(conversation).offer(conversation, turn))
+    await bus.server.fetch("DEL", bus.shard(conversation).offer(conversation, turn))
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class StoredResponse(msgspec.Struct, omit_defaults=True):
 async def store_response(bus: Bus, conversation: str, response: StoredResponse) -> None:
     """Store ``response`` for CONVERSATION_DAYS since its last use; replaces what was stored of its turn."""
     key, keep = bus.shard(conversation).response(conversation, response.turn), _response_ms(bus)
-    await bus.server.call("SET", key, msgspec.json.encode(response), "PX", keep)
+    await bus.server.fetch("SET", key, msgspec.json.encode(response), "PX", keep)
 
 
 async def load_responses(bus: Bus, conversation: str, turns: Sequence[str]) -> list[StoredResponse]:

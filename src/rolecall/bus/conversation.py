@@ -76,6 +76,8 @@ async def notify(
         )  # fmt: skip
     except ServerFull:  # refused at its first write
         return "BUSY"
+    if verdict == b"DUP" and not idempotency:  # the same call again, whose first reply was lost
+        return "OK"
     return verdict.decode()  # type: ignore[return-value]  # the script answers only these words
 
 
@@ -170,7 +172,7 @@ async def forget_turn(bus: Bus, conversation: str, turn: str) -> None:
     key = bus.shard(conversation).history(conversation)
     for entry in await bus.server.fetch("LRANGE", key, 0, -1):
         if _decoder.decode(entry).turn == turn:
-            await bus.server.call("LREM", key, 0, entry)
+            await bus.server.fetch("LREM", key, 0, entry)
 
 
 async def replace_turns(bus: Bus, conversation: str, first: str, turn: str, instance: str) -> None:
@@ -183,7 +185,7 @@ async def replace_turns(bus: Bus, conversation: str, first: str, turn: str, inst
     kept = len(without(entries, first, onward=True))
     for one, entry in zip(raw[kept:], entries[kept:], strict=True):
         if number_of(entry.turn) < number_of(turn):
-            await bus.server.call("LREM", key, 0, one)
+            await bus.server.fetch("LREM", key, 0, one)
     records = Records(instance)
     records.add("NOTE", f"{REPLACES}{first}")
     await note(bus, shard, conversation, turn, records)

@@ -113,7 +113,7 @@ async def count_dead_letters(bus: Bus) -> int:
 async def find_dead_letter(bus: Bus, letter_id: str) -> DeadLetter:
     """The dead letter with that id. Raises ConfigError for an invalid id, RolecallError if there is none."""
     shard, kind, entry_id = _place(bus, letter_id)
-    for raw_id, flat in await bus.server.call("XRANGE", _stream(shard, kind), entry_id, entry_id):
+    for raw_id, flat in await bus.server.fetch("XRANGE", _stream(shard, kind), entry_id, entry_id):
         return _read(shard, kind, raw_id, flat)
     raise RolecallError(f"there is no dead letter {letter_id}; see `rolecall dead list`")
 
@@ -141,7 +141,7 @@ async def replay(bus: Bus, letter: DeadLetter, instance: str) -> Admission:
 async def drop(bus: Bus, letter_id: str) -> bool:
     """Remove a dead letter; False if there was none. Raises ConfigError for an invalid id."""
     shard, kind, entry_id = _place(bus, letter_id)
-    return bool(await bus.server.call("XDEL", _stream(shard, kind), entry_id))
+    return bool(await bus.server.fetch("XDEL", _stream(shard, kind), entry_id))
 
 
 async def deliver_again(bus: Bus, letter: DeadLetter) -> bool:
@@ -176,7 +176,7 @@ def _again(letter: DeadLetter) -> Envelope:
 async def _delivered_by_outbox(bus: Bus, envelope: Envelope) -> bool:
     """Whether the front end of the envelope reads an outbox: the stream exists from its first start on."""
     outbox = bus.shard(envelope.conversation).outbox(envelope.reply_to)
-    return bool(envelope.reply_to and await bus.server.call("EXISTS", outbox))
+    return bool(envelope.reply_to and await bus.server.fetch("EXISTS", outbox))
 
 
 def _stream(shard: ShardKeys, kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -202,7 +202,7 @@ class Progress(AnswerText):
 async def progress(bus: Bus, conversation: str, turn: str) -> Progress:
     """How far ``turn`` has come, without its final event."""
     found = Progress()
-    async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
+    async for event_id, fields in _stored(bus.server.fetch, bus.shard(conversation).events(conversation), "0-0"):
         if fields[b"t"] == turn.encode() and fields[b"k"].decode() not in FINAL:
             found.add(_event(event_id, fields))
     return found
@@ -211,7 +211,7 @@ async def progress(bus: Bus, conversation: str, turn: str) -> Progress:
 async def told_length(bus: Bus, conversation: str, turn: str, until: str) -> int | None:
     """How many characters of the answer the events up to the id ``until`` have told; None if that is not stored."""
     length: int | None = None
-    async for event_id, fields in _stored(bus, bus.shard(conversation).events(conversation), "0-0"):
+    async for event_id, fields in _stored(bus.server.fetch, bus.shard(conversation).events(conversation), "0-0"):
         if _order(event_id) > _order(until):
             break
         if fields[b"t"] == turn.encode():
@@ -228,13 +228,15 @@ async def so_far(bus: Bus, conversation: str, turn: str) -> str:
 
 async def keeps(bus: Bus, conversation: str, event_id: str) -> bool:
     """Whether that event of the conversation is still stored, and with it all later ones."""
-    return bool(await bus.server.call("XRANGE", bus.shard(conversation).events(conversation), event_id, event_id))
+    return bool(await bus.server.fetch("XRANGE", bus.shard(conversation).events(conversation), event_id, event_id))
 
 
-async def _stored(bus: Bus, stream: str, last: str) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:
+async def _stored(
+    ask: Callable[..., Awaitable[Any]], stream: str, last: str
+) -> AsyncIterator[tuple[str, dict[bytes, bytes]]]:
     """The entries after ``last``, of all turns."""
     while True:
-        page = await bus.server.call("XRANGE", stream, f"({last}", "+", "COUNT", PAGE)
+        page = await ask("XRANGE", stream, f"({last}", "+", "COUNT", PAGE)
         for raw_id, flat in page:
             last = raw_id.decode()
             yield last, field_map(flat)
@@ -255,7 +257,7 @@ async def _news(
     if listener.behind:
         listener.begin()
         try:
-            async for found in _stored(bus, bus.shard(conversation).events(conversation), last):
+            async for found in _stored(bus.server.call, bus.shard(conversation).events(conversation), last):
                 yield found
         except BaseException:
             listener.behind = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -16,6 +17,7 @@ import msgspec
 
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import cut, encodable
+from rolecall.errors import ServerUnavailable
 from rolecall.redis import keys
 from rolecall.redis.keys import ShardKeys, today
 from rolecall.redis.scripts import Arg, milliseconds, script
@@ -245,8 +247,10 @@ async def note(bus: Bus, shard: ShardKeys, conversation: str, turn: str, records
 
 
 async def tell_ended(bus: Bus, conversation: str) -> None:
-    """Tell the holder of a turn that was ended from outside at once, rather than at its next heartbeat."""
-    await bus.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
+    """Tell the holder of a turn that was ended from outside at once, rather than at its next heartbeat, unless the
+    server is unavailable now."""
+    with suppress(ServerUnavailable):
+        await bus.server.call("PUBLISH", keys.CONTROL, msgspec.json.encode({"ended": conversation}))
 
 
 async def turns_in_flight(bus: Bus, shard: ShardKeys) -> int:

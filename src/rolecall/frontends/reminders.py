@@ -18,8 +18,9 @@ async def reminders_reply(bus: Bus, conversation: str, argument: str, *, instanc
     found = await schedules_of(bus, conversation)
     if wanted := to_delete(argument):
         chosen = reminder_of(found, wanted)
-        if chosen is None or not await unschedule(bus, conversation, chosen.id, instance=instance):
+        if chosen is None:
             return say(language, "reminder_unknown")
+        await unschedule(bus, conversation, chosen.id, instance=instance)
         return say(language, "reminder_deleted", text=shortened(chosen.text))
     text = reminders_text(found, language)
     return f"{text}\n{say(language, 'reminders_how')}" if found else text

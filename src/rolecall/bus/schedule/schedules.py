@@ -259,7 +259,7 @@ def _idempotency(bus: Bus, conversation: str, name: str) -> str:
 
 async def _read(bus: Bus, conversation: str, name: str, fields: Mapping[str, str]) -> Schedule | None:
     """The schedule ``name`` of the stored ``fields``; None if there is none, or a newer version wrote it."""
-    due = await bus.server.call("ZSCORE", bus.shard(conversation).planned, f"{conversation}{SEPARATOR}{name}")
+    due = await bus.server.fetch("ZSCORE", bus.shard(conversation).planned, f"{conversation}{SEPARATOR}{name}")
     try:
         definition = _decoder.decode(fields[name])
         zone = zone_of(bus.settings, definition.timing.zone)

@@ -6,7 +6,8 @@
 -- args: received step_keys* values* records*
 local verdict = guard()
 if verdict ~= 'OK' then return verdict end
-if not store(STEP_KEYS, VALUES) then return 'FULL' end
-records(RECORDS, received_at(RECEIVED))
+local new = store(STEP_KEYS, VALUES)
+if not new then return 'FULL' end
+if new[1] then records(RECORDS, received_at(RECEIVED)) end -- a repeat after a lost reply has none
 flush()
 return 'OK'
