@@ -216,8 +216,9 @@ def _condition(filters: Filters) -> tuple[str, list[str | int]]:
 
 def _within(column: str, search: str) -> tuple[str, str]:
     """What is asked of a row whose ``column`` of the table ``said`` contains ``search``, and the value for that."""
+    search = search.replace("\0", "\ufffd")  # a query ends with the first NUL
     if len(search) >= SHORTEST_WORD:
-        phrase = search.replace('"', '""').replace("\0", "\ufffd")  # a query ends with the first NUL
+        phrase = search.replace('"', '""')
         return "id IN (SELECT rowid FROM said WHERE said MATCH ?)", f'{column} : "{phrase}"'
     escaped = "".join(f"\\{char}" if char in "%_\\" else char for char in search)
     return f"id IN (SELECT rowid FROM said WHERE {column} LIKE ? ESCAPE '\\')", f"%{escaped}%"
