@@ -27,18 +27,15 @@ class ResearchAgent(Agent):
         split = await ctx.ask(ctx.model, [], question, system=ctx.prompt("research_split", most=MOST_PARTS))
         parts = parts_of(split.text, question)
         replies = await ctx.gather(*(ctx.call("samplellm", part) for part in parts), return_failures=True)
-        pairs = [(part, reply.text[:NOTE_CHARS]) for part, reply in zip(parts, replies, strict=True) if answered(reply)]
-        if not pairs:
-            raise replies[0]
-        notes = "\n\n".join(f"{part}\n{text}" for part, text in pairs)
+        failed = [reply for reply in replies if isinstance(reply, CallFailed)]
+        if len(failed) == len(parts):
+            raise failed[0]
+        answers = zip(parts, replies, strict=True)
+        found = [(part, reply.text[:NOTE_CHARS]) for part, reply in answers if not isinstance(reply, CallFailed)]
+        notes = "\n\n".join(f"{part}\n{text}" for part, text in found)
         # The question alone in the message: tiny models answer the notes when they stand there.
         system = ctx.prompt("research_join", notes=notes)
         return envelope.reply(await ctx.stream(ctx.model, [], BRIEFLY.format(question=question), system=system))
-
-
-def answered(reply: object) -> bool:
-    """Whether a call brought an answer."""
-    return not isinstance(reply, CallFailed)
 
 
 def parts_of(text: str, question: str) -> list[str]:

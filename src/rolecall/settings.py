@@ -49,237 +49,297 @@ class ServerSettings(BaseModel, defer_build=True):
     """The Redis or Valkey server behind the bus; without ``redis_url`` and ``redis_host`` the bundled Valkey."""
 
     redis_url: SecretStr | None = Field(
-        None,
+        default=None,
         description="URL of the server: redis://, rediss:// (TLS), unix://, redis+sentinel:// or redis+cluster://",
     )
-    redis_host: str | None = Field(None, description="host of the server, instead of REDIS_URL")
-    redis_port: int = Field(6379, ge=1, le=65_535, description="port, used with REDIS_HOST")
-    redis_db: int = Field(0, ge=0, le=1_000_000, description="database, used with REDIS_HOST")
-    redis_username: str | None = Field(None, description="user name, used with REDIS_HOST")
-    redis_password: SecretStr | None = Field(None, description="password, used with REDIS_HOST")
-    redis_max_connections: int = Field(64, ge=4, le=100_000, description="most connections of each process")
-    redis_socket_timeout: Seconds = Field(5, description="timeout of a command in seconds")
-    appendfsync: Literal["always", "everysec"] = Field("always", description="fsync policy of the bundled Valkey")
+    redis_host: str | None = Field(default=None, description="host of the server, instead of REDIS_URL")
+    redis_port: int = Field(default=6379, ge=1, le=65_535, description="port, used with REDIS_HOST")
+    redis_db: int = Field(default=0, ge=0, le=1_000_000, description="database, used with REDIS_HOST")
+    redis_username: str | None = Field(default=None, description="user name, used with REDIS_HOST")
+    redis_password: SecretStr | None = Field(default=None, description="password, used with REDIS_HOST")
+    redis_max_connections: int = Field(default=64, ge=4, le=100_000, description="most connections of each process")
+    redis_socket_timeout: Seconds = Field(default=5, description="timeout of a command in seconds")
+    appendfsync: Literal["always", "everysec"] = Field(
+        default="always", description="fsync policy of the bundled Valkey"
+    )
     key_prefix: str = Field(
-        "", pattern=r"^[a-z0-9_-]{0,40}$", examples=["staging"],
+        default="", pattern=r"^[a-z0-9_-]{0,40}$", examples=["staging"],
         description="prefix of all keys, to keep applications on one server apart; a-z 0-9 _ -",
     )  # fmt: skip
     app_name: str = Field(
-        "", max_length=100, description="name of the application on its server; by default that of its directory"
+        default="",
+        max_length=100,
+        description="name of the application on its server; by default that of its directory",
     )
     wait_replicas: int = Field(
-        0, ge=0, le=10,
+        default=0, ge=0, le=10,
         description="replicas that must have a message before it is accepted, and an answer before it is delivered",
     )  # fmt: skip
-    wait_seconds: float = Field(1, gt=0, le=60, description="timeout of WAIT_REPLICAS in seconds; then it is repeated")
-    shards: int = Field(1, ge=1, le=256, description="independent shards of the bus, fixed; on a cluster 16 unless set")
+    wait_seconds: float = Field(
+        default=1, gt=0, le=60, description="timeout of WAIT_REPLICAS in seconds; then it is repeated"
+    )
+    shards: int = Field(
+        default=1, ge=1, le=256, description="independent shards of the bus, fixed; on a cluster 16 unless set"
+    )
 
 
 class BusSettings(BaseModel, defer_build=True):
     """Timeouts and limits of the bus and its workers."""
 
     lease_seconds: Seconds = Field(
-        15, description="seconds a lease lasts without renewal before others take over the envelope"
+        default=15, description="seconds a lease lasts without renewal before others take over the envelope"
     )
-    heartbeat_seconds: Seconds = Field(4, description="seconds between renewals of leases")
-    scan_seconds: Seconds = Field(3, description="seconds between scans for envelopes whose instance died")
+    heartbeat_seconds: Seconds = Field(default=4, description="seconds between renewals of leases")
+    scan_seconds: Seconds = Field(default=3, description="seconds between scans for envelopes whose instance died")
     max_deliveries: int = Field(
-        3, ge=1, le=100, validation_alias=AliasChoices("max_deliveries", "retries"),
+        default=3, ge=1, le=100, validation_alias=AliasChoices("max_deliveries", "retries"),
         description="deliveries of one envelope before it becomes a dead letter",
     )  # fmt: skip
-    max_attempts: int = Field(8, ge=1, le=100, description="attempts of a turn whose model fails, before it ends")
-    schedule_limit: int = Field(25, ge=1, le=1000, description="schedules, such as reminders, per conversation")
-    default_priority: int = Field(50, ge=0, le=100, description="priority of messages that set none")
-    total_instances: int = Field(256, ge=1, le=10_000, description="maximum number of instances in one worker process")
-    mailbox_limit: int = Field(8, ge=1, le=10_000, description="waiting turns per conversation before FULL")
-    in_flight_limit: int = Field(5000, ge=1, le=1_000_000, description="running turns per shard before BUSY")
-    user_limit: int = Field(32, ge=1, le=100_000, description="unfinished turns per user before FULL")
-    user_soft_limit: int = Field(
-        4, ge=1, le=100_000, description="unfinished turns per user before new ones get a lower priority band"
+    max_attempts: int = Field(
+        default=8, ge=1, le=100, description="attempts of a turn whose model fails, before it ends"
     )
-    handling_seconds: Seconds = Field(900, description="maximum seconds one handling may keep its lease")
-    block_seconds: Seconds = Field(30, description="seconds a handler may block its worker before that restarts")
-    turn_seconds: Seconds = Field(3600, description="maximum seconds a turn may be in flight")
-    hop_limit: int = Field(16, ge=1, le=100, description="maximum number of hops of a turn")
-    call_depth: int = Field(4, ge=1, le=32, description="how deep calls of roles may be nested")
-    call_limit: int = Field(32, ge=1, le=1000, description="calls of roles that a handler may have at once")
-    step_kb: int = Field(64, ge=1, le=10_000, description="kilobytes that the result of a recorded step may have")
-    steps_kb: int = Field(1024, ge=1, le=100_000, description="kilobytes that all recorded steps of a handler may have")
-    drain_seconds: Seconds = Field(20, description="seconds a stopping worker waits for running handlers")
-    conversation_days: float = Field(30, gt=0, le=3650, description="days an idle conversation is remembered")
-    result_seconds: Seconds = Field(3600, description="seconds the result of a turn is stored")
-    idempotency_seconds: Seconds = Field(86_400, description="seconds an idempotency key is remembered")
-    session_idle_hours: float = Field(6, gt=0, le=8760, description="idle hours after which a new log file starts")
+    schedule_limit: int = Field(default=25, ge=1, le=1000, description="schedules, such as reminders, per conversation")
+    default_priority: int = Field(default=50, ge=0, le=100, description="priority of messages that set none")
+    total_instances: int = Field(
+        default=256, ge=1, le=10_000, description="maximum number of instances in one worker process"
+    )
+    mailbox_limit: int = Field(default=8, ge=1, le=10_000, description="waiting turns per conversation before FULL")
+    in_flight_limit: int = Field(default=5000, ge=1, le=1_000_000, description="running turns per shard before BUSY")
+    user_limit: int = Field(default=32, ge=1, le=100_000, description="unfinished turns per user before FULL")
+    user_soft_limit: int = Field(
+        default=4, ge=1, le=100_000, description="unfinished turns per user before new ones get a lower priority band"
+    )
+    handling_seconds: Seconds = Field(default=900, description="maximum seconds one handling may keep its lease")
+    block_seconds: Seconds = Field(
+        default=30, description="seconds a handler may block its worker before that restarts"
+    )
+    turn_seconds: Seconds = Field(default=3600, description="maximum seconds a turn may be in flight")
+    hop_limit: int = Field(default=16, ge=1, le=100, description="maximum number of hops of a turn")
+    call_depth: int = Field(default=4, ge=1, le=32, description="how deep calls of roles may be nested")
+    call_limit: int = Field(default=32, ge=1, le=1000, description="calls of roles that a handler may have at once")
+    step_kb: int = Field(
+        default=64, ge=1, le=10_000, description="kilobytes that the result of a recorded step may have"
+    )
+    steps_kb: int = Field(
+        default=1024, ge=1, le=100_000, description="kilobytes that all recorded steps of a handler may have"
+    )
+    drain_seconds: Seconds = Field(default=20, description="seconds a stopping worker waits for running handlers")
+    conversation_days: float = Field(default=30, gt=0, le=3650, description="days an idle conversation is remembered")
+    result_seconds: Seconds = Field(default=3600, description="seconds the result of a turn is stored")
+    idempotency_seconds: Seconds = Field(default=86_400, description="seconds an idempotency key is remembered")
+    session_idle_hours: float = Field(
+        default=6, gt=0, le=8760, description="idle hours after which a new log file starts"
+    )
 
 
 class ModelSettings(BaseModel, defer_build=True):
     """API keys, addresses and limits of models."""
 
-    gen_model: str | None = Field(None, description="models for roles that name none: name@provider, comma-separated")
-    openai_api_key: SecretStr | None = Field(None, description="API key for OpenAI or a compatible server")
-    openai_base_url: str | None = Field(None, description="base URL of an OpenAI-compatible server")
-    anthropic_api_key: SecretStr | None = Field(None, description="API key for Anthropic")
-    anthropic_base_url: str | None = Field(None, description="base URL of another server that speaks Anthropic's API")
-    google_api_key: SecretStr | None = Field(None, description="API key for Gemini")
-    gemini_api_key: SecretStr | None = Field(None, description="API key for Gemini, under its other name")
-    gemini_base_url: str | None = Field(None, description="base URL of another server that speaks the Gemini API")
-    ollama_url: str | None = Field(None, description="URL of an Ollama server")
-    ollama_host: str | None = Field(None, description="host of an Ollama server, instead of OLLAMA_URL")
-    ollama_port: int = Field(11_434, ge=1, le=65_535, description="port, used with OLLAMA_HOST")
-    ollama_api_key: SecretStr | None = Field(None, description="API key of an Ollama server that requires one")
-    proxy: str = Field("SYSTEM", description="proxy for calls to providers: SYSTEM, NO or host:port")
-    assistant_timeout: Seconds = Field(120, description="seconds a handler may take")
-    assistant_history_limit: int = Field(20, ge=0, le=1000, description="remembered messages sent to a model")
-    connect_seconds: Seconds = Field(5, description="timeout for connecting to a provider")
-    first_token_seconds: Seconds = Field(60, description="timeout for a provider's first token")
-    idle_token_seconds: Seconds = Field(30, description="timeout between two tokens of a provider")
-    model_wait_seconds: Seconds = Field(120, description="seconds a turn waits for a model that does not answer")
+    gen_model: str | None = Field(
+        default=None, description="models for roles that name none: name@provider, comma-separated"
+    )
+    openai_api_key: SecretStr | None = Field(default=None, description="API key for OpenAI or a compatible server")
+    openai_base_url: str | None = Field(default=None, description="base URL of an OpenAI-compatible server")
+    anthropic_api_key: SecretStr | None = Field(default=None, description="API key for Anthropic")
+    anthropic_base_url: str | None = Field(
+        default=None, description="base URL of another server that speaks Anthropic's API"
+    )
+    google_api_key: SecretStr | None = Field(default=None, description="API key for Gemini")
+    gemini_api_key: SecretStr | None = Field(default=None, description="API key for Gemini, under its other name")
+    gemini_base_url: str | None = Field(
+        default=None, description="base URL of another server that speaks the Gemini API"
+    )
+    ollama_url: str | None = Field(default=None, description="URL of an Ollama server")
+    ollama_host: str | None = Field(default=None, description="host of an Ollama server, instead of OLLAMA_URL")
+    ollama_port: int = Field(default=11_434, ge=1, le=65_535, description="port, used with OLLAMA_HOST")
+    ollama_api_key: SecretStr | None = Field(default=None, description="API key of an Ollama server that requires one")
+    proxy: str = Field(default="SYSTEM", description="proxy for calls to providers: SYSTEM, NO or host:port")
+    assistant_timeout: Seconds = Field(default=120, description="seconds a handler may take")
+    assistant_history_limit: int = Field(default=20, ge=0, le=1000, description="remembered messages sent to a model")
+    connect_seconds: Seconds = Field(default=5, description="timeout for connecting to a provider")
+    first_token_seconds: Seconds = Field(default=60, description="timeout for a provider's first token")
+    idle_token_seconds: Seconds = Field(default=30, description="timeout between two tokens of a provider")
+    model_wait_seconds: Seconds = Field(
+        default=120, description="seconds a turn waits for a model that does not answer"
+    )
     breaker_failures: int = Field(
-        5, ge=1, le=1000, description="consecutive failures that open a model's circuit breaker"
+        default=5, ge=1, le=1000, description="consecutive failures that open a model's circuit breaker"
     )
-    probe_seconds: Seconds = Field(1, description="maximum seconds between two probes of a model that is away")
+    probe_seconds: Seconds = Field(default=1, description="maximum seconds between two probes of a model that is away")
     quota_minute_seconds: Seconds = Field(
-        60, description="length of the minute of rpm and tpm in seconds; only tests change it"
+        default=60, description="length of the minute of rpm and tpm in seconds; only tests change it"
     )
-    user_tokens_per_day: int | None = Field(None, ge=1, description="budget of a user in model tokens per UTC day")
+    user_tokens_per_day: int | None = Field(
+        default=None, ge=1, description="budget of a user in model tokens per UTC day"
+    )
     tokens_per_day: int | None = Field(
-        None, ge=1, description="budget of all users together in model tokens per UTC day"
+        default=None, ge=1, description="budget of all users together in model tokens per UTC day"
     )
     user_cost_per_day: float | None = Field(
-        None, gt=0, description="budget of a user in money per UTC day, by the prices in config.py"
+        default=None, gt=0, description="budget of a user in money per UTC day, by the prices in config.py"
     )
     cost_per_day: float | None = Field(
-        None, gt=0, description="budget of all users together in money per UTC day, by the prices in config.py"
+        default=None, gt=0, description="budget of all users together in money per UTC day, by the prices in config.py"
     )
     voice_model: str | None = Field(
-        None, pattern=r"^\S+@(openai|test)$", examples=["whisper-1@openai"],
+        default=None, pattern=r"^\S+@(openai|test)$", examples=["whisper-1@openai"],
         description="model that transcribes voice messages",
     )  # fmt: skip
     embedding_model: str | None = Field(
-        None, pattern=r"^\S+@\S+$", examples=["text-embedding-3-small@openai"],
+        default=None, pattern=r"^\S+@\S+$", examples=["text-embedding-3-small@openai"],
         description="model of vectors; by key if unset",
     )  # fmt: skip
-    echo_delay: float = Field(0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos")
-    echo_deltas: int = Field(1, ge=1, le=10_000, description="pieces of an answer of echo@test; for tests and demos")
-    tool_rounds: int = Field(8, ge=1, le=100, description="rounds of tool calls before a model must answer")
-    tool_seconds: Seconds = Field(30, description="timeout of a tool call in seconds")
-    tool_chars: int = Field(8000, ge=100, le=1_000_000, description="characters of a tool's result sent to the model")
-    local_slots: int = Field(4, ge=1, le=64, description="concurrent requests of a local model server")
-    local_context: int = Field(2048, ge=256, le=131_072, description="context of each slot in tokens")
-    local_threads: int | None = Field(None, ge=1, le=1024, description="threads of a local model; all cores if unset")
-    local_models: int = Field(1, ge=1, le=64, description="local models loaded at the same time; they share the cores")
+    echo_delay: float = Field(
+        default=0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos"
+    )
+    echo_deltas: int = Field(
+        default=1, ge=1, le=10_000, description="pieces of an answer of echo@test; for tests and demos"
+    )
+    tool_rounds: int = Field(default=8, ge=1, le=100, description="rounds of tool calls before a model must answer")
+    tool_seconds: Seconds = Field(default=30, description="timeout of a tool call in seconds")
+    tool_chars: int = Field(
+        default=8000, ge=100, le=1_000_000, description="characters of a tool's result sent to the model"
+    )
+    local_slots: int = Field(default=4, ge=1, le=64, description="concurrent requests of a local model server")
+    local_context: int = Field(default=2048, ge=256, le=131_072, description="context of each slot in tokens")
+    local_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="threads of a local model; all cores if unset"
+    )
+    local_models: int = Field(
+        default=1, ge=1, le=64, description="local models loaded at the same time; they share the cores"
+    )
     local_idle_seconds: float = Field(
-        1800, ge=0, le=604_800, description="idle seconds after which a local model is unloaded; 0 keeps it"
+        default=1800, ge=0, le=604_800, description="idle seconds after which a local model is unloaded; 0 keeps it"
     )
     local_ram: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=100_000_000,
         description="MB of memory for all local models together; all available memory if unset",
     )
     auto_instance_mb: int = Field(
-        64, ge=1, le=1_000_000, description="memory reserved per instance in MB when instances is auto"
+        default=64, ge=1, le=1_000_000, description="memory reserved per instance in MB when instances is auto"
     )
     local_url: str | None = Field(
-        None, pattern=r"^https?://[^\s@]+$", examples=["http://model:10009"],
+        default=None, pattern=r"^https?://[^\s@]+$", examples=["http://model:10009"],
         description="URL of a server for the local models; without it they run as processes on this machine",
     )  # fmt: skip
-    local_key: SecretStr | None = Field(None, description="API key of the server at LOCAL_URL")
+    local_key: SecretStr | None = Field(default=None, description="API key of the server at LOCAL_URL")
 
 
 class FrontendSettings(BaseModel, defer_build=True):
     """Front ends, logging and the environment."""
 
-    telegram_bot_token: SecretStr | None = Field(None, description="token of the Telegram bot, from @BotFather")
-    telegram_api_url: str = Field("https://api.telegram.org", description="URL of the Bot API server")
-    telegram_invite_code: SecretStr | None = Field(None, description="reusable invite code that makes its user a guest")
+    telegram_bot_token: SecretStr | None = Field(default=None, description="token of the Telegram bot, from @BotFather")
+    telegram_api_url: str = Field(default="https://api.telegram.org", description="URL of the Bot API server")
+    telegram_invite_code: SecretStr | None = Field(
+        default=None, description="reusable invite code that makes its user a guest"
+    )
     telegram_allowed: str = Field(
-        "", pattern=LISTED, examples=["11223344,-1001234567890"],
+        default="", pattern=LISTED, examples=["11223344,-1001234567890"],
         description="Telegram IDs of users and groups that may use the bot, comma-separated; * is everyone, as guests",
     )  # fmt: skip
     telegram_admins: str = Field(
-        "", pattern=LISTED, examples=["11223344"],
+        default="", pattern=LISTED, examples=["11223344"],
         description="Telegram IDs of the bot's admins, comma-separated",
     )  # fmt: skip
-    telegram_drafts: bool = Field(False, description="show streaming answers as drafts in private chats")
-    telegram_edit_seconds: float = Field(1.2, ge=0, le=60, description="seconds between two edits in a chat")
+    telegram_drafts: bool = Field(default=False, description="show streaming answers as drafts in private chats")
+    telegram_edit_seconds: float = Field(default=1.2, ge=0, le=60, description="seconds between two edits in a chat")
     telegram_ring_seconds: float = Field(
-        30, ge=0, le=86_400, description="seconds after which a finished answer also notifies; 0 never"
+        default=30, ge=0, le=86_400, description="seconds after which a finished answer also notifies; 0 never"
     )
-    telegram_per_second: int = Field(30, ge=1, le=1000, description="messages the bot sends per second, in all")
-    telegram_per_minute: int = Field(20, ge=1, le=100_000, description="messages per minute and user")
+    telegram_per_second: int = Field(default=30, ge=1, le=1000, description="messages the bot sends per second, in all")
+    telegram_per_minute: int = Field(default=20, ge=1, le=100_000, description="messages per minute and user")
     telegram_keywords: str = Field(
-        "", description="words that address the bot in groups, like its name, comma-separated"
+        default="", description="words that address the bot in groups, like its name, comma-separated"
     )
     telegram_webhook_url: str | None = Field(
-        None, pattern=r"^https?://[^\s@]+$", examples=["https://bot.example.org/telegram"],
+        default=None, pattern=r"^https?://[^\s@]+$", examples=["https://bot.example.org/telegram"],
         description="public URL where Telegram sends updates; without it the bot polls",
     )  # fmt: skip
     telegram_webhook_secret: SecretStr | None = Field(
-        None, description="secret that Telegram sends with each update: 1 to 256 of A-Z a-z 0-9 _ -"
+        default=None, description="secret that Telegram sends with each update: 1 to 256 of A-Z a-z 0-9 _ -"
     )
-    telegram_webhook_host: str = Field("127.0.0.1", description="address the webhook listens on")
-    telegram_webhook_port: int = Field(8443, ge=1, le=65_535, description="port the webhook listens on")
+    telegram_webhook_host: str = Field(default="127.0.0.1", description="address the webhook listens on")
+    telegram_webhook_port: int = Field(default=8443, ge=1, le=65_535, description="port the webhook listens on")
     while_busy: Literal["queue", "collect", "interrupt"] = Field(
-        "queue", description="what happens to a message while another one of its chat is being answered"
+        default="queue", description="what happens to a message while another one of its chat is being answered"
     )
-    document_chars: int = Field(24_000, ge=500, le=1_000_000, description="characters kept of an attached document")
-    blob_megabytes: int = Field(20, ge=1, le=500, description="maximum size of an image or file in MB")
-    server_workers: int = Field(4, ge=1, le=256, description="processes of the HTTP server")
+    document_chars: int = Field(
+        default=24_000, ge=500, le=1_000_000, description="characters kept of an attached document"
+    )
+    blob_megabytes: int = Field(default=20, ge=1, le=500, description="maximum size of an image or file in MB")
+    server_workers: int = Field(default=4, ge=1, le=256, description="processes of the HTTP server")
     http_host: str = Field(
-        "127.0.0.1", description="address the HTTP server listens on; other than localhost requires an API key"
+        default="127.0.0.1", description="address the HTTP server listens on; other than localhost requires an API key"
     )
     http_port: int = Field(
-        10_007, ge=0, le=65_535, description="port of the HTTP server; if it is taken, the next free one"
+        default=10_007, ge=0, le=65_535, description="port of the HTTP server; if it is taken, the next free one"
     )
     http_key: SecretStr | None = Field(
-        None, min_length=22, examples=["22 random characters or more"],
+        default=None, min_length=22, examples=["22 random characters or more"],
         description="an operator's API key, in addition to those of `rolecall key new`",
     )  # fmt: skip
     http_hosts: str = Field(
-        "", pattern=rf"^({HOST}(,{HOST})*)?,?\s*$", examples=["chat.example.org"],
+        default="", pattern=rf"^({HOST}(,{HOST})*)?,?\s*$", examples=["chat.example.org"],
         description="further host names of the HTTP server, comma-separated",
     )  # fmt: skip
     http_origins: str = Field(
-        "", pattern=rf"^({ORIGIN}(,{ORIGIN})*)?,?\s*$", examples=["https://app.example.org"],
+        default="", pattern=rf"^({ORIGIN}(,{ORIGIN})*)?,?\s*$", examples=["https://app.example.org"],
         description="origins of pages that may use the HTTP API, comma-separated",
     )  # fmt: skip
-    http_requests: int = Field(512, ge=1, le=100_000, description="concurrent HTTP requests per key and process")
-    http_streams: int = Field(256, ge=1, le=100_000, description="open streams per key and process")
-    http_requests_per_minute: int = Field(6000, ge=1, le=10_000_000, description="HTTP requests per key and minute")
-    http_image_urls: bool = Field(False, description="whether images are fetched from public https URLs in messages")
-    http_choices: int = Field(8, ge=1, le=128, description="most answers to one chat completion, its `n`")
-    http_read_seconds: Seconds = Field(10, description="timeout for receiving an HTTP request in seconds")
-    login_hours: float = Field(12, gt=0, le=8760, description="hours a login to the web page lasts")
-    tools_server_workers: int = Field(1, ge=1, le=256, description="processes of the tools server")
+    http_requests: int = Field(
+        default=512, ge=1, le=100_000, description="concurrent HTTP requests per key and process"
+    )
+    http_streams: int = Field(default=256, ge=1, le=100_000, description="open streams per key and process")
+    http_requests_per_minute: int = Field(
+        default=6000, ge=1, le=10_000_000, description="HTTP requests per key and minute"
+    )
+    http_image_urls: bool = Field(
+        default=False, description="whether images are fetched from public https URLs in messages"
+    )
+    http_choices: int = Field(default=8, ge=1, le=128, description="most answers to one chat completion, its `n`")
+    http_read_seconds: Seconds = Field(default=10, description="timeout for receiving an HTTP request in seconds")
+    login_hours: float = Field(default=12, gt=0, le=8760, description="hours a login to the web page lasts")
+    tools_server_workers: int = Field(default=1, ge=1, le=256, description="processes of the tools server")
     tools_port: int = Field(
-        10_008, ge=1, le=65_535, description="port of the tools server; if it is taken, the next free one"
+        default=10_008, ge=1, le=65_535, description="port of the tools server; if it is taken, the next free one"
     )
-    tools_key: SecretStr | None = Field(None, description="API key that clients of the tools server must send")
+    tools_key: SecretStr | None = Field(default=None, description="API key that clients of the tools server must send")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="minimum level logged to stderr"
+        default="INFO", description="minimum level logged to stderr"
     )
-    otel_exporter_otlp_endpoint: str | None = Field(None, description="URL of an OTLP/HTTP collector for traces")
+    otel_exporter_otlp_endpoint: str | None = Field(
+        default=None, description="URL of an OTLP/HTTP collector for traces"
+    )
     otel_exporter_otlp_headers: SecretStr | None = Field(
-        None, description="headers for the collector, such as a key: name=value, comma-separated"
+        default=None, description="headers for the collector, such as a key: name=value, comma-separated"
     )
-    otel_service_name: str = Field("rolecall", min_length=1, description="name of this deployment in traces")
-    otel_traces_sampler_arg: float = Field(1, ge=0, le=1, description="share of turns that are traced")
-    log_dir: str = Field("log", description="directory of the transcripts, relative to the application directory")
+    otel_service_name: str = Field(default="rolecall", min_length=1, description="name of this deployment in traces")
+    otel_traces_sampler_arg: float = Field(default=1, ge=0, le=1, description="share of turns that are traced")
+    log_dir: str = Field(
+        default="log", description="directory of the transcripts, relative to the application directory"
+    )
     log_targets: str = Field(
-        "directory", pattern=f"^{TARGET}(,{TARGET})*$", examples=["directory,s3://my-bucket/rolecall"],
+        default="directory", pattern=f"^{TARGET}(,{TARGET})*$", examples=["directory,s3://my-bucket/rolecall"],
         description="where transcripts go, comma-separated: directory (LOG_DIR), stdout, s3://BUCKET/PREFIX",
     )  # fmt: skip
-    log_s3_seconds: float = Field(5, ge=0, le=3600, description="seconds between two writes of transcripts to S3")
-    aws_endpoint_url: str | None = Field(None, description="URL of an S3-compatible object storage; AWS if unset")
-    aws_region: str | None = Field(None, description="region of the object storage")
-    aws_access_key_id: SecretStr | None = Field(None, description="access key of the object storage; else a role's")
-    aws_secret_access_key: SecretStr | None = Field(None, description="secret of AWS_ACCESS_KEY_ID")
+    log_s3_seconds: float = Field(
+        default=5, ge=0, le=3600, description="seconds between two writes of transcripts to S3"
+    )
+    aws_endpoint_url: str | None = Field(
+        default=None, description="URL of an S3-compatible object storage; AWS if unset"
+    )
+    aws_region: str | None = Field(default=None, description="region of the object storage")
+    aws_access_key_id: SecretStr | None = Field(
+        default=None, description="access key of the object storage; else a role's"
+    )
+    aws_secret_access_key: SecretStr | None = Field(default=None, description="secret of AWS_ACCESS_KEY_ID")
     environment: Literal["production", "development"] = Field(
-        "production", description="development reloads agents and prompts when their files change"
+        default="production", description="development reloads agents and prompts when their files change"
     )
     tz: str | None = Field(
-        None, description="time zone of the transcripts, such as Europe/Berlin; by default the system's"
+        default=None, description="time zone of the transcripts, such as Europe/Berlin; by default the system's"
     )
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import shutil
 import subprocess
 import sys
@@ -267,6 +269,15 @@ def test_whatever_the_setting_a_bad_value_is_refused_with_what_its_rules_expect(
             Config(roles=(), **{name: object()})
         ruled = any(hasattr(rule, word) for rule in field.metadata for word in ("pattern", "max_length", "ge", "gt"))
         assert not (ruled and str(caught.value).endswith("expected text")), name
+
+
+def test_type_checkers_without_a_plugin_see_that_a_setting_may_be_left_out() -> None:
+    """They take a default only by keyword: see typing.dataclass_transform."""
+    tree = ast.parse(inspect.getsource(sys.modules[Settings.__module__]))
+    fields = [node.value for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)]
+    calls = [call for call in fields if isinstance(call, ast.Call) and ast.unparse(call.func) == "Field"]
+    assert len(calls) == len(Settings.model_fields)
+    assert not [ast.unparse(call) for call in calls if call.args]
 
 
 def test_the_pattern_of_a_setting_is_about_its_whole_value() -> None:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from rolecall.agent.agent_services import AgentServices, RoleInfo
 from rolecall.agent.attachments import Attachments, Document, in_context, payload_of, spoken
-from rolecall.agent.calls import Calls, RoleCall, replies
+from rolecall.agent.calls import CallReply, Calls, RoleCall, replies
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.completion import Emit, HopUsage, ModelCompletion, discard, request_of
 from rolecall.agent.memory import Memory
@@ -37,6 +37,7 @@ from rolecall.models.speech import transcribe
 from rolecall.models.vectors import Vectors
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Context:
@@ -219,16 +220,17 @@ class Context:
         request = request_of(model, history, text, system, options, images)
         return await self._complete(model, request, discard, tools, purpose="ask")
 
+    @overload
     async def extract(
-        self,
-        kind: type[T],
-        model: Model,
-        history: Sequence[Message],
-        text: str,
-        *,
-        system: str = "",
-        **options: Any,
-    ) -> T:
+        self, kind: type[T], model: Model, history: Sequence[Message], text: str, *, system: str = "", **options: Any
+    ) -> T: ...
+    @overload
+    async def extract(
+        self, kind: object, model: Model, history: Sequence[Message], text: str, *, system: str = "", **options: Any
+    ) -> Any: ...
+    async def extract(
+        self, kind: Any, model: Model, history: Sequence[Message], text: str, *, system: str = "", **options: Any
+    ) -> Any:
         """Ask ``model`` for data: the answer to ``text`` as a ``kind``, any type that pydantic validates.
 
         Nothing is shown to the user. An answer that does not match is sent back once. Raises BadStructure, ModelError,
@@ -240,6 +242,10 @@ class Context:
             output, request, lambda asked: self._complete(model, asked, discard, purpose="extract"), self.log
         )
 
+    @overload
+    async def once(self, name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **more: P.kwargs) -> T: ...
+    @overload
+    async def once(self, name: str, function: Callable[P, T], /, *args: P.args, **more: P.kwargs) -> T: ...
     async def once(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """What ``function(*args, **kwargs)`` returns, async or not: it is run once, and its result recorded as a step
         ``name``, before this returns. When the handler is run again, it gets the recorded result.
@@ -296,6 +302,10 @@ class Context:
         """
         return self._calls.call(role, text, timeout, payload)
 
+    @overload
+    async def gather(self, *calls: RoleCall, return_failures: Literal[False] = False) -> list[CallReply]: ...
+    @overload
+    async def gather(self, *calls: RoleCall, return_failures: bool) -> list[CallReply | CallFailed]: ...
     async def gather(self, *calls: RoleCall, return_failures: bool = False) -> list[Any]:
         """The replies to ``calls``, in order, which run at the same time, at most CALL_LIMIT of them. Raises the first
         CallFailed once all have ended, or returns failures in the place of replies with ``return_failures``."""
