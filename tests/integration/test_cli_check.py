@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.bus.bus import Bus
-from rolecall.bus.process.processes import ProcessState, register
+from rolecall.bus.bus import Bus, short_process
+from rolecall.bus.process.processes import ProcessState, process_name, register
 from rolecall.cli.checks_deployment import EXTRAS
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
@@ -194,6 +194,23 @@ async def test_a_server_nearly_full_and_a_scribe_that_cannot_write_are_named(tmp
     assert done.returncode == 1
     assert "it uses over 90% of its memory limit" in done.stdout
     assert "host:1: no space for transcripts in /log" in done.stdout
+
+
+async def test_processes_that_started_before_the_settings_changed_are_named(tmp_path: Path) -> None:
+    process = ValkeyProcess(tmp_path)
+    process.start()
+    server = RedisServer(process.url)
+    directory = make_application(tmp_path / "app")
+    (directory / ".env").touch()
+    try:
+        for state in (ProcessState(process_name(), uptime=60), ProcessState("elsewhere:1~aaaaaa", uptime=60)):
+            await register(Bus(server, Settings(heartbeat_seconds=60, lease_seconds=120), state.process), state)
+        environment = {"REDIS_URL": process.url}
+        done = await asyncio.to_thread(run_rolecall, "check", "--app", directory, environment=environment)
+    finally:
+        await server.aclose()
+        process.kill()
+    assert f".env was changed after {short_process(process_name())} started: restart" in done.stdout
 
 
 def test_a_full_disk_of_the_transcripts_is_a_finding(tmp_path: Path) -> None:

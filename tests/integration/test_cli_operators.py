@@ -190,6 +190,13 @@ def test_a_reader_that_has_enough_is_no_failure(app: Path, verb: str, status: in
     assert (done.returncode, "rror" in done.stderr) == (status, False)
 
 
+def test_what_follows_a_conversation_ends_with_its_reader(app: Path) -> None:
+    at(app, "ask", "hello", "--conversation", "terminal:followed")
+    shell = ["sh", "-c", '"$@" | head -1', "sh", str(ROLECALL), "logs", "terminal:followed", "--follow"]
+    done = run(shell, env=clean_environment({"ROLECALL_APP": str(app)}), capture_output=True, text=True, timeout=20)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
 def test_top_without_a_terminal_prints_once(app: Path) -> None:
     done = at(app, "top")
     assert done.returncode == 0

@@ -129,7 +129,7 @@ async def test_tls_works_with_both_certificates_and_a_mismatch_is_named(
         (f"redis://127.0.0.1:{port}", "if it uses TLS, write rediss://"),
         (f"rediss+sentinel://127.0.0.1:{port}/m?ssl_ca_certs={other}&{own}", "set ssl_ca_certs to its authority's"),
         (f"rediss+sentinel://127.0.0.1:{port}/m?ssl_ca_certs={authority.certificate}", "ssl_certfile and ssl_keyfile"),
-        (f"redis+sentinel://127.0.0.1:{port}/m", "if it uses TLS, write rediss://"),
+        (f"redis+sentinel://127.0.0.1:{port}/m", "if it uses TLS, write rediss+sentinel://"),
         (f"rediss://127.0.0.1:{process.port}", "if it does not use TLS, write redis://"),
     ):
         assert named in await complaint(checked_url(url))

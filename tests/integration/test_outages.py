@@ -118,6 +118,22 @@ async def test_a_failover_by_address_loses_nothing_and_is_over_at_once(directory
     new.kill()
 
 
+async def test_a_pause_of_all_shards_is_one_line_of_the_log(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (directory / "d").mkdir()
+    server = ValkeyProcess(directory / "d")
+    server.start()
+    try:
+        async with deployed(directory, ROLES, redis_url=server.url, shards=8, **CLOCKS) as deployment:
+            server.freeze()
+            await asyncio.sleep(4 * deployment.session.bus.settings.heartbeat_seconds)  # how long a pause may be
+            server.thaw()
+            await wait_until(lambda: "no heartbeat for" in caplog.text)
+            assert (await deployment.ask("test:0", "0.6")).text == "after 0.6"  # all shards beat meanwhile
+            assert caplog.text.count("no heartbeat for") == 1
+    finally:
+        server.kill()
+
+
 async def not_ready(client: httpx2.AsyncClient, code: str) -> bool:
     """Because of ``code``. A replica without its primary refuses reads by MASTERDOWN and writes by READONLY."""
     answer = await client.get("/health/ready")

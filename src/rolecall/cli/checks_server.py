@@ -6,14 +6,14 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from rolecall.bus.bus import Bus
-from rolecall.bus.process.processes import live_counts, live_processes, process_name
+from rolecall.bus.bus import Bus, short_process
+from rolecall.bus.process.processes import ProcessState, live_counts, live_processes, process_name
 from rolecall.cli.checks import Finding, judged
 from rolecall.config import Application
 from rolecall.environment import runtime_directory
@@ -192,8 +192,21 @@ async def _look_at_bus(look: ServerLook, bus: Bus, application: Application) -> 
         look.findings.append(Finding("failed", "transcripts", problem, remedy))
     alive = [state.process for state in states]
     text = f"{len(alive)} running: {', '.join(alive)}" if alive else "none is running"
-    remedy = "`rolecall up` starts it all, as does `make run` in a checkout"
-    look.findings.append(judged("processes", bool(alive), text, remedy, otherwise="not set up"))
+    if not alive:
+        remedy = "`rolecall up` starts it all, as does `make run` in a checkout"
+    elif older := _older_than(application.directory / ".env", states):
+        remedy = f".env was changed after {', '.join(older)} started: restart what the change is for"
+    else:
+        remedy = ""
+    look.findings.append(Finding("passed" if alive else "not set up", "processes", text, remedy))
+
+
+def _older_than(file: Path, states: Sequence[ProcessState]) -> list[str]:
+    """The processes of this host that started before ``file`` was changed."""
+    if not file.exists():
+        return []
+    age, here = time.time() - file.stat().st_mtime, f"{process_name().partition(':')[0]}:"
+    return [short_process(one.process) for one in states if one.process.startswith(here) and one.uptime > age]
 
 
 async def _rights(bus: Bus, settings: Settings) -> Finding:

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 
 from rolecall.cli.output import counted, print_lines
-from rolecall.cli.runner import stop_requested, until_stopped
+from rolecall.cli.runner import reader_watched, stop_requested, until_stopped
 from rolecall.config import load
 from rolecall.errors import ConfigError
 from rolecall.transcripts.reading import Filters, conversations, since, tail
@@ -175,7 +175,8 @@ async def show(app_dir: Path | None, asked: Asked, console: Console) -> int:
     elif asked.follow:
         following = follow(log_dir, asked.which, filters, console, as_json=asked.as_json, tz=tz)
         async with stop_requested() as wanted:
-            await until_stopped(asyncio.create_task(following, name="rolecall logs"), wanted)
+            with reader_watched(wanted):
+                await until_stopped(asyncio.create_task(following, name="rolecall logs"), wanted)
     else:
         print_records(log_dir, asked.which, filters, console, as_json=asked.as_json, tz=tz)
     return 0

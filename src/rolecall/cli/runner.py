@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -199,6 +200,21 @@ async def stop_requested(drain_seconds: float = 20, *, status: int = 0) -> Async
         requests.put(False)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def reader_watched(wanted: asyncio.Event) -> Iterator[None]:
+    """Set ``wanted`` when the reader of a pipe that is standard output has enough, as ``head`` has: what waits for a
+    next line would learn it only with that line."""
+    output, loop = sys.stdout.fileno(), asyncio.get_running_loop()
+    if not stat.S_ISFIFO(os.fstat(output).st_mode):
+        yield
+        return
+    loop.add_reader(output, wanted.set)  # nothing can be read there: it is called when the other end is closed
+    try:
+        yield
+    finally:
+        loop.remove_reader(output)
 
 
 async def until_stopped(work: asyncio.Task[T], wanted: asyncio.Event, *, cancel: bool = True) -> T | None:

@@ -152,10 +152,12 @@ def without_secrets(url: str) -> str:
 
 def tls_advice(url: str, why: str) -> str:
     """What to change in ``url`` if the failure ``why`` looks like a mismatch of TLS; empty if it does not."""
-    if not ServerAddress.of(url).secure:
-        return "; if it uses TLS, write rediss://" if BROKEN_OFF.search(why) else ""
+    address = ServerAddress.of(url)
+    kind = "" if address.kind == "single" else f"+{address.kind}"
+    if not address.secure:
+        return f"; if it uses TLS, write rediss{kind}://" if BROKEN_OFF.search(why) else ""
     if "Timeout" in why or "WRONG_VERSION" in why:
-        return "; if it does not use TLS, write redis://"
+        return f"; if it does not use TLS, write redis{kind}://"
     if BROKEN_OFF.search(why) or "ALERT" in why:
         return "; it may require a client certificate: ssl_certfile and ssl_keyfile"
     if "expired" in why or "not yet valid" in why:

@@ -15,6 +15,9 @@ from rolecall.worker.instance import Instance
 from rolecall.worker.roster import Roster
 
 logger = logging.getLogger(__name__)
+TOLD_SECONDS = 60.0
+"""Pauses within so long of each other are told once: an outage of the server, or the move of many slots, has one in
+each shard."""
 
 
 class HeldLeases:
@@ -25,6 +28,7 @@ class HeldLeases:
         self._roster = roster
         self._late = 2 * bus.settings.heartbeat_seconds
         self._renewed = [time.monotonic() for _ in bus.shards]
+        self._told = float("-inf")
         self._claims_from = [renewed + self._late for renewed in self._renewed]
 
     def has(self, delivery: Delivery) -> bool:
@@ -81,6 +85,8 @@ class HeldLeases:
         now, before = time.monotonic(), self._renewed[shard.number]
         self._renewed[shard.number] = now
         if now - before > self._late:
-            away = now - before
-            logger.warning("shard %d: no heartbeat for %.1f s; taking nothing over for a while", shard.number, away)
+            if now - self._told > TOLD_SECONDS:
+                text = "no heartbeat for %.1f s in shard %d; taking nothing over for a while"
+                logger.warning(text, now - before, shard.number)
+            self._told = now
             self._claims_from[shard.number] = now + self._late
