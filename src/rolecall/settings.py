@@ -176,10 +176,12 @@ class ModelSettings(BaseModel, defer_build=True):
         default=None, ge=1, description="budget of all users together in model tokens per UTC day"
     )
     user_cost_per_day: float | None = Field(
-        default=None, gt=0, description="budget of a user in money per UTC day, by the prices in config.py"
+        default=None, gt=0, description="budget of a user in US dollars per UTC day, by the prices in config.py"
     )
     cost_per_day: float | None = Field(
-        default=None, gt=0, description="budget of all users together in money per UTC day, by the prices in config.py"
+        default=None,
+        gt=0,
+        description="budget of all users together in US dollars per UTC day, by the prices in config.py",
     )
     voice_model: str | None = Field(
         default=None, pattern=r"^\S+@(openai|test)$", examples=["whisper-1@openai"],

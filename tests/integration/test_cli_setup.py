@@ -71,6 +71,13 @@ async def test_a_key_that_is_refused_is_asked_for_again_and_never_shown(tmp_path
     assert dotenv(directory) == {"OPENAI_API_KEY": "sk-other"}
 
 
+async def test_without_a_key_at_hand_another_model_can_be_chosen(tmp_path: Path) -> None:
+    directory = make_application(tmp_path, config=AUTO)
+    done = await setup(directory, "1", "", "6", *NO_BOT)
+    assert (done.returncode, done.stdout.count("number [1]: ")) == (0, 3), done.stdout
+    assert "needs nothing: the defaults do" in done.stdout
+
+
 async def test_the_other_lines_of_env_stay_and_a_value_is_replaced_where_it_stands(
     tmp_path: Path, vendor: Vendor
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rolecall.cli.demo import HandledTurn, Load, draw, verdict
+from rolecall.cli.demo import HandledTurn, Load, draw, reservation, verdict
 
 
 def turn(name: str, accepted: int, started: int, ended: int, instance: str = "samplellm:host:1:0") -> HandledTurn:
@@ -19,6 +19,12 @@ def test_turns_that_follow_each_other_are_sequential_even_if_they_wait_together(
 
 def test_one_turn_alone_is_sequential() -> None:
     assert verdict([turn("a", 0, 0, 1000)]) == "SEQUENTIAL"
+
+
+def test_quick_answers_that_follow_each_other_say_little_about_the_server() -> None:
+    quick, slow = ([turn("a", 0, 0, ms), turn("b", 0, ms, 2 * ms)] for ms in (20, 1000))
+    assert reservation(quick, users=2) == "; the answers were too quick to overlap"
+    assert reservation(slow, users=2) == reservation(quick, users=1) == ""
 
 
 def test_the_ideal_is_full_rounds_of_all_instances() -> None:

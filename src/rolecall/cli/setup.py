@@ -108,10 +108,12 @@ def ask_model(dialogue: Dialogue, settings: Settings) -> Values:
         return _choosing(TINY, settings, {})
     if chosen := BY_KEY.get(provider):
         name, model = chosen.keys[0].upper(), chosen.model
+        asking = f"{name}, or nothing to choose again"
         key = dialogue.tested(
-            lambda: {name: dialogue.text(name, secret=True)}, lambda values: _probed(model, _with(settings, values))
+            lambda: dialogue.text(asking, secret=True),
+            lambda given: _probed(model, _with(settings, {name: given})) if given else "",
         )
-        return _choosing(model, settings, key)
+        return _choosing(model, settings, {name: key}) if key else ask_model(dialogue, settings)
     values = _server(dialogue, settings, provider)
     suffix = "ollama" if provider == OLLAMA else "openai"
     names = _listed(dialogue, suffix, _with(settings, values))
