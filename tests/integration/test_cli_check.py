@@ -14,7 +14,7 @@ import pytest
 
 from rolecall.bus.bus import Bus, short_process
 from rolecall.bus.process.processes import ProcessState, process_name, register
-from rolecall.cli.checks_deployment import EXTRAS
+from rolecall.cli.checks.deployment_checks import EXTRAS
 from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from tests.applications import AGENTS, CONFIG, make_application, run_rolecall

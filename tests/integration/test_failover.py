@@ -19,7 +19,7 @@ from rolecall.agent.role import Role
 from rolecall.bus.admission import admit
 from rolecall.bus.bus import Bus
 from rolecall.bus.dead_letters import count_dead_letters
-from rolecall.cli.checks_server import ServerLook, look_at_server
+from rolecall.cli.checks.server_checks import ServerLook, look_at_server
 from rolecall.config import Application
 from rolecall.errors import RolecallError, ServerUnavailable
 from rolecall.redis import keys

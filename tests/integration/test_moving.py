@@ -21,7 +21,7 @@ from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.events import follow
 from rolecall.bus.schedule.schedules import schedule, schedules_of
 from rolecall.bus.turn import turns_in_flight
-from rolecall.cli.checks_server import ServerLook, look_at_server
+from rolecall.cli.checks.server_checks import ServerLook, look_at_server
 from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.session import open_session

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rolecall.cli.checks_server import ServerLook, look_at_server
+from rolecall.cli.checks.server_checks import ServerLook, look_at_server
 from rolecall.config import standalone
 from rolecall.errors import ServerRefused
 from rolecall.redis import keys, rights

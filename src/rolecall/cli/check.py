@@ -15,9 +15,11 @@ from rich.text import Text
 
 from rolecall.bus.bus import short_process
 from rolecall.bus.process.processes import ProcessState, live_processes
-from rolecall.cli.checks import Finding, look_at_application, look_at_telegram
-from rolecall.cli.checks_deployment import look_at_deployment
-from rolecall.cli.checks_server import ServerLook, look_at_models, look_at_server
+from rolecall.cli.checks.application_checks import look_at_application, look_at_telegram
+from rolecall.cli.checks.deployment_checks import look_at_deployment
+from rolecall.cli.checks.finding import Finding
+from rolecall.cli.checks.model_checks import look_at_models
+from rolecall.cli.checks.server_checks import ServerLook, look_at_server
 from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.cli.runner import load_quietly
 from rolecall.cli.scale import source_of_count

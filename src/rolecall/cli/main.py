@@ -1,17 +1,14 @@
-"""Every verb with its options. What a verb does is in the file of its name."""
+"""Every verb with its options; the verbs of groups are in groups.py. What a verb does is in the file of its name."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
+from rolecall.cli.groups import dead, key, models
+from rolecall.cli.options import App, Conversation, Dev, FrontName, Json, open_console, run_verb
 
 app = typer.Typer(
     help="Rolecall: a message bus for multi-agent assistants, and an assistant on it.",
@@ -20,19 +17,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-dead = typer.Typer(help="Work with dead letters.", no_args_is_help=True, rich_markup_mode=None)
-key = typer.Typer(help="Manage API keys of the HTTP server.", no_args_is_help=True, rich_markup_mode=None)
-App = Annotated[
-    Path | None, typer.Option("--app", metavar="DIR", help="application directory (default: ROLECALL_APP or .)")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON, one object a line")]
-LetterId = Annotated[str, typer.Argument(metavar="ID", help="as `rolecall dead list` shows it")]
-LetterIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="as `rolecall dead list` shows them")]
-Everything = Annotated[bool, typer.Option("--all", help="all dead letters")]
-models = typer.Typer(help="List, fetch and control models.", no_args_is_help=True, rich_markup_mode=None)
-ModelName = Annotated[str, typer.Argument(metavar="NAME", help="local model, such as smollm2")]
-
-
 app.add_typer(dead, name="dead")
 app.add_typer(key, name="key")
 app.add_typer(models, name="models")
@@ -42,7 +26,7 @@ app.add_typer(models, name="models")
 def up(
     app_dir: App = None,
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="offer the chat prompt in a terminal")] = True,
-    dev: Annotated[bool, typer.Option("--dev", help="reload the agents when their files change")] = False,
+    dev: Dev = False,
     foreground: Annotated[bool, typer.Option("--foreground", hidden=True)] = False,
 ) -> None:
     """Run everything in one process.
@@ -51,26 +35,26 @@ def up(
     """
     from rolecall.cli import run
 
-    _run(run.up(app_dir, chat=chat, dev=dev), foreground=foreground)
+    run_verb(run.up(app_dir, chat=chat, dev=dev), foreground=foreground)
 
 
 @app.command()
 def worker(
     app_dir: App = None,
     role: Annotated[list[str] | None, typer.Option("--role", metavar="ROLE", help="only this role; may repeat")] = None,
-    dev: Annotated[bool, typer.Option("--dev", help="reload the agents when their files change")] = False,
+    dev: Dev = False,
 ) -> None:
     """Run only agents, here or on another host."""
     from rolecall.cli import run
 
-    _run(run.worker(app_dir, roles=role or None, dev=dev))
+    run_verb(run.worker(app_dir, roles=role or None, dev=dev))
 
 
 @app.command()
 def telegram(
     app_dir: App = None,
     idle: Annotated[bool, typer.Option("--idle", help="without a token, wait instead of failing")] = False,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="front end name, one per bot")] = "telegram",
+    name: FrontName = "telegram",
 ) -> None:
     """Run only the Telegram bot.
 
@@ -78,7 +62,7 @@ def telegram(
     """
     from rolecall.cli import telegram as verb
 
-    _run(verb.telegram(app_dir, _console(), idle=idle, name=_front_name(name)))
+    run_verb(verb.telegram(app_dir, open_console(), idle=idle, name=name))
 
 
 @app.command()
@@ -86,12 +70,12 @@ def invite(
     app_dir: App = None,
     admin: Annotated[bool, typer.Option("--admin", help="invite an admin")] = False,
     days: Annotated[float, typer.Option("--days", min=0.01, max=365, help="days the link is valid")] = 7,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="front end name, one per bot")] = "telegram",
+    name: FrontName = "telegram",
 ) -> None:
     """Print a Telegram invitation link."""
     from rolecall.cli import telegram as verb
 
-    _run(verb.invite(app_dir, _console(), admin=admin, days=days, name=_front_name(name)))
+    run_verb(verb.invite(app_dir, open_console(), admin=admin, days=days, name=name))
 
 
 @app.command()
@@ -115,7 +99,7 @@ def http(
     """
     from rolecall.cli import http as verb
 
-    _run(verb.http(app_dir, _console(), host=host, port=port, workers=1 if dev else workers, fd=fd))
+    run_verb(verb.http(app_dir, open_console(), host=host, port=port, workers=1 if dev else workers, fd=fd))
 
 
 @app.command()
@@ -132,13 +116,13 @@ def health(
     """
     from rolecall.cli import check as verb
 
-    _run(verb.health(app_dir, kind, _console()))
+    run_verb(verb.health(app_dir, kind, open_console()))
 
 
 @app.command()
 def chat(
     app_dir: App = None,
-    conversation: Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")] = "",
+    conversation: Conversation = "",
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="your name in the conversation ID (default: login)")
     ] = "",
@@ -149,14 +133,14 @@ def chat(
     """
     from rolecall.cli import talk
 
-    _run(talk.chat(app_dir, conversation=conversation, name=name))
+    run_verb(talk.chat(app_dir, conversation=conversation, name=name))
 
 
 @app.command()
 def ask(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="the question, or - to read stdin")],
     app_dir: App = None,
-    conversation: Annotated[str, typer.Option("--conversation", metavar="ID", help="continue this conversation")] = "",
+    conversation: Conversation = "",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     role: Annotated[str, typer.Option("--role", metavar="ROLE", help="role that answers")] = "",
     model: Annotated[str, typer.Option("--model", metavar="MODEL", help="model that answers, as name@provider")] = "",
@@ -175,7 +159,7 @@ def ask(
     from rolecall.cli import talk
 
     question = talk.Question(talk.text_of(text), conversation, role, model, priority, timeout)
-    _run(talk.ask(app_dir, question, as_json=as_json))
+    run_verb(talk.ask(app_dir, question, as_json=as_json))
 
 
 @app.command()
@@ -186,7 +170,7 @@ def check(app_dir: App = None) -> None:
     """
     from rolecall.cli import check as verb
 
-    _run(verb.check(app_dir, _console()))
+    run_verb(verb.check(app_dir, open_console()))
 
 
 @app.command()
@@ -197,7 +181,7 @@ def top(app_dir: App = None) -> None:
     """
     from rolecall.cli import top as verb
 
-    _run(verb.top(app_dir, _console()))
+    run_verb(verb.top(app_dir, open_console()))
 
 
 @app.command()
@@ -205,7 +189,7 @@ def stats(app_dir: App = None, as_json: Json = False) -> None:
     """Show today's turns, users, queues and tokens."""
     from rolecall.cli import top as verb
 
-    _run(verb.show_stats(app_dir, _console(), as_json=as_json))
+    run_verb(verb.show_stats(app_dir, open_console(), as_json=as_json))
 
 
 @app.command()
@@ -219,7 +203,7 @@ def scale(
     """
     from rolecall.cli import scale as verb
 
-    _run(verb.scale(app_dir, orders or (), _console()))
+    run_verb(verb.scale(app_dir, orders or (), open_console()))
 
 
 @app.command()
@@ -236,7 +220,7 @@ def notify(
     """
     from rolecall.cli import talk
 
-    _run(talk.notify(app_dir, conversation, text, _console(), key=key, remember=not forget))
+    run_verb(talk.notify(app_dir, conversation, text, open_console(), key=key, remember=not forget))
 
 
 @app.command()
@@ -258,7 +242,7 @@ def logs(
     from rolecall.cli import logs as transcripts
 
     asked = transcripts.Asked(which, user, since, errors, grep, follow=follow, timeline=timeline, as_json=as_json)
-    _run(transcripts.show(app_dir, asked, _console()))
+    run_verb(transcripts.show(app_dir, asked, open_console()))
 
 
 @app.command()
@@ -268,7 +252,7 @@ def new(
     """Create an application directory."""
     from rolecall.cli import new as verb
 
-    raise typer.Exit(verb.new(directory, _console()))
+    raise typer.Exit(verb.new(directory, open_console()))
 
 
 @app.command()
@@ -279,7 +263,7 @@ def setup(app_dir: App = None) -> None:
     """
     from rolecall.cli import setup as verb
 
-    raise typer.Exit(verb.setup(app_dir, _console()))
+    raise typer.Exit(verb.setup(app_dir, open_console()))
 
 
 @app.command()
@@ -297,7 +281,7 @@ def tools(
     """
     from rolecall.cli import tool_server as verb
 
-    raise typer.Exit(verb.serve(app_dir, _console(), host=host, port=port, stdio=stdio, roles=roles))
+    raise typer.Exit(verb.serve(app_dir, open_console(), host=host, port=port, stdio=stdio, roles=roles))
 
 
 @app.command()
@@ -317,106 +301,8 @@ def demo(
     from rolecall.cli import demo as verb
 
     if http:
-        return _run(verb.demo_http(verb.Target(http, key, role), users, messages, _console()))
-    _run(verb.demo(verb.Load(users, messages, instances, delay), _console()))
-
-
-@dead.command("list")
-def dead_list(app_dir: App = None, as_json: Json = False) -> None:
-    """List dead letters."""
-    from rolecall.cli import dead as verb
-
-    _run(verb.list_letters(app_dir, _console(), as_json=as_json))
-
-
-@dead.command("show")
-def dead_show(letter_id: LetterId, app_dir: App = None, as_json: Json = False) -> None:
-    """Show one dead letter."""
-    from rolecall.cli import dead as verb
-
-    _run(verb.show_letter(app_dir, letter_id, _console(), as_json=as_json))
-
-
-@dead.command("replay")
-def dead_replay(ids: LetterIds = None, everything: Everything = False, app_dir: App = None) -> None:
-    """Replay dead letters and remove them.
-
-    An envelope becomes the newest turn of its conversation, a delivery is delivered again, an update cannot be
-    replayed.
-    """
-    from rolecall.cli import dead as verb
-
-    _run(verb.replay_letters(app_dir, ids or (), everything, _console()))
-
-
-@dead.command("drop")
-def dead_drop(ids: LetterIds = None, everything: Everything = False, app_dir: App = None) -> None:
-    """Delete dead letters."""
-    from rolecall.cli import dead as verb
-
-    _run(verb.drop_letters(app_dir, ids or (), everything, _console()))
-
-
-@key.command("new")
-def key_new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="the owner's name")],
-    admin: Annotated[bool, typer.Option("--admin", help="create an operator key")] = False,
-    app_dir: App = None,
-) -> None:
-    """Create an API key and print it once."""
-    from rolecall.cli import http as verb
-
-    _run(verb.new_key(app_dir, name, _console(), admin=admin))
-
-
-@key.command("list")
-def key_list(app_dir: App = None, as_json: Json = False) -> None:
-    """List the API keys."""
-    from rolecall.cli import http as verb
-
-    _run(verb.list_keys(app_dir, _console(), as_json=as_json))
-
-
-@key.command("revoke")
-def key_revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="as `rolecall key list` shows it")],
-    app_dir: App = None,
-) -> None:
-    """Revoke an API key."""
-    from rolecall.cli import http as verb
-
-    _run(verb.revoke_key(app_dir, key_id, _console()))
-
-
-@key.command("reset")
-def key_reset(app_dir: App = None) -> None:
-    """Revoke all keys; localhost needs none then."""
-    from rolecall.cli import http as verb
-
-    _run(verb.reset_keys(app_dir, _console()))
-
-
-def _run(work: Coroutine[Any, Any, int | None], foreground: bool = False) -> None:
-    """Run a verb and exit with its status."""
-    from rolecall.cli.runner import run_loop
-
-    try:
-        status = run_loop(work, foreground=foreground)
-    except BrokenPipeError:
-        raise BrokenPipeError from None  # without its number, by which Click would end with status 1
-    raise typer.Exit(status or 0)
-
-
-def _front_name(name: str) -> str:
-    if not re.fullmatch(r"telegram[a-z0-9_-]{0,20}", name, re.ASCII):
-        raise typer.BadParameter("expected telegram, or a name such as telegram2 for a second bot")
-    return name
-
-
-def _console(stderr: bool = False) -> Console:
-    from rolecall.cli.output import PipedConsole
-
-    return PipedConsole(stderr=stderr)
+        return run_verb(verb.demo_http(verb.Target(http, key, role), users, messages, open_console()))
+    run_verb(verb.demo(verb.Load(users, messages, instances, delay), open_console()))
 
 
 def _version(wanted: bool) -> None:
@@ -434,67 +320,3 @@ def options(
     ] = False,
 ) -> None:
     pass
-
-
-@models.command("list")
-def models_list(
-    provider: Annotated[str, typer.Argument(metavar="PROVIDER", help="only its models, such as openai")] = "",
-    app_dir: App = None,
-) -> None:
-    """List the models of configured providers."""
-    from rolecall.cli import models as verb
-
-    _run(verb.list_models(app_dir, provider, _console(), _console(stderr=True)))
-
-
-@models.command("pull")
-def models_pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="local model, or 'better'")] = "better",
-    app_dir: App = None,
-) -> None:
-    """Download a local model.
-
-    An interrupted download continues where it stopped.
-    """
-    from rolecall.cli import models as verb
-
-    _run(verb.pull(app_dir, name, _console()))
-
-
-@models.command("ps")
-def models_ps(app_dir: App = None, as_json: Json = False) -> None:
-    """Show model servers, slots, calls and memory."""
-    from rolecall.cli import models as verb
-
-    _run(verb.show(app_dir, _console(), as_json=as_json))
-
-
-@models.command("load")
-def models_load(name: ModelName, app_dir: App = None) -> None:
-    """Load a local model and keep it loaded."""
-    from rolecall.cli import models as verb
-
-    _run(verb.load(app_dir, name, _console()))
-
-
-@models.command("unload")
-def models_unload(
-    name: ModelName,
-    app_dir: App = None,
-    force: Annotated[bool, typer.Option("--force", help="even while it is answering")] = False,
-) -> None:
-    """Unload a local model.
-
-    The next question loads it again.
-    """
-    from rolecall.cli import models as verb
-
-    _run(verb.unload(app_dir, name, _console(), force=force))
-
-
-@models.command("clean")
-def models_clean(app_dir: App = None) -> None:
-    """End orphaned model server processes."""
-    from rolecall.cli import models as verb
-
-    _run(verb.clean(app_dir, _console()))

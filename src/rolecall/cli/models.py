@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.text import Text
 
 from rolecall.bus.process.processes import live_processes, process_name
-from rolecall.cli.checks_server import still_to_fetch
+from rolecall.cli.checks.model_checks import still_to_fetch
 from rolecall.cli.output import columns, print_lines, print_table, visiting
 from rolecall.cli.run import warm_with_bar
 from rolecall.cli.runner import load_quietly

@@ -16,7 +16,7 @@ from typing import TypeVar
 from dotenv import set_key
 from rich.console import Console
 
-from rolecall.cli.checks import look_at_telegram
+from rolecall.cli.checks.application_checks import look_at_telegram
 from rolecall.cli.output import print_lines
 from rolecall.cli.runner import load_quietly
 from rolecall.config import Application

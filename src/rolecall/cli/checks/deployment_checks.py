@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rolecall.bus.envelope import MAX_BYTES
-from rolecall.cli.checks import Finding, judged
-from rolecall.cli.checks_server import ServerLook
+from rolecall.cli.checks.finding import Finding, judged
+from rolecall.cli.checks.server_checks import ServerLook
 from rolecall.config import Application
 from rolecall.errors import ConfigError
 from rolecall.models.registry import PROVIDERS

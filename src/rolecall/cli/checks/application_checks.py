@@ -1,4 +1,4 @@
-"""What a look at one thing found."""
+"""Whether the application and its Telegram bot are set up."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import shutil
 import stat
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rolecall.agent.prompts import PLACE
 from rolecall.agent.role import Role
+from rolecall.cli.checks.finding import Finding
 from rolecall.config import Application, misspelt
 from rolecall.environment import SECRETS
 from rolecall.errors import ConfigError
@@ -25,22 +25,6 @@ if TYPE_CHECKING:
 BLOCK = 64 * 1024
 LITTLE = 50_000_000
 """Bytes of free space that a directory should have."""
-State = Literal["passed", "failed", "not set up"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a checklist; ``remedy`` says what to do, for a problem always."""
-
-    state: State
-    name: str
-    text: str
-    remedy: str = ""
-
-
-def judged(name: str, good: bool, text: str, remedy: str, otherwise: State = "failed") -> Finding:
-    """Passed, without a remedy, when ``good``; else ``otherwise``."""
-    return Finding("passed", name, text) if good else Finding(otherwise, name, text, remedy)
 
 
 def look_at_application(application: Application) -> list[Finding]:

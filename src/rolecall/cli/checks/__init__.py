@@ -1,0 +1,1 @@
+"""What `rolecall check` looks at, one file per subject."""
