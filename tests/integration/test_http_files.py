@@ -32,6 +32,7 @@ from rolecall.bus.access_keys import create_key
 from rolecall.bus.foreign_text import as_data
 from rolecall.frontends.http import image_urls
 from rolecall.frontends.http.image_urls import is_public
+from rolecall.frontends.http.openai.uploaded_files import FILES_TIMES
 from rolecall.frontends.sockets import listen
 from rolecall.frontends.uvicorn_server import uvicorn_server
 from tests.certificates import Authority
@@ -362,6 +363,18 @@ async def test_a_file_that_cannot_be_used_is_one_clear_error(plain: httpx2.Async
     answer = await plain.post("/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, "messages.0"), error
+
+
+async def test_the_files_of_a_key_stay_within_their_limit_however_many_come_at_once(plain: httpx2.AsyncClient) -> None:
+    megabytes, data = SETTINGS["blob_megabytes"], b"x" * 1024 * 1024
+    answers = await asyncio.gather(
+        *(plain.post("/v1/files", files={"file": ("a.txt", data)}) for _ in range(FILES_TIMES * megabytes + 10))
+    )
+    kept = [answer.json()["id"] for answer in answers if answer.status_code == 200]
+    for name in kept:
+        await plain.delete(f"/v1/files/{name}")
+    assert 0 < len(kept) <= FILES_TIMES * megabytes
+    assert {answer.status_code for answer in answers} == {200, 413}
 
 
 async def test_each_upload_is_a_file_of_its_own_even_of_the_same_content(client: openai.AsyncOpenAI) -> None:

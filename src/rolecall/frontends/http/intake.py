@@ -10,7 +10,7 @@ import mimetypes
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
@@ -123,11 +123,13 @@ async def submit(
     _check(services, request)
     _check_idempotency_key(idempotency_key)
     conversation = conversation_of(who, request.conversation, idempotency_key)
+    async with services.storing[who.id] if uploads else nullcontext(), bus_timeout():
+        stored = await _stored(services, conversation, request, uploads)
     async with bus_timeout():
         received = await services.front.receive(
             conversation,
             request.text,
-            payload={**request.given, **await _stored(services, conversation, request, uploads)},
+            payload={**request.given, **stored},
             idempotency=_scoped(who, idempotency_key) if idempotency_key else None,
             principal=f"{PREFIX}{who.id}",
             title=_title(who, request.end_user),

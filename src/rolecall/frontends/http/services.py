@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,7 +34,8 @@ class Services:
     """The services of one process. ``tz`` is the time zone of the transcripts, None for the system's; ``stopping`` is
     set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key. ``tasks`` go on
     after the request that started them. ``readers`` limits the documents that are read at a time, ``checkers`` the
-    requests whose schemas are checked."""
+    requests whose schemas are checked. ``storing`` has the files of a key stored one after the other: each is in memory
+    meanwhile, and counts for the next."""
 
     session: Session
     wakeups: Wakeups
@@ -44,6 +45,7 @@ class Services:
     streams: Counter[str] = field(default_factory=Counter)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
     readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
+    storing: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     checkers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHECKERS))
 
     def __post_init__(self) -> None:

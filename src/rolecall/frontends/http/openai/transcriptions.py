@@ -40,11 +40,12 @@ async def transcribe(
 ) -> Any:  # fmt: skip
     """The words in a recording."""
     _check(services, model, response_format, stream)
-    kind, data = _media_type(file), await file.read()
-    if not data:
+    kind = _media_type(file)
+    if not file.size:
         raise Problem(400, text("empty_file"), "invalid_request", param="file")
     conversation = conversation_of(who, f"transcriptions-{secrets.randbelow(LANES)}")
-    blob = await Blobs(services.bus, lifetime(services.bus)).put(conversation, data, kind)
+    async with services.storing[who.id]:
+        blob = await Blobs(services.bus, lifetime(services.bus)).put(conversation, await file.read(), kind)
     sound = {"blob": blob, "name": file_name(file) or "sound", "type": kind}
     asked = ChatRequest("", conversation, ROLE, commands=False, attached={"files": [sound]})
     async with admitted(services, who, asked, None, {}, kept=False) as pending:

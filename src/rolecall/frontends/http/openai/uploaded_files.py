@@ -40,12 +40,13 @@ async def upload(
     seconds: Annotated[int, Form(alias="expires_after[seconds]", ge=SHORTEST, le=LONGEST)] = KEPT_SECONDS,
 ) -> dict[str, Any]:  # fmt: skip
     """It is stored for 7 days, or as `expires_after` says for up to 30, and can be used in messages by its `id`."""
-    data = await file.read()
-    if not data:
+    if not file.size:
         raise Problem(400, text("empty_file"), "invalid_request", param="file")
     name = file_name(file) or "file"
     kind = media_type(file.content_type or "", name)
-    return _shown(await _files(services, who).store(data, name, kind, purpose, seconds, apart=True))
+    async with services.storing[who.id]:
+        stored = await _files(services, who).store(await file.read(), name, kind, purpose, seconds, apart=True)
+    return _shown(stored)
 
 
 @router.get("/files", summary="List the files", responses=problem_responses())
