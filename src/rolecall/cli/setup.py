@@ -231,7 +231,7 @@ def _server_version(url: str) -> str:
 
 Question = Callable[[Dialogue, Settings], Values]
 QUESTIONS: Mapping[str, Question] = {
-    "Which model answers?": ask_model,
+    "Which model should answer?": ask_model,
     "Should it answer in Telegram?": ask_telegram,
     "Who may use it?": ask_users,
     "Where does it run?": ask_place,
