@@ -22,6 +22,7 @@ from agents.manager import ManagerAgent
 from agents.samplellm import SampleLLMAgent
 from rolecall.agent.role import Role
 from rolecall.bus.conversation import active_conversations
+from rolecall.frontends.http.ollama import ollama_api
 from tests.deployment import Deployment, deployed
 from tests.http.stage import GateAgent, TellAgent
 from tests.http.upstream import Upstream
@@ -141,6 +142,8 @@ async def test_pictures_and_texts_to_embed_are_taken(client: ollama.AsyncClient)
     assert json.loads(told.message.content or "")["images"] == [300_008]
     found = await client.embed("words", ["a cat", "a dog"], dimensions=32)
     assert [len(vector) for vector in found.embeddings] == [32, 32]
+    one = await client.embeddings("words", "a cat")
+    assert list(one.embedding) == list((await client.embed("words", "a cat")).embeddings[0])
 
 
 async def test_who_leaves_a_chat_ends_it(client: ollama.AsyncClient, deployment: Deployment) -> None:
@@ -154,6 +157,19 @@ async def test_who_leaves_a_chat_ends_it(client: ollama.AsyncClient, deployment:
         return not await active_conversations(bus)
 
     await wait_until(is_over)
+
+
+async def test_a_stream_is_not_quiet_for_as_long_as_a_proxy_may_wait(
+    client: ollama.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ollama_api, "QUIET_SECONDS", 0.05)
+    GateAgent.gate.clear()
+    said, empty = "", 0
+    async for piece in await client.chat("gate", HELLO, stream=True):
+        said, empty = said + (piece.message.content or ""), empty + (not piece.message.content)
+        if empty == 3:
+            GateAgent.gate.set()
+    assert said == "one two" and empty >= 3
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ class Problem(HTTPException):
     def encode(self, path: str, request_id: str, redacted: Callable[[str], str] = str) -> tuple[str, bytes]:
         """Return the media type and the body that answer the request ``request_id`` for ``path``."""
         status, detail = self.status_at(path), redacted(str(self.detail))
+        code, no_route = self.code, detail == HTTPStatus.NOT_FOUND.phrase
+        if no_route and path.startswith((OPENAI_PREFIX, OLLAMA_PREFIX)):
+            detail, code = text("unknown_url", url=encodable(path[:200])), "unknown_url"
         if path.startswith(OPENAI_PREFIX):
-            code = self.code
-            if detail == HTTPStatus.NOT_FOUND.phrase:  # no route raised it
-                detail, code = text("unknown_url", url=encodable(path[:200])), "unknown_url"
             return "application/json", msgspec.json.encode(openai_error(detail, status, code, self.param))
         if path.startswith(OLLAMA_PREFIX):
             return "application/json", msgspec.json.encode({"error": detail})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -16,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
+from rolecall.background import cancel_and_wait
 from rolecall.frontends.http.api_document import api_router
 from rolecall.frontends.http.auth import User
 from rolecall.frontends.http.body import Uploads
@@ -33,6 +35,8 @@ from rolecall.frontends.http.task import Task, note_delivered
 VERSION = "0.12.0"
 """The version of Ollama whose API this is: its clients compare it."""
 NDJSON = "application/x-ndjson"
+QUIET_SECONDS = 15.0
+"""After so long without a line, a stream gets one without text, as proxies end what stays quiet."""
 DETAILS = {"parent_model": "", "format": "rolecall", "family": "rolecall", "families": ["rolecall"],
            "parameter_size": "", "quantization_level": ""}  # fmt: skip
 CAPABILITIES = ["completion", "tools", "vision"]
@@ -135,6 +139,24 @@ async def embed(
     return {"model": body.model, "embeddings": vectors, "prompt_eval_count": found.tokens}
 
 
+class OllamaText(BaseModel):
+    """A text to embed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field("auto", max_length=200)
+    prompt: str = ""
+
+
+@router.post("/embeddings", summary="Create an embedding", responses=problem_responses(400, 403, 404, 413, 429, 502))
+async def embed_one(
+    body: OllamaText, request: Request, response: Response, services: ServicesDep, who: User
+) -> dict[str, list[float]]:
+    """As `/api/embed`, for one `prompt`: what older clients ask for."""
+    found = await embed(OllamaTexts(model=body.model, input=body.prompt), request, response, services, who)
+    return {"embedding": found["embeddings"][0]}
+
+
 # ── what there is ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -200,8 +222,16 @@ async def _answered(services: Services, request: Request, answer: OllamaAnswer |
 async def _encoded(services: Services, answer: OllamaAnswer) -> AsyncGenerator[bytes]:
     farewell = {"error": text("server_stopping")}
     async with aclosing(until_stopped(services, _lines(services, answer), farewell)) as lines:
-        async for line in lines:
-            yield msgspec.json.encode(line) + b"\n"
+        while True:
+            coming = asyncio.ensure_future(anext(lines))
+            try:
+                while not (await asyncio.wait([coming], timeout=QUIET_SECONDS))[0]:
+                    yield msgspec.json.encode(answer.line("")) + b"\n"
+                yield msgspec.json.encode(coming.result()) + b"\n"
+            except StopAsyncIteration:
+                return
+            finally:
+                await cancel_and_wait(coming)
 
 
 async def _lines(services: Services, answer: OllamaAnswer) -> AsyncGenerator[dict[str, Any]]:
