@@ -319,6 +319,8 @@ async def test_what_fails_is_one_clear_error(at_work: Path, tools_url: str) -> N
         ):
             _, failed = await said(client, "ask", **arguments)
             assert failed
+        told, failed = await said(client, "ask_nobody", text="?")
+        assert failed and "there is no tool 'ask_nobody'" in told and "ask_samplellm" in told
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio", "stdio legacy"])

@@ -184,7 +184,7 @@ class Toolbox:
     async def _text(self, name: str, arguments: str) -> str:
         tool = self.tools.get(name)
         if tool is None:
-            raise ToolError(f"there is no tool {name!r}; there are {', '.join(self.tools)}")
+            raise ToolError(no_tool(name, self.tools))
         try:
             async with asyncio.timeout(self.limits.seconds) as limit:
                 return defused(_cut(_as_text(await tool.run(arguments)), self.limits.chars))
@@ -203,6 +203,11 @@ class Toolbox:
 
 DECLINED = ToolResult(f"{FAILED}the user declined; do not try this again", True, 0.0)
 TOO_MANY = ToolResult(f"{FAILED}not run: at most {MAX_CALLS} calls at once", True, 0.0)
+
+
+def no_tool(name: str, known: Iterable[str]) -> str:
+    """What one is told who asks for the tool ``name``, which is none of ``known``."""
+    return f"there is no tool {name!r}; there are {', '.join(known)}"
 
 
 def parameters_of(schema: object) -> dict[str, Any]:

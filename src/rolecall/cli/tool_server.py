@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rolecall.agent.role import Role
-from rolecall.agent.tools import FAILED, Toolbox
+from rolecall.agent.tools import FAILED, Toolbox, no_tool
 from rolecall.background import BackgroundTasks
 from rolecall.bus.envelope import check_conversation
 from rolecall.bus.events import Event
@@ -248,6 +248,8 @@ def mcp_server(toolbox: Toolbox, roles: RoleTools | None) -> Server[Any]:
                 await context.session.report_progress(progress, message=message)
 
             text, failed = await roles.answer(parameters.name, parameters.arguments or {}, report)
+        elif roles is not None and parameters.name not in toolbox.tools:
+            text, failed = no_tool(parameters.name, [*toolbox.tools, *roles.names]), True
         else:
             result = await toolbox.run(parameters.name, json.dumps(parameters.arguments or {}))
             text, failed = result.text.removeprefix(FAILED) if result.failed else result.text, result.failed
