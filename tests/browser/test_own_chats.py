@@ -49,6 +49,21 @@ async def test_a_message_is_edited_and_sent_again_in_place_of_all_that_followed(
     await expect(page.locator(".answer .body")).to_have_text(["first", "second, changed"])
 
 
+async def test_an_edit_that_a_reload_interrupts_goes_on_where_it_was(page: Page) -> None:
+    await page.goto("/")
+    await ask(page, "first", "second")
+    row = page.locator(".said-row").first
+    await row.hover()
+    await row.get_by_role("button", name="Edit and send again").click()
+    await page.get_by_label("Message", exact=True).fill("first, chan")
+    await page.reload()
+    await expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    await expect(page.get_by_label("Message", exact=True)).to_have_value("first, chan")
+    await say(page, "first, changed")
+    await answered(page, "first, changed")
+    await expect(page.locator(".said")).to_have_text(["first, changed"])
+
+
 async def test_nothing_is_replaced_while_a_message_is_on_its_way(page: Page) -> None:
     await page.goto("/")
     await ask(page, "first")
@@ -183,6 +198,13 @@ async def test_a_conversation_that_is_too_long_for_the_page_says_where_the_rest_
     await expect(hint).to_have_count(1)
     exported = await (await page.request.get("/web/export/json/web-long")).json()
     assert len(exported["messages"]) == 201
+    await open_menu(page, "repeat 0", "Share")
+    await expect(page.get_by_label("Link")).to_have_value(re.compile("http.*/web/shared/"))
+    shared = await page.context.new_page()
+    await shared.goto(await page.get_by_label("Link").input_value())
+    await expect(shared.get_by_text("The last 200 messages are shown.")).to_have_count(1)
+    await shared.close()
+    await page.keyboard.press("Escape")
     await say(page, "/clear")
     await expect(page.locator(".said")).to_have_text(["/clear"])
     await expect(hint).to_have_count(0)

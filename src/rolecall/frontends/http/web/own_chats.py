@@ -172,7 +172,7 @@ async def show_shared(services: ServicesDep, link: str) -> dict[str, Any]:
     thread = await thread_of(services, conversation)
     hidden = ("images", "files", "turn")
     shown = [{name: value for name, value in one.items() if name not in hidden} for one in thread["exchanges"]]
-    return {"title": title, "exchanges": shown}
+    return {"title": title, "exchanges": shown, "cut": thread["cut"]}
 
 
 async def find_shared(services: Services, link: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 // One answer in the thread: it follows the events of its task, and then shows how that ended.
 
-import { all, ask, copy, find, make, parts, say, seconds, t } from "./dom.js";
+import { all, ask, copy, find, make, many, parts, say, seconds, t } from "./dom.js";
 import { show } from "./markdown.js";
 
 export const ENDS = ["done", "failed", "cancelled"];
@@ -256,7 +256,7 @@ export class Answer {
     show(this.body, this.text, plain || state === "failed");
     if (roles) this.walked(roles.map((role) => ({ role, instance: role })));
     const facts = [
-      state === "cancelled" ? t("stopped") : "", ms ? seconds(ms) : "", model, tokens ? t("tokens", { count: tokens }) : "",
+      state === "cancelled" ? t("stopped") : "", ms ? seconds(ms) : "", model, tokens ? many(tokens, "token") : "",
       cut ? t("cut_off") : "",
     ];
     this.foot.replaceChildren(...facts.filter(Boolean).map((word) => make("span", {}, word)));

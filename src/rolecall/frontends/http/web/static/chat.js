@@ -281,6 +281,16 @@ function edit(row) {
   write(row.text);
 }
 
+/** Goes on with the edit that a reload interrupted: what was written is in the box. */
+function resume() {
+  const turn = storage?.getItem("edited");
+  const row = turn && all(".said-row", thread).find((one) => one.turn === turn);
+  if (!row || !box.value || isBusy()) return;
+  const written = box.value;
+  edit(row);
+  write(written);
+}
+
 function submit() {
   const text = box.value.trimEnd().replace(/^\s*(?:\n|(?=\/\w))/, ""); // but not the indentation of a first line
   if (!text && !anything()) return;
@@ -382,7 +392,8 @@ document.addEventListener("visibilitychange", catchUp);
 addEventListener("pageshow", (event) => { if (event.persisted) open(name); });
 addEventListener("pagehide", () => {
   window.speechSynthesis?.cancel();
-  storage?.setItem("draft", editing ? "" : box.value);
+  storage?.setItem("draft", editing && box.value === editing.text ? "" : box.value);
+  storage?.setItem("edited", editing?.turn ?? "");
 });
 listenForFiles(chat, box);
 dictation(box);
@@ -390,4 +401,4 @@ beginList((gone) => { if (gone === name) begin(); });
 
 box.value = storage?.getItem("draft") ?? "";
 grow();
-open(fromAddress());
+open(fromAddress()).then(resume);

@@ -66,6 +66,7 @@ function work() {
   navigator.serviceWorker?.register(address).catch(() => {});
 }
 
+find(".nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a phone the pages are more than fit
 find("[data-theme-switch]")?.addEventListener("click", switchTheme);
 find("[data-log-out]")?.addEventListener("click", () => tried(async () => {
   await ask("POST", "/logout");

@@ -1,12 +1,13 @@
 // A conversation that somebody shared, to read.
 
-import { ask, copyText, find, make, tried } from "./dom.js";
+import { ask, copyText, find, make, t, tried } from "./dom.js";
 import { show } from "./markdown.js";
 
 const page = find("[data-shared]");
 const thread = find("[data-thread]");
 
 const found = await tried(() => ask("GET", `/web/shared/${page.dataset.shared}/thread`));
+if (found?.cut) thread.append(make("p", { class: "faint" }, t("shared_cut", { count: found.exchanges.length })));
 for (const one of found?.exchanges ?? []) {
   if (one.said) thread.append(make("div", { class: "said", dir: "auto" }, one.said));
   if (!one.answer) continue;
