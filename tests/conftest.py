@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -17,6 +18,9 @@ from rolecall.redis.server import RedisServer
 from rolecall.settings import Settings
 from rolecall.worker.runtime import tune_garbage_collector
 from tests.valkey import ValkeyProcess
+
+if TYPE_CHECKING:
+    from tests.telegram.api import TelegramApi
 
 
 def pytest_configure() -> None:
@@ -58,6 +62,22 @@ def server_url() -> Iterator[str]:
         process.start()
         yield process.url
         process.kill()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A new directory with a path that is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="rc", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[TelegramApi]:
+    """A Telegram on this machine."""
+    from tests.telegram.api import TelegramApi  # most tests need none
+
+    async with TelegramApi() as api:
+        yield api
 
 
 @pytest.fixture

@@ -3,23 +3,11 @@ is shown by ``make proof``."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.chaos.run import Plan, run
 
 SHORT = Plan(conversations=60, seed=11, interval=0.7, spread=6.0, patience=60.0)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="chaos"))  # short, for it holds a socket
-    yield made
-    shutil.rmtree(made)
 
 
 def test_nothing_is_lost_doubled_disordered_or_stuck_while_processes_die_freeze_and_the_server_restarts(

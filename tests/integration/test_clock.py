@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -70,15 +68,8 @@ ROLES = (Role(ManagerAgent, instances=16),)
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    begun.clear()
-    made = Path(tempfile.mkdtemp(prefix="clock"))  # short, for it holds a socket
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture
 async def server(directory: Path) -> AsyncIterator[Clocked]:
+    begun.clear()
     made = Clocked(directory)
     made.start()
     yield made

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,13 +53,6 @@ class SecondAgent(Agent):
 
 
 ROLES = (Role(ManagerAgent, instances=8), Role(SecondAgent, instances=8))
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="ha"))  # short, for it holds sockets
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,13 +48,6 @@ class ManagerAgent(Agent):
 
 
 ROLES = (Role(ManagerAgent, instances=4),)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="mv"))  # short, for it holds sockets
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 async def fill(deployment: Deployment) -> str:

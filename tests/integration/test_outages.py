@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,13 +38,6 @@ class ManagerAgent(Agent):
 
 
 ROLES = (Role(ManagerAgent, instances=8),)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="outage"))  # short, for it holds a socket
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 @asynccontextmanager

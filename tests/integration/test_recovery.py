@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
@@ -178,13 +176,6 @@ class Stage:
         """Send the server a signal."""
         assert self.server._process is not None
         self.server._process.send_signal(number)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="stage"))  # short, for it holds a socket
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture

@@ -40,12 +40,6 @@ class ManagerAgent(Agent):
         return envelope.reply(f"echo: {envelope.text}")
 
 
-@pytest.fixture
-async def api() -> AsyncIterator[TelegramApi]:
-    async with TelegramApi() as api:
-        yield api
-
-
 @asynccontextmanager
 async def deployment(directory: Path, api: TelegramApi, **settings: Any) -> AsyncIterator[Deployment]:
     given = {

@@ -36,12 +36,6 @@ ANN, GROUP = 7, -100
 HERE = f"telegram:{ANN}"
 
 
-@pytest.fixture
-async def api() -> AsyncIterator[TelegramApi]:
-    async with TelegramApi() as api:
-        yield api
-
-
 def agents(gate: asyncio.Event) -> tuple[Role, ...]:
     class ManagerAgent(Agent):
         """Sends everything on, what is spoken through voice."""

@@ -34,12 +34,6 @@ SIDE_BY_SIDE = 100
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[TelegramApi]:
-    async with TelegramApi() as api:
-        yield api
-
-
-@pytest.fixture
 def gate() -> asyncio.Event:
     """Open from the start; a test may close it."""
     gate = asyncio.Event()

@@ -24,12 +24,6 @@ HEADERS = {"X-Telegram-Bot-Api-Secret-Token": SECRET}
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[TelegramApi]:
-    async with TelegramApi() as api:
-        yield api
-
-
-@pytest.fixture
 async def bot(api: TelegramApi) -> AsyncIterator[QuietBot]:
     bot = open_bot(Settings.model_validate({"telegram_bot_token": api.token, "telegram_api_url": api.url}))
     await bot.initialize()

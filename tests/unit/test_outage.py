@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,6 @@ LOADED_KEYS = 300
 @pytest.fixture(params=["valkey", "redis"])
 def binary(request: pytest.FixtureRequest) -> Path:
     return server_binary(str(request.param))
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="out"))  # short, for it holds a socket
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 @asynccontextmanager

@@ -17,12 +17,6 @@ from tests.telegram.api import TelegramApi
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[TelegramApi]:
-    async with TelegramApi() as api:
-        yield api
-
-
-@pytest.fixture
 async def bot(api: TelegramApi) -> AsyncIterator[QuietBot]:
     bot = open_bot(Settings.model_validate({"telegram_bot_token": api.token, "telegram_api_url": api.url}))
     await bot.initialize()
