@@ -9,8 +9,10 @@ from typing import Any, Protocol
 from rolecall.agent.prompts import Prompts
 from rolecall.agent.tools import Tool
 from rolecall.bus.bus import Bus
-from rolecall.models.gate import Gate
-from rolecall.models.model import Caller, Model
+from rolecall.bus.envelope import Envelope
+from rolecall.models.fallback import preferring
+from rolecall.models.gate import Gate, Guarded
+from rolecall.models.model import Caller, Model, Usage
 from rolecall.models.vectors import Vectors
 from rolecall.tracing.span import UNTRACED, Tracing
 
@@ -69,3 +71,21 @@ class AgentServices:
     tracing: Tracing = UNTRACED
     policies: tuple[Any, ...] = ()
     """Policies of the application and of installed packages; see agent/policies.py."""
+
+    def model_for(self, role: str, envelope: Envelope) -> Model | None:
+        """The model of ``role``, after the one that ``envelope`` prefers."""
+        model, preferred = self.role_models.get(role), self.models.get(str(envelope.payload.get("model")))
+        return preferring(preferred, model) if model and preferred else model
+
+    def price(self, model: str, usage: Usage) -> float:
+        """What ``usage`` of ``model`` costs; 0 if its price is not known."""
+        asked = self.models.get(model)
+        return asked.gate.price(usage) if isinstance(asked, Guarded) else 0.0
+
+    def count_replay(self, model: str, usage: Usage) -> None:
+        """Count the ``usage`` of ``model`` that a recorded answer saved."""
+        self.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
+        self.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
+        answered = self.models.get(model)
+        if isinstance(answered, Guarded):
+            answered.gate.saved(usage)

@@ -62,7 +62,14 @@ class Attachments:
             for one, blob in await self._files(payload, "text/")
         ])  # fmt: skip
 
-    async def earlier(self, payload: Mapping[str, Any], characters: int) -> tuple[Document, ...]:
+    async def question(self, text: str, payload: Mapping[str, Any], characters: int) -> str:
+        """``text`` preceded by the documents of earlier messages, as many as have ``characters`` together, by what came
+        with ``payload``, and by the message that it replies to. Later turns know its documents."""
+        earlier = (await self._earlier(payload, characters))[::-1] if characters else ()
+        await self._keep(payload)
+        return in_context(text, (*earlier, *await self.documents(payload)), payload)
+
+    async def _earlier(self, payload: Mapping[str, Any], characters: int) -> tuple[Document, ...]:
         """The documents of earlier messages that still exist, the last one first, as many as have ``characters``
         together."""
         own = {str(one.get("blob", "")) for one in listed(payload, "files") if isinstance(one, dict)}
@@ -73,7 +80,7 @@ class Attachments:
                 found.append(Document(file.name, blob.data.decode("utf-8", "replace"), earlier=True))
         return tuple(found)
 
-    async def keep(self, payload: Mapping[str, Any]) -> None:
+    async def _keep(self, payload: Mapping[str, Any]) -> None:
         """Have later turns know the documents of this one, for as long as they are stored; the oldest give way."""
         if not listed(payload, "files"):
             return

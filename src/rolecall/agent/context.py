@@ -6,13 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from rolecall.agent.agent_services import AgentServices, RoleInfo
-from rolecall.agent.attachments import Attachments, Document, in_context, payload_of, spoken
+from rolecall.agent.attachments import Attachments, Document, payload_of, spoken
 from rolecall.agent.calls import CallReply, Calls, RoleCall, replies
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.completion import Emit, HopUsage, ModelCompletion, discard, request_of
@@ -30,9 +30,7 @@ from rolecall.bus.schedule.schedules import Schedule, schedule
 from rolecall.bus.settle import Awaited
 from rolecall.bus.turn import Records, Verdict, root_of
 from rolecall.errors import CallFailed, ConfigError, expect
-from rolecall.models.fallback import preferring
-from rolecall.models.gate import Guarded
-from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec, Usage
+from rolecall.models.model import Answer, Caller, Message, Model, Request, ToolSpec
 from rolecall.models.speech import transcribe
 from rolecall.models.vectors import Vectors
 
@@ -156,7 +154,7 @@ class Context:
     def model(self) -> Model:
         """This role's model: the one the conversation prefers, else the configured ones in fallback order. Raises
         ConfigError for a role without one."""
-        model = _model_for(self._services, self._delivery.role, self._origin)
+        model = self._services.model_for(self._delivery.role, self._origin)
         if model is None:
             raise ConfigError(
                 "this role has no model: give it models=('smollm2@local',) in config.py, or set GEN_MODEL"
@@ -365,12 +363,8 @@ class Context:
     async def question(self, envelope: Envelope, text: str | None = None, *, earlier: bool = True) -> str:
         """The question for a model: ``text``, or that of ``envelope``, preceded by the documents that came with it and
         the message it replies to. With ``earlier``, those of earlier messages come first, up to DOCUMENT_CHARS."""
-        attached, payload, found = self._attachments, payload_of(envelope), tuple[Document, ...]()
-        if earlier:
-            found = (await attached.earlier(payload, self._services.bus.settings.document_chars))[::-1]
-        await attached.keep(payload)
-        found = (*found, *await self.documents(envelope))
-        return in_context(envelope.text if text is None else text, found, payload)
+        payload, characters = payload_of(envelope), self._services.bus.settings.document_chars if earlier else 0
+        return await self._attachments.question(envelope.text if text is None else text, payload, characters)
 
     async def files(self) -> list[str]:
         """The names of the documents that questions of this conversation are asked with, the last one first."""
@@ -457,10 +451,10 @@ class Context:
         purpose: str = "stream",
     ) -> Answer:
         if self.used is None:
-            self.used = HopUsage(partial(_price, self._services.models))
+            self.used = HopUsage(self._services.price)
         completion = ModelCompletion(
             model, self.log, emit, theirs, recorder=self.recorder, purpose=purpose, confirm=self._confirm_tool,
-            again=again, replayed=self._count_replay, used=self.used,
+            again=again, replayed=self._services.count_replay, used=self.used,
         )  # fmt: skip
         try:
             request = msgspec.structs.replace(request, caller=self._caller)
@@ -471,24 +465,6 @@ class Context:
 
     async def _confirm_tool(self, call: str) -> bool:
         return await self.confirm(f"Run {call}?")
-
-    def _count_replay(self, model: str, usage: Usage) -> None:
-        self._services.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
-        self._services.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
-        answered = self._services.models.get(model)
-        if isinstance(answered, Guarded):
-            answered.gate.saved(usage)
-
-
-def _price(models: Mapping[str, Model], model: str, usage: Usage) -> float:
-    asked = models.get(model)
-    return asked.gate.price(usage) if isinstance(asked, Guarded) else 0.0
-
-
-def _model_for(services: AgentServices, role: str, envelope: Envelope) -> Model | None:
-    """The model of ``role``, after the one that ``envelope`` prefers."""
-    model, preferred = services.role_models.get(role), services.models.get(str(envelope.payload.get("model")))
-    return preferring(preferred, model) if model and preferred else model
 
 
 def _share(envelope: Envelope) -> float:

@@ -85,18 +85,21 @@ class Receiver:
         elif message is not None:
             # Nothing is awaited before the ticket is drawn: the order of calls is the order of messages.
             with self.queue.enter(message.chat.id) as ticket:
-                self.chats.note(address_of(message, self.front.name), message.message_id)
-                expected = self.groups.continues(message)
-                incoming = self._read(update, message, expected=expected)
-                if update.edited_message and not (message.location or _is_turn(incoming)):
-                    await ticket.wait()
-                    await self._insist(update, lambda: self._withdraw(message, update.update_id))
-                if incoming is None:
-                    return self.groups.pass_over(update)
-                for earlier in self.groups.passed_over(message):
-                    if earlier.message and (found := self._read(earlier, earlier.message, expected=True)):
-                        await self._take_in(update, found, ticket)
-                await self._take_in(update, incoming, ticket, head=not expected)
+                await self._receive_message(update, message, ticket)
+
+    async def _receive_message(self, update: Update, message: Message, ticket: Ticket) -> None:
+        self.chats.note(address_of(message, self.front.name), message.message_id)
+        expected = self.groups.continues(message)
+        incoming = self._read(update, message, expected=expected)
+        if update.edited_message and not (message.location or _is_turn(incoming)):
+            await ticket.wait()
+            await self._insist(update, lambda: self._withdraw(message, update.update_id))
+        if incoming is None:
+            return self.groups.pass_over(update)
+        for earlier in self.groups.passed_over(message):
+            if earlier.message and (found := self._read(earlier, earlier.message, expected=True)):
+                await self._take_in(update, found, ticket)
+        await self._take_in(update, incoming, ticket, head=not expected)
 
     async def _take_in(self, update: Update, incoming: Incoming, ticket: Ticket, *, head: bool = False) -> None:
         group = self.groups.group(incoming, head=head)
