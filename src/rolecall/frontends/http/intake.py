@@ -10,7 +10,7 @@ import mimetypes
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
@@ -123,8 +123,7 @@ async def submit(
     _check(services, request)
     _check_idempotency_key(idempotency_key)
     conversation = conversation_of(who, request.conversation, idempotency_key)
-    async with services.storing[who.id] if uploads else nullcontext(), bus_timeout():
-        stored = await _stored(services, conversation, request, uploads)
+    stored = await _stored(services, who, conversation, request, uploads)
     async with bus_timeout():
         received = await services.front.receive(
             conversation,
@@ -212,27 +211,31 @@ def _scoped(who: Principal, idempotency_key: str) -> str:
 
 
 async def _stored(
-    services: Services, conversation: str, request: ChatRequest, uploads: Mapping[str, Upload]
+    services: Services, who: Principal, conversation: str, request: ChatRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
     """The parts of the payload that are kept elsewhere: pictures, and what is too large for an envelope."""
     bus, client = services.bus, request.client
     blobs = Blobs(bus) if request.conversation else Blobs(bus, lifetime(bus))
-    found: dict[str, Any] = {}
-    found["images"] = [await _store_image(blobs, conversation, url, uploads) for url in request.images]
-    found["files"] = list(request.attached.get("files", ()))
+    found: dict[str, Any] = {"files": list(request.attached.get("files", ()))}
+    async with services.storing_of(who.id, uploads), bus_timeout():
+        found["images"] = [await _store_image(blobs, conversation, url, uploads) for url in request.images]
     for file in request.files:
-        kind, data = await file_data(file.data, file.name, uploads, "files", file.type)
-        if image := image_type(data):
-            found["images"].append(await blobs.put(conversation, data, image))
-        else:
-            found["files"].append(await _store_file(services, blobs, conversation, file.name, kind, data))
+        async with services.reading[who.id]:
+            kind, data = await file_data(file.data, file.name, uploads, "files", file.type)
+            if image := image_type(data):
+                found["images"].append(await blobs.put(conversation, data, image))
+            else:
+                found["files"].append(await _store_file(services, blobs, conversation, file.name, kind, data))
     if client.plain:
         listed = [{"role": message.role, "text": message.text} for message in client.before if message.text]
         return {name: value for name, value in {**found, "history": listed}.items() if value}
 
-    before, after = [await store_pictures(blobs, conversation, part, uploads) for part in (client.before, client.after)]
-    client = replace(client, before=before, after=after)
-    found["request"] = await store_request(bus, conversation, client)
+    async with services.storing_of(who.id, uploads), bus_timeout():
+        before, after = [
+            await store_pictures(blobs, conversation, part, uploads) for part in (client.before, client.after)
+        ]
+        client = replace(client, before=before, after=after)
+        found["request"] = await store_request(bus, conversation, client)
     return {name: value for name, value in found.items() if value}
 
 

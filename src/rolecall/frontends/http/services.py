@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sized
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
@@ -33,9 +33,10 @@ from rolecall.transcripts.record import conversation_dir
 class Services:
     """The services of one process. ``tz`` is the time zone of the transcripts, None for the system's; ``stopping`` is
     set when the process is to end, which ends its streams; ``streams`` counts the open ones by API key. ``tasks`` go on
-    after the request that started them. ``readers`` limits the documents that are read at a time, ``checkers`` the
-    requests whose schemas are checked. ``storing`` has the files of a key stored one after the other: each is in memory
-    meanwhile, and counts for the next."""
+    after the request that started them. ``readers`` limits the documents that are read at a time, ``reading`` those of
+    a key among them, ``checkers`` the requests whose schemas are checked. ``storing`` has the files of a key stored one
+    after the other: each is in memory meanwhile, and counts for the next.
+    """
 
     session: Session
     wakeups: Wakeups
@@ -45,6 +46,7 @@ class Services:
     streams: Counter[str] = field(default_factory=Counter)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)
     readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
+    reading: defaultdict[str, asyncio.Semaphore] = field(default_factory=lambda: defaultdict(_readers_of_one))
     storing: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     checkers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHECKERS))
 
@@ -70,6 +72,10 @@ class Services:
     def front(self) -> Front:
         """The front end ``http``."""
         return Front(self.bus, self.wakeups, "http")
+
+    def storing_of(self, key_id: str, uploads: Sized) -> AbstractAsyncContextManager[None]:
+        """``storing`` of a key, for a request with ``uploads``."""
+        return self.storing[key_id] if uploads else nullcontext()
 
     @asynccontextmanager
     async def counting(self, metrics: Metrics) -> AsyncIterator[None]:
@@ -106,11 +112,16 @@ ERASE_SECONDS = 60.0
 """How long the scribe may take to remove the transcripts of an erased conversation; it may restart in the meantime."""
 LOOK_SECONDS = 0.2
 READERS = 4
+READERS_OF_ONE = 2
 CHECKERS = 2
 KEYS_REQUIRED = "http-keys-required"
 """A file of the state directory: there was an API key once, so requests need one even if the server lost its data."""
 OpenServices = Callable[[], AbstractAsyncContextManager[Services]]
 """Opens the services of a process for as long as its server runs."""
+
+
+def _readers_of_one() -> asyncio.Semaphore:
+    return asyncio.Semaphore(READERS_OF_ONE)
 
 
 def get_services(request: Request) -> Services:

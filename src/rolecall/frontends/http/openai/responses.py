@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -79,7 +79,7 @@ async def _create(
     items = body.items
     await place_in_items(services, who, items, uploads)
     messages = await resolved(bus, who, items)
-    async with services.storing[who.id] if uploads else nullcontext():
+    async with services.storing_of(who.id, uploads):
         own = await store_pictures(Blobs(bus), at, messages, uploads)
     before = [ClientMessage("system", body.instructions)] if body.instructions else []
     before += await history_before(bus, previous) if previous else []

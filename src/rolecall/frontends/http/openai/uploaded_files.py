@@ -125,17 +125,18 @@ async def placed(
 ) -> tuple[str, str]:
     """The file of ``part`` as a message can hold it: its text, marked as a document, or the URL of a picture, which is
     added to ``uploads``. Raises Problem for other kinds of files."""
-    if part.file_id:
-        file, data = await _found(services, who, part.file_id, param)
-        name, kind = file.name, file.media_type
-    else:
-        name = part.filename or "file"
-        kind, data = await file_data(part.file_data or "", name, uploads, param)
-    if image_type(data):
-        key = f"upload:{secrets.token_hex(16)}"
-        uploads[key] = Upload(kind, io.BytesIO(data))
-        return "", key
-    return as_data("document", await read_text(services, data, name, kind, param), name=name), ""
+    async with services.reading[who.id]:
+        if part.file_id:
+            file, data = await _found(services, who, part.file_id, param)
+            name, kind = file.name, file.media_type
+        else:
+            name = part.filename or "file"
+            kind, data = await file_data(part.file_data or "", name, uploads, param)
+        if image_type(data):
+            key = f"upload:{secrets.token_hex(16)}"
+            uploads[key] = Upload(kind, io.BytesIO(data))
+            return "", key
+        return as_data("document", await read_text(services, data, name, kind, param), name=name), ""
 
 
 async def _found(
