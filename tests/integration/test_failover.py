@@ -126,6 +126,42 @@ async def test_tls_works_with_both_certificates_and_a_mismatch_is_named(
         assert named in await complaint(checked_url(url))
 
 
+async def test_certificates_that_are_replaced_while_processes_run_are_used_and_a_refused_one_is_named(
+    encrypted: tuple[ValkeyProcess, int, Authority, str], directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process, port, authority, own = encrypted
+    url = f"rediss://127.0.0.1:{port}?ssl_ca_certs={authority.certificate}&{own}"
+    old, successor = authority.certificate.read_bytes(), Authority(directory / "ca2")
+    for name in ("server", "client"):
+        successor.sign(name)
+    async with connected(process.url) as admin, deployed(directory, ROLES, redis_url=url, **CLOCKS) as deployment:
+
+        async def reload() -> None:
+            """Have the server read its certificates, and close all connections that used those of before."""
+            folder = authority.certificate.parent
+            files = {"cert": "server.crt", "key": "server.key", "ca-cert": "ca.crt"}
+            names = [part for option, name in files.items() for part in (f"tls-{option}-file", str(folder / name))]
+            await admin.call("CONFIG", "SET", *names)
+            for kind in ("pubsub", "normal"):
+                await admin.call("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+        assert (await deployment.ask("test:1", "0")).text == "after 0"
+        for file in successor.certificate.parent.iterdir():
+            shutil.copy(file, authority.certificate.parent)
+        await reload()
+        assert (await deployment.ask("test:1", "0")).text == "after 0"
+        await wait_until(lambda: not deployment.session.server.outage.reason)
+        async with asyncio.timeout(3):  # an answer that nobody is woken for takes 5 s
+            assert (await deployment.ask("test:1", "0")).text == "after 0"
+
+        authority.certificate.write_bytes(old)  # this authority signed nothing that is in use
+        await admin.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await wait_until(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)
+        assert "; set ssl_ca_certs to its authority's certificate" in caplog.text
+        shutil.copy(successor.certificate, authority.certificate)
+        assert (await deployment.ask("test:1", "0")).text == "after 0"
+
+
 async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
     sentinels: SentinelSet, directory: Path
 ) -> None:

@@ -8,6 +8,7 @@ off the text of most errors and keeps in ``status_code``.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rolecall.errors import ServerError, ServerFull, ServerRefused, ServerUnavailable
 from rolecall.redis import keys
+from rolecall.redis.address import tls_advice
 
 logger = logging.getLogger(__name__)
 TRANSIENT = {
@@ -33,21 +35,25 @@ TRANSIENT = {
     "NOREPLICAS": "it has too few replicas to accept writes",
     "OOM": "it is out of memory",
     "READONLY": "it is a read-only replica",
+    "TLS": "one of the certificates, its own or ours, is not accepted",
     "TRYAGAIN": "its cluster is moving our keys",
     "UNBLOCKED": "it has become a replica",
     "WRONGPASS": "it does not accept our user and password",
 }
-"""Code of an answer that will change without our doing → what it says about the server. All other codes are final."""
+"""Code of an answer that will change without our doing → what it says about the server. All other codes are final. TLS
+is the code of a connection that was not opened for a certificate."""
 DEMOTED = frozenset({"MASTERDOWN", "READONLY", "UNBLOCKED"})
 """The answers of a replica: another server is the primary now, and the configured address may lead to it already."""
 MOVING = frozenset({"ASK", "MOVED", "TRYAGAIN"})
 """The answers of a cluster while a slot moves: its shard pauses until the move is complete, the others go on."""
 REFUSES_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 """The answers of a server that still serves reads, so that an answered read does not end the outage."""
-NEEDS_HELP = frozenset({"MISCONF", "NOAUTH", "NOREPLICAS", "OOM", "WRONGPASS"})
+NEEDS_HELP = frozenset({"MISCONF", "NOAUTH", "NOREPLICAS", "OOM", "TLS", "WRONGPASS"})
 """The answers that somebody has to do something about: logged also where the outage began otherwise."""
 LOST = (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError)
 """How a connection fails; uvloop raises RuntimeError for one that is closed already."""
+CERTIFICATE = re.compile("CERTIFICATE_VERIFY_FAILED|ALERT_")
+"""How OpenSSL says that a certificate was refused, by us or by the server."""
 UNAVAILABLE = "the server is unavailable: "
 UNREACHABLE = "it cannot be reached"
 WRITES = "writes"
@@ -103,6 +109,7 @@ class Outage:
         if begins or error.code in NEEDS_HELP - self._told:
             self._told.add(error.code)
             why = str(error).removeprefix(UNAVAILABLE)
+            why += tls_advice(self._address, why) if error.code == "TLS" else ""
             logger.log(self._level, "the server at %s is unavailable, waiting: %s", self._address, why)
         self._failing[part] = _reason(error.code)
 
@@ -135,7 +142,7 @@ def server_error(error: BaseException) -> ServerError:
     elif code in TRANSIENT:
         found = ServerUnavailable(f"{UNAVAILABLE}{_reason(code)}", code)
     elif isinstance(error, LOST):
-        found = ServerUnavailable(f"{UNAVAILABLE}{text}")
+        found = ServerUnavailable(f"{UNAVAILABLE}{text}", "TLS" if CERTIFICATE.search(text) else "")
     elif code == "NOPERM":
         found = ServerRefused(f"{text}; its ACL must allow {rights()}", code)
     else:

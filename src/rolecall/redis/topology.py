@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -103,7 +103,7 @@ class SingleServer(Topology):
 
     def __init__(self, address: ServerAddress, options: dict[str, Any], left: Left) -> None:
         super().__init__(address, options, left)
-        self._pool = ConnectionPool.from_url(address.single, **options)
+        self._pool = ConnectionPool(**_options(address.single, options))
 
     def connection(self, place: Place) -> Connection:
         """See Topology.connection."""
@@ -116,13 +116,15 @@ class WithSentinels(Topology):
 
     def __init__(self, address: ServerAddress, options: dict[str, Any], left: Left) -> None:
         super().__init__(address, options, left)
-        each = _options(address.single, options)
-        secure = each.pop("connection_class", None) is SSLConnection
+        each = _without_place(_options(address.single, options))
+        secure = each.pop("connection_class", None) is _TlsConnection
         asking = {name: value for name, value in each.items() if name.startswith("ssl_")}
         asking |= {"ssl": secure, "username": address.sentinel_username, "password": address.sentinel_password}
         asking |= {"socket_timeout": SENTINEL_SECONDS, "socket_connect_timeout": SENTINEL_SECONDS}
         asking |= {"retry": options["retry"], "protocol": 2}
         self._sentinels = _Sentinels(address.hosts, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+        for sentinel in self._sentinels.sentinels if secure else ():
+            sentinel.connection_pool.connection_class = _TlsConnection
         kind = _SecurePrimary if secure else _Primary
         self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
             address.name, self._sentinels, connection_class=kind, **each
@@ -216,7 +218,16 @@ class _Primary(SentinelManagedConnection):
     """Without redis-py's own answer to READONLY, which hides it."""
 
 
-class _SecurePrimary(_Primary, SSLConnection):
+class _TlsConnection(SSLConnection):
+    """Reads its certificates whenever it is opened: their files are replaced while processes run. redis-py keeps what
+    it read first."""
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        self.ssl_context.context = None
+        return super()._connection_arguments()
+
+
+class _SecurePrimary(_Primary, _TlsConnection):
     pass
 
 
@@ -228,7 +239,7 @@ class Cluster(Topology):
 
     def __init__(self, address: ServerAddress, options: dict[str, Any], left: Left) -> None:
         super().__init__(address, options, left)
-        self._each = _options(address.single, options)
+        self._each = _without_place(_options(address.single, options))
         self._each.pop("db", None)
         seeds = [ClusterNode(host, port, **self._each) for host, port in address.hosts]
         self._nodes = NodesManager(seeds, require_full_coverage=False, connection_kwargs=self._each)
@@ -331,9 +342,13 @@ def _no_cluster(error: BaseException, hosts: Sequence[Place]) -> str:
 
 
 def _options(url: str, options: dict[str, Any]) -> dict[str, Any]:
-    """redis-py's options of a connection, without host and port."""
+    """redis-py's options of a connection."""
     found: dict[str, Any] = {**parse_url(url), **options}
-    return {name: value for name, value in found.items() if name not in ("host", "port")}
+    return found | ({"connection_class": _TlsConnection} if found.get("connection_class") is SSLConnection else {})
+
+
+def _without_place(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in ("host", "port")}
 
 
 def tag_of(args: Sequence[Arg]) -> str:
