@@ -34,6 +34,13 @@ async def test_one_has_it_and_who_gives_it_up_lets_the_next_have_it(server: Redi
             assert not second.held
 
 
+async def test_who_is_cancelled_while_it_is_elected_gives_it_up_at_once(server: RedisServer) -> None:
+    first, second = (Leader(server, "x", name, seconds=60) for name in ("a", "b"))
+    async with keeping(first):
+        await asyncio.sleep(0)  # it has asked for the lead
+    assert await second.renew()
+
+
 async def test_whoever_vanished_loses_it_when_its_time_is_over(server: RedisServer) -> None:
     first, second = (Leader(server, "x", name, seconds=0.6) for name in ("a", "b"))
     await first.renew()

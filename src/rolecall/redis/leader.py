@@ -105,7 +105,11 @@ class Leader:
             return False
         token = self._token or self._candidate()
         lasts = milliseconds(self._seconds)
-        elected = token and await self._server.run(LEASE, lease=self._key, token=token, lasts=lasts)
+        try:
+            elected = token and await self._server.run(LEASE, lease=self._key, token=token, lasts=lasts)
+        except asyncio.CancelledError:  # it may have been elected: ``resign`` gives that up
+            self._token = token
+            raise
         led, self._token = self._token, token if elected else ""
         if elected:
             self._renewed = asked
