@@ -33,6 +33,15 @@ def test_each_hop_has_its_wait_its_handling_and_its_model_time() -> None:
     assert sample.number == 1
 
 
+def test_a_number_that_is_given_once_more_is_another_turn() -> None:
+    later = [replace(one, ms=one.ms + 86_400_000) for one in (*ANSWERED, record(5, SAMPLE, "STARTED", turn="17.1"))]
+    joined = record(1, "terminal:m4:1:0", "RECEIVED", "joins")
+    tree = trees([*ANSWERED[:1], joined, *ANSWERED[1:], record(9000, MANAGER, "STARTED", turn="18"), *later], 2)
+    assert [[turn.turn for turn in turns] for turns in tree] == [["18"], ["17", "17.1"]]
+    assert [hop.wait for hop in tree[1][0].hops] == [10, 1000]
+    assert tree[1][0].ms == later[0].ms
+
+
 def used(word: str, text: str) -> tuple[str, int, int, float, int]:
     (turn,) = timelines([*ANSWERED[:4], record(9012, SAMPLE, word, text)])
     hop = turn.hops[-1]

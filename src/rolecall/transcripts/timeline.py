@@ -86,6 +86,11 @@ class TurnTimeline:
         """How many calls deep it is: 0 for a turn of a user."""
         return self.turn.count(".")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was handled or ended: until then, messages may join it."""
+        return bool(self.hops) or self.state != "running"
+
     def since(self, root: TurnTimeline) -> TurnTimeline:
         """This timeline with its hops in ms since ``root`` began."""
         later = self.ms - root.ms
@@ -95,23 +100,31 @@ class TurnTimeline:
 
 
 def timelines(records: Iterable[Record]) -> list[TurnTimeline]:
-    """The turns among ``records``, oldest first; each needs only its own records, in order."""
-    turns: dict[str, TurnTimeline] = {}
+    """The turns among ``records``, oldest first; each needs only its own records, in order. A number that is given once
+    more, as after CONVERSATION_DAYS or when an older backup was restored, is another turn."""
+    turns, found = dict[str, TurnTimeline](), list[TurnTimeline]()
     for record in records:
         if not record.turn:
             continue
-        turn = turns.setdefault(record.turn, TurnTimeline(record.turn, record.ms - record.since))
+        turn = turns.get(record.turn)
+        if turn is None or (record.word == "RECEIVED" and turn.has_begun):
+            turn = turns[record.turn] = TurnTimeline(record.turn, record.ms - record.since)
+            found.append(turn)
         _add(turn, record)
-    return list(turns.values())
+    return found
 
 
 def trees(records: Iterable[Record], last: int) -> list[list[TurnTimeline]]:
     """The ``last`` turns of users among ``records``, oldest first, each followed by the calls that it made, and each of
     these by its own."""
-    found: dict[str, list[TurnTimeline]] = {}
+    trees, found = dict[str, list[TurnTimeline]](), list[list[TurnTimeline]]()
     for turn in timelines(records):
-        found.setdefault(turn.turn.partition(".")[0], []).append(turn)
-    return [sorted(turns, key=lambda turn: turn.path) for turns in list(found.values())[-last:]]
+        name = turn.turn.partition(".")[0]
+        if name not in trees or not turn.depth:
+            trees[name] = []
+            found.append(trees[name])
+        trees[name].append(turn)
+    return [sorted(turns, key=lambda turn: turn.path) for turns in found[-last:]]
 
 
 def tree_bars(turns: Sequence[TurnTimeline], width: int = 60) -> list[str]:

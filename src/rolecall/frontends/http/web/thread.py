@@ -137,13 +137,16 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
     }
     scheduled = {one.turn for one in kept if one.begins_turn and one.instance.startswith(f"{SCHEDULE}:")}
     gone = {n for turn, first in replaced.items() for n in range(first, number_of(turn))}
+    turns = timelines(kept)
+    newest = {turn.turn: turn for turn in turns}
     return [
         Exchange(
             turn.turn, "" if turn.turn in scheduled else unquoted(turn.said), answer,
             STATES.get(turn.state, "done"), turn.ms, turn.total,
             _visited(hop.role for hop in turn.hops), plain=plain,
         )
-        for turn in timelines(kept) if turn.turn.isdigit() and number_of(turn.turn) not in gone and turn.said
+        for turn in turns
+        if turn.turn.isdigit() and number_of(turn.turn) not in gone and turn.said and newest[turn.turn] is turn
         for answer, plain in [answers.get(turn.turn, ("", False))]
     ]  # fmt: skip
 
