@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.models import Message, Model, ModelEvent, Request
-from rolecall.models.providers.openai import Endpoint, OpenAIModel
+from rolecall.models.providers.endpoint import Endpoint
+from rolecall.models.providers.openai import OpenAIModel
 from rolecall.models.registry import open_model
 from rolecall.settings import Settings
 from tests.contract.model_wires import AnthropicWire, GeminiWire, OllamaWire, OpenAIWire, ResponsesWire, Wire

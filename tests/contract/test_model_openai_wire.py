@@ -25,7 +25,8 @@ from rolecall.errors import (
     Truncated,
 )
 from rolecall.models import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint, OpenAIModel, list_models
+from rolecall.models.providers.endpoint import Endpoint
+from rolecall.models.providers.openai import OpenAIModel, list_models
 from rolecall.models.providers.openai_wire import chat_body, chats
 from rolecall.settings import Settings
 from tests.contract.model_lists import answering, openai_list

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rolecall.models import Message, Request
 from rolecall.models.model import ToolSpec
-from rolecall.models.providers.openai import Endpoint, OpenAIModel
+from rolecall.models.providers.endpoint import Endpoint
+from rolecall.models.providers.openai import OpenAIModel
 from tests.contract.model_vendor import Vendor, saying
 from tests.contract.model_wires import OpenAIWire
 

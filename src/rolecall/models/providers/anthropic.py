@@ -23,13 +23,12 @@ from rolecall.errors import (
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint, key_for, listed
+from rolecall.models.providers.endpoint import Endpoint, key_for, listed, usable_proxy
 from rolecall.models.stream import Patience, Source, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, new_call_id, written
 from rolecall.models.wire import Documents, count_of, member, object_of, objects_in, objects_of, text_of, word_of
 from rolecall.settings import Settings
-from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -127,14 +126,11 @@ class AnthropicModel:
         from anthropic import AsyncAnthropic
 
         endpoint = self._endpoint
-        options = client_options(endpoint.url, endpoint.proxy, httpx2)
-        wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
-        try:
-            http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, event_hooks=failures.HOOKS, **options)
-        except (ImportError, ValueError) as error:
-            raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
+        options = endpoint.client_options(httpx2)
+        with usable_proxy(self.name):
+            http = httpx2.AsyncClient(follow_redirects=True, event_hooks=failures.HOOKS, **options)
         return AsyncAnthropic(
-            api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=wait, http_client=http
+            api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=http.timeout, http_client=http
         )
 
 

@@ -17,14 +17,13 @@ from rolecall.errors import (
     MissingExtra,
     ModelError,
     ModelRefused,
-    ModelTimeout,
     ModelUnauthorised,
     ModelUnavailable,
 )
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import UNASKED, Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint, key_for, listed
+from rolecall.models.providers.endpoint import Endpoint, embedding_time, key_for, listed, usable_proxy
 from rolecall.models.stream import Patience, Source, closing, image_type, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
@@ -42,7 +41,6 @@ from rolecall.models.wire import (
 )
 from rolecall.settings import Settings
 from rolecall.tracing.traceparent import add_traceparent
-from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
     import httpx2
@@ -52,7 +50,6 @@ if TYPE_CHECKING:
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 VERSION = "v1beta"
 """The SDK's own choice, v1, knows neither the aliases that end in -latest nor previews."""
-EMBEDDING_SECONDS = 120
 NOT_SIGNED = base64.b64encode(b"skip_thought_signature_validator").decode()
 """Google's word for a call that another model made: Gemini 3 refuses calls without a signature."""
 WHOLE = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"}
@@ -111,12 +108,10 @@ class GeminiModel:
         client, model = await self._ready(), self.name.rpartition("@")[0]
         options: Any = None if dimensions is None else {"output_dimensionality": dimensions}
         try:
-            async with asyncio.timeout(EMBEDDING_SECONDS), self._answer_closed():
+            async with embedding_time(self.name), self._answer_closed():
                 contents: Any = list(texts)  # its type depends on whether Pillow is installed
                 found = await client.aio.models.embed_content(model=model, contents=contents, config=options)
                 return Vectors(tuple(tuple(one.values or ()) for one in found.embeddings or ()))
-        except TimeoutError:
-            raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
         except self._failures() as error:
             raise self._translated(error) from None
 
@@ -179,24 +174,21 @@ class GeminiModel:
         from google.genai import Client
         from google.genai.types import HttpOptions
 
-        wait = httpx2.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
-        options = client_options(self._endpoint.url, self._endpoint.proxy, httpx2)
+        options = self._endpoint.client_options(httpx2)
 
         async def patient(request: httpx2.Request) -> None:
             # The SDK sends its own timeout with every request, which is for the whole of it or none at all.
-            request.extensions["timeout"] = wait.as_dict()
+            request.extensions["timeout"] = options["timeout"].as_dict()
 
         async def answered(response: httpx2.Response) -> None:
             streamed = response.is_success and ":streamGenerateContent" in response.request.url.path
             self._replies[asyncio.current_task()] = _Reply(response, streamed)
 
-        try:
-            hooks: dict[str, list[Callable[..., Any]]] = {"request": [patient, add_traceparent], "response": [answered]}
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [patient, add_traceparent], "response": [answered]}
+        with usable_proxy(self.name):
             http = httpx2.AsyncClient(event_hooks=hooks, **options)
             # Never used: without it the SDK makes one that may stumble over a proxy nobody wants.
             other = httpx2.Client(**options)
-        except (ImportError, ValueError) as error:
-            raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
         # With a client of our own the SDK takes httpx2 also where aiohttp is installed; its errors are known.
         own = HttpOptions(base_url=self._endpoint.url, api_version=VERSION, httpx_async_client=http, httpx_client=other)
         return Client(vertexai=False, api_key=self._endpoint.key, http_options=own), http, other

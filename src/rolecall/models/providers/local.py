@@ -17,7 +17,8 @@ import msgspec
 
 from rolecall.errors import ConfigError, MissingExtra, ModelTimeout, ModelUnavailable, NoSuchModel
 from rolecall.models.model import ModelEvent, Request
-from rolecall.models.providers.openai import Endpoint, OpenAIModel
+from rolecall.models.providers.endpoint import Endpoint
+from rolecall.models.providers.openai import OpenAIModel
 from rolecall.models.stream import closing
 from rolecall.models.tool_calls import calling_by_schema
 from rolecall.models.vectors import Vectors

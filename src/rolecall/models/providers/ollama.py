@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rolecall.errors import MissingExtra, ModelError, ModelTimeout, ModelUnavailable, NoSuchModel
+from rolecall.errors import MissingExtra, ModelError, ModelUnavailable, NoSuchModel
 from rolecall.models import failures
 from rolecall.models.failures import Refusal
 from rolecall.models.model import UNASKED, Delta, Done, Message, ModelEvent, Request, ToolCall, ToolSpec, Usage
-from rolecall.models.providers.openai import Endpoint, listed
+from rolecall.models.providers.endpoint import Endpoint, embedding_time, listed, usable_proxy
 from rolecall.models.stream import Patience, Source, closing, read
 from rolecall.models.thinking import Habit
 from rolecall.models.tool_calls import arguments_of, names_of_calls, new_call_id, written
@@ -35,7 +35,6 @@ from rolecall.models.wire import (
     word_of,
 )
 from rolecall.settings import Settings
-from rolecall.transport.http_client import client_options
 
 if TYPE_CHECKING:
     import httpx
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 
 OLLAMA_URL = "http://127.0.0.1:11434"
-EMBEDDING_SECONDS = 120
 TOO_LONG = re.compile(r"exceeds? the (available )?context|exceed_context_size|context (length|size) exceeded", re.I)
 
 
@@ -95,11 +93,9 @@ class OllamaModel:
         """See Embedder.embed."""
         sdk = await self._ready()
         try:
-            async with asyncio.timeout(EMBEDDING_SECONDS):
+            async with embedding_time(self.name):
                 found = await sdk.embed(self._model, list(texts), dimensions=dimensions)
                 return Vectors(tuple(tuple(one) for one in found.embeddings), found.prompt_eval_count or 0)
-        except TimeoutError:
-            raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
         except self._failures() as error:
             raise self._translated(error) from None
 
@@ -191,13 +187,10 @@ class OllamaModel:
         from ollama import AsyncClient
 
         url, key = self._endpoint.url, self._endpoint.key
-        wait = httpx.Timeout(connect=self._endpoint.connect, read=None, write=30, pool=None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        options = {**client_options(url, self._endpoint.proxy, httpx), "event_hooks": failures.HOOKS}
-        try:
-            return AsyncClient(url, timeout=wait, headers=headers, **options)
-        except (ImportError, ValueError) as error:
-            raise ModelUnavailable(f"{self.name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
+        options = self._endpoint.client_options(httpx)
+        with usable_proxy(self.name):
+            return AsyncClient(url, headers=headers, event_hooks=failures.HOOKS, **options)
 
 
 async def list_models(settings: Settings) -> list[str]:

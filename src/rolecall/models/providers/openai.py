@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rolecall.errors import (
-    ConfigError,
     ContentRefused,
     MissingExtra,
     ModelError,
     ModelRefused,
-    ModelTimeout,
     ModelUnavailable,
     NoSuchModel,
 )
@@ -36,6 +32,7 @@ from rolecall.models.failures import (
     words_in,
 )
 from rolecall.models.model import UNASKED, ModelEvent, Request
+from rolecall.models.providers.endpoint import Endpoint, embedding_time, key_for, listed, usable_proxy
 from rolecall.models.providers.openai_wire import (
     RESPONSES,
     StreamError,
@@ -53,19 +50,14 @@ from rolecall.models.thinking import Habit
 from rolecall.models.vectors import Vectors
 from rolecall.models.wire import member, objects_of, word_of
 from rolecall.settings import Settings
-from rolecall.transport.http_client import address, client_options
-from rolecall.transport.proxy import proxy_of
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
-    from pydantic import SecretStr
 
 
 OPENAI_URL = "https://api.openai.com/v1"
 SOUND_NAMES = {"audio/mpeg": "mp3", "audio/mp4": "m4a", "audio/x-m4a": "m4a", "audio/x-wav": "wav"}
 """Endings of files by media type, where they differ: OpenAI goes by the ending."""
-LIST_SECONDS = 20
-EMBEDDING_SECONDS = 120
 NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
 FILTERED = {"content_filter", "invalid_prompt"}
@@ -86,35 +78,6 @@ OPTIONAL = {
 """Fields of a request that an answer may do without, and how servers say that they refuse them."""
 ACCOUNT = re.compile(r"organization must be verified|(organization|account) has been (disabled|deactivated)", re.I)
 SAYS_BAD_KEY = re.compile(r"api[ _-]?key (is )?(not valid|invalid|expired)|(incorrect|invalid) api[ _-]?key", re.I)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A server that speaks OpenAI's protocol, and how to treat it; times in seconds, None is no limit. ``sampling`` are
-    fields of a request for free text that this server knows beyond OpenAI's."""
-
-    url: str
-    key: str = field(repr=False)
-    proxy: str = "SYSTEM"
-    connect: float = 5
-    first_token: float | None = 60
-    idle_token: float | None = 30
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, settings: Settings, variable: str, url: str, key: str, *, version: str = "") -> Endpoint:
-        """The server at ``url``, from the setting ``variable``, with the proxy and limits of ``settings``. A
-        ``version`` of its API at the end of the address is left out. Raises ConfigError for a bad address."""
-        return cls(
-            url=address(variable, url).removesuffix(version), key=key, proxy=proxy_of(settings.proxy, url),
-            connect=settings.connect_seconds, first_token=settings.first_token_seconds,
-            idle_token=settings.idle_token_seconds,
-        )  # fmt: skip
-
-    @property
-    def official(self) -> bool:
-        """True for OpenAI's own servers, those of its regions included."""
-        return f".{urlsplit(self.url).hostname}".endswith(".api.openai.com")
 
 
 class OpenAIModel:
@@ -165,11 +128,9 @@ class OpenAIModel:
         more: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
         sdk, model = await self._ready(), wire_name(self.name.rpartition("@")[0])
         try:
-            async with asyncio.timeout(EMBEDDING_SECONDS):
+            async with embedding_time(self.name):
                 found = await sdk.embeddings.create(model=model, input=list(texts), encoding_format="float", **more)
                 vectors = [tuple(one.embedding) for one in sorted(found.data, key=lambda one: one.index)]
-        except TimeoutError:
-            raise ModelTimeout(f"{self.name}: no embeddings within {EMBEDDING_SECONDS} s") from None
         except _failures() as error:
             raise translated(error, self.name, self._endpoint.url, self._endpoint.key) from None
         return Vectors(tuple(vectors), found.usage.prompt_tokens if found.usage else 0)
@@ -248,15 +209,6 @@ async def list_models(settings: Settings) -> list[str]:
         raise translated(error, "openai", endpoint.url, endpoint.key) from None
 
 
-async def listed(provider: str, names: Awaitable[Iterable[str]]) -> list[str]:
-    """``name@provider`` of ``names``, sorted. Raises ModelTimeout where they take longer than LIST_SECONDS."""
-    try:
-        async with asyncio.timeout(LIST_SECONDS):
-            return sorted(f"{name}@{provider}" for name in await names)
-    except TimeoutError:
-        raise ModelTimeout(f"{provider}: no list of models within {LIST_SECONDS} s") from None
-
-
 async def transcribe(model: str, sound: bytes, media_type: str, settings: Settings) -> str:
     """The words in ``sound``. Raises ConfigError as open does, and ModelError."""
     name = f"{model}@openai"
@@ -268,17 +220,6 @@ async def transcribe(model: str, sound: bytes, media_type: str, settings: Settin
             return (await sdk.audio.transcriptions.create(model=model, file=file)).text
     except _failures() as error:
         raise translated(error, name, endpoint.url, endpoint.key) from None
-
-
-def key_for(name: str, secret: SecretStr | None, own: str | None, needs: str, variable: str) -> str:
-    """The key of the model ``name``. A server of one's own at ``own`` may need none; it is ``none`` then, because the
-    SDKs want one. Raises ConfigError, which says what ``needs`` to be set, or that ``variable`` may name a server."""
-    key = secret.get_secret_value().strip() if secret else ""
-    if not key and not own:
-        raise ConfigError(
-            f"{name} needs {needs} in the environment or in .env, or set {variable} to a server of your own"
-        )
-    return key or "none"
 
 
 def _endpoint(name: str, settings: Settings) -> Endpoint:
@@ -294,13 +235,11 @@ def _connected(name: str, endpoint: Endpoint) -> AsyncOpenAI:
     import httpx2
     from openai import AsyncOpenAI
 
-    options = client_options(endpoint.url, endpoint.proxy, httpx2)
-    wait = httpx2.Timeout(connect=endpoint.connect, read=None, write=30, pool=None)
-    try:
-        http = httpx2.AsyncClient(timeout=wait, follow_redirects=True, event_hooks=HOOKS, **options)
-    except (ImportError, ValueError) as error:
-        raise ModelUnavailable(f"{name}: the proxy cannot be used: {error}; PROXY=NO goes without") from None
-    return AsyncOpenAI(api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=wait, http_client=http)
+    with usable_proxy(name):
+        http = httpx2.AsyncClient(follow_redirects=True, event_hooks=HOOKS, **endpoint.client_options(httpx2))
+    return AsyncOpenAI(
+        api_key=endpoint.key, base_url=endpoint.url, max_retries=0, timeout=http.timeout, http_client=http
+    )
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from rolecall.errors import ConfigError, ModelError, ModelUnavailable, RateLimited, Truncated
 from rolecall.models.fallback import Fallback
 from rolecall.models.model import Model, ModelEvent, Request
-from rolecall.models.providers.openai import Endpoint, OpenAIModel
+from rolecall.models.providers.endpoint import Endpoint
+from rolecall.models.providers.openai import OpenAIModel
 from rolecall.models.stream import closing
 from rolecall.models.vectors import Vectors
 from rolecall.redis.server import Server
