@@ -154,7 +154,8 @@ class BusMachine(RuleBasedStateMachine):
             return "MERGED"
         less = ended is not None
         if control:
-            return "FULL" if len(conversation.open_control()) >= 4 else "RUN"
+            full = user and self.model.unfinished_of(user) >= 2 * SETTINGS.user_limit
+            return "FULL" if full or len(conversation.open_control()) >= 4 else "RUN"
         if user and self.model.unfinished_of(user) - less >= SETTINGS.user_limit:
             return "FULL"
         if conversation.running:

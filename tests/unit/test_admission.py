@@ -104,7 +104,16 @@ async def test_the_control_lane_runs_beside_a_busy_conversation(bus: Bus) -> Non
     assert (await snapshot(bus, "a", "1")).state == "running"
 
 
-async def test_the_control_lane_is_refused_by_no_limit_but_its_own(bus: Bus) -> None:
+async def test_commands_have_room_beyond_the_limit_of_a_user_but_not_without_end(bus: Bus) -> None:
+    for conversation in ("a", "b", "a"):
+        await ask(bus, conversation, principal="u")
+    assert (await ask(bus, "b", principal="u")).outcome == "FULL"
+    outcomes = [(await ask(bus, f"c{n}", control=True, principal="u")).outcome for n in range(5)]
+    assert outcomes == ["RUN"] * 3 + ["FULL"] * 2
+    assert (await ask(bus, "c", control=True, principal="other")).outcome == "RUN"
+
+
+async def test_the_control_lane_is_refused_by_no_limit_of_its_conversation_but_its_own(bus: Bus) -> None:
     await ask(bus, "a", principal="u")
     await ask(bus, "b", principal="u")
     outcomes = [(await ask(bus, "c", control=True, principal="u")).outcome for _ in range(5)]

@@ -68,13 +68,13 @@ local function join(turn)
 end
 
 -- The reply if no turn can be made, or nil. `ended` is 1 if the running turn is about to be cancelled, else 0. Over the
--- soft limit, a user's turn is admitted one band lower.
+-- soft limit, a user's turn is admitted one band lower. A command has room beyond the limit of a user, once as much.
 local function refused(ended)
   local unfinished = PRINCIPAL ~= '' and tonumber(redis.call('HGET', PRINCIPALS, PRINCIPAL) or 0) - ended or 0
   local waiting = running and redis.call('LLEN', MAILBOX) or 0
   if unordered then
     local open = tonumber(redis.call('HGET', CONVERSATION, 'ctl') or 0)
-    if open >= 4 then return { 'FULL', '', open, NOW, '' } end
+    if open >= 4 or unfinished >= 2 * tonumber(USER_LIMIT) then return { 'FULL', '', open, NOW, '' } end
   elseif unfinished >= tonumber(USER_LIMIT) then
     return { 'FULL', '', unfinished, NOW, '' }
   elseif running and waiting - ended >= tonumber(MAILBOX_LIMIT) then
