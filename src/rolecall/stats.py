@@ -122,7 +122,6 @@ async def summary(bus: Bus, roles: Sequence[str], models: Sequence[str] = ()) ->
             "waiting": max(0, unfinished - found["in_flight"]),
             "average_ms": _average(counters),
         },
-        "tokens": {"in": counters.get("in", 0), "out": counters.get("out", 0)},
         "feedback": {"up": counters.get("up", 0), "down": counters.get("down", 0)},
         "users_now": len(users),
         "users": {user: {**own, "average_ms": _average(own)} for user, own in _by_user(counters).items()},
@@ -370,14 +369,15 @@ async def metric_totals(server: Server) -> MetricTotals:
 async def model_usage(server: Server, names: Iterable[str]) -> dict[str, Any]:
     """Usage of today (UTC). ``models``: by name the calls, failures, tokens, cost, average ms, calls in flight, waiting
     turns, ``state`` (``ready``, or why the model is not called), what recorded answers have saved, and ``counted``:
-    False for test models, of which all this is unknown. ``cost``: of all models. ``saved``: tokens and cost that were
-    not paid again. ``spenders``: tokens and cost by user."""
+    False for test models, of which all this is unknown. ``tokens`` and ``cost``: of all models.
+    ``saved``: tokens and cost that were not paid again. ``spenders``: tokens and cost by user."""
     names = list(names)
     spent = _integers(await server.fetch("HGETALL", keys.spent(keys.today())))
     now = await server_ms(server)
     states = await asyncio.gather(*(_state(server, name, now) for name in names))
     return {
         "models": {name: {**_used(spent, name), **state} for name, state in zip(names, states, strict=True)},
+        "tokens": {way: _of_all_models(spent, way) for way in ("in", "out")},
         "cost": spent.get("cost", 0) / MICRO,
         "saved": {"tokens": spent.get("saved_tokens", 0), "cost": spent.get("saved_cost", 0) / MICRO},
         "spenders": _spenders(spent),
@@ -408,6 +408,10 @@ def _used(spent: dict[str, int], name: str) -> dict[str, Any]:
     costs = {name: usage[name] / MICRO for name in ("cost", "saved_cost")}
     counted = usage["calls"] > 0 or not name.endswith(UNGUARDED)
     return {**usage, **costs, "average_ms": average, "counted": counted}
+
+
+def _of_all_models(spent: dict[str, int], part: str) -> int:
+    return sum(value for name, value in spent.items() if name.startswith("m:") and name.endswith(f":{part}"))
 
 
 def _spenders(spent: dict[str, int]) -> dict[str, dict[str, float]]:

@@ -402,7 +402,7 @@ class BusMachine(RuleBasedStateMachine):
     def complete(self, which: int, forget: int, prefers: str, takes: int) -> None:
         async def verb(bus: Bus, delivery: Delivery) -> str:
             assert delivery.envelope is not None
-            answer, changes = delivery.envelope.reply("y", tokens_in=1), {"lang": prefers}
+            answer, changes = delivery.envelope.reply("y"), {"lang": prefers}
             return await complete(
                 bus, delivery, answer, records(), history=[b"h"], preferences=changes, forget=bool(forget),
                 supply=self._supply(takes, "manager"),
@@ -414,7 +414,6 @@ class BusMachine(RuleBasedStateMachine):
             conversation.history = 0 if forget else min(conversation.history + 1, SETTINGS.assistant_history_limit)
             self._prefer(turn, prefers)
             bus = self._bus_of(turn)
-            self.model.counted = True  # the tokens of a call as well
             self.model.end(turn, "final")
             self._took(bus, takes, "manager")
         self.check()

@@ -141,8 +141,6 @@ class Model:
     alive: set[str] = field(default_factory=set)
     outbox: list[tuple[str, str]] = field(default_factory=list)
     dead: int = 0
-    counted: bool = False
-    """Whether there are statistics, although no turn has ended yet."""
     schedules: dict[str, tuple[str, Turn | None]] = field(default_factory=dict)
     """Id → the conversation of a schedule, and the last turn that it began."""
     forged: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -395,7 +393,7 @@ def expected_keys(model: Model) -> Iterator[str]:
         SHARD.principals: any(turn.user for turn in model.turns() if turn.where != "done"),
         SHARD.outbox("front"): model.outbox,
         SHARD.dead: model.dead,
-        TODAY: model.counted or any(c.finals for c in model.conversations.values()),
+        TODAY: any(c.finals for c in model.conversations.values()),
     }
     yield from (key for key, what in whole.items() if what)
 

@@ -162,7 +162,6 @@ def test_stats_tell_turns_users_roles_and_connections(app: Path) -> None:
     at(app, "ask", "Hello", "--conversation", "terminal:counted")
     figures = json.loads(at(app, "stats", "--json").stdout)
     assert figures["turns"]["today"] >= 1
-    assert figures["tokens"]["out"] >= 2
     assert figures["users"]["terminal:counted"]["turns"] == 1
     assert figures["queues"] == {"manager": 0, "samplellm": 0}
     assert 0 <= figures["instances"]["samplellm"]["utilisation"] <= 1

@@ -112,7 +112,7 @@ async def test_a_list_in_place_of_a_single_value_or_the_other_way_round_is_named
 
 def test_a_caller_that_will_pass_other_names_is_refused_when_it_is_imported() -> None:
     with pytest.raises(ScriptError, match=r"^bus/scripts/turn/complete\.lua: missing forget; unexpected forgot$"):
-        names = "final received tokens_in tokens_out forgot remembered changes records streams demands"
+        names = "final received forgot remembered changes records streams demands"
         script("rolecall.bus", "scripts/turn/complete", TurnBlock, FinishBlock, TakeBlock, names=names)
 
     class Wrong(TypedDict):

@@ -51,7 +51,7 @@ async def test_queues_count_all_bands_and_what_is_being_handled(bus: Bus) -> Non
 async def test_the_statistics_of_a_day(bus: Bus) -> None:
     for conversation in "abcde":
         await ask(bus, conversation, principal="u" if conversation < "c" else "v:w")
-    await answer(bus, await take_one(bus), tokens_in=10, tokens_out=5)
+    await answer(bus, await take_one(bus))
     await bury_turn(bus, await take_one(bus))
     await cancel_turn(bus, "c", "1")
     await defer_turn(bus, await take_one(bus))
@@ -59,7 +59,6 @@ async def test_the_statistics_of_a_day(bus: Bus) -> None:
     figures = await summary(bus, ROLES)
     turns = figures["turns"]
     assert (turns["today"], turns["errors"], turns["cancelled"], turns["in_flight"]) == (3, 1, 1, 2)
-    assert figures["tokens"] == {"in": 10, "out": 5}
     assert (figures["dead_letters"], figures["deferred"], figures["users_now"]) == (1, 1, 1)
     assert figures["users"]["u"]["turns"] == 2
     assert figures["users"]["v:w"]["cancelled"] == 1
@@ -114,6 +113,11 @@ async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_
 
     gate.saved(Usage(1000, 500))
     await gate.aclose()
+    removed = Gate(bus.server, "removed@test", Terms(), settings, nobody)
+    call = await removed.enter(Request(()), book=True)
+    call.usage = Usage(10, 1)
+    await removed.left(call, "OK")
+    await removed.aclose()
 
     figures = await summary(bus, ROLES, ["m@test", "other@test"])
 
@@ -122,6 +126,7 @@ async def test_the_figures_of_models_tell_what_was_asked_spent_and_whether_they_
     assert "saved 1500 tokens (0.0020) by replayed steps" in top_lines(figures)[0]
     model = figures["models"]["m@test"]
     assert (model["calls"], model["failed"], model["in"], model["out"]) == (2, 1, 100, 50)
+    assert figures["tokens"] == {"in": 110, "out": 51}
     assert (figures["cost"], figures["spenders"]) == (0.0002, {"ann": {"tokens": 150, "cost": 0.0002}})
     assert model["state"] == "away: no connection"
     assert figures["models"]["other@test"]["state"] == "ready"

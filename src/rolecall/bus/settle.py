@@ -26,7 +26,6 @@ from rolecall.bus.turn import (
     flat_pairs,
     outbox_of,
     verdict_of,
-    whole,
 )
 from rolecall.errors import ServerRefused, ServerUnavailable
 from rolecall.redis import keys
@@ -41,7 +40,7 @@ HOP = script(
 )  # fmt: skip
 COMPLETE = script(
     PACKAGE, "scripts/turn/complete", TurnBlock, FinishBlock, TakeBlock,
-    names="final received tokens_in tokens_out forget remembered changes records streams demands",
+    names="final received forget remembered changes records streams demands",
 )  # fmt: skip
 BURY = script(
     PACKAGE, "scripts/turn/bury", TurnBlock, FinishBlock, TakeBlock,
@@ -105,11 +104,9 @@ async def complete(
 ) -> Verdict:
     """End the turn with the answer in ``envelope``: reply event, result, history, log, outbox, and the release of the
     next turn. ``history`` holds the messages to remember as JSON; ``forget`` clears the history instead."""
-    payload = envelope.payload
     return verdict_of(await _settle(
         bus, delivery, supply, COMPLETE, _ended(bus, delivery, envelope.reply_to),
-        final=final_event("final", payload), tokens_in=whole(payload.get("tokens_in")),
-        tokens_out=whole(payload.get("tokens_out")), forget=int(forget), remembered=history,
+        final=final_event("final", envelope.payload), forget=int(forget), remembered=history,
         changes=flat_pairs(preferences), records=records.flat(),
     ))  # fmt: skip
 

@@ -327,11 +327,6 @@ def flat_pairs(changes: dict[str, str] | None) -> list[Arg]:
     return [item for pair in (changes or {}).items() for item in pair]
 
 
-def whole(value: object) -> int:
-    """``value`` if a script's counters can take it, else 0: an agent may have put anything there."""
-    return int(value) if isinstance(value, int) and 0 < value < 2**40 else 0
-
-
 def verdict_of(reply: bytes) -> Verdict:
     """A guarded script's reply as text."""
     return reply.decode()  # type: ignore[return-value]  # the scripts answer only these words

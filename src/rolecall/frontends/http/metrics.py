@@ -105,7 +105,7 @@ def _of_turns(summary: Mapping[str, Any]) -> list[Metric]:
         by_user.add_metric((user,), row.get("turns", 0), row.get("ms", 0) / 1000)
     return [
         _counter("turns", "Turns ended today", ("outcome",), _rows(outcomes)),
-        _counter("tokens", "Tokens of answers today", ("direction",), _rows(tokens)),
+        _counter("tokens", "Tokens of all model calls today", ("direction",), _rows(tokens)),
         by_user,
     ]
 

@@ -12,17 +12,15 @@ local FIRST = { h = FIRST_HIGH, n = FIRST_NORMAL, l = FIRST_LOW }
 
 -- Add to the statistics of the day under `stem`: '' for everybody, or a user's. One read and one write are cheaper than an
 -- HINCRBY for each counter. Returns whether these are the first of the day.
-local function add(stem, turns, ms, tokens_in, tokens_out)
-  local before, spent, read, written =
-    unpack(redis.call('HMGET', STATISTICS, stem .. 'turns', stem .. 'ms', stem .. 'in', stem .. 'out'))
-  redis.call('HSET', STATISTICS, stem .. 'turns', (before or 0) + turns, stem .. 'ms', (spent or 0) + ms,
-    stem .. 'in', (read or 0) + (tokens_in or 0), stem .. 'out', (written or 0) + (tokens_out or 0))
-  return not before
+local function add(stem, ms)
+  local turns, spent = unpack(redis.call('HMGET', STATISTICS, stem .. 'turns', stem .. 'ms'))
+  redis.call('HSET', STATISTICS, stem .. 'turns', (turns or 0) + 1, stem .. 'ms', (spent or 0) + ms)
+  return not turns
 end
 
-local function count(user, turns, ms, tokens_in, tokens_out)
-  if user ~= '' then add('u:' .. user .. ':', turns, ms, tokens_in, tokens_out) end
-  if add('', turns, ms, tokens_in, tokens_out) then redis.call('EXPIRE', STATISTICS, 691200) end
+local function count(user, ms)
+  if user ~= '' then add('u:' .. user .. ':', ms) end
+  if add('', ms) then redis.call('EXPIRE', STATISTICS, 691200) end
 end
 
 local function leave(user)
@@ -74,9 +72,8 @@ local function end_calls(turn, number)
 end
 
 -- Give the result of a call to the handler that made it.
-local function finish_call(call, final, tokens_in, tokens_out)
-  local user, key, calls = unpack(redis.call('HMGET', JOURNAL, call .. ':u', call .. ':k', call .. ':c'))
-  if (tokens_in or '0') ~= '0' or (tokens_out or '0') ~= '0' then count(user or '', 0, 0, tokens_in, tokens_out) end
+local function finish_call(call, final)
+  local key, calls = unpack(redis.call('HMGET', JOURNAL, call .. ':k', call .. ':c'))
   end_calls(call, calls)
   clear_call(call)
   settle_step(caller_of(call), key, final, STEPS_LIMIT, call)
@@ -84,8 +81,8 @@ end
 
 -- Write the one answer of `turn` wherever it is awaited, end its calls, and clear its journal. The key `result` gets the id of the final
 -- event, a space, and the event.
-local function finish(turn, result, kind, final, tokens_in, tokens_out)
-  if is_call(turn) then return finish_call(turn, final, tokens_in, tokens_out) end
+local function finish(turn, result, kind, final)
+  if is_call(turn) then return finish_call(turn, final) end
   local user, front, received, stepped, calls, schedule = unpack(redis.call('HMGET', JOURNAL, turn .. ':u', turn .. ':o',
     turn .. ':r', turn .. ':s', turn .. ':c', turn .. ':t'))
   user = user or ''
@@ -94,7 +91,7 @@ local function finish(turn, result, kind, final, tokens_in, tokens_out)
   if front and front ~= '' then
     redis.call('XADD', OUTBOX, '*', 'c', NAME, 't', turn, 'e', final, unpack(schedule and { 's', schedule } or {}))
   end
-  count(user, 1, math.max(0, NOW - (received or NOW)), tokens_in, tokens_out)
+  count(user, math.max(0, NOW - (received or NOW)))
   if kind ~= 'final' then
     redis.call('HINCRBY', STATISTICS, kind, 1)
     if user ~= '' then redis.call('HINCRBY', STATISTICS, 'u:' .. user .. ':' .. kind, 1) end

@@ -3,7 +3,7 @@
 --   received: when the turn was received, 0 if unknown
 -- Returns {OK|FENCED|STALE, what `take` in lib/take.lua returns}. A repeat after a lost reply is FENCED.
 -- include: clock state entry trace turn sleep finish take
--- args: final received tokens_in tokens_out forget remembered* changes* records*
+-- args: final received forget remembered* changes* records*
 local verdict = guard()
 if verdict ~= 'OK' then return { verdict, {} } end
 drop()
@@ -11,7 +11,7 @@ remember(REMEMBERED)
 change(CHANGES)
 records(RECORDS, received_at(RECEIVED))
 if FORGET == '1' then forget() end
-finish(TURN, RESULT, 'final', FINAL, TOKENS_IN, TOKENS_OUT)
+finish(TURN, RESULT, 'final', FINAL)
 if ORDERED then release() end
 local taken = take()
 flush()
