@@ -136,7 +136,7 @@ def test_an_interrupt_stops_the_turn_however_slow_the_server_is(app: Path) -> No
     [
         (["x", "--role", "nobody"], "there is no such role; there are manager, command, samplellm, broken"),
         (["x", "--model", "no@where"], "there are echo@test"),
-        ([" "], "there is nothing to ask"),
+        ([" "], "TEXT is empty"),
     ],
 )
 def test_a_wrong_call_is_refused_with_what_is_allowed(app: Path, arguments: list[str], message: str) -> None:

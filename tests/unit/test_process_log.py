@@ -21,7 +21,7 @@ from rolecall.agent.prompts import PLACE
 from rolecall.agent.role import Role
 from rolecall.bus.bus import Bus
 from rolecall.bus.process.process_log import MOST_WAITING, ProcessLine, process_lines, public, publishing
-from rolecall.cli.runner import ForMachines, ForPeople
+from rolecall.cli.stderr_log import ForMachines, ForPeople
 from rolecall.errors import ServerUnavailable
 from rolecall.redis.server import RedisServer
 from tests.deployment import deployed

@@ -117,7 +117,7 @@ def test_an_error_of_the_verb_itself_is_raised() -> None:
 
 CLOSED_TLS = """
 import asyncio
-from rolecall.cli.runner import log_to_stderr
+from rolecall.cli.stderr_log import log_to_stderr
 from rolecall.settings import Settings
 
 log_to_stderr(Settings())

@@ -26,7 +26,7 @@ from opentelemetry.trace import StatusCode
 from rolecall import Agent, Context, Envelope, Reject
 from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.role import Role
-from rolecall.cli.runner import ForMachines
+from rolecall.cli.stderr_log import ForMachines
 from rolecall.errors import ConfigError
 from rolecall.settings import Settings
 from rolecall.tracing import conventions

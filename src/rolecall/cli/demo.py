@@ -25,7 +25,8 @@ from rolecall.bus.events import Event
 from rolecall.bus.process.processes import process_name
 from rolecall.cli import STOPPED
 from rolecall.cli.output import columns, print_lines
-from rolecall.cli.runner import log_to_stderr, stop_requested
+from rolecall.cli.runner import stop_requested
+from rolecall.cli.stderr_log import log_to_stderr
 from rolecall.config import Application
 from rolecall.errors import ConfigError, RolecallError, cause_of
 from rolecall.frontends.front import Front, Received

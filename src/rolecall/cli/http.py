@@ -21,7 +21,8 @@ from rolecall.bus import access_keys
 from rolecall.bus.bus import Bus
 from rolecall.bus.process.processes import process_name
 from rolecall.cli.output import print_lines, print_table
-from rolecall.cli.runner import load_quietly, log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.runner import load_quietly, stop_requested, until_stopped
+from rolecall.cli.stderr_log import log_to_stderr
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import registered

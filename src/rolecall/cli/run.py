@@ -19,7 +19,8 @@ from rich.text import Text
 from rolecall.background import BackgroundTasks
 from rolecall.bus.process.processes import process_name
 from rolecall.cli import http, talk, telegram
-from rolecall.cli.runner import log_to_stderr, restart, stop_requested, until_stopped
+from rolecall.cli.runner import restart, stop_requested, until_stopped
+from rolecall.cli.stderr_log import log_to_stderr
 from rolecall.client import work
 from rolecall.config import NO_KEY, Application, load, misspelt
 from rolecall.errors import MissingExtra, RolecallError

@@ -149,7 +149,7 @@ def text_of(argument: str) -> str:
     """``argument``, or all of stdin for ``-``. Raises ConfigError when there is nothing in it."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if argument == "-" else argument
     if not text.strip():
-        raise ConfigError("TEXT: there is nothing to ask, the text is empty")
+        raise ConfigError("TEXT is empty: there is nothing to send")
     return text
 
 
@@ -248,13 +248,11 @@ async def _followed(assistant: Assistant, ref: TurnRef, answer: AnswerText | Non
 async def notify(
     app_dir: Path | None, conversation: str, text: str, console: Console, *, key: str = "", remember: bool = True
 ) -> int:
-    """Send a notice; exit status 1 if it was not accepted. ``-`` for the text reads standard input. Raises ConfigError
-    for a conversation that no front end or program has."""
+    """Send a notice; exit status 1 if it was not accepted. ``text`` is as text_of takes it. Raises ConfigError for a
+    conversation that no front end or program has."""
     from rolecall.cli.output import print_lines, visiting
 
-    text = sys.stdin.read().strip() if text == "-" else text.strip()
-    if not text:
-        raise ConfigError("the notice is empty: rolecall notify CONVERSATION TEXT")
+    text = text_of(text).strip()
     async with visiting(app_dir) as session:
         front = session.application.front_of(conversation)
         if not (front or await has_begun(session.bus, conversation)):

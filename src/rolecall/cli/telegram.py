@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rolecall.bus.process.processes import process_name
-from rolecall.cli.runner import load_quietly, log_to_stderr, stop_requested, until_stopped
+from rolecall.cli.runner import load_quietly, stop_requested, until_stopped
+from rolecall.cli.stderr_log import log_to_stderr
 from rolecall.config import load
 from rolecall.errors import ConfigError, MissingExtra
 from rolecall.frontends.front import registered

@@ -29,7 +29,8 @@ from rolecall.bus.envelope import check_conversation
 from rolecall.bus.events import Event
 from rolecall.bus.process.processes import process_name
 from rolecall.bus.turn import FIRST_ROLE
-from rolecall.cli.runner import log_to_stderr, run_loop, stop_requested, until_stopped
+from rolecall.cli.runner import run_loop, stop_requested, until_stopped
+from rolecall.cli.stderr_log import log_to_stderr
 from rolecall.client import Assistant
 from rolecall.config import Application, load
 from rolecall.errors import ConfigError, MissingExtra, RolecallError
