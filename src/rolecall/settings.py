@@ -189,7 +189,7 @@ class ModelSettings(BaseModel, defer_build=True):
     )  # fmt: skip
     embedding_model: str | None = Field(
         default=None, pattern=r"^\S+@\S+$", examples=["text-embedding-3-small@openai"],
-        description="model of vectors; by key if unset",
+        description="embedding model; if unset, the first key that is set decides",
     )  # fmt: skip
     echo_delay: float = Field(
         default=0, ge=0, le=3600, description="seconds echo@test takes to answer; for tests and demos"
@@ -297,9 +297,7 @@ class FrontendSettings(BaseModel, defer_build=True):
     http_requests_per_minute: int = Field(
         default=6000, ge=1, le=10_000_000, description="HTTP requests per key and minute"
     )
-    http_image_urls: bool = Field(
-        default=False, description="whether images are fetched from public https URLs in messages"
-    )
+    http_image_urls: bool = Field(default=False, description="fetch images from public https URLs in messages")
     http_choices: int = Field(default=8, ge=1, le=128, description="most answers to one chat completion, its `n`")
     http_read_seconds: Seconds = Field(default=10, description="timeout for receiving an HTTP request in seconds")
     login_hours: float = Field(default=12, gt=0, le=8760, description="hours a login to the web page lasts")
@@ -334,7 +332,7 @@ class FrontendSettings(BaseModel, defer_build=True):
     )
     aws_region: str | None = Field(default=None, description="region of the object storage")
     aws_access_key_id: SecretStr | None = Field(
-        default=None, description="access key of the object storage; else a role's"
+        default=None, description="access key of the object storage; if unset, the machine's role"
     )
     aws_secret_access_key: SecretStr | None = Field(default=None, description="secret of AWS_ACCESS_KEY_ID")
     environment: Literal["production", "development"] = Field(

@@ -440,7 +440,7 @@ async def test_an_agent_asks_and_the_task_goes_on_with_the_answer(client: httpx2
     yes = await client.post(f"{url}/answer", json={"question": question["id"], "choice": True})
     assert problem(yes, 422).startswith("choice: ")
     unknown = await client.post(f"{url}/answer", json={"question": "9-0-1", "choice": 0})
-    assert problem(unknown, 404) == "This task asks no such question any more."
+    assert problem(unknown, 404) == "This task no longer asks this question."
     assert (await client.post(f"{url}/answer", json={"question": question["id"], "choice": 1})).status_code == 200
 
     events = await streamed(client, "GET", f"{url}/events")

@@ -88,7 +88,10 @@ async def test_whatever_stands_in_the_way_is_one_line_and_then_it_serves(api: Te
         assert len(lines(told, "a webhook was still set for the bot; deleted it, because this process polls")) == 1
         (greeting,) = lines(told, "is served")
         assert greeting.startswith("Telegram: @rolecall_bot is served: https://t.me/rolecall_bot")
-        assert len(lines(told, "nobody is admin yet; whoever opens this first becomes it: https://t.me/")) == 1
+        assert (
+            len(lines(told, "there is no admin yet; the first person to open this link becomes admin: https://t.me/"))
+            == 1
+        )
 
         async with connected(api) as other:
 
@@ -175,7 +178,7 @@ async def test_a_second_bot_under_the_name_of_the_first_is_told_what_it_needs(
             await wait_until(lambda: told, seconds=20)
     assert told == [
         "Telegram: the front end 'telegram' serves @first_bot; @rolecall_bot waits until that ends: "
-        "`rolecall telegram --name NAME` serves it beside the other"
+        "`rolecall telegram --name NAME` serves it as well"
     ]
 
 

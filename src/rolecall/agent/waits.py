@@ -136,7 +136,9 @@ class Waits:
         except StepError as error:
             recorder.broke(error)
         if verdict == "CONTROL":
-            recorder.broke(StepError("a command runs beside the conversation and cannot wait: use a message for this"))
+            recorder.broke(
+                StepError("a command runs outside the conversation's order and cannot wait: use a message for this")
+            )
         if verdict != "OK":
             await recorder.gone()
         for wait in waits:

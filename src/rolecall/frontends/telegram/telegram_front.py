@@ -220,7 +220,7 @@ class TelegramFront:
             return f"another process receives what users write to @{own}; this one helps to deliver"
         return (
             f"the front end {self.name!r} serves @{found[1]}; @{own} waits until that ends: "
-            "`rolecall telegram --name NAME` serves it beside the other"
+            "`rolecall telegram --name NAME` serves it as well"
         )
 
     async def _receive(self, service: Service) -> None:
@@ -250,7 +250,7 @@ class TelegramFront:
         code = await access.start_code()
         if code is not None:
             link = f"https://t.me/{user.username}?start={code}"
-            self.tell(f"nobody is admin yet; whoever opens this first becomes it: {link}")
+            self.tell(f"there is no admin yet; the first person to open this link becomes admin: {link}")
 
 
 async def _said(line: str) -> str:
