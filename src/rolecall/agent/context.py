@@ -430,8 +430,8 @@ class Context:
             await self.emit(text)
 
     def log(self, text: str) -> None:
-        """Write a NOTE to the conversation's transcript when this handling settles or waits. What comes before a wait is
-        not written again when the handler is run again after it; an attempt after a Retry writes its own notes."""
+        """Write a NOTE to the conversation's transcript when this handling settles or waits. What comes before a wait
+        is not written again when the handler is run again after it; an attempt after a Retry writes its own notes."""
         expect(isinstance(text, str), "the text of log()", text)
         if self.stepped is None or not self.stepped.returning:
             self._records.add("NOTE", text)
