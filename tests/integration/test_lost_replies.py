@@ -15,7 +15,7 @@ from rolecall.bus.blobs import Blobs, Files
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_by_user, cancel_turn
 from rolecall.bus.chat_messages import keep_question, question_of
-from rolecall.bus.conversation import forget_turn, history, notify, prefer, preference, replace_turns
+from rolecall.bus.conversation import forget_turn, history, notify, prefer, preference, replace_turns, toggle_feedback
 from rolecall.bus.dead_letters import dead_letters, replay
 from rolecall.bus.schedule.schedules import schedule, schedules_of, unschedule
 from rolecall.bus.turn import snapshot
@@ -163,6 +163,11 @@ async def an_answer_to_an_agent(on: Stage) -> object:
     return (await on.app.answer(received)).text
 
 
+async def a_vote(on: Stage) -> object:
+    votes = [await toggle_feedback(on.bus, on.conversation, "1", "ann", vote) for vote in ("up", "down", "down")]
+    return votes, await on.bus.server.fetch("HGETALL", on.bus.shard(on.conversation).votes(on.conversation, "1"))
+
+
 async def a_file(on: Stage) -> object:
     blob = await Blobs(on.bus).put(on.conversation, b"data", "text/plain")
     await Files(on.bus, on.conversation, 10_000).store(b"more", "a.txt", "text/plain", "user_data", 60)
@@ -182,7 +187,7 @@ Deed = Callable[[Stage], Awaitable[object]]
 DEEDS: tuple[Deed, ...] = (
     a_question, a_message_that_waits, a_message_that_interrupts, an_edit, a_cancelled_turn, a_stop, a_clear, a_notice,
     a_preference, a_schedule, a_reminder_that_is_deleted, a_question_that_is_kept, a_turn_that_is_asked_again,
-    an_answer_to_an_agent, a_file, a_replay,
+    an_answer_to_an_agent, a_vote, a_file, a_replay,
 )  # fmt: skip
 
 

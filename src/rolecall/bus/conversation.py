@@ -250,3 +250,13 @@ async def give_feedback(
         instance=instance,
     )  # fmt: skip
     return bool(changed)
+
+
+async def toggle_feedback(
+    bus: Bus, conversation: str, turn: str, user: str, vote: Literal["up", "down"], *, instance: str = "front"
+) -> bool:
+    """Store the vote of ``user`` on the answer to ``turn``, or withdraw it if it is the same. Whether it counts now."""
+    stored = await bus.server.fetch("HGET", bus.shard(conversation).votes(conversation, turn), user)
+    again = (stored or b"").decode().partition("|")[0] == vote
+    await give_feedback(bus, conversation, turn, user, "" if again else vote, instance=instance)
+    return not again

@@ -26,7 +26,7 @@ from rolecall.bus.chat_messages import (
     pressed_before,
     question_of,
 )
-from rolecall.bus.conversation import Vote, asker_of, forget_turn, give_feedback, prefer, remembered
+from rolecall.bus.conversation import asker_of, forget_turn, prefer, remembered, toggle_feedback
 from rolecall.bus.events import so_far
 from rolecall.bus.members import applicant
 from rolecall.bus.schedule.schedules import schedules_of, unschedule, unschedule_turn
@@ -283,12 +283,11 @@ class Buttons:
         """Record a vote; the same vote again takes it back."""
         if not await self._shows(press):
             return press.say("too_old")
-        vote: Vote = "up" if press.verb == "up" else "down"
-        who = (self.front.bus, press.conversation, press.argument, press.principal)
-        news = await give_feedback(*who, vote, instance=self.front.instance)
-        if not news:
-            await give_feedback(*who, "", instance=self.front.instance)
-        return press.say("thanks" if news else "taken_back")
+        counts = await toggle_feedback(
+            self.front.bus, press.conversation, press.argument, press.principal,
+            "up" if press.verb == "up" else "down", instance=self.front.instance,
+        )  # fmt: skip
+        return press.say("thanks" if counts else "taken_back")
 
     # ── preferences ─────────────────────────────────────────────────────────────────────────────
 
