@@ -108,8 +108,20 @@ class FickleAgent(Agent):
         return envelope.reply(f"{words}, attempt {envelope.attempt}")
 
 
+class LongAgent(Agent):
+    """Says more than is stored of an answer: 100 kB."""
+
+    async def handle(self, envelope: Envelope, ctx: Context) -> Envelope:
+        lines = [f"{number:09}\n" for number in range(10_000)]
+        for first in range(0, len(lines), 1000):
+            await ctx.emit("".join(lines[first : first + 1000]))
+        await asyncio.sleep(0.15)  # else the end would overtake what was emitted
+        return envelope.reply("".join(lines))
+
+
 ROLES = (
     Role(FickleAgent),
+    Role(LongAgent),
     Role(GateAgent, instances=4),
     Role(CountAgent),
     Role(ManagerAgent),

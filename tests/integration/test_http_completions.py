@@ -395,6 +395,21 @@ async def test_an_answer_begun_again_with_other_words_is_never_a_second_beginnin
     assert caught.value.code == "answer_restarted"
 
 
+async def test_an_answer_longer_than_is_stored_is_streamed_whole_and_else_says_that_it_is_cut(
+    client: openai.AsyncOpenAI,
+) -> None:
+    messages: Any = [{"role": "user", "content": "everything"}]
+    stream = await client.chat.completions.create(model="long", messages=messages, stream=True)
+    text, finish = "", None
+    async for chunk in stream:
+        text, finish = text + (chunk.choices[0].delta.content or ""), chunk.choices[0].finish_reason
+    assert (len(text), text[-10:], finish) == (100_000, "000009999\n", "length")
+    whole = (await client.chat.completions.create(model="long", messages=messages)).choices[0]
+    assert whole.finish_reason == "length" and len((whole.message.content or "").encode()) == 64 * 1024
+    events = [event async for event in await client.responses.create(model="long", input="everything", stream=True)]
+    assert events[-1].type == "response.incomplete"
+
+
 async def test_a_repeat_with_the_same_key_is_the_same_answer(client: openai.AsyncOpenAI) -> None:
     once = {"Idempotency-Key": "completion 1"}
     first, second = [

@@ -101,8 +101,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def reply(self, answer: Any, **extra: Any) -> Envelope:
         """End the turn with ``answer``: a text, or an Answer with its model and token counts. Texts are Markdown;
-        ``plain=True`` says that this one is not, such as one that repeats what the user wrote. Raises TypeError for any
-        other answer."""
+        ``plain=True`` says that this one is not, such as one that repeats what the user wrote. A text over 64 kB of
+        UTF-8 is cut, and its ``finish`` is ``length``. Raises TypeError for any other answer."""
         payload = {"text": answer} if isinstance(answer, str) else _answer_fields(answer)
         for name in ("calls", "logprobs", "shortened"):
             if not payload.get(name):
@@ -110,7 +110,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         payload |= extra
         if not isinstance(payload["text"], str):
             raise TypeError(f"reply(text={payload['text']!r}) is invalid: expected a text")
-        payload["text"] = cut(payload["text"])
+        whole = payload["text"]
+        payload["text"] = cut(whole)
+        if len(payload["text"]) < len(whole):
+            payload["finish"] = "length"
         return self._next(role="", route=(), payload=payload)
 
     def _next(self, **changes: Any) -> Envelope:

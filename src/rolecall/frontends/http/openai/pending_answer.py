@@ -15,6 +15,7 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ValidationError
 
 from rolecall.background import cancel_and_wait
+from rolecall.bus.envelope import CUT_MARK
 from rolecall.bus.events import AnswerText, Event
 from rolecall.errors import ServerError
 from rolecall.frontends.front import Received
@@ -160,6 +161,8 @@ class SentText:
     def restarted(self, event: Event) -> bool:
         """Whether the answer, as far as it is known after ``event``, differs from what was sent."""
         known = self.text if event.kind == "final" else self.text[: len(self.answer.text)]
+        if event.cut and known.startswith(self.answer.text.removesuffix(CUT_MARK)):
+            return False  # the whole answer was sent, and is too long to be stored
         return not self.answer.text.startswith(known)
 
 
