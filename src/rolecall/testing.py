@@ -26,7 +26,7 @@ from rolecall.agent.tools import Offer, Tool, Toolbox
 from rolecall.bus.admission import CONTROL_ROLE, admit
 from rolecall.bus.blobs import Blobs
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import Remembered
+from rolecall.bus.conversation import HistoryEntry
 from rolecall.bus.dead_letters import dead_letters
 from rolecall.bus.envelope import Envelope, check_conversation
 from rolecall.bus.events import progress
@@ -279,7 +279,7 @@ async def _remember(
         fits = isinstance(pair, tuple | list) and len(pair) == 2 and pair[0] in ("user", "assistant")
         expect(fits, "an entry of history", pair, "a pair such as ('user', 'Hello')")
         role, text = pair
-        entry = Remembered("user" if role == "user" else "assistant", text, f"p{next(turn)}")
+        entry = HistoryEntry("user" if role == "user" else "assistant", text, f"p{next(turn)}")
         await bus.server.call("RPUSH", shard.history(conversation), msgspec.json.encode(entry))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rolecall.bus.admission import Admission, Edited, admit, edit_message, places
+from rolecall.bus.admission import Admission, EditResult, admit, edit_message, places
 from rolecall.bus.bus import Bus
 from rolecall.bus.cancel import cancel_turn, stop_conversation, withdraw_message
 from rolecall.bus.conversation import envelopes_of
@@ -50,7 +50,7 @@ async def album(bus: Bus, text: str = "", image: str = "", **options: Any) -> Ad
     return await admit(bus, envelope, **{"hold": LONG, "group": "g", **options})
 
 
-async def edit(bus: Bus, text: str, key: str, version: int = 1, **payload: Any) -> Edited:
+async def edit(bus: Bus, text: str, key: str, version: int = 1, **payload: Any) -> EditResult:
     envelope = Envelope(conversation="a", payload={"text": text, **payload})
     return await edit_message(bus, envelope, idempotency=key, version=version)
 
@@ -324,15 +324,15 @@ async def test_a_deferred_turn_has_begun_and_takes_nothing_in(bus: Bus) -> None:
 
 
 async def test_an_edit_is_taken_as_long_as_its_turn_has_not_begun(bus: Bus) -> None:
-    assert await edit(bus, "new", "1") == Edited("UNKNOWN")
+    assert await edit(bus, "new", "1") == EditResult("UNKNOWN")
     await ask(bus, text="one", idempotency="1")
     await ask(bus, text="two", idempotency="2")
-    assert await edit(bus, "new", "1") == Edited("RUNNING", "1")
-    assert await edit(bus, "new", "2") == Edited("EDITED", "2")
+    assert await edit(bus, "new", "1") == EditResult("RUNNING", "1")
+    assert await edit(bus, "new", "2") == EditResult("EDITED", "2")
     await answer(bus, await take_one(bus))
-    assert await edit(bus, "newer", "1") == Edited("DONE", "1")
+    assert await edit(bus, "newer", "1") == EditResult("DONE", "1")
     assert await said(bus) == "new"
-    assert await edit(bus, "newer", "2") == Edited("RUNNING", "2")
+    assert await edit(bus, "newer", "2") == EditResult("RUNNING", "2")
 
 
 async def test_an_older_edit_never_undoes_a_newer_one(bus: Bus) -> None:

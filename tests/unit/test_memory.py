@@ -11,7 +11,7 @@ from rolecall import Agent, Context, Envelope, Role
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.agent.memory import Memory
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import Mark, Remembered, remembered
+from rolecall.bus.conversation import HistoryEntry, Mark, remembered
 from rolecall.bus.leases import Along
 from rolecall.models.model import Message
 from rolecall.redis.keys import ShardKeys
@@ -94,7 +94,7 @@ async def test_forgetting_is_noted_and_done_when_the_turn_completes(bus: Bus) ->
 
 def test_an_answer_that_is_empty_is_not_remembered() -> None:
     assert remembered("hi", "", "1") == [b'{"role":"user","text":"hi","turn":"1"}']
-    assert Remembered("user", "hi").mark == ""
+    assert HistoryEntry("user", "hi").mark == ""
 
 
 @pytest.mark.parametrize("payload", [{"images": 5}, {"files": "a.txt"}, {"tokens_out": True}])

@@ -23,7 +23,7 @@ from rolecall.errors import (
 )
 from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
 from rolecall.models.fallback import Fallback
-from rolecall.models.gate import ENTER, Gate, Guarded
+from rolecall.models.gate import ENTER, Gate, GatedModel
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings, Terms
@@ -76,7 +76,7 @@ class Stage:
         self.woken: list[str] = []
         self.ended: set[str] = set()
         self.gates = [Gate(server, "m@test", terms, settings, self._wake) for _ in range(processes)]
-        self.models = [Guarded(self.provider, gate) for gate in self.gates]
+        self.models = [GatedModel(self.provider, gate) for gate in self.gates]
         self.server = server
 
     async def _wake(self, conversation: str) -> bool:
@@ -490,7 +490,7 @@ async def test_log_probabilities_come_from_the_first_model_that_has_them(server:
         _ = [event async for event in stage.models[0].stream(asked)]
     giving = Provider("p@test")
     giving.logprobs = True
-    second = Guarded(giving, Gate(server, "p@test", Terms(), SETTINGS, stage._wake))
+    second = GatedModel(giving, Gate(server, "p@test", Terms(), SETTINGS, stage._wake))
     events = [event async for event in Fallback([stage.models[0], second]).stream(asked)]
     assert events[0] == Spoke("p@test", "m@test: has no log probabilities")
     assert (stage.provider.asked, giving.asked) == (0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rolecall.bus.conversation import REPLACES, Remembered
+from rolecall.bus.conversation import REPLACES, HistoryEntry
 from rolecall.bus.turn import CLEARED
 from rolecall.frontends.http.web.thread import exchanges
 from rolecall.transcripts.record import Record, unquoted
@@ -26,7 +26,10 @@ def turn(number: str, said: str, answer: str) -> list[Record]:
 def test_the_transcript_tells_what_the_history_no_longer_has() -> None:
     old, new = exchanges(
         [*turn("1", "one", "yes"), *turn("2", "two", "no")],
-        [Remembered("user", "two", "2", said="/write two"), Remembered("assistant", "no", "2", model="m", tokens=4)],
+        [
+            HistoryEntry("user", "two", "2", said="/write two"),
+            HistoryEntry("assistant", "no", "2", model="m", tokens=4),
+        ],
     )
     assert (old.said, old.answer, old.roles, old.ms) == ("one", "yes", ["manager", "samplellm"], 9)
     assert (new.said, new.answer, new.model, new.tokens) == ("/write two", "no", "m", 4)
@@ -47,8 +50,8 @@ def test_replaced_and_cleared_turns_are_not_shown() -> None:
 
 def test_failed_and_stopped_turns_and_notices_keep_their_places() -> None:
     entries = [
-        Remembered("user", "x", "1", "error"), Remembered("assistant", "Sorry.", "1", "error"),
-        Remembered("assistant", "A notice."), Remembered("user", "y", "2", "stopped"),
+        HistoryEntry("user", "x", "1", "error"), HistoryEntry("assistant", "Sorry.", "1", "error"),
+        HistoryEntry("assistant", "A notice."), HistoryEntry("user", "y", "2", "stopped"),
     ]  # fmt: skip
     failed, notice, stopped = exchanges([], entries)
     assert (failed.state, failed.answer) == ("failed", "Sorry.")
@@ -59,7 +62,7 @@ def test_failed_and_stopped_turns_and_notices_keep_their_places() -> None:
 def test_what_a_schedule_began_was_said_by_nobody() -> None:
     began = record("1", 0, "RECEIVED", 'http:a:b/1 "tea"', "schedule:h:1:0")
     answered = record("1", 9, "PROCESSING_COMPLETE", 'plain reply 5 chars: "⏰ tea"')
-    entries = [Remembered("user", "tea", "1", scheduled=True), Remembered("assistant", "⏰ tea", "1", plain=True)]
+    entries = [HistoryEntry("user", "tea", "1", scheduled=True), HistoryEntry("assistant", "⏰ tea", "1", plain=True)]
     for records, remembered in (([began, answered], []), ([], entries), ([began, answered], entries)):
         (one,) = exchanges(records, remembered)
         assert (one.turn, one.said, one.answer, one.plain) == ("1", "", "⏰ tea", True)

@@ -11,7 +11,7 @@ from rolecall.agent.tools import Tool
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import Envelope
 from rolecall.models.fallback import preferring
-from rolecall.models.gate import Gate, Guarded
+from rolecall.models.gate import Gate, GatedModel
 from rolecall.models.model import Caller, Model, Usage
 from rolecall.models.vectors import Vectors
 from rolecall.tracing.span import UNTRACED, Tracing
@@ -80,12 +80,12 @@ class AgentServices:
     def price(self, model: str, usage: Usage) -> float:
         """What ``usage`` of ``model`` costs; 0 if its price is not known."""
         asked = self.models.get(model)
-        return asked.gate.price(usage) if isinstance(asked, Guarded) else 0.0
+        return asked.gate.price(usage) if isinstance(asked, GatedModel) else 0.0
 
     def count_replay(self, model: str, usage: Usage) -> None:
         """Count the ``usage`` of ``model`` that a recorded answer saved."""
         self.meter.count("replayed_tokens", model, "in", by=usage.tokens_in)
         self.meter.count("replayed_tokens", model, "out", by=usage.tokens_out)
         answered = self.models.get(model)
-        if isinstance(answered, Guarded):
+        if isinstance(answered, GatedModel):
             answered.gate.saved(usage)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rolecall.agent.client_extras import ClientExtras
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import Remembered, history, preferences_of, read_history, without
+from rolecall.bus.conversation import HistoryEntry, history, preferences_of, read_history, without
 from rolecall.bus.leases import Along
 from rolecall.errors import expect
 from rolecall.models.model import Message
@@ -30,7 +30,7 @@ class Memory:
     along: Along = field(default_factory=Along)
     """What came along with the envelope."""
 
-    async def entries(self) -> list[Remembered]:
+    async def entries(self) -> list[HistoryEntry]:
         """The remembered messages, oldest first, at most ``limit``, with their marks. The first look may show them as
         they were when the handling began, see Along."""
         raw = self.along.take_history()

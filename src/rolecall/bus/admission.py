@@ -348,7 +348,7 @@ def _words(raw: bytes, parts: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Edited:
+class EditResult:
     """The outcome of an edit. EDITED: ``turn`` will answer the edited message, or a newer edit of it. RUNNING, DONE:
     too late, ``turn`` runs or has ended. UNKNOWN: no such message was admitted. FULL: nothing changed, as the turn
     would be too long with its other parts. SHARED: nothing changed, as the message became a command and others share
@@ -360,7 +360,7 @@ class Edited:
 
 async def edit_message(
     bus: Bus, envelope: Envelope, *, idempotency: str, version: int, principal: str = "", instance: str = "front"
-) -> Edited:
+) -> EditResult:
     """Replace the message that was admitted under ``idempotency`` with ``envelope``, if its turn waits or is held.
 
     ``version`` rises with each edit of a message; an edit that is not newer than the current one changes nothing.
@@ -375,7 +375,7 @@ async def edit_message(
         part=encode_part(envelope), instance=instance, said=said(envelope), max_bytes=MAX_TEXT_BYTES,
         apart=_apart(envelope),
     )  # fmt: skip
-    return Edited(outcome.decode(), turn.decode())
+    return EditResult(outcome.decode(), turn.decode())
 
 
 async def hold_longer(bus: Bus, conversation: str, turn: str, seconds: float) -> bool:

@@ -69,7 +69,7 @@ async def notify(
             outbox=shard.outbox(front), history=shard.history(conversation),
             digest=hashlib.sha256(text.encode()).hexdigest()[:16],
             repeat_ms=milliseconds(settings.idempotency_seconds), payload=final_event("notice", {"text": text}),
-            remembered=msgspec.json.encode(Remembered("assistant", text)) if remember else b"",
+            remembered=msgspec.json.encode(HistoryEntry("assistant", text)) if remember else b"",
             history_limit=max(settings.assistant_history_limit, 1),
             keep=milliseconds(settings.conversation_days * 86_400), instance=instance,
             said=quoted(text[:MAX_RECORD_CHARS]), text=text if front in FOLLOWED else "",
@@ -81,7 +81,7 @@ async def notify(
     return verdict.decode()  # type: ignore[return-value]  # the script answers only these words
 
 
-class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
+class HistoryEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a history; ``mark`` says if its turn failed or was stopped. Of a user's message, ``said`` is what
     the user wrote where a role made another text of it, and ``images`` and ``files`` are those of its payload. Of an
     answer, ``model`` and ``tokens`` (those of the answer itself), and whether it is ``plain``: no Markdown. A message
@@ -100,7 +100,7 @@ class Remembered(msgspec.Struct, frozen=True, omit_defaults=True):
     scheduled: bool = False
 
 
-_decoder = msgspec.json.Decoder(Remembered)
+_decoder = msgspec.json.Decoder(HistoryEntry)
 
 
 def remembered(
@@ -109,7 +109,7 @@ def remembered(
 ) -> list[bytes]:  # fmt: skip
     """The history entries of a turn: the user's message, then the answer unless it is empty. ``asked`` is the message
     and ``answered`` the payload of the answer, if they are known."""
-    question = Remembered("user", text, turn, mark, scheduled=asked is not None and SCHEDULED in asked.payload)
+    question = HistoryEntry("user", text, turn, mark, scheduled=asked is not None and SCHEDULED in asked.payload)
     if asked is not None and (asked.payload.keys() & LISTS or asked.said != text):
         images, files = (listed(asked.payload, name) for name in LISTS)
         question = msgspec.structs.replace(
@@ -123,18 +123,18 @@ def remembered(
         tokens = found.get("tokens_out")
         model, tokens = str(found.get("model") or ""), tokens if type(tokens) is int else 0
         plain = bool(found.get("plain"))
-        entries.append(Remembered("assistant", cut(answer), turn, mark, model=model, tokens=tokens, plain=plain))
+        entries.append(HistoryEntry("assistant", cut(answer), turn, mark, model=model, tokens=tokens, plain=plain))
     return [msgspec.json.encode(entry) for entry in entries]
 
 
-async def history(bus: Bus, conversation: str, limit: int) -> list[Remembered]:
+async def history(bus: Bus, conversation: str, limit: int) -> list[HistoryEntry]:
     """The last ``limit`` messages of the history, oldest first."""
     if limit == 0:
         return []
     return read_history(await bus.server.fetch("LRANGE", bus.shard(conversation).history(conversation), -limit, -1))
 
 
-def read_history(raw: Sequence[bytes]) -> list[Remembered]:
+def read_history(raw: Sequence[bytes]) -> list[HistoryEntry]:
     """The messages of a history as the server has them."""
     return [_decoder.decode(entry) for entry in raw]
 
@@ -191,7 +191,7 @@ async def replace_turns(bus: Bus, conversation: str, first: str, turn: str, inst
     await note(bus, shard, conversation, turn, records)
 
 
-def without(entries: Sequence[Remembered], turn: str, onward: bool = False) -> list[Remembered]:
+def without(entries: Sequence[HistoryEntry], turn: str, onward: bool = False) -> list[HistoryEntry]:
     """``entries`` but for those of ``turn``; with ``onward`` also without what came after it, also where ``entries`` no
     longer go back to it."""
     if not onward:

@@ -56,14 +56,14 @@ async def with_sleepers(bus: Bus, known: Collection[int]) -> list[ShardKeys]:
     return [shard for shard in shards if shard.number in known]
 
 
-class Woken(NamedTuple):
+class WakeResult(NamedTuple):
     """How many turns were woken or begun, and the next due time in ms if it comes soon."""
 
     woken: int
     next: float | None = None
 
 
-async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0) -> Woken:
+async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0) -> WakeResult:
     """Wake the deferred turns and begin the turns of the schedules that are due by the server's clock, and tell what
     is due within the next ``soon`` seconds. ``now_ms`` is what the clock should show; the earlier time counts. Any
     number of processes may do this."""
@@ -76,7 +76,7 @@ async def wake_due(bus: Bus, shard: ShardKeys, now_ms: float, *, soon: float = 0
     woken = await _each(bus, "promote", turns, lambda member: promote(bus, shard, *parted(member), now_ms))
     begun = await _each(bus, "schedule", schedules, lambda member: fire(bus, member, now_ms))
     later = min((score for score in scores.values() if score > now_ms), default=None)
-    return Woken(woken.count("OK") + begun.count("BEGUN"), later)
+    return WakeResult(woken.count("OK") + begun.count("BEGUN"), later)
 
 
 async def promote(

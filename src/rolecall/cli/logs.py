@@ -149,7 +149,7 @@ def _json(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LogQuery:
     """What was asked for: ``which`` conversation or turn, empty for the list of all; which records; how."""
 
     which: str
@@ -162,7 +162,7 @@ class Asked:
     as_json: bool
 
 
-async def show(app_dir: Path | None, asked: Asked, console: Console) -> int:
+async def show(app_dir: Path | None, asked: LogQuery, console: Console) -> int:
     """Print it. Raises ConfigError for a call that makes no sense, RolecallError for what is not there."""
     application = load(app_dir)
     tz, log_dir = application.tz, application.log_dir
@@ -182,7 +182,7 @@ async def show(app_dir: Path | None, asked: Asked, console: Console) -> int:
     return 0
 
 
-def _check_listing(asked: Asked) -> None:
+def _check_listing(asked: LogQuery) -> None:
     for option, given in (("--follow", asked.follow), ("--timeline", asked.timeline)):
         if given:
             raise ConfigError(f"{option} needs a conversation or a turn, as `rolecall logs` lists them")

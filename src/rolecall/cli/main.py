@@ -241,7 +241,7 @@ def logs(
     """
     from rolecall.cli import logs as transcripts
 
-    asked = transcripts.Asked(which, user, since, errors, grep, follow=follow, timeline=timeline, as_json=as_json)
+    asked = transcripts.LogQuery(which, user, since, errors, grep, follow=follow, timeline=timeline, as_json=as_json)
     run_verb(transcripts.show(app_dir, asked, open_console()))
 
 

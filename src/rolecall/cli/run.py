@@ -25,7 +25,7 @@ from rolecall.client import work
 from rolecall.config import NO_KEY, Application, load, misspelt
 from rolecall.errors import MissingExtra, RolecallError
 from rolecall.frontends import front_ends
-from rolecall.frontends.terminal.terminal import Unanswered
+from rolecall.frontends.terminal.terminal import OpenQuestions
 from rolecall.models.model import Model
 from rolecall.models.registry import TINY, warm
 from rolecall.session import Session, open_session
@@ -56,7 +56,7 @@ async def up(app_dir: Path | None, *, chat: bool, dev: bool) -> int:
         front_ends.serving(session, runtime.wakeups),
     ):
         runtime.problems.append(lambda: bot.problem)
-        unanswered = Unanswered(application.state_dir / "chat_unanswered.json")
+        unanswered = OpenQuestions(application.state_dir / "chat_unanswered.json")
         runtime.watchdog.restart = partial(_restart, unanswered)
         show_welcome(console, session, runtime)
         await _until_stopped(session, runtime, console, wanted, unanswered if interactive else None)
@@ -81,7 +81,7 @@ async def worker(app_dir: Path | None, *, roles: Sequence[str] | None, dev: bool
     return 0
 
 
-def _restart(unanswered: Unanswered, reason: str) -> None:
+def _restart(unanswered: OpenQuestions, reason: str) -> None:
     """Start this process again; a chat at its terminal goes on."""
     try:
         unanswered.keep(reason)
@@ -90,7 +90,7 @@ def _restart(unanswered: Unanswered, reason: str) -> None:
 
 
 async def _until_stopped(
-    session: Session, runtime: Runtime, console: Console, wanted: asyncio.Event, unanswered: Unanswered | None
+    session: Session, runtime: Runtime, console: Console, wanted: asyncio.Event, unanswered: OpenQuestions | None
 ) -> None:
     """Until it is to stop, or until the chat ends whose questions ``unanswered`` keeps."""
     preparing = prepare_models(console if unanswered else None, runtime)

@@ -36,7 +36,7 @@ from rolecall.session import Session, open_session
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rolecall.frontends.terminal.terminal import Unanswered
+    from rolecall.frontends.terminal.terminal import OpenQuestions
 
 T = TypeVar("T")
 STOP_SECONDS = 5.0
@@ -124,7 +124,7 @@ async def chat(app_dir: Path | None, *, conversation: str, name: str) -> int:
 
 
 async def prompt(
-    session: Session, wakeups: Wakeups, conversation: str = "", unanswered: Unanswered | None = None
+    session: Session, wakeups: Wakeups, conversation: str = "", unanswered: OpenQuestions | None = None
 ) -> int:
     """The chat prompt on ``session``, with its roles as completions and its file of earlier lines, until the user
     leaves; returns the exit status. ``unanswered`` keeps its questions for a process that starts again. Raises

@@ -17,7 +17,7 @@ LOCKED, NO_LIBRARY = 3, 4
 """Exit statuses: the document needs a password; the library that reads such documents is not installed."""
 
 
-class Locked(Exception):
+class LockedDocument(Exception):
     """The document cannot be opened without its password."""
 
 
@@ -33,14 +33,14 @@ def limit_resources() -> None:
 
 
 def pdf(file: io.BytesIO) -> Iterator[str]:
-    """The text of each page. A document with an owner's password only opens without one. Raises Locked."""
+    """The text of each page. A document with an owner's password only opens without one. Raises LockedDocument."""
     from pypdf import PdfReader
     from pypdf.errors import DependencyError
 
     try:
         reader = PdfReader(file)
         if reader.is_encrypted and not reader.decrypt(""):
-            raise Locked
+            raise LockedDocument
         for page in reader.pages:
             yield page.extract_text().strip()
     except DependencyError as error:  # an encryption that takes a library
@@ -92,8 +92,8 @@ READERS: Mapping[str, tuple[Callable[[io.BytesIO], Iterator[str]], str]] = {
 
 
 def text_of(data: bytes, kind: str, characters: int) -> str:
-    """The text of the first parts, until ``characters`` are exceeded. Raises Locked, ImportError, and whatever the
-    library raises."""
+    """The text of the first parts, until ``characters`` are exceeded. Raises LockedDocument, ImportError, and
+    whatever the library raises."""
     read, between = READERS[kind]
     parts, length = list[str](), 0
     for part in read(io.BytesIO(data)):
@@ -109,7 +109,7 @@ def main(arguments: Any) -> int:
     limit_resources()
     try:
         text = text_of(sys.stdin.buffer.read(), arguments[0], int(arguments[1]))
-    except Locked:
+    except LockedDocument:
         return LOCKED
     except ImportError:
         return NO_LIBRARY

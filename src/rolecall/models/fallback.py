@@ -20,7 +20,7 @@ from rolecall.errors import (
     QuotaTooSmall,
     RateLimited,
 )
-from rolecall.models.gate import Guarded
+from rolecall.models.gate import GatedModel
 from rolecall.models.model import Model, ModelEvent, Request, Spoke
 from rolecall.models.stream import closing
 
@@ -71,7 +71,7 @@ class Fallback:
 
     def _asked(self, model: Model, request: Request) -> AsyncIterator[ModelEvent]:
         """Only a model that is the only one has its place in the quota booked at once: another may answer now."""
-        if isinstance(model, Guarded):
+        if isinstance(model, GatedModel):
             return model.attempt(request, book=len(self.models) == 1)
         return model.stream(request)
 
@@ -82,7 +82,7 @@ class Fallback:
             return None
         after, number, wait = min(waits, key=lambda found: found[:2])
         chosen = self.models[number]
-        if not wait.models and len(self.models) > 1 and isinstance(chosen, Guarded):
+        if not wait.models and len(self.models) > 1 and isinstance(chosen, GatedModel):
             booked = await chosen.book(request)
             after = booked.after if booked else 0.1
         names = tuple(name for _, _, wait in waits for name in wait.models)

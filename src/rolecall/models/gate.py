@@ -346,7 +346,7 @@ def _most(caller: Caller, allowed: float | None) -> int:
     return max(1, round(allowed * caller.share)) if allowed and caller.user and caller.share else 0
 
 
-class Guarded:
+class GatedModel:
     """``model`` behind ``gate``. A failure before the first token is retried up to twice, with backoff and jitter.
     Nothing is retried after the first token, and a timeout never is."""
 

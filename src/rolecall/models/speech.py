@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from rolecall.errors import ConfigError, ModelTimeout
-from rolecall.models.gate import Gate, Guarded
+from rolecall.models.gate import Gate, GatedModel
 from rolecall.models.model import Caller, Delta, Done, Model, ModelEvent, Request, Usage
 from rolecall.models.stream import closing
 from rolecall.settings import Settings
@@ -53,9 +53,10 @@ async def transcribe(
     sound: bytes, media_type: str, settings: Settings, gate: Gate | None = None, caller: Caller | None = None
 ) -> str:
     """Transcribe ``sound`` by VOICE_MODEL. With a ``gate``, the call counts in the model's quota and in the budgets of
-    ``caller``. Raises ModelError, NotNow and OverBudget as Guarded does, and ConfigError if VOICE_MODEL is not set."""
+    ``caller``. Raises ModelError, NotNow and OverBudget as GatedModel does, and ConfigError if VOICE_MODEL is not
+    set."""
     model: Model = Sound(settings.voice_model or "", sound, media_type, settings)
     if gate is not None:
-        model = Guarded(model, gate)
+        model = GatedModel(model, gate)
     async with closing(model.stream(Request((), caller=caller))) as events:
         return "".join([event.text async for event in events if isinstance(event, Delta)])

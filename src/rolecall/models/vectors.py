@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from rolecall.errors import ConfigError, ModelRefused
-from rolecall.models.gate import Gate, Guarded
+from rolecall.models.gate import Gate, GatedModel
 from rolecall.models.model import Caller, Delta, Done, Message, Model, ModelEvent, Request, Usage
 from rolecall.models.stream import closing
 from rolecall.settings import Settings
@@ -80,9 +80,9 @@ async def embed(
     caller: Caller | None = None,
 ) -> Vectors:  # fmt: skip
     """The vectors of ``texts``. With a ``gate``, the call counts in the model's quota and in the budgets of ``caller``.
-    Raises ModelError, NotNow and OverBudget as Guarded does, and ConfigError for a model without vectors."""
+    Raises ModelError, NotNow and OverBudget as GatedModel does, and ConfigError for a model without vectors."""
     asked = _Texts(embedder, texts, dimensions)
-    model: Model = asked if gate is None else Guarded(asked, gate)
+    model: Model = asked if gate is None else GatedModel(asked, gate)
     request = Request(tuple(Message("user", text) for text in texts), max_tokens=1, caller=caller)
     async with closing(model.stream(request)) as events:
         async for _ in events:

@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass
-class Picked:
+class HeldCall:
     """A call in flight at ``server``, held until ``Balance.left`` or ``Balance.abandoned``."""
 
     server: str
@@ -79,7 +79,7 @@ class Balance:
         self._probe = probe
         self._tasks = BackgroundTasks()
 
-    async def pick(self, candidates: Sequence[Candidate]) -> Picked:
+    async def pick(self, candidates: Sequence[Candidate]) -> HeldCall:
         """Begin a call at one of ``candidates``; waits while all healthy ones are full.
 
         Raises NotNow with the seconds until the next probe while all of them are left out.
@@ -96,7 +96,7 @@ class Balance:
                 self._look_after(probe.decode())
                 place = text.decode()
                 holding = asyncio.create_task(self._hold(f"{place} {call}"), name=f"hold {place}")
-                return Picked(place, call, holding)
+                return HeldCall(place, call, holding)
             if word == b"FULL":
                 self._look_after(probe.decode())
                 await asyncio.sleep(random.uniform(0.5, 1) * FULL_SECONDS)
@@ -105,12 +105,14 @@ class Balance:
             else:
                 raise NotNow(f"{self.name}: {text.decode() or 'no server'}", after[0] / 1000, (self.name,))
 
-    async def left(self, place: Picked, outcome: PlaceOutcome, why: str = "", retry_after: float | None = None) -> None:
+    async def left(
+        self, place: HeldCall, outcome: PlaceOutcome, why: str = "", retry_after: float | None = None
+    ) -> None:
         """End a call. After FAILED its server is left out, for ``retry_after`` seconds if given."""
         place.holding.cancel()
         await self._tell(place.call, place.server, outcome, why, retry_after)
 
-    def abandoned(self, place: Picked) -> None:
+    def abandoned(self, place: HeldCall) -> None:
         """End a cancelled call, from code that cannot await."""
         place.holding.cancel()
         self._later(self._tell(place.call, place.server, "NOTHING"))

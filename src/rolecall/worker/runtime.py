@@ -24,7 +24,7 @@ from rolecall.bus.wakeups import Wakeups
 from rolecall.config import Application
 from rolecall.errors import ConfigError, ServerError
 from rolecall.models.fallback import Fallback
-from rolecall.models.gate import UNGUARDED, Gate, Guarded, Wake
+from rolecall.models.gate import UNGUARDED, Gate, GatedModel, Wake
 from rolecall.models.model import Caller, Model
 from rolecall.models.providers.remote import ServedModel
 from rolecall.models.vectors import EXAMPLE, Vectors, embed, embedding_model
@@ -122,7 +122,7 @@ class Models:
 
     def _guarded(self, name: str) -> Model:
         model, gate = self._open(name), self._open_gate(name)
-        return model if gate is None else Guarded(model, gate)
+        return model if gate is None else GatedModel(model, gate)
 
     def _open(self, name: str) -> Model:
         application = self._application

@@ -23,7 +23,7 @@ CRON_CHARS = 100
 CRON = "expected five fields: minute hour day-of-month month day-of-week, such as 0 9 * * 1-5"
 
 
-class Following(NamedTuple):
+class NextDue(NamedTuple):
     """The due time after one that has come, in ms, 0 if there is none; and how many of the times between them have
     passed unused, at most MAX_MISSED."""
 
@@ -60,20 +60,20 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
             return now + self.every
         return next_of_cron(self.cron, now, zone)
 
-    def following(self, planned: int, now: int, zone: tzinfo) -> Following:
+    def following(self, planned: int, now: int, zone: tzinfo) -> NextDue:
         """What follows the due time ``planned``, which has come by ``now``."""
         if self.at:
-            return Following(0, 0)
+            return NextDue(0, 0)
         if self.every:
             missed = max(0, now - planned) // self.every
-            return Following(planned + (missed + 1) * self.every, min(missed, MAX_MISSED))
+            return NextDue(planned + (missed + 1) * self.every, min(missed, MAX_MISSED))
         due, missed = next_of_cron(self.cron, planned, zone), 0
         while due <= now:
             missed += 1
             if missed == MAX_MISSED:
-                return Following(next_of_cron(self.cron, now, zone), missed)
+                return NextDue(next_of_cron(self.cron, now, zone), missed)
             due = next_of_cron(self.cron, due, zone)
-        return Following(due, missed)
+        return NextDue(due, missed)
 
 
 def timing_of(

@@ -53,7 +53,7 @@ RECENT_SECONDS = 600
 """An edited message that was not admitted before counts as new up to this age."""
 
 
-class Again(NamedTuple):
+class EditedQuestion(NamedTuple):
     """What an edited message asks as a turn of its own, and the key to admit that under. ``message`` is the key of the
     message, if later edits of it concern that turn; ``turn`` asked it before and is forgotten."""
 
@@ -197,7 +197,7 @@ class Admitter:
 
     async def _admit_turn(
         self, incoming: Incoming, group: MessageGroup, status: UserStatus, payload: Mapping[str, Any], idempotency: str,
-        again: Again | None = None,
+        again: EditedQuestion | None = None,
     ) -> None:  # fmt: skip
         """Admit ``payload`` as a turn, or tell why not."""
         message, before = (again.message, again.turn) if again else ("", "")
@@ -278,7 +278,7 @@ class Admitter:
             text=say(language, "stopped"),
         )  # fmt: skip
 
-    async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> Again | None:
+    async def _edit(self, incoming: Incoming, payload: Mapping[str, Any], status: UserStatus) -> EditedQuestion | None:
         """Replace the admitted message by the edited one; returns what has to be asked in its place, if anything."""
         bus, conversation = self.front.bus, incoming.address.conversation
         envelope = Envelope(
@@ -294,10 +294,10 @@ class Admitter:
             await self._tell(incoming, "message_large")
             return None
         if edited.outcome == "UNKNOWN":
-            return Again(payload, incoming.idempotency) if incoming.age <= RECENT_SECONDS else None
+            return EditedQuestion(payload, incoming.idempotency) if incoming.age <= RECENT_SECONDS else None
         if edited.outcome == "SHARED":  # a command is a turn of its own
             await self._take_back(conversation, incoming.idempotency, incoming.version, incoming.language)
-            return Again(payload, incoming.edition, incoming.idempotency)
+            return EditedQuestion(payload, incoming.edition, incoming.idempotency)
         if edited.turn:
             await keep_question(self.front.bus, conversation, edited.turn, incoming.idempotency, payload)
         if edited.outcome == "FULL":
@@ -308,12 +308,14 @@ class Admitter:
 
     async def _late(
         self, incoming: Incoming, payload: Mapping[str, Any], turn: str, *, running: bool
-    ) -> Again | None:  # fmt: skip
+    ) -> EditedQuestion | None:  # fmt: skip
         """The turn of the edited message has started: ask its question again if the chat prefers to interrupt,
         otherwise offer that."""
         asked = (self.front.bus, incoming.address.conversation, turn)
         if running and await self._mode(incoming.address) == "interrupt":
-            return Again(await question_of(*asked) or payload, incoming.edition, await only_message(*asked), turn)
+            return EditedQuestion(
+                await question_of(*asked) or payload, incoming.edition, await only_message(*asked), turn
+            )
         if await offer_once(*asked, str(incoming.version)):
             await self._say(incoming, say(incoming.language, "edited"), buttons.edit_keyboard(turn, incoming.language))
         return None

@@ -40,7 +40,7 @@ PATIENCE_SECONDS = 0.3
 
 
 @dataclass(eq=False)
-class Said:
+class UserText:
     """A text of the user. ``beside`` are commands that do not wait for the answers before them."""
 
     text: str
@@ -65,7 +65,7 @@ async def chat(
     words: Sequence[tuple[str, str]] = (),
     history: Path | None = None,
     language: str = "",
-    unanswered: Unanswered | None = None,
+    unanswered: OpenQuestions | None = None,
 ) -> None:
     """Talk in this process's terminal until the user leaves.
 
@@ -86,7 +86,7 @@ async def chat(
     await talk.run()
 
 
-class Unanswered:
+class OpenQuestions:
     """The questions of a chat whose process starts again while it goes on. ``keep`` writes them to ``path`` and gives
     the terminal back as it was; the chat of the next process takes them from there."""
 
@@ -130,10 +130,10 @@ class Chat:
         self._front = front
         self._conversation = conversation
         self._language = language
-        self._unsent: asyncio.Queue[Said] = asyncio.Queue()
-        self._taken: asyncio.Queue[Said] = asyncio.Queue()
-        self._waiting: deque[Said] = deque()
-        self._current: Said | None = None
+        self._unsent: asyncio.Queue[UserText] = asyncio.Queue()
+        self._taken: asyncio.Queue[UserText] = asyncio.Queue()
+        self._waiting: deque[UserText] = deque()
+        self._current: UserText | None = None
         self._question: Mapping[str, Any] = {}
         self._rows = Rows(lambda: self.prompt.width)
         self._errands = BackgroundTasks()
@@ -167,7 +167,7 @@ class Chat:
     def resume(self, unanswered: Sequence[Kept]) -> None:
         """Show the answers of these questions as if they had been asked here."""
         for text, key, received in unanswered:
-            said = Said(text, False, received, key=key)
+            said = UserText(text, False, received, key=key)
             self._waiting.append(said)
             (self._taken if received.turn else self._unsent).put_nowait(said)
 
@@ -195,7 +195,7 @@ class Chat:
             return
         self._interrupted = -AGAIN_SECONDS
         command = find_command(text)
-        said = Said(text, beside=command is not None and command.lane != "ordered")
+        said = UserText(text, beside=command is not None and command.lane != "ordered")
         if not said.beside:
             self._waiting.append(said)
         self._unsent.put_nowait(said)
@@ -260,7 +260,7 @@ class Chat:
             else:
                 await self._delivered(said, final)
 
-    async def _answer(self, said: Said) -> Event | None:
+    async def _answer(self, said: UserText) -> Event | None:
         answer, event = AnswerText(), None
         async for event in self._front.follow(said.received):
             if event.kind == "delta":
@@ -279,7 +279,7 @@ class Chat:
                 await self._finish(said, event, answer)
         return event
 
-    async def _finish(self, said: Said, event: Event, answer: AnswerText) -> None:
+    async def _finish(self, said: UserText, event: Event, answer: AnswerText) -> None:
         self._current = self._stopping = None
         self._question = {}
         if event.kind == "cancelled":
@@ -295,7 +295,7 @@ class Chat:
         notes = [("dim", f"… {note}") for note in answer_notes(self._language, event.payload)]
         await self._show([*self._ended(), *notes, ("", "")])
 
-    async def _answer_beside(self, said: Said) -> None:
+    async def _answer_beside(self, said: UserText) -> None:
         async for event in self._front.follow(said.received):
             if event.last:
                 text = "\n… ".join([event.text, *answer_notes(self._language, event.payload)])
@@ -304,7 +304,7 @@ class Chat:
 
     # ── showing ─────────────────────────────────────────────────────────────────────────────────
 
-    async def _settle_beside(self, said: Said, text: str, style: str) -> None:
+    async def _settle_beside(self, said: UserText, text: str, style: str) -> None:
         """Show question and answer in one block, which may come while another answer is shown."""
         with suppress(ValueError):
             self._waiting.remove(said)
@@ -357,7 +357,7 @@ class Chat:
         except RolecallError:
             pass  # to follow the turn is to wait for the server
 
-    async def _delivered(self, said: Said, final: Event | None) -> None:
+    async def _delivered(self, said: UserText, final: Event | None) -> None:
         if final is not None and final.kind != "cancelled":
             with suppress(RolecallError):
                 await self._front.delivered(said.received)
@@ -366,7 +366,7 @@ class Chat:
         return self._errands.start(work, "rolecall chat errand")
 
 
-def _asked(said: Said, width: int) -> list[Line]:
+def _asked(said: UserText, width: int) -> list[Line]:
     first, *more = rows_of(plain(said.text), width - 2)
     return [("asked", f"› {first}"), *(("asked", f"  {row}") for row in more)]
 
@@ -387,7 +387,7 @@ def _choice(text: str, asked: Mapping[str, Any]) -> int | None:
     return number - 1 if 0 < number <= len(asked["options"]) else None
 
 
-def _place(said: Said, place: int) -> str:
+def _place(said: UserText, place: int) -> str:
     return f"waiting, place {place}" if said.received.turn else "sending"
 
 

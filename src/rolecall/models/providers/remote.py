@@ -13,7 +13,7 @@ from rolecall.models.providers.openai import OpenAIModel
 from rolecall.models.stream import closing
 from rolecall.models.vectors import Vectors
 from rolecall.redis.server import Server
-from rolecall.serving.balance import Balance, Picked
+from rolecall.serving.balance import Balance, HeldCall
 from rolecall.serving.external import ModelAt, look
 from rolecall.settings import Settings
 from rolecall.transport.http_client import client_options
@@ -81,7 +81,7 @@ class ServedModel:
         for speaker in self._speakers.values():
             await speaker.aclose()
 
-    async def _asked(self, place: Picked, request: Request) -> AsyncIterator[ModelEvent]:
+    async def _asked(self, place: HeldCall, request: Request) -> AsyncIterator[ModelEvent]:
         begun = over = False
         try:
             async with closing(self._speakers[place.server].stream(request)) as events:

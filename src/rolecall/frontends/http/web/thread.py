@@ -14,7 +14,7 @@ import msgspec
 
 from rolecall.bus.admission import places
 from rolecall.bus.bus import Bus
-from rolecall.bus.conversation import REPLACES, Remembered, envelopes_of, history, running_turn
+from rolecall.bus.conversation import REPLACES, HistoryEntry, envelopes_of, history, running_turn
 from rolecall.bus.envelope import SCHEDULED
 from rolecall.bus.schedule.schedules import SCHEDULE
 from rolecall.bus.turn import CLEARED, number_of
@@ -72,7 +72,7 @@ async def thread_of(services: Services, conversation: str, most: int = MOST_TURN
     return {"exchanges": shown, "cut": len(shown) < len(found), "tasks": tasks}
 
 
-def exchanges(records: Iterable[Record], entries: Sequence[Remembered]) -> list[Exchange]:
+def exchanges(records: Iterable[Record], entries: Sequence[HistoryEntry]) -> list[Exchange]:
     """The turns among ``records`` and ``entries`` but for those that were replaced or cleared. The history says more
     precisely what was said; the transcript goes back further."""
     found: dict[str, Exchange] = {one.turn: one for one in _transcribed(records)}
@@ -151,7 +151,7 @@ def _transcribed(records: Iterable[Record]) -> list[Exchange]:
     ]  # fmt: skip
 
 
-def _remember(one: Exchange, entry: Remembered) -> None:
+def _remember(one: Exchange, entry: HistoryEntry) -> None:
     one.state = MARKS.get(entry.mark, "done")
     if entry.role == "assistant":
         one.answer, one.model, one.tokens, one.plain = entry.text, entry.model, entry.tokens, entry.plain
