@@ -190,6 +190,16 @@ async def test_what_comes_through_a_proxy_is_never_local(deployment: Deployment,
         assert (await client.get("/", headers=headers)).headers["location"].startswith("/web/login")
 
 
+async def test_what_comes_through_an_nginx_that_tells_of_no_client_is_never_local(deployment: Deployment) -> None:
+    async with serving(deployment.session.application) as url:
+        for version, status in (("1.0", 401), ("1.1", 200)):
+            reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+            host = urlsplit(url).netloc
+            writer.write(f"GET /info HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            assert (await reader.read()).split()[1] == str(status).encode()
+            writer.close()
+
+
 async def status_without_a_key(deployment: Deployment) -> int:
     """What a stranger on this machine gets from a process that has just started."""
     async with serving(deployment.session.application) as url, httpx2.AsyncClient(base_url=url) as client:

@@ -43,6 +43,8 @@ def is_direct(scope: Mapping[str, Any]) -> bool:
     headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
     if any(name in PROXY_HEADERS or name.startswith(PROXY_PREFIX) for name, _ in headers):
         return False
+    if scope.get("http_version") == "1.0" and ("connection", "close") in headers:
+        return False  # as nginx asks, which names neither the client nor its Host unless it is told to
     hosts = [host_name(value) for name, value in headers if name == "host"]
     peer = str((scope.get("client") or ("",))[0])
     return len(hosts) == 1 and is_local(hosts[0]) and is_local(peer)
