@@ -40,7 +40,7 @@ class ManagerAgent(Agent):
         return envelope.reply(f"{envelope.text}!")
 
 
-ROLES = (Role(ManagerAgent, instances=40),)
+ROLES = (Role(ManagerAgent, instances=100),)
 
 
 @dataclass
