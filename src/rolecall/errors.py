@@ -369,6 +369,14 @@ def expect_call(function: Callable[..., object], count: int) -> None:
         inspect.signature(function).bind(*[None] * count)
 
 
+def text_of(error: BaseException) -> str:
+    """What ``error`` says; empty if its class, which may be anybody's code, cannot tell."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The one error that stands for ``error``: of an exception group, an unavailable server if there is one among its
     members, since what else went wrong shows again without it; otherwise the first member."""

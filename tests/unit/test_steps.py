@@ -320,6 +320,25 @@ async def test_a_handler_that_ends_with_steps_left_over_took_another_path(life: 
     assert "step 1 was once charge when it was recorded, and now the handler ends without it" in await reason(life.bus)
 
 
+async def test_a_step_may_raise_what_has_no_text_and_the_handler_goes_on(life: Life) -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise AttributeError("message")
+
+    async def look() -> None:
+        raise Speechless
+
+    async def handle(envelope: Envelope, ctx: Context) -> Envelope:
+        with pytest.raises((Speechless, RuntimeError)):
+            await ctx.once("look", look)
+        await ctx.once("go on", lambda: 1)
+        await life.die()
+        return envelope.reply("went on")
+
+    await life.run(handle)
+    assert await life.text() == "went on"
+
+
 async def test_catching_the_error_does_not_hide_that_the_handler_took_another_path(life: Life) -> None:
     async def handle(envelope: Envelope, ctx: Context) -> Envelope:
         try:

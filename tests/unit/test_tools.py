@@ -152,6 +152,13 @@ async def test_a_long_result_is_cut_with_a_mark() -> None:
     assert await ran(tool, "{}", chars=100) == f"{'x' * 100} … [cut: 5000 characters in all]"
 
 
+class Speechless(Exception):
+    """Cannot say what it is, as exceptions of careless libraries."""
+
+    def __str__(self) -> str:
+        raise AttributeError("message")
+
+
 def raising(error: BaseException, *, blocking: bool) -> Callable[[], Any]:
     def tool() -> str:
         """Fail."""
@@ -175,6 +182,7 @@ def raising(error: BaseException, *, blocking: bool) -> Callable[[], Any]:
         (KeyboardInterrupt(), "failed: KeyboardInterrupt"),
         (asyncio.CancelledError(), "was cancelled"),
         (StopAsyncIteration(), "failed"),
+        (Speechless(), "failed: Speechless"),
     ],
 )
 async def test_a_tool_that_raises_says_so_to_the_model(error: BaseException, text: str, blocking: bool) -> None:

@@ -19,7 +19,7 @@ from rolecall.bus.bus import Bus
 from rolecall.bus.leases import Delivery
 from rolecall.bus.steps.journal import Journal, Step, StepFailure, encoded, record, recorded
 from rolecall.bus.turn import Records
-from rolecall.errors import NonDeterministic, ServerError, StepError
+from rolecall.errors import NonDeterministic, ServerError, StepError, text_of
 from rolecall.tracing import conventions
 from rolecall.tracing.span import NOTHING, Span, current_span, span
 
@@ -390,7 +390,7 @@ def _failure(error: BaseException) -> StepFailure:
         more = msgspec.json.decode(msgspec.json.encode(vars(error)))
     except (TypeError, ValueError, RecursionError):
         more = {}
-    return StepFailure(kind.__module__, kind.__qualname__, str(error), more)
+    return StepFailure(kind.__module__, kind.__qualname__, text_of(error), more)
 
 
 def _raised(failure: StepFailure) -> Exception:

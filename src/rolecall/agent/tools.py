@@ -23,7 +23,7 @@ from pydantic.errors import PydanticUserError
 from rolecall.agent.recorder import Recorder, StepRun
 from rolecall.bus.envelope import encodable
 from rolecall.bus.foreign_text import defused
-from rolecall.errors import ConfigError, ToolError, expect
+from rolecall.errors import ConfigError, ToolError, expect, text_of
 from rolecall.models.model import Message, ToolCall, ToolSpec
 from rolecall.settings import Settings
 from rolecall.tracing import conventions
@@ -178,7 +178,7 @@ class Toolbox:
         try:
             text, failed = await self._text(name, arguments), False
         except ToolError as error:
-            text, failed = defused(_cut(f"{FAILED}{error}", self.limits.chars)), True
+            text, failed = defused(_cut(f"{FAILED}{text_of(error)}", self.limits.chars)), True
         return ToolResult(text, failed, time.monotonic() - began)
 
     async def _text(self, name: str, arguments: str) -> str:
@@ -198,7 +198,7 @@ class Toolbox:
             if limit.expired():
                 raise ToolError(f"{name} took more than {self.limits.seconds:g} s and was cancelled") from None
             logger.warning("tool %s failed", name, exc_info=True)
-            raise ToolError(f"{name} failed: {type(error).__name__}: {error}") from error
+            raise ToolError(f"{name} failed: {type(error).__name__}: {text_of(error)}") from error
 
 
 DECLINED = ToolResult(f"{FAILED}the user declined; do not try this again", True, 0.0)

@@ -22,7 +22,7 @@ from rolecall.bus.leases import Beginning, Delivery, owns_turn, uncount
 from rolecall.bus.process.process_log import WHO, public
 from rolecall.bus.settle import Awaited, Supply, bury, complete, defer, discard, hop, quarantine, suspend
 from rolecall.bus.turn import Records, Verdict, member_of, note, quoted
-from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, told
+from rolecall.errors import Reject, Retry, ServerError, ServerUnavailable, StepError, TurnTimeout, text_of, told
 from rolecall.tracing import conventions
 from rolecall.tracing.span import NOTHING, UNRECORDED, UNTRACED, Span
 from rolecall.worker.deltas import DeltaStream
@@ -419,10 +419,7 @@ def _raised(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code if error.code is not None else ''})"
-    try:
-        text = str(error)
-    except Exception:  # the boundary: its class is anybody's code
-        return name
+    text = text_of(error)
     return f"{name}: {text}" if text else name
 
 
