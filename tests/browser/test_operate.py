@@ -336,7 +336,9 @@ async def test_one_logs_in_with_a_key_and_out_again(browser: Browser, tmp_path_f
         await page.get_by_label("API key").fill(secret)
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("heading", level=1)).to_have_text("Now")
-        await expect(page.locator(".rail .who")).to_contain_text("olga")
+        who = page.locator(".rail .who")
+        await expect(who).to_have_text("olga · operator")
+        assert await who.evaluate("(element) => element.scrollWidth <= element.clientWidth")
         assert await page.evaluate("document.cookie") == ""
         received = await stage.deployment.say("telegram:1", SLOW)
         await page.goto("/web/conversations/telegram:1")
