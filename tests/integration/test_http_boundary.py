@@ -183,7 +183,7 @@ async def test_one_dead_letter_of_any_shape_hides_no_other(deployment: Deploymen
         ({"content-type": "application/json"}, b'{"text": "' + b"x" * 65_537 + b'"}', 413, "text_too_long"),
         ({"content-type": "application/json"}, b'{"text": "' + "€".encode() * 30_000 + b'"}', 413,
          "text_too_long"),
-        ({"content-type": "application/json"}, DEEP.encode(), 400, "invalid_json"),
+        ({"content-type": "application/json"}, DEEP.encode(), 413, "request_too_large"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])

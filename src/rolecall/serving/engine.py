@@ -11,7 +11,13 @@ import importlib
 import json
 import os
 import sys
+import time
 from typing import Any
+
+LOG_SECONDS = 0.3
+"""For the thread that writes llama.cpp's log to say why a model cannot be loaded: a process that fails does not wait for
+it."""
+
 
 
 def main() -> None:
@@ -48,7 +54,11 @@ def _load(orders: dict[str, Any]) -> Any:
     params.ui = False
     params.offline = True
     # Holds the GIL until the model is loaded, which is why the engine has its own process.
-    return xllamacpp.Server(params)
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError:
+        time.sleep(LOG_SECONDS)
+        raise
 
 
 def _cores() -> set[int]:
