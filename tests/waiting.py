@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 
@@ -16,6 +17,15 @@ async def wait_until(
         if time.monotonic() > give_up:
             raise AssertionError(f"not within {seconds:g} s: {what or condition}")
         await asyncio.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this id runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def _value(found: object) -> object:

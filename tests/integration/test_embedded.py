@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from redis.exceptions import RedisError
 from rolecall.errors import ConfigError, MissingExtra, ServerUnavailable
 from rolecall.redis.embedded import EmbeddedServer, find_binary
 from tests.command_line import open_module
+from tests.waiting import alive, wait_until
 
 
 class Impatient(EmbeddedServer):
@@ -67,23 +67,8 @@ async def end_server(state_dir: Path, runtime_dir: Path) -> None:
     if server := await EmbeddedServer.find(state_dir, runtime_dir=runtime_dir):
         pid = await pid_of(server)
         os.kill(pid, signal.SIGTERM)
-        await until(lambda: not alive(pid))
+        await wait_until(lambda: not alive(pid))
         await server.leave()
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.005)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def about(server: EmbeddedServer) -> dict[str, Any]:
@@ -106,7 +91,7 @@ async def test_the_first_user_starts_a_server_and_the_last_one_ends_it(state_dir
     await first.leave()
     assert await pid_of(second) == pid
     await second.leave()
-    await until(lambda: not alive(pid))
+    await wait_until(lambda: not alive(pid))
     assert not list(runtime_dir.rglob("*.sock"))
 
 
@@ -125,7 +110,7 @@ async def test_processes_that_start_at_once_share_one_server(state_dir: Path, ru
     assert len({each["run"] for each in heard}) == 1
     assert sum(each["started"] for each in heard) == 1
     assert [await user.end() for user in users] == [0, 0, 0, 0]
-    await until(lambda: not alive(heard[0]["pid"]))
+    await wait_until(lambda: not alive(heard[0]["pid"]))
 
 
 async def test_starts_racing_with_stops_lose_no_acknowledged_write(state_dir: Path, runtime_dir: Path) -> None:
@@ -154,7 +139,7 @@ async def test_a_killed_user_leaves_the_server_to_the_next(state_dir: Path, runt
     async with Redis.from_url(server.url) as redis:
         assert await redis.get("kept") == b"yes"
     await server.leave()
-    await until(lambda: not alive(heard["pid"]))
+    await wait_until(lambda: not alive(heard["pid"]))
 
 
 async def test_after_kill_9_of_the_server_the_next_user_starts_one_with_the_data(
@@ -282,7 +267,7 @@ async def test_finding_starts_nothing_and_makes_nothing(state_dir: Path, runtime
     await server.leave()
     pid = await pid_of(found)
     await found.leave()
-    await until(lambda: not alive(pid))
+    await wait_until(lambda: not alive(pid))
     assert await EmbeddedServer.find(state_dir, runtime_dir=runtime_dir) is None
 
 
@@ -344,7 +329,7 @@ async def test_a_silent_server_is_reported_and_not_replaced(state_dir: Path, run
             await server.leave()
     finally:
         os.kill(pid, signal.SIGCONT)
-    await until(lambda: not alive(pid) or bool(list(runtime_dir.rglob("*.sock"))))
+    await wait_until(lambda: not alive(pid) or bool(list(runtime_dir.rglob("*.sock"))))
 
 
 async def test_a_lost_password_of_a_live_server_is_explained(state_dir: Path, runtime_dir: Path) -> None:
@@ -359,7 +344,7 @@ async def test_a_lost_password_of_a_live_server_is_explained(state_dir: Path, ru
 
 async def test_a_start_that_is_cancelled_leaves_no_server(state_dir: Path, runtime_dir: Path) -> None:
     start = asyncio.create_task(EmbeddedServer.join(state_dir, runtime_dir=runtime_dir), name="start")
-    await until((state_dir / "server.json").exists)
+    await wait_until((state_dir / "server.json").exists)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start

@@ -19,7 +19,7 @@ import httpx2
 
 from tests.applications import clean_environment, make_application, run_rolecall, running
 from tests.command_line import Fork, start_verb
-from tests.waiting import wait_until
+from tests.waiting import alive, wait_until
 
 
 @contextmanager
@@ -50,14 +50,6 @@ def workers(directory: Path) -> list[int]:
     lines = [json.loads(line) for line in (directory / "log.txt").read_text().splitlines()]
     found = (re.fullmatch(r"http: pid (\d+) serves", line["text"]) for line in lines)
     return [int(match[1]) for match in found if match]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_several_processes_serve_one_address_start_again_and_end_together_with_their_streams(tmp_path: Path) -> None:

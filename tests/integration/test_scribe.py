@@ -41,6 +41,7 @@ from rolecall.transcripts.record import (
 )
 from rolecall.transcripts.scribe import Scribe
 from tests.command_line import open_module
+from tests.waiting import wait_until
 
 KILLS = int(os.environ.get("ROLECALL_SCRIBE_KILLS", "12"))
 """How often the scribe is killed; a proof sets more."""
@@ -123,21 +124,11 @@ async def add(
     return added.decode()
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found if isinstance(found, bool) else await found:
-            return
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        await asyncio.sleep(0.005)
-
-
 async def drained(server: RedisServer, log: str = LOG) -> None:
     async def empty() -> bool:
         return bool(await server.call("XLEN", log) == 0) and await pending(server, log) == 0
 
-    await until(empty, "the log stream to be written and deleted")
+    await wait_until(empty, what="the log stream to be written and deleted")
 
 
 async def pending(server: RedisServer, log: str = LOG) -> int:
@@ -185,7 +176,7 @@ async def test_a_scribe_that_is_stopped_while_it_writes_also_writes_what_came_me
     await add(server, "1")
     scribe = Scribe(server, 1, log_dir, process="m4:1", targets=[SlowDisk(log_dir, UTC)])
     task = asyncio.create_task(scribe.run())
-    await until(begun.is_set, "the first write")
+    await wait_until(begun.is_set, what="the first write")
     await add(server, "2")
     await scribe.stop()
     free.set()
@@ -226,7 +217,7 @@ async def test_a_successor_in_the_same_directory_goes_on_at_once(
     start("run", lease_seconds=1)
     first.end()
     await add(server, "2")
-    await until(lambda: len(written(log_dir)) == 2, "the standby to take over", 10)
+    await wait_until(lambda: len(written(log_dir)) == 2, what="the standby to take over")
     assert_whole(log_dir, "telegram:42", ["1", "2"])
 
 
@@ -238,12 +229,12 @@ async def test_only_one_of_two_directories_gets_the_records_and_the_other_takes_
     await drained(server)
     other = tmp_path / "other"
     start("run", lease_seconds=QUICK, directory=other)
-    await until((other / ".scribe").exists, "the standby to start")
+    await wait_until((other / ".scribe").exists, what="the standby to start")
     await add(server, "2")
     await drained(server)  # written and not yet deleted, it would be in both directories
     first.end()
     await add(server, "3")
-    await until(lambda: len(written(other)) == 1, "the standby to take over")
+    await wait_until(lambda: len(written(other)) == 1, what="the standby to take over")
     assert_whole(log_dir, "telegram:42", ["1", "2"])
     assert_whole(other, "telegram:42", ["3"])
 
@@ -256,7 +247,7 @@ async def test_a_frozen_scribe_keeps_its_directory_and_goes_on_when_it_wakes(
     await drained(server)
     first.process.send_signal(signal.SIGSTOP)
     async with writing(server, log_dir, QUICK) as standby:
-        await until(lambda: _async(server.call("EXISTS", keys.lease("scribe")), 0), "the lease to end")
+        await wait_until(lambda: _async(server.call("EXISTS", keys.lease("scribe")), 0), what="the lease to end")
         await add(server, "2")
         assert not standby.writing
         first.process.send_signal(signal.SIGCONT)
@@ -277,7 +268,7 @@ async def test_a_server_that_dies_and_comes_back_costs_nothing_and_is_said_once(
         await drained(server)
         info: bytes = await server.call("INFO", "server")
         os.kill(int(info.partition(b"process_id:")[2].split()[0]), signal.SIGKILL)
-        await until(lambda: bool(caplog.records), "the warning")
+        await wait_until(lambda: bool(caplog.records), what="the warning")
         await embedded.revive()
         await add(server, "2")
         await drained(server)
@@ -353,7 +344,7 @@ async def test_a_full_disk_stops_no_one_loses_nothing_and_is_said_once(
                 ballast.write_bytes(b"x" * (os.statvfs(log_dir).f_bavail * 4096))
                 for text in texts[1:]:
                     await add(server, text)
-                await until(lambda: bool(caplog.records), "the warning")
+                await wait_until(lambda: bool(caplog.records), what="the warning")
                 assert await pending(server) > 0
                 ballast.unlink()
                 await drained(server)
@@ -451,11 +442,13 @@ async def test_a_defect_of_the_scribe_is_told_and_ends_it_not(
     server: RedisServer, log_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with writing(server, log_dir) as scribe:
-        await until(lambda: scribe.writing, "the scribe to lead")
+        await wait_until(lambda: scribe.writing, what="the scribe to lead")
         with monkeypatch.context() as broken:
             broken.setattr(scribe._targets[0], "write", lambda entries: 1 / 0)
             await add(server, "waits")
-            await until(lambda: "the scribe failed and starts again" in caplog.messages, "the defect to be told")
+            await wait_until(
+                lambda: "the scribe failed and starts again" in caplog.messages, what="the defect to be told"
+            )
         await drained(server)
     assert_whole(log_dir, "telegram:42", ["waits"])
 
@@ -484,7 +477,7 @@ async def test_a_wiped_server_begins_new_files_and_nothing_is_skipped(server: Re
         await drained(server)
         await server.call("FLUSHALL")
         await add(server, "after")
-        await until(lambda: len(written(log_dir)) == 2, "the record of the new server")
+        await wait_until(lambda: len(written(log_dir)) == 2, what="the record of the new server")
     assert [record.text for record in written(log_dir)] == ["before", "after"]
     files = session_files(log_dir / "conversations" / conversation_dir("telegram:42"))
     assert [file.name for file in files] == ["11:06:40.log", "11:06:40.1.log"]
@@ -535,7 +528,7 @@ async def test_idle_it_asks_little_of_the_server(server: RedisServer, log_dir: P
         return await figure(b"blocked_clients") == 1
 
     async with writing(server, log_dir):
-        await until(reads, "the scribe to wait for records")
+        await wait_until(reads, what="the scribe to wait for records")
         before, began = await figure(b"total_commands_processed"), time.monotonic()
         await asyncio.sleep(4.5)  # what is measured is a rate
         used = await figure(b"total_commands_processed") - before - 1

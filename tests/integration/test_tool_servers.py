@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +16,7 @@ import pytest
 from rolecall.agent.mcp import ToolServer, ToolServerHost, ToolServers
 from rolecall.agent.tools import Toolbox, ToolLimits
 from rolecall.errors import ConfigError, ToolError
-from tests.waiting import wait_until
+from tests.waiting import alive, wait_until
 
 PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "tool_program.py"))
 
@@ -42,14 +41,7 @@ def program(**options: Any) -> ToolServer:
 
 
 async def gone(pid: int) -> None:
-    def ended() -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    await wait_until(ended, what=f"the end of process {pid}")
+    await wait_until(lambda: not alive(pid), what=f"the end of process {pid}")
 
 
 async def test_one_program_serves_all_and_ends_with_the_session(tmp_path: Path) -> None:
