@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from rolecall.errors import (
 from rolecall.models import Caller, Delta, Done, Message, ModelEvent, Request, Spoke, Usage
 from rolecall.models.fallback import Fallback
 from rolecall.models.gate import ENTER, Gate, GatedModel
+from rolecall.models.registry import open_model
 from rolecall.redis import keys
 from rolecall.redis.server import RedisServer, server_ms
 from rolecall.settings import Settings, Terms
@@ -494,3 +496,9 @@ async def test_log_probabilities_come_from_the_first_model_that_has_them(server:
     events = [event async for event in Fallback([stage.models[0], second]).stream(asked)]
     assert events[0] == Spoke("p@test", "m@test: has no log probabilities")
     assert (stage.provider.asked, giving.asked) == (0, 1)
+
+
+async def test_behind_its_gate_only_a_model_of_this_machine_can_be_loaded(server: RedisServer) -> None:
+    stage = Stage(server, Terms(), SETTINGS)
+    local = GatedModel(open_model("smollm2@local", SETTINGS, Path()), stage.gates[0])
+    assert hasattr(local, "warm") and not hasattr(stage.models[0], "warm")

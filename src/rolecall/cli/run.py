@@ -178,7 +178,8 @@ def _first_models(runtime: Runtime) -> list[str]:
 async def prepare_models(console: Console | None, runtime: Runtime) -> None:
     """Fetch and load the local models that are asked first: with a progress bar on ``console``, or said in the log. A
     fallback is loaded when it is needed, or by `rolecall models load`."""
-    if any(hasattr(model, "warm") for model in runtime.models.by_name.values()):
+    own = runtime.application.servers
+    if any(hasattr(model, "warm") or name in own for name, model in runtime.models.by_name.items()):
         runtime.models.serving.need()
     for name in _first_models(runtime):
         model = runtime.models.by_name[name]

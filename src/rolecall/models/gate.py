@@ -12,7 +12,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -383,10 +383,10 @@ class GatedModel:
             return later
         return None
 
-    async def warm(self, progress: object = None) -> None:
-        """Fetch and load the model, if it runs on this machine."""
-        if hasattr(self.model, "warm"):
-            await self.model.warm(progress)
+    @property
+    def warm(self) -> Callable[..., Awaitable[None]]:
+        """Fetches and loads the model. Only one that runs on this machine has it."""
+        return self.model.warm  # type: ignore[attr-defined,no-any-return]
 
     async def aclose(self) -> None:
         """Close the model and wait for pending reports."""
