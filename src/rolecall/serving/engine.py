@@ -15,9 +15,8 @@ import time
 from typing import Any
 
 LOG_SECONDS = 0.3
-"""For the thread that writes llama.cpp's log to say why a model cannot be loaded: a process that fails does not wait for
-it."""
-
+"""How long the thread that writes llama.cpp's log has to say why a model cannot be loaded: a process that fails does
+not wait for it."""
 
 
 def main() -> None:
