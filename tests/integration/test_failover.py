@@ -169,6 +169,14 @@ async def test_turns_outlive_their_primary_and_the_sentinels_choice_is_followed(
     assert "know no primary named 'nope'; they know mymaster" in await complaint(
         sentinels.url.replace("mymaster", "nope")
     )
+    one = sentinels.hosts.partition(",")[0]
+    assert f"redis://{one} is a Sentinel: write redis+sentinel://" in await complaint(f"redis://{one}")
+    assert "no Sentinels are there" in await complaint(f"redis+sentinel://127.0.0.1:{sentinels.nodes[0].port}/mymaster")
+    replica = f"redis://127.0.0.1:{sentinels.nodes[1].port}"
+    look = ServerLook()
+    await look_at_server(Application(directory, ROLES, Settings(redis_url=SecretStr(replica)), {}), look)
+    failed = [finding.text for finding in look.findings if finding.state == "failed"]
+    assert failed == ["no message is accepted: it is a read-only replica (READONLY)"]
     application = Application(directory, ROLES, Settings(redis_url=SecretStr(sentinels.url), wait_replicas=3), {})
     look = ServerLook()
     await look_at_server(application, look)

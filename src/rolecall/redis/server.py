@@ -229,13 +229,18 @@ class RedisServer:
         return f"{why}{tls_advice(self.url, why)}"
 
     def _judged(self, info: Mapping[str, str]) -> str:
-        """The server's name and version. Raises ServerUnavailable if it is too old, ConfigError if it is a node of a
-        cluster and the URL does not say so."""
+        """The server's name and version. Raises ServerUnavailable if it is too old, ConfigError if it is a Sentinel or
+        a node of a cluster and the URL does not say so."""
         version = info.get("redis_version", "0")
         found = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {version}"
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
             raise ServerUnavailable(f"{found} at {self.address} is too old: Redis 7.0 or Valkey 7.2 is required")
-        if not self.topology.sharded and "cluster" in (info.get("redis_mode"), info.get("server_mode")):
+        modes = (info.get("redis_mode"), info.get("server_mode"))
+        if "sentinel" in modes:
+            raise ConfigError(
+                f"the server at {self.address} is a Sentinel: write redis+sentinel://host,host,host/name in REDIS_URL"
+            )
+        if not self.topology.sharded and "cluster" in modes:
             raise ConfigError(
                 f"the server at {self.address} is a node of a cluster: write redis+cluster:// in REDIS_URL"
             )

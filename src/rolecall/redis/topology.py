@@ -204,6 +204,8 @@ class _Sentinels(Sentinel):
             if any(isinstance(error, AuthenticationError) for error in failures):
                 return f"its Sentinels do not accept our user and password; {help_}"
             why = failures[-1]
+            if "unknown command" in str(why):
+                return "no Sentinels are there; name them, with their ports, or use redis:// for a single server"
             closed = isinstance(why, RuntimeError)  # uvloop's
             return f"no Sentinel answers: {'connection closed by server' if closed else why}"
         if name not in known:

@@ -35,6 +35,7 @@ PINGS = 20
 SYNCS = 20
 SYNC_BYTES = 4096
 SLOW_SYNC_MS = 20.0
+REFUSES = "name the primary, or mend that; processes wait until it takes messages"
 FSYNC_ADVICE = (
     "every turn waits for a few of these; APPENDFSYNC=everysec is faster and may lose the last second in a power cut"
 )
@@ -63,7 +64,11 @@ async def look_at_server(application: Application, look: ServerLook) -> list[Fin
             look.info = next(iter(look.nodes.values()), {})
             look.findings += await _replication(server, application.settings, look.nodes)
             look.findings += await _reloading(server, look.nodes)
-            for warning in ServerCondition.of_all(look.nodes).warnings:
+            condition = ServerCondition.of_all(look.nodes)
+            if condition.refuses:
+                text = f"no message is accepted: {condition.refuses}"
+                look.findings.append(Finding("failed", "server", text, REFUSES))
+            for warning in condition.warnings:
                 if "deletes keys" not in warning:  # the deployment checklist tells what to do
                     look.findings.append(Finding("failed", "server", warning, "see its memory, its disk and its log"))
             look.appendfsync = await _appendfsync(server)
