@@ -249,7 +249,7 @@ def _mb(megabytes: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    minutes, hours = divmod(round(seconds), 60), round(seconds) // 3600
-    if hours:
-        return f"{hours}:{minutes[0] % 60:02} h"
-    return f"{minutes[0]}:{minutes[1]:02} min" if minutes[0] else f"{minutes[1]} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}:{minutes % 60:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
