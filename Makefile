@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHONS ?= python3.14 python3.13 python3.12 python3.11
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-browser test-clients check format proof serving-proof chaos bench bench-guard bench-peers docs docs-serve audit dist \
+.PHONY: help run test test-oldest test-browser test-clients check format proof serving-proof chaos bench bench-guard bench-peers docs docs-serve audit dist \
   pictures figures lock page-libraries test-compose clean
 
 # Each target's line is the comment after its name.
@@ -20,6 +20,13 @@ run: $(VENV)/all ## the whole system with a local model: sets up once, then open
 test: $(VENV)/dev ## all tests: about five minutes on two cores
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 5 --dist worksteal -rs $(ARGS)
 	@echo "left out: the web page in a browser (make test-browser), the long versions (make proof, make serving-proof)"
+
+# In an environment of its own. Warnings about what newer versions of other packages deprecate are no failures.
+test-oldest: $(VENV)/dev ## all tests with the oldest dependencies that pyproject.toml allows
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@$(BIN)/uv venv --quiet --allow-existing .rolecall/oldest
+	@$(BIN)/uv pip install --quiet --python .rolecall/oldest --resolution lowest-direct -e '.[dev]'
+	@.rolecall/oldest/bin/pytest -n 5 --dist worksteal -W ignore::DeprecationWarning $(ARGS)
 
 # Test the web page in a real browser. Installs Chromium if it can, otherwise prints how to.
 test-browser: $(VENV)/browser ## the web page in a real browser; needs Chromium
