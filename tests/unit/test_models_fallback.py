@@ -13,6 +13,7 @@ from rolecall.errors import (
     ModelTimeout,
     ModelUnauthorised,
     ModelUnavailable,
+    NotNow,
     QuotaTooSmall,
     RateLimited,
     Truncated,
@@ -62,6 +63,19 @@ async def test_the_first_model_speaks_and_is_named() -> None:
 async def test_the_next_model_speaks_when_one_fails_before_its_first_word(error: ModelError) -> None:
     events = await heard(Fallback([Failing(error), EchoModel("b@test")]))
     assert events[:2] == [Spoke("b@test", "x"), Delta("echo: Hello")]
+
+
+async def test_a_model_that_stands_in_is_logged_once_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    failing = Failing(RateLimited("a@test: wait"))
+    fallback = Fallback([failing, EchoModel("b@test")])
+    for error in (
+        failing.error,
+        NotNow("a@test: no connection", 1),
+        ModelUnauthorised("a@test: refuses the key (401)"),
+    ):
+        failing.error = error
+        await heard(fallback)
+    assert caplog.messages == ["b@test answers: a@test: no connection"]
 
 
 async def test_nothing_is_repeated_after_the_first_word() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -24,6 +25,8 @@ from rolecall.models.gate import GatedModel
 from rolecall.models.model import Model, ModelEvent, Request, Spoke
 from rolecall.models.stream import closing
 
+logger = logging.getLogger(__name__)
+
 
 class Fallback:
     """``models`` tried in order until one begins to answer; after its first event nothing is repeated.
@@ -35,6 +38,7 @@ class Fallback:
     def __init__(self, models: Sequence[Model]) -> None:
         self.models = tuple(models)
         self.name = ", ".join(model.name for model in self.models)
+        self._stand_in = ""
 
     async def stream(self, request: Request) -> AsyncIterator[ModelEvent]:
         """See Model.stream; first Spoke, with the name of the model that answers and why not one before it.
@@ -53,6 +57,7 @@ class Fallback:
                     async for event in events:
                         if not spoke:
                             spoke = True
+                            self._tell(model.name, failures)
                             yield Spoke(model.name, "; ".join(str(failure) for failure in failures))
                         yield event
                 return
@@ -63,6 +68,15 @@ class Fallback:
         # Shortened, it can be answered at once.
         too_large = next((failure for failure in failures if isinstance(failure, QuotaTooSmall)), None)
         raise too_large or await self._later(failures, request) or _all_failed(failures)
+
+    def _tell(self, name: str, failures: Sequence[ModelError]) -> None:
+        """Log which model stands in for one that fails, once until the first one answers again. A limit and what only
+        this request asked are no news."""
+        why = "; ".join(str(error) for error in failures if _is_news(error))
+        if why and name != self._stand_in:
+            logger.warning("%s answers: %s", name, why)
+        if why or not failures:
+            self._stand_in = name if why else ""
 
     async def aclose(self) -> None:
         """Close every model."""
@@ -110,6 +124,11 @@ def _refused_for_good(error: ModelError) -> bool:
     return isinstance(error, ModelRefused) and not isinstance(
         error, ModelUnauthorised | NoSuchModel | ImagesRefused | LogprobsRefused | QuotaTooSmall
     )
+
+
+def _is_news(error: ModelError) -> bool:
+    silent = isinstance(error, NotNow) and error.kind == "model_silent"
+    return silent or isinstance(error, ModelUnavailable | ModelUnauthorised | NoSuchModel)
 
 
 def _all_failed(failures: list[ModelError]) -> ModelError:
