@@ -18,6 +18,7 @@ LOG_SECONDS = 0.3
 """How long the thread that writes llama.cpp's log has to say why a model cannot be loaded: a process that fails does
 not wait for it."""
 
+
 def main() -> None:
     """Load the model, print its address, and serve until stdin closes."""
     orders = json.loads(sys.stdin.readline())
