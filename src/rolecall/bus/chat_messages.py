@@ -3,9 +3,7 @@ what it says after its edits; and which messages show a turn."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,6 @@ import msgspec
 from rolecall.bus.bus import Bus
 from rolecall.bus.envelope import part_text
 from rolecall.bus.foreign_text import REFERENCES
-from rolecall.errors import ServerUnavailable
 from rolecall.redis.scripts import milliseconds, script
 from rolecall.redis.server import pairs, text_map
 
@@ -34,13 +31,8 @@ async def keep_question(
     it was received, whether or not the edit came in time.
     """
     key = bus.shard(conversation).question(conversation, turn)
-    stored = ("HSET", key, message, msgspec.json.encode(payload))
-    expires = ("PEXPIRE", key, milliseconds(hours * 3_600))
-    with suppress(ServerUnavailable):
-        await asyncio.gather(bus.server.send(*stored), bus.server.send(*expires))
-        return
-    await bus.server.fetch(*stored)
-    await bus.server.fetch(*expires)
+    await bus.server.fetch("HSET", key, message, msgspec.json.encode(payload))
+    await bus.server.fetch("PEXPIRE", key, milliseconds(hours * 3_600))
 
 
 async def question_of(bus: Bus, conversation: str, turn: str) -> dict[str, Any] | None:
