@@ -44,7 +44,9 @@ def test_a_notice_is_sent_once_for_each_key(app: Path) -> None:
     ):
         done = at(app, "notify", "terminal:ann", text, "--key", "k1")
         assert (done.returncode, done.stdout.strip()) == (status, said)
-    assert at(app, "notify", "terminal:ann", " ").returncode != 0
+    for verb in (("notify", "terminal:ann"), ("ask",)):
+        done = at(app, *verb, " ")
+        assert (done.returncode, done.stderr) == (2, "rolecall: TEXT is empty: there is nothing to send\n")
 
 
 @pytest.mark.parametrize(
